@@ -1,0 +1,419 @@
+// GGML_OP_HEADKV_ATTN on the CPU, see ggml-headkv.h for the shapes.
+//
+// The rows of a KV head are its pool rows followed by all tail cells. The work is cut into items of
+// (KV head, tile of tokens, chunk of rows) that the threads take one after the other. Few tokens
+// (decode): the rows are cut into short chunks so that a head with many rows keeps all threads busy, and
+// the chunks' partial softmax results are combined in a second pass. Many tokens (prefill of a later
+// turn): the tokens are cut into tiles instead, and each item sees all rows of its head.
+// The cuts depend on shapes only, so the result does not depend on the number of threads.
+//
+// K of a float type is widened and multiplied with the F32 query; K of a quantized type is multiplied
+// with the query quantized by ggml's own type traits, as the stock flash attention does.
+
+#include "headkv-attn.h"
+
+#include "common.h"
+#include "ggml-cpu-impl.h"
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
+#include "ops.h"
+#include "vec.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace {
+
+constexpr int64_t n_tokens_split = 4;                   // up to so many tokens the rows are split
+constexpr int64_t chunk_size     = 64;                  // rows of a chunk when they are split
+constexpr int64_t block_size     = GGML_VEC_MAD_UNROLL; // rows whose logits are computed at once
+constexpr int64_t tile_queries   = 16;                  // queries (tokens x GQA group) of a tile, about
+
+// floats behind each thread's part of the work buffer, against false sharing
+constexpr size_t n_pad_f32 = 256 / sizeof(float);
+
+struct headkv_attn {
+    const ggml_tensor * q;
+    const ggml_tensor * k_pool;
+    const ggml_tensor * v_pool;
+    const ggml_tensor * rows;
+    const ggml_tensor * k_tail;
+    const ggml_tensor * v_tail;
+    const ggml_tensor * mask;
+    const ggml_tensor * sinks;
+    ggml_tensor * dst;
+
+    int64_t d_k;
+    int64_t d_v;
+    int64_t n_head;
+    int64_t n_head_kv;
+    int64_t n_gqa; // query heads per KV head
+    int64_t n_tokens;
+    int64_t n_kv; // tail cells
+
+    bool split;     // rows are split into chunks
+    int64_t n_tile; // tokens per tile
+
+    float scale;
+    float softcap;
+
+    explicit headkv_attn(const ggml_tensor * node)
+        : q(node->src[0]),
+          k_pool(node->src[1]),
+          v_pool(node->src[2]),
+          rows(node->src[3]),
+          k_tail(node->src[4]),
+          v_tail(node->src[5]),
+          mask(node->src[6]),
+          sinks(node->src[7]),
+          dst(const_cast<ggml_tensor *>(node)),
+          d_k(q->ne[0]),
+          d_v(v_tail->ne[0]),
+          n_head(q->ne[2]),
+          n_head_kv(k_tail->ne[2]),
+          n_gqa(n_head / n_head_kv),
+          n_tokens(q->ne[1]),
+          n_kv(k_tail->ne[1]) {
+        split   = n_tokens <= n_tokens_split;
+        n_tile  = split ? n_tokens : std::max<int64_t>(1, tile_queries / n_gqa);
+        scale   = ggml_get_op_params_f32(node, 0);
+        softcap = ggml_get_op_params_f32(node, 1);
+    }
+
+    bool k_is_float() const {
+        return k_tail->type == GGML_TYPE_F32 || k_tail->type == GGML_TYPE_F16 || k_tail->type == GGML_TYPE_BF16;
+    }
+
+    int64_t n_queries() const { return n_tile * n_gqa; }
+
+    // M, S and the accumulator of one query in one chunk
+    int64_t partial_size() const { return 2 + d_v; }
+
+    // q, logits, accumulators, maxima and sums of a tile, a row of K and a block of V; an upper bound of all types
+    size_t scratch_size() const {
+        return n_queries() * (d_k + block_size + d_v + 2) + d_k + block_size * d_v + n_pad_f32;
+    }
+
+    int64_t n_rows(int64_t h) const {
+        const int32_t * r = (const int32_t *) rows->data;
+        return r[h + 1] - r[h] + n_kv;
+    }
+
+    int64_t n_chunks(int64_t h) const { return split ? (n_rows(h) + chunk_size - 1) / chunk_size : 1; }
+
+    // more than the sum of n_chunks() over the heads: the head table is not known when the graph is planned
+    int64_t n_chunks_max() const { return k_pool->ne[1] / chunk_size + n_head_kv * (n_kv / chunk_size + 2); }
+};
+
+// row as F32: a pointer to it, or to its widened copy in buf
+const float * row_f32(ggml_type type, const char * row, float * buf, int64_t n) {
+    switch (type) {
+    case GGML_TYPE_F32:
+        return (const float *) row;
+    case GGML_TYPE_F16:
+        ggml_cpu_fp16_to_fp32((const ggml_fp16_t *) row, buf, n);
+        return buf;
+    case GGML_TYPE_BF16:
+        ggml_cpu_bf16_to_fp32((const ggml_bf16_t *) row, buf, n);
+        return buf;
+    default:
+        ggml_get_type_traits(type)->to_float(row, buf, n);
+        return buf;
+    }
+}
+
+// One item: the rows [r0, r1) of KV head h against the tokens [t0, t1).
+// Query i of the tile is token t0 + i/n_gqa and query head h*n_gqa + i%n_gqa.
+struct headkv_attn_item {
+    const headkv_attn & a;
+
+    const int64_t h;
+    const int64_t t0;
+    const int64_t t1;
+    const int64_t nq;
+
+    const bool k_float;
+    const ggml_type_traits_cpu * traits_k;
+    const size_t q_size; // bytes of a converted query
+
+    char * q;       // [nq][q_size]
+    float * logits; // [nq][block_size]
+    float * acc;    // [nq][d_v]
+    float * M;      // [nq]
+    float * S;      // [nq]
+    float * k_buf;  // [d_k]
+    float * v_buf;  // [block_size][d_v]
+
+    headkv_attn_item(const headkv_attn & a, int64_t h, int64_t t0, int64_t t1, float * wdata)
+        : a(a),
+          h(h),
+          t0(t0),
+          t1(t1),
+          nq((t1 - t0) * a.n_gqa),
+          k_float(a.k_is_float()),
+          traits_k(ggml_get_type_traits_cpu(a.k_tail->type)),
+          q_size(k_float ? a.d_k * sizeof(float) : ggml_row_size(traits_k->vec_dot_type, a.d_k)) {
+        const auto take = [&](int64_t n) {
+            float * res  = wdata;
+            wdata       += n;
+            return res;
+        };
+        q      = (char *) take(nq * a.d_k); // no type is wider than F32
+        logits = take(nq * block_size);
+        acc    = take(nq * a.d_v);
+        M      = take(nq);
+        S      = take(nq);
+        k_buf  = take(a.d_k);
+        v_buf  = take(block_size * a.d_v);
+
+        for (int64_t i = 0; i < nq; ++i) {
+            const float * src =
+                (const float *) ((const char *) a.q->data + token(i) * a.q->nb[1] + head(i) * a.q->nb[2]);
+            if (k_float) {
+                memcpy(q + i * q_size, src, q_size);
+            } else {
+                ggml_get_type_traits_cpu(traits_k->vec_dot_type)->from_float(src, q + i * q_size, a.d_k);
+            }
+            M[i] = -INFINITY;
+            S[i] = 0.0f;
+        }
+        memset(acc, 0, nq * a.d_v * sizeof(float));
+    }
+
+    int64_t token(int64_t i) const { return t0 + i / a.n_gqa; }
+    int64_t head(int64_t i) const { return h * a.n_gqa + i % a.n_gqa; }
+
+    void run(int64_t r0, int64_t r1) {
+        const int32_t * rows = (const int32_t *) a.rows->data;
+        const int64_t n_pool = rows[h + 1] - rows[h];
+
+        // a block lies in the pool or in the tail, never in both
+        for (int64_t r = r0; r < std::min(r1, n_pool); r += block_size) {
+            const int64_t n = std::min({ block_size, r1 - r, n_pool - r });
+            block((const char *) a.k_pool->data + (rows[h] + r) * a.k_pool->nb[1], a.k_pool->nb[1],
+                  (const char *) a.v_pool->data + (rows[h] + r) * a.v_pool->nb[1], a.v_pool->nb[1], n, -1);
+        }
+        for (int64_t r = std::max(r0, n_pool); r < r1; r += block_size) {
+            const int64_t n = std::min(block_size, r1 - r);
+            const int64_t c = r - n_pool;
+            if (!visible(c, n)) {
+                continue;
+            }
+            block((const char *) a.k_tail->data + c * a.k_tail->nb[1] + h * a.k_tail->nb[2], a.k_tail->nb[1],
+                  (const char *) a.v_tail->data + c * a.v_tail->nb[1] + h * a.v_tail->nb[2], a.v_tail->nb[1], n, c);
+        }
+    }
+
+    const ggml_fp16_t * mask_row(int64_t t) const {
+        return (const ggml_fp16_t *) ((const char *) a.mask->data + t * a.mask->nb[1]);
+    }
+
+    // does any token of the tile see any of the n tail cells from c on
+    bool visible(int64_t c, int64_t n) const {
+        for (int64_t t = t0; t < t1; ++t) {
+            for (int64_t j = c; j < c + n; ++j) {
+                if (GGML_CPU_FP16_TO_FP32(mask_row(t)[j]) != -INFINITY) {
+                    return true;
+                }
+            }
+        }
+        return false;
+    }
+
+    // n rows of K and V; c is the tail cell of the first one, -1 in the pool
+    void block(const char * k, size_t nb_k, const char * v, size_t nb_v, int64_t n, int64_t c) {
+        for (int64_t j = 0; j < n; ++j) {
+            if (k_float) {
+                const float * k32 = row_f32(a.k_tail->type, k + j * nb_k, k_buf, a.d_k);
+                for (int64_t i = 0; i < nq; ++i) {
+                    ggml_vec_dot_f32(a.d_k, &logits[i * block_size + j], 0, k32, 0, (const float *) (q + i * q_size), 0,
+                                     1);
+                }
+            } else {
+                for (int64_t i = 0; i < nq; ++i) {
+                    traits_k->vec_dot(a.d_k, &logits[i * block_size + j], 0, k + j * nb_k, 0, q + i * q_size, 0, 1);
+                }
+            }
+        }
+
+        const bool v_is_f32 = a.v_tail->type == GGML_TYPE_F32;
+        if (!v_is_f32) {
+            for (int64_t j = 0; j < n; ++j) {
+                row_f32(a.v_tail->type, v + j * nb_v, v_buf + j * a.d_v, a.d_v);
+            }
+        }
+        const float * v32  = v_is_f32 ? (const float *) v : v_buf;
+        const size_t nb_32 = v_is_f32 ? nb_v : a.d_v * sizeof(float);
+
+        for (int64_t i = 0; i < nq; ++i) {
+            float * s = logits + i * block_size;
+
+            finish_logits(s, n, c < 0 ? nullptr : mask_row(token(i)) + c);
+
+            float s_max;
+            ggml_vec_max_f32(n, &s_max, s);
+            if (s_max == -INFINITY) {
+                continue;
+            }
+            if (s_max > M[i]) {
+                rescale(i, s_max);
+            }
+            S[i] += ggml_vec_soft_max_f32(n, s, s, M[i]);
+
+            float * y = acc + i * a.d_v;
+            if (n == block_size) {
+                ggml_vec_mad_f32_unroll(a.d_v, nb_32, sizeof(float), y, v32, s);
+            } else {
+                for (int64_t j = 0; j < n; ++j) {
+                    ggml_vec_mad_f32(a.d_v, y, (const float *) ((const char *) v32 + j * nb_32), s[j]);
+                }
+            }
+        }
+    }
+
+    void finish_logits(float * s, int64_t n, const ggml_fp16_t * mask) const {
+        for (int64_t j = 0; j < n; ++j) {
+            s[j] *= a.scale;
+        }
+        if (a.softcap != 0.0f) {
+            for (int64_t j = 0; j < n; ++j) {
+                s[j] = a.softcap * tanhf(s[j] / a.softcap);
+            }
+        }
+        if (mask) {
+            for (int64_t j = 0; j < n; ++j) {
+                s[j] += GGML_CPU_FP16_TO_FP32(mask[j]);
+            }
+        }
+    }
+
+    void rescale(int64_t i, float M_new) {
+        const float ms = expf(M[i] - M_new);
+
+        M[i]  = M_new;
+        S[i] *= ms;
+        ggml_vec_scale_f32(a.d_v, acc + i * a.d_v, ms);
+    }
+
+    void write_partials(float * partials) const {
+        for (int64_t i = 0; i < nq; ++i) {
+            float * p = partials + i * a.partial_size();
+
+            p[0] = M[i];
+            p[1] = S[i];
+            memcpy(p + 2, acc + i * a.d_v, a.d_v * sizeof(float));
+        }
+    }
+
+    // the chunks' partial results become this item's own, in the order of the chunks
+    void merge_partials(const float * partials, int64_t n_chunks) {
+        for (int64_t ic = 0; ic < n_chunks; ++ic) {
+            for (int64_t i = 0; i < nq; ++i) {
+                const float * p = partials + (ic * nq + i) * a.partial_size();
+                if (p[1] == 0.0f) {
+                    continue;
+                }
+                if (p[0] > M[i]) {
+                    rescale(i, p[0]);
+                }
+                const float ms = expf(p[0] - M[i]);
+
+                S[i] += p[1] * ms;
+                ggml_vec_mad_f32(a.d_v, acc + i * a.d_v, p + 2, ms);
+            }
+        }
+    }
+
+    void write_result() {
+        for (int64_t i = 0; i < nq; ++i) {
+            if (a.sinks) {
+                const float s = ((const float *) a.sinks->data)[head(i)];
+                if (s > M[i]) {
+                    rescale(i, s);
+                }
+                S[i] += expf(s - M[i]);
+            }
+
+            float * y         = (float *) ((char *) a.dst->data + token(i) * a.dst->nb[2] + head(i) * a.dst->nb[1]);
+            const float S_inv = S[i] == 0.0f ? 0.0f : 1.0f / S[i];
+            for (int64_t d = 0; d < a.d_v; ++d) {
+                y[d] = acc[i * a.d_v + d] * S_inv;
+            }
+        }
+    }
+};
+
+} // namespace
+
+size_t ggml_headkv_attn_work_size(const ggml_tensor * dst, int n_tasks) {
+    const headkv_attn a(dst);
+
+    size_t n = n_tasks * a.scratch_size();
+    if (a.split) {
+        n += a.n_chunks_max() * a.n_queries() * a.partial_size();
+    }
+    return n * sizeof(float);
+}
+
+void ggml_compute_forward_headkv_attn(const ggml_compute_params * params, ggml_tensor * dst) {
+    const headkv_attn a(dst);
+
+    const int ith = params->ith;
+    const int nth = params->nth;
+
+    float * scratch  = (float *) params->wdata + ith * a.scratch_size();
+    float * partials = (float *) params->wdata + nth * a.scratch_size();
+
+    const int64_t n_tiles = (a.n_tokens + a.n_tile - 1) / a.n_tile;
+
+    if (ith == 0) {
+        // every thread starts with the item of its own index
+        ggml_threadpool_chunk_set(params->threadpool, nth);
+    }
+    ggml_barrier(params->threadpool);
+
+    int64_t item  = ith; // item to do next
+    int64_t first = 0;   // first item of head h
+    int64_t chunk = 0;   // first chunk of head h
+
+    for (int64_t h = 0; h < a.n_head_kv; ++h) {
+        const int64_t n_chunks = a.n_chunks(h);
+        const int64_t n_items  = n_chunks * n_tiles;
+
+        for (; item < first + n_items; item = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+            const int64_t ic = (item - first) / n_tiles;
+            const int64_t it = (item - first) % n_tiles;
+            const int64_t r0 = a.split ? ic * chunk_size : 0;
+            const int64_t r1 = a.split ? std::min(r0 + chunk_size, a.n_rows(h)) : a.n_rows(h);
+
+            headkv_attn_item work(a, h, it * a.n_tile, std::min((it + 1) * a.n_tile, a.n_tokens), scratch);
+            work.run(r0, r1);
+
+            if (a.split) {
+                work.write_partials(partials + (chunk + ic) * a.n_queries() * a.partial_size());
+            } else {
+                work.write_result();
+            }
+        }
+
+        first += n_items;
+        chunk += n_chunks;
+    }
+
+    if (!a.split) {
+        return;
+    }
+
+    ggml_barrier(params->threadpool);
+
+    chunk = 0;
+    for (int64_t h = 0; h < a.n_head_kv; ++h) {
+        if (h % nth == ith) {
+            headkv_attn_item work(a, h, 0, a.n_tokens, scratch);
+            work.merge_partials(partials + chunk * a.n_queries() * a.partial_size(), a.n_chunks(h));
+            work.write_result();
+        }
+        chunk += a.n_chunks(h);
+    }
+}

@@ -1,0 +1,137 @@
+// headkv: per-head retention of the KV cache, on top of a llama.cpp context.
+//
+// Order of calls for one prompt:
+//
+//   headkv_configure   once per context
+//   headkv_set_budgets once per context, or before any prompt
+//   llama_decode       all prompt tokens but the last `window` of them
+//   headkv_observe(1)
+//   llama_decode       the last `window` tokens: their attention to the prompt is recorded
+//   headkv_compact     every KV head keeps its share, the rest of the KV cache is freed
+//   llama_decode       the answer; llama_memory_clear() or a whole-sequence llama_memory_seq_rm()
+//                      gives the full cache back for the next prompt
+//
+// Every function that returns int32_t returns HEADKV_OK or one of the codes below, never throws and
+// never aborts on bad input; headkv_last_error() then tells the cause in one sentence. Unless a
+// comment says otherwise, a failing call leaves the context exactly as it was.
+//
+// One context is to be used by one thread at a time; only headkv_cancel() may be called from another.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef LLAMA_SHARED
+#if defined(_WIN32) && !defined(__MINGW32__)
+#ifdef LLAMA_BUILD
+#define HEADKV_API __declspec(dllexport)
+#else
+#define HEADKV_API __declspec(dllimport)
+#endif
+#else
+#define HEADKV_API __attribute__((visibility("default")))
+#endif
+#else
+#define HEADKV_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// The Python binding is generated from the lines between the two cdef markers.
+// cdef begin
+
+enum headkv_const {
+    HEADKV_ABI_VERSION = 1,
+
+    HEADKV_OK              = 0,
+    HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
+    HEADKV_ERR_UNSUPPORTED = -2, // a model or a context of a kind that cannot be compacted
+    HEADKV_ERR_STATE       = -3, // the call does not fit what the context holds now
+    HEADKV_ERR_MEMORY      = -4, // memory could not be had
+    HEADKV_ERR_INTERNAL    = -5, // anything else that went wrong inside
+};
+
+struct llama_context;
+
+// All sizes in bytes are those of ggml's own buffers, all times in microseconds.
+struct headkv_stats {
+    int64_t n_layer;
+    int64_t n_head;       // query heads per layer
+    int64_t n_head_kv;    // KV heads per layer
+    int64_t n_ctx;        // positions that the context can hold
+    int64_t n_prompt;     // prompt positions behind the pool, 0 when nothing is compacted
+    int64_t n_kept;       // pool rows, summed over layers and KV heads
+    int64_t n_live;       // tokens in the live cache: the prompt before compaction, the tail after it
+    int64_t row_bytes;    // K and V of one entry of one KV head
+    int64_t bytes_full;   // live cache at full size (n_ctx cells)
+    int64_t bytes_live;   // live cache as it is now
+    int64_t bytes_pool;   // kept rows and head tables
+    int64_t bytes_obs;    // recorded attention, freed by compaction
+    int64_t bytes_peak;   // most that the three held together since the last clear
+    int64_t t_select_us;  // last compaction: choosing the entries
+    int64_t t_compact_us; // last compaction: moving rows and freeing the full cache
+};
+
+// The ABI of the loaded library; compare it with HEADKV_ABI_VERSION before any other call.
+HEADKV_API int32_t headkv_abi_version(void);
+
+// The cause of the last failure on this context, "" if there was none. Valid until the next headkv or
+// llama_decode call on it. With ctx NULL, or a context that cannot be compacted: of this thread.
+HEADKV_API const char * headkv_last_error(const struct llama_context * ctx);
+
+// HEADKV_ERR_UNSUPPORTED with the reason if the context can never be compacted: flash attention off,
+// more than one sequence, sliding window, recurrent or MLA layers, ALiBi, an encoder, ...
+HEADKV_API int32_t headkv_supported(const struct llama_context * ctx);
+
+//   window: alpha, the last prompt tokens whose attention selects, always kept   >= 1
+//   kernel: width of the max-pool over positions                                 >= 1, odd
+//   sinks : first prompt positions that are always kept                          >= 0
+// Forgets the budgets. Makes headkv_cancel() work, for which it takes the context's abort callback.
+// HEADKV_ERR_STATE while an observation is recorded or a pool is active.
+HEADKV_API int32_t headkv_configure(struct llama_context * ctx, int32_t window, int32_t kernel, int32_t sinks);
+
+// caps: entries to keep per KV head, row-major [n_layer][n_head_kv], window and sinks included.
+//   n : n_layer*n_head_kv
+// Each at least the window; a cap above the prompt keeps the whole prompt for that head.
+HEADKV_API int32_t headkv_set_budgets(struct llama_context * ctx, const int32_t * caps, size_t n);
+
+// on = 1: forget what was recorded and record the attention of every token decoded from now on.
+// on = 0: stop recording, keep what was recorded for headkv_compact().
+// HEADKV_ERR_STATE on a compacted cache, HEADKV_ERR_MEMORY without room for the records.
+HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t on);
+
+// Select, gather the kept rows into the pool, free the full cache and make a small one for new tokens.
+//   seq: 0, the only sequence that there can be
+// HEADKV_ERR_STATE : nothing decoded, no budgets, compacted already, or the recorded tokens are not
+//                    exactly the last `window` ones
+// HEADKV_ERR_MEMORY: pool or tail could not be allocated
+// On any failure the full cache and the record stay as they were, and the call can be tried again.
+HEADKV_API int32_t headkv_compact(struct llama_context * ctx, int32_t seq);
+
+// The attention recorded for each prompt position, before pooling: mean over the window's tokens and
+// the query heads of the group. w: row-major [n_layer][n_head_kv][n_prompt], n: its length.
+// HEADKV_ERR_STATE without a complete record (compaction frees it).
+HEADKV_API int32_t headkv_get_attention(const struct llama_context * ctx, float * w, size_t n);
+
+// Entries kept per KV head: kept[n_layer][n_head_kv], n: its length. HEADKV_ERR_STATE if not compacted.
+HEADKV_API int32_t headkv_get_kept(const struct llama_context * ctx, int32_t * kept, size_t n);
+
+// The retention mask: 1 where the prompt position was kept, else 0. mask: row-major
+// [n_layer][n_head_kv][n_prompt], n: its length. HEADKV_ERR_STATE if not compacted.
+HEADKV_API int32_t headkv_get_mask(const struct llama_context * ctx, uint8_t * mask, size_t n);
+
+// size: sizeof(struct headkv_stats) of the caller.
+HEADKV_API int32_t headkv_get_stats(const struct llama_context * ctx, struct headkv_stats * stats, size_t size);
+
+// From any thread: from now on until headkv_cancel_clear(), llama_decode() stops and returns 2. The
+// tokens of its unfinished ubatch are not in the cache then.
+HEADKV_API int32_t headkv_cancel(struct llama_context * ctx);
+HEADKV_API int32_t headkv_cancel_clear(struct llama_context * ctx);
+
+// cdef end
+
+#ifdef __cplusplus
+}
+#endif

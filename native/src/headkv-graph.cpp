@@ -1,0 +1,69 @@
+#include "llama-kv-cache-headkv.h"
+
+#include "llama-graph.h"
+#include "llama-hparams.h"
+
+#include "ggml-headkv.h"
+
+static const llama_kv_cache_headkv * get_mem(const llama_memory_context_i * mctx) {
+    const auto * res = dynamic_cast<const llama_kv_cache_headkv_context *>(mctx);
+    return res ? res->get_mem() : nullptr;
+}
+
+namespace {
+
+// has no tensor: only refuses that a graph outlives a compaction, a grown tail or a change of observation
+class llm_graph_input_headkv : public llm_graph_input_i {
+public:
+    explicit llm_graph_input_headkv(uint64_t epoch) : epoch(epoch) {}
+
+    void set_input(const llama_ubatch * ubatch) override { GGML_UNUSED(ubatch); }
+
+    bool can_reuse(const llm_graph_params & params) override {
+        const auto * mem = get_mem(params.mctx);
+        return mem && mem->get_epoch() == epoch;
+    }
+
+private:
+    const uint64_t epoch;
+};
+
+} // namespace
+
+void headkv_build_inp(llm_graph_result * res, const llama_kv_cache_context * mctx) {
+    if (const auto * mem = get_mem(mctx)) {
+        res->add_input(std::make_unique<llm_graph_input_headkv>(mem->get_epoch()));
+    }
+}
+
+ggml_tensor * headkv_build_attn(const llm_graph_context & gctx, const llama_kv_cache_context * mctx, ggml_tensor * q,
+                                ggml_tensor * k, ggml_tensor * v, ggml_tensor * kq_mask, ggml_tensor * sinks,
+                                float kq_scale, int il) {
+    const auto * mem = get_mem(mctx);
+    if (!mem) {
+        return nullptr;
+    }
+
+    uint32_t ikv;
+    if (const auto * obs = mem->get_observer(il, ikv)) {
+        obs->build(gctx, ikv, q, k, kq_mask, sinks, kq_scale);
+    }
+
+    const auto * pool = mem->get_pool(il);
+    if (!pool) {
+        return nullptr;
+    }
+
+    ggml_context * ctx   = gctx.ctx0;
+    const auto & hparams = gctx.hparams;
+
+    ggml_tensor * cur =
+        ggml_headkv_attn(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), pool->k, pool->v, pool->rows,
+                         ggml_permute(ctx, k, 0, 2, 1, 3), ggml_permute(ctx, v, 0, 2, 1, 3), kq_mask, sinks, kq_scale,
+                         hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f);
+
+    cur = ggml_reshape_2d(ctx, cur, cur->ne[0] * cur->ne[1], cur->ne[2]);
+    ggml_build_forward_expand(gctx.gf, cur);
+
+    return cur;
+}

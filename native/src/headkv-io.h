@@ -1,0 +1,81 @@
+#pragma once
+
+#include "llama-io.h"
+
+#include "ggml-backend.h"
+
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+// cache state to and from host memory: carries the tail over into a larger live cache
+class headkv_io_write : public llama_io_write_i {
+public:
+    void write(const void * src, size_t size) override {
+        const uint8_t * bytes = (const uint8_t *) src;
+        data.insert(data.end(), bytes, bytes + size);
+    }
+
+    void write_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
+        data.resize(data.size() + size);
+        ggml_backend_tensor_get(tensor, data.data() + data.size() - size, offset, size);
+    }
+
+    size_t n_bytes() override { return data.size(); }
+
+    std::vector<uint8_t> data;
+};
+
+class headkv_io_read : public llama_io_read_i {
+public:
+    explicit headkv_io_read(const std::vector<uint8_t> & data) : data(data) {}
+
+    void read(void * dst, size_t size) override { memcpy(dst, take(size), size); }
+
+    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
+        ggml_backend_tensor_set(tensor, take(size), offset, size);
+    }
+
+    size_t n_bytes() override { return pos; }
+
+private:
+    const uint8_t * take(size_t size) {
+        if (size > data.size() - pos) {
+            throw std::runtime_error("unexpected end of the cache state");
+        }
+        pos += size;
+        return data.data() + pos - size;
+    }
+
+    const std::vector<uint8_t> & data;
+    size_t pos = 0;
+};
+
+// gives back a word that was read ahead before going on with the rest
+class headkv_io_unread : public llama_io_read_i {
+public:
+    headkv_io_unread(llama_io_read_i & io, uint32_t word) : io(io), word(word) {}
+
+    void read(void * dst, size_t size) override {
+        if (!pending) {
+            io.read(dst, size);
+            return;
+        }
+        if (size != sizeof(word)) {
+            throw std::runtime_error("the cache state does not begin with a 32-bit word");
+        }
+        memcpy(dst, &word, size);
+        pending = false;
+    }
+
+    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
+        io.read_tensor(tensor, offset, size);
+    }
+    void discard() override { io.discard(); }
+    size_t n_bytes() override { return io.n_bytes(); }
+
+private:
+    llama_io_read_i & io;
+    const uint32_t word;
+    bool pending = true;
+};

@@ -1,0 +1,73 @@
+#include "headkv-observer.h"
+
+#include "headkv-pool.h"
+#include "llama-batch.h"
+#include "llama-graph.h"
+#include "llama-hparams.h"
+
+#include "ggml-backend.h"
+
+#include <algorithm>
+
+headkv_observer::headkv_observer(const std::vector<headkv_layer_shape> & shapes, uint32_t n_cells, uint32_t n_head_kv)
+    : n_cells(n_cells),
+      n_head_kv(n_head_kv),
+      bufs(shapes.size()) {
+    for (const auto & s : shapes) {
+        sums.push_back(bufs.new_tensor(s.buft, GGML_TYPE_F32, n_cells, n_head_kv, "obs", s.il));
+    }
+    bufs.alloc();
+}
+
+void headkv_observer::build(const llm_graph_context & gctx, uint32_t ikv, ggml_tensor * q, ggml_tensor * k,
+                            ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale) const {
+    ggml_context * ctx = gctx.ctx0;
+
+    const int64_t n_kv   = k->ne[2];
+    const int64_t n_rows = q->ne[2] * q->ne[1] / n_head_kv; // tokens x GQA group
+
+    q = ggml_permute(ctx, q, 0, 2, 1, 3);
+    k = ggml_permute(ctx, k, 0, 2, 1, 3);
+
+    // [n_kv, n_tokens, n_head]
+    ggml_tensor * w = ggml_mul_mat(ctx, k, q);
+    ggml_prec_set_acc(w, GGML_PREC_F32);
+
+    if (gctx.hparams.attn_soft_cap) {
+        const float cap = gctx.hparams.f_attn_logit_softcapping;
+        // the cap applies to the scaled logits
+        w        = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, w, kq_scale / cap)), cap);
+        kq_scale = 1.0f;
+    }
+    w = ggml_soft_max_ext(ctx, w, kq_mask, kq_scale, 0.0f);
+    ggml_soft_max_add_sinks(w, sinks);
+
+    // the query heads of a GQA group are neighbours: [n_kv, n_rows, n_head_kv] -> sum over the rows
+    w = ggml_reshape_3d(ctx, w, n_kv, n_rows, n_head_kv);
+    w = ggml_cont(ctx, ggml_transpose(ctx, w));
+    w = ggml_reshape_2d(ctx, ggml_sum_rows(ctx, w), n_kv, n_head_kv);
+
+    ggml_tensor * sum = ggml_view_2d(ctx, sums[ikv], n_kv, n_head_kv, sums[ikv]->nb[1], 0);
+    ggml_build_forward_expand(gctx.gf, ggml_add_inplace(ctx, sum, w));
+}
+
+void headkv_observer::add(const llama_ubatch & ubatch) {
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        first = n_tokens == 0 ? ubatch.pos[i] : std::min(first, ubatch.pos[i]);
+        last  = n_tokens == 0 ? ubatch.pos[i] : std::max(last, ubatch.pos[i]);
+        n_tokens++;
+    }
+}
+
+void headkv_observer::remove(llama_pos p0) {
+    broken = broken || (n_tokens > 0 && p0 <= last);
+}
+
+bool headkv_observer::covers(uint32_t n, llama_pos last_pos) const {
+    return !broken && n_tokens == n && last == last_pos && first == last_pos - (llama_pos) n + 1;
+}
+
+void headkv_observer::read(uint32_t ikv, std::vector<float> & res) const {
+    res.resize((size_t) n_cells * n_head_kv);
+    ggml_backend_tensor_get(sums[ikv], res.data(), 0, res.size() * sizeof(float));
+}

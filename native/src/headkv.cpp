@@ -1,0 +1,143 @@
+#include "headkv.h"
+
+#include "headkv-error.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-kv-cache-headkv.h"
+#include "llama-model.h"
+
+#include <new>
+
+// of contexts that have no memory of ours to keep it
+static thread_local std::string thread_error;
+
+static llama_kv_cache_headkv * get_mem(const llama_context * ctx) {
+    return ctx ? dynamic_cast<llama_kv_cache_headkv *>(ctx->get_memory()) : nullptr;
+}
+
+// run f(memory); any exception becomes a code and the context's last error
+template <typename F>
+static int32_t guard(const llama_context * ctx, F && f) {
+    auto * mem = get_mem(ctx);
+
+    std::string & error = mem ? mem->last_error : thread_error;
+    try {
+        if (!ctx) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, "the context is NULL");
+        }
+        if (!mem) {
+            const std::string reason = llama_kv_cache_headkv::unsupported(ctx->get_model(), ctx->get_cparams());
+            throw headkv_error(HEADKV_ERR_UNSUPPORTED,
+                               reason.empty() ? "the architecture keeps a KV cache of its own kind" : reason);
+        }
+        if (!ctx->get_cparams().flash_attn) {
+            throw headkv_error(HEADKV_ERR_UNSUPPORTED, "flash attention was turned off: a device lacks it");
+        }
+        f(*mem);
+        return HEADKV_OK;
+    } catch (const headkv_error & err) {
+        headkv_set_error(error, err.what());
+        return err.code;
+    } catch (const std::bad_alloc &) {
+        headkv_set_error(error, "out of memory");
+        return HEADKV_ERR_MEMORY;
+    } catch (const std::exception & err) {
+        headkv_set_error(error, err.what());
+        return HEADKV_ERR_INTERNAL;
+    }
+}
+
+static void require_pointer(const void * p) {
+    if (!p) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "a pointer is NULL");
+    }
+}
+
+static bool abort_if_cancelled(void * data) {
+    return static_cast<llama_kv_cache_headkv *>(data)->cancelled.load(std::memory_order_relaxed);
+}
+
+int32_t headkv_abi_version(void) {
+    return HEADKV_ABI_VERSION;
+}
+
+const char * headkv_last_error(const llama_context * ctx) {
+    const auto * mem = get_mem(ctx);
+    return mem ? mem->last_error.c_str() : thread_error.c_str();
+}
+
+int32_t headkv_supported(const llama_context * ctx) {
+    return guard(ctx, [](llama_kv_cache_headkv &) {});
+}
+
+int32_t headkv_configure(llama_context * ctx, int32_t window, int32_t kernel, int32_t sinks) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        mem.configure(window, kernel, sinks);
+        ctx->set_abort_callback(abort_if_cancelled, &mem);
+    });
+}
+
+int32_t headkv_set_budgets(llama_context * ctx, const int32_t * caps, size_t n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        require_pointer(caps);
+        mem.set_budgets(caps, n);
+    });
+}
+
+int32_t headkv_observe(llama_context * ctx, int32_t on) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        ctx->synchronize();
+        mem.observe(on != 0);
+    });
+}
+
+int32_t headkv_compact(llama_context * ctx, int32_t seq) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        if (seq != 0) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no sequence %d, only 0", seq));
+        }
+        ctx->synchronize();
+        mem.compact();
+    });
+}
+
+int32_t headkv_get_attention(const llama_context * ctx, float * w, size_t n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        require_pointer(w);
+        const_cast<llama_context *>(ctx)->synchronize();
+        mem.get_attention(w, n);
+    });
+}
+
+int32_t headkv_get_kept(const llama_context * ctx, int32_t * kept, size_t n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        require_pointer(kept);
+        mem.get_kept(kept, n);
+    });
+}
+
+int32_t headkv_get_mask(const llama_context * ctx, uint8_t * mask, size_t n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        require_pointer(mask);
+        mem.get_mask(mask, n);
+    });
+}
+
+int32_t headkv_get_stats(const llama_context * ctx, headkv_stats * stats, size_t size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        require_pointer(stats);
+        if (size != sizeof(*stats)) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT,
+                               format("headkv_stats has %zu bytes, not %zu", sizeof(*stats), size));
+        }
+        *stats = mem.get_stats();
+    });
+}
+
+int32_t headkv_cancel(llama_context * ctx) {
+    return guard(ctx, [](llama_kv_cache_headkv & mem) { mem.cancelled = true; });
+}
+
+int32_t headkv_cancel_clear(llama_context * ctx) {
+    return guard(ctx, [](llama_kv_cache_headkv & mem) { mem.cancelled = false; });
+}

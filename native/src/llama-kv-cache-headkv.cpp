@@ -1,0 +1,657 @@
+#include "llama-kv-cache-headkv.h"
+
+#include "headkv-error.h"
+#include "headkv-io.h"
+#include "llama-batch.h"
+#include "llama-cparams.h"
+#include "llama-impl.h"
+#include "llama-io.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+// cells of the tail right after compaction; it doubles when it is full
+static constexpr uint32_t n_tail_min = 128;
+
+// first word of a compacted state, where the stock format has the number of streams
+static constexpr uint32_t state_magic = 0x564b4448; // "HDKV"
+
+static size_t total_size(const llama_kv_cache & kv) {
+    size_t res = 0;
+    for (const auto & [_, size] : kv.memory_breakdown()) {
+        res += size;
+    }
+    return res;
+}
+
+//
+// llama_kv_cache_headkv
+//
+
+std::string llama_kv_cache_headkv::unsupported(const llama_model & model, const llama_cparams & cparams) {
+    const auto & hparams = model.hparams;
+
+    const char * HEADKV_DISABLE = getenv("HEADKV_DISABLE");
+    if (HEADKV_DISABLE && atoi(HEADKV_DISABLE)) {
+        return "switched off by HEADKV_DISABLE";
+    }
+    if (llm_arch_is_recurrent(model.arch) || llm_arch_is_hybrid(model.arch)) {
+        return "the model has recurrent layers";
+    }
+    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE || hparams.is_swa_any()) {
+        return "the model has sliding-window layers";
+    }
+    if (hparams.is_mla()) {
+        return "the model has MLA layers, which cache no V";
+    }
+    if (llama_model_has_encoder(&model)) {
+        return "the model has an encoder";
+    }
+    if (hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f) {
+        return "the model has ALiBi positions";
+    }
+    if (hparams.n_pos_per_embd() != 1) {
+        return "the model has several positions per token";
+    }
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        if (!hparams.has_kv(il) || hparams.n_head(il) != hparams.n_head() ||
+            hparams.n_head_kv(il) != hparams.n_head_kv() || hparams.n_embd_head_k(il) != hparams.n_embd_head_k() ||
+            hparams.n_embd_head_v(il) != hparams.n_embd_head_v()) {
+            return format("layer %u of the model has other heads than layer 0", il);
+        }
+    }
+    if (!cparams.causal_attn) {
+        return "the context's attention is not causal";
+    }
+    if (cparams.n_seq_max != 1) {
+        return format("the context is for %u sequences, only 1 is supported", cparams.n_seq_max);
+    }
+    if (!cparams.flash_attn) {
+        return "the context has flash attention off";
+    }
+    if (cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
+        return "the context is a draft head's";
+    }
+    if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+        return "the model's tensors are split over devices";
+    }
+
+    return "";
+}
+
+llama_kv_cache_headkv * llama_kv_cache_headkv::create(const llama_model & model, const llama_memory_params & params,
+                                                      const llama_cparams & cparams, const layer_filter_cb & filter) {
+    const std::string reason = unsupported(model, cparams);
+    if (!reason.empty()) {
+        LLAMA_LOG_DEBUG("%s: no head retention: %s\n", __func__, reason.c_str());
+        return nullptr;
+    }
+
+    return new llama_kv_cache_headkv(model, params, cparams, filter);
+}
+
+llama_kv_cache_headkv::llama_kv_cache_headkv(const llama_model & model, const llama_memory_params & params,
+                                             const llama_cparams & cparams, const layer_filter_cb & filter)
+    : model(model),
+      type_k(params.type_k),
+      type_v(params.type_v),
+      offload(cparams.offload_kqv),
+      n_ctx(cparams.n_ctx_seq),
+      n_head_kv(model.hparams.n_head_kv()),
+      filter(filter) {
+    live = make_live(n_ctx);
+
+    bytes_full = total_size(*live);
+    bytes_peak = bytes_full;
+
+    for (const uint32_t il : live->get_layer_ids()) {
+        shapes.push_back({
+            (int32_t) il,
+            offload ? ggml_backend_dev_buffer_type(model.dev_layer(il)) : ggml_backend_cpu_buffer_type(),
+            type_k,
+            type_v,
+            model.hparams.n_embd_head_k(il),
+            model.hparams.n_embd_head_v(il),
+        });
+    }
+}
+
+std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::make_live(uint32_t n_cells) const {
+    return std::make_unique<llama_kv_cache>(
+        model, model.hparams, type_k, type_v, /*v_trans =*/false, offload, /*unified =*/true, n_cells,
+        /*n_seq_max =*/1, /*n_pad =*/1, /*n_swa =*/0, LLAMA_SWA_TYPE_NONE, nullptr, filter, nullptr, nullptr);
+}
+
+void llama_kv_cache_headkv::reserve(uint32_t n_new) {
+    const uint32_t n_limit = n_ctx - (pool ? pool->get_n_prompt() : 0);
+    const uint32_t n_used  = live->get_cells(0).get_used();
+
+    if (n_used + n_new > n_limit) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("the context of %u positions is full: %u are taken, %u more were asked for", n_ctx,
+                                  n_ctx - n_limit + n_used, n_new));
+    }
+    if (n_used + n_new <= live->get_size() && (pool || live->get_size() == n_ctx)) {
+        return;
+    }
+
+    uint32_t n_cells = n_ctx;
+    if (pool) {
+        for (n_cells = n_tail_min; n_cells < n_used + n_new; n_cells *= 2) {}
+        n_cells = std::min(n_cells, n_limit);
+    }
+
+    std::unique_ptr<llama_kv_cache> next;
+    try {
+        next = make_live(n_cells);
+    } catch (const std::exception &) {
+        throw headkv_error(HEADKV_ERR_MEMORY, format("no memory for a KV cache of %u cells", n_cells));
+    }
+
+    if (n_used > 0) {
+        headkv_io_write io_write;
+        live->state_write(io_write, 0);
+        headkv_io_read io_read(io_write.data);
+        next->state_read(io_read, 0);
+    }
+
+    update_peak(total_size(*next));
+
+    live = std::move(next);
+    epoch++;
+}
+
+llama_memory_context_ptr llama_kv_cache_headkv::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch,
+                                                           bool embd_all) {
+    GGML_UNUSED(embd_all);
+
+    try {
+        reserve(balloc.get_n_tokens());
+
+        balloc.split_reset();
+
+        std::vector<llama_ubatch> ubatches;
+        while (true) {
+            auto ubatch = balloc.split_simple(n_ubatch);
+            if (ubatch.n_tokens == 0) {
+                break;
+            }
+            ubatches.push_back(std::move(ubatch)); // NOLINT
+        }
+
+        if (balloc.get_n_used() < balloc.get_n_tokens()) {
+            throw headkv_error(HEADKV_ERR_INTERNAL, "the batch could not be split");
+        }
+
+        auto sinfos = live->prepare(ubatches);
+        if (sinfos.empty()) {
+            throw headkv_error(HEADKV_ERR_INTERNAL, "the live cache has no slot for the batch");
+        }
+
+        return std::make_unique<llama_kv_cache_headkv_context>(this, live.get(), std::move(sinfos),
+                                                               std::move(ubatches));
+    } catch (const std::exception & err) {
+        headkv_set_error(last_error, err.what());
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+    }
+
+    return std::make_unique<llama_kv_cache_headkv_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
+}
+
+llama_memory_context_ptr llama_kv_cache_headkv::init_full() {
+    return std::make_unique<llama_kv_cache_headkv_context>(this, live.get());
+}
+
+llama_memory_context_ptr llama_kv_cache_headkv::init_update(llama_context * lctx, bool optimize) {
+    return live->init_update(lctx, optimize);
+}
+
+bool llama_kv_cache_headkv::get_can_shift() const {
+    return !pool && live->get_can_shift();
+}
+
+void llama_kv_cache_headkv::clear(bool data) {
+    pool.reset();
+    obs.reset();
+
+    live->clear(data);
+
+    bytes_peak = total_size(*live);
+    epoch++;
+}
+
+bool llama_kv_cache_headkv::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    // the pool holds sequence 0, the only one that can have tokens; -1 is any sequence
+    if (seq_id > 0) {
+        return live->seq_rm(seq_id, p0, p1);
+    }
+
+    p0 = std::max(p0, 0);
+    p1 = p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1;
+
+    if (p0 >= p1) {
+        return true;
+    }
+
+    if (p0 == 0 && p1 > seq_pos_max(0)) {
+        clear(false);
+        return true;
+    }
+
+    if (pool && p0 < (llama_pos) pool->get_n_prompt()) {
+        return false;
+    }
+
+    if (obs) {
+        obs->remove(p0);
+    }
+
+    return live->seq_rm(seq_id, p0, p1);
+}
+
+void llama_kv_cache_headkv::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+    if (pool && seq_id_src != seq_id_dst) {
+        LLAMA_LOG_ERROR("%s: a compacted sequence cannot be copied\n", __func__);
+        return;
+    }
+    live->seq_cp(seq_id_src, seq_id_dst, p0, p1);
+}
+
+void llama_kv_cache_headkv::seq_keep(llama_seq_id seq_id) {
+    if (pool && seq_id != 0) {
+        clear(false);
+        return;
+    }
+    live->seq_keep(seq_id);
+}
+
+void llama_kv_cache_headkv::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
+    if (pool) {
+        LLAMA_LOG_ERROR("%s: the positions of a compacted sequence cannot be shifted\n", __func__);
+        return;
+    }
+    live->seq_add(seq_id, p0, p1, shift);
+}
+
+void llama_kv_cache_headkv::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
+    if (pool) {
+        LLAMA_LOG_ERROR("%s: the positions of a compacted sequence cannot be divided\n", __func__);
+        return;
+    }
+    live->seq_div(seq_id, p0, p1, d);
+}
+
+llama_pos llama_kv_cache_headkv::seq_pos_min(llama_seq_id seq_id) const {
+    return pool && seq_id == 0 ? 0 : live->seq_pos_min(seq_id);
+}
+
+llama_pos llama_kv_cache_headkv::seq_pos_max(llama_seq_id seq_id) const {
+    const llama_pos res = live->seq_pos_max(seq_id);
+
+    return pool && seq_id == 0 && res < 0 ? (llama_pos) pool->get_n_prompt() - 1 : res;
+}
+
+std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_headkv::memory_breakdown() const {
+    auto res = live->memory_breakdown();
+    if (pool) {
+        pool->get_buffers().add_breakdown(res);
+    }
+    if (obs) {
+        obs->get_buffers().add_breakdown(res);
+    }
+    return res;
+}
+
+void llama_kv_cache_headkv::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    if (pool && seq_id <= 0) {
+        const uint32_t n_tail = live->get_cells(0).get_used();
+
+        io.write(&state_magic, sizeof(state_magic));
+        io.write(&n_tail, sizeof(n_tail));
+        pool->state_write(io);
+    }
+    live->state_write(io, seq_id, flags);
+}
+
+void llama_kv_cache_headkv::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    if (seq_id > 0) {
+        live->state_read(io, seq_id, flags);
+        return;
+    }
+
+    // what is here is replaced, whatever comes
+    clear(false);
+
+    uint32_t word;
+    io.read(&word, sizeof(word));
+
+    if (word != state_magic) {
+        reserve(0);
+        headkv_io_unread unread(io, word);
+        live->state_read(unread, seq_id, flags);
+        return;
+    }
+
+    uint32_t n_tail;
+    io.read(&n_tail, sizeof(n_tail));
+
+    auto next = headkv_pool::state_read(io, shapes, n_head_kv, n_ctx);
+    if (n_tail > n_ctx - next->get_n_prompt()) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "the state's tail does not fit this context");
+    }
+
+    auto tail = make_live(std::min(std::max(n_tail, n_tail_min), std::max(1u, n_ctx - next->get_n_prompt())));
+    tail->state_read(io, seq_id, flags);
+
+    pool = std::move(next);
+    live = std::move(tail);
+    update_peak(0);
+}
+
+//
+// headkv API
+//
+
+void llama_kv_cache_headkv::configure(int32_t window, int32_t kernel, int32_t sinks) {
+    if (window < 1 || window > (int32_t) n_ctx) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("window must be from 1 to %u, not %d", n_ctx, window));
+    }
+    if (kernel < 1 || kernel % 2 == 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("kernel must be odd and positive, not %d", kernel));
+    }
+    if (sinks < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("sinks must not be negative, not %d", sinks));
+    }
+    if (pool || obs) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           "the cache is observed or compacted: clear it before it is configured anew");
+    }
+
+    params = { (uint32_t) window, (uint32_t) kernel, (uint32_t) sinks };
+    caps.clear();
+}
+
+void llama_kv_cache_headkv::set_budgets(const int32_t * next, size_t n) {
+    require_length(n, shapes.size() * n_head_kv);
+
+    for (size_t i = 0; i < n; ++i) {
+        if (next[i] < (int32_t) params.window) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT,
+                               format("the cap of layer %zu, KV head %zu is %d, less than the window of %u",
+                                      i / n_head_kv, i % n_head_kv, next[i], params.window));
+        }
+    }
+
+    caps.assign(next, next + n);
+}
+
+void llama_kv_cache_headkv::observe(bool on) {
+    if (pool) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it is observed again");
+    }
+
+    if (on) {
+        reserve(0);
+        obs.reset();
+        obs = std::make_unique<headkv_observer>(shapes, n_ctx, n_head_kv);
+        update_peak(0);
+    } else if (obs) {
+        obs->on = false;
+    }
+
+    epoch++;
+}
+
+std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells() const {
+    const auto & cells = live->get_cells(0);
+
+    std::vector<uint32_t> res(cells.get_used(), std::numeric_limits<uint32_t>::max());
+    if (res.empty()) {
+        throw headkv_error(HEADKV_ERR_STATE, "there is no prompt in the cache");
+    }
+
+    for (uint32_t i = 0; i < cells.size(); ++i) {
+        if (cells.is_empty(i)) {
+            continue;
+        }
+        const llama_pos p = cells.pos_get(i);
+        if (p < 0 || p >= (llama_pos) res.size()) {
+            throw headkv_error(HEADKV_ERR_STATE, "the positions in the cache have gaps");
+        }
+        res[p] = i;
+    }
+
+    return res;
+}
+
+void llama_kv_cache_headkv::compact() {
+    if (pool) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted already");
+    }
+    if (caps.empty()) {
+        throw headkv_error(HEADKV_ERR_STATE, "no budgets are set");
+    }
+
+    const auto cell = get_prompt_cells();
+
+    const uint32_t n_prompt = cell.size();
+
+    if (n_prompt < params.window) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("the prompt of %u tokens is shorter than the window of %u", n_prompt, params.window));
+    }
+    if (!obs || !obs->covers(params.window, (llama_pos) n_prompt - 1)) {
+        throw headkv_error(
+            HEADKV_ERR_STATE,
+            format("the last %u prompt tokens, and only they, must be decoded under observation", params.window));
+    }
+
+    // select
+
+    const int64_t t_start_us = ggml_time_us();
+
+    headkv_keep keep(shapes.size(), std::vector<std::vector<int32_t>>(n_head_kv));
+
+    std::vector<float> sums;
+    std::vector<float> w(n_prompt);
+    for (uint32_t ikv = 0; ikv < shapes.size(); ++ikv) {
+        obs->read(ikv, sums);
+        if (std::none_of(sums.begin(), sums.end(), [](float x) { return x > 0.0f; })) {
+            throw headkv_error(HEADKV_ERR_UNSUPPORTED,
+                               format("the attention of layer %d could not be recorded", shapes[ikv].il));
+        }
+        for (uint32_t h = 0; h < n_head_kv; ++h) {
+            for (uint32_t p = 0; p < n_prompt; ++p) {
+                w[p] = sums[(size_t) h * n_ctx + cell[p]];
+            }
+            headkv_select(w.data(), n_prompt, caps[ikv * n_head_kv + h], params, keep[ikv][h]);
+        }
+    }
+
+    // allocate
+
+    const int64_t t_select_end_us = ggml_time_us();
+
+    auto next = std::make_unique<headkv_pool>(shapes, n_prompt, std::move(keep));
+
+    std::unique_ptr<llama_kv_cache> tail;
+    try {
+        tail = make_live(std::min(n_tail_min, std::max(1u, n_ctx - n_prompt)));
+    } catch (const std::exception &) {
+        throw headkv_error(HEADKV_ERR_MEMORY, "no memory for the tail");
+    }
+
+    // gather
+
+    const ggml_init_params ctx_params = {
+        /*.mem_size   =*/ggml_tensor_overhead(),
+        /*.mem_buffer =*/nullptr,
+        /*.no_alloc   =*/true,
+    };
+    for (uint32_t ikv = 0; ikv < shapes.size(); ++ikv) {
+        // the stock cache shows its V only as a view
+        ggml_context_ptr ctx(ggml_init(ctx_params));
+
+        llama_kv_cache::slot_info sinfo;
+        sinfo.s0 = 0;
+        sinfo.s1 = 0;
+
+        const int32_t il = shapes[ikv].il;
+        next->gather(ikv, live->get_k_storage(il), live->get_v(ctx.get(), il, 1, sinfo)->view_src, cell);
+    }
+
+    // commit; nothing can fail from here on
+
+    update_peak(next->get_buffers().size() + total_size(*tail));
+
+    pool = std::move(next);
+    live = std::move(tail);
+    obs.reset();
+    epoch++;
+
+    t_select_us  = t_select_end_us - t_start_us;
+    t_compact_us = ggml_time_us() - t_select_end_us;
+}
+
+void llama_kv_cache_headkv::get_attention(float * w, size_t n) const {
+    const auto cell = get_prompt_cells();
+    if (!obs || !obs->covers(params.window, (llama_pos) cell.size() - 1)) {
+        throw headkv_error(HEADKV_ERR_STATE, "there is no complete record of the window's attention");
+    }
+    require_length(n, shapes.size() * n_head_kv * cell.size());
+
+    const float scale = 1.0f / (params.window * (model.hparams.n_head() / n_head_kv));
+
+    std::vector<float> sums;
+    for (uint32_t ikv = 0; ikv < shapes.size(); ++ikv) {
+        obs->read(ikv, sums);
+        for (uint32_t h = 0; h < n_head_kv; ++h) {
+            for (size_t p = 0; p < cell.size(); ++p) {
+                *w++ = scale * sums[(size_t) h * n_ctx + cell[p]];
+            }
+        }
+    }
+}
+
+void llama_kv_cache_headkv::get_kept(int32_t * kept, size_t n) const {
+    require_pool();
+    require_length(n, shapes.size() * n_head_kv);
+
+    for (const auto & layer : pool->get_keep()) {
+        for (const auto & positions : layer) {
+            *kept++ = positions.size();
+        }
+    }
+}
+
+void llama_kv_cache_headkv::get_mask(uint8_t * mask, size_t n) const {
+    require_pool();
+    require_length(n, shapes.size() * n_head_kv * pool->get_n_prompt());
+
+    std::fill(mask, mask + n, 0);
+    for (const auto & layer : pool->get_keep()) {
+        for (const auto & positions : layer) {
+            for (const int32_t p : positions) {
+                mask[p] = 1;
+            }
+            mask += pool->get_n_prompt();
+        }
+    }
+}
+
+headkv_stats llama_kv_cache_headkv::get_stats() const {
+    const auto & s = shapes[0];
+
+    headkv_stats res;
+    res.n_layer      = shapes.size();
+    res.n_head       = model.hparams.n_head();
+    res.n_head_kv    = n_head_kv;
+    res.n_ctx        = n_ctx;
+    res.n_prompt     = pool ? pool->get_n_prompt() : 0;
+    res.n_kept       = pool ? pool->get_n_rows() : 0;
+    res.n_live       = live->get_cells(0).get_used();
+    res.row_bytes    = ggml_row_size(s.type_k, s.d_k) + ggml_row_size(s.type_v, s.d_v);
+    res.bytes_full   = bytes_full;
+    res.bytes_live   = total_size(*live);
+    res.bytes_pool   = pool ? pool->get_buffers().size() : 0;
+    res.bytes_obs    = obs ? obs->get_buffers().size() : 0;
+    res.bytes_peak   = bytes_peak;
+    res.t_select_us  = t_select_us;
+    res.t_compact_us = t_compact_us;
+    return res;
+}
+
+void llama_kv_cache_headkv::require_length(size_t n, size_t n_expected) const {
+    if (n != n_expected) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT,
+                           format("%zu values were given room for or handed over, %zu are needed", n, n_expected));
+    }
+}
+
+void llama_kv_cache_headkv::require_pool() const {
+    if (!pool) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is not compacted");
+    }
+}
+
+void llama_kv_cache_headkv::update_peak(size_t extra) {
+    const size_t now =
+        total_size(*live) + (pool ? pool->get_buffers().size() : 0) + (obs ? obs->get_buffers().size() : 0) + extra;
+
+    bytes_peak = std::max(bytes_peak, now);
+}
+
+//
+// graph_build API
+//
+
+uint32_t llama_kv_cache_headkv::ikv_of(int32_t il) const {
+    const auto it =
+        std::find_if(shapes.begin(), shapes.end(), [&](const headkv_layer_shape & s) { return s.il == il; });
+    GGML_ASSERT(it != shapes.end());
+    return it - shapes.begin();
+}
+
+const headkv_observer * llama_kv_cache_headkv::get_observer(int32_t il, uint32_t & ikv) const {
+    if (!obs || !obs->on) {
+        return nullptr;
+    }
+    ikv = ikv_of(il);
+    return obs.get();
+}
+
+const headkv_pool::layer * llama_kv_cache_headkv::get_pool(int32_t il) const {
+    return pool ? &pool->get_layer(ikv_of(il)) : nullptr;
+}
+
+void llama_kv_cache_headkv::on_apply(const llama_ubatch & ubatch) {
+    if (obs && obs->on) {
+        obs->add(ubatch);
+    }
+}
+
+//
+// llama_kv_cache_headkv_context
+//
+
+llama_kv_cache_headkv_context::llama_kv_cache_headkv_context(llama_memory_status status)
+    : llama_kv_cache_context(status) {}
+
+llama_kv_cache_headkv_context::llama_kv_cache_headkv_context(llama_kv_cache_headkv * mem, llama_kv_cache * live)
+    : llama_kv_cache_context(live),
+      mem(mem) {}
+
+llama_kv_cache_headkv_context::llama_kv_cache_headkv_context(llama_kv_cache_headkv * mem, llama_kv_cache * live,
+                                                             slot_info_vec_t sinfos, std::vector<llama_ubatch> ubatches)
+    : llama_kv_cache_context(live, std::move(sinfos), std::move(ubatches)),
+      mem(mem) {}
+
+bool llama_kv_cache_headkv_context::apply() {
+    if (!llama_kv_cache_context::apply()) {
+        return false;
+    }
+    mem->on_apply(get_ubatch());
+    return true;
+}

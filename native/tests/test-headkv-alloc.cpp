@@ -1,0 +1,218 @@
+// Every allocation of observation, compaction and tail growth fails once: the N-th of each kind, for
+// N = 1, 2, ... until none is left to fail. Each failure must be reported, and the cache must go on as if
+// the call had not been made: the mask and the logits that follow are those of a run without failures.
+//
+// Two kinds: ggml buffers (posix_memalign, from 16 KiB; ggml aborts by design when it gets no few KiB for
+// its own metadata), and C++ objects (operator new).
+
+#include "headkv.h"
+#include "tiny-model.h"
+
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <functional>
+#include <new>
+#include <vector>
+
+enum fail_kind { FAIL_NONE, FAIL_BUFFER, FAIL_NEW };
+
+static thread_local fail_kind fail_what = FAIL_NONE;
+static thread_local int fail_after      = 0; // allocations that still succeed
+static thread_local bool failed         = false;
+
+static bool fail_now(fail_kind kind) {
+    if (fail_what != kind || failed || fail_after-- > 0) {
+        return false;
+    }
+    failed = true;
+    return true;
+}
+
+// these take the place of libc's and libstdc++'s in all libraries of the process
+extern "C" int posix_memalign(void ** ptr, size_t alignment, size_t size) {
+    if (size >= 16 * 1024 && fail_now(FAIL_BUFFER)) {
+        return ENOMEM;
+    }
+    using fn             = int (*)(void **, size_t, size_t);
+    static const fn next = (fn) dlsym(RTLD_NEXT, "posix_memalign");
+    return next(ptr, alignment, size);
+}
+
+void * operator new(size_t size) {
+    void * res = fail_now(FAIL_NEW) ? nullptr : malloc(size);
+    if (!res) {
+        throw std::bad_alloc();
+    }
+    return res;
+}
+
+void operator delete(void * ptr) noexcept {
+    free(ptr);
+}
+void operator delete(void * ptr, size_t) noexcept {
+    free(ptr);
+}
+
+//
+// the prompt and what a run without failures makes of it
+//
+
+static constexpr int n_prompt = 600;
+static constexpr int n_window = 8;
+static constexpr int n_more   = 150; // outgrows the first tail
+
+static int n_run  = 0;
+static int n_fail = 0;
+
+static void check(bool ok, const char * what, fail_kind kind, int n) {
+    n_run++;
+    if (!ok) {
+        n_fail++;
+        printf("FAIL %s, allocation %d of kind %d\n", what, n, kind);
+    }
+}
+
+static llama_token token_at(int pos) {
+    return (pos * 7 + pos / 5) % 90;
+}
+
+static int decode(llama_context * ctx, int p0, int n) {
+    llama_batch batch = llama_batch_init(n, 0, 1);
+    batch.n_tokens    = n;
+    for (int i = 0; i < n; ++i) {
+        batch.token[i]     = token_at(p0 + i);
+        batch.pos[i]       = p0 + i;
+        batch.n_seq_id[i]  = 1;
+        batch.seq_id[i][0] = 0;
+        batch.logits[i]    = i == n - 1;
+    }
+    const int rc = llama_decode(ctx, batch);
+    llama_batch_free(batch);
+    return rc;
+}
+
+static std::vector<float> logits(llama_context * ctx) {
+    const float * data = llama_get_logits_ith(ctx, -1);
+    return std::vector<float>(data, data + 96);
+}
+
+static std::vector<uint8_t> mask(llama_context * ctx) {
+    std::vector<uint8_t> res(3 * 2 * n_prompt);
+    if (headkv_get_mask(ctx, res.data(), res.size()) != HEADKV_OK) {
+        res.clear();
+    }
+    return res;
+}
+
+// up to where the step that is tested begins
+static bool prefill(llama_context * ctx) {
+    llama_memory_clear(llama_get_memory(ctx), true);
+    return decode(ctx, 0, n_prompt - n_window) == 0;
+}
+
+static bool observe(llama_context * ctx) {
+    return headkv_observe(ctx, 1) == HEADKV_OK && decode(ctx, n_prompt - n_window, n_window) == 0 &&
+           headkv_observe(ctx, 0) == HEADKV_OK;
+}
+
+// run step() with its N-th allocation failing, N = 1, 2, ...; true from failure() means that it was reported
+static void torture(const char * what, fail_kind kind, const std::function<bool()> & step,
+                    const std::function<bool()> & reported, const std::function<bool()> & before,
+                    const std::function<bool()> & after) {
+    for (int n = 1;; ++n) {
+        check(before(), what, kind, n);
+
+        failed        = false;
+        fail_after    = n - 1;
+        fail_what     = kind;
+        const bool ok = step();
+        fail_what     = FAIL_NONE;
+
+        if (!failed) {
+            check(ok && after(), what, kind, n);
+            printf("%s: %d allocations of kind %d failed\n", what, n - 1, kind);
+            check(n > 1, what, kind, n); // else nothing was tested
+            return;
+        }
+        // either the failure was reported and a second try works, or the step could do without
+        check(ok || (reported() && step()), what, kind, n);
+        check(after(), what, kind, n);
+    }
+}
+
+static void quiet(ggml_log_level, const char *, void *) {}
+
+int main() {
+    llama_log_set(quiet, nullptr);
+
+    const std::string path = std::string(getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp") + "/test-headkv-alloc-" +
+                             std::to_string(getpid()) + ".gguf";
+    tiny_model_write(path.c_str());
+
+    llama_model_ptr model(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
+    remove(path.c_str());
+
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx                = 4096;
+    params.n_threads            = 1;
+    params.n_threads_batch      = 1;
+    params.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    llama_context_ptr ctx_ptr(llama_init_from_model(model.get(), params));
+    llama_context * ctx = ctx_ptr.get();
+
+    const std::vector<int32_t> caps = { 20, 200, 64, 64, 8, 128 };
+    if (headkv_configure(ctx, n_window, 7, 4) != HEADKV_OK ||
+        headkv_set_budgets(ctx, caps.data(), caps.size()) != HEADKV_OK) {
+        printf("%s\n", headkv_last_error(ctx));
+        return 1;
+    }
+
+    // without failures
+    check(prefill(ctx) && observe(ctx) && headkv_compact(ctx, 0) == HEADKV_OK, "plain run", FAIL_NONE, 0);
+    const auto mask_ref = mask(ctx);
+    check(!mask_ref.empty(), "plain run", FAIL_NONE, 0);
+    check(decode(ctx, n_prompt, n_more) == 0, "plain run", FAIL_NONE, 0);
+    const auto logits_ref = logits(ctx);
+
+    const auto compact = [&]() { return headkv_compact(ctx, 0) == HEADKV_OK; };
+    const auto goes_on = [&]() {
+        return mask(ctx) == mask_ref && decode(ctx, n_prompt, n_more) == 0 && logits(ctx) == logits_ref;
+    };
+    const auto from_memory = [&]() { return strlen(headkv_last_error(ctx)) > 0; };
+
+    for (const fail_kind kind : { FAIL_BUFFER, FAIL_NEW }) {
+        torture(
+            "observe", kind, [&]() { return headkv_observe(ctx, 1) == HEADKV_OK; }, from_memory,
+            [&]() { return prefill(ctx); }, [&]() { return observe(ctx) && compact() && goes_on(); });
+
+        torture(
+            "compact", kind, compact,
+            [&]() {
+                headkv_stats stats;
+                return headkv_get_stats(ctx, &stats, sizeof(stats)) == HEADKV_OK && stats.n_live == n_prompt &&
+                       stats.bytes_pool == 0 && stats.bytes_live == stats.bytes_full && from_memory();
+            },
+            [&]() { return prefill(ctx) && observe(ctx); }, goes_on);
+    }
+
+    // C++ allocations of llama_decode() itself are upstream's
+    torture(
+        "tail growth", FAIL_BUFFER, [&]() { return decode(ctx, n_prompt, n_more) == 0; },
+        [&]() { return mask(ctx) == mask_ref && from_memory(); },
+        [&]() { return prefill(ctx) && observe(ctx) && compact(); }, [&]() { return logits(ctx) == logits_ref; });
+
+    torture(
+        "full size after clear", FAIL_BUFFER, [&]() { return decode(ctx, 0, n_prompt - n_window) == 0; }, from_memory,
+        [&]() {
+            bool ok = prefill(ctx) && observe(ctx) && compact();
+            llama_memory_clear(llama_get_memory(ctx), true);
+            return ok;
+        },
+        [&]() { return observe(ctx) && compact() && goes_on(); });
+
+    printf("%d passed, %d failed\n", n_run - n_fail, n_fail);
+    return n_fail ? 1 : 0;
+}

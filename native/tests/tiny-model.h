@@ -1,0 +1,78 @@
+#pragma once
+
+// A tiny random llama model, written as a GGUF file.
+
+#include "ggml-cpp.h"
+#include "gguf.h"
+#include "llama-cpp.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+
+struct tiny_model_params {
+    int n_vocab   = 96;
+    int n_ctx     = 8192;
+    int n_layer   = 3;
+    int n_head    = 4;
+    int n_head_kv = 2;
+    int d_head    = 64;
+    int n_ff      = 64;
+};
+
+inline void tiny_model_write(const char * path, const tiny_model_params & p = {}) {
+    const int n_embd     = p.n_head * p.d_head;
+    const int n_embd_gqa = p.n_head_kv * p.d_head;
+
+    gguf_context_ptr gguf(gguf_init_empty());
+    gguf_set_val_str(gguf.get(), "general.architecture", "llama");
+    gguf_set_val_u32(gguf.get(), "llama.vocab_size", p.n_vocab);
+    gguf_set_val_u32(gguf.get(), "llama.context_length", p.n_ctx);
+    gguf_set_val_u32(gguf.get(), "llama.embedding_length", n_embd);
+    gguf_set_val_u32(gguf.get(), "llama.block_count", p.n_layer);
+    gguf_set_val_u32(gguf.get(), "llama.feed_forward_length", p.n_ff);
+    gguf_set_val_u32(gguf.get(), "llama.attention.head_count", p.n_head);
+    gguf_set_val_u32(gguf.get(), "llama.attention.head_count_kv", p.n_head_kv);
+    gguf_set_val_f32(gguf.get(), "llama.attention.layer_norm_rms_epsilon", 1e-5f);
+    gguf_set_val_str(gguf.get(), "tokenizer.ggml.model", "no_vocab");
+
+    ggml_context_ptr ctx(ggml_init({ 64u * 1024 * 1024, nullptr, false }));
+
+    std::mt19937 rng(1);
+    std::normal_distribution<float> normal;
+
+    const auto add = [&](const std::string & name, int64_t ne0, int64_t ne1, float mean, float stddev) {
+        ggml_tensor * t = ne1 > 0 ? ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, ne0, ne1)
+                                  : ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, ne0);
+        ggml_set_name(t, name.c_str());
+        for (int64_t i = 0; i < ggml_nelements(t); ++i) {
+            ((float *) t->data)[i] = mean + stddev * normal(rng);
+        }
+        gguf_add_tensor(gguf.get(), t);
+    };
+
+    const float s = 1.5f / sqrtf(n_embd);
+
+    add("token_embd.weight", n_embd, p.n_vocab, 0.0f, 1.0f);
+    add("output_norm.weight", n_embd, 0, 1.0f, 0.1f);
+    add("output.weight", n_embd, p.n_vocab, 0.0f, s);
+    for (int il = 0; il < p.n_layer; ++il) {
+        const std::string b = "blk." + std::to_string(il) + ".";
+        add(b + "attn_norm.weight", n_embd, 0, 1.0f, 0.1f);
+        add(b + "attn_q.weight", n_embd, n_embd, 0.0f, s);
+        add(b + "attn_k.weight", n_embd, n_embd_gqa, 0.0f, s);
+        add(b + "attn_v.weight", n_embd, n_embd_gqa, 0.0f, s);
+        add(b + "attn_output.weight", n_embd, n_embd, 0.0f, s);
+        add(b + "ffn_norm.weight", n_embd, 0, 1.0f, 0.1f);
+        add(b + "ffn_gate.weight", n_embd, p.n_ff, 0.0f, s);
+        add(b + "ffn_up.weight", n_embd, p.n_ff, 0.0f, s);
+        add(b + "ffn_down.weight", p.n_ff, n_embd, 0.0f, s);
+    }
+
+    if (!gguf_write_to_file(gguf.get(), path, false)) {
+        fprintf(stderr, "cannot write %s\n", path);
+        exit(1);
+    }
+}

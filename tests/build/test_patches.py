@@ -1,0 +1,116 @@
+"""The patches to llama.cpp: small, idempotent, and refused by a tree that is not the pinned one."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CMAKE_DIR = ROOT / "native" / "cmake"
+PATCHES = sorted((ROOT / "native" / "patches").glob("*.patch"))
+CMAKE = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
+
+CHANGED_LINES_MAX = 150
+
+
+@pytest.fixture(scope="module")
+def pinned_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pinned llama.cpp as the sdist holds it, the parts that are built."""
+    found = subprocess.run(
+        [sys.executable, str(CMAKE_DIR / "fetch_sdist.py")], check=True, capture_output=True, text=True
+    )
+    folder = tmp_path_factory.mktemp("sdist")
+    with tarfile.open(found.stdout.strip()) as sdist:
+        parts = re.compile(r"[^/]+/vendor/llama\.cpp/(ggml|include|src|\.git)(/|$)")
+        members = [m for m in sdist.getmembers() if parts.match(m.name)]
+        if sys.version_info >= (3, 12):
+            sdist.extractall(folder, members, filter="data")
+        else:
+            sdist.extractall(folder, members)
+    return next(folder.glob("*/vendor/llama.cpp"))
+
+
+@pytest.fixture
+def tree(pinned_tree: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pinned_tree, tmp_path / "llama.cpp"))
+
+
+def apply(tree: Path) -> subprocess.CompletedProcess[str]:
+    patches = ";".join(map(str, PATCHES))
+    script = CMAKE_DIR / "apply-patches.cmake"
+    return subprocess.run(
+        [str(CMAKE), f"-DTREE={tree}", f"-DPATCHES={patches}", "-P", str(script)],
+        capture_output=True,
+        text=True,
+    )
+
+
+def digest(tree: Path) -> str:
+    sha = hashlib.sha256()
+    for path in sorted(p for p in tree.rglob("*") if p.is_file()):
+        sha.update(str(path.relative_to(tree)).encode())
+        sha.update(path.read_bytes())
+    return sha.hexdigest()
+
+
+def changed_lines(patch: Path) -> int:
+    lines = patch.read_text().splitlines()
+    body = lines[lines.index("---") + 1 :]
+    return sum(line[:1] in "+-" and not line.startswith(("+++ ", "--- ")) for line in body if line)
+
+
+def test_patches_change_few_upstream_lines() -> None:
+    counts = {patch.name: changed_lines(patch) for patch in PATCHES}
+    assert counts
+    assert 0 < sum(counts.values()) < CHANGED_LINES_MAX, counts
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda p: p.name)
+def test_each_patch_says_why_it_must_exist(patch: Path) -> None:
+    header = patch.read_text().split("\n---\n")[0]
+    assert re.search(r"^Description: \S.*\n( .*\n)+", header, re.M)
+    assert re.search(r"^Forwarded: \S", header, re.M)
+
+
+def test_applying_twice_changes_nothing(tree: Path) -> None:
+    first = apply(tree)
+    assert first.returncode == 0, first.stderr
+    after_first = digest(tree)
+    second = apply(tree)
+    assert second.returncode == 0, second.stderr
+    assert digest(tree) == after_first
+    assert "HEADKV_ATTN" in (tree / "ggml" / "include" / "ggml.h").read_text()
+
+
+def test_the_rest_is_applied_to_a_tree_that_has_the_first(tree: Path) -> None:
+    assert apply(tree).returncode == 0
+    whole = digest(tree)
+    subprocess.run(
+        ["git", "apply", "--reverse", str(PATCHES[-1])], cwd=tree, check=True, env={"GIT_DIR": "none"}
+    )
+    assert digest(tree) != whole
+    assert apply(tree).returncode == 0
+    assert digest(tree) == whole
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda p: p.name)
+def test_a_tampered_tree_is_refused_by_the_patch_name(tree: Path, patch: Path) -> None:
+    lines = patch.read_text().splitlines()
+    name = next(line for line in lines if line.startswith("+++ b/")).removeprefix("+++ b/")
+    hunk = lines[next(i for i, line in enumerate(lines) if line.startswith("@@")) + 1 :]
+    context = next(line for line in hunk if line.startswith(" ") and line.strip())[1:]
+    file = tree / name
+    text = file.read_text()
+    assert context in text
+    file.write_text(text.replace(context, "tampered"))
+    result = apply(tree)
+    assert result.returncode != 0
+    assert patch.name in result.stderr
+    assert "does not apply" in re.sub(r"\s+", " ", result.stderr)
