@@ -5,7 +5,7 @@
 //   headkv_configure   once per context
 //   headkv_set_budgets once per context, or before any prompt
 //   llama_decode       all prompt tokens but the last `window` of them
-//   headkv_observe(1)
+//   headkv_observe     HEADKV_OBSERVE_WINDOW
 //   llama_decode       the last `window` tokens: their attention to the prompt is recorded
 //   headkv_compact     every KV head keeps its share, the rest of the KV cache is freed
 //   llama_decode       the answer; llama_memory_clear() or a whole-sequence llama_memory_seq_rm()
@@ -51,9 +51,36 @@ enum headkv_const {
     HEADKV_ERR_STATE       = -3, // the call does not fit what the context holds now
     HEADKV_ERR_MEMORY      = -4, // memory could not be had
     HEADKV_ERR_INTERNAL    = -5, // anything else that went wrong inside
+
+    // head scores in GGUF metadata, see docs/gguf-metadata.md
+    HEADKV_ERR_FILE           = -6,  // a file that cannot be read, is no GGUF, or is damaged
+    HEADKV_ERR_SCORES_ABSENT  = -7,  // a GGUF without head scores
+    HEADKV_ERR_SCORES_VERSION = -8,  // of a version that is not known
+    HEADKV_ERR_SCORES_MISSING = -9,  // a key that must be there is not
+    HEADKV_ERR_SCORES_TYPE    = -10, // a key has another type than it must
+    HEADKV_ERR_SCORES_LENGTH  = -11, // an array or a text of the wrong length
+    HEADKV_ERR_SCORES_VALUE   = -12, // not finite, negative, all zero, or out of range
+
+    HEADKV_OBSERVE_OFF    = 0,
+    HEADKV_OBSERVE_WINDOW = 1,
+    HEADKV_OBSERVE_ROWS   = 2,
 };
 
 struct llama_context;
+
+// head scores as read from a GGUF file
+struct headkv_scores;
+
+struct headkv_scores_info {
+    int64_t n_layer;
+    int64_t n_head;
+    int64_t n_head_kv;
+    int64_t window; // what the file recommends; negative where it says nothing, beta too
+    int64_t kernel;
+    int64_t sinks;
+    double beta;
+    int64_t n_texts; // headkv.method and all headkv.source.*
+};
 
 // All sizes in bytes are those of ggml's own buffers, all times in microseconds.
 struct headkv_stats {
@@ -88,8 +115,8 @@ HEADKV_API int32_t headkv_supported(const struct llama_context * ctx);
 //   window: alpha, the last prompt tokens whose attention selects, always kept   >= 1
 //   kernel: width of the max-pool over positions                                 >= 1, odd
 //   sinks : first prompt positions that are always kept                          >= 0
-// Forgets the budgets. Makes headkv_cancel() work, for which it takes the context's abort callback.
-// HEADKV_ERR_STATE while an observation is recorded or a pool is active.
+// Forgets the budgets and what was recorded. Makes headkv_cancel() work, for which it takes the context's abort
+// callback. HEADKV_ERR_STATE while the cache is compacted.
 HEADKV_API int32_t headkv_configure(struct llama_context * ctx, int32_t window, int32_t kernel, int32_t sinks);
 
 // caps: entries to keep per KV head, row-major [n_layer][n_head_kv], window and sinks included.
@@ -97,10 +124,12 @@ HEADKV_API int32_t headkv_configure(struct llama_context * ctx, int32_t window, 
 // Each at least the window; a cap above the prompt keeps the whole prompt for that head.
 HEADKV_API int32_t headkv_set_budgets(struct llama_context * ctx, const int32_t * caps, size_t n);
 
-// on = 1: forget what was recorded and record the attention of every token decoded from now on.
-// on = 0: stop recording, keep what was recorded for headkv_compact().
+// Forget what was recorded, and from now on record for every decoded token ...
+//   HEADKV_OBSERVE_WINDOW: how much attention each KV head pays to every position, summed; for headkv_compact()
+//   HEADKV_OBSERVE_ROWS  : the attention of each query head, of the last token only; for headkv_get_rows()
+//   HEADKV_OBSERVE_OFF   : nothing any more; what was recorded is kept
 // HEADKV_ERR_STATE on a compacted cache, HEADKV_ERR_MEMORY without room for the records.
-HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t on);
+HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what);
 
 // Select, gather the kept rows into the pool, free the full cache and make a small one for new tokens.
 //   seq: 0, the only sequence that there can be
@@ -114,6 +143,11 @@ HEADKV_API int32_t headkv_compact(struct llama_context * ctx, int32_t seq);
 // the query heads of the group. w: row-major [n_layer][n_head_kv][n_prompt], n: its length.
 // HEADKV_ERR_STATE without a complete record (compaction frees it).
 HEADKV_API int32_t headkv_get_attention(const struct llama_context * ctx, float * w, size_t n);
+
+// What the last decoded token's query heads attended to in one layer: w[n_head][n_tokens in the cache],
+// n: its length. Softmax rows: each sums to 1 (less with attention sinks). For measuring head scores.
+// HEADKV_ERR_STATE if rows are not being recorded.
+HEADKV_API int32_t headkv_get_rows(const struct llama_context * ctx, int32_t layer, float * w, size_t n);
 
 // Entries kept per KV head: kept[n_layer][n_head_kv], n: its length. HEADKV_ERR_STATE if not compacted.
 HEADKV_API int32_t headkv_get_kept(const struct llama_context * ctx, int32_t * kept, size_t n);
@@ -129,6 +163,27 @@ HEADKV_API int32_t headkv_get_stats(const struct llama_context * ctx, struct hea
 // tokens of its unfinished ubatch are not in the cache then.
 HEADKV_API int32_t headkv_cancel(struct llama_context * ctx);
 HEADKV_API int32_t headkv_cancel_clear(struct llama_context * ctx);
+
+// Head scores from the metadata of a GGUF file, a sidecar or a model; everything in it is checked.
+// On success *scores is to be freed with headkv_scores_free(), on failure it is NULL and the code one of
+// HEADKV_ERR_FILE, HEADKV_ERR_SCORES_*, HEADKV_ERR_MEMORY, with the cause as headkv_last_error(NULL).
+HEADKV_API int32_t headkv_scores_load(const char * path, struct headkv_scores ** scores);
+HEADKV_API void headkv_scores_free(struct headkv_scores * scores);
+
+// size: sizeof(struct headkv_scores_info) of the caller.
+HEADKV_API int32_t headkv_scores_get_info(const struct headkv_scores * scores, struct headkv_scores_info * info,
+                                          size_t size);
+
+// w: row-major [n_layer][n_head], n: its length.
+HEADKV_API int32_t headkv_scores_get(const struct headkv_scores * scores, float * w, size_t n);
+
+// Key and text number i of n_texts, NULL beyond. Numbers come as decimals. Valid as long as scores.
+HEADKV_API const char * headkv_scores_key(const struct headkv_scores * scores, int64_t i);
+HEADKV_API const char * headkv_scores_text(const struct headkv_scores * scores, int64_t i);
+
+// Identity of a model file's weights: a hash over name, type, shape and both ends of every tensor. The same
+// with and without embedded scores, another for another quantization. id: size bytes, 32 are enough.
+HEADKV_API int32_t headkv_model_id(const char * path, char * id, size_t size);
 
 // cdef end
 

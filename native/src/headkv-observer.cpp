@@ -9,12 +9,14 @@
 
 #include <algorithm>
 
-headkv_observer::headkv_observer(const std::vector<headkv_layer_shape> & shapes, uint32_t n_cells, uint32_t n_head_kv)
-    : n_cells(n_cells),
-      n_head_kv(n_head_kv),
+headkv_observer::headkv_observer(mode mode, const std::vector<headkv_layer_shape> & shapes, uint32_t n_cells,
+                                 uint32_t n_heads)
+    : what(mode),
+      n_cells(n_cells),
+      n_heads(n_heads),
       bufs(shapes.size()) {
     for (const auto & s : shapes) {
-        sums.push_back(bufs.new_tensor(s.buft, GGML_TYPE_F32, n_cells, n_head_kv, "obs", s.il));
+        records.push_back(bufs.new_tensor(s.buft, GGML_TYPE_F32, n_cells, n_heads, "obs", s.il));
     }
     bufs.alloc();
 }
@@ -23,8 +25,8 @@ void headkv_observer::build(const llm_graph_context & gctx, uint32_t ikv, ggml_t
                             ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale) const {
     ggml_context * ctx = gctx.ctx0;
 
-    const int64_t n_kv   = k->ne[2];
-    const int64_t n_rows = q->ne[2] * q->ne[1] / n_head_kv; // tokens x GQA group
+    const int64_t n_kv     = k->ne[2];
+    const int64_t n_tokens = q->ne[2];
 
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
     k = ggml_permute(ctx, k, 0, 2, 1, 3);
@@ -42,13 +44,20 @@ void headkv_observer::build(const llm_graph_context & gctx, uint32_t ikv, ggml_t
     w = ggml_soft_max_ext(ctx, w, kq_mask, kq_scale, 0.0f);
     ggml_soft_max_add_sinks(w, sinks);
 
-    // the query heads of a GQA group are neighbours: [n_kv, n_rows, n_head_kv] -> sum over the rows
-    w = ggml_reshape_3d(ctx, w, n_kv, n_rows, n_head_kv);
-    w = ggml_cont(ctx, ggml_transpose(ctx, w));
-    w = ggml_reshape_2d(ctx, ggml_sum_rows(ctx, w), n_kv, n_head_kv);
+    ggml_tensor * record = ggml_view_2d(ctx, records[ikv], n_kv, n_heads, records[ikv]->nb[1], 0);
 
-    ggml_tensor * sum = ggml_view_2d(ctx, sums[ikv], n_kv, n_head_kv, sums[ikv]->nb[1], 0);
-    ggml_build_forward_expand(gctx.gf, ggml_add_inplace(ctx, sum, w));
+    if (what == ROWS) {
+        w = ggml_view_2d(ctx, w, n_kv, n_heads, w->nb[2], (n_tokens - 1) * w->nb[1]);
+        ggml_build_forward_expand(gctx.gf, ggml_cpy(ctx, w, record));
+        return;
+    }
+
+    // the query heads of a GQA group are neighbours: [n_kv, n_tokens*n_gqa, n_head_kv] -> sum over the rows
+    w = ggml_reshape_3d(ctx, w, n_kv, w->ne[1] * w->ne[2] / n_heads, n_heads);
+    w = ggml_cont(ctx, ggml_transpose(ctx, w));
+    w = ggml_reshape_2d(ctx, ggml_sum_rows(ctx, w), n_kv, n_heads);
+
+    ggml_build_forward_expand(gctx.gf, ggml_add_inplace(ctx, record, w));
 }
 
 void headkv_observer::add(const llama_ubatch & ubatch) {
@@ -68,6 +77,6 @@ bool headkv_observer::covers(uint32_t n, llama_pos last_pos) const {
 }
 
 void headkv_observer::read(uint32_t ikv, std::vector<float> & res) const {
-    res.resize((size_t) n_cells * n_head_kv);
-    ggml_backend_tensor_get(sums[ikv], res.data(), 0, res.size() * sizeof(float));
+    res.resize((size_t) n_cells * n_heads);
+    ggml_backend_tensor_get(records[ikv], res.data(), 0, res.size() * sizeof(float));
 }

@@ -11,13 +11,17 @@ struct headkv_layer_shape;
 struct llama_ubatch;
 struct llm_graph_context;
 
-// Records how much attention decoded tokens pay to each cell of the full cache, per KV head: a sum over
-// tokens and over the query heads of the GQA group. The sums are kept where the layer's K is, and grow
-// by ordinary graph nodes, one set per layer.
+// Records the attention that decoded tokens pay to the cells of the full cache, where the layer's K is, by
+// ordinary graph nodes, one set per layer. Two kinds of record:
+//
+//   WINDOW: per KV head, the sum over all tokens and over the query heads of the GQA group
+//   ROWS:   per query head, the row of the last token of the last ubatch
 class headkv_observer {
 public:
-    // allocates; throws headkv_error, std::bad_alloc
-    headkv_observer(const std::vector<headkv_layer_shape> & shapes, uint32_t n_cells, uint32_t n_head_kv);
+    enum mode { WINDOW, ROWS };
+
+    // n_heads: columns, KV heads or query heads; allocates; throws headkv_error, std::bad_alloc
+    headkv_observer(mode mode, const std::vector<headkv_layer_shape> & shapes, uint32_t n_cells, uint32_t n_heads);
 
     // add the recording of one layer to the graph
     //   q: [n_embd_head_k, n_head,    n_tokens]
@@ -28,25 +32,31 @@ public:
     // the tokens of this ubatch are about to be recorded
     void add(const llama_ubatch & ubatch);
 
-    // positions from p0 on are taken out of the cache: the sums are of no use any more if they saw them
+    // positions from p0 on are taken out of the cache: the record is of no use any more if it saw them
     void remove(llama_pos p0);
 
     // are exactly the n tokens up to position `last` recorded
     bool covers(uint32_t n, llama_pos last) const;
 
-    // one layer's sums: res[h*n_cells + cell]
-    void read(uint32_t ikv, std::vector<float> & sums) const;
+    // is the token at position `pos` the last one recorded
+    bool has_seen(llama_pos pos) const { return !broken && n_tokens > 0 && last == pos; }
+
+    // one layer's record: res[h*n_cells + cell]
+    void read(uint32_t ikv, std::vector<float> & res) const;
+
+    mode get_mode() const { return what; }
 
     const headkv_buffers & get_buffers() const { return bufs; }
 
     bool on = true;
 
 private:
+    const mode what;
     const uint32_t n_cells;
-    const uint32_t n_head_kv;
+    const uint32_t n_heads;
 
     headkv_buffers bufs;
-    std::vector<ggml_tensor *> sums; // per layer: [n_cells, n_head_kv] F32
+    std::vector<ggml_tensor *> records; // per layer: [n_cells, n_heads] F32
 
     uint32_t n_tokens = 0;
     llama_pos first   = -1;

@@ -1,11 +1,14 @@
 #include "headkv.h"
 
 #include "headkv-error.h"
+#include "headkv-scores.h"
 #include "llama-context.h"
 #include "llama-impl.h"
 #include "llama-kv-cache-headkv.h"
 #include "llama-model.h"
 
+#include <algorithm>
+#include <cstring>
 #include <new>
 
 // of contexts that have no memory of ours to keep it
@@ -15,25 +18,11 @@ static llama_kv_cache_headkv * get_mem(const llama_context * ctx) {
     return ctx ? dynamic_cast<llama_kv_cache_headkv *>(ctx->get_memory()) : nullptr;
 }
 
-// run f(memory); any exception becomes a code and the context's last error
+// run f(); any exception becomes a code and a text in error
 template <typename F>
-static int32_t guard(const llama_context * ctx, F && f) {
-    auto * mem = get_mem(ctx);
-
-    std::string & error = mem ? mem->last_error : thread_error;
+static int32_t guard_plain(std::string & error, F && f) {
     try {
-        if (!ctx) {
-            throw headkv_error(HEADKV_ERR_ARGUMENT, "the context is NULL");
-        }
-        if (!mem) {
-            const std::string reason = llama_kv_cache_headkv::unsupported(ctx->get_model(), ctx->get_cparams());
-            throw headkv_error(HEADKV_ERR_UNSUPPORTED,
-                               reason.empty() ? "the architecture keeps a KV cache of its own kind" : reason);
-        }
-        if (!ctx->get_cparams().flash_attn) {
-            throw headkv_error(HEADKV_ERR_UNSUPPORTED, "flash attention was turned off: a device lacks it");
-        }
-        f(*mem);
+        f();
         return HEADKV_OK;
     } catch (const headkv_error & err) {
         headkv_set_error(error, err.what());
@@ -47,9 +36,36 @@ static int32_t guard(const llama_context * ctx, F && f) {
     }
 }
 
+// run f(memory) on a context that can be compacted
+template <typename F>
+static int32_t guard(const llama_context * ctx, F && f) {
+    auto * mem = get_mem(ctx);
+
+    return guard_plain(mem ? mem->last_error : thread_error, [&]() {
+        if (!ctx) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, "the context is NULL");
+        }
+        if (!mem) {
+            const std::string reason = llama_kv_cache_headkv::unsupported(ctx->get_model(), ctx->get_cparams());
+            throw headkv_error(HEADKV_ERR_UNSUPPORTED,
+                               reason.empty() ? "the architecture keeps a KV cache of its own kind" : reason);
+        }
+        if (!ctx->get_cparams().flash_attn) {
+            throw headkv_error(HEADKV_ERR_UNSUPPORTED, "flash attention was turned off: a device lacks it");
+        }
+        f(*mem);
+    });
+}
+
 static void require_pointer(const void * p) {
     if (!p) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, "a pointer is NULL");
+    }
+}
+
+static void require_size(size_t size, size_t expected) {
+    if (size != expected) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("the size must be %zu, not %zu", expected, size));
     }
 }
 
@@ -84,10 +100,10 @@ int32_t headkv_set_budgets(llama_context * ctx, const int32_t * caps, size_t n) 
     });
 }
 
-int32_t headkv_observe(llama_context * ctx, int32_t on) {
+int32_t headkv_observe(llama_context * ctx, int32_t what) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         ctx->synchronize();
-        mem.observe(on != 0);
+        mem.observe(what);
     });
 }
 
@@ -109,6 +125,14 @@ int32_t headkv_get_attention(const llama_context * ctx, float * w, size_t n) {
     });
 }
 
+int32_t headkv_get_rows(const llama_context * ctx, int32_t layer, float * w, size_t n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        require_pointer(w);
+        const_cast<llama_context *>(ctx)->synchronize();
+        mem.get_rows(layer, w, n);
+    });
+}
+
 int32_t headkv_get_kept(const llama_context * ctx, int32_t * kept, size_t n) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         require_pointer(kept);
@@ -126,10 +150,7 @@ int32_t headkv_get_mask(const llama_context * ctx, uint8_t * mask, size_t n) {
 int32_t headkv_get_stats(const llama_context * ctx, headkv_stats * stats, size_t size) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         require_pointer(stats);
-        if (size != sizeof(*stats)) {
-            throw headkv_error(HEADKV_ERR_ARGUMENT,
-                               format("headkv_stats has %zu bytes, not %zu", sizeof(*stats), size));
-        }
+        require_size(size, sizeof(*stats));
         *stats = mem.get_stats();
     });
 }
@@ -140,4 +161,60 @@ int32_t headkv_cancel(llama_context * ctx) {
 
 int32_t headkv_cancel_clear(llama_context * ctx) {
     return guard(ctx, [](llama_kv_cache_headkv & mem) { mem.cancelled = false; });
+}
+
+//
+// head scores
+//
+
+int32_t headkv_scores_load(const char * path, headkv_scores ** scores) {
+    return guard_plain(thread_error, [&]() {
+        require_pointer(scores);
+        *scores = nullptr;
+        require_pointer(path);
+        *scores = new headkv_scores(headkv_scores::load(path));
+    });
+}
+
+void headkv_scores_free(headkv_scores * scores) {
+    delete scores;
+}
+
+int32_t headkv_scores_get_info(const headkv_scores * scores, headkv_scores_info * info, size_t size) {
+    return guard_plain(thread_error, [&]() {
+        require_pointer(scores);
+        require_pointer(info);
+        require_size(size, sizeof(*info));
+        *info = { scores->n_layer, scores->n_head, scores->n_head_kv, scores->window,
+                  scores->kernel,  scores->sinks,  scores->beta,      (int64_t) scores->texts.size() };
+    });
+}
+
+int32_t headkv_scores_get(const headkv_scores * scores, float * w, size_t n) {
+    return guard_plain(thread_error, [&]() {
+        require_pointer(scores);
+        require_pointer(w);
+        require_size(n, scores->scores.size());
+        std::copy(scores->scores.begin(), scores->scores.end(), w);
+    });
+}
+
+const char * headkv_scores_key(const headkv_scores * scores, int64_t i) {
+    return scores && i >= 0 && i < (int64_t) scores->texts.size() ? scores->texts[i].first.c_str() : nullptr;
+}
+
+const char * headkv_scores_text(const headkv_scores * scores, int64_t i) {
+    return scores && i >= 0 && i < (int64_t) scores->texts.size() ? scores->texts[i].second.c_str() : nullptr;
+}
+
+int32_t headkv_model_id(const char * path, char * id, size_t size) {
+    return guard_plain(thread_error, [&]() {
+        require_pointer(path);
+        require_pointer(id);
+        const std::string res = headkv_model_id(path);
+        if (size < res.size() + 1) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, format("the id needs %zu bytes, not %zu", res.size() + 1, size));
+        }
+        memcpy(id, res.c_str(), res.size() + 1);
+    });
 }

@@ -364,10 +364,12 @@ void llama_kv_cache_headkv::configure(int32_t window, int32_t kernel, int32_t si
     if (sinks < 0) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("sinks must not be negative, not %d", sinks));
     }
-    if (pool || obs) {
-        throw headkv_error(HEADKV_ERR_STATE,
-                           "the cache is observed or compacted: clear it before it is configured anew");
+    if (pool) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it is configured anew");
     }
+
+    obs.reset(); // of another window, or left by a compaction that failed
+    epoch++;
 
     params = { (uint32_t) window, (uint32_t) kernel, (uint32_t) sinks };
     caps.clear();
@@ -387,18 +389,26 @@ void llama_kv_cache_headkv::set_budgets(const int32_t * next, size_t n) {
     caps.assign(next, next + n);
 }
 
-void llama_kv_cache_headkv::observe(bool on) {
+void llama_kv_cache_headkv::observe(int32_t what) {
+    if (what < HEADKV_OBSERVE_OFF || what > HEADKV_OBSERVE_ROWS) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no kind of observation %d", what));
+    }
     if (pool) {
         throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it is observed again");
     }
 
-    if (on) {
+    if (what == HEADKV_OBSERVE_OFF) {
+        if (obs) {
+            obs->on = false;
+        }
+    } else {
+        const bool rows = what == HEADKV_OBSERVE_ROWS;
+
         reserve(0);
         obs.reset();
-        obs = std::make_unique<headkv_observer>(shapes, n_ctx, n_head_kv);
+        obs = std::make_unique<headkv_observer>(rows ? headkv_observer::ROWS : headkv_observer::WINDOW, shapes, n_ctx,
+                                                rows ? model.hparams.n_head() : n_head_kv);
         update_peak(0);
-    } else if (obs) {
-        obs->on = false;
     }
 
     epoch++;
@@ -442,7 +452,7 @@ void llama_kv_cache_headkv::compact() {
         throw headkv_error(HEADKV_ERR_STATE,
                            format("the prompt of %u tokens is shorter than the window of %u", n_prompt, params.window));
     }
-    if (!obs || !obs->covers(params.window, (llama_pos) n_prompt - 1)) {
+    if (!has_window_record(n_prompt)) {
         throw headkv_error(
             HEADKV_ERR_STATE,
             format("the last %u prompt tokens, and only they, must be decoded under observation", params.window));
@@ -517,7 +527,7 @@ void llama_kv_cache_headkv::compact() {
 
 void llama_kv_cache_headkv::get_attention(float * w, size_t n) const {
     const auto cell = get_prompt_cells();
-    if (!obs || !obs->covers(params.window, (llama_pos) cell.size() - 1)) {
+    if (!has_window_record(cell.size())) {
         throw headkv_error(HEADKV_ERR_STATE, "there is no complete record of the window's attention");
     }
     require_length(n, shapes.size() * n_head_kv * cell.size());
@@ -531,6 +541,25 @@ void llama_kv_cache_headkv::get_attention(float * w, size_t n) const {
             for (size_t p = 0; p < cell.size(); ++p) {
                 *w++ = scale * sums[(size_t) h * n_ctx + cell[p]];
             }
+        }
+    }
+}
+
+void llama_kv_cache_headkv::get_rows(int32_t layer, float * w, size_t n) const {
+    const auto cell = get_prompt_cells();
+    if (!obs || obs->get_mode() != headkv_observer::ROWS || !obs->has_seen((llama_pos) cell.size() - 1)) {
+        throw headkv_error(HEADKV_ERR_STATE, "the attention of the last token is not recorded");
+    }
+    if (layer < 0 || layer >= (int32_t) shapes.size()) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no layer %d, there are %zu", layer, shapes.size()));
+    }
+    require_length(n, model.hparams.n_head() * cell.size());
+
+    std::vector<float> rows;
+    obs->read(layer, rows);
+    for (uint32_t h = 0; h < model.hparams.n_head(); ++h) {
+        for (const uint32_t c : cell) {
+            *w++ = rows[(size_t) h * n_ctx + c];
         }
     }
 }
@@ -581,6 +610,10 @@ headkv_stats llama_kv_cache_headkv::get_stats() const {
     res.t_select_us  = t_select_us;
     res.t_compact_us = t_compact_us;
     return res;
+}
+
+bool llama_kv_cache_headkv::has_window_record(size_t n_prompt) const {
+    return obs && obs->get_mode() == headkv_observer::WINDOW && obs->covers(params.window, (llama_pos) n_prompt - 1);
 }
 
 void llama_kv_cache_headkv::require_length(size_t n, size_t n_expected) const {

@@ -71,10 +71,11 @@ public:
 
     void configure(int32_t window, int32_t kernel, int32_t sinks);
     void set_budgets(const int32_t * caps, size_t n);
-    void observe(bool on);
+    void observe(int32_t what);
     void compact();
 
     void get_attention(float * w, size_t n) const;
+    void get_rows(int32_t layer, float * w, size_t n) const;
     void get_kept(int32_t * kept, size_t n) const;
     void get_mask(uint8_t * mask, size_t n) const;
 
@@ -112,6 +113,9 @@ private:
 
     // all positions of the live cache in order: cell[p]; throws unless they are 0, 1, ...
     std::vector<uint32_t> get_prompt_cells() const;
+
+    // is the attention of exactly the window of a prompt of n_prompt tokens recorded
+    bool has_window_record(size_t n_prompt) const;
 
     void require_length(size_t n, size_t n_expected) const;
     void require_pool() const;

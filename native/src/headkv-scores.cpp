@@ -1,0 +1,222 @@
+#include "headkv-scores.h"
+
+#include "headkv-error.h"
+#include "llama-impl.h"
+
+#include "ggml-cpp.h"
+#include "gguf.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+// More than any model has; keeps what a hostile file can make us allocate or add up within bounds.
+static constexpr uint32_t n_layer_max = 4096;
+static constexpr uint32_t n_head_max  = 4096;
+static constexpr int32_t n_tokens_max = 1 << 20;
+static constexpr size_t n_text_max    = 4096; // bytes of one text
+
+static gguf_context_ptr open_gguf(const char * path) {
+    FILE * file = ggml_fopen(path, "rb");
+    if (!file) {
+        throw headkv_error(HEADKV_ERR_FILE, format("%s cannot be opened: %s", path, strerror(errno)));
+    }
+    gguf_context_ptr res(gguf_init_from_file_ptr(file, { /*.no_alloc =*/true, /*.ctx =*/nullptr }));
+    fclose(file);
+    if (!res) {
+        throw headkv_error(HEADKV_ERR_FILE, format("%s is not a GGUF file, or a damaged one", path));
+    }
+    return res;
+}
+
+namespace {
+
+// typed access to the headkv.* keys; gguf's own getters abort on a wrong type, so each is checked before
+class reader {
+public:
+    reader(const gguf_context * gguf, const char * path) : gguf(gguf), path(path) {}
+
+    [[noreturn]] void fail(int32_t code, const char * key, const std::string & what) const {
+        throw headkv_error(code, format("%s: %s %s", path, key, what.c_str()));
+    }
+
+    int64_t find(const char * key) const { return gguf_find_key(gguf, key); }
+
+    // id of a key of this type; arrays: of this element type
+    int64_t require(const char * key, gguf_type type, bool array = false) const {
+        const int64_t id = find(key);
+        if (id < 0) {
+            fail(HEADKV_ERR_SCORES_MISSING, key, "is missing");
+        }
+        const bool is_array   = gguf_get_kv_type(gguf, id) == GGUF_TYPE_ARRAY;
+        const gguf_type found = is_array ? gguf_get_arr_type(gguf, id) : gguf_get_kv_type(gguf, id);
+        if (found != type || is_array != array) {
+            fail(HEADKV_ERR_SCORES_TYPE, key,
+                 format("must be %s%s, not %s%s", array ? "an array of " : "", gguf_type_name(type),
+                        is_array ? "an array of " : "", gguf_type_name(found)));
+        }
+        return id;
+    }
+
+    uint32_t get_u32(const char * key, uint32_t least, uint32_t most) const {
+        const uint32_t res = gguf_get_val_u32(gguf, require(key, GGUF_TYPE_UINT32));
+        if (res < least || res > most) {
+            fail(HEADKV_ERR_SCORES_VALUE, key, format("must be from %u to %u, not %u", least, most, res));
+        }
+        return res;
+    }
+
+    std::string get_text(const char * key) const {
+        const std::string res = gguf_get_val_str(gguf, require(key, GGUF_TYPE_STRING));
+        if (res.size() > n_text_max) {
+            fail(HEADKV_ERR_SCORES_LENGTH, key, format("must have at most %zu bytes, not %zu", n_text_max, res.size()));
+        }
+        return res;
+    }
+
+    std::vector<float> get_scores(const char * key, size_t n) const {
+        const int64_t id = require(key, GGUF_TYPE_FLOAT32, true);
+        if (gguf_get_arr_n(gguf, id) != n) {
+            fail(HEADKV_ERR_SCORES_LENGTH, key,
+                 format("must have %zu values, one per layer and query head, not %zu", n, gguf_get_arr_n(gguf, id)));
+        }
+        std::vector<float> res(n);
+        memcpy(res.data(), gguf_get_arr_data(gguf, id), n * sizeof(float));
+
+        double sum = 0.0;
+        for (size_t i = 0; i < n; ++i) {
+            if (!std::isfinite(res[i]) || res[i] < 0.0f) {
+                fail(HEADKV_ERR_SCORES_VALUE, key,
+                     format("must be finite and not negative, value %zu is %g", i, res[i]));
+            }
+            sum += res[i];
+        }
+        if (!(sum > 0.0)) {
+            fail(HEADKV_ERR_SCORES_VALUE, key, "must not be all zero");
+        }
+        return res;
+    }
+
+private:
+    const gguf_context * gguf;
+    const char * path;
+};
+
+} // namespace
+
+headkv_scores headkv_scores::load(const char * path) {
+    const auto gguf = open_gguf(path);
+    const reader r(gguf.get(), path);
+
+    if (r.find("headkv.version") < 0) {
+        throw headkv_error(HEADKV_ERR_SCORES_ABSENT, format("%s holds no head scores", path));
+    }
+    const uint32_t version = gguf_get_val_u32(gguf.get(), r.require("headkv.version", GGUF_TYPE_UINT32));
+    if (version != 1) {
+        r.fail(HEADKV_ERR_SCORES_VERSION, "headkv.version", format("is %u, only 1 is known", version));
+    }
+
+    headkv_scores res;
+
+    res.texts.emplace_back("headkv.method", r.get_text("headkv.method"));
+    res.n_layer   = r.get_u32("headkv.block_count", 1, n_layer_max);
+    res.n_head    = r.get_u32("headkv.head_count", 1, n_head_max);
+    res.n_head_kv = r.get_u32("headkv.head_count_kv", 1, n_head_max);
+    if (res.n_head % res.n_head_kv != 0) {
+        r.fail(HEADKV_ERR_SCORES_VALUE, "headkv.head_count_kv",
+               format("must divide the head count of %u, %u does not", res.n_head, res.n_head_kv));
+    }
+    res.scores = r.get_scores("headkv.scores", (size_t) res.n_layer * res.n_head);
+
+    if (r.find("headkv.beta") >= 0) {
+        res.beta = gguf_get_val_f32(gguf.get(), r.require("headkv.beta", GGUF_TYPE_FLOAT32));
+        if (!std::isfinite(res.beta) || res.beta <= 1.0f) {
+            r.fail(HEADKV_ERR_SCORES_VALUE, "headkv.beta", format("must be finite and above 1, not %g", res.beta));
+        }
+    }
+    if (r.find("headkv.window") >= 0) {
+        res.window = r.get_u32("headkv.window", 1, n_tokens_max);
+    }
+    if (r.find("headkv.kernel") >= 0) {
+        res.kernel = r.get_u32("headkv.kernel", 1, n_tokens_max);
+        if (res.kernel % 2 == 0) {
+            r.fail(HEADKV_ERR_SCORES_VALUE, "headkv.kernel", format("must be odd, not %d", res.kernel));
+        }
+    }
+    if (r.find("headkv.sinks") >= 0) {
+        res.sinks = r.get_u32("headkv.sinks", 0, n_tokens_max);
+    }
+
+    for (int64_t id = 0; id < gguf_get_n_kv(gguf.get()); ++id) {
+        const char * key = gguf_get_key(gguf.get(), id);
+        if (strncmp(key, "headkv.source.", 14) != 0) {
+            continue;
+        }
+        if (strlen(key) > n_text_max) {
+            r.fail(HEADKV_ERR_SCORES_LENGTH, "headkv.source.*", "has a key that is too long");
+        }
+        if (gguf_get_kv_type(gguf.get(), id) == GGUF_TYPE_UINT32) {
+            res.texts.emplace_back(key, std::to_string(gguf_get_val_u32(gguf.get(), id)));
+        } else {
+            res.texts.emplace_back(key, r.get_text(key));
+        }
+    }
+
+    return res;
+}
+
+//
+// identity of a model
+//
+
+static uint64_t fnv1a(uint64_t hash, const void * data, size_t size) {
+    for (size_t i = 0; i < size; ++i) {
+        hash = (hash ^ ((const uint8_t *) data)[i]) * 0x100000001b3ull;
+    }
+    return hash;
+}
+
+std::string headkv_model_id(const char * path) {
+    static constexpr size_t n_sample = 4096; // bytes from each end of a tensor
+
+    const auto gguf = open_gguf(path);
+
+    std::unique_ptr<FILE, int (*)(FILE *)> file(ggml_fopen(path, "rb"), fclose);
+
+    const auto fail = [&](const char * what) { throw headkv_error(HEADKV_ERR_FILE, format("%s %s", path, what)); };
+    if (!file) {
+        fail("cannot be opened");
+    }
+    if (gguf_get_n_tensors(gguf.get()) == 0) {
+        fail("holds no tensors");
+    }
+
+    uint64_t hash = 0xcbf29ce484222325ull;
+
+    std::vector<uint8_t> sample(n_sample);
+    for (int64_t id = 0; id < gguf_get_n_tensors(gguf.get()); ++id) {
+        const char * name    = gguf_get_tensor_name(gguf.get(), id);
+        const int64_t * ne   = gguf_get_tensor_ne(gguf.get(), id);
+        const uint32_t type  = gguf_get_tensor_type(gguf.get(), id);
+        const size_t size    = gguf_get_tensor_size(gguf.get(), id);
+        const uint64_t start = gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), id);
+
+        hash = fnv1a(hash, name, strlen(name) + 1);
+        hash = fnv1a(hash, &type, sizeof(type));
+        hash = fnv1a(hash, ne, GGML_MAX_DIMS * sizeof(*ne));
+
+        const size_t n = std::min(size, n_sample);
+        for (const uint64_t offset : { start, start + (size - n) }) {
+            if (offset > (uint64_t) INT64_MAX || fseeko(file.get(), (off_t) offset, SEEK_SET) != 0 ||
+                fread(sample.data(), 1, n, file.get()) != n) {
+                fail("is shorter than its tensors");
+            }
+            hash = fnv1a(hash, sample.data(), n);
+        }
+    }
+
+    return format("fnv1a-%016llx", (unsigned long long) hash);
+}

@@ -1,0 +1,72 @@
+"""Long prompts on the GPU you already own: after the prompt, every KV head keeps what matters to it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from . import _library
+from .errors import (
+    ArgumentError,
+    Cancelled,
+    ContextFullError,
+    HeadKVError,
+    InternalError,
+    LibraryConflictError,
+    ModelError,
+    OutOfMemoryError,
+    ScoresAbsentError,
+    ScoresError,
+    StateError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from .llama import Llama
+    from .models import default_model_path
+    from .retention import Retention
+    from .scores import HeadScores
+    from .stats import CacheStats
+
+__all__ = [
+    "ArgumentError",
+    "CacheStats",
+    "Cancelled",
+    "ContextFullError",
+    "HeadKVError",
+    "HeadScores",
+    "InternalError",
+    "LibraryConflictError",
+    "Llama",
+    "ModelError",
+    "OutOfMemoryError",
+    "Retention",
+    "ScoresAbsentError",
+    "ScoresError",
+    "StateError",
+    "UnsupportedError",
+    "__version__",
+    "default_model_path",
+]
+
+__version__ = version("headkv-local")
+
+_library.claim()
+
+# Loaded when first asked for: llama_cpp and numpy take a good part of a second.
+_LAZY = {
+    "CacheStats": "stats",
+    "HeadScores": "scores",
+    "Llama": "llama",
+    "Retention": "retention",
+    "default_model_path": "models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value

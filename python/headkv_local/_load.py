@@ -1,0 +1,49 @@
+"""What is wrong with a model, before and after llama.cpp has tried to load it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import ArgumentError, ModelError, OutOfMemoryError, UnsupportedError
+from .retention import Retention
+
+
+def refuse_before_loading(
+    model_path: str | os.PathLike[str],
+    retention: Retention | None,
+    flash_attn: bool | None,
+    kwargs: dict[str, Any],
+) -> None:
+    """Raise for what can be told without reading the model."""
+    if not isinstance(retention, Retention | None):
+        raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
+    if retention is not None:
+        for setting in ("embedding", "vocab_only"):
+            if kwargs.get(setting):
+                raise UnsupportedError(f"a model loaded with {setting}=True has no prompt to compact")
+        if flash_attn is not None and not flash_attn:
+            raise UnsupportedError("a KV cache can be compacted with flash attention only: flash_attn is off")
+    if not Path(model_path).exists():
+        raise ModelError(f"the model file {os.fspath(model_path)} does not exist")
+    if not Path(model_path).is_file():
+        raise ModelError(f"the model {os.fspath(model_path)} is not a file")
+
+
+def load_error(error: BaseException, lines: list[str]) -> BaseException:
+    """What an exception of llama_cpp's constructor means; lines: llama.cpp's errors, the cause.
+
+    Any other exception is handed back as it is.
+    """
+    if type(error) is not ValueError:
+        return error
+    text = str(error)
+    reason = "; ".join(lines) or "llama.cpp gave no reason"
+    if text.startswith(("Failed to load model", "Failed to get vocab")):
+        return ModelError(f"{text}: {reason}")
+    if text.startswith("Failed to create llama_context"):
+        if "alloc" in reason or "memory" in reason:
+            return OutOfMemoryError(f"no memory for the context: {reason}")
+        return ArgumentError(f"the context cannot be made: {reason}")
+    return error

@@ -1,0 +1,73 @@
+"""llama.cpp's log lines go to logging, and the process's file descriptors are left alone.
+
+llama_cpp prints the lines to stderr, and with verbose=False it points the file descriptors 1 and 2 of
+the whole process to /dev/null while a model is loaded, whatever other threads write meanwhile. With this
+module the lines go to the logger "headkv_local.llama_cpp", and to stderr as well where llama_cpp is
+verbose; the swap is not needed then.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Final
+
+import llama_cpp
+from llama_cpp import _internals, _logger, llama, llama_chat_format
+
+_LEVELS: Final = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+_CONTINUED: Final = 5
+
+logger = logging.getLogger("headkv_local.llama_cpp")
+
+
+class _PerThread(threading.local):
+    level = logging.INFO
+    text = ""
+    errors: list[str] | None = None
+
+
+_thread = _PerThread()
+
+
+@llama_cpp.llama_log_callback  # type: ignore[misc]
+def _on_log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+    if _logger.logger.level == logging.DEBUG:  # what verbose=True sets
+        _logger.llama_log_callback(level, text, user_data)
+    if level != _CONTINUED:
+        _thread.level = _LEVELS.get(level, logging.INFO)
+    *lines, _thread.text = (_thread.text + text.decode("utf-8", errors="replace")).split("\n")
+    for line in lines:
+        if not line.strip(" ."):
+            continue
+        logger.log(_thread.level, "%s", line)
+        if _thread.errors is not None and _thread.level >= logging.ERROR:
+            _thread.errors.append(line.strip())
+
+
+@contextmanager
+def collected_errors() -> Iterator[list[str]]:
+    """The error lines that llama.cpp logs from this thread meanwhile."""
+    before, _thread.errors = _thread.errors, []
+    try:
+        yield _thread.errors
+    finally:
+        _thread.errors = before
+
+
+def _no_swap(disable: bool = True) -> AbstractContextManager[None]:
+    """In place of llama_cpp's suppress_stdout_stderr."""
+    return nullcontext()
+
+
+def install() -> None:
+    """Once per process, when this package first loads llama_cpp."""
+    for module in (llama, _internals, llama_chat_format):
+        vars(module)["suppress_stdout_stderr"] = _no_swap
+    llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
+
+
+install()

@@ -1,0 +1,178 @@
+"""Reading a prompt: evaluate it, observe its last tokens, compact the cache."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _native
+from ._decoder import Decoder
+from .budgets import ModelShape
+from .errors import ArgumentError, HeadKVError, StateError, UnsupportedError
+from .retention import Retention
+from .stats import PromptRecord
+
+_logger = logging.getLogger("headkv_local")
+
+
+class _Progress:
+    """Adds up what was done and tells a callback, with 0 first."""
+
+    def __init__(self, callback: Callable[[int, int], None] | None, total: int) -> None:
+        self._callback, self._done, self._total = callback, 0, total
+        self.add(0)
+
+    def add(self, n: int) -> None:
+        self._done += n
+        if self._callback is not None and self._total > 0:
+            self._callback(self._done, self._total)
+
+
+class PromptReader(Decoder):
+    """A Decoder that compacts its KV cache when a prompt has been read."""
+
+    _retention: Retention | None = None
+    on_prefill: Callable[[int, int], None] | None = None
+
+    # set from the start of generate() until it evaluates its prompt: to an object of that call's own
+    _unread: object | None = None
+
+    _prompt = PromptRecord()
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Read tokens as a prompt and compact the cache, as generate() does before it samples.
+
+        What the cache already holds of the prompt is not evaluated again. Afterwards n_tokens is
+        len(tokens), and the logits of the last one are there. Raises what eval() raises, and
+        ArgumentError for an empty prompt or a budget that is too small for this one.
+        """
+        self._require_open()
+        self._forget_cancel()
+        tokens = list(tokens)
+        self._read(tokens[self._reuse(tokens) :])
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
+        """As llama_cpp.Llama.generate(); the prompt is compacted before the first token is sampled."""
+        self._require_open()
+        self._forget_cancel()
+        mark = self._unread = object()
+        try:
+            yield from super().generate(tokens, *args, **kwargs)
+        except ValueError as error:
+            if not isinstance(error, HeadKVError):
+                self._require_room(1)  # llama_cpp writes drafts behind the end of its array of tokens
+            raise
+        finally:
+            if self._unread is mark:  # this may run late, when another generate() has begun
+                self._unread = None
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Evaluate tokens after those that the KV cache holds.
+
+        Raises ContextFullError, Cancelled, OutOfMemoryError, and ArgumentError for tokens that the model
+        does not have. What was evaluated until then stays in the cache.
+        """
+        if self._unread is None:
+            self._evaluate(tokens)
+            return
+        self._unread = None
+        self._read(list(tokens))
+
+    def reset(self) -> None:
+        """Forget all tokens. A compacted cache gets its full size back with the next prompt."""
+        super().reset()
+        self._prompt = PromptRecord()
+
+    def _compacted(self) -> bool:
+        try:
+            return _native.get_stats(self._address).n_prompt > 0
+        except UnsupportedError:
+            return False
+
+    def _shape(self) -> ModelShape:
+        stats = _native.get_stats(self._address)
+        return ModelShape(stats.n_layer, stats.n_head, stats.n_head_kv, stats.row_bytes)
+
+    def _reuse(self, tokens: list[int]) -> int:
+        """How many of the first tokens stay in the cache; all behind them is forgotten."""
+        held = self.input_ids[: self.n_tokens]
+        n_both = min(len(held), len(tokens))
+        differ = np.flatnonzero(held[:n_both] != np.asarray(tokens[:n_both], dtype=np.int64))
+        n_same = int(differ[0]) if len(differ) else n_both
+        if n_same == len(tokens) == self.n_tokens and not self._requires_eval:
+            return n_same
+        n_same = min(n_same, len(tokens) - 1)  # the last one is decoded again, for its logits
+        if n_same > 0 and self._truncate(n_same):
+            return n_same
+        self.reset()
+        return 0
+
+    def _read(self, tokens: list[int]) -> None:
+        """Evaluate what of a prompt is not in the cache yet, and compact the cache."""
+        if self.n_tokens == 0:
+            self.reset()
+        n_prompt = self.n_tokens + len(tokens)
+        if n_prompt == 0:
+            raise ArgumentError("the prompt is empty: it must have at least one token")
+        self._require_known(tokens)
+        self._require_room(len(tokens))
+        if self._compacted():  # a later turn: the new tokens go behind what was kept
+            self._evaluate(tokens, _Progress(self.on_prefill, len(tokens)).add)
+            return
+        retention, caps = self._retention, self._caps_for(n_prompt)
+        if retention is not None and caps is not None:
+            self._read_and_compact(tokens, n_prompt, retention, caps)
+            return
+        self._prompt = PromptRecord()
+        started = perf_counter()
+        self._evaluate(tokens, _Progress(self.on_prefill, len(tokens)).add)
+        self._prompt = PromptRecord(n_tokens=n_prompt, prefill_seconds=perf_counter() - started)
+
+    def _caps_for(self, n_prompt: int) -> npt.NDArray[np.int32] | None:
+        """None if there is nothing to compact."""
+        if self._retention is None:
+            return None
+        caps = self._retention.caps_for(self._shape(), n_prompt)
+        if (caps < n_prompt).any():
+            return caps
+        _logger.info("the prompt of %d tokens fits into the budget and is kept whole", n_prompt)
+        return None
+
+    def _read_and_compact(
+        self, tokens: list[int], n_prompt: int, retention: Retention, caps: npt.NDArray[np.int32]
+    ) -> None:
+        """If this fails, the cache holds whole what was evaluated until then."""
+        self._prompt = PromptRecord()
+        ctx, window = self._address, retention.window
+        _native.set_budgets(ctx, caps)
+
+        # the whole window is decoded under observation, also what of it is in the cache already
+        again = self.input_ids[n_prompt - window : self.n_tokens].tolist()
+        if again and not self._truncate(n_prompt - window):
+            raise StateError("the end of the prompt cannot be taken back: call reset() first")
+        tokens = again + tokens
+
+        progress = _Progress(self.on_prefill, len(tokens))
+        started = perf_counter()
+        self._evaluate(tokens[:-window], progress.add)
+        observing = perf_counter()
+        _native.observe(ctx, _native.OBSERVE_WINDOW)
+        try:
+            self._evaluate(tokens[-window:])
+        finally:
+            _native.observe(ctx, _native.OBSERVE_OFF)
+        observed = perf_counter()
+        _native.compact(ctx)
+        self._prompt = PromptRecord(
+            n_tokens=n_prompt,
+            policy=retention.policy,
+            prefill_seconds=observed - started,
+            observe_seconds=observed - observing,
+        )
+        _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
+        progress.add(window)

@@ -1,0 +1,88 @@
+"""CacheStats from the native library's numbers, or from the model's shape where there are none."""
+
+from __future__ import annotations
+
+import ctypes
+
+import llama_cpp
+import numpy as np
+
+from . import _native
+from .stats import CacheStats, PromptRecord
+
+
+def native_stats(ctx: int, prompt: PromptRecord) -> CacheStats:
+    """UnsupportedError for a context that can never be compacted."""
+    native = _native.get_stats(ctx)
+    compacted = native.n_prompt > 0
+    if compacted:
+        n_prompt, n_tail, kept = native.n_prompt, native.n_live, _native.get_kept(ctx)
+    else:
+        n_prompt, n_tail = _divided(native.n_live, prompt)
+        kept = np.full((native.n_layer, native.n_head_kv), n_prompt, dtype=np.int32)
+    return CacheStats(
+        prompt_tokens=n_prompt,
+        tail_tokens=n_tail,
+        n_ctx=native.n_ctx,
+        compacted=compacted,
+        policy=prompt.policy if compacted else "full",
+        kept=kept,
+        row_bytes=native.row_bytes,
+        full_bytes=native.bytes_full,
+        resident_bytes=native.bytes_live + native.bytes_pool + native.bytes_obs,
+        pool_bytes=native.bytes_pool,
+        tail_bytes=native.bytes_live if compacted else 0,
+        peak_bytes=native.bytes_peak,
+        prefill_seconds=prompt.prefill_seconds,
+        observe_seconds=prompt.observe_seconds,
+        select_seconds=native.t_select_us / 1e6 if compacted else 0.0,
+        compact_seconds=native.t_compact_us / 1e6 if compacted else 0.0,
+    )
+
+
+def stock_stats(llm: llama_cpp.Llama, prompt: PromptRecord) -> CacheStats:
+    """llama.cpp tells no sizes of its stock cache: computed for all layers at n_ctx cells."""
+    model = llm.model
+    n_layer = llama_cpp.llama_model_n_layer(model)
+    n_head_kv = llama_cpp.llama_model_n_head_kv(model)
+    row_bytes = sum(_head_bytes(llm))
+    full = n_layer * n_head_kv * row_bytes * llm.n_ctx()
+    n_prompt, n_tail = _divided(llm.n_tokens, prompt)
+    return CacheStats(
+        prompt_tokens=n_prompt,
+        tail_tokens=n_tail,
+        n_ctx=llm.n_ctx(),
+        compacted=False,
+        policy="full",
+        kept=np.full((n_layer, n_head_kv), n_prompt, dtype=np.int32),
+        row_bytes=row_bytes,
+        full_bytes=full,
+        resident_bytes=full,
+        pool_bytes=0,
+        tail_bytes=0,
+        peak_bytes=full,
+        prefill_seconds=prompt.prefill_seconds,
+        observe_seconds=0.0,
+        select_seconds=0.0,
+        compact_seconds=0.0,
+    )
+
+
+def _divided(n_tokens: int, prompt: PromptRecord) -> tuple[int, int]:
+    """Tokens of the prompt and behind it."""
+    n_prompt = n_tokens if prompt.n_tokens is None else min(prompt.n_tokens, n_tokens)
+    return n_prompt, n_tokens - n_prompt
+
+
+def _head_bytes(llm: llama_cpp.Llama) -> tuple[int, int]:
+    """Bytes of K and of V of one entry of one KV head."""
+    n_head = max(llama_cpp.llama_model_n_head(llm.model), 1)
+    default = llm.n_embd() // n_head
+    key = llm.metadata.get("general.architecture", "") + ".attention.{}_length"
+    row_size = llama_cpp.llama_cpp._lib.ggml_row_size
+    row_size.argtypes, row_size.restype = (ctypes.c_int, ctypes.c_int64), ctypes.c_size_t
+
+    def size(kind: str, ggml_type: int) -> int:
+        return int(row_size(ggml_type, int(llm.metadata.get(key.format(kind), default))))
+
+    return size("key", llm.context_params.type_k), size("value", llm.context_params.type_v)

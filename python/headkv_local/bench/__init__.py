@@ -1,0 +1,1 @@
+"""What `headkv bench` measures: speed and memory, and needles found."""

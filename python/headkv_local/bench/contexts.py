@@ -1,0 +1,96 @@
+"""Contexts to measure: the stock KV cache and ours, from the same library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from headkv_local import ArgumentError, Llama, Retention
+
+from .kv_types import KV_TYPES
+
+_DISABLE = "HEADKV_DISABLE"  # read by the library when a context is made
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all contexts of a run share. n_threads: None leaves it to llama-cpp-python (half the CPUs)."""
+
+    model: str
+    n_threads: int | None = None
+    type_k: str = "f16"
+    type_v: str = "f16"
+    n_batch: int = 512
+
+    def options(self, n_ctx: int) -> dict[str, Any]:
+        return {
+            "model_path": self.model,
+            "n_ctx": n_ctx,
+            "n_batch": self.n_batch,
+            "n_ubatch": self.n_batch,
+            "n_threads": self.n_threads,
+            "n_threads_batch": self.n_threads,
+            "type_k": KV_TYPES[self.type_k],
+            "type_v": KV_TYPES[self.type_v],
+            "verbose": False,
+        }
+
+
+def open_headkv(setup: Setup, n_ctx: int, retention: Retention | None = None) -> Llama:
+    return Llama(**setup.options(n_ctx), retention=retention, flash_attn=True)
+
+
+def open_stock(setup: Setup, n_ctx: int, flash_attn: bool = True) -> llama_cpp.Llama:
+    """A plain llama_cpp.Llama on a context of the same library that never sees our cache."""
+    with _disabled():
+        return llama_cpp.Llama(**setup.options(n_ctx), flash_attn=flash_attn)
+
+
+def n_ctx_for(n_tokens: int) -> int:
+    """The size that llama.cpp would round up to anyway."""
+    return -(-n_tokens // 256) * 256
+
+
+def check_length(llm: llama_cpp.Llama, n_tokens: int) -> None:
+    """Raises ArgumentError where the model was not trained for that many tokens."""
+    trained = llama_cpp.llama_model_n_ctx_train(llm.model)
+    if n_tokens > trained:
+        raise ArgumentError(f"the model was trained for {trained} tokens, {n_tokens} would be needed")
+
+
+def greedy(llm: llama_cpp.Llama, max_tokens: int) -> list[int]:
+    """The likeliest tokens after what was evaluated last, up to an end of generation, which is left out."""
+    vocab = llama_cpp.llama_model_get_vocab(llm.model)
+    assert vocab is not None
+    out: list[int] = []
+    for _ in range(max_tokens):
+        logits = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
+        token = int(np.ctypeslib.as_array(logits, shape=(llm.n_vocab(),)).argmax())
+        if llama_cpp.llama_vocab_is_eog(vocab, token):
+            break
+        out.append(token)
+        llm.eval([token])
+    return out
+
+
+def text_of(llm: llama_cpp.Llama, tokens: Sequence[int]) -> str:
+    return str(llm.detokenize(list(tokens)), "utf-8", errors="replace")
+
+
+@contextmanager
+def _disabled() -> Iterator[None]:
+    before = os.environ.get(_DISABLE)
+    os.environ[_DISABLE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_DISABLE]
+        else:
+            os.environ[_DISABLE] = before

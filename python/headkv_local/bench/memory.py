@@ -1,0 +1,95 @@
+"""Memory of a process that does nothing but read one prompt and compact it.
+
+In a process of its own, because the other contexts of a bench would be counted in.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from headkv_local import HeadKVError, Retention
+
+from .contexts import Setup, n_ctx_for, open_headkv
+from .rss import resident_bytes
+from .text import text_tokens
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. rss_*: None on a system that does not tell."""
+
+    full_bytes: int
+    resident_bytes: int
+    peak_bytes: int
+    pool_bytes: int
+    tail_bytes: int
+    kept_bytes: int
+    row_bytes: int
+    rss_before: int | None
+    """With all of the prompt but the observation window in the full cache."""
+    rss_after: int | None
+    """After compaction."""
+
+    @property
+    def freed_bytes(self) -> int:
+        """What the cache's own figures say was freed."""
+        return self.full_bytes - self.resident_bytes
+
+    @property
+    def freed_share(self) -> float | None:
+        """Share of it by which the resident memory of the process fell."""
+        if self.rss_before is None or self.rss_after is None or self.freed_bytes <= 0:
+            return None
+        return (self.rss_before - self.rss_after) / self.freed_bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "freed_bytes": self.freed_bytes, "freed_share": self.freed_share}
+
+
+def measure(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memory:
+    """Read and compact a prompt in this process."""
+    retention = Retention(budget=budget)
+    with open_headkv(setup, n_ctx_for(n_prompt + n_tail)) as llm:
+        tokens = text_tokens(llm, n_prompt)
+        llm.eval(tokens[: -retention.window])
+        before = resident_bytes()
+        llm.retention = retention
+        llm.prefill(tokens)
+        after = resident_bytes()
+        stats = llm.cache_stats()
+    return Memory(
+        full_bytes=stats.full_bytes,
+        resident_bytes=stats.resident_bytes,
+        peak_bytes=stats.peak_bytes,
+        pool_bytes=stats.pool_bytes,
+        tail_bytes=stats.tail_bytes,
+        kept_bytes=int(stats.kept.sum()) * stats.row_bytes,
+        row_bytes=stats.row_bytes,
+        rss_before=before,
+        rss_after=after,
+    )
+
+
+def measure_apart(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memory:
+    """The same in a new process. Raises HeadKVError with what it said if it fails."""
+    order = json.dumps([asdict(setup), n_prompt, budget, n_tail])
+    child = subprocess.run(
+        [sys.executable, "-m", f"{__package__}.memory", order], capture_output=True, text=True, check=False
+    )
+    if child.returncode != 0:
+        last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        raise HeadKVError(f"the memory of a process of its own could not be measured: {last}")
+    return Memory(**json.loads(child.stdout))
+
+
+def _main(order: str) -> None:
+    setup, n_prompt, budget, n_tail = json.loads(order)
+    print(json.dumps(asdict(measure(Setup(**setup), n_prompt, budget, n_tail))))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,85 @@
+"""Tables, shares with their interval, and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+_Z = 1.959964  # 95 % of a normal distribution
+
+
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share, (0.0, 1.0) where nothing was tried."""
+    if total == 0:
+        return 0.0, 1.0
+    share = hits / total
+    spread = _Z * sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
+    middle = share + _Z**2 / (2 * total)
+    scale = 1 + _Z**2 / total
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, the first to the left and the others to the right."""
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(_aligned(line, widths) for line in lines)
+
+
+def mebibytes(n_bytes: float | None) -> str:
+    return "not available" if n_bytes is None else f"{n_bytes / 2**20:.1f} MiB"
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on besides their settings."""
+    return {
+        "headkv_local": version("headkv-local"),
+        "llama_cpp_python": version("llama-cpp-python"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def check_target(target: str | None) -> None:
+    """Raises OSError before the measuring if the JSON could not be written after it."""
+    if target is not None and target != "-":
+        Path(target).open("a", encoding="utf-8").close()
+
+
+def write(text: str, data: dict[str, Any], target: str | None) -> None:
+    """Print the table on stdout and write data to the file target.
+
+    With the target "-" the JSON alone goes to stdout, and the table to stderr.
+    """
+    print(text, file=sys.stderr if target == "-" else sys.stdout, flush=True)
+    if target is None:
+        return
+    encoded = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    if target == "-":
+        sys.stdout.write(encoded)
+    else:
+        Path(target).write_text(encoded, encoding="utf-8")
+
+
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
+    cells = [line[0].ljust(widths[0])]
+    cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+    return "  ".join(cells).rstrip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,205 @@
+"""Speed of the stock cache and of the compacted one, side by side on the same library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import llama_cpp
+
+from headkv_local import ArgumentError, CacheStats, Llama, Retention
+
+from . import memory
+from .contexts import Setup, check_length, n_ctx_for, open_headkv, open_stock
+from .text import text_tokens
+from .timing import decode_in_turns, prefill_in_turns, quartiles, timed_eval
+
+Tell = Callable[[str], None]
+
+_COMPACTIONS = 3  # per pass, of the same prompt
+
+
+@dataclass(frozen=True)
+class Settings:
+    prompt_tokens: tuple[int, ...] = (6000,)
+    budget: int | str = 128
+    repeat: int = 3
+    decode_tokens: int = 64
+    stock_flash: bool = True
+    own_process: bool = True
+    """Whether memory is measured again in a process that does nothing else."""
+
+
+@dataclass
+class Samples:
+    """Seconds, one entry per pass or per step."""
+
+    prefill_stock: list[float] = field(default_factory=list)
+    prefill_headkv: list[float] = field(default_factory=list)
+    window_plain: list[float] = field(default_factory=list)
+    """The observation window decoded without recording."""
+    window_observed: list[float] = field(default_factory=list)
+    recording: list[float] = field(default_factory=list)
+    """The difference of the two, each time."""
+    select: list[float] = field(default_factory=list)
+    compact: list[float] = field(default_factory=list)
+    decode_stock: list[float] = field(default_factory=list)
+    decode_headkv: list[float] = field(default_factory=list)
+    decode_short: list[float] = field(default_factory=list)
+    short_ratios: list[float] = field(default_factory=list)
+    """Decode speed of the compacted cache against stock at the depth of the budget, per pass."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    n_prompt: int
+    short_depth: int
+    stats: CacheStats
+    samples: Samples
+    memory: memory.Memory | None
+
+    @property
+    def cost(self) -> float:
+        """Seconds that the compaction of one prompt takes: what observing adds, selection, moving rows."""
+        s = self.samples
+        return median(s.recording) + median(s.select) + median(s.compact)
+
+    @property
+    def cost_with_window(self) -> float:
+        """The same with all of the window's decode counted as cost."""
+        s = self.samples
+        return median(s.window_observed) + median(s.select) + median(s.compact)
+
+    @property
+    def short_ratio(self) -> float:
+        """Decode speed of the compacted cache against stock at the depth of the budget."""
+        return median(self.samples.decode_short) / median(self.samples.decode_headkv)
+
+    @property
+    def short_ratio_q1(self) -> float:
+        """The same quotient of the lower quartiles: a busy machine blurs the faster steps least."""
+        short, ours = quartiles(self.samples.decode_short), quartiles(self.samples.decode_headkv)
+        return short["q1"] / ours["q1"]
+
+    def as_dict(self) -> dict[str, Any]:
+        prefill = median(self.samples.prefill_stock)
+        return {
+            "prompt_tokens": self.n_prompt,
+            "short_depth": self.short_depth,
+            "samples": {name: quartiles(values) for name, values in vars(self.samples).items()},
+            "prefill_tokens_per_second": {
+                "stock": self.n_prompt / prefill,
+                "headkv": self.n_prompt / median(self.samples.prefill_headkv),
+            },
+            "decode_tokens_per_second": {
+                "stock": 1 / median(self.samples.decode_stock),
+                "headkv": 1 / median(self.samples.decode_headkv),
+                "stock_at_short_depth": 1 / median(self.samples.decode_short),
+            },
+            "decode_ratio_to_short": self.short_ratio,
+            "decode_ratio_to_short_q1": self.short_ratio_q1,
+            "cost_seconds": self.cost,
+            "cost_share_of_prefill": self.cost / prefill,
+            "cost_share_with_window": self.cost_with_window / prefill,
+            "cache": {
+                "full_bytes": self.stats.full_bytes,
+                "resident_bytes": self.stats.resident_bytes,
+                "peak_bytes": self.stats.peak_bytes,
+                "pool_bytes": self.stats.pool_bytes,
+                "tail_bytes": self.stats.tail_bytes,
+                "kept_share": self.stats.kept_share,
+            },
+            "own_process": None if self.memory is None else self.memory.as_dict(),
+        }
+
+
+def run(setup: Setup, settings: Settings, tell: Tell = lambda _: None) -> list[Speed]:
+    """One result per prompt length. Raises ArgumentError for lengths that cannot be measured."""
+    return [_measure(setup, settings, n_prompt, tell) for n_prompt in settings.prompt_tokens]
+
+
+def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> Speed:
+    retention = Retention(budget=settings.budget)
+    n_total = n_prompt + settings.decode_tokens
+    apart = None
+    if settings.own_process:
+        tell(f"prompt {n_prompt}: memory, in a process of its own")
+        apart = memory.measure_apart(setup, n_prompt, settings.budget, settings.decode_tokens)
+    samples, short_depth = Samples(), 0
+    with ExitStack() as stack:
+        ours = stack.enter_context(open_headkv(setup, n_ctx_for(n_total)))
+        check_length(ours, n_total)
+        stock = open_stock(setup, n_ctx_for(n_total), settings.stock_flash)
+        stack.callback(stock.close)
+        short: llama_cpp.Llama | None = None
+        text = text_tokens(ours, n_total)
+        prompt, continuation = text[:n_prompt], text[n_prompt:]
+        for i in range(settings.repeat):
+            tell(f"prompt {n_prompt}: pass {i + 1} of {settings.repeat}")
+            stats = _prefill(stock, ours, prompt, retention, setup.n_batch, samples)
+            if not stats.compacted:
+                raise ArgumentError(f"a budget of {settings.budget} keeps all of {n_prompt} prompt tokens")
+            if short is None:
+                short_depth = round(float(stats.kept.mean()))
+                n_short = n_ctx_for(short_depth + settings.decode_tokens)
+                short = open_stock(setup, n_short, settings.stock_flash)
+                stack.callback(short.close)
+            _decode(stock, ours, short, prompt[:short_depth], continuation, samples)
+    return Speed(n_prompt, short_depth, stats, samples, apart)
+
+
+def _prefill(
+    stock: llama_cpp.Llama,
+    ours: Llama,
+    prompt: Sequence[int],
+    retention: Retention,
+    n_batch: int,
+    samples: Samples,
+) -> CacheStats:
+    """Read the prompt with both, and compact it in ours."""
+    head, window = prompt[: -retention.window], prompt[-retention.window :]
+    stock.reset()
+    ours.reset()
+    ours.retention = None
+    times = prefill_in_turns({"stock": stock, "headkv": ours}, head, n_batch)
+    whole = len(prompt) / len(head)
+    samples.prefill_stock.append(sum(times["stock"]) * whole)
+    samples.prefill_headkv.append(sum(times["headkv"]) * whole)
+    stock.eval(window)
+    state = ours.save_state()
+    for i in range(_COMPACTIONS):
+        if i > 0:
+            ours.reset()  # a compacted cache gets its full size back
+            ours.load_state(state)
+            ours.retention = None
+        plain = timed_eval(ours, window)
+        ours.n_tokens -= len(window)  # the next eval() drops what lies behind
+        ours.retention = retention
+        ours.prefill(prompt)
+        stats = ours.cache_stats()
+        samples.window_plain.append(plain)
+        samples.window_observed.append(stats.observe_seconds)
+        samples.recording.append(stats.observe_seconds - plain)
+        samples.select.append(stats.select_seconds)
+        samples.compact.append(stats.compact_seconds)
+    return stats
+
+
+def _decode(
+    stock: llama_cpp.Llama,
+    ours: Llama,
+    short: llama_cpp.Llama,
+    short_prompt: Sequence[int],
+    continuation: Sequence[int],
+    samples: Samples,
+) -> None:
+    short.reset()
+    short.eval(short_prompt)
+    times = decode_in_turns({"stock": stock, "headkv": ours, "short": short}, continuation)
+    samples.decode_stock.extend(times["stock"])
+    samples.decode_headkv.extend(times["headkv"])
+    samples.decode_short.extend(times["short"])
+    samples.short_ratios.append(median(times["short"]) / median(times["headkv"]))

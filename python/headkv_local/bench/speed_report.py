@@ -1,0 +1,103 @@
+"""The table of `headkv bench speed`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from . import report
+from .contexts import Setup
+from .report import mebibytes
+from .speed import Settings, Speed
+
+DECODE_GOAL = 0.97
+"""Least decode speed, as a share of stock at the depth of the budget."""
+COST_GOAL = 0.015
+"""Most that observation, selection and compaction may take, as a share of the prefill."""
+FREED_GOAL = 0.90
+"""Least share of the freed bytes by which the resident memory of the process falls."""
+
+
+def table(setup: Setup, settings: Settings, results: Iterable[Speed]) -> str:
+    return "\n\n".join(_one(setup, settings, result) for result in results)
+
+
+def document(setup: Setup, settings: Settings, results: Iterable[Speed]) -> dict[str, Any]:
+    """What --json writes."""
+    return {
+        "bench": "speed",
+        "environment": report.environment(),
+        "setup": asdict(setup),
+        "settings": asdict(settings),
+        "goals": {"decode_ratio": DECODE_GOAL, "cost_share": COST_GOAL, "freed_share": FREED_GOAL},
+        "results": [result.as_dict() for result in results],
+    }
+
+
+def _one(setup: Setup, settings: Settings, speed: Speed) -> str:
+    return "\n\n".join((_title(setup, settings, speed), _rates(speed), _costs(speed), _bytes(speed)))
+
+
+def _title(setup: Setup, settings: Settings, speed: Speed) -> str:
+    return (
+        f"prompt {speed.n_prompt} tokens, budget {settings.budget} ({speed.stats.kept_share:.1%} kept), "
+        f"K {setup.type_k}, V {setup.type_v}, threads {setup.n_threads or 'default'}, "
+        f"median of {settings.repeat} passes"
+    )
+
+
+def _rates(speed: Speed) -> str:
+    s, short = speed.samples, speed.short_depth
+    rows = [
+        _rate("prefill", speed.n_prompt, s.prefill_stock, s.prefill_headkv),
+        _rate(f"decode at {speed.n_prompt}", 1, s.decode_stock, s.decode_headkv),
+        _rate(f"decode, stock at {short}", 1, s.decode_short, s.decode_headkv),
+    ]
+    return (
+        report.table(("tokens per second", "stock", "headkv", "headkv/stock"), rows)
+        + f"\ndecode against stock at {short}: {speed.short_ratio:.3f} (goal at least {DECODE_GOAL}; "
+        f"passes {min(s.short_ratios):.3f} to {max(s.short_ratios):.3f}, "
+        f"lower quartiles {speed.short_ratio_q1:.3f})"
+    )
+
+
+def _rate(name: str, n_tokens: int, stock: list[float], ours: list[float]) -> tuple[str, ...]:
+    a, b = n_tokens / median(stock), n_tokens / median(ours)
+    return name, f"{a:.1f}", f"{b:.1f}", f"{b / a:.3f}"
+
+
+def _costs(speed: Speed) -> str:
+    s, prefill = speed.samples, median(speed.samples.prefill_stock)
+    parts = {
+        "window decode, recording": median(s.window_observed),
+        "window decode, plain": median(s.window_plain),
+        "recording (difference)": median(s.recording),
+        "selection": median(s.select),
+        "compaction": median(s.compact),
+        "added by all of it": speed.cost,
+        "with all of the window decode": speed.cost_with_window,
+    }
+    rows = [(name, f"{part * 1e3:.1f}", f"{part / prefill:.2%}") for name, part in parts.items()]
+    return (
+        report.table(("once per prompt", "ms", "of stock prefill"), rows)
+        + f"\nadded share of the prefill: {speed.cost / prefill:.2%} (goal at most {COST_GOAL:.1%})"
+    )
+
+
+def _bytes(speed: Speed) -> str:
+    stats, apart = speed.stats, speed.memory
+    rows = [
+        ("cache at full size", mebibytes(stats.full_bytes)),
+        ("cache resident, compacted", mebibytes(stats.resident_bytes)),
+        ("cache peak", mebibytes(stats.peak_bytes)),
+    ]
+    if apart is None:
+        return report.table(("memory", "bytes"), rows)
+    rows.append(("process before compaction (RSS)", mebibytes(apart.rss_before)))
+    rows.append(("process after compaction (RSS)", mebibytes(apart.rss_after)))
+    text = report.table(("memory", "bytes"), rows)
+    if apart.freed_share is None:
+        return text
+    return f"{text}\nRSS fell by {apart.freed_share:.1%} of what was freed (goal at least {FREED_GOAL:.0%})"

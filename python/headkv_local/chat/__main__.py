@@ -1,0 +1,7 @@
+from __future__ import annotations
+
+import sys
+
+from headkv_local.chat.app import main
+
+sys.exit(main())

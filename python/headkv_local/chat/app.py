@@ -1,0 +1,133 @@
+"""The headkv-chat command: from the command line to an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import traceback
+
+from headkv_local.chat.args import Options, build_parser, parse_options
+from headkv_local.chat.console import Console, OutputError
+from headkv_local.chat.documents import Document, read_document, read_stdin
+from headkv_local.errors import ArgumentError, HeadKVError, UnsupportedError
+
+OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run headkv-chat with `argv` (None: the process's own arguments) and return its exit code.
+
+    0 done, 1 failed, 2 wrong usage, 130 interrupted. A reader that closes the pipe early is no failure.
+    """
+    try:
+        code = _run(argv)
+        _flush()
+    except SystemExit as leave:  # argparse, after it has printed help or the usage error
+        code = leave.code if isinstance(leave.code, int) else FAILED
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:
+        code = OK
+    else:
+        return code
+    # What is still buffered cannot be delivered; the interpreter must not complain about that at its end.
+    try:
+        _flush()
+    except OSError:
+        _discard_output()
+    return code
+
+
+def _run(argv: list[str] | None) -> int:
+    parser = build_parser()
+    options = parse_options(argv, parser)
+    console = Console(options.color)
+    try:
+        return _chat(options, parser, console)
+    except OutputError as error:
+        console.error(str(error))
+        _discard_output()
+    except HeadKVError as error:
+        console.error(_sentence(error, options))
+    except (BrokenPipeError, KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:
+        # Nothing here is expected, so it names the kind of the error; the log tells where it came from.
+        console.error(f"internal, {type(error).__name__}: {error}")
+        if options.verbose:
+            traceback.print_exc()
+    return FAILED
+
+
+def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -> int:
+    from headkv_local import default_model_path
+
+    if options.verbose:
+        log = logging.getLogger("headkv_local")
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.DEBUG)
+    try:
+        retention = options.retention(options.budget)
+    except ArgumentError as error:
+        parser.error(str(error))
+    question, documents = _gather(options, parser)
+    path = options.model if options.model is not None else str(default_model_path())
+
+    # From here on the model is needed, and with it llama_cpp.
+    from headkv_local.chat.display import answer_question
+    from headkv_local.chat.model import load_model
+    from headkv_local.chat.session import Session
+
+    with contextlib.closing(load_model(path, options, retention)) as llm:
+        session = Session(llm, options)
+        session.documents += documents
+        if question is None:
+            from headkv_local.chat.repl import Repl
+
+            return Repl(session, console, options).run()
+        answer = answer_question(session, question, console, options)
+        return INTERRUPTED if answer.finish_reason == "interrupt" else OK
+
+
+def _gather(options: Options, parser: argparse.ArgumentParser) -> tuple[str | None, list[Document]]:
+    """The question (None: an interactive chat) and the documents that come before it."""
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    takes_stdin = "-" in options.files
+    if options.prompt is None and not terminal and takes_stdin:
+        parser.error("there is no question: standard input is a document here, so give the question with -p")
+    documents = [read_document(name) for name in options.files]
+    if terminal:
+        return options.prompt, documents
+    piped = "" if takes_stdin else read_stdin()
+    if options.prompt is None:
+        if not piped.strip():
+            parser.error("there is no question: give one with -p, pipe one in, or start a chat on a terminal")
+        return piped.strip("\n"), documents
+    if piped.strip():
+        documents.append(Document("-", piped))
+    return options.prompt, documents
+
+
+def _sentence(error: HeadKVError, options: Options) -> str:
+    if isinstance(error, UnsupportedError) and options.budget is not None:
+        return f"{error}; --budget full runs it on the whole cache"
+    return str(error)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _discard_output() -> None:
+    """Let the interpreter's last flush go nowhere instead of failing again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

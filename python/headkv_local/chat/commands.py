@@ -1,0 +1,123 @@
+"""The slash commands of the interactive chat."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headkv_local.chat.args import budget_text, parse_budget
+from headkv_local.chat.console import Console
+from headkv_local.chat.documents import read_document
+from headkv_local.chat.render import seconds, share, size
+
+if TYPE_CHECKING:
+    from headkv_local.chat.session import Session
+
+
+class Leave(Exception):
+    """/exit was typed."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One slash command: its argument as the help shows it, what it does, and the method that does it."""
+
+    argument: str
+    help: str
+    run: Callable[[Commands, str], None]
+
+
+class Commands:
+    """Runs the slash commands on a session. Raises HeadKVError or ValueError with a sentence, or Leave."""
+
+    def __init__(self, session: Session, console: Console) -> None:
+        self._session = session
+        self._console = console
+
+    def run(self, line: str) -> None:
+        """Run a line that starts with a slash; an unknown command is answered with a note."""
+        name, _, argument = line[1:].partition(" ")
+        argument = argument.strip()
+        command = COMMANDS.get(name)
+        if command is None:
+            self._console.error(f"there is no command /{name}; /help lists them")
+        elif bool(argument) and not command.argument:
+            self._console.error(f"/{name} takes no argument")
+        else:
+            command.run(self, argument)
+
+    def help(self, _: str) -> None:
+        for name, command in COMMANDS.items():
+            self._console.note(f"{f'/{name} {command.argument}'.rstrip()}: {command.help}")
+        self._console.note(
+            '""" starts and ends a text of several lines. Ctrl-C stops an answer, Ctrl-D leaves.'
+        )
+
+    def info(self, _: str) -> None:
+        session = self._session
+        meta = session.llm.metadata
+        name = meta.get("general.name") or os.path.basename(session.llm.model_path)
+        self._console.note(f"model: {name} ({meta.get('general.architecture', '?')})")
+        self._console.note(f"file: {session.llm.model_path}")
+        self._console.note(f"context: {session.used_tokens} of {session.llm.n_ctx()} tokens")
+        self._console.note(f"budget: {budget_text(session.budget)}")
+        self._console.note(f"threads: {session.llm.n_threads}")
+        self._console.note(f"turns: {session.turns}")
+        for document in session.documents:
+            self._console.note(f"attached: {document.name}")
+
+    def clear(self, _: str) -> None:
+        self._session.clear()
+        self._console.note("A new chat.")
+
+    def file(self, argument: str) -> None:
+        if not argument:
+            self._console.error("/file takes the path of a document")
+            return
+        if argument == "-":
+            self._console.error("standard input is this chat; /file takes a path")
+            return
+        document = read_document(os.path.expanduser(argument))
+        self._session.documents.append(document)
+        tokens = len(self._session.llm.tokenize(document.text.encode("utf-8"), add_bos=False))
+        self._console.note(f"{document.name}: {tokens} tokens, read with your next question.")
+
+    def budget(self, argument: str) -> None:
+        session = self._session
+        if not argument:
+            self._console.note(f"budget: {budget_text(session.budget)}")
+        elif session.set_budget(parse_budget(argument)):
+            self._console.note(f"budget: {budget_text(session.budget)}, from the next prompt on")
+        else:
+            waiting = "after /clear (this chat's prompt is compacted already)"
+            self._console.note(f"budget: {budget_text(session.budget)}, {waiting}")
+
+    def stats(self, _: str) -> None:
+        stats = self._session.stats()
+        how = f"kept {share(stats.kept_share)} ({stats.policy})" if stats.compacted else "kept whole"
+        self._console.note(f"prompt: {stats.prompt_tokens} tokens, {how}")
+        self._console.note(f"tail: {stats.tail_tokens} tokens")
+        self._console.note(f"context: {self._session.used_tokens} of {stats.n_ctx} tokens")
+        full, now, peak = (size(n) for n in (stats.full_bytes, stats.resident_bytes, stats.peak_bytes))
+        self._console.figures([f"cache: {full} full", f"{now} now", f"{peak} peak"])
+        if stats.compacted:
+            work = stats.observe_seconds + stats.select_seconds + stats.compact_seconds
+            self._console.note(
+                f"times: prefill {seconds(stats.prefill_seconds)}, compaction {1000 * work:.0f} ms"
+            )
+
+    def exit(self, _: str) -> None:
+        raise Leave
+
+
+COMMANDS: dict[str, Command] = {
+    "help": Command("", "this list", Commands.help),
+    "info": Command("", "model, context and settings", Commands.info),
+    "clear": Command("", "start a new chat", Commands.clear),
+    "file": Command("PATH", "put a document before the next question", Commands.file),
+    "budget": Command("N", "what to keep: 128, 5%, 64MiB or full", Commands.budget),
+    "stats": Command("", "the KV cache in figures", Commands.stats),
+    "exit": Command("", "leave", Commands.exit),
+}

@@ -1,0 +1,113 @@
+"""Where the chat writes: the answer to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Literal, TextIO
+
+from headkv_local.chat.render import join, strip_control
+
+_COLUMNS = 80  # of a terminal that does not tell
+_DIM, _RED, _PLAIN = "\x1b[2m", "\x1b[31m", "\x1b[0m"
+
+
+class OutputError(Exception):
+    """Standard output cannot be written, for another reason than a reader that left."""
+
+
+def wants_color(choice: Literal["auto", "always", "never"], env: Mapping[str, str], tty: bool) -> bool:
+    """An explicit choice wins; otherwise colours need a terminal that knows them and no NO_COLOR."""
+    if choice != "auto":
+        return choice == "always"
+    return tty and not env.get("NO_COLOR") and env.get("TERM") != "dumb"
+
+
+class Console:
+    """The two output streams of one run. A stream that the caller closed is written to nowhere.
+
+    BrokenPipeError is let through: it ends the run quietly.
+    """
+
+    def __init__(self, color: Literal["auto", "always", "never"] = "auto") -> None:
+        self.out: TextIO | None = sys.stdout
+        self.err: TextIO | None = sys.stderr
+        for stream in (self.out, self.err):
+            # A terminal that cannot show a character gets a question mark, not an exception.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        self.out_tty = self.out is not None and self.out.isatty()
+        self.err_tty = self.err is not None and self.err.isatty()
+        self.color = wants_color(color, os.environ, self.err_tty)
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal behind standard error, None where there is none."""
+        if self.err is None or not self.err_tty:
+            return None
+        try:
+            return os.get_terminal_size(self.err.fileno()).columns or _COLUMNS
+        except OSError:
+            return _COLUMNS
+
+    def answer(self, text: str) -> None:
+        """Write a piece of an answer at once."""
+        if self.out is None:
+            raise OutputError("standard output is closed")
+        try:
+            self.out.write(strip_control(text) if self.out_tty else text)
+            self.out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot write the answer: {error.strerror or error}") from error
+
+    @property
+    def unicode(self) -> bool:
+        """Whether standard output can show every character."""
+        return self.out is not None and (self.out.encoding or "").lower().replace("-", "") == "utf8"
+
+    def end_line(self) -> None:
+        """End a line of the answer that an error broke off."""
+        if self.out_tty:
+            self.answer("\n")
+
+    def erase_line(self) -> None:
+        """Empty the terminal line that a progress bar stood on."""
+        if self.err is not None and self.err_tty:
+            self.err.write("\r\x1b[K")
+            self.err.flush()
+
+    def note(self, text: str) -> None:
+        """Write lines of prose to standard error."""
+        self._message(self._wrap(text), _DIM)
+
+    def figures(self, parts: Iterable[str]) -> None:
+        """Write one line of figures, broken between two of them where the terminal is narrow."""
+        self._message(join(parts, self.width), _DIM)
+
+    def error(self, text: str) -> None:
+        """Write an error sentence to standard error."""
+        self._message(self._wrap(f"error: {text}"), _RED)
+
+    def _wrap(self, text: str) -> str:
+        if self.width is None:
+            return text
+        # The last column stays free: a terminal may break the line there by itself.
+        lines = (
+            textwrap.wrap(line, max(self.width - 1, 10), break_on_hyphens=False) for line in text.split("\n")
+        )
+        return "\n".join("\n".join(wrapped) for wrapped in lines)
+
+    def _message(self, text: str, style: str) -> None:
+        if self.err is None:
+            return
+        if self.err_tty:
+            text = strip_control(text)
+        if self.color:
+            text = f"{style}{text}{_PLAIN}"
+        self.err.write(text + "\n")
+        self.err.flush()

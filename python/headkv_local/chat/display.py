@@ -1,0 +1,68 @@
+"""Shows one answer: progress while the prompt is read, text as it comes, the stats line at the end."""
+
+from __future__ import annotations
+
+import json
+
+from headkv_local.chat.args import Options
+from headkv_local.chat.console import Console
+from headkv_local.chat.progress import PrefillBar
+from headkv_local.chat.render import stats_parts
+from headkv_local.chat.session import Session
+from headkv_local.chat.turn import Answer, Event, Prefill, Text
+
+
+def answer_question(session: Session, question: str, console: Console, options: Options) -> Answer:
+    """Ask, show, and return the answer. Raises HeadKVError, OutputError, BrokenPipeError."""
+    stream = options.stream and not options.json
+    shown = ""
+
+    with PrefillBar(console) as bar:
+
+        def show(event: Event | None) -> None:
+            nonlocal shown
+            if isinstance(event, Prefill):
+                bar.update(event.done, event.total)
+            elif isinstance(event, Text):
+                bar.close()
+                if stream:
+                    console.answer(event.text)
+                    shown = event.text
+            else:
+                bar.tick()
+
+        try:
+            answer = session.ask(question, show)
+        except BaseException:
+            if shown and not shown.endswith("\n"):
+                console.end_line()
+            raise
+
+    if options.json:
+        console.answer(json.dumps(answer.as_json(), ensure_ascii=not console.unicode) + "\n")
+    elif not stream:
+        console.answer(answer.text)
+        shown = answer.text
+    if shown and not shown.endswith("\n"):
+        console.answer("\n")
+    console.figures(stats_parts(answer))
+    if note := _note(answer, session):
+        console.note(note)
+    return answer
+
+
+def _note(answer: Answer, session: Session) -> str:
+    """What the reader should know about how the answer ended, "" if it is simply complete."""
+    if answer.finish_reason == "interrupt":
+        if answer.completion_tokens:
+            return "Stopped; the answer so far is part of the chat."
+        if session.documents:
+            return "Stopped while the prompt was read; its documents go with the next question."
+        return "Stopped while the prompt was read."
+    if answer.context_full:
+        return (
+            f"The answer is cut off: the context of {answer.stats.n_ctx} tokens is full. /clear starts anew."
+        )
+    if answer.finish_reason == "length":
+        return f"The answer is cut off after {answer.completion_tokens} tokens (--max-tokens)."
+    return ""

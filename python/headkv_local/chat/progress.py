@@ -1,0 +1,64 @@
+"""The progress bar while a long prompt is read: standard error, terminals only."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from headkv_local.chat.console import Console
+
+MIN_TOKENS = 256  # a prompt this short is read before a bar could be looked at
+_FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_fmt} {remaining}"
+
+
+class PrefillBar:
+    """Tokens, rate and time left of one prefill. Drawn at the first report, gone after the last one."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: tqdm[NoReturn] | None = None
+
+    def __enter__(self) -> PrefillBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def update(self, done: int, total: int) -> None:
+        """Show that `done` of `total` prompt tokens are read."""
+        if not self._console.err_tty or total < MIN_TOKENS:
+            return
+        if self._bar is None:
+            self._bar = tqdm(
+                total=total,
+                file=self._console.err,
+                bar_format=_FORMAT,
+                unit="tok",
+                leave=False,
+                ncols=self._columns(),
+                mininterval=0,
+                miniters=1,
+            )
+        self._bar.ncols = self._columns()
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self.close()
+
+    def tick(self) -> None:
+        """Redraw, for the clock goes on while a batch is computed."""
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+            self._console.erase_line()
+
+    def _columns(self) -> int:
+        # Room for the ^C that the terminal itself writes after the bar, lest it break the line.
+        return max((self._console.width or 0) - 3, 10)

@@ -1,0 +1,68 @@
+"""Text for a terminal: sizes, the stats line, line breaks, and nothing that could steer the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headkv_local.chat.turn import Answer
+
+# C0 without tab and newline, DEL, and C1, where one character alone can open an escape sequence.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def strip_control(text: str) -> str:
+    """`text` without the control characters that a terminal would act on; tab and newline stay."""
+    return _CONTROL.sub("", text)
+
+
+def size(n_bytes: int) -> str:
+    """Bytes with a binary unit and three significant digits: 0 B, 12.5 KiB, 188 MiB."""
+    value = float(n_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 999.5 or unit == "GiB":
+            break
+        value /= 1024
+    digits = 0 if unit == "B" or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f} {unit}"
+
+
+def share(value: float) -> str:
+    """A share as percent with as many digits as it takes not to read 0: 100 %, 3.2 %, 0.04 %."""
+    percent = 100 * value
+    digits = 0 if percent >= 99.95 or percent == 0 else 1 if percent >= 1 else 2
+    return f"{percent:.{digits}f} %"
+
+
+def seconds(value: float) -> str:
+    return f"{value:.0f} s" if value >= 9.95 else f"{value:.1f} s"
+
+
+def stats_parts(answer: Answer) -> list[str]:
+    """The stats line of one answer, in the pieces at which a narrow terminal may break it."""
+    parts = [f"{answer.completion_tokens} token{'s' * (answer.completion_tokens != 1)}"]
+    if answer.decode_rate is not None:
+        parts.append(f"{answer.decode_rate:.1f} tokens/s")
+    if answer.read_tokens:
+        parts.append(f"read {answer.read_tokens} in {seconds(answer.prefill_seconds)}")
+    stats = answer.stats
+    parts.append(f"cache {size(stats.full_bytes)} -> {size(stats.resident_bytes)}")
+    parts.append(f"kept {share(stats.kept_share)}")
+    return parts
+
+
+def join(parts: Iterable[str], width: int | None, separator: str = ", ") -> str:
+    """`parts` on lines of at most `width` columns, broken between parts only; None: one line."""
+    lines: list[str] = []
+    for part in parts:
+        grown = lines[-1] + separator + part if lines else part
+        if lines and width is not None and len(grown) > width - 1:
+            lines[-1] += separator.rstrip()
+            lines.append(part)
+        elif lines:
+            lines[-1] = grown
+        else:
+            lines.append(part)
+    return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""What one turn of the chat produces: events while it runs, an answer at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from headkv_local import CacheStats
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """`done` of `total` prompt tokens are read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """The next piece of the answer."""
+
+    text: str
+
+
+Event = Prefill | Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer, complete or not.
+
+    finish_reason: "stop" (the model ended it), "length" (max_tokens or the end of the context) or
+    "interrupt" (Ctrl-C). prompt_tokens counts the whole conversation, read_tokens what of it had to be
+    evaluated now. decode_rate: tokens per second after the first one, None below two tokens.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length", "interrupt"]
+    prompt_tokens: int
+    read_tokens: int
+    completion_tokens: int
+    prefill_seconds: float
+    decode_rate: float | None
+    context_full: bool
+    stats: CacheStats
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that --json prints. Sizes in bytes, times in seconds, rates in tokens per second."""
+        stats = self.stats
+        return {
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "usage": {
+                "prompt_tokens": self.prompt_tokens,
+                "completion_tokens": self.completion_tokens,
+                "total_tokens": self.prompt_tokens + self.completion_tokens,
+            },
+            "stats": {
+                "read_tokens": self.read_tokens,
+                "prefill_seconds": round(self.prefill_seconds, 6),
+                "decode_rate": None if self.decode_rate is None else round(self.decode_rate, 3),
+                "n_ctx": stats.n_ctx,
+                "policy": stats.policy,
+                "compacted": stats.compacted,
+                "compacted_prompt_tokens": stats.prompt_tokens if stats.compacted else 0,
+                "tail_tokens": stats.tail_tokens,
+                "kept_share": round(stats.kept_share, 6),
+                "full_bytes": stats.full_bytes,
+                "resident_bytes": stats.resident_bytes,
+                "pool_bytes": stats.pool_bytes,
+                "tail_bytes": stats.tail_bytes,
+                "peak_bytes": stats.peak_bytes,
+                "observe_seconds": round(stats.observe_seconds, 6),
+                "select_seconds": round(stats.select_seconds, 6),
+                "compact_seconds": round(stats.compact_seconds, 6),
+            },
+        }

@@ -1,0 +1,108 @@
+"""Runs one answer in a thread of its own, so that Ctrl-C is seen while a batch is computed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Generic, TypeVar
+
+from headkv_local.chat.turn import Event
+
+T = TypeVar("T")
+
+TICK_SECONDS = 0.5
+_IMPATIENT = 3  # that many Ctrl-C leave at once, should stopping ever hang
+
+
+class _End:
+    """Marks the end of the events."""
+
+
+class Job(Generic[T]):
+    """`work` in a thread. It is handed this job, to emit events and to see whether it shall stop."""
+
+    def __init__(self, work: Callable[[Job[T]], T], cancel: Callable[[], None]) -> None:
+        self._work = work
+        self._cancel = cancel
+        self._events: SimpleQueue[Event | _End] = SimpleQueue()
+        self._stopped = threading.Event()
+        self._error: BaseException | None = None
+        self._result: T | None = None
+        self._thread = threading.Thread(target=self._run, name="answer", daemon=True)
+
+    # for the worker
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
+
+    def emit(self, event: Event) -> None:
+        self._events.put(event)
+
+    # for the main thread
+
+    def stop(self) -> None:
+        """Ask the worker to stop. It does so at its next event, or where `cancel` interrupts it."""
+        self._stopped.set()
+        self._cancel()
+
+    def run(self, show: Callable[[Event | None], None]) -> T:
+        """Start, show every event in this thread (None: time has passed), return the result.
+
+        Ctrl-C stops the worker and is not raised. What the worker or `show` raises is raised, but never
+        before the worker has ended: nothing may close the model under it.
+        """
+        with _interrupts(self.stop):
+            self._thread.start()
+            try:
+                while not isinstance(event := self._next(), _End):
+                    show(event)
+            except BaseException:
+                self.stop()
+                raise
+            finally:
+                self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]
+
+    def _next(self) -> Event | _End | None:
+        try:
+            return self._events.get(timeout=TICK_SECONDS)
+        except Empty:
+            return None
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work(self)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._events.put(_End())
+
+
+@contextmanager
+def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
+    """While inside, Ctrl-C calls `stop` instead of raising KeyboardInterrupt somewhere."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    count = 0
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        if count >= _IMPATIENT:
+            os._exit(130)
+        stop()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

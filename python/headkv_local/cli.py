@@ -1,0 +1,36 @@
+"""The `headkv` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .bench import command as bench
+
+EXIT_ERROR = 1
+EXIT_INTERRUPT = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    arguments = bench.with_default(list(sys.argv[1:] if argv is None else argv))
+    parser = argparse.ArgumentParser(prog="headkv", description="Tools around headkv-local.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    bench.add_parser(commands)
+    options = parser.parse_args(arguments)
+    from .errors import HeadKVError
+
+    try:
+        options.run(options)
+    except (HeadKVError, OSError) as error:
+        print(f"headkv: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("headkv: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

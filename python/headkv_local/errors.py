@@ -1,0 +1,51 @@
+"""The exceptions of this package: one tree, each leaf also an exception of Python's own that fits."""
+
+from __future__ import annotations
+
+
+class HeadKVError(Exception):
+    """Base of everything that this package raises on its own account."""
+
+
+class ArgumentError(HeadKVError, ValueError):
+    """A value or a shape that cannot be used; the text says which one would do."""
+
+
+class UnsupportedError(HeadKVError, NotImplementedError):
+    """A model or a context of a kind whose KV cache cannot be compacted."""
+
+
+class StateError(HeadKVError, RuntimeError):
+    """The call does not fit what the context holds now, or the model has been closed."""
+
+
+class OutOfMemoryError(HeadKVError, MemoryError):
+    """Memory could not be had; what the KV cache held before the call is still there."""
+
+
+class ContextFullError(StateError, ValueError):
+    """The tokens do not fit into the context. Also a ValueError, as llama-cpp-python raises here."""
+
+
+class Cancelled(HeadKVError):
+    """cancel() was called. The KV cache holds the tokens that were decoded until then."""
+
+
+class ModelError(HeadKVError, ValueError):
+    """A model file that is missing or cannot be loaded."""
+
+
+class ScoresError(HeadKVError, ValueError):
+    """Head scores that cannot be used: a damaged file, a key that breaks the format, or another model's."""
+
+
+class ScoresAbsentError(ScoresError):
+    """A GGUF file that holds no head scores."""
+
+
+class LibraryConflictError(HeadKVError, ImportError):
+    """The native library is missing, of another ABI, or not the one that llama_cpp has loaded."""
+
+
+class InternalError(HeadKVError, RuntimeError):
+    """Something went wrong inside the native library that is not the caller's doing."""

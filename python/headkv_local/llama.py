@@ -1,0 +1,165 @@
+"""Llama: llama_cpp.Llama that compacts its KV cache after a prompt."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+from llama_cpp.llama import LlamaState
+
+from . import _native
+from ._load import load_error, refuse_before_loading
+from ._logging import collected_errors
+from ._prefill import PromptReader
+from ._snapshot import native_stats, stock_stats
+from .errors import ArgumentError, StateError, UnsupportedError
+from .retention import Retention
+from .stats import CacheStats, PromptRecord
+
+_logger = logging.getLogger("headkv_local")
+
+
+class Llama(PromptReader):
+    """A llama_cpp.Llama whose KV heads each keep only their share of a prompt.
+
+    When generate() (and all that is built on it) or prefill() has read a prompt, the KV cache is
+    compacted as `retention` says, and the memory of the rest is freed. Later turns go on from what was
+    kept; a prompt that does not begin with the one in the cache is read anew. A prompt that fits into the
+    budget is kept whole. retention=None behaves as llama_cpp.Llama.
+
+    model_path: the GGUF file.
+    retention: what to keep. Needs flash attention, one sequence, and a model without sliding window,
+        recurrent or MLA layers.
+    on_prefill: called as (done, total) tokens from the thread that reads a prompt: with 0 first, after
+        every batch, and with total when the prompt has been read and compacted.
+    flash_attn: None stands for True with a retention, and without one for False, llama_cpp's default.
+    verbose: print llama.cpp's log to stderr; it goes to the logger "headkv_local.llama_cpp" in any case.
+    kwargs: all other arguments of llama_cpp.Llama.
+
+    Raises ModelError for a file that is missing or broken, UnsupportedError for a model or settings that
+    cannot be compacted, OutOfMemoryError and ArgumentError for a context that cannot be made.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        retention: Retention | None = None,
+        on_prefill: Callable[[int, int], None] | None = None,
+        flash_attn: bool | None = None,
+        verbose: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        refuse_before_loading(model_path, retention, flash_attn, kwargs)
+        self.on_prefill = on_prefill
+        if kwargs.get("draft_model") is not None:
+            kwargs["logits_all"] = True  # llama_cpp turns this on by itself, but makes no room for them
+        self._open()
+        with collected_errors() as lines:
+            try:
+                super().__init__(
+                    os.fspath(model_path),
+                    flash_attn=retention is not None if flash_attn is None else flash_attn,
+                    verbose=verbose,
+                    **kwargs,
+                )
+                self._make_cancellable()
+                self._retain(retention)
+            except BaseException as error:
+                self.close()
+                explained = load_error(error, lines)
+                if explained is error:
+                    raise
+                raise explained from error
+
+    def __enter__(self) -> Llama:
+        self._require_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._require_open()
+        state: dict[str, Any] = super().__getstate__()
+        return state | {"retention": self._retention, "on_prefill": self.on_prefill}
+
+    @property
+    def retention(self) -> Retention | None:
+        """What is kept of prompts. Can be set while the cache is not compacted, else StateError."""
+        return self._retention
+
+    @retention.setter
+    def retention(self, retention: Retention | None) -> None:
+        self._require_open()
+        if not isinstance(retention, Retention | None):
+            raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
+        if self._compacted():
+            raise StateError("retention cannot be changed while the cache is compacted: call reset() first")
+        self._retain(retention)
+
+    def _make_cancellable(self) -> None:
+        try:  # gives the context its abort callback
+            _native.configure(self._address, Retention.window, Retention.kernel, Retention.sinks)
+        except UnsupportedError:
+            return
+        self._cancellable = True
+
+    def _retain(self, retention: Retention | None) -> None:
+        if retention is not None:
+            _native.supported(self._address)
+            retention.caps_for(self._shape(), 0)  # refuses arrays that do not have the model's shape
+            _native.configure(self._address, retention.window, retention.kernel, retention.sinks)
+            if retention.policy == "uniform" and retention.scores is None:
+                _logger.info("no head scores are given: every KV head gets the same budget")
+        self._retention = retention
+
+    def cache_stats(self) -> CacheStats:
+        """What the KV cache holds now, and what it costs. Works at any time, with any retention.
+
+        Of a context that can never be compacted (flash attention off, sliding window, ...) llama.cpp
+        tells no sizes: they are computed then for a cache of n_ctx cells in all layers, which overstates
+        sliding-window models and leaves out the state of recurrent ones.
+        """
+        self._require_open()
+        try:
+            return native_stats(self._address, self._prompt)
+        except UnsupportedError:
+            return stock_stats(self, self._prompt)
+
+    def retention_mask(self) -> npt.NDArray[np.bool_]:
+        """True where a KV head kept a position of the prompt: bool (n_layer, n_head_kv, n_prompt).
+
+        All True while nothing is compacted.
+        """
+        stats = self.cache_stats()
+        if stats.compacted:
+            return _native.get_mask(self._address)
+        return np.ones((*stats.kept.shape, stats.prompt_tokens), dtype=np.bool_)
+
+    def save_state(self) -> LlamaState:
+        """All that load_state() needs to go on from here, compacted or not."""
+        self._require_open()
+        state = super().save_state()
+        vars(state)["headkv_prompt"] = self._prompt
+        return state
+
+    def load_state(self, state: LlamaState) -> None:
+        """Go on from a saved state. StateError if it does not fit; the cache is empty then."""
+        self._require_open()
+        self.reset()
+        try:
+            with collected_errors() as lines:
+                super().load_state(state)
+        except (RuntimeError, ValueError) as error:
+            llama_cpp.llama_memory_clear(self._ctx.memory, True)
+            self.reset()
+            raise StateError(
+                f"the state does not fit this model and context: {'; '.join(lines) or error}"
+            ) from error
+        self._prompt = vars(state).get("headkv_prompt", PromptRecord())

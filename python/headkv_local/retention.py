@@ -1,0 +1,178 @@
+"""Retention: what a KV head keeps of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .budgets import (
+    INT32_MAX,
+    Budget,
+    ModelShape,
+    headkv_caps,
+    kv_head_scores,
+    parse_budget,
+    uniform_caps,
+)
+from .errors import ArgumentError
+
+DEFAULT_BUDGET = 128
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Retention:
+    """How much every KV head keeps of a prompt, and what selects it.
+
+    After the prompt has been read, the attention of its last `window` tokens to all others is averaged
+    over those tokens and over the query heads of each GQA group, max-pooled over positions, and the best
+    entries are kept per KV head, besides the window itself and the first `sinks` positions, which count
+    in the budget (HeadKV-R2, arXiv 2410.19258, section 3.3).
+
+    budget: mean entries per KV head (int, at least `window`), "5%" of the prompt (made at least `window`),
+        or "64MiB" of K and V rows for the whole model (also KiB, GiB). 128 if neither it nor caps is given.
+    caps: entries to keep, int array (n_layer, n_head_kv), each at least `window`; instead of a budget.
+    scores: None or "uniform" for equal budgets (SnapKV per KV head), or raw head scores, finite and not
+        negative, (n_layer, n_head) or (n_layer, n_head_kv): the more, the larger a head's share
+        (`headkv_local.budgets` has the formula).
+    beta: more than 1; a higher beta means a smaller shared pool and a flatter allocation.
+    window: observation window alpha, in tokens, at least 1.
+    kernel: width of the max-pool, in positions, odd.
+    sinks: first positions that are always kept.
+
+    Raises ArgumentError for a value that can never work. What depends on the model's shape or on the
+    prompt's length is checked by caps_for().
+    """
+
+    budget: int | str | None = DEFAULT_BUDGET
+    caps: npt.ArrayLike | None = None
+    scores: npt.ArrayLike | str | None = None
+    beta: float = 1.02
+    window: int = 8
+    kernel: int = 7
+    sinks: int = 4
+
+    def __post_init__(self) -> None:
+        self._set("window", _int_of("window", self.window, 1))
+        self._set("sinks", _int_of("sinks", self.sinks, 0))
+        self._set("kernel", _int_of("kernel", self.kernel, 1))
+        if self.kernel % 2 == 0:
+            raise ArgumentError(f"kernel must be odd, not {self.kernel}")
+        if not isinstance(self.beta, Real) or not (isfinite(self.beta) and self.beta > 1):
+            raise ArgumentError(f"beta must be a finite number above 1, not {self.beta!r}")
+        if self.scores is not None and not isinstance(self.scores, str):
+            self._set("scores", _scores_of(self.scores))
+        elif self.scores not in (None, "uniform"):
+            raise ArgumentError(f"scores must be an array, 'uniform' or None, not {self.scores!r}")
+        if self.caps is None:
+            self._parsed_budget()
+            return
+        if self.budget not in (None, DEFAULT_BUDGET):
+            raise ArgumentError("caps and budget exclude each other: give one of them")
+        if isinstance(self.scores, np.ndarray):
+            raise ArgumentError("caps and scores exclude each other: give one of them")
+        self._set("caps", _caps_of(self.caps, self.window))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Retention) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    @property
+    def policy(self) -> Literal["uniform", "scores", "caps"]:
+        """How the budgets of the heads are made."""
+        if self.caps is not None:
+            return "caps"
+        return "uniform" if self.scores is None or isinstance(self.scores, str) else "scores"
+
+    def caps_for(self, shape: ModelShape, n_prompt: int) -> npt.NDArray[np.int32]:
+        """Entries to keep per KV head of a prompt of n_prompt tokens, int32 (n_layer, n_head_kv).
+
+        Every cap lies between the window and n_prompt. Where a prompt is not longer than the window, or
+        fits into the budget, all caps are n_prompt: it is kept whole. Otherwise the caps add up to the
+        budget exactly, unless they were given.
+
+        Raises ArgumentError if caps or scores have another shape than the model, or if a budget in bytes
+        is less than the window.
+        """
+        if n_prompt < 0:
+            raise ArgumentError(f"n_prompt must not be negative, not {n_prompt}")
+        scores = None
+        if self.policy == "caps":
+            caps = np.asarray(self.caps)
+            if caps.shape != (shape.n_layer, shape.n_head_kv):
+                raise ArgumentError(
+                    f"caps must have the shape {(shape.n_layer, shape.n_head_kv)} (layers, KV heads) for "
+                    f"this model, not {caps.shape}"
+                )
+            clipped: npt.NDArray[np.int32] = np.minimum(caps, n_prompt).astype(np.int32)
+            return clipped
+        if self.policy == "scores":
+            scores = kv_head_scores(np.asarray(self.scores, dtype=np.float64), shape)
+        if n_prompt <= self.window:
+            return np.full((shape.n_layer, shape.n_head_kv), n_prompt, dtype=np.int32)
+        total = self._parsed_budget().total(shape, n_prompt, self.window)
+        if scores is None:
+            return uniform_caps(total, shape, n_prompt)
+        return headkv_caps(total, scores, self.beta, self.window, shape, n_prompt)
+
+    def _parsed_budget(self) -> Budget:
+        return parse_budget(self.budget, self.window)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # a frozen dataclass can be normalised in no other way
+
+    def _key(self) -> tuple[Hashable, ...]:
+        arrays = (self.caps, self.scores if self.policy == "scores" else None)
+        frozen = (None if a is None else (np.shape(a), np.asarray(a).tobytes()) for a in arrays)
+        return (
+            self.policy,
+            None if self.policy == "caps" else self.budget,
+            *frozen,
+            self.beta,
+            self.window,
+            self.kernel,
+            self.sinks,
+        )
+
+
+def _int_of(name: str, value: object, least: int) -> int:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= INT32_MAX:
+        raise ArgumentError(f"{name} must be an int of at least {least}, not {value!r}")
+    return int(value)
+
+
+def _scores_of(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    try:
+        array = np.array(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"scores must be an array of numbers: {error}") from error
+    if array.ndim != 2 or array.size == 0:
+        raise ArgumentError(f"scores must have the shape (n_layer, n_head), not {array.shape}")
+    if not np.isfinite(array).all() or array.min() < 0 or array.max() == 0:
+        raise ArgumentError("scores must be finite and not negative, and at least one must be above 0")
+    array.setflags(write=False)
+    return array
+
+
+def _caps_of(caps: npt.ArrayLike, window: int) -> npt.NDArray[np.int64]:
+    try:
+        array = np.array(caps)
+    except ValueError as error:
+        raise ArgumentError(f"caps must be an int array: {error}") from error
+    if array.ndim != 2 or array.size == 0:
+        raise ArgumentError(f"caps must have the shape (n_layer, n_head_kv), not {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise ArgumentError(f"caps must be ints, not {array.dtype}")
+    if array.min() < window or array.max() > INT32_MAX:
+        bad = array.min() if array.min() < window else array.max()
+        raise ArgumentError(f"every cap must be from the window of {window} to {INT32_MAX}, not {bad}")
+    array = array.astype(np.int64)
+    array.setflags(write=False)
+    return array

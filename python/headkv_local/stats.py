@@ -1,0 +1,64 @@
+"""CacheStats: what the KV cache of a model holds, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CacheStats:
+    """A snapshot. Sizes are bytes of ggml's own buffers, times are seconds of the last prompt."""
+
+    prompt_tokens: int
+    """Tokens of the prompt, kept or not."""
+    tail_tokens: int
+    """Tokens decoded after the prompt."""
+    n_ctx: int
+    """Positions that the context can hold."""
+    compacted: bool
+    """Whether the prompt has been compacted; otherwise it is kept whole."""
+    policy: Literal["full", "uniform", "scores", "caps"]
+    """How the budgets of the heads were made; "full" while nothing is compacted."""
+    kept: npt.NDArray[np.int32]
+    """Prompt entries kept per KV head, (n_layer, n_head_kv)."""
+    row_bytes: int
+    """K and V of one entry of one KV head."""
+    full_bytes: int
+    """The KV cache at full size, n_ctx cells."""
+    resident_bytes: int
+    """All that is held now: cells, pool and records of attention."""
+    pool_bytes: int
+    """Kept rows of the prompt with their head tables; 0 while nothing is compacted."""
+    tail_bytes: int
+    """Cells for the tokens after the prompt; 0 while nothing is compacted."""
+    peak_bytes: int
+    """The most that was held at once since the cache was last cleared."""
+    prefill_seconds: float
+    """Decoding the prompt, the observation window included; without what selection and compaction took."""
+    observe_seconds: float
+    """Decoding the observation window with its attention recorded: an upper bound of what observing costs."""
+    select_seconds: float
+    """Choosing the entries."""
+    compact_seconds: float
+    """Moving the kept rows and freeing the full cache."""
+
+    @property
+    def kept_share(self) -> float:
+        """Share of the prompt's entries that is kept, 1.0 for an empty cache."""
+        entries = self.prompt_tokens * self.kept.size
+        return float(self.kept.sum()) / entries if entries else 1.0
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """What the KV cache itself does not know about the prompt that was read last."""
+
+    n_tokens: int | None = None
+    """None if no prompt was read: whatever the cache holds counts as prompt then."""
+    policy: Literal["uniform", "scores", "caps"] = "uniform"
+    prefill_seconds: float = 0.0
+    observe_seconds: float = 0.0

@@ -1,0 +1,64 @@
+"""The demo: its document with the real tokenizer, and its run on a tiny model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from headkv_local import Llama
+from headkv_local.bench.tasks import found
+from headkv_local.demo import __main__ as demo
+from headkv_local.demo.material import document, questions
+
+
+def test_the_document_is_long_enough(smollm2: Path) -> None:
+    with Llama(smollm2, n_ctx=256) as llm:
+        n_tokens = len(llm.tokenize(document().encode(), add_bos=False))
+    assert 4300 <= n_tokens <= 5500
+
+
+def test_every_answer_stands_in_the_document_and_they_are_spread() -> None:
+    text = document()
+    asked = questions()
+    assert len(asked) >= 8
+    assert all(found(question.expected, text) for question in asked)
+    assert len({question.text for question in asked}) == len(asked)
+    depths = [text.index(question.expected) / len(text) for question in asked]
+    assert {int(depth * 5) for depth in depths} == set(range(5))
+
+
+def test_answers_come_from_both_caches(
+    tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "document", lambda: document()[:2000])  # few bytes share a token here
+    assert demo.main(["--model", str(tiny_path), "--questions", "2", "--threads", "2", "--budget", "64"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for number, question in enumerate(questions()[:2]):
+        assert f"{number + 1}. {question.text}\n" in out
+    rows = {cells[0]: cells[1:] for line in out.splitlines() if len(cells := re.split("  +", line)) == 3}
+    full, compacted = rows["prompt tokens"]
+    assert full == compacted
+    assert rows["kept of the prompt"] == ["100.0%", f"{64 / int(full):.1%}"]
+    assert rows["cache, full size"] == [rows["cache, resident now"][0]] * 2
+    before, after = (float(size.removesuffix(" MiB")) for size in rows["cache, resident now"])
+    assert after < before
+    assert all(cell.endswith(" of 2") for cell in rows["answers right"])
+
+
+def test_a_document_too_long_for_the_model_is_one_sentence(
+    tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.main(["--model", str(tiny_path), "--questions", "1", "--threads", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("demo: the model was trained for 8192 tokens")
+
+
+@pytest.mark.parametrize("option", ["--questions", "--threads"])
+def test_wrong_usage_exits_with_2(option: str) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        demo.main([option, "0"])
+    assert exit_info.value.code == 2

@@ -1,0 +1,119 @@
+"""The real commands on a tiny random model: what they write, not how good the figures are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headkv_local.cli import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
+    """The JSON on stdout and the table on stderr."""
+    assert main(["bench", *arguments, "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    return json.loads(out), err
+
+
+def test_speed(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    n, budget, n_decode = 600, 64, 16
+    data, table = run(
+        capsys,
+        *("speed", "--model", str(tiny_path), "--threads", "2", "--repeat", "2"),
+        *("--prompt-tokens", str(n), "--budget", str(budget), "--decode-tokens", str(n_decode)),
+    )
+    (result,) = data["results"]
+    assert result["prompt_tokens"] == n
+    assert result["short_depth"] == budget
+    assert {"decode, stock at 64", "prefill", "cache peak"} <= {
+        line.split("  ")[0] for line in table.split("\n")
+    }
+
+    counts = {name: values["n"] for name, values in result["samples"].items()}
+    per_pass = n_decode - n_decode // 8  # the first step of every block is not counted
+    assert counts == {
+        "prefill_stock": 2,
+        "prefill_headkv": 2,
+        "window_plain": 6,
+        "window_observed": 6,
+        "recording": 6,
+        "select": 6,
+        "compact": 6,
+        "decode_stock": 2 * per_pass,
+        "decode_headkv": 2 * per_pass,
+        "decode_short": 2 * per_pass,
+        "short_ratios": 2,
+    }
+    assert all(values["median"] > 0 for name, values in result["samples"].items() if name != "recording")
+
+    row = 2 * 64 * 2  # K and V of a head of 64 in f16
+    cache, process = result["cache"], result["own_process"]
+    assert cache["kept_share"] == pytest.approx(budget / n)
+    assert cache["full_bytes"] == 768 * 2 * 2 * row  # 768 cells, 2 layers, 2 KV heads
+    assert budget * 2 * 2 * row <= cache["pool_bytes"] < cache["resident_bytes"] < cache["full_bytes"]
+    assert cache["full_bytes"] <= cache["peak_bytes"]
+    assert process["kept_bytes"] == budget * 2 * 2 * row
+    assert process["full_bytes"] == cache["full_bytes"]
+    assert process["freed_bytes"] == process["full_bytes"] - process["resident_bytes"]
+
+
+def test_needles(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, table = run(
+        capsys,
+        *("needles", "--model", str(tiny_path), "--threads", "2", "--samples", "3", "--seed", "5"),
+        *("--lengths", "300,700", "--budgets", "64,50%", "--max-tokens", "4"),
+    )
+    assert [(line["length"], line["policy"], line["total"]) for line in data["summary"]] == [
+        (length, policy, 3) for length in (300, 700) for policy in ("full", "uniform 64", "uniform 50%")
+    ]
+    row = 2 * 64 * 2
+    for outcome in data["outcomes"]:
+        n = outcome["prompt_tokens"]
+        assert n == pytest.approx(outcome["length"], abs=25)
+        assert outcome["expected"].isdecimal()
+        share = {"full": 1.0, "uniform 64": 64 / n, "uniform 50%": 0.5}[outcome["policy"]]
+        assert outcome["kept_share"] == pytest.approx(share, abs=0.5 / n)
+        assert outcome["kept_bytes"] == round(outcome["kept_share"] * n * 4) * row
+    assert len(table.strip().split("\n")) == 2 + 6
+
+
+def test_needles_are_repeatable(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["needles", "--model", str(tiny_path), "--threads", "2", "--samples", "2", "--lengths", "300"]
+    first, second = (run(capsys, *arguments, "--budgets", "64", "--plain")[0]["outcomes"] for _ in range(2))
+    for outcome in [*first, *second]:
+        del outcome["seconds"]
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["speed", "--prompt-tokens", "9000"], "the model was trained for 8192 tokens"),
+        (["speed", "--prompt-tokens", "100", "--no-rss"], "a budget of 128 keeps all of 100 prompt tokens"),
+        (["speed", "--prompt-tokens", "100"], "a budget of 128 keeps all of 100 prompt tokens"),
+        (["needles", "--lengths", "40"], "prompts of 40 tokens cannot be made"),
+        (["needles", "--lengths", "9000"], "the model was trained for 8192 tokens"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_sentence(
+    tiny_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    assert main(["bench", *arguments, "--model", str(tiny_path), "--threads", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("headkv: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_a_missing_model_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "missing.gguf"
+    for kind in ("speed", "needles"):
+        assert main(["bench", kind, "--model", str(missing)]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("headkv: ")
+        assert str(missing) in err
+        assert err.count("\n") == 1

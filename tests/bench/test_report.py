@@ -1,0 +1,66 @@
+"""Intervals, tables and where the JSON goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from headkv_local.bench import report
+from headkv_local.bench.timing import quartiles
+
+
+@pytest.mark.parametrize(
+    ("hits", "total", "low", "high"),
+    [  # roots of (p - hits/total)^2 = z^2 p (1 - p) / total, worked out apart
+        (0, 10, 0.0, 0.277533),
+        (10, 10, 0.722467, 1.0),
+        (5, 10, 0.236593, 0.763407),
+        (7, 8, 0.529112, 0.977583),
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_wilson(hits: int, total: int, low: float, high: float) -> None:
+    assert report.wilson(hits, total) == pytest.approx((low, high), abs=2e-6)
+
+
+def test_table_is_aligned() -> None:
+    text = report.table(("name", "n"), [("a", "1"), ("longer", "1000")])
+    assert text == "name       n\n------  ----\na          1\nlonger  1000"
+
+
+def test_table_refuses_a_row_of_another_length() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        report.table(("name", "n"), [("a", "1", "too much")])
+
+
+def test_mebibytes() -> None:
+    assert report.mebibytes(3 * 2**19) == "1.5 MiB"
+    assert report.mebibytes(None) == "not available"
+
+
+def test_json_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "out.json"
+    report.check_target(str(target))
+    report.write("the table", {"a": [1, 2]}, str(target))
+    assert capsys.readouterr() == ("the table\n", "")
+    assert json.loads(target.read_text(encoding="utf-8")) == {"a": [1, 2]}
+
+
+def test_json_to_stdout_leaves_it_pure(capsys: pytest.CaptureFixture[str]) -> None:
+    report.check_target("-")
+    report.write("the table", {"a": 1}, "-")
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"a": 1}
+    assert err == "the table\n"
+
+
+def test_a_target_that_cannot_be_written_fails_first(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="missing"):
+        report.check_target(str(tmp_path / "missing" / "out.json"))
+
+
+def test_quartiles() -> None:
+    assert quartiles([5.0, 1.0, 3.0, 2.0, 4.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0, "n": 5}
+    assert quartiles([7.0]) == {"median": 7.0, "q1": 7.0, "q3": 7.0, "n": 1}

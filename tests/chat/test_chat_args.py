@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+
+from headkv_local import ArgumentError, Retention
+from headkv_local.chat.args import Options, budget_text, build_parser, parse_budget, parse_options
+
+
+def options(*argv: str) -> Options:
+    return parse_options(list(argv), build_parser())
+
+
+def test_defaults() -> None:
+    assert options() == Options()
+
+
+def test_default_retention_is_that_of_the_library() -> None:
+    assert options().retention(options().budget) == Retention()
+
+
+def test_everything_given() -> None:
+    given = options(
+        *(
+            "m.gguf",
+            "-p",
+            "why?",
+            "-f",
+            "a",
+            "--file",
+            "b",
+            "--system",
+            "s",
+            "--budget",
+            "5%",
+            "--ctx",
+            "100",
+        ),
+        *("--threads", "3", "--max-tokens", "7", "--temp", "0.5", "--seed", "1", "--json", "--no-stream"),
+        *("--color", "never", "--history", "h", "--verbose"),
+        *("--beta", "1.5", "--window", "16", "--kernel", "13", "--sinks", "0"),
+    )
+    assert given == Options(
+        model="m.gguf",
+        prompt="why?",
+        files=("a", "b"),
+        system="s",
+        budget="5%",
+        beta=1.5,
+        window=16,
+        kernel=13,
+        sinks=0,
+        ctx=100,
+        threads=3,
+        max_tokens=7,
+        temp=0.5,
+        seed=1,
+        json=True,
+        stream=False,
+        color="never",
+        history="h",
+        verbose=True,
+    )
+    assert given.retention("5%") == Retention(budget="5%", beta=1.5, window=16, kernel=13, sinks=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [("128", 128), (" 64 ", 64), ("5%", "5%"), ("64MiB", "64MiB"), ("full", None), ("Full", None)],
+)
+def test_budget(text: str, budget: int | str | None) -> None:
+    assert parse_budget(text) == budget
+    assert parse_budget(budget_text(budget)) == budget
+
+
+def test_full_budget_is_no_retention() -> None:
+    assert options("--budget", "full").retention(None) is None
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "7", "", "x", "5 percent", "nan", "101%", "1e3", "9" * 5000])
+def test_bad_budget_is_refused_by_retention(text: str) -> None:
+    with pytest.raises(ArgumentError):
+        Options().retention(parse_budget(text))
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (["--temp", "-1"], "'-1' is not a number from 0 up"),
+        (["--temp", "nan"], "'nan' is not a number from 0 up"),
+        (["--temp", "inf"], "'inf' is not a number from 0 up"),
+        (["--ctx", "0"], "'0' is not a whole number from 1 to 2147483647"),
+        (["--threads", "0"], "'0' is not a whole number from 1 to 512"),
+        (["--threads", "513"], "'513' is not a whole number from 1 to 512"),
+        (["--max-tokens", "many"], "'many' is not a whole number from 1 up"),
+        (["--seed", "4294967296"], "'4294967296' is not a whole number from 0 to 4294967295"),
+        (["-p", " \n"], "the text is empty"),
+        (["-p", "\udcff"], "the text is not valid UTF-8"),
+        (["--color", "blue"], "invalid choice"),
+        (["-f", "-", "-f", "-"], "standard input can be read once"),
+        (["--bud", "5"], "unrecognized arguments"),
+        (["a", "b"], "unrecognized arguments"),
+    ],
+)
+def test_misuse_is_refused(argv: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        options(*argv)
+    assert leave.value.code == 2
+    assert reason in capsys.readouterr().err

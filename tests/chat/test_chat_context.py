@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from headkv_local import ArgumentError
+from headkv_local.chat.args import MAX_CTX_BYTES
+from headkv_local.chat.context import FALLBACK_CTX, choose_context, default_context, physical_cores
+
+SMOLLM2 = {
+    "context_length": 8192,
+    "block_count": 30,
+    "embedding_length": 576,
+    "attention.head_count": 9,
+    "attention.head_count_kv": 3,
+}
+LLAMA_8B = {
+    "context_length": 131072,
+    "block_count": 32,
+    "embedding_length": 4096,
+    "attention.head_count": 32,
+    "attention.head_count_kv": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "n_ctx"),
+    [
+        (SMOLLM2, 8192),
+        (LLAMA_8B, MAX_CTX_BYTES // (128 * 1024)),
+        (LLAMA_8B | {"attention.key_length": 64, "attention.value_length": 64}, MAX_CTX_BYTES // (64 * 1024)),
+        ({key: LLAMA_8B[key] for key in LLAMA_8B if "kv" not in key}, MAX_CTX_BYTES // (512 * 1024)),
+        ({}, FALLBACK_CTX),
+        (SMOLLM2 | {"block_count": 0}, FALLBACK_CTX),
+        ({key: SMOLLM2[key] for key in SMOLLM2 if key != "context_length"}, FALLBACK_CTX),
+        (LLAMA_8B | {"block_count": 2**40}, 1),
+    ],
+)
+def test_default_context(numbers: dict[str, int], n_ctx: int) -> None:
+    assert default_context(numbers) == n_ctx
+
+
+def test_context_of_the_default_model(smollm2: Path) -> None:
+    path = os.fsencode(smollm2)
+    assert choose_context(path, None) == 8192
+    assert choose_context(path, 100) == 100
+
+
+def test_context_beyond_the_memory(smollm2: Path) -> None:
+    with pytest.raises(ArgumentError, match="2000000000 tokens take 42915 GiB of KV cache"):
+        choose_context(os.fsencode(smollm2), 2_000_000_000)
+
+
+def test_context_of_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    assert choose_context(os.fsencode(broken), None) == FALLBACK_CTX
+    assert choose_context(os.fsencode(tmp_path / "missing"), 100) == 100
+    assert capfd.readouterr() == ("", "")
+
+
+def test_cores_are_counted_once_per_pair_of_threads(tmp_path: Path) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    for i, cpu in enumerate(cpus):
+        topology = tmp_path / f"cpu{cpu}" / "topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(f"{i // 2}\n")
+    assert physical_cores(tmp_path) == (len(cpus) + 1) // 2
+
+
+def test_cores_where_the_system_does_not_tell(tmp_path: Path) -> None:
+    assert physical_cores(tmp_path) == len(os.sched_getaffinity(0))

@@ -1,0 +1,177 @@
+"""headkv-chat as a person uses it: in a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from chat_driver import Terminal, words
+
+from headkv_local.chat.render import strip_control
+
+STORY = "Write a very long story about a river."
+
+Chat = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def document(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "document.txt"
+    path.write_text(text[:4500], encoding="utf-8")
+    return path
+
+
+def read_counts(screen: str) -> list[int]:
+    """How many prompt tokens each answer so far had to evaluate."""
+    return [int(count) for count in re.findall(r"read (\d+) in", screen)]
+
+
+@pytest.mark.usefixtures("smollm2")
+class TestConversation:
+    def test_turns_go_on_from_the_compacted_cache(self, terminal: Terminal, document: Path) -> None:
+        terminal.start("-f", str(document), "--budget", "64", "--max-tokens", "24")
+        assert "is read with your first question" in terminal.wait_prompt()
+        terminal.line("What is this about?")
+        first = read_counts(terminal.wait("kept"))[0]
+        assert first > 800
+        terminal.line("Can you say more?")
+        assert read_counts(terminal.wait("kept", count=2))[1] < 100
+        terminal.wait_prompt()
+        terminal.line("/stats")
+        assert re.search(rf"prompt: {first} tokens, kept \d\.\d % \(uniform\)", terminal.wait("peak"))
+        terminal.type("C-d")
+        assert terminal.exit_code() == 0
+
+    def test_interrupts(self, terminal: Terminal, document: Path) -> None:
+        terminal.start("--budget", "64")
+        terminal.wait_prompt()
+        terminal.line(f"/file {document}")
+        terminal.wait("read with your next question")
+        terminal.line("What is this about?")
+        terminal.wait(r" [1-9]\d*/\d+ [\d.]+tok/s")
+        terminal.type("C-c")
+        screen = terminal.wait("Stopped while the prompt was read; its documents go with the next question.")
+        assert read_counts(screen)[0] < 800
+        terminal.wait_prompt()
+
+        terminal.line(STORY)  # the document goes with it
+        terminal.wait(rf"{STORY}( [A-Za-z,.]+){{3}}")
+        terminal.type("C-c")
+        screen = terminal.wait("Stopped; the answer so far is part of the chat.")
+        assert read_counts(screen)[0] + read_counts(screen)[1] > 800
+        terminal.wait_prompt()
+
+        terminal.line("Please go on.")
+        terminal.wait(r"Please go on\.( [A-Za-z,.]+){3}")
+        terminal.type("C-c")
+        screen = terminal.wait("part of the chat", count=2)
+        assert read_counts(screen)[2] < 100
+        terminal.line("/info")
+        terminal.wait("turns: 2")
+        terminal.wait_prompt()
+        terminal.type("C-c")
+        terminal.wait("Ctrl-C again or Ctrl-D leaves.")
+        terminal.type("C-c")
+        assert terminal.exit_code() == 130
+
+
+def test_commands(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
+    terminal.start(str(tiny_path))
+    assert "budget 128" in terminal.wait_prompt()
+    for line, reply in [
+        ("/nonsense now", "error: there is no command /nonsense; /help lists them"),
+        ("/clear all", "error: /clear takes no argument"),
+        ("/file", "error: /file takes the path of a document"),
+        ("/file missing", "error: cannot read the document 'missing': No such file or directory"),
+        ("/file -", "error: standard input is this chat; /file takes a path"),
+        ("/budget 3", "error: budget must be at least"),
+        ("/budget full", "budget: full, from the next prompt on"),
+        ("/budget", "> /budget budget: full"),
+        ("/stats", "prompt: 0 tokens, kept whole"),
+        ("/info", "budget: full threads: 1 turns: 0"),
+        ("/clear", "A new chat."),
+    ]:
+        terminal.line(line)
+        terminal.wait(re.escape(reply))
+    terminal.line("/help")
+    screen = terminal.wait("/exit: leave")
+    assert all(f"/{name}:" in screen for name in ("help", "info", "clear", "file PATH", "budget N", "stats"))
+    terminal.line("/exit")
+    assert terminal.exit_code() == 0
+
+
+def test_lines_and_quotes(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
+    history = tmp_path / "history"
+    terminal.start(str(tiny_path), "--max-tokens", "8", "--history", str(history))
+    terminal.wait_prompt()
+    terminal.type("Enter")
+    terminal.line("a question")
+    terminal.wait("kept")
+    terminal.wait_prompt()
+    terminal.type("half a line", "C-c")
+    terminal.wait("half a line >")
+    terminal.line('"""/stats is no')
+    terminal.wait(r"no \.\.\.")
+    terminal.line('command"""')
+    terminal.wait("kept", count=2)
+    terminal.wait_prompt()
+    terminal.line("/info")
+    assert "Ctrl-C again" not in terminal.wait("turns: 2")
+    terminal.type("C-d")
+    assert terminal.exit_code() == 0
+    assert "+a question" in history.read_text()
+    assert "half a line" not in history.read_text()
+
+
+def test_end_of_the_context(terminal: Terminal, tiny_path: Path, document: Path) -> None:
+    terminal.start(str(tiny_path), "--ctx", "512", "--budget", "16", "--max-tokens", "8")
+    terminal.wait_prompt()
+    terminal.line("hi")
+    terminal.wait("kept")
+    terminal.wait_prompt()
+    terminal.line(f"/file {document}")
+    terminal.wait("read with your next question")
+    terminal.line("What is this about?")
+    terminal.wait("error: .*context.*this question was dropped, /clear starts a new chat")
+    terminal.line("hi again")
+    terminal.wait("kept", count=2)
+    terminal.wait_prompt()
+    terminal.line("/info")
+    terminal.wait("turns: 2")
+    terminal.line("/budget 32")
+    terminal.wait(r"budget: 32, after /clear")
+    terminal.line("/clear")
+    terminal.wait("A new chat")
+    terminal.line("/info")
+    assert "context: 0 of 512 tokens budget: 32" in terminal.wait("turns: 0")
+    terminal.type("C-d")
+    assert terminal.exit_code() == 0
+
+
+def test_answer_cannot_steer_the_terminal(terminal: Terminal, chat: Chat, tiny_path: Path) -> None:
+    ask = (str(tiny_path), "-p", "hi", "--color", "never", "--max-tokens", "16")
+    text = json.loads(chat(*ask, "--json").stdout)["text"]
+    assert strip_control(text) != text
+    terminal.start(*ask)
+    assert terminal.exit_code() == 0
+    assert terminal.wait("kept").startswith(words(strip_control(text)))
+
+
+def test_narrow_terminal(terminal: Terminal, tiny_path: Path, document: Path) -> None:
+    terminal.start(str(tiny_path), "-f", str(document), "--color", "always", "--max-tokens", "8", columns=40)
+    terminal.wait_prompt()
+    terminal.line("hi")
+    terminal.wait("kept")
+    terminal.line("/help")
+    terminal.wait("/exit: leave")
+    terminal.line("/stats")
+    terminal.wait("peak")
+    lines = terminal.screen().splitlines()
+    assert max(map(len, lines)) <= 40
+    assert "kept whole" not in terminal.wait("MiB peak")
+    terminal.type("C-d")
+    assert terminal.exit_code() == 0

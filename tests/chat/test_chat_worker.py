@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from headkv_local.chat.turn import Event, Text
+from headkv_local.chat.worker import Job
+
+
+def ignore(event: Event | None) -> None:
+    """Show nothing."""
+
+
+def test_events_are_shown_in_the_callers_thread_and_in_order() -> None:
+    seen: list[tuple[str, int]] = []
+
+    def work(job: Job[int]) -> int:
+        for i in range(100):
+            job.emit(Text(str(i)))
+        return threading.get_ident()
+
+    def show(event: Event | None) -> None:
+        if isinstance(event, Text):
+            seen.append((event.text, threading.get_ident()))
+
+    worker = Job(work, lambda: None).run(show)
+    assert seen == [(str(i), threading.get_ident()) for i in range(100)]
+    assert worker != threading.get_ident()
+
+
+def test_error_of_the_worker_is_raised() -> None:
+    def work(job: Job[None]) -> None:
+        raise LookupError("inside")
+
+    with pytest.raises(LookupError, match="inside"):
+        Job(work, lambda: None).run(ignore)
+
+
+def test_error_of_show_stops_the_worker_first() -> None:
+    cancelled = threading.Event()
+    ended = threading.Event()
+
+    def work(job: Job[None]) -> None:
+        job.emit(Text("first"))
+        cancelled.wait()
+        ended.set()
+
+    def show(event: Event | None) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        Job(work, cancelled.set).run(show)
+    assert ended.is_set()
+
+
+def test_interrupt_stops_the_worker_and_is_not_raised() -> None:
+    cancelled = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def work(job: Job[bool]) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        cancelled.wait()
+        return job.stopped
+
+    assert Job(work, cancelled.set).run(ignore) is True
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_time_passes_for_the_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headkv_local.chat.worker.TICK_SECONDS", 0.01)
+    ticked = threading.Event()
+
+    def show(event: Event | None) -> None:
+        if event is None:
+            ticked.set()
+
+    assert Job(lambda job: ticked.wait(10), lambda: None).run(show)

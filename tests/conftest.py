@@ -1,0 +1,58 @@
+"""Fixtures that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gguf_factory import TinyModel
+from headkv_local import Llama, default_model_path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """tiny(arch=..., n_layer=..., ...): the path of such a model, made once per session."""
+    folder = tmp_path_factory.mktemp("tiny")
+    made: dict[TinyModel, Path] = {}
+
+    def path_of(**fields: Any) -> Path:
+        model = TinyModel(**fields)
+        if model not in made:
+            made[model] = model.write(folder / f"{len(made)}-{model.arch}.gguf")
+        return made[model]
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tiny: Callable[..., Path]) -> Path:
+    """The tiny model with all defaults: llama, 2 layers, 4 query and 2 KV heads of 64."""
+    return tiny()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The default model, a real one."""
+    return default_model_path()
+
+
+@pytest.fixture
+def load() -> Iterator[Callable[..., Llama]]:
+    """load(path, **arguments): a Llama that is closed after the test.
+
+    With one thread: tiny models gain nothing from more, and wait for each other on a busy machine.
+    """
+    opened: list[Llama] = []
+
+    def opener(path: Path, **arguments: Any) -> Llama:
+        defaults = {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1}
+        llm = Llama(path, **(defaults | arguments))
+        opened.append(llm)
+        return llm
+
+    yield opener
+    for llm in opened:
+        llm.close()

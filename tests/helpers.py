@@ -1,0 +1,73 @@
+"""What several tests do with a Llama."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from llama_cpp import llama_get_logits_ith
+
+from headkv_local import Llama, _native
+
+Logits = npt.NDArray[np.float32]
+
+
+def random_tokens(n: int, seed: int = 0) -> list[int]:
+    """Tokens that every tiny model has, none of them special."""
+    tokens: list[int] = np.random.default_rng(seed).integers(0, 256, n).tolist()
+    return tokens
+
+
+def last_logits(llm: Llama) -> Logits:
+    """Logits after the last decoded token, (n_vocab,)."""
+    return np.ctypeslib.as_array(llama_get_logits_ith(llm.ctx, -1), (llm.n_vocab(),)).copy()
+
+
+def forced_logits(llm: Llama, tokens: Sequence[int]) -> Logits:
+    """Decode tokens one by one: the logits before each of them, and after the last."""
+    rows = [last_logits(llm)]
+    for token in tokens:
+        llm.eval([token])
+        rows.append(last_logits(llm))
+    return np.array(rows)
+
+
+def greedy_logits(llm: Llama, n: int) -> tuple[list[int], Logits]:
+    """Go on from the cache with the n likeliest tokens: these, and what forced_logits() says of them."""
+    tokens: list[int] = []
+    rows = [last_logits(llm)]
+    for _ in range(n):
+        tokens.append(int(rows[-1].argmax()))
+        llm.eval(tokens[-1:])
+        rows.append(last_logits(llm))
+    return tokens, np.array(rows)
+
+
+def greedy(llm: Llama, n: int) -> list[int]:
+    """Go on from the cache with the n likeliest tokens."""
+    return greedy_logits(llm, n)[0]
+
+
+def nmse(found: Logits, wanted: Logits) -> float:
+    """Normalised mean squared error."""
+    found64, wanted64 = found.astype(np.float64), wanted.astype(np.float64)
+    return float(((found64 - wanted64) ** 2).sum() / (wanted64**2).sum())
+
+
+def compact_natively(
+    llm: Llama, tokens: list[int], caps: npt.NDArray[np.int32] | int, window: int = 8
+) -> None:
+    """Read a prompt and compact it through the C API alone, also with caps that keep everything.
+
+    llm: with flash attention on, an empty cache and no retention.
+    """
+    ctx = int(llm.ctx)
+    stats = _native.get_stats(ctx)
+    _native.configure(ctx, window, 7, 4)
+    _native.set_budgets(ctx, np.broadcast_to(np.int32(caps), (stats.n_layer, stats.n_head_kv)))
+    llm.eval(tokens[:-window])
+    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    llm.eval(tokens[-window:])
+    _native.observe(ctx, _native.OBSERVE_OFF)
+    _native.compact(ctx)

@@ -1,0 +1,298 @@
+"""Bad input: one clear sentence, and whatever was usable before is usable afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headkv_local import (
+    ArgumentError,
+    ContextFullError,
+    HeadKVError,
+    Llama,
+    ModelError,
+    Retention,
+    StateError,
+    UnsupportedError,
+    _native,
+)
+from helpers import greedy, random_tokens
+
+Load = Callable[..., Llama]
+TOKENS = random_tokens(300)
+
+
+def assert_usable(llm: Llama) -> None:
+    llm.prefill(TOKENS)
+    assert llm.cache_stats().prompt_tokens == 300
+    assert llm.cache_stats().compacted is (llm.retention is not None)
+    assert len(greedy(llm, 3)) == 3
+
+
+def broken(path: Path, kind: str, good: bytes) -> Path:
+    contents = {
+        "empty": b"",
+        "text": b"this is no model\n" * 100,
+        "magic only": good[:4],
+        "cut in the header": good[:2000],
+        "cut in the weights": good[: len(good) // 2],
+        "version": good[:4] + b"\xff\xff\xff\xff" + good[8:],
+        "huge counts": good[:8] + b"\xff" * 16 + good[24:],
+    }
+    path.write_bytes(contents[kind])
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["empty", "text", "magic only", "cut in the header", "cut in the weights", "version", "huge counts"],
+)
+def test_a_broken_model_file(tmp_path: Path, tiny_path: Path, kind: str) -> None:
+    path = broken(tmp_path / "broken.gguf", kind, tiny_path.read_bytes())
+    with pytest.raises(ModelError, match=r"Failed to load model from file: .*broken\.gguf: \w+") as caught:
+        Llama(path, retention=Retention())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_model_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nothing\.gguf does not exist"):
+        Llama(tmp_path / "nothing.gguf")
+    with pytest.raises(ModelError, match="is not a file"):
+        Llama(tmp_path)
+    with pytest.raises(ValueError, match="does not exist"):  # as llama_cpp's own users catch it
+        Llama(str(tmp_path / "nothing.gguf"), retention=Retention())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"flash_attn": False, "retention": Retention()}, UnsupportedError, "flash attention only"),
+        ({"embedding": True, "retention": Retention()}, UnsupportedError, "embedding=True"),
+        ({"vocab_only": True, "retention": Retention()}, UnsupportedError, "vocab_only=True"),
+        ({"retention": 128}, ArgumentError, "Retention or None, not 128"),
+        ({"retention": Retention(caps=[[64]])}, ArgumentError, r"shape \(2, 2\).* not \(1, 1\)"),
+        ({"retention": Retention(scores=np.ones((2, 3)))}, ArgumentError, r"\(2, 4\).*\(2, 2\).*\(2, 3\)"),
+        ({"retention": Retention(budget=5000, window=5000)}, ArgumentError, "window must be from 1 to 1024"),
+        ({"type_v": 2}, ArgumentError, "quantized V cache"),
+        ({"type_k": 8, "type_v": 8, "flash_attn": False}, ArgumentError, "quantized V cache"),
+    ],
+)
+def test_settings_that_do_not_work(
+    load: Load, tiny_path: Path, arguments: dict[str, Any], error: type[HeadKVError], text: str
+) -> None:
+    with pytest.raises(error, match=text) as caught:
+        load(tiny_path, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_share_below_the_window_is_refused_for_this_prompt_only(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, retention=Retention(budget="5%"))
+    for read in (llm.prefill, lambda tokens: next(llm.generate(tokens))):
+        with pytest.raises(
+            ArgumentError, match=r"budget '5%' keeps .* the smallest budget that works is '8%'"
+        ):
+            read(TOKENS[:100])
+        assert llm.n_tokens == 0
+        assert_usable(llm)
+        llm.reset()
+
+
+def test_a_prompt_shorter_than_the_window(load: Load, tiny_path: Path) -> None:
+    """It is kept whole; the C API refuses to compact it."""
+    llm = load(tiny_path, retention=Retention(budget=64, window=32))
+    llm.prefill(TOKENS[:10])
+    assert not llm.cache_stats().compacted
+    assert len(greedy(llm, 3)) == 3
+    llm.reset()
+    ctx = llm.ctx
+    _native.set_budgets(ctx, np.full((2, 2), 32))
+    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    llm.eval(TOKENS[:10])
+    _native.observe(ctx, _native.OBSERVE_OFF)
+    with pytest.raises(StateError, match="window"):
+        _native.compact(ctx)
+    assert len(greedy(llm, 3)) == 3
+    llm.reset()
+    assert_usable(llm)
+
+
+def test_calls_of_the_c_api_out_of_order(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, flash_attn=True)
+    ctx = llm.ctx
+    caps = np.full((2, 2), 32, dtype=np.int32)
+
+    def refused(error: type[HeadKVError], call: Callable[..., Any], *arguments: Any) -> None:
+        with pytest.raises(error, match=r"\w+ \w+") as caught:
+            call(ctx, *arguments)
+        assert "\n" not in str(caught.value)
+
+    refused(StateError, _native.compact)  # nothing decoded, no budgets
+    for arguments in ((0, 7, 4), (-1, 7, 4), (8, 6, 4), (8, 0, 4), (8, 7, -1), (2000, 7, 4)):
+        refused(ArgumentError, _native.configure, *arguments)
+    _native.configure(ctx, 8, 7, 4)
+    for bad in (caps[:1], np.full((3, 2), 32), caps * 0, caps - 25, -caps):
+        refused(ArgumentError, _native.set_budgets, bad)
+    refused(StateError, _native.get_mask)
+    refused(StateError, _native.get_kept)
+    refused(StateError, _native.get_attention)
+    llm.eval(TOKENS[:200])
+    refused(StateError, _native.compact)  # no budgets
+    _native.set_budgets(ctx, caps)
+    refused(StateError, _native.compact)  # nothing observed
+    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    llm.eval(TOKENS[200:205])
+    _native.observe(ctx, _native.OBSERVE_OFF)
+    refused(StateError, _native.compact)  # fewer tokens observed than the window
+    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    llm.eval(TOKENS[205:225])
+    _native.observe(ctx, _native.OBSERVE_OFF)
+    refused(StateError, _native.compact)  # more
+    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    llm.eval(TOKENS[225:233])
+    _native.observe(ctx, _native.OBSERVE_OFF)
+    weights = _native.get_attention(ctx)
+    assert weights.shape == (2, 2, 233)
+    assert weights.sum(axis=2) == pytest.approx(np.ones((2, 2)), abs=1e-3)  # a mean of softmax rows
+    llm.eval(TOKENS[:1])
+    refused(StateError, _native.compact)  # the observed tokens are not the last ones
+    llm.prefill([*TOKENS[:225]])
+    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    llm.eval(TOKENS[225:233])
+    _native.observe(ctx, _native.OBSERVE_OFF)
+    refused(ArgumentError, _native.compact, 1)  # another sequence
+    refused(ArgumentError, _native.compact, -1)
+    _native.compact(ctx)
+    assert (_native.get_kept(ctx) == 32).all()
+    refused(StateError, _native.compact)  # twice
+    refused(StateError, _native.observe, True)
+    refused(StateError, _native.configure, 8, 7, 4)
+    refused(StateError, _native.get_attention)
+    assert len(greedy(llm, 3)) == 3
+
+
+@pytest.mark.parametrize("retention", [None, Retention(budget=32)])
+def test_tokens_that_the_model_does_not_have(
+    load: Load, tiny_path: Path, retention: Retention | None
+) -> None:
+    llm = load(tiny_path, retention=retention)
+    for bad in (-1, 100_000):
+        for tokens in ([bad], [*TOKENS[:20], bad], [*TOKENS[:-1], bad]):
+            llm.reset()
+            for call in (llm.prefill, llm.eval, lambda tokens: next(llm.generate(tokens))):
+                with pytest.raises(ArgumentError, match=f"token {bad} is none of the model's"):
+                    call(tokens)
+            assert llm.cache_stats().prompt_tokens == llm.n_tokens == 0
+    llm.reset()
+    assert_usable(llm)
+
+
+@pytest.mark.parametrize("retention", [None, Retention(budget=32)])
+def test_an_empty_prompt(load: Load, tiny_path: Path, retention: Retention | None) -> None:
+    llm = load(tiny_path, retention=retention)
+    for _ in range(2):  # on an empty cache and on another prompt's
+        with pytest.raises(ArgumentError, match="the prompt is empty"):
+            llm.prefill([])
+        with pytest.raises(ArgumentError, match="the prompt is empty"):
+            next(llm.generate([]))
+        assert_usable(llm)
+
+
+@pytest.mark.parametrize("retention", [None, Retention(budget=32)])
+def test_a_prompt_longer_than_the_context(load: Load, tiny_path: Path, retention: Retention | None) -> None:
+    llm = load(tiny_path, retention=retention)
+    text = "a long story " * 200
+    for call in (
+        lambda: llm.create_completion(text),
+        lambda: next(llm.create_completion(text, stream=True)),
+        lambda: llm.create_chat_completion([{"role": "user", "content": text}]),
+        lambda: next(llm.create_chat_completion([{"role": "user", "content": text}], stream=True)),
+        lambda: llm.prefill(random_tokens(1025)),
+        lambda: next(llm.generate(random_tokens(1025))),
+        lambda: llm.eval(random_tokens(1025)),
+    ):
+        with pytest.raises(ContextFullError, match="1024"):
+            call()
+        with pytest.raises(ValueError, match="1024"):  # what llama_cpp raises here
+            call()
+    llm.reset()
+    assert_usable(llm)
+
+
+METHODS: dict[str, Callable[[Llama], Any]] = {
+    "generate": lambda llm: next(llm.generate(TOKENS)),
+    "prefill": lambda llm: llm.prefill(TOKENS),
+    "eval": lambda llm: llm.eval([1]),
+    "empty eval": lambda llm: llm.eval([]),
+    "sample": lambda llm: llm.sample(),
+    "reset": lambda llm: llm.reset(),
+    "cancel": lambda llm: llm.cancel(),
+    "cache_stats": lambda llm: llm.cache_stats(),
+    "retention_mask": lambda llm: llm.retention_mask(),
+    "retention": lambda llm: setattr(llm, "retention", Retention()),
+    "save_state": lambda llm: llm.save_state(),
+    "load_state": lambda llm: llm.load_state(None),
+    "completion": lambda llm: llm("hello"),
+    "stream": lambda llm: next(llm.create_completion("hello", stream=True)),
+    "chat": lambda llm: llm.create_chat_completion([{"role": "user", "content": "hello"}]),
+    "embed": lambda llm: llm.embed("hello"),
+    "tokenize": lambda llm: llm.tokenize(b"hello"),
+    "detokenize": lambda llm: llm.detokenize([1]),
+    "tokenizer": lambda llm: llm.tokenizer().tokenize(b"hello"),
+    "n_ctx": lambda llm: llm.n_ctx(),
+    "n_embd": lambda llm: llm.n_embd(),
+    "n_vocab": lambda llm: llm.n_vocab(),
+    "token_eos": lambda llm: llm.token_eos(),
+    "token_bos": lambda llm: llm.token_bos(),
+    "token_nl": lambda llm: llm.token_nl(),
+    "pooling_type": lambda llm: llm.pooling_type(),
+    "ctx": lambda llm: llm.ctx,
+    "model": lambda llm: llm.model,
+    "pickle": lambda llm: llm.__getstate__(),
+    "with": lambda llm: llm.__enter__(),
+}
+
+
+@pytest.fixture(scope="module")
+def closed(tiny_path: Path) -> Llama:
+    llm = Llama(tiny_path, retention=Retention(budget=32))
+    llm.prefill(TOKENS)
+    llm.close()
+    llm.close()
+    return llm
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_use_after_close(closed: Llama, name: str) -> None:
+    with pytest.raises(StateError, match="has been closed"):
+        METHODS[name](closed)
+
+
+def test_what_was_handed_out_before_the_close(tiny_path: Path) -> None:
+    with Llama(tiny_path, retention=Retention(budget=32)) as llm:
+        tokenizer, answer = llm.tokenizer(), llm.generate(TOKENS)
+        next(answer)
+    with pytest.raises(StateError, match="has been closed"):
+        next(answer)
+    with pytest.raises(Exception, match="argument 1"):  # ctypes refuses it; llama.cpp would crash
+        tokenizer.tokenize(b"hello")
+
+
+def test_a_constructor_that_fails_leaves_nothing_to_clean_up(
+    tiny_path: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import gc
+
+    for path, arguments in (
+        (tmp_path / "nothing", {}),
+        (tiny_path, {"flash_attn": False, "retention": Retention()}),
+        (tiny_path, {"retention": Retention(caps=[[64]])}),
+    ):
+        with pytest.raises(HeadKVError):
+            Llama(path, **arguments)
+    gc.collect()
+    assert not recwarn.list
+    assert capfd.readouterr() == ("", "")

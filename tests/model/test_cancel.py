@@ -1,0 +1,83 @@
+"""cancel(): what runs now stops, and the KV cache holds what was decoded until then."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from headkv_local import Cancelled, Llama, Retention
+from helpers import greedy, random_tokens
+
+Load = Callable[..., Llama]
+TOKENS = random_tokens(300)
+
+
+def test_cancel_from_another_thread_during_a_prefill(load: Load, tiny_path: Path) -> None:
+    """Once between batches, once most likely inside of a decode: the cache holds what n_tokens says."""
+    tokens = random_tokens(8000)
+    for n_batch, stop in ((256, 1024), (4096, 0)):
+        reached = threading.Event()
+
+        def on_prefill(done: int, total: int, stop: int = stop, reached: threading.Event = reached) -> None:
+            if done == stop:
+                reached.set()
+
+        llm = load(
+            tiny_path, n_ctx=8192, n_batch=n_batch, retention=Retention(budget=64), on_prefill=on_prefill
+        )
+
+        def cancel(llm: Llama = llm, reached: threading.Event = reached) -> None:
+            assert reached.wait(60)
+            llm.cancel()
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        with pytest.raises(Cancelled):
+            llm.prefill(tokens)
+        thread.join()
+        assert stop <= llm.n_tokens < 8000
+        assert llm.cache_stats().prompt_tokens == llm.n_tokens
+        assert not llm.cache_stats().compacted
+        llm.prefill(tokens[:1000])
+        assert (llm.retention_mask().sum(axis=2) == 64).all()
+        assert len(greedy(llm, 3)) == 3
+
+
+def test_cancel_without_a_retention_takes_effect_between_batches(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, n_batch=100, on_prefill=lambda done, _: llm.cancel() if done == 200 else None)
+    with pytest.raises(Cancelled):
+        llm.prefill(TOKENS)
+    assert llm.n_tokens == 200
+    llm.on_prefill = None
+    llm.prefill(TOKENS)
+    assert llm.n_tokens == 300
+
+
+@pytest.mark.parametrize("retention", [None, Retention(budget=32)])
+def test_cancel_during_an_answer(load: Load, tiny_path: Path, retention: Retention | None) -> None:
+    llm = load(tiny_path, retention=retention)
+    answer = llm.generate(TOKENS, temp=0.0)
+    first = [next(answer) for _ in range(5)]
+    llm.cancel()
+    with pytest.raises(Cancelled):
+        next(answer)
+    with pytest.raises(StopIteration):
+        next(answer)
+    assert llm.n_tokens == 304
+    again = llm.generate(TOKENS + first[:4], temp=0.0)
+    assert next(again) == first[4]
+
+
+def test_a_cancel_that_nothing_was_stopped_by_is_forgotten(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32))
+    llm.cancel()
+    llm.prefill(TOKENS)
+    llm.cancel()
+    assert next(llm.generate(TOKENS[:100])) >= 0
+    llm.cancel()
+    with pytest.raises(Cancelled):
+        llm.eval([1])
+    llm.eval([1])

@@ -1,0 +1,90 @@
+"""Dormant is stock: with nothing compacted, logits are bit-identical to those of the stock cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headkv_local import Llama, Retention, UnsupportedError, _native
+from helpers import forced_logits, greedy_logits, random_tokens
+
+Load = Callable[..., Llama]
+PROMPT = b"The lighthouse keeper wrote one line into the log every evening. On the ninth of March he wrote:"
+
+
+@pytest.fixture
+def stock(load: Load, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """A Llama on llama.cpp's own cache, in the same library."""
+
+    def opener(path: Path, **arguments: Any) -> Llama:
+        with monkeypatch.context() as context:
+            context.setenv("HEADKV_DISABLE", "1")
+            llm = load(path, **arguments)
+            with pytest.raises(UnsupportedError, match="HEADKV_DISABLE"):
+                _native.supported(llm.ctx)
+        with pytest.raises(UnsupportedError):
+            _native.get_stats(llm.ctx)
+        return llm
+
+    return opener
+
+
+@pytest.mark.parametrize(
+    ("flash_attn", "retentions"),
+    [(True, [None, Retention(budget=128)]), (False, [None])],
+    ids=["flash attention", "no flash attention"],
+)
+def test_64_greedy_tokens(
+    load: Load, stock: Load, smollm2: Path, flash_attn: bool, retentions: list[Retention | None]
+) -> None:
+    """With no retention, and with one whose budget the prompt fits into."""
+    threads = {"n_threads": 2, "n_threads_batch": 2}
+    with stock(smollm2, flash_attn=flash_attn, **threads) as reference:
+        tokens = reference.tokenize(PROMPT)
+        reference.prefill(tokens)
+        answer, wanted = greedy_logits(reference, 64)
+    for retention in retentions:
+        with load(smollm2, flash_attn=flash_attn, retention=retention, **threads) as ours:
+            ours.prefill(tokens)
+            assert np.array_equal(forced_logits(ours, answer), wanted)
+            stats = ours.cache_stats()
+            assert (stats.compacted, stats.policy, stats.kept_share) == (False, "full", 1.0)
+            assert stats.resident_bytes == stats.full_bytes
+
+
+def test_a_prompt_of_several_batches(load: Load, stock: Load, tiny_path: Path) -> None:
+    tokens = random_tokens(700)
+    for arguments in ({"n_batch": 512, "n_ubatch": 128}, {"n_batch": 64}):
+        reference = stock(tiny_path, flash_attn=True, **arguments)
+        ours = load(tiny_path, flash_attn=True, **arguments)
+        for llm in (reference, ours):
+            llm.prefill(tokens)
+        assert np.array_equal(forced_logits(ours, tokens[:40]), forced_logits(reference, tokens[:40]))
+
+
+def test_after_a_compaction_the_next_prompt_starts_as_stock(load: Load, stock: Load, tiny_path: Path) -> None:
+    first, second = random_tokens(300, seed=1), random_tokens(200, seed=2)
+    ours = load(tiny_path, retention=Retention(budget=32))
+    ours.prefill(first)
+    assert ours.cache_stats().compacted
+    ours.reset()
+    ours.retention = None
+    ours.prefill(second)
+    reference = stock(tiny_path, flash_attn=True)
+    reference.prefill(second)
+    assert np.array_equal(forced_logits(ours, second[:20]), forced_logits(reference, second[:20]))
+
+
+def test_taking_tokens_back_is_stock(load: Load, stock: Load, tiny_path: Path) -> None:
+    tokens = random_tokens(200)
+    rows = []
+    for llm in (stock(tiny_path, flash_attn=True), load(tiny_path, flash_attn=True)):
+        llm.prefill(tokens)
+        llm.prefill(tokens[:150] + tokens[:30])
+        assert llm.n_tokens == 180
+        rows.append(forced_logits(llm, tokens[:10]))
+    assert np.array_equal(rows[0], rows[1])

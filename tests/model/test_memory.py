@@ -1,0 +1,118 @@
+"""Memory: the stats are what ggml holds, the process shrinks by it, and without memory nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_AS")
+
+ROW = 2 * 64 * 2  # K and V of 64 values of 2 bytes
+HEADS = 30 * 3
+
+PREFILL = """
+import json, pydoc_data.topics, sys
+from headkv_local import Llama, Retention
+
+def resident():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
+
+seen = {}
+def on_prefill(done, total):
+    seen[done] = resident()
+
+llm = Llama(sys.argv[1], n_ctx=4608, n_threads=2, n_threads_batch=2, retention=Retention(budget=128),
+            on_prefill=on_prefill)
+text = " ".join(pydoc_data.topics.topics.values())[:20000].encode()
+llm.prefill(llm.tokenize(text)[:4000])
+stats = llm.cache_stats()
+numbers = {name: getattr(stats, name) for name in (
+    "prompt_tokens", "full_bytes", "resident_bytes", "pool_bytes", "tail_bytes", "peak_bytes", "row_bytes")}
+print(json.dumps(numbers | {"kept": int(stats.kept.sum()), "before": seen[3992], "after": seen[4000]}))
+"""
+
+STARVED = """
+import json, resource, sys
+import numpy as np
+from helpers import forced_logits, random_tokens
+from headkv_local import Llama, OutOfMemoryError, Retention, _native
+
+def address_space():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+compact = _native.compact
+def starved(ctx, room):
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + room, resource.RLIM_INFINITY))
+    try:
+        compact(ctx)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+tokens = random_tokens(3000)
+# one thread: others would make stacks and heaps of their own
+arguments = dict(n_ctx=4096, n_threads=1, n_threads_batch=1)
+full = Llama(sys.argv[1], flash_attn=True, **arguments)
+full.prefill(tokens)
+wanted = forced_logits(full, tokens[:3])
+full.close()
+
+llm = Llama(sys.argv[1], retention=Retention(budget=2000), **arguments)
+failures = 0
+for room in range(0, 200 << 20, 4 << 20):
+    _native.compact = lambda ctx: starved(ctx, room)
+    try:
+        llm.prefill(tokens)
+        break
+    except OutOfMemoryError as error:
+        failures += 1
+        assert "memory" in str(error), error
+        stats = llm.cache_stats()
+        assert not stats.compacted
+        assert stats.prompt_tokens == llm.n_tokens == 3000
+        if failures == 1:  # the full cache is still there, and can be gone on from
+            assert np.allclose(forced_logits(llm, tokens[:3])[1:], wanted[1:], atol=0.05)
+stats = llm.cache_stats()
+print(json.dumps({"failures": failures, "compacted": stats.compacted, "kept": stats.kept.tolist()}))
+"""
+
+
+def run(code: str, path: Path) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_a_prompt_of_4000_tokens_at_budget_128(smollm2: Path) -> None:
+    found = run(PREFILL, smollm2)
+    assert found["prompt_tokens"] == 4000
+    assert found["row_bytes"] == ROW
+    assert found["kept"] == 128 * HEADS
+    assert found["full_bytes"] == 4608 * HEADS * ROW
+    tail = found["tail_bytes"]
+    assert tail % (HEADS * ROW) == 0  # whole cells
+    assert tail <= 128 * HEADS * ROW
+    assert found["resident_bytes"] <= 1.02 * (found["kept"] * ROW + tail)
+    assert found["peak_bytes"] >= found["full_bytes"] + found["pool_bytes"]
+    freed = found["full_bytes"] - found["resident_bytes"]
+    assert found["before"] - found["after"] >= 0.9 * freed
+
+
+def test_compaction_with_too_little_memory(tiny: Any) -> None:
+    """More and more address space until it is enough: every failure leaves the full cache as it was."""
+    found = run(STARVED, tiny(n_layer=4, n_head=8, n_head_kv=8, head_dim=128))
+    assert found["failures"] >= 3
+    assert found["compacted"]
+    assert found["kept"] == [[2000] * 8] * 4

@@ -1,0 +1,238 @@
+"""Several turns: they go on from what was kept, the tail grows, and states are saved and loaded."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llama_cpp import LlamaRAMCache
+
+from headkv_local import ContextFullError, Llama, Retention, StateError, _native
+from helpers import compact_natively, forced_logits, greedy, last_logits, nmse, random_tokens
+
+Load = Callable[..., Llama]
+TOKENS = random_tokens(300)
+
+
+def answered(llm: Llama, prompt: list[int], n: int) -> list[int]:
+    return [token for _, token in zip(range(n), llm.generate(prompt, temp=0.0), strict=False)]
+
+
+def test_later_turns_go_on_from_what_was_kept(load: Load, tiny_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    llm = load(tiny_path, retention=Retention(budget=32), on_prefill=lambda *call: calls.append(call))
+    history = list(TOKENS)
+    history += answered(llm, history, 20)
+    mask = llm.retention_mask()
+    for turn in range(3):
+        history += random_tokens(40, seed=turn)
+        calls.clear()
+        history += answered(llm, history, 20)
+        assert calls == [(0, 41), (41, 41)]  # the last token of the answer was not in the cache yet
+        stats = llm.cache_stats()
+        assert (stats.compacted, stats.prompt_tokens) == (True, 300)
+        assert stats.tail_tokens == len(history) - 1 - 300 == llm.n_tokens - 300
+        assert np.array_equal(llm.retention_mask(), mask)
+
+
+def test_the_tail_doubles_and_loses_nothing(load: Load, tiny_path: Path) -> None:
+    """Everything is kept, so that a stock cache says what the logits must be after every doubling."""
+    n_tail = 1500
+    tail = random_tokens(n_tail, seed=1)
+    stock, ours = (load(tiny_path, flash_attn=True, n_ctx=2048) for _ in range(2))
+    stock.prefill(TOKENS)
+    compact_natively(ours, TOKENS, 300)
+    sizes = [ours.cache_stats().tail_bytes]
+    done = 0
+    for size in (1, 100, 1, 300, 1, 7, 500, 590):
+        for llm in (stock, ours):
+            llm.eval(tail[done : done + size])
+        done += size
+        assert nmse(last_logits(ours), last_logits(stock)) < 1e-4
+        sizes.append(ours.cache_stats().tail_bytes)
+    assert done == n_tail == ours.cache_stats().tail_tokens
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) >= 4
+    assert sizes[-1] <= 4 * 256 * (2048 - 300)
+
+
+def test_taking_back_the_tail(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32))
+    llm.prefill(TOKENS)
+    tail, other = random_tokens(200, seed=1), random_tokens(10, seed=2)
+    first = last_logits(llm)
+    llm.eval(tail[:50])
+    wanted = forced_logits(llm, other)
+    for n_before, n_after in ((200, 50), (50, 50)):
+        llm.prefill(TOKENS + tail[:n_before])
+        llm.prefill([*TOKENS, *tail[:n_after], *other])
+        assert llm.cache_stats().tail_tokens == n_after + 10
+        assert nmse(last_logits(llm), wanted[-1]) < 1e-6
+    llm.prefill([*TOKENS, 1])  # all of the tail but one
+    assert llm.cache_stats().tail_tokens == 1
+    assert llm.cache_stats().prompt_tokens == 300
+    assert np.isfinite(first).all()
+
+
+def test_the_pool_is_removed_as_a_whole_or_not_at_all(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32))
+    llm.prefill(TOKENS)
+    llm.eval(TOKENS[:20])
+    before, mask = llm.cache_stats(), llm.retention_mask()
+    for first, last in ((299, -1), (1, -1), (100, 200), (0, 300), (0, 100)):
+        assert not llm._ctx.kv_cache_seq_rm(-1, first, last)
+    after = llm.cache_stats()
+    assert (after.prompt_tokens, after.tail_tokens) == (before.prompt_tokens, before.tail_tokens)
+    assert after.resident_bytes == before.resident_bytes
+    assert np.array_equal(llm.retention_mask(), mask)
+    assert llm._ctx.kv_cache_seq_rm(-1, 0, -1)
+    assert not llm.cache_stats().compacted
+    llm.reset()
+    llm.prefill(TOKENS[:20])
+    assert llm.cache_stats().resident_bytes == llm.cache_stats().full_bytes
+
+
+def test_another_prompt_is_read_and_compacted_anew(load: Load, tiny_path: Path) -> None:
+    llm, fresh = (load(tiny_path, retention=Retention(budget=32)) for _ in range(2))
+    answered(llm, TOKENS, 20)
+    for other in ([*TOKENS[:150], *random_tokens(150, seed=3)], random_tokens(200, seed=4)):
+        answer = answered(llm, other, 10)
+        fresh.reset()
+        assert answer == answered(fresh, other, 10)
+        assert llm.cache_stats().prompt_tokens == len(other)
+        assert np.array_equal(llm.retention_mask(), fresh.retention_mask())
+
+
+def test_a_chat_that_outgrows_the_budget_is_compacted_then(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, retention=Retention(budget=64))
+    history = list(TOKENS[:40])
+    history += answered(llm, history, 10)
+    assert not llm.cache_stats().compacted
+    history += TOKENS[:40]
+    history += answered(llm, history, 10)
+    stats = llm.cache_stats()
+    assert stats.compacted
+    assert (stats.prompt_tokens, stats.tail_tokens) == (90, 9)
+
+
+@pytest.mark.parametrize("retention", [None, Retention(budget=32)])
+def test_the_end_of_the_context(load: Load, tiny_path: Path, retention: Retention | None) -> None:
+    """Its size is not a multiple of llama.cpp's 256, which rounds it up."""
+    llm = load(tiny_path, n_ctx=320, retention=retention)
+    answer = llm.generate(TOKENS, temp=0.0)
+    tokens = []
+    with pytest.raises(ContextFullError, match=r"the context of 320 tokens is full: it holds 320"):
+        tokens.extend(answer)
+    assert len(tokens) == 21
+    assert llm.n_tokens == 320
+    with pytest.raises(ContextFullError):
+        llm.eval([1])
+    with pytest.raises(ContextFullError):
+        llm.prefill(random_tokens(321))
+    assert answered(llm, TOKENS + tokens[:10], 5) == tokens[10:15]  # taking the tail back makes room
+    assert len(answered(llm, TOKENS[:100], 5)) == 5
+
+
+@pytest.mark.parametrize("budget", [32, 512], ids=["compacted", "dormant"])
+def test_a_saved_state_goes_on_where_it_was(load: Load, tiny_path: Path, budget: int) -> None:
+    retention = Retention(budget=budget)
+    llm = load(tiny_path, retention=retention)
+    llm.prefill(TOKENS)
+    llm.eval(TOKENS[:150])
+    state = pickle.loads(pickle.dumps(llm.save_state()))
+    before, mask = llm.cache_stats(), llm.retention_mask()
+    wanted = forced_logits(llm, TOKENS[:10])[1:]
+    llm.eval(TOKENS[:100])
+    for target in (llm, load(tiny_path, retention=retention), load(tiny_path, flash_attn=True)):
+        target.prefill(random_tokens(120, seed=5))
+        target.load_state(state)
+        after = target.cache_stats()
+        assert (after.compacted, after.policy) == (before.compacted, before.policy)
+        assert after.compacted is (budget == 32)
+        assert (after.prompt_tokens, after.tail_tokens, target.n_tokens) == (300, 150, 450)
+        assert np.array_equal(target.retention_mask(), mask)
+        target.eval(TOKENS[:1])
+        assert nmse(forced_logits(target, TOKENS[1:10]), wanted) < 1e-6
+
+
+def test_one_state_serves_many_prompts(load: Load, tiny_path: Path) -> None:
+    """A document is read once and each question selects its own entries."""
+    llm = load(tiny_path, flash_attn=True)
+    llm.prefill(TOKENS)
+    state = llm.save_state()
+    llm.retention = Retention(budget=32)
+    masks = []
+    for seed in range(3):
+        llm.load_state(state)
+        assert not llm.cache_stats().compacted
+        llm.prefill(TOKENS + random_tokens(20, seed=seed))
+        assert llm.cache_stats().compacted
+        masks.append(llm.retention_mask()[:, :, :300])
+    assert not np.array_equal(masks[0], masks[1])
+    assert not np.array_equal(masks[1], masks[2])
+
+
+def test_a_state_that_does_not_fit_leaves_an_empty_usable_cache(
+    load: Load, tiny: Callable[..., Path], tiny_path: Path
+) -> None:
+    source = load(tiny(n_layer=3), retention=Retention(budget=32))
+    llm = load(tiny_path, retention=Retention(budget=32))
+    for compacted in (True, False):
+        source.prefill(TOKENS if compacted else TOKENS[:20])
+        wrong = source.save_state()
+        source.reset()
+        own = load(tiny_path, retention=Retention(budget=32))
+        own.prefill(TOKENS)
+        cut = own.save_state()
+        cut.llama_state = cut.llama_state[: len(cut.llama_state) // 2]
+        cut.llama_state_size = len(cut.llama_state)
+        for state in (wrong, cut):
+            llm.prefill(TOKENS)
+            with pytest.raises(StateError, match="does not fit"):
+                llm.load_state(state)
+            assert llm.n_tokens == 0
+            assert llm.cache_stats().prompt_tokens == 0
+            llm.prefill(TOKENS)
+            assert (llm.cache_stats().kept == 32).all()
+
+
+def test_a_ram_cache(load: Load, tiny_path: Path) -> None:
+    """llama_cpp's prompt cache swaps states in and out, compacted ones too."""
+    llm, plain = (load(tiny_path, retention=Retention(budget=32)) for _ in range(2))
+    llm.set_cache(LlamaRAMCache())
+    prompts = ["one " * 60, "two, " * 50]
+    for prompt in (*prompts, *prompts):
+        plain.reset()
+        wanted = plain.create_completion(prompt, max_tokens=12, temperature=0.0)
+        found = llm.create_completion(prompt, max_tokens=12, temperature=0.0)
+        assert found["choices"][0]["text"] == wanted["choices"][0]["text"]
+        assert llm.cache_stats().compacted
+
+
+def test_retention_can_be_set_after_a_compaction_that_failed(
+    load: Load, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32))
+    with monkeypatch.context() as context:
+        context.setattr(_native, "compact", lambda ctx: _native.get_mask(ctx))  # refused at this point
+        with pytest.raises(StateError):
+            llm.prefill(TOKENS)
+    assert llm.n_tokens == 300
+    llm.retention = Retention(budget=64, window=16)
+    llm.prefill(TOKENS)
+    assert (llm.cache_stats().kept == 64).all()
+
+
+def test_the_c_api_goes_on_after_refusals(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32))
+    llm.prefill(TOKENS)
+    wanted = greedy(llm, 5)
+    llm.prefill([*TOKENS, *wanted[:1]])
+    with pytest.raises(StateError):
+        _native.observe(llm.ctx, _native.OBSERVE_WINDOW)
+    with pytest.raises(StateError):
+        _native.compact(llm.ctx)
+    assert greedy(llm, 4) == wanted[1:]

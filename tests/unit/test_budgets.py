@@ -1,0 +1,206 @@
+"""Budgets: what is asked for is what is given out, to the entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headkv_local.budgets import (
+    ModelShape,
+    headkv_caps,
+    kv_head_scores,
+    parse_budget,
+    uniform_caps,
+)
+from headkv_local.errors import ArgumentError
+
+SHAPE = ModelShape(n_layer=3, n_head=4, n_head_kv=2, row_bytes=256)
+
+
+@dataclass(frozen=True)
+class Case:
+    shape: ModelShape
+    scores: npt.NDArray[np.float64]
+    window: int
+    n_prompt: int
+    total: int
+    beta: float
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    n_layer, n_head_kv, group = draw(st.integers(1, 6)), draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    shape = ModelShape(n_layer, n_head_kv * group, n_head_kv, 256)
+    score = st.one_of(st.just(0.0), st.floats(1e-6, 1e6), st.sampled_from([1.0, 2.0]))
+    raw = np.array(draw(st.lists(score, min_size=shape.n_heads, max_size=shape.n_heads)))
+    if raw.max() == 0:
+        raw[draw(st.integers(0, len(raw) - 1))] = 1.0
+    window = draw(st.integers(1, 20))
+    n_prompt = draw(st.integers(window + 1, 3000))
+    return Case(
+        shape,
+        kv_head_scores(raw.reshape(n_layer, n_head_kv), shape),
+        window,
+        n_prompt,
+        draw(st.integers(window * shape.n_heads, n_prompt * shape.n_heads)),
+        draw(st.floats(1.001, 20.0)),
+    )
+
+
+def caps_of(case: Case) -> npt.NDArray[np.int32]:
+    return headkv_caps(case.total, case.scores, case.beta, case.window, case.shape, case.n_prompt)
+
+
+@given(cases())
+def test_total_is_exact_and_every_cap_is_within_bounds(case: Case) -> None:
+    caps = caps_of(case)
+    assert caps.dtype == np.int32
+    assert caps.shape == (case.shape.n_layer, case.shape.n_head_kv)
+    assert caps.sum() == case.total
+    assert caps.min() >= case.window
+    assert caps.max() <= case.n_prompt
+
+
+@given(cases())
+def test_a_higher_score_never_gets_less(case: Case) -> None:
+    caps, scores = caps_of(case).ravel(), case.scores.ravel()
+    order = np.argsort(scores, kind="stable")
+    for lower, higher in pairwise(order):
+        if scores[higher] > scores[lower]:
+            assert caps[higher] >= caps[lower]
+        else:
+            assert abs(int(caps[higher]) - int(caps[lower])) <= 1
+
+
+@given(cases())
+def test_of_equal_scores_the_lower_index_gets_the_odd_entry(case: Case) -> None:
+    caps, scores = caps_of(case).ravel(), case.scores.ravel()
+    for score in np.unique(scores):
+        of_equals = caps[scores == score].tolist()
+        assert of_equals == sorted(of_equals, reverse=True)
+
+
+@given(cases())
+def test_water_filling_agrees_with_bisection(case: Case) -> None:
+    """The pool level at which the clipped formula adds up to the total, found in another way."""
+    base = case.window + (case.total / case.shape.n_heads - case.window) * (1 - 1 / case.beta)
+    scores = case.scores.ravel()
+
+    def filled(level: float) -> npt.NDArray[np.float64]:
+        return np.minimum(base + scores * level, case.n_prompt)
+
+    low, high = 0.0, 1e18
+    if filled(high).sum() < case.total:
+        return  # heads of score 0 have to take the rest: the sum and the bounds are tested above
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if filled(middle).sum() < case.total else (low, middle)
+    assert np.abs(caps_of(case).ravel() - filled(high)).max() <= 1 + 1e-3
+
+
+def test_the_formula_where_nothing_is_clipped() -> None:
+    scores = np.array([[0.5, 0.1], [0.1, 0.1], [0.1, 0.1]])
+    alpha, b, beta = 8, 64, 2.0
+    expected = alpha + (b - alpha) * (1 - 1 / beta) + scores * (b - alpha) / beta * 6
+    caps = headkv_caps(b * 6, scores, beta, alpha, SHAPE, 10_000)
+    assert np.abs(caps - expected).max() < 1
+
+
+def test_a_head_that_would_get_more_than_the_prompt_hands_the_rest_on() -> None:
+    scores = np.array([[0.9, 0.02], [0.02, 0.02], [0.02, 0.02]])
+    caps = headkv_caps(50 * 6, scores, 1.02, 8, SHAPE, 100)
+    assert caps[0, 0] == 100
+    assert caps.ravel()[1:].tolist() == [40] * 5
+
+
+def test_heads_of_no_score_take_what_the_others_cannot() -> None:
+    scores = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    caps = headkv_caps(90 * 6, scores, 1.02, 8, SHAPE, 100)
+    assert caps.ravel().tolist() == [100] + [88] * 5
+
+
+def test_a_high_beta_is_flat() -> None:
+    scores = np.array([[0.5, 0.1], [0.1, 0.1], [0.1, 0.1]])
+    caps = headkv_caps(64 * 6, scores, 1e9, 8, SHAPE, 10_000)
+    assert (caps == 64).all()
+
+
+@given(st.integers(8, 4000), st.data())
+def test_uniform(n_prompt: int, data: st.DataObject) -> None:
+    total = data.draw(st.integers(8 * 6, n_prompt * 6))
+    caps = uniform_caps(total, SHAPE, n_prompt)
+    assert caps.sum() == total
+    assert np.ptp(caps) <= 1
+    assert caps.ravel().tolist() == sorted(caps.ravel().tolist(), reverse=True)
+
+
+def test_scores_of_query_heads_are_summed_over_the_gqa_group() -> None:
+    scores = np.array([[1, 2, 3, 4], [0, 0, 0, 0], [5, 0, 0, 5]], dtype=float)
+    assert kv_head_scores(scores, SHAPE) == pytest.approx(np.array([[3, 7], [0, 0], [5, 5]]) / 20)
+
+
+def test_scores_near_the_end_of_the_float_range_do_not_overflow() -> None:
+    assert kv_head_scores(np.full((3, 4), 1e308), SHAPE) == pytest.approx(np.full((3, 2), 1 / 6))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 4), (4, 3), (3, 8)])
+def test_scores_of_another_shape(shape: tuple[int, int]) -> None:
+    with pytest.raises(ArgumentError, match=r"\(3, 4\).*\(3, 2\)"):
+        kv_head_scores(np.ones(shape), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("budget", "total"),
+    [
+        (64, 64 * 6),
+        (np.int64(64), 64 * 6),
+        ("5%", 300),
+        (" 5 % ", 300),
+        ("12.5%", 750),
+        ("100%", 6000),
+        ("1MiB", 4096),
+        ("0.5mib", 2048),
+        ("256KiB", 1024),
+        ("1GIB", 6000),
+        (5000, 6000),
+    ],
+)
+def test_budgets_of_a_prompt_of_1000(budget: object, total: int) -> None:
+    assert parse_budget(budget, 8).total(SHAPE, 1000, 8) == total
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        *(0, -1, 7, True, False, 64.0, float("nan"), None, [64], 2**31),
+        *("0%", "100.1%", "-5%", "nan%", "inf%", "5 percent", "%", "\u0665%", "9" * 5000 + "%"),
+        *("5", "64", "", "64 MB", "0MiB", "1e3MiB"),
+    ],
+)
+def test_budgets_that_can_never_work(budget: object) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        parse_budget(budget, 8)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.integers(9, 100_000), st.integers(1, 64), st.sampled_from(["KiB", "MiB", "GiB"]))
+def test_a_budget_below_the_window_names_the_smallest_that_works(
+    n_prompt: int, window: int, unit: str
+) -> None:
+    if window >= n_prompt:
+        return
+    with pytest.raises(ArgumentError) as caught:
+        parse_budget(f"0.0000001{unit}", window).total(SHAPE, n_prompt, window)
+    advice = str(caught.value).rpartition("works is ")[2].strip("'")
+    least = window * SHAPE.n_heads
+    assert parse_budget(advice, window).total(SHAPE, n_prompt, window) >= least
+    number = float(advice.removesuffix(unit))
+    if number > 0.02:  # and little less does not work
+        with pytest.raises(ArgumentError):
+            parse_budget(f"{number - 0.011:.4f}{unit}", window).total(SHAPE, n_prompt, window)
