@@ -61,8 +61,8 @@ def main() -> int:
             fetch(version, sha256, target)
         except (OSError, subprocess.CalledProcessError) as error:
             print(
-                f"headkv: could not fetch llama-cpp-python {version} "
-                f"(no network, no disk space, or no pip: {error}); try again, or give a tree of llama.cpp {pin['LLAMA_CPP_COMMIT']} "
+                f"headkv: could not fetch llama-cpp-python {version} (no network, no disk space, or no pip: "
+                f"{error}); try again, or give a tree of llama.cpp {pin['LLAMA_CPP_COMMIT']} "
                 "with -DHEADKV_LLAMA_CPP_SOURCE_DIR=...",
                 file=sys.stderr,
             )

@@ -78,7 +78,7 @@ class HeadScores:
         actual = _native.model_id(os.fspath(model_path)) if recorded is not None else None
         if recorded != actual:
             raise ScoresError(
-                f"the head scores were measured on another model file: they name {recorded}, this one is {actual}"
+                f"the head scores were measured on another model file: they name {recorded}, this is {actual}"
             )
 
     def to_sidecar(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
