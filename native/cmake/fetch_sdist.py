@@ -1,4 +1,4 @@
-"""Print the path of the pinned llama-cpp-python sdist; fetch it into the user's cache folder first if need be.
+"""Print the path of the pinned llama-cpp-python sdist, fetched into the user's cache folder if need be.
 
 Runs with the standard library and pip alone, before anything is built.
 """

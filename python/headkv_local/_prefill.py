@@ -37,6 +37,8 @@ class PromptReader(Decoder):
     """A Decoder that compacts its KV cache when a prompt has been read."""
 
     _retention: Retention | None = None
+    _settled_retention: Retention  # with its scores loaded; where there is a retention
+    _scores_from: str | None = None
     on_prefill: Callable[[int, int], None] | None = None
 
     # set from the start of generate() until it evaluates its prompt: to an object of that call's own
@@ -124,9 +126,9 @@ class PromptReader(Decoder):
         if self._compacted():  # a later turn: the new tokens go behind what was kept
             self._evaluate(tokens, _Progress(self.on_prefill, len(tokens)).add)
             return
-        retention, caps = self._retention, self._caps_for(n_prompt)
-        if retention is not None and caps is not None:
-            self._read_and_compact(tokens, n_prompt, retention, caps)
+        caps = self._caps_for(n_prompt)
+        if caps is not None:
+            self._read_and_compact(tokens, n_prompt, self._settled_retention, caps)
             return
         self._prompt = PromptRecord()
         started = perf_counter()
@@ -137,7 +139,7 @@ class PromptReader(Decoder):
         """None if there is nothing to compact."""
         if self._retention is None:
             return None
-        caps = self._retention.caps_for(self._shape(), n_prompt)
+        caps = self._settled_retention.caps_for(self._shape(), n_prompt)
         if (caps < n_prompt).any():
             return caps
         _logger.info("the prompt of %d tokens fits into the budget and is kept whole", n_prompt)
@@ -171,6 +173,7 @@ class PromptReader(Decoder):
         self._prompt = PromptRecord(
             n_tokens=n_prompt,
             policy=retention.policy,
+            scores_from=self._scores_from,
             prefill_seconds=observed - started,
             observe_seconds=observed - observing,
         )

@@ -18,7 +18,8 @@ from ._logging import collected_errors
 from ._prefill import PromptReader
 from ._snapshot import native_stats, stock_stats
 from .errors import ArgumentError, StateError, UnsupportedError
-from .retention import Retention
+from .retention import DEFAULTS, Retention
+from .scores import HeadScores
 from .stats import CacheStats, PromptRecord
 
 _logger = logging.getLogger("headkv_local")
@@ -103,9 +104,14 @@ class Llama(PromptReader):
             raise StateError("retention cannot be changed while the cache is compacted: call reset() first")
         self._retain(retention)
 
+    @property
+    def scores_from(self) -> str | None:
+        """The file whose head scores make the budgets, "given" for HeadScores, None without any."""
+        return self._scores_from
+
     def _make_cancellable(self) -> None:
         try:  # gives the context its abort callback
-            _native.configure(self._address, Retention.window, Retention.kernel, Retention.sinks)
+            _native.configure(self._address, *(DEFAULTS[name] for name in ("window", "kernel", "sinks")))
         except UnsupportedError:
             return
         self._cancellable = True
@@ -113,11 +119,30 @@ class Llama(PromptReader):
     def _retain(self, retention: Retention | None) -> None:
         if retention is not None:
             _native.supported(self._address)
-            retention.caps_for(self._shape(), 0)  # refuses arrays that do not have the model's shape
-            _native.configure(self._address, retention.window, retention.kernel, retention.sinks)
-            if retention.policy == "uniform" and retention.scores is None:
-                _logger.info("no head scores are given: every KV head gets the same budget")
+            settled, scores_from = self._settled(retention)
+            settled.caps_for(self._shape(), settled.window + 1)  # refuses what fits no prompt of this model
+            _native.configure(self._address, settled.window, settled.kernel, settled.sinks)
+            self._settled_retention, self._scores_from = settled, scores_from
         self._retention = retention
+
+    def _settled(self, retention: Retention) -> tuple[Retention, str | None]:
+        """The retention with its scores loaded, and where they were found."""
+        if not retention.wants_scores:
+            return retention, None
+        if isinstance(retention.scores, HeadScores):
+            scores, where = retention.scores, "given"
+        elif isinstance(retention.scores, str | os.PathLike):
+            scores, where = HeadScores.from_gguf(retention.scores), os.fspath(retention.scores)
+        else:
+            found = HeadScores.find(self.model_path)
+            if found is None:
+                _logger.info("the model comes without head scores: every KV head gets the same budget")
+                return retention, None
+            scores, where = found[0], str(found[1])
+        shape = self._shape()
+        scores.check_model(shape.n_layer, shape.n_head, shape.n_head_kv, self.model_path)
+        _logger.info("budgets follow the head scores of %s", where)
+        return retention.with_scores(scores), where
 
     def cache_stats(self) -> CacheStats:
         """What the KV cache holds now, and what it costs. Works at any time, with any retention.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import os
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
-from typing import Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,10 @@ from .budgets import (
     uniform_caps,
 )
 from .errors import ArgumentError
+from .scores import HeadScores
 
 DEFAULT_BUDGET = 128
+DEFAULTS: Final[dict[str, Any]] = {"beta": 1.02, "window": 8, "kernel": 7, "sinks": 4}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,13 +40,17 @@ class Retention:
     budget: mean entries per KV head (int, at least `window`), "5%" of the prompt (made at least `window`),
         or "64MiB" of K and V rows for the whole model (also KiB, GiB). 128 if neither it nor caps is given.
     caps: entries to keep, int array (n_layer, n_head_kv), each at least `window`; instead of a budget.
-    scores: None or "uniform" for equal budgets (SnapKV per KV head), or raw head scores, finite and not
-        negative, (n_layer, n_head) or (n_layer, n_head_kv): the more, the larger a head's share
-        (`headkv_local.budgets` has the formula).
+    scores: None for the head scores that come with the model, beside it or in it, and equal budgets
+        where there are none; "uniform" for equal budgets (SnapKV per KV head); the path of a GGUF file
+        with scores; HeadScores; or a raw array, finite and not negative, (n_layer, n_head) or
+        (n_layer, n_head_kv): the more, the larger a head's share (`headkv_local.budgets` has the formula).
     beta: more than 1; a higher beta means a smaller shared pool and a flatter allocation.
     window: observation window alpha, in tokens, at least 1.
     kernel: width of the max-pool, in positions, odd.
     sinks: first positions that are always kept.
+
+    beta, window, kernel and sinks that are not given are those that the scores' file recommends, else
+    1.02, 8, 7 and 4.
 
     Raises ArgumentError for a value that can never work. What depends on the model's shape or on the
     prompt's length is checked by caps_for().
@@ -51,13 +58,17 @@ class Retention:
 
     budget: int | str | None = DEFAULT_BUDGET
     caps: npt.ArrayLike | None = None
-    scores: npt.ArrayLike | str | None = None
-    beta: float = 1.02
-    window: int = 8
-    kernel: int = 7
-    sinks: int = 4
+    scores: npt.ArrayLike | str | os.PathLike[str] | HeadScores | None = None
+    # numbers from here on, once __post_init__ has put the defaults in
+    beta: float = None  # type: ignore[assignment]
+    window: int = None  # type: ignore[assignment]
+    kernel: int = None  # type: ignore[assignment]
+    sinks: int = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        self._set("_given", frozenset(name for name in DEFAULTS if getattr(self, name) is not None))
+        for name in DEFAULTS.keys() - self._given:
+            self._set(name, DEFAULTS[name])
         self._set("window", _int_of("window", self.window, 1))
         self._set("sinks", _int_of("sinks", self.sinks, 0))
         self._set("kernel", _int_of("kernel", self.kernel, 1))
@@ -65,18 +76,18 @@ class Retention:
             raise ArgumentError(f"kernel must be odd, not {self.kernel}")
         if not isinstance(self.beta, Real) or not (isfinite(self.beta) and self.beta > 1):
             raise ArgumentError(f"beta must be a finite number above 1, not {self.beta!r}")
-        if self.scores is not None and not isinstance(self.scores, str):
+        if not isinstance(self.scores, str | os.PathLike | HeadScores | None):
             self._set("scores", _scores_of(self.scores))
-        elif self.scores not in (None, "uniform"):
-            raise ArgumentError(f"scores must be an array, 'uniform' or None, not {self.scores!r}")
         if self.caps is None:
             self._parsed_budget()
             return
         if self.budget not in (None, DEFAULT_BUDGET):
             raise ArgumentError("caps and budget exclude each other: give one of them")
-        if isinstance(self.scores, np.ndarray):
+        if self.policy_of_scores == "scores":
             raise ArgumentError("caps and scores exclude each other: give one of them")
         self._set("caps", _caps_of(self.caps, self.window))
+
+    _given: ClassVar[frozenset[str]] = frozenset()  # of an instance: settings that were not left to us
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Retention) and self._key() == other._key()
@@ -87,9 +98,26 @@ class Retention:
     @property
     def policy(self) -> Literal["uniform", "scores", "caps"]:
         """How the budgets of the heads are made."""
-        if self.caps is not None:
-            return "caps"
-        return "uniform" if self.scores is None or isinstance(self.scores, str) else "scores"
+        return "caps" if self.caps is not None else self.policy_of_scores
+
+    @property
+    def policy_of_scores(self) -> Literal["uniform", "scores"]:
+        return "uniform" if self.scores is None or self._is_uniform else "scores"
+
+    @property
+    def _is_uniform(self) -> bool:
+        return isinstance(self.scores, str) and self.scores == "uniform"
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether with_scores() is to be called before caps_for(): the scores are still in a file."""
+        return self.caps is None and not self._is_uniform and not isinstance(self.scores, np.ndarray)
+
+    def with_scores(self, scores: HeadScores) -> Retention:
+        """This retention with these scores, and with what they recommend where nothing was given."""
+        settings = {name: getattr(self, name) for name in self._given}
+        advice = {name: getattr(scores, name) for name in DEFAULTS.keys() - self._given}
+        return Retention(budget=self.budget, scores=np.asarray(scores.scores), **settings, **advice)
 
     def caps_for(self, shape: ModelShape, n_prompt: int) -> npt.NDArray[np.int32]:
         """Entries to keep per KV head of a prompt of n_prompt tokens, int32 (n_layer, n_head_kv).
@@ -114,6 +142,8 @@ class Retention:
             clipped: npt.NDArray[np.int32] = np.minimum(caps, n_prompt).astype(np.int32)
             return clipped
         if self.policy == "scores":
+            if self.wants_scores:
+                raise ArgumentError("the head scores are not loaded yet: with_scores() puts them in")
             scores = kv_head_scores(np.asarray(self.scores, dtype=np.float64), shape)
         if n_prompt <= self.window:
             return np.full((shape.n_layer, shape.n_head_kv), n_prompt, dtype=np.int32)
@@ -129,8 +159,11 @@ class Retention:
         object.__setattr__(self, name, value)  # a frozen dataclass can be normalised in no other way
 
     def _key(self) -> tuple[Hashable, ...]:
-        arrays = (self.caps, self.scores if self.policy == "scores" else None)
-        frozen = (None if a is None else (np.shape(a), np.asarray(a).tobytes()) for a in arrays)
+        scores: Any = self.scores.scores if isinstance(self.scores, HeadScores) else self.scores
+        frozen: Iterator[Any] = (
+            (np.shape(a), np.asarray(a).tobytes()) if isinstance(a, np.ndarray) else a
+            for a in (self.caps, None if self._is_uniform else scores)
+        )
         return (
             self.policy,
             None if self.policy == "caps" else self.budget,

@@ -23,6 +23,8 @@ class CacheStats:
     """Whether the prompt has been compacted; otherwise it is kept whole."""
     policy: Literal["full", "uniform", "scores", "caps"]
     """How the budgets of the heads were made; "full" while nothing is compacted."""
+    scores_from: str | None = None
+    """The file whose head scores made the budgets, "given" for HeadScores; None where none did."""
     kept: npt.NDArray[np.int32]
     """Prompt entries kept per KV head, (n_layer, n_head_kv)."""
     row_bytes: int
@@ -60,5 +62,6 @@ class PromptRecord:
     n_tokens: int | None = None
     """None if no prompt was read: whatever the cache holds counts as prompt then."""
     policy: Literal["uniform", "scores", "caps"] = "uniform"
+    scores_from: str | None = None
     prefill_seconds: float = 0.0
     observe_seconds: float = 0.0

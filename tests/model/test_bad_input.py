@@ -89,16 +89,13 @@ def test_settings_that_do_not_work(
     assert "\n" not in str(caught.value)
 
 
-def test_a_share_below_the_window_is_refused_for_this_prompt_only(load: Load, tiny_path: Path) -> None:
-    llm = load(tiny_path, retention=Retention(budget="5%"))
-    for read in (llm.prefill, lambda tokens: next(llm.generate(tokens))):
-        with pytest.raises(
-            ArgumentError, match=r"budget '5%' keeps .* the smallest budget that works is '8%'"
-        ):
-            read(TOKENS[:100])
-        assert llm.n_tokens == 0
-        assert_usable(llm)
-        llm.reset()
+def test_a_size_below_the_window_is_refused(load: Load, tiny_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"budget '2KiB' keeps .* the smallest .* is '8KiB'"):
+        load(tiny_path, retention=Retention(budget="2KiB"))
+    llm = load(tiny_path, retention=Retention(budget=16))
+    with pytest.raises(ArgumentError, match="2KiB"):
+        llm.retention = Retention(budget="2KiB")
+    assert_usable(llm)
 
 
 def test_a_prompt_shorter_than_the_window(load: Load, tiny_path: Path) -> None:

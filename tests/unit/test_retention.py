@@ -82,7 +82,6 @@ def test_a_size_that_is_less_than_the_window() -> None:
         ({"beta": float("nan")}, "not nan"),
         ({"beta": float("inf")}, "not inf"),
         ({"beta": "2"}, "not '2'"),
-        ({"scores": "scores.gguf"}, "'uniform' or None"),
         ({"scores": [1.0, 2.0]}, "shape"),
         ({"scores": [[1.0], [2.0, 3.0]]}, "array of numbers"),
         ({"scores": [["a"]]}, "array of numbers"),

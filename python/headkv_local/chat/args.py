@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from headkv_local import Retention
 
-# The defaults of Retention, repeated because importing that module costs more than printing a help text.
-BUDGET, BETA, WINDOW, KERNEL, SINKS = 128, 1.02, 8, 7, 4
+# Retention's default, repeated because importing that module costs more than printing a help text.
+BUDGET = 128
 MAX_TOKENS = 1024
 MAX_THREADS = 512  # more of them abort inside ggml
 MAX_CTX_BYTES = 2 * 1024**3
@@ -41,10 +41,11 @@ class Options:
     files: tuple[str, ...] = ()
     system: str | None = None
     budget: int | str | None = BUDGET
-    beta: float = BETA
-    window: int = WINDOW
-    kernel: int = KERNEL
-    sinks: int = SINKS
+    scores: str | None = None  # None: those that come with the model
+    beta: float | None = None  # None, here and below: what the scores recommend
+    window: int | None = None
+    kernel: int | None = None
+    sinks: int | None = None
     ctx: int | None = None
     threads: int | None = None
     max_tokens: int = MAX_TOKENS
@@ -67,9 +68,8 @@ class Options:
 
         if budget is None:
             return None
-        return Retention(
-            budget=budget, beta=self.beta, window=self.window, kernel=self.kernel, sinks=self.sinks
-        )
+        given = {name: getattr(self, name) for name in ("beta", "window", "kernel", "sinks")}
+        return Retention(budget=budget, scores=self.scores, **given)
 
 
 def parse_budget(text: str) -> int | str | None:
@@ -162,34 +162,37 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="log to standard error")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
 
-    advanced = parser.add_argument_group("retention, advanced")
+    advanced = parser.add_argument_group(
+        "retention, advanced", "What is not given here is as the head scores' file recommends."
+    )
+    advanced.add_argument(
+        "--scores",
+        metavar="FILE",
+        help="GGUF file with head scores, or 'uniform' (default: those beside or in the model)",
+    )
     advanced.add_argument(
         "--beta",
         metavar="X",
         type=float,
-        default=BETA,
-        help="above 1; the higher, the smaller the pool that head scores share out (default: %(default)s)",
+        help="above 1; the higher, the smaller the pool that head scores share out",
     )
     advanced.add_argument(
         "--window",
         metavar="N",
         type=int,
-        default=WINDOW,
-        help="observation window: last prompt tokens whose attention selects (default: %(default)s)",
+        help="observation window: last prompt tokens whose attention selects",
     )
     advanced.add_argument(
         "--kernel",
         metavar="N",
         type=int,
-        default=KERNEL,
-        help="odd width of the max-pool over positions (default: %(default)s)",
+        help="odd width of the max-pool over positions",
     )
     advanced.add_argument(
         "--sinks",
         metavar="N",
         type=int,
-        default=SINKS,
-        help="first prompt tokens that are always kept (default: %(default)s)",
+        help="first prompt tokens that are always kept",
     )
     return parser
 

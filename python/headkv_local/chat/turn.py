@@ -63,6 +63,7 @@ class Answer:
                 "decode_rate": None if self.decode_rate is None else round(self.decode_rate, 3),
                 "n_ctx": stats.n_ctx,
                 "policy": stats.policy,
+                "scores_from": stats.scores_from,
                 "compacted": stats.compacted,
                 "compacted_prompt_tokens": stats.prompt_tokens if stats.compacted else 0,
                 "tail_tokens": stats.tail_tokens,

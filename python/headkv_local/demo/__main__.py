@@ -24,7 +24,8 @@ MAX_TOKENS = 32
 
 _NOTE = (
     "These budgets are uniform: every KV head keeps the same share. Budgets that follow measured head\n"
-    "scores are not there yet. Other budgets can be tried with --budget."
+    "scores are not there yet. The default budget and kernel were chosen on these very questions; others\n"
+    "can be tried with --budget and --kernel, and `headkv bench needles` asks for what nothing was tuned on."
 )
 
 

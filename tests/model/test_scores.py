@@ -1,0 +1,161 @@
+"""Head scores: found by themselves or given, checked against the model, and followed by the budgets."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+
+from headkv_local import HeadScores, Llama, Retention, ScoresAbsentError, ScoresError, _native
+from headkv_local.scores import sidecar_path
+from helpers import last_logits, random_tokens
+
+Load = Callable[..., Llama]
+
+TOKENS = random_tokens(400)
+RAW = np.array([[0, 8, 0, 0], [1, 0, 0, 1]], dtype=np.float32)  # of 2 layers, 4 query heads in 2 groups
+
+
+def scores_of(model: Path, **fields: object) -> HeadScores:
+    source = {"model": model.name, "model_id": _native.model_id(str(model)), "samples": 3}
+    return HeadScores(scores=RAW, n_head_kv=2, method="r", source=source, **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def model(tiny_path: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(tiny_path, tmp_path / "model.gguf"))
+
+
+def assert_followed(kept: np.ndarray) -> None:
+    assert kept.sum() == 64 * 4
+    assert kept[0, 0] == kept.max()  # 8 of 10
+    assert kept[0, 1] == kept.min()  # nothing
+    assert kept[1, 0] == kept[1, 1]
+
+
+def test_a_sidecar_is_found_by_itself(load: Load, model: Path) -> None:
+    scores_of(model, window=4, kernel=3, beta=1.5).to_sidecar(sidecar_path(model))
+    llm = load(model, retention=Retention(budget=64))
+    assert llm.scores_from == str(sidecar_path(model))
+    llm.prefill(TOKENS)
+    stats = llm.cache_stats()
+    assert stats.policy == "scores"
+    assert stats.scores_from == str(sidecar_path(model))
+    assert_followed(stats.kept)
+    # beta 1.5 and window 4, as the file recommends: 4 + 60 / 3 entries before the pool is shared out
+    assert stats.kept.min() == 24
+    assert llm.retention_mask()[:, :, -4:].all()
+
+
+def test_what_is_given_wins_over_what_the_file_recommends(load: Load, model: Path) -> None:
+    scores_of(model, window=4, beta=1.5).to_sidecar(sidecar_path(model))
+    llm = load(model, retention=Retention(budget=64, window=16, beta=2.0))
+    llm.prefill(TOKENS)
+    assert llm.cache_stats().kept.min() == 16 + 24
+    assert llm.retention_mask()[:, :, -16:].all()
+
+
+def test_embedded_scores_are_found(load: Load, model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.gguf"
+    scores_of(model).embed(model, copy)
+    llm = load(copy, retention=Retention(budget=64))
+    llm.prefill(TOKENS)
+    assert llm.cache_stats().scores_from == str(copy)
+    assert_followed(llm.cache_stats().kept)
+    plain = load(model)
+    plain.prefill(TOKENS)
+    other = load(copy)
+    other.prefill(TOKENS)
+    assert np.array_equal(last_logits(plain), last_logits(other))
+
+
+def test_a_copy_with_scores_loads_in_stock_llama_cpp(model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.gguf"
+    scores_of(model).embed(model, copy)
+    llm = llama_cpp.Llama(str(copy), n_ctx=256, verbose=False)
+    assert llm.metadata["headkv.method"] == "r"
+    llm.eval(TOKENS[:8])
+    llm.close()
+
+
+def test_a_path_wins_over_the_sidecar(load: Load, model: Path, tmp_path: Path) -> None:
+    sidecar_path(model).write_bytes(b"broken")
+    path = tmp_path / "given.gguf"
+    scores_of(model).to_sidecar(path)
+    for given in (path, str(path)):
+        llm = load(model, retention=Retention(budget=64, scores=given))
+        assert llm.scores_from == str(path)
+    llm.prefill(TOKENS)
+    assert_followed(llm.cache_stats().kept)
+
+
+def test_scores_can_be_given_as_an_object(load: Load, model: Path) -> None:
+    llm = load(model, retention=Retention(budget=64, scores=scores_of(model)))
+    llm.prefill(TOKENS)
+    assert llm.cache_stats().scores_from == "given"
+    assert_followed(llm.cache_stats().kept)
+
+
+def test_uniform_leaves_the_sidecar_alone(load: Load, model: Path) -> None:
+    scores_of(model).to_sidecar(sidecar_path(model))
+    llm = load(model, retention=Retention(budget=64, scores="uniform"))
+    llm.prefill(TOKENS)
+    stats = llm.cache_stats()
+    assert (stats.policy, stats.scores_from) == ("uniform", None)
+    assert (stats.kept == 64).all()
+
+
+def test_a_broken_sidecar_is_an_error_and_no_fallback(load: Load, model: Path) -> None:
+    sidecar_path(model).write_bytes(b"GGUF but not really")
+    with pytest.raises(ScoresError, match="not a GGUF file, or a damaged one"):
+        load(model, retention=Retention(budget=64))
+    load(model).prefill(TOKENS)  # without a retention nobody asks for it
+
+
+def test_scores_of_another_shape(load: Load, model: Path) -> None:
+    other = HeadScores(scores=np.ones((3, 4), np.float32), n_head_kv=2, method="r")
+    other.to_sidecar(sidecar_path(model))
+    with pytest.raises(ScoresError, match="for 3 layers of 4 query and 2 KV heads, the model has 2 layers"):
+        load(model, retention=Retention(budget=64))
+
+
+def test_scores_of_another_model_file(load: Load, model: Path) -> None:
+    fields = {"scores": RAW, "n_head_kv": 2, "method": "r"}
+    HeadScores(**fields, source={"model_id": "fnv1a-0"}).to_sidecar(sidecar_path(model))  # type: ignore[arg-type]
+    with pytest.raises(ScoresError, match=r"they name fnv1a-0, this is fnv1a-[0-9a-f]{16}"):
+        load(model, retention=Retention(budget=64))
+
+
+def test_a_path_without_scores(load: Load, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ScoresAbsentError, match="holds no head scores"):
+        load(model, retention=Retention(budget=64, scores=model))
+    with pytest.raises(ScoresError, match="cannot be opened"):
+        load(model, retention=Retention(budget=64, scores=tmp_path / "none.gguf"))
+
+
+def test_rows_of_attention_are_softmax_rows(load: Load, model: Path) -> None:
+    """What head scores are measured from: each row sums to 1, and the window's record is their mean."""
+    llm = load(model, flash_attn=True)
+    ctx = llm.ctx
+    window = 4
+    llm.eval(TOKENS[:-window])
+    _native.observe(ctx, _native.OBSERVE_ROWS)
+    rows = []
+    for token in TOKENS[-window:]:
+        llm.eval([token])
+        row = np.zeros((2, 4, len(TOKENS)), np.float32)
+        row[:, :, : llm.n_tokens] = _native.get_rows(ctx)
+        rows.append(row)
+    assert np.allclose(np.sum(rows, axis=3), 1, atol=1e-5)
+
+    llm.reset()
+    _native.configure(ctx, window, 7, 4)
+    llm.eval(TOKENS[:-window])
+    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    llm.eval(TOKENS[-window:])
+    by_kv_head = np.mean(rows, axis=0).reshape(2, 2, 2, -1).mean(axis=2)
+    assert np.allclose(_native.get_attention(ctx), by_kv_head, atol=2e-4)
