@@ -1,35 +1,51 @@
 #include "headkv-scores.h"
 
 #include "headkv-error.h"
+#include "headkv-gguf.h"
 #include "llama-impl.h"
 
-#include "ggml-cpp.h"
 #include "gguf.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
-#include <memory>
 
 // More than any model has; keeps what a hostile file can make us allocate or add up within bounds.
 static constexpr uint32_t n_layer_max = 4096;
 static constexpr uint32_t n_head_max  = 4096;
 static constexpr int32_t n_tokens_max = 1 << 20;
 static constexpr size_t n_text_max    = 4096; // bytes of one text
+static constexpr size_t n_name_max    = 128;  // bytes of the key of a text
+static constexpr size_t n_texts_max   = 256;
 
-static gguf_context_ptr open_gguf(const char * path) {
-    FILE * file = ggml_fopen(path, "rb");
-    if (!file) {
-        throw headkv_error(HEADKV_ERR_FILE, format("%s cannot be opened: %s", path, strerror(errno)));
+static const char source_prefix[] = "headkv.source.";
+
+// well-formed UTF-8: no overlong forms, no surrogates, nothing beyond U+10FFFF
+static bool is_utf8(const std::string & text) {
+    for (size_t i = 0; i < text.size();) {
+        const auto byte = [&](size_t j) { return i + j < text.size() ? (uint8_t) text[i + j] : 0; };
+
+        const uint8_t c = byte(0);
+        if (c < 0x80) {
+            ++i;
+            continue;
+        }
+        const size_t n = c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 0;
+        if (n == 0) {
+            return false;
+        }
+        for (size_t j = 1; j < n; ++j) {
+            if ((byte(j) & 0xc0) != 0x80) {
+                return false;
+            }
+        }
+        if ((c == 0xe0 && byte(1) < 0xa0) || (c == 0xed && byte(1) > 0x9f) || (c == 0xf0 && byte(1) < 0x90) ||
+            (c == 0xf4 && byte(1) > 0x8f)) {
+            return false;
+        }
+        i += n;
     }
-    gguf_context_ptr res(gguf_init_from_file_ptr(file, { /*.no_alloc =*/true, /*.ctx =*/nullptr }));
-    fclose(file);
-    if (!res) {
-        throw headkv_error(HEADKV_ERR_FILE, format("%s is not a GGUF file, or a damaged one", path));
-    }
-    return res;
+    return true;
 }
 
 namespace {
@@ -37,10 +53,10 @@ namespace {
 // typed access to the headkv.* keys; gguf's own getters abort on a wrong type, so each is checked before
 class reader {
 public:
-    reader(const gguf_context * gguf, const char * path) : gguf(gguf), path(path) {}
+    reader(const gguf_context * gguf, const std::string & name) : gguf(gguf), name(name) {}
 
     [[noreturn]] void fail(int32_t code, const char * key, const std::string & what) const {
-        throw headkv_error(code, format("%s: %s %s", path, key, what.c_str()));
+        throw headkv_error(code, format("%s: %s %s", name.c_str(), key, what.c_str()));
     }
 
     int64_t find(const char * key) const { return gguf_find_key(gguf, key); }
@@ -71,10 +87,39 @@ public:
 
     std::string get_text(const char * key) const {
         const std::string res = gguf_get_val_str(gguf, require(key, GGUF_TYPE_STRING));
-        if (res.size() > n_text_max) {
-            fail(HEADKV_ERR_SCORES_LENGTH, key, format("must have at most %zu bytes, not %zu", n_text_max, res.size()));
+        if (res.empty() || res.size() > n_text_max) {
+            fail(HEADKV_ERR_SCORES_LENGTH, key, format("must have 1 to %zu bytes, not %zu", n_text_max, res.size()));
+        }
+        if (!is_utf8(res)) {
+            fail(HEADKV_ERR_SCORES_VALUE, key, "must be UTF-8");
         }
         return res;
+    }
+
+    // all headkv.source.*, numbers as decimals
+    void get_source(std::vector<std::pair<std::string, std::string>> & texts) const {
+        for (int64_t id = 0; id < gguf_get_n_kv(gguf); ++id) {
+            const std::string key = gguf_get_key(gguf, id);
+            if (key.rfind(source_prefix, 0) != 0) {
+                continue;
+            }
+            // the key is shown from here on
+            if (key.size() == strlen(source_prefix) || key.size() > n_name_max) {
+                fail(HEADKV_ERR_SCORES_LENGTH, "headkv.source.*",
+                     format("has a key of %zu bytes, not %zu to %zu", key.size(), sizeof(source_prefix), n_name_max));
+            }
+            if (!std::all_of(key.begin(), key.end(), [](char c) { return c > 0x20 && c < 0x7f; })) {
+                fail(HEADKV_ERR_SCORES_VALUE, "headkv.source.*", "has a key that is not printable ASCII");
+            }
+            if (texts.size() > n_texts_max) { // headkv.method is one of them
+                fail(HEADKV_ERR_SCORES_LENGTH, "headkv.source.*", format("has more than %zu keys", n_texts_max));
+            }
+            if (gguf_get_kv_type(gguf, id) == GGUF_TYPE_UINT32) {
+                texts.emplace_back(key, std::to_string(gguf_get_val_u32(gguf, id)));
+            } else {
+                texts.emplace_back(key, get_text(key.c_str()));
+            }
+        }
     }
 
     std::vector<float> get_scores(const char * key, size_t n) const {
@@ -102,17 +147,17 @@ public:
 
 private:
     const gguf_context * gguf;
-    const char * path;
+    const std::string & name;
 };
 
 } // namespace
 
-headkv_scores headkv_scores::load(const char * path) {
-    const auto gguf = open_gguf(path);
-    const reader r(gguf.get(), path);
+static headkv_scores load_from(headkv_gguf_source & source) {
+    const auto gguf = source.parse();
+    const reader r(gguf.get(), source.get_name());
 
     if (r.find("headkv.version") < 0) {
-        throw headkv_error(HEADKV_ERR_SCORES_ABSENT, format("%s holds no head scores", path));
+        throw headkv_error(HEADKV_ERR_SCORES_ABSENT, source.get_name() + " holds no head scores");
     }
     const uint32_t version = gguf_get_val_u32(gguf.get(), r.require("headkv.version", GGUF_TYPE_UINT32));
     if (version != 1) {
@@ -150,22 +195,19 @@ headkv_scores headkv_scores::load(const char * path) {
         res.sinks = r.get_u32("headkv.sinks", 0, n_tokens_max);
     }
 
-    for (int64_t id = 0; id < gguf_get_n_kv(gguf.get()); ++id) {
-        const char * key = gguf_get_key(gguf.get(), id);
-        if (strncmp(key, "headkv.source.", 14) != 0) {
-            continue;
-        }
-        if (strlen(key) > n_text_max) {
-            r.fail(HEADKV_ERR_SCORES_LENGTH, "headkv.source.*", "has a key that is too long");
-        }
-        if (gguf_get_kv_type(gguf.get(), id) == GGUF_TYPE_UINT32) {
-            res.texts.emplace_back(key, std::to_string(gguf_get_val_u32(gguf.get(), id)));
-        } else {
-            res.texts.emplace_back(key, r.get_text(key));
-        }
-    }
+    r.get_source(res.texts);
 
     return res;
+}
+
+headkv_scores headkv_scores::load(const char * path) {
+    headkv_gguf_source source(path);
+    return load_from(source);
+}
+
+headkv_scores headkv_scores::load(const void * data, size_t size) {
+    headkv_gguf_source source(data, size);
+    return load_from(source);
 }
 
 //
@@ -179,19 +221,13 @@ static uint64_t fnv1a(uint64_t hash, const void * data, size_t size) {
     return hash;
 }
 
-std::string headkv_model_id(const char * path) {
+static std::string model_id_of(headkv_gguf_source & source) {
     static constexpr size_t n_sample = 4096; // bytes from each end of a tensor
 
-    const auto gguf = open_gguf(path);
+    const auto gguf = source.parse();
 
-    std::unique_ptr<FILE, int (*)(FILE *)> file(ggml_fopen(path, "rb"), fclose);
-
-    const auto fail = [&](const char * what) { throw headkv_error(HEADKV_ERR_FILE, format("%s %s", path, what)); };
-    if (!file) {
-        fail("cannot be opened");
-    }
     if (gguf_get_n_tensors(gguf.get()) == 0) {
-        fail("holds no tensors");
+        throw headkv_error(HEADKV_ERR_FILE, source.get_name() + " holds no tensors");
     }
 
     uint64_t hash = 0xcbf29ce484222325ull;
@@ -210,13 +246,22 @@ std::string headkv_model_id(const char * path) {
 
         const size_t n = std::min(size, n_sample);
         for (const uint64_t offset : { start, start + (size - n) }) {
-            if (offset > (uint64_t) INT64_MAX || fseeko(file.get(), (off_t) offset, SEEK_SET) != 0 ||
-                fread(sample.data(), 1, n, file.get()) != n) {
-                fail("is shorter than its tensors");
+            if (source.read(offset, sample.data(), n) != n) {
+                throw headkv_error(HEADKV_ERR_FILE, source.get_name() + " cannot be read");
             }
             hash = fnv1a(hash, sample.data(), n);
         }
     }
 
     return format("fnv1a-%016llx", (unsigned long long) hash);
+}
+
+std::string headkv_model_id(const char * path) {
+    headkv_gguf_source source(path);
+    return model_id_of(source);
+}
+
+std::string headkv_model_id(const void * data, size_t size) {
+    headkv_gguf_source source(data, size);
+    return model_id_of(source);
 }

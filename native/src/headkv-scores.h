@@ -23,8 +23,10 @@ struct headkv_scores {
 
     // throws headkv_error with one of the HEADKV_ERR_FILE / HEADKV_ERR_SCORES_* codes, std::bad_alloc
     static headkv_scores load(const char * path);
+    static headkv_scores load(const void * data, size_t size); // a GGUF file in memory
 };
 
 // Identity of a model's weights: a hash over name, type, shape and the first and last bytes of every tensor.
 // The same with and without embedded scores, another for another quantization. Throws headkv_error.
 std::string headkv_model_id(const char * path);
+std::string headkv_model_id(const void * data, size_t size);

@@ -25,10 +25,15 @@
 
 namespace {
 
-constexpr int64_t n_tokens_split = 4;                   // up to so many tokens the rows are split
-constexpr int64_t chunk_size     = 64;                  // rows of a chunk when they are split
-constexpr int64_t block_size     = GGML_VEC_MAD_UNROLL; // rows whose logits are computed at once
-constexpr int64_t tile_queries   = 16;                  // queries (tokens x GQA group) of a tile, about
+constexpr int64_t n_tokens_split = 4;  // up to so many tokens the rows are split
+constexpr int64_t chunk_size     = 64; // rows of a chunk when they are split
+constexpr int64_t block_size     = 32; // rows whose logits are computed at once
+constexpr int64_t tile_queries   = 16; // queries (tokens x GQA group) of a tile, about
+
+// floats, rounded up to whole cache lines
+constexpr int64_t padded(int64_t n) {
+    return (n + 15) / 16 * 16;
+}
 
 // floats behind each thread's part of the work buffer, against false sharing
 constexpr size_t n_pad_f32 = 256 / sizeof(float);
@@ -90,9 +95,11 @@ struct headkv_attn {
     // M, S and the accumulator of one query in one chunk
     int64_t partial_size() const { return 2 + d_v; }
 
-    // q, logits, accumulators, maxima and sums of a tile, a row of K and a block of V; an upper bound of all types
+    // q, logits, accumulators, maxima and sums of a tile, a block of K and of V; an upper bound of all types
     size_t scratch_size() const {
-        return n_queries() * (d_k + block_size + d_v + 2) + d_k + block_size * d_v + n_pad_f32;
+        const int64_t nq = n_queries();
+        return padded(nq * d_k) + padded(nq * block_size) + padded(nq * d_v) + 2 * padded(nq) +
+               padded(block_size * d_k) + padded(block_size * d_v) + n_pad_f32;
     }
 
     int64_t n_rows(int64_t h) const {
@@ -106,20 +113,80 @@ struct headkv_attn {
     int64_t n_chunks_max() const { return k_pool->ne[1] / chunk_size + n_head_kv * (n_kv / chunk_size + 2); }
 };
 
-// row as F32: a pointer to it, or to its widened copy in buf
-const float * row_f32(ggml_type type, const char * row, float * buf, int64_t n) {
-    switch (type) {
-    case GGML_TYPE_F32:
-        return (const float *) row;
-    case GGML_TYPE_F16:
-        ggml_cpu_fp16_to_fp32((const ggml_fp16_t *) row, buf, n);
-        return buf;
-    case GGML_TYPE_BF16:
-        ggml_cpu_bf16_to_fp32((const ggml_bf16_t *) row, buf, n);
-        return buf;
-    default:
-        ggml_get_type_traits(type)->to_float(row, buf, n);
-        return buf;
+// n rows of n_embd values as F32: a pointer to them, or to their widened copy in buf; nb is the stride of the
+// rows and becomes that of the result
+const float * rows_f32(ggml_type type, const char * rows, size_t & nb, int64_t n, int64_t n_embd, float * buf) {
+    if (type == GGML_TYPE_F32) {
+        return (const float *) rows;
+    }
+
+    // rows of the pool lie side by side: one long row converts faster than many short ones
+    const bool dense     = nb == ggml_row_size(type, n_embd);
+    const int64_t n_conv = dense ? 1 : n;
+    const int64_t n_each = dense ? n * n_embd : n_embd;
+
+    for (int64_t j = 0; j < n_conv; ++j) {
+        const char * src = rows + j * nb;
+        float * dst      = buf + j * n_embd;
+        switch (type) {
+        case GGML_TYPE_F16:
+            ggml_cpu_fp16_to_fp32((const ggml_fp16_t *) src, dst, n_each);
+            break;
+        case GGML_TYPE_BF16:
+            ggml_cpu_bf16_to_fp32((const ggml_bf16_t *) src, dst, n_each);
+            break;
+        default:
+            ggml_get_type_traits(type)->to_float(src, dst, n_each);
+            break;
+        }
+    }
+
+    nb = n_embd * sizeof(float);
+    return buf;
+}
+
+// n rows will be read soon: a decode step reads all of the cache once, so most of it comes from far away
+void prefetch(const char * rows, size_t nb, int64_t n, size_t size) {
+#if defined(__GNUC__)
+    for (int64_t j = 0; j < n; ++j) {
+        for (size_t i = 0; i < size; i += CACHE_LINE_SIZE) {
+            __builtin_prefetch(rows + j * nb + i);
+        }
+    }
+#else
+    GGML_UNUSED(rows);
+    GGML_UNUSED(nb);
+    GGML_UNUSED(n);
+    GGML_UNUSED(size);
+#endif
+}
+
+// y += sum over the n rows of v[j]*p[j]; the accumulators stay in registers over the rows
+void mad_rows(int64_t n_embd, int64_t n, float * y, const float * v, size_t nb, const float * p) {
+    int64_t i = 0;
+#if defined(GGML_SIMD) && defined(GGML_F32_ARR) && !defined(__ARM_FEATURE_SVE) && !defined(__riscv_v_intrinsic)
+    for (; i + GGML_F32_STEP <= n_embd; i += GGML_F32_STEP) {
+        GGML_F32_VEC acc[GGML_F32_ARR];
+        for (int a = 0; a < GGML_F32_ARR; ++a) {
+            acc[a] = GGML_F32_VEC_LOAD(y + i + a * GGML_F32_EPR);
+        }
+        for (int64_t j = 0; j < n; ++j) {
+            const float * row = (const float *) ((const char *) v + j * nb) + i;
+            const auto pj     = GGML_F32_VEC_SET1(p[j]);
+            for (int a = 0; a < GGML_F32_ARR; ++a) {
+                acc[a] = GGML_F32_VEC_FMA(acc[a], GGML_F32_VEC_LOAD(row + a * GGML_F32_EPR), pj);
+            }
+        }
+        for (int a = 0; a < GGML_F32_ARR; ++a) {
+            GGML_F32_VEC_STORE(y + i + a * GGML_F32_EPR, acc[a]);
+        }
+    }
+#endif
+    if (i == n_embd) {
+        return;
+    }
+    for (int64_t j = 0; j < n; ++j) {
+        ggml_vec_mad_f32(n_embd - i, y + i, (const float *) ((const char *) v + j * nb) + i, p[j]);
     }
 }
 
@@ -142,7 +209,7 @@ struct headkv_attn_item {
     float * acc;    // [nq][d_v]
     float * M;      // [nq]
     float * S;      // [nq]
-    float * k_buf;  // [d_k]
+    float * k_buf;  // [block_size][d_k]
     float * v_buf;  // [block_size][d_v]
 
     headkv_attn_item(const headkv_attn & a, int64_t h, int64_t t0, int64_t t1, float * wdata)
@@ -164,7 +231,7 @@ struct headkv_attn_item {
         acc    = take(nq * a.d_v);
         M      = take(nq);
         S      = take(nq);
-        k_buf  = take(a.d_k);
+        k_buf  = take(block_size * a.d_k);
         v_buf  = take(block_size * a.d_v);
 
         for (int64_t i = 0; i < nq; ++i) {
@@ -223,28 +290,26 @@ struct headkv_attn_item {
 
     // n rows of K and V; c is the tail cell of the first one, -1 in the pool
     void block(const char * k, size_t nb_k, const char * v, size_t nb_v, int64_t n, int64_t c) {
-        for (int64_t j = 0; j < n; ++j) {
-            if (k_float) {
-                const float * k32 = row_f32(a.k_tail->type, k + j * nb_k, k_buf, a.d_k);
-                for (int64_t i = 0; i < nq; ++i) {
-                    ggml_vec_dot_f32(a.d_k, &logits[i * block_size + j], 0, k32, 0, (const float *) (q + i * q_size), 0,
-                                     1);
+        prefetch(v, nb_v, n, ggml_row_size(a.v_tail->type, a.d_v));
+
+        if (k_float) {
+            const float * k32 = rows_f32(a.k_tail->type, k, nb_k, n, a.d_k, k_buf);
+            for (int64_t i = 0; i < nq; ++i) {
+                for (int64_t j = 0; j < n; ++j) {
+                    ggml_vec_dot_f32(a.d_k, &logits[i * block_size + j], 0,
+                                     (const float *) ((const char *) k32 + j * nb_k), 0,
+                                     (const float *) (q + i * q_size), 0, 1);
                 }
-            } else {
+            }
+        } else {
+            for (int64_t j = 0; j < n; ++j) {
                 for (int64_t i = 0; i < nq; ++i) {
                     traits_k->vec_dot(a.d_k, &logits[i * block_size + j], 0, k + j * nb_k, 0, q + i * q_size, 0, 1);
                 }
             }
         }
 
-        const bool v_is_f32 = a.v_tail->type == GGML_TYPE_F32;
-        if (!v_is_f32) {
-            for (int64_t j = 0; j < n; ++j) {
-                row_f32(a.v_tail->type, v + j * nb_v, v_buf + j * a.d_v, a.d_v);
-            }
-        }
-        const float * v32  = v_is_f32 ? (const float *) v : v_buf;
-        const size_t nb_32 = v_is_f32 ? nb_v : a.d_v * sizeof(float);
+        const float * v32 = rows_f32(a.v_tail->type, v, nb_v, n, a.d_v, v_buf);
 
         for (int64_t i = 0; i < nq; ++i) {
             float * s = logits + i * block_size;
@@ -261,14 +326,7 @@ struct headkv_attn_item {
             }
             S[i] += ggml_vec_soft_max_f32(n, s, s, M[i]);
 
-            float * y = acc + i * a.d_v;
-            if (n == block_size) {
-                ggml_vec_mad_f32_unroll(a.d_v, nb_32, sizeof(float), y, v32, s);
-            } else {
-                for (int64_t j = 0; j < n; ++j) {
-                    ggml_vec_mad_f32(a.d_v, y, (const float *) ((const char *) v32 + j * nb_32), s[j]);
-                }
-            }
+            mad_rows(a.d_v, n, acc + i * a.d_v, v32, nb_v, s);
         }
     }
 
