@@ -9,12 +9,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ArgumentError, ScoresError
+from . import _native
+from ._gguf_layout import layout
+from .errors import ArgumentError, ScoresError, UnsupportedError
 
 Value = int | float | str | npt.NDArray[np.float32]
 
@@ -34,18 +36,24 @@ def target(path: str | os.PathLike[str], *, force: bool) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside path that takes its place if all goes well, and is removed otherwise."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    """A temporary file beside path that takes its place if all goes well, and is removed otherwise.
+
+    An OSError meanwhile becomes one that names path, the temporary file means nothing to anybody.
+    """
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        shutil.copymode(path, temporary) if path.exists() else temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            shutil.copymode(path, temporary) if path.exists() else temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write_metadata(path: Path, values: Mapping[str, Value]) -> None:
@@ -68,58 +76,68 @@ def write_metadata(path: Path, values: Mapping[str, Value]) -> None:
 
 
 def copy_with_metadata(source: Path, path: Path, values: Mapping[str, Value]) -> None:
-    """Copy a GGUF file with its keys under `headkv.` replaced by these. Streamed, whatever its size."""
+    """Copy a GGUF file with its keys under `headkv.` replaced by these. Streamed, whatever its size.
+
+    source: a file that the native library has read before.
+    """
     added = path.with_name(path.name + ".keys")
     try:
         write_metadata(added, values)
-        new_keys = [_bytes_of(added, f) for name, f in _fields(added).items() if name.startswith(PREFIX)]
+        content = added.read_bytes()
+        new_keys = [
+            content[key.start : key.end]
+            for name, key in layout(added).keys.items()
+            if name.startswith(PREFIX)
+        ]
     finally:
         added.unlink(missing_ok=True)
 
-    reader = _reader(source)
-    fields = {name: f for name, f in reader.fields.items() if not name.startswith("GGUF.")}
-    kept = [f for name, f in fields.items() if not name.startswith(PREFIX)]
-    keys_end = max(f.offset + _size(f) for f in fields.values())
-    infos_end = max((t.field.offset + _size(t.field) for t in reader.tensors), default=keys_end)
-
+    found = layout(source)
+    kept = [key for name, key in found.keys.items() if not name.startswith(PREFIX)]
     with source.open("rb") as old, path.open("wb") as new:
         new.write(old.read(_COUNTS_AT))
-        new.write(_COUNTS.pack(len(reader.tensors), len(kept) + len(new_keys)))
-        for f in kept:
-            _copy(old, new, f.offset, _size(f))
-        for key in new_keys:
-            new.write(key)
-        _copy(old, new, keys_end, infos_end - keys_end)
-        if reader.tensors:
-            new.write(bytes(-new.tell() % reader.alignment))
-            old.seek(reader.data_offset)
+        new.write(_COUNTS.pack(found.n_tensors, len(kept) + len(new_keys)))
+        for key in kept:
+            _copy(old, new, key.start, key.end - key.start)
+        new.writelines(new_keys)
+        _copy(old, new, found.keys_end, found.infos_end - found.keys_end)
+        if found.n_tensors > 0:
+            new.write(bytes(found.aligned(new.tell()) - new.tell()))
+            old.seek(found.aligned(found.infos_end))
             shutil.copyfileobj(old, new, 1 << 22)
 
 
-def _reader(path: Path) -> Any:
-    from gguf import GGUFReader
+def model_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """(n_layer, n_head, n_head_kv) of a model, from its metadata.
 
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, OSError, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise ScoresError(f"{path} cannot be read as a GGUF file: {error}") from error
-    if reader.byte_order != "I":
-        raise ScoresError(f"{path} is of another byte order than this machine")
-    return reader
+    Raises ScoresError for what is no readable model, UnsupportedError where layers differ in their heads.
+    """
+    name = os.fspath(path)
+    _native.model_id(name)  # finds whatever is wrong with the file
+    keys = layout(Path(path)).keys
+    architecture = keys["general.architecture"].value if "general.architecture" in keys else None
+    if not isinstance(architecture, str):
+        raise ScoresError(f"{name} names no architecture: it is no model")
 
+    def count(key: str) -> int | None:
+        if f"{architecture}.{key}" not in keys:
+            return None
+        value = keys[f"{architecture}.{key}"].value
+        numbers = set(value) if isinstance(value, list) else {value}
+        if len(numbers) > 1:
+            raise UnsupportedError(f"{name} has layers of different {architecture}.{key}")
+        number = numbers.pop() if numbers else None
+        if type(number) is not int or number < 1:
+            raise ScoresError(f"{name} has no usable {architecture}.{key}")
+        return number
 
-def _fields(path: Path) -> dict[str, Any]:
-    return dict(_reader(path).fields)
-
-
-def _size(field: Any) -> int:
-    return sum(int(part.nbytes) for part in field.parts)
-
-
-def _bytes_of(path: Path, field: Any) -> bytes:
-    with path.open("rb") as file:
-        file.seek(field.offset)
-        return file.read(_size(field))
+    n_layer, n_head = count("block_count"), count("attention.head_count")
+    if n_layer is None or n_head is None:
+        raise ScoresError(f"{name} does not say how many layers and heads it has: it is no model")
+    n_head_kv = count("attention.head_count_kv") or n_head
+    if n_head % n_head_kv != 0:
+        raise ScoresError(f"{name} has {n_head} query heads, which its {n_head_kv} KV heads do not divide")
+    return n_layer, n_head, n_head_kv
 
 
 def _copy(old: BinaryIO, new: BinaryIO, offset: int, size: int) -> None:

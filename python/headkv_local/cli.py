@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from .bench import command as bench
+from .scoresfile import command as scoresfile
+from .scoring import command as scoring
 
 EXIT_ERROR = 1
 EXIT_INTERRUPT = 130
@@ -18,11 +21,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="headkv", description="Tools around headkv-local.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     bench.add_parser(commands)
+    scoring.add_parser(commands)
+    scoresfile.add_parser(commands)
     options = parser.parse_args(arguments)
     from .errors import HeadKVError
 
     try:
         options.run(options)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it once more at the end
+        return 0
     except (HeadKVError, OSError) as error:
         print(f"headkv: {error}", file=sys.stderr)
         return EXIT_ERROR

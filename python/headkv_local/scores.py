@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from . import _gguf, _native
 from .errors import ArgumentError, ScoresAbsentError, ScoresError
 
 SUFFIX = ".headkv.gguf"
+
+_UINT32_MAX = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +32,8 @@ class HeadScores:
         "-teacher-forced" where the answer was given and not generated; or the name of an import.
     beta, window, kernel, sinks: what is recommended with these scores, None where nothing is.
     source: provenance: model, model_id, data, samples, seed, date, licence, tool, ...
+
+    Raises ArgumentError for scores, or a number of KV heads, that no model can have.
     """
 
     scores: npt.NDArray[np.float32]
@@ -39,6 +44,20 @@ class HeadScores:
     kernel: int | None = None
     sinks: int | None = None
     source: Mapping[str, str | int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        with np.errstate(over="ignore"):  # too large for float32: not finite, refused below
+            scores = np.array(self.scores, dtype=np.float32, order="C")
+        if scores.ndim != 2 or scores.size == 0:
+            raise ArgumentError(f"scores must have the shape (n_layer, n_head), not {scores.shape}")
+        if not np.isfinite(scores).all() or scores.min() < 0 or scores.max() == 0:
+            raise ArgumentError("scores must be finite, not negative and not all zero")
+        if self.n_head_kv < 1 or scores.shape[1] % self.n_head_kv != 0:
+            raise ArgumentError(
+                f"n_head_kv must divide the {scores.shape[1]} query heads, {self.n_head_kv} does not"
+            )
+        scores.setflags(write=False)
+        object.__setattr__(self, "scores", scores)
 
     @classmethod
     def from_gguf(cls, path: str | os.PathLike[str]) -> HeadScores:
@@ -55,9 +74,12 @@ class HeadScores:
 
     @classmethod
     def find(cls, model_path: str | os.PathLike[str]) -> tuple[HeadScores, Path] | None:
-        """The scores that belong to a model file, and where they were: beside it, else in it."""
+        """The scores that belong to a model file, and where they were: beside it, else in it.
+
+        None if there are none. Raises ScoresError for a sidecar that cannot be read: nothing takes its place.
+        """
         sidecar = sidecar_path(model_path)
-        if sidecar.is_file():
+        if os.path.lexists(sidecar):
             return cls.from_gguf(sidecar), sidecar
         try:
             return cls.from_gguf(model_path), Path(model_path)
@@ -84,7 +106,8 @@ class HeadScores:
     def to_sidecar(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write a GGUF file that holds nothing else. It appears complete or not at all.
 
-        Raises ArgumentError if the file exists and force is not set, OSError if it cannot be written.
+        Raises ArgumentError if the file exists and force is not set, or if something in here breaks the
+        format; OSError if the file cannot be written.
         """
         target = _gguf.target(path, force=force)
         with _gguf.replacing(target) as temporary:
@@ -100,34 +123,53 @@ class HeadScores:
         ScoresError if the model is no readable GGUF file.
         """
         target = _gguf.target(path, force=force)
+        model_id = _native.model_id(os.fspath(model_path))  # also finds whatever is wrong with the file
         with _gguf.replacing(target) as temporary:
             _gguf.copy_with_metadata(Path(model_path), temporary, self._metadata())
             self._verify(temporary)
-            if _native.model_id(str(temporary)) != _native.model_id(os.fspath(model_path)):
+            if _native.model_id(str(temporary)) != model_id:
                 raise ScoresError(f"the copy of {os.fspath(model_path)} is not what was to be written")
 
     def _metadata(self) -> dict[str, _gguf.Value]:
-        scores = np.ascontiguousarray(self.scores, dtype=np.float32)
-        if scores.ndim != 2:
-            raise ArgumentError(f"scores must have the shape (n_layer, n_head), not {scores.shape}")
+        n_layer, n_head = self.scores.shape
         values: dict[str, _gguf.Value] = {
             "headkv.version": 1,
             "headkv.method": self.method,
-            "headkv.block_count": scores.shape[0],
-            "headkv.head_count": scores.shape[1],
+            "headkv.block_count": n_layer,
+            "headkv.head_count": n_head,
             "headkv.head_count_kv": self.n_head_kv,
-            "headkv.scores": scores.ravel(),
+            "headkv.scores": self.scores.ravel(),
         }
-        for name in ("beta", "window", "kernel", "sinks"):
+        if self.beta is not None:
+            values["headkv.beta"] = float(self.beta)
+        for name in ("window", "kernel", "sinks"):
             value = getattr(self, name)
             if value is not None:
-                values[f"headkv.{name}"] = value
-        return values | {f"headkv.source.{key}": value for key, value in self.source.items()}
+                values[f"headkv.{name}"] = _uint32(name, value)
+        return values | {f"headkv.source.{key}": _source(key, value) for key, value in self.source.items()}
 
     def _verify(self, path: Path) -> None:
-        written = HeadScores.from_gguf(path)
-        if not np.array_equal(written.scores, np.asarray(self.scores, dtype=np.float32)):
-            raise ScoresError(f"{path} does not hold what was written to it")
+        try:
+            written = HeadScores.from_gguf(path)
+        except ScoresError as error:
+            raise ArgumentError(str(error).replace(str(path), "the head scores", 1)) from error
+        if not np.array_equal(written.scores, self.scores):
+            raise ScoresError("the head scores read back are not those that were written")
+
+
+def _uint32(name: str, value: int) -> int:
+    if not isinstance(value, Integral) or not 0 <= value <= _UINT32_MAX:
+        raise ArgumentError(f"{name} must be a whole number from 0 to {_UINT32_MAX}, not {value!r}")
+    return int(value)
+
+
+def _source(key: str, value: object) -> str | int:
+    """Whole numbers that a u32 cannot hold become texts, as all of them are when read."""
+    if isinstance(value, Integral):
+        return int(value) if 0 <= int(value) <= _UINT32_MAX else str(int(value))
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="replace").decode()  # file names need not be UTF-8
+    raise ArgumentError(f"the source {key!r} must be a text or a whole number, not {value!r}")
 
 
 def sidecar_path(model_path: str | os.PathLike[str]) -> Path:

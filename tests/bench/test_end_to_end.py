@@ -35,8 +35,6 @@ def test_speed(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts = {name: values["n"] for name, values in result["samples"].items()}
     per_pass = n_decode - n_decode // 8  # the first step of every block is not counted
     assert counts == {
-        "prefill_stock": 2,
-        "prefill_headkv": 2,
         "window_plain": 6,
         "window_observed": 6,
         "recording": 6,
@@ -47,6 +45,8 @@ def test_speed(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "decode_short": 2 * per_pass,
         "short_ratios": 2,
     }
+    batches = result["prefill_seconds_of_batches"]
+    assert [[len(one) for one in passes] for passes in batches.values()] == [[2, 2]] * 2  # 512 and 80 tokens
     assert all(values["median"] > 0 for name, values in result["samples"].items() if name != "recording")
 
     row = 2 * 64 * 2  # K and V of a head of 64 in f16

@@ -6,6 +6,7 @@ through _check(), which raises what the code stands for, with the library's own 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Final, NamedTuple
@@ -215,7 +216,7 @@ class RawScores(NamedTuple):
 
 def load_scores(path: str) -> RawScores:
     handle = _ffi.new("struct headkv_scores **")
-    _check(_functions["headkv_scores_load"](path.encode(), handle), 0)
+    _check(_functions["headkv_scores_load"](_path(path), handle), 0)
     raw = _ffi.gc(handle[0], _functions["headkv_scores_free"])
     info = _ffi.new("struct headkv_scores_info *")
     _check(_functions["headkv_scores_get_info"](raw, info, _ffi.sizeof("struct headkv_scores_info")), 0)
@@ -240,8 +241,14 @@ def load_scores(path: str) -> RawScores:
 def model_id(path: str) -> str:
     """Identity of a model file's weights, the same with and without embedded scores."""
     text = _ffi.new("char[64]")
-    _check(_functions["headkv_model_id"](path.encode(), text, 64), 0)
+    _check(_functions["headkv_model_id"](_path(path), text, 64), 0)
     return _text(text)
+
+
+def _path(path: str) -> bytes:
+    if "\0" in path:
+        raise ArgumentError(f"a file name cannot hold a zero byte: {path!r}")
+    return os.fsencode(path)
 
 
 def _text(chars: Any) -> str:

@@ -52,7 +52,7 @@ class Memory:
 
 def measure(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memory:
     """Read and compact a prompt in this process."""
-    retention = Retention(budget=budget)
+    retention = Retention(budget=budget, scores="uniform")
     with open_headkv(setup, n_ctx_for(n_prompt + n_tail)) as llm:
         tokens = text_tokens(llm, n_prompt)
         llm.eval(tokens[: -retention.window])

@@ -35,10 +35,11 @@ class Settings:
 
 @dataclass
 class Samples:
-    """Seconds, one entry per pass or per step."""
+    """Seconds, one entry per batch, per compaction or per step."""
 
-    prefill_stock: list[float] = field(default_factory=list)
-    prefill_headkv: list[float] = field(default_factory=list)
+    prefill_stock: list[list[float]] = field(default_factory=list)
+    prefill_headkv: list[list[float]] = field(default_factory=list)
+    """Batch by batch, a list for each pass."""
     window_plain: list[float] = field(default_factory=list)
     """The observation window decoded without recording."""
     window_observed: list[float] = field(default_factory=list)
@@ -56,10 +57,21 @@ class Samples:
 @dataclass(frozen=True)
 class Speed:
     n_prompt: int
+    window: int
     short_depth: int
     stats: CacheStats
     samples: Samples
     memory: memory.Memory | None
+
+    @property
+    def prefill_stock(self) -> float:
+        """Seconds to read the whole prompt."""
+        return self._prefill_seconds(self.samples.prefill_stock)
+
+    @property
+    def prefill_headkv(self) -> float:
+        """The same with our cache, without what observing and compacting take."""
+        return self._prefill_seconds(self.samples.prefill_headkv)
 
     @property
     def cost(self) -> float:
@@ -73,6 +85,11 @@ class Speed:
         s = self.samples
         return median(s.window_observed) + median(s.select) + median(s.compact)
 
+    def _prefill_seconds(self, passes: list[list[float]]) -> float:
+        """Batch by batch the median over the passes, and the share of the window, which was not measured."""
+        seconds: float = sum(median(batch) for batch in zip(*passes, strict=True))
+        return seconds * self.n_prompt / (self.n_prompt - self.window)
+
     @property
     def short_ratio(self) -> float:
         """Decode speed of the compacted cache against stock at the depth of the budget."""
@@ -85,14 +102,19 @@ class Speed:
         return short["q1"] / ours["q1"]
 
     def as_dict(self) -> dict[str, Any]:
-        prefill = median(self.samples.prefill_stock)
+        prefill, samples = self.prefill_stock, vars(self.samples)
+        flat = {name: values for name, values in samples.items() if not name.startswith("prefill")}
         return {
             "prompt_tokens": self.n_prompt,
             "short_depth": self.short_depth,
-            "samples": {name: quartiles(values) for name, values in vars(self.samples).items()},
+            "samples": {name: quartiles(values) for name, values in flat.items()},
             "prefill_tokens_per_second": {
                 "stock": self.n_prompt / prefill,
-                "headkv": self.n_prompt / median(self.samples.prefill_headkv),
+                "headkv": self.n_prompt / self.prefill_headkv,
+            },
+            "prefill_seconds_of_batches": {
+                "stock": self.samples.prefill_stock,
+                "headkv": self.samples.prefill_headkv,
             },
             "decode_tokens_per_second": {
                 "stock": 1 / median(self.samples.decode_stock),
@@ -122,7 +144,7 @@ def run(setup: Setup, settings: Settings, tell: Tell = lambda _: None) -> list[S
 
 
 def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> Speed:
-    retention = Retention(budget=settings.budget)
+    retention = Retention(budget=settings.budget, scores="uniform")
     n_total = n_prompt + settings.decode_tokens
     apart = None
     if settings.own_process:
@@ -148,7 +170,7 @@ def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> Spe
                 short = open_stock(setup, n_short, settings.stock_flash)
                 stack.callback(short.close)
             _decode(stock, ours, short, prompt[:short_depth], continuation, samples)
-    return Speed(n_prompt, short_depth, stats, samples, apart)
+    return Speed(n_prompt, retention.window, short_depth, stats, samples, apart)
 
 
 def _prefill(
@@ -165,9 +187,8 @@ def _prefill(
     ours.reset()
     ours.retention = None
     times = prefill_in_turns({"stock": stock, "headkv": ours}, head, n_batch)
-    whole = len(prompt) / len(head)
-    samples.prefill_stock.append(sum(times["stock"]) * whole)
-    samples.prefill_headkv.append(sum(times["headkv"]) * whole)
+    samples.prefill_stock.append(times["stock"])
+    samples.prefill_headkv.append(times["headkv"])
     stock.eval(window)
     state = ours.save_state()
     for i in range(_COMPACTIONS):

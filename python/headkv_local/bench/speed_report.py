@@ -49,11 +49,11 @@ def _title(setup: Setup, settings: Settings, speed: Speed) -> str:
 
 
 def _rates(speed: Speed) -> str:
-    s, short = speed.samples, speed.short_depth
+    s, n, short = speed.samples, speed.n_prompt, speed.short_depth
     rows = [
-        _rate("prefill", speed.n_prompt, s.prefill_stock, s.prefill_headkv),
-        _rate(f"decode at {speed.n_prompt}", 1, s.decode_stock, s.decode_headkv),
-        _rate(f"decode, stock at {short}", 1, s.decode_short, s.decode_headkv),
+        _rate("prefill", speed.prefill_stock / n, speed.prefill_headkv / n),
+        _rate(f"decode at {n}", median(s.decode_stock), median(s.decode_headkv)),
+        _rate(f"decode, stock at {short}", median(s.decode_short), median(s.decode_headkv)),
     ]
     return (
         report.table(("tokens per second", "stock", "headkv", "headkv/stock"), rows)
@@ -63,13 +63,13 @@ def _rates(speed: Speed) -> str:
     )
 
 
-def _rate(name: str, n_tokens: int, stock: list[float], ours: list[float]) -> tuple[str, ...]:
-    a, b = n_tokens / median(stock), n_tokens / median(ours)
-    return name, f"{a:.1f}", f"{b:.1f}", f"{b / a:.3f}"
+def _rate(name: str, stock: float, ours: float) -> tuple[str, ...]:
+    """From seconds per token."""
+    return name, f"{1 / stock:.1f}", f"{1 / ours:.1f}", f"{stock / ours:.3f}"
 
 
 def _costs(speed: Speed) -> str:
-    s, prefill = speed.samples, median(speed.samples.prefill_stock)
+    s, prefill = speed.samples, speed.prefill_stock
     parts = {
         "window decode, recording": median(s.window_observed),
         "window decode, plain": median(s.window_plain),

@@ -63,7 +63,7 @@ class Commands:
         self._console.note(f"file: {session.llm.model_path}")
         self._console.note(f"context: {session.used_tokens} of {session.llm.n_ctx()} tokens")
         self._console.note(f"budget: {budget_text(session.budget)}")
-        self._console.note(f"head scores: {session.llm.scores_from or 'none, equal budgets'}")
+        self._console.note(f"head scores: {session.llm.scores_from or 'none'}")
         self._console.note(f"threads: {session.llm.n_threads}")
         self._console.note(f"turns: {session.turns}")
         for document in session.documents:

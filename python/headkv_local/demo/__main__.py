@@ -18,14 +18,12 @@ from .answering import Answer, answer, messages
 from .material import document, questions
 
 BUDGET = "25%"
-KERNEL = 17
-"""At a budget of 25 % a kernel of 7, Retention's own, answers 10 of the 15 questions, 17 all of them."""
 MAX_TOKENS = 32
 
 _NOTE = (
     "These budgets are uniform: every KV head keeps the same share. Budgets that follow measured head\n"
-    "scores are not there yet. The default budget and kernel were chosen on these very questions; others\n"
-    "can be tried with --budget and --kernel, and `headkv bench needles` asks for what nothing was tuned on."
+    "scores are not there yet. The default budget was chosen on these very questions; others can be tried\n"
+    "with --budget, and `headkv bench needles` measures on other questions."
 )
 
 
@@ -45,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     model = options.model or str(default_model_path())
-    retention = Retention(budget=parse_budget(options.budget), kernel=options.kernel)
+    retention = Retention(budget=parse_budget(options.budget), scores="uniform")
     text, asked = document(), questions()[: options.questions]
     prompts = _prompts(model, [messages(text, question)[0]["content"] for question in asked])
     n_ctx = n_ctx_for(max(map(len, prompts)) + MAX_TOKENS)
@@ -122,7 +120,6 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--budget", default=BUDGET, help="entries per KV head, '5%%' of the prompt or '64MiB'"
     )
-    parser.add_argument("--kernel", type=positive, default=KERNEL, help="width of the max-pool, odd")
     parser.add_argument("--questions", type=positive, metavar="N", help="only the first N of them")
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="CPU threads (default: llama.cpp's choice)"

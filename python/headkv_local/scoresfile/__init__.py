@@ -1,0 +1,1 @@
+"""Tools for files with head scores: `headkv scores show`, `diff`, `embed` and `import`."""

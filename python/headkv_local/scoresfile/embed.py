@@ -1,0 +1,16 @@
+"""Putting head scores into a copy of their model."""
+
+from __future__ import annotations
+
+from .. import _gguf
+from ..scores import HeadScores
+
+
+def embed(scores: HeadScores, model: str, output: str, *, force: bool = False) -> None:
+    """Check that the scores are this model's, then write the copy. Raises as HeadScores.embed() does.
+
+    ScoresError, with both values, for another model's scores.
+    """
+    _gguf.target(output, force=force)  # before the model is read
+    scores.check_model(*_gguf.model_shape(model), model)
+    scores.embed(model, output, force=force)

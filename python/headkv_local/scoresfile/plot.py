@@ -1,0 +1,31 @@
+"""The heat map as a PNG."""
+
+from __future__ import annotations
+
+from .. import _gguf
+from ..errors import UnsupportedError
+from ..scores import HeadScores
+
+
+def write_png(scores: HeadScores, path: str, *, force: bool = False) -> None:
+    """Raises UnsupportedError without matplotlib, ArgumentError if the file exists and force is not set."""
+    target = _gguf.target(path, force=force)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UnsupportedError(
+            "--png needs matplotlib: pip install 'headkv-local[plot]', or matplotlib by itself"
+        ) from error
+    n_layer, n_head = scores.scores.shape
+    group = n_head // scores.n_head_kv
+    figure = Figure(figsize=(2 + max(n_head, 8) / 4, 1.5 + max(n_layer, 8) / 5), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(scores.scores, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0)
+    for edge in range(group, n_head, group):
+        axes.axvline(edge - 0.5, color="white", linewidth=0.5)
+    axes.set_xlabel(f"query head ({group} per KV head)")
+    axes.set_ylabel("layer")
+    axes.set_title(f"head scores, method {scores.method!a}", fontsize="medium", parse_math=False)
+    figure.colorbar(image, ax=axes, label="score")
+    with _gguf.replacing(target) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,109 @@
+"""What a file with head scores says: provenance, and a heat map of all heads in plain ASCII."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..scores import HeadScores
+from .files import Found
+
+SHADES = " .:-=+*#%@"
+MIN_WIDTH = 40
+
+
+def text(found: Found, width: int = 80, encoding: str = "utf-8") -> str:
+    """For a terminal of that many columns, at least 40. encoding: what can be printed there."""
+    width = max(width, MIN_WIDTH)
+    lines = [*_facts(found, width), "", *heat_map(found.scores, width)]
+    return "\n".join(line.encode(encoding, errors="backslashreplace").decode(encoding) for line in lines)
+
+
+def document(found: Found) -> dict[str, Any]:
+    """The same for --json, with all scores: (n_layer, n_head)."""
+    scores = found.scores
+    n_layer, n_head = scores.scores.shape
+    return {
+        "file": str(found.path),
+        "beside_model": str(found.beside) if found.beside else None,
+        "method": scores.method,
+        "n_layer": n_layer,
+        "n_head": n_head,
+        "n_head_kv": scores.n_head_kv,
+        "recommended": _recommended(scores),
+        "source": dict(scores.source),
+        "scores": scores.scores.astype(float).tolist(),
+    }
+
+
+def heat_map(scores: HeadScores, width: int) -> Iterator[str]:
+    """One line per layer, one character per query head; wide models in several bands.
+
+    Query heads of one GQA group stand together. A head's shade is the square root of its share of the
+    largest score: a few heads usually have most of it, and the others would all look alike.
+    """
+    group = scores.scores.shape[1] // scores.n_head_kv
+    shades = _shades(scores.scores)
+    margin = len(str(len(shades) - 1)) + 3  # "29 |" and the other "|"
+    for heads in _bands(scores.scores.shape[1], group, width - margin):
+        if len(heads) < scores.scores.shape[1]:
+            yield f"query heads {heads.start} to {heads.stop - 1}"
+        for layer, row in enumerate(shades):
+            groups = [row[at : min(at + group, heads.stop)] for at in range(heads.start, heads.stop, group)]
+            yield f"{layer:{margin - 3}} |{' '.join(groups)}|"
+        yield ""
+    largest = scores.scores.max()
+    yield from textwrap.wrap(
+        f"A row per layer, a column per query head, {group} of a KV head together. "
+        f"Blank: 0; '{SHADES[1:]}': up to {largest:.4g}, by square root.",
+        width,
+    )
+
+
+def printable(said: str) -> str:
+    """A text out of a file, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in said)
+
+
+def _facts(found: Found, width: int) -> Iterator[str]:
+    scores = found.scores
+    n_layer, n_head = scores.scores.shape
+    facts = [("file", str(found.path))]
+    if found.beside:
+        facts.append(("beside", f"{found.beside}: these scores are its sidecar's"))
+    facts.append(("method", scores.method))
+    facts.append(("shape", f"{n_layer} layers, {n_head} query heads, {scores.n_head_kv} KV heads"))
+    facts += [(name, f"{value:.6g}") for name, value in _recommended(scores).items()]
+    facts += [(f"source.{name}", str(value)) for name, value in scores.source.items()]
+    indent = min(max(len(name) for name, _ in facts), 20) + 2
+    for name, value in facts:
+        label = printable(name).ljust(indent) if len(name) < indent else printable(name) + " "
+        yield from textwrap.wrap(
+            printable(value),
+            width,
+            initial_indent=label,
+            subsequent_indent=" " * indent,
+            break_on_hyphens=False,
+        )
+
+
+def _recommended(scores: HeadScores) -> dict[str, float | int]:
+    values = {name: getattr(scores, name) for name in ("beta", "window", "kernel", "sinks")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _shades(scores: npt.NDArray[np.float32]) -> list[str]:
+    share = np.sqrt(scores.astype(np.float64) / scores.max())
+    levels = np.where(scores > 0, np.clip(np.ceil(share * (len(SHADES) - 1)), 1, None), 0).astype(int)
+    return ["".join(SHADES[level] for level in row) for row in levels]
+
+
+def _bands(n_head: int, group: int, width: int) -> list[range]:
+    """Query heads that fit into a line together, whole GQA groups if those are not too wide."""
+    per_band = group * max((width + 1) // (group + 1), 1)
+    per_band = min(per_band, width) if group > width else per_band
+    return [range(at, min(at + per_band, n_head)) for at in range(0, n_head, per_band)]

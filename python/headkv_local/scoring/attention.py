@@ -1,0 +1,35 @@
+"""The score's arithmetic: attention of a head that lands on the needle, and answers that count."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+
+RIGHT_ABOVE = 0.5  # token F1
+
+
+def needle_share(
+    rows: npt.NDArray[np.float32], needle: npt.NDArray[np.int64], n_prompt: int
+) -> npt.NDArray[np.float64]:
+    """Sum over i in top-k(a) with i in needle of a[i] / k, k = needle positions: (n_layer, n_head).
+
+    rows: attention of one token, (n_layer, n_head, tokens in the cache); only the first n_prompt count.
+    This is the inner sum of the head score of HeadKV-R2 (arXiv 2410.19258, section 3.2).
+    """
+    k = len(needle)
+    prompt = rows[..., :n_prompt]
+    top = np.argpartition(prompt, n_prompt - k, axis=-1)[..., n_prompt - k :]
+    in_needle = np.isin(top, needle)
+    weights = np.take_along_axis(prompt, top, axis=-1).astype(np.float64)
+    share: npt.NDArray[np.float64] = np.where(in_needle, weights, 0.0).sum(axis=-1) / k
+    return share
+
+
+def token_f1(answer: str, gold: str) -> float:
+    """Harmonic mean of precision and recall of the answer's words, in any case and order; 0 to 1."""
+    said, wanted = (Counter(re.findall(r"\w+", text.casefold())) for text in (answer, gold))
+    both = (said & wanted).total()
+    return 2 * both / (said.total() + wanted.total()) if both else 0.0

@@ -1,0 +1,107 @@
+"""Examples for scoring: facts to hide in a text, a question, and the answer. JSON Lines, no model in here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ArgumentError
+
+Kind = Literal["r", "r2"]
+
+_FILES: Mapping[str, str] = {"r": "plain.jsonl", "r2": "reasoning.jsonl"}
+_FOLDER = Path(__file__).parent / "examples"
+_TEXTS = ("pattern", "lang", "question", "answer")
+_KEYS = {"kind", "facts", "needle", *_TEXTS}
+
+
+@dataclass(frozen=True)
+class Example:
+    """kind: "r" (the fact is the answer) or "r2" (the answer takes a reasoning step from the facts).
+
+    facts: all that is hidden in the text. needle: indices of those that the answer needs.
+    """
+
+    kind: str
+    pattern: str
+    lang: str
+    facts: tuple[str, ...]
+    needle: tuple[int, ...]
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The examples of one kind. name: of their file; digest: SHA-256 of them, in hex."""
+
+    name: str
+    examples: tuple[Example, ...]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(repr(self.examples).encode()).hexdigest()
+
+
+def load(kind: Kind, path: str | os.PathLike[str] | None = None) -> Dataset:
+    """The examples of that kind in a file of the user's, or the project's own.
+
+    Raises ArgumentError that names file and line for a line that is no example, and for a file without
+    any of the kind; OSError for a file that cannot be read.
+    """
+    file = _FOLDER / _FILES[kind] if path is None else Path(path)
+    examples = tuple(example for example in read(file) if example.kind == kind)
+    if not examples:
+        raise ArgumentError(f"{file} holds no examples of the kind {kind!r}")
+    return Dataset(file.name, examples)
+
+
+def read(path: str | os.PathLike[str]) -> list[Example]:
+    """All examples of a file, of both kinds; empty lines are skipped. Raises as load()."""
+    examples = []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            try:
+                examples.append(_example(json.loads(line.decode("utf-8"))))
+            except (ValueError, RecursionError) as error:  # of JSON and UTF-8 too
+                raise ArgumentError(f"{os.fspath(path)}, line {number}: {error}") from error
+    return examples
+
+
+def _example(fields: Any) -> Example:
+    if not isinstance(fields, dict):
+        raise ValueError("an example must be a JSON object")
+    if fields.keys() != _KEYS:
+        wrong = sorted(fields.keys() ^ _KEYS)
+        raise ValueError(f"{wrong[0]!r} is {'unknown' if wrong[0] in fields else 'missing'}")
+    if fields["kind"] not in tuple(_FILES):
+        raise ValueError(f"'kind' must be one of {', '.join(map(repr, _FILES))}, not {fields['kind']!r}")
+    for key in _TEXTS:
+        if not isinstance(fields[key], str) or not fields[key].strip():
+            raise ValueError(f"{key!r} must be a text that is not empty")
+    facts = _facts(fields["facts"], fields["question"])
+    needle = fields["needle"]
+    if not isinstance(needle, list) or not needle or not all(type(i) is int for i in needle):
+        raise ValueError("'needle' must be a list of indices of facts, with at least one")
+    if min(needle) < 0 or max(needle) >= len(facts) or len(set(needle)) < len(needle):
+        raise ValueError(f"'needle' must hold different indices from 0 to {len(facts) - 1}, not {needle}")
+    return Example(facts=facts, needle=tuple(needle), kind=fields["kind"], **{k: fields[k] for k in _TEXTS})
+
+
+def _facts(facts: Any, question: str) -> tuple[str, ...]:
+    if not isinstance(facts, list) or not facts:
+        raise ValueError("'facts' must be a list with at least one text")
+    for fact in facts:
+        if not isinstance(fact, str) or not fact.strip():
+            raise ValueError("every one of 'facts' must be a text that is not empty")
+        if " ".join(fact.split()) != fact:
+            raise ValueError(f"a fact must be one line, with single spaces: {fact!r}")
+    for i, fact in enumerate(facts):
+        if fact in question or any(fact in other for j, other in enumerate(facts) if j != i):
+            raise ValueError(f"a fact must not stand in another one or in the question: {fact!r}")
+    return tuple(facts)

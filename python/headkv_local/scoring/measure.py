@@ -1,0 +1,71 @@
+"""One sample through the model: the prompt, then the answer token by token with its attention observed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from .. import _native
+from ..llama import Llama
+from .attention import needle_share
+from .prompt import Prompt
+
+ANSWER_TOKENS = 48  # an answer that is longer is cut
+
+
+@dataclass(frozen=True)
+class Observed:
+    """score: what the answer adds to each head's score, (n_layer, n_head). text: the answer."""
+
+    score: npt.NDArray[np.float64]
+    text: str
+
+
+def observe(llm: Llama, prompt: Prompt, forced: list[int] | None) -> Observed:
+    """Read the prompt and produce the answer: the likeliest tokens, or the forced ones.
+
+    llm: with flash attention on and no retention. The row of attention that counts for an answer token
+    is that of the token before it, whose decoding produces it; the first one's is the prompt's last.
+    """
+    n_prompt = len(prompt.tokens)
+    llm.reset()
+    llm.eval(prompt.tokens[:-1])
+    score: npt.NDArray[np.float64] | None = None
+    answer: list[int] = []
+    token = prompt.tokens[-1]
+    with _rows_observed(llm):
+        for _ in range(ANSWER_TOKENS if forced is None else len(forced)):
+            llm.eval([token])
+            following = _likeliest(llm) if forced is None else forced[len(answer)]
+            if following is None:
+                break
+            share = needle_share(_native.get_rows(int(llm.ctx)), prompt.needle, n_prompt)
+            score = share if score is None else score + share
+            token = following
+            answer.append(token)
+    if score is None:  # the answer is empty
+        stats = _native.get_stats(int(llm.ctx))
+        score = np.zeros((stats.n_layer, stats.n_head))
+    return Observed(score, str(llm.detokenize(answer), "utf-8", errors="replace"))
+
+
+@contextmanager
+def _rows_observed(llm: Llama) -> Iterator[None]:
+    _native.observe(int(llm.ctx), _native.OBSERVE_ROWS)
+    try:
+        yield
+    finally:
+        _native.observe(int(llm.ctx), _native.OBSERVE_OFF)
+
+
+def _likeliest(llm: Llama) -> int | None:
+    """None at the end of the answer."""
+    vocab = llama_cpp.llama_model_get_vocab(llm.model)
+    logits = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
+    token = int(np.ctypeslib.as_array(logits, shape=(llm.n_vocab(),)).argmax())
+    return None if llama_cpp.llama_vocab_is_eog(vocab, token) else token

@@ -1,0 +1,104 @@
+"""What a run has measured so far, kept beside its output: a run that was stopped goes on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError
+
+Settings = Mapping[str, Any]
+"""All that the scores depend on, as JSON values."""
+
+
+@dataclass
+class Tally:
+    """Sums over samples, in two halves.
+
+    totals: (2, n_layer, n_head). counted: samples in each of them. done: samples tried, counted or not.
+    """
+
+    totals: npt.NDArray[np.float64]
+    done: int = 0
+    counted: list[int] = field(default_factory=lambda: [0, 0])
+
+    def add(self, half: int, score: npt.NDArray[np.float64] | None) -> None:
+        """One more sample; None for one that does not count."""
+        self.done += 1
+        if score is not None:
+            self.counted[half] += 1
+            self.totals[half] += score
+
+    @property
+    def n_counted(self) -> int:
+        return sum(self.counted)
+
+    @property
+    def mean(self) -> npt.NDArray[np.float64]:
+        """The head scores, (n_layer, n_head); all 0 if nothing has counted."""
+        mean: npt.NDArray[np.float64] = self.totals.sum(axis=0) / max(self.n_counted, 1)
+        return mean
+
+
+class Progress:
+    """The tallies of a run, one per method, in `OUT.partial.json`.
+
+    The file is replaced as a whole after every sample, so that it is complete at any moment.
+
+    Raises ArgumentError if there is one already that is not of a run with these settings; with force it
+    is dropped instead.
+    """
+
+    def __init__(self, output: Path, settings: Settings, shape: tuple[int, int], *, force: bool) -> None:
+        self.path = output.with_name(output.name + ".partial.json")
+        self._new = self.path.with_name(self.path.name + ".new")
+        self._settings, self._shape = settings, shape
+        self._tallies: dict[str, Tally] = {}
+        if self.path.exists():
+            try:
+                self._load()
+            except (ValueError, KeyError, TypeError) as error:
+                self._tallies = {}
+                if not force:
+                    raise ArgumentError(
+                        f"{self.path} holds the progress of a run with other settings, or is damaged: "
+                        "run that one again to finish it, delete the file, or force this run"
+                    ) from error
+        self.save()  # tells at once whether there can be an output at all
+
+    def tally(self, method: str) -> Tally:
+        """What was measured with that method; empty at first."""
+        return self._tallies.setdefault(method, Tally(np.zeros((2, *self._shape))))
+
+    def save(self) -> None:
+        tallies = {
+            method: {"done": tally.done, "counted": tally.counted, "totals": tally.totals.tolist()}
+            for method, tally in self._tallies.items()
+        }
+        with self._new.open("w", encoding="utf-8") as file:
+            json.dump({"settings": self._settings, "tallies": tallies}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        self._new.replace(self.path)
+
+    def remove(self) -> None:
+        for path in (self.path, self._new):
+            path.unlink(missing_ok=True)
+
+    def _load(self) -> None:
+        kept = json.loads(self.path.read_text(encoding="utf-8"))
+        if kept["settings"] != self._settings:
+            raise ValueError("other settings")
+        for method, fields in kept["tallies"].items():
+            totals = np.array(fields["totals"], dtype=np.float64)
+            done, counted = fields["done"], fields["counted"]
+            if totals.shape != (2, *self._shape) or not 0 <= sum(counted) <= done:
+                raise ValueError("damaged")
+            self._tallies[method] = Tally(totals, done, list(counted))

@@ -1,0 +1,103 @@
+"""A user's message in the model's own chat template, and where a fact stands in its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+from ..errors import ArgumentError
+
+_TEMPLATE = "tokenizer.chat_template"
+
+Tokenize = Callable[[str], list[int]]
+ByteLength = Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """tokens: the message with the opening of the answer behind it. needle: positions in it, ascending."""
+
+    tokens: list[int]
+    needle: npt.NDArray[np.int64]
+
+
+class Prompter:
+    """Makes prompts for one model. Raises ArgumentError for a model without a chat template."""
+
+    def __init__(self, llm: llama_cpp.Llama) -> None:
+        template = llm.metadata.get(_TEMPLATE)
+        if not template:
+            raise ArgumentError(
+                "the model has no chat template: head scores are measured on models that answer questions"
+            )
+        self._llm = llm
+        eos, bos = (
+            self._piece(token).decode("utf-8", "replace") for token in (llm.token_eos(), llm.token_bos())
+        )
+        self._formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
+
+    def text(self, content: str) -> str:
+        return str(self._formatter(messages=[{"role": "user", "content": content}]).prompt)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text that the template has made, or of a part of one."""
+        return list(self._llm.tokenize(text.encode(), add_bos=False, special=True))
+
+    def count(self, text: str) -> int:
+        """Number of tokens of a text that goes into a message."""
+        return len(self.answer(text))
+
+    def answer(self, text: str) -> list[int]:
+        """Tokens of an answer that is fed to the model."""
+        return list(self._llm.tokenize(text.encode(), add_bos=False, special=False))
+
+    def prompt(self, content: str, facts: Iterable[str]) -> Prompt:
+        """The prompt of a message, and the positions of the facts. Each must stand in it exactly once."""
+        text = self.text(content)
+        tokens = self.tokenize(text)
+        positions: list[int] = []
+        for fact in facts:
+            if text.count(fact) != 1:
+                raise ArgumentError(f"the chat template does not leave the message as it is: {fact!r}")
+            start = text.index(fact)
+            positions.extend(span(text, start, start + len(fact), tokens, self.tokenize, self._length))
+        return Prompt(tokens, np.unique(np.array(positions, dtype=np.int64)))
+
+    def _length(self, token: int) -> int:
+        return len(self._piece(token))
+
+    def _piece(self, token: int) -> bytes:
+        return b"" if token == -1 else bytes(self._llm.detokenize([token], special=True))
+
+
+def span(
+    text: str, start: int, end: int, tokens: Sequence[int], tokenize: Tokenize, byte_length: ByteLength
+) -> range:
+    """Positions of the tokens that hold a character of text[start:end], tokens being those of the text.
+
+    A token that reaches over one of the borders counts: it holds a part of the text, and no other does.
+    """
+    first, _ = _border(tokens, tokenize(text[:start]), byte_length)
+    last, divided = _border(tokens, tokenize(text[:end]), byte_length)
+    return range(first, last + divided)
+
+
+def _border(tokens: Sequence[int], before: Sequence[int], byte_length: ByteLength) -> tuple[int, bool]:
+    """The token at which the text before a border ends, and whether the border divides that token.
+
+    before: the tokens of the text up to the border. Where they are not the first of all tokens, what
+    differs has been merged in another way, and is counted in bytes.
+    """
+    at = 0
+    while at < min(len(tokens), len(before)) and tokens[at] == before[at]:
+        at += 1
+    left = sum(map(byte_length, before[at:]))
+    while left > 0 and byte_length(tokens[at]) <= left:
+        left -= byte_length(tokens[at])
+        at += 1
+    return at, left > 0

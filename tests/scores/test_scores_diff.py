@@ -1,0 +1,95 @@
+"""`headkv scores diff`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headkv_local import HeadScores, cli
+from headkv_local.scoresfile import diff
+
+
+def scores_of(raw: object, n_head_kv: int = 2) -> HeadScores:
+    return HeadScores(scores=np.array(raw, dtype=np.float32), n_head_kv=n_head_kv, method="r")
+
+
+RISING = scores_of(np.arange(1, 41).reshape(5, 8))
+
+
+def test_a_file_and_itself() -> None:
+    for found in diff.compare(RISING, RISING, top=5).values():
+        assert found.spearman == pytest.approx(1)
+        assert [x.common == x.k for x in found.overlaps] == [True, True]
+
+
+def test_a_file_and_its_reverse() -> None:
+    reverse = scores_of(np.arange(40, 0, -1).reshape(5, 8))
+    found = diff.compare(RISING, reverse, top=7)
+    assert found["query heads"].spearman == pytest.approx(-1)
+    assert found["query heads"].overlaps == [diff.Overlap(4, 0), diff.Overlap(7, 0)]
+    assert found["KV heads"].n_heads == 10
+    assert found["KV heads"].overlaps == [diff.Overlap(1, 0), diff.Overlap(7, 4)]
+
+
+def test_kv_heads_are_sums_over_their_group() -> None:
+    assert diff.by_kv_head(scores_of([[1, 2, 3, 4], [5, 6, 7, 8]])).tolist() == [3, 7, 11, 15]
+    a, b = scores_of([[1, 9, 4, 4]]), scores_of([[9, 1, 3, 2]])
+    assert diff.compare(a, b)["KV heads"].spearman == pytest.approx(1)
+    assert diff.compare(a, b)["query heads"].spearman == pytest.approx(-4.5 / np.sqrt(4.5 * 5))
+
+
+def test_equal_scores_share_their_rank() -> None:
+    assert diff.ranks(np.array([3.0, 1.0, 3.0, 2.0, 3.0])).tolist() == [3, 0, 3, 1, 3]
+    flat = scores_of(np.ones((5, 8)))
+    found = diff.compare(RISING, flat)["query heads"]
+    assert found.spearman is None
+    assert found.overlaps == [diff.Overlap(4, 0)]  # ties go to the lower head
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=40))
+def test_spearman_is_the_correlation_of_ranks_by_counting(pairs: list[tuple[int, int]]) -> None:
+    a, b = np.array(pairs, dtype=np.float64).T
+    slow = [[(v < x).sum() + ((v == x).sum() - 1) / 2 for x in v] for v in (a, b)]
+    assert [diff.ranks(v).tolist() for v in (a, b)] == slow
+    found = diff.spearman(a, b)
+    if min(np.ptp(a), np.ptp(b)) == 0:
+        assert found is None
+    else:
+        assert found == pytest.approx(np.corrcoef(slow)[0, 1])
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, other = (str(tmp_path / name) for name in ("a.gguf", "b.gguf", "other.gguf"))
+    RISING.to_sidecar(a)
+    scores_of(np.arange(40, 0, -1).reshape(5, 8)).to_sidecar(b)
+    scores_of(np.ones((5, 8)), n_head_kv=4).to_sidecar(other)
+    assert cli.main(["scores", "diff", a, b, "--top", "7"]) == 0
+    assert capsys.readouterr().out == (
+        "          KV heads  query heads\n"
+        "heads           10           40\n"
+        "Spearman   -1.0000      -1.0000\n"
+        "top 10 %    0 of 1       0 of 4\n"
+        "top         4 of 7       0 of 7\n"
+    )
+    assert cli.main(["scores", "diff", a, a, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["query_heads"] == {
+        "heads": 40,
+        "spearman": pytest.approx(1),
+        "overlaps": [{"k": 4, "common": 4}],
+    }
+    for arguments, said in (
+        ((a, other), "5 layers of 8 query and 2 KV heads, and 5 layers of 8 query and 4 KV heads"),
+        ((a, b, "--top", "11"), "--top must be at most the number of heads, 10, not 11"),
+        ((a, str(tmp_path / "none")), "cannot be opened"),
+    ):
+        assert cli.main(["scores", "diff", *arguments]) == cli.EXIT_ERROR
+        shown = capsys.readouterr()
+        assert (shown.out, shown.err.count("\n")) == ("", 1)
+        assert said in shown.err

@@ -1,0 +1,128 @@
+"""`headkv scores import`, for the tiny model of 2 layers, 4 query and 2 KV heads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headkv_local import HeadScores, _native, cli
+
+LISTS = {f"{layer}-{head}": [layer, head, 0.5] for layer in range(2) for head in range(4)}
+TSV = "0.25\t0\n1.000000000000000000e+00\t5.0e-01\n"
+
+
+def run(path: Path, model: Path, output: Path, kind: str, *more: str) -> int:
+    return cli.main(["scores", "import", str(path), str(model), "-o", str(output), "--format", kind, *more])
+
+
+@pytest.mark.parametrize("kind", ["headkv", "retrieval-head"])
+def test_lists_of_scores_per_head(kind: str, tiny_path: Path, tmp_path: Path) -> None:
+    path, output = tmp_path / "published.json", tmp_path / "out.gguf"
+    path.write_text(json.dumps(LISTS))
+    assert run(path, tiny_path, output, kind) == 0
+    found = HeadScores.from_gguf(output)
+    expected = [[(layer + head + 0.5) / 3 for head in range(4)] for layer in range(2)]
+    assert np.allclose(found.scores, expected)
+    assert (found.method, found.n_head_kv) == (kind, 2)
+    assert found.source["model"] == tiny_path.name
+    assert found.source["data"] == f"published.json, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
+    found.check_model(2, 4, 2, tiny_path)
+    assert found.source["model_id"] == _native.model_id(str(tiny_path))
+
+
+def test_duo_patterns_are_spread_over_the_group(tiny_path: Path, tmp_path: Path) -> None:
+    path, output = tmp_path / "full_attention_heads.tsv", tmp_path / "out.gguf"
+    path.write_text(TSV)
+    assert run(path, tiny_path, output, "duo") == 0
+    found = HeadScores.from_gguf(output)
+    assert found.scores.tolist() == [[0.125, 0.125, 0, 0], [0.5, 0.5, 0.25, 0.25]]
+    assert found.method == "duo"
+
+
+def test_an_output_that_exists(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, output = tmp_path / "a.tsv", tmp_path / "out.gguf"
+    path.write_text(TSV)
+    output.write_text("mine")
+    assert run(path, tiny_path, output, "duo") == cli.EXIT_ERROR
+    assert "exists already" in capsys.readouterr().err
+    assert output.read_text() == "mine"
+    assert run(path, tiny_path, output, "duo", "--force") == 0
+    assert HeadScores.from_gguf(output).method == "duo"
+
+
+def lists(**changed: object) -> str:
+    return json.dumps(LISTS | changed)
+
+
+BAD = {
+    "no text": ("headkv", b"\xff\xfe", "is no text, byte 0 is not UTF-8"),
+    "no JSON": ("headkv", b'{"0-0": [1],\n"0-1" [1]}', "line 2 is no JSON: Expecting ':' delimiter"),
+    "nothing": ("headkv", b"", "line 1 is no JSON"),
+    "no object": ("headkv", b"[1, 2]", "must be a JSON object with a key 'layer-head' for each head"),
+    "lists without end": ("headkv", b"[" * 100_000, "is no JSON that can be read"),
+    "a number without end": ("headkv", b'{"0-0": [' + b"9" * 10_000 + b"]}", "is no JSON that can be read"),
+    "key twice": ("headkv", b'{"0-0": [1], "0-0": [2]}', "the key '0-0' is there twice"),
+    "odd key": ("headkv", lists(**{"0_0": [1]}), "the key '0_0' is not of the form 'layer-head'"),
+    "negative key": ("headkv", lists(**{"-1-0": [1]}), "the key '-1-0' is not of the form"),
+    "padded key": ("headkv", lists(**{"00-1": [1]}), "the key '00-1' is not of the form"),
+    "layer beyond": (
+        "headkv",
+        lists(**{"2-0": [1]}),
+        "'2-0' is beyond the model's 2 layers of 4",
+    ),
+    "head beyond": ("headkv", lists(**{"1-4": [1]}), "'1-4' is beyond the model's 2 layers of 4 query heads"),
+    "no list": ("headkv", lists(**{"1-1": 0.5}), "the key '1-1' must have a list of scores"),
+    "empty list": ("headkv", lists(**{"1-1": []}), "the key '1-1' must have a list of scores"),
+    "text": ("headkv", lists(**{"1-1": ["0.5"]}), "the key '1-1' has '0.5', which is no score"),
+    "true": ("headkv", lists(**{"1-1": [True]}), "the key '1-1' has 'True', which is no score"),
+    "negative": ("headkv", lists(**{"1-1": [0, -0.5]}), "the key '1-1' has '-0.5', which is no score"),
+    "NaN": ("headkv", lists(**{"1-1": [float("nan")]}), "the key '1-1' has 'nan', which is no score"),
+    "infinity": ("headkv", lists(**{"1-1": [float("inf")]}), "the key '1-1' has 'inf', which is no score"),
+    "far below 0": ("headkv", lists(**{"1-1": [-(10**400)]}), "the key '1-1' has '-1000"),
+    "too large": ("headkv", lists(**{"1-1": [10**400]}), "the key '1-1' has '1000"),
+    "missing": ("headkv", b'{"0-0": [1]}', "7 of the model's 8 query heads are missing, the first is '0-1'"),
+    "all zero": ("headkv", json.dumps({key: [0, 0] for key in LISTS}), "all scores are zero"),
+    "too few lines": ("duo", "0\t1\n", "has 1 lines, the model has 2 layers"),
+    "too many lines": ("duo", TSV + "0\t1\n", "has 3 lines, the model has 2 layers"),
+    "too few values": ("duo", "0\t1\n1\n", "line 2 has 1 values, the model has 2 KV heads"),
+    "too many values": ("duo", "0\t1\t1\t1\n1\t0\n", "line 1 has 4 values, the model has 2 KV heads"),
+    "commas": ("duo", "0,1\n1,0\n", "line 1 has 1 values"),
+    "no number": ("duo", "0\t1\n1\tx\n", "line 2 has 'x', which is not a number from 0 to 1"),
+    "above 1": ("duo", "0\t1.5\n1\t0\n", "line 1 has '1.5', which is not a number from 0 to 1"),
+    "below 0": ("duo", "0\t-0.1\n1\t0\n", "line 1 has '-0.1', which is not a number from 0 to 1"),
+    "nan": ("duo", "0\tnan\n1\t0\n", "line 1 has 'nan', which is not a number from 0 to 1"),
+    "zeros": ("duo", "0\t0\n0\t0\n", "all scores are zero"),
+    "empty": ("duo", "", "has 0 lines, the model has 2 layers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_the_file_should_not_hold(
+    name: str, tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, content, said = BAD[name]
+    path, output = tmp_path / "bad", tmp_path / "out.gguf"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert run(path, tiny_path, output, kind) == cli.EXIT_ERROR
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert shown.err.startswith(f"headkv: {path}: ")
+    assert said in shown.err
+    assert not output.exists()
+
+
+def test_files_that_are_missing(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text(TSV)
+    for given, model, said in (
+        (tmp_path / "none.tsv", tiny_path, "No such file or directory"),
+        (path, tmp_path / "none.gguf", "cannot be opened: No such file or directory"),
+        (path, path, "is not a GGUF file"),
+    ):
+        assert run(given, model, tmp_path / "out.gguf", "duo") == cli.EXIT_ERROR
+        assert said in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tsv"]

@@ -1,0 +1,224 @@
+"""`headkv score` from end to end, on tiny models: what it writes, says and refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headkv_local import HeadKVError, Llama, Retention, __version__, _native
+from headkv_local.scores import HeadScores
+from headkv_local.scoring import dataset, samples
+from headkv_local.scoring.measure import observe
+from headkv_local.scoring.prompt import Prompter
+
+Score = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
+
+
+def only(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_teacher_forced_from_end_to_end(
+    score: Score, tiny_path: Path, tmp_path: Path, capsys: Capture, load: Callable[..., Llama]
+) -> None:
+    assert score("--teacher-forced", "--seed", "7") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "method r2-teacher-forced: 4 of 4 samples counted\n" in out
+    assert re.search(r"halves of 2 and 2 samples .*: Spearman -?[01]\.\d{3} over 4 KV heads\n", out)
+    assert len(re.findall(r" [01]-[0-3] \d+\.\d%", out)) == 8
+    assert out.endswith(f"written to {tmp_path / 'out.gguf'}\n")
+    assert only(tmp_path) == {"out.gguf"}
+
+    written = HeadScores.from_gguf(tmp_path / "out.gguf")
+    assert written.scores.shape == (2, 4)
+    assert (written.scores > 0).any()
+    assert (written.n_head_kv, written.method) == (2, "r2-teacher-forced")
+    assert (written.beta, written.window, written.kernel, written.sinks) == (pytest.approx(1.02), 8, 17, 4)
+    source = dict(written.source)
+    assert source.pop("data").startswith("headkv-local's reasoning.jsonl in pydoc_data.topics of Python 3.")
+    assert date.fromisoformat(str(source.pop("date")))
+    assert source == {
+        "model": tiny_path.name,
+        "model_id": _native.model_id(str(tiny_path)),
+        "samples": "4",
+        "samples_tried": "4",
+        "seed": "7",
+        "lengths": "400,600",
+        "licence": "CC0-1.0",
+        "tool": f"headkv-local {__version__}",
+    }
+    llm = load(tiny_path, retention=Retention(budget=32, scores=str(tmp_path / "out.gguf")))
+    llm.prefill(list(range(200)))
+    assert llm.cache_stats().policy == "scores"
+
+
+def test_same_seed_same_scores(score: Score, tmp_path: Path) -> None:
+    for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert score("--teacher-forced", "--method", "r", "--seed", seed, out=out) == 0
+    a, b, c = (HeadScores.from_gguf(tmp_path / name) for name in "abc")
+    assert a.method == "r-teacher-forced"
+    assert np.array_equal(a.scores, b.scores)
+    assert not np.array_equal(a.scores, c.scores)
+
+
+def test_an_output_is_replaced_with_force_only(score: Score, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "out.gguf").write_text("mine")
+    assert score("--teacher-forced") == 1
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "out.gguf").read_text() == "mine"
+    assert score("--teacher-forced", "--force") == 0
+    assert HeadScores.from_gguf(tmp_path / "out.gguf").scores.shape == (2, 4)
+
+
+def test_lengths_beyond_the_context_are_skipped(
+    score: Score, tiny: Callable[..., Path], tmp_path: Path, capsys: Capture
+) -> None:
+    model = tiny(n_ctx_train=1024)
+    assert score("--teacher-forced", "--lengths", "400,1000", model=model) == 0
+    err = capsys.readouterr().err
+    assert err == (
+        "headkv score: prompts of 1000 tokens are skipped: with an answer, they do not fit into 1024\n"
+    )
+    assert HeadScores.from_gguf(tmp_path / "out.gguf").source["lengths"] == "400"
+    assert score("--teacher-forced", "--lengths", "1000,9000", model=model, out="none") == 1
+    assert capsys.readouterr().err.endswith("none fits into 1024 tokens\n")
+    assert only(tmp_path) == {"out.gguf"}
+
+
+def test_a_base_model_is_refused(score: Score, tiny_path: Path, tmp_path: Path, capsys: Capture) -> None:
+    key = b"tokenizer.chat_template"
+    whole = tiny_path.read_bytes()
+    assert whole.count(key) == 1
+    base = tmp_path / "base.gguf"
+    base.write_bytes(whole.replace(key, key[:-1] + b"_"))
+    assert score(model=base) == 1
+    assert capsys.readouterr().err == (
+        "headkv: the model has no chat template: head scores are measured on models that answer questions\n"
+    )
+    assert only(tmp_path) == {"base.gguf"}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--lengths", "60"), "60 tokens leave no room"),
+        (("--examples", "/nonexistent/x.jsonl"), "No such file"),
+    ],
+)
+def test_what_cannot_be_measured(
+    score: Score, tmp_path: Path, capsys: Capture, options: tuple[str, ...], reason: str
+) -> None:
+    assert score(*options) == 1
+    assert reason in capsys.readouterr().err
+    assert only(tmp_path) == set()
+
+
+def test_unusable_models_and_folders(
+    score: Score, tiny: Callable[..., Path], tmp_path: Path, capsys: Capture
+) -> None:
+    assert score(model=tmp_path / "none.gguf") == 1
+    assert "does not exist" in capsys.readouterr().err
+    assert score(model=tiny(arch="gemma2")) == 1
+    assert "sliding" in capsys.readouterr().err
+    assert score("--teacher-forced", out="no/such/folder.gguf") == 1
+    assert "No such file or directory" in capsys.readouterr().err
+    assert only(tmp_path) == set()
+
+
+@pytest.mark.parametrize("options", [("--seed", "-1"), ("--seed", "4294967296"), ("--samples", "0")])
+def test_wrong_usage(score: Score, options: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        score(*options)
+    assert raised.value.code == 2
+
+
+def test_a_bad_line_is_named_before_anything_is_measured(
+    score: Score, tmp_path: Path, capsys: Capture
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"kind": "r"}\n')
+    assert score("--examples", str(bad)) == 1
+    assert capsys.readouterr().err == f"headkv: {bad}, line 1: 'answer' is missing\n"
+    assert only(tmp_path) == {"bad.jsonl"}
+
+
+def test_a_model_that_answers_nothing_gets_no_file(score: Score, tmp_path: Path, capsys: Capture) -> None:
+    assert score("--method", "r") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "headkv: only 0 of 1 samples of the method 'r' were answered right: try --teacher-forced, or shorter "
+        "--lengths; no scores were written\n"
+    )
+    assert only(tmp_path) == set()
+
+    assert score() == 1
+    err = capsys.readouterr().err
+    assert "measuring plain retrieval (the method 'r') instead\n" in err
+    assert "of the method 'r2' were answered right, and 0 of 1 of the method 'r': try" in err
+    assert only(tmp_path) == set()
+
+
+def example(kind: str, fact: str, answer: str) -> dict[str, Any]:
+    fields = {"kind": kind, "pattern": "any", "lang": "en", "facts": [fact], "needle": [0]}
+    return fields | {"question": "What is it?", "answer": answer}
+
+
+def answers(path: Path, model: Path, n: int, length: int) -> dict[str, str]:
+    """What the model says to the plain examples of a file: by fact. Prompts do not depend on answers."""
+    with Llama(model, n_ctx=1024, n_threads=1, n_threads_batch=1, flash_attn=True) as llm:
+        prompter = Prompter(llm)
+        template = len(prompter.tokenize(prompter.text("")))
+        said = {}
+        for plan in samples.plan(dataset.load("r", path).examples, n, (length,), 0):
+            content = samples.content(plan, length - template, prompter.count)
+            prompt = prompter.prompt(content, plan.example.facts)
+            said[plan.example.facts[0]] = observe(llm, prompt, None).text
+        return said
+
+
+def test_what_is_answered_right_counts_and_r2_falls_back_to_r(
+    score: Score, tiny_path: Path, tmp_path: Path, capsys: Capture, examples_file: Callable[..., Path]
+) -> None:
+    facts = ["Zebras hum.", "Yaks whistle."]
+    path = examples_file(*(example("r", fact, "?") for fact in facts))
+    said = answers(path, tiny_path, 2, 300)
+    assert all(re.search(r"\w", text) for text in said.values())
+    plain = [example("r", fact, said[fact]) for fact in facts]
+    reasoning = [example("r2", fact, "certainly nothing that it says") for fact in facts]
+    path = examples_file(*plain, *reasoning)
+
+    few = ("--examples", str(path), "--samples", "2", "--lengths", "300")
+    assert score(*few) == 0
+    out, err = capsys.readouterr()
+    assert err == (
+        "headkv score: only 0 of 1 samples of the method 'r2' were answered right, too few for scores: "
+        "measuring plain retrieval (the method 'r') instead\n"
+    )
+    assert "method r: 2 of 2 samples counted" in out
+    fallen = HeadScores.from_gguf(tmp_path / "out.gguf")
+    assert fallen.method == "r"
+    assert str(fallen.source["data"]).startswith("the user's examples.jsonl in ")
+
+    assert score(*few, "--method", "r", out="plain.gguf") == 0
+    asked = HeadScores.from_gguf(tmp_path / "plain.gguf")
+    assert np.array_equal(asked.scores, fallen.scores)
+    assert len(np.unique(asked.scores)) > 1
+
+
+def test_scores_fit_the_measured_model_only(
+    score: Score, tiny: Callable[..., Path], tiny_path: Path, tmp_path: Path
+) -> None:
+    assert score("--teacher-forced") == 0
+    written = HeadScores.from_gguf(tmp_path / "out.gguf")
+    written.check_model(2, 4, 2, tiny_path)
+    with pytest.raises(HeadKVError, match="another model file"):
+        written.check_model(2, 4, 2, tiny(seed=2))

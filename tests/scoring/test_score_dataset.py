@@ -1,0 +1,150 @@
+"""The project's own examples, and what is said of a user's bad lines."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headkv_local import ArgumentError
+from headkv_local.bench import haystack, tasks
+from headkv_local.scoring import dataset
+from headkv_local.scoring.attention import RIGHT_ABOVE, token_f1
+
+PLAIN, REASONING = dataset.load("r").examples, dataset.load("r2").examples
+GOOD: dict[str, Any] = {
+    "kind": "r2",
+    "pattern": "order",
+    "lang": "en",
+    "facts": ["Ada left on Monday.", "Bo left on Friday."],
+    "needle": [0, 1],
+    "question": "Who left first?",
+    "answer": "Ada",
+}
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"\w{4,}", text.casefold()))
+
+
+def parts(text: list[str], least: int) -> list[list[str]]:
+    """All runs of so many words or more."""
+    return [text[i:j] for i in range(len(text)) for j in range(i + least, len(text) + 1)]
+
+
+def test_there_are_enough_of_both_kinds_in_two_languages() -> None:
+    assert len(PLAIN) >= 20
+    assert len(REASONING) >= 20
+    for examples in (PLAIN, REASONING):
+        languages = Counter(example.lang for example in examples)
+        assert languages["en"] >= 15
+        assert languages["de"] >= 6
+
+
+def test_every_reasoning_pattern_is_there_in_both_languages() -> None:
+    patterns = Counter((example.pattern, example.lang) for example in REASONING)
+    names = ("comparison", "order", "category", "negation", "two hops")
+    assert set(patterns) == {(name, lang) for name in names for lang in ("en", "de")}
+    assert min(patterns.values()) >= 2
+
+
+def test_no_example_is_there_twice() -> None:
+    facts = [fact for example in (*PLAIN, *REASONING) for fact in example.facts]
+    assert len(set(facts)) == len(facts)
+    assert not any(fact in text for fact in facts for text in haystack.paragraphs())
+
+
+@pytest.mark.parametrize("example", PLAIN, ids=lambda e: e.answer)
+def test_plain_needles_are_the_answer(example: dataset.Example) -> None:
+    assert [example.facts[i] for i in example.needle] == [example.answer]
+
+
+@pytest.mark.parametrize("example", REASONING, ids=lambda e: e.question)
+def test_reasoning_takes_more_than_one_fact_and_no_other_counts(example: dataset.Example) -> None:
+    assert len(example.needle) >= 2
+    others = [fact for fact in example.facts if not words(example.answer) <= words(fact)]
+    assert len(others) == len(example.facts) - 1
+    n_words = len(example.answer.split())
+    for said in (" ".join(part) for fact in others for part in parts(fact.split(), n_words)):
+        assert token_f1(said, example.answer) <= RIGHT_ABOVE, said
+
+
+def test_needles_share_no_wording_with_those_of_the_bench() -> None:
+    rng = random.Random(0)
+    theirs = set().union(
+        *(
+            words(f"{fact.sentence} {fact.question}")
+            for maker in tasks.NEEDLES
+            for fact in (maker(rng, "00000") for _ in range(300))
+        )
+    )
+    assert {"locker", "velmora", "marta", "lottery", "observatory"} <= theirs
+    ours = {e: words(" ".join((*e.facts, e.question, e.answer))) for e in (*PLAIN, *REASONING)}
+    shared = {word for example in ours for word in ours[example] & theirs}
+    assert shared <= {"what"}
+
+
+def test_a_users_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    plain = GOOD | {"kind": "r", "needle": [1]}
+    path.write_text(f"{json.dumps(GOOD)}\n\n{json.dumps(plain, ensure_ascii=False)}\r\n", encoding="utf-8")
+    assert [e.kind for e in dataset.read(path)] == ["r2", "r"]
+    (only,) = dataset.load("r", path).examples
+    assert (only.needle, only.facts, only.answer) == ((1,), tuple(GOOD["facts"]), "Ada")
+    assert dataset.load("r", path).name == "mine.jsonl"
+    assert dataset.load("r", path).digest != dataset.load("r2", path).digest
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[" * 100_000, "recursion"),
+        ("3", "must be a JSON object"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "lang"}), "'lang' is missing"),
+        (json.dumps(GOOD | {"extra": 1}), "'extra' is unknown"),
+        (json.dumps(GOOD | {"kind": "r3"}), "'kind' must be one of 'r', 'r2', not 'r3'"),
+        (json.dumps(GOOD | {"kind": ["r"]}), "'kind' must be one of"),
+        (json.dumps(GOOD | {"question": " "}), "'question' must be a text"),
+        (json.dumps(GOOD | {"answer": 7}), "'answer' must be a text"),
+        (json.dumps(GOOD | {"facts": []}), "'facts' must be a list"),
+        (json.dumps(GOOD | {"facts": "Ada left."}), "'facts' must be a list"),
+        (json.dumps(GOOD | {"facts": ["a fact", None]}), "every one of 'facts'"),
+        (json.dumps(GOOD | {"facts": ["one\n\ntwo", "three"]}), "must be one line"),
+        (json.dumps(GOOD | {"facts": ["the sun", "the sun is up"]}), "must not stand in another"),
+        (json.dumps(GOOD | {"facts": ["left", "Bo stayed."]}), "or in the question"),
+        (json.dumps(GOOD | {"needle": []}), "'needle' must be a list"),
+        (json.dumps(GOOD | {"needle": [True]}), "'needle' must be a list"),
+        (json.dumps(GOOD | {"needle": [0, 2]}), "different indices from 0 to 1"),
+        (json.dumps(GOOD | {"needle": [-1]}), "different indices from 0 to 1"),
+        (json.dumps(GOOD | {"needle": [1, 1]}), "different indices from 0 to 1"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, line: str, reason: str) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n\n{line}\n", encoding="utf-8")
+    with pytest.raises(ArgumentError) as raised:
+        dataset.load("r2", path)
+    assert str(raised.value).startswith(f"{path}, line 3: ")
+    assert reason in str(raised.value)
+
+
+def test_bad_bytes_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b'{"kind": "\xff"}\n')
+    with pytest.raises(ArgumentError, match="line 1: .*utf-8"):
+        dataset.load("r2", path)
+
+
+def test_a_file_without_the_kind_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(GOOD), encoding="utf-8")
+    with pytest.raises(ArgumentError, match="no examples of the kind 'r'"):
+        dataset.load("r", path)
+    with pytest.raises(FileNotFoundError):
+        dataset.load("r", tmp_path / "other.jsonl")

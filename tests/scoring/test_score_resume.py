@@ -1,0 +1,93 @@
+"""Runs that are killed, and what the next one makes of what they left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headkv_local.scores import HeadScores
+
+Score = Callable[..., int]
+N_SAMPLES = 12
+OPTIONS = ("--teacher-forced", "--samples", str(N_SAMPLES), "--lengths", "400", "--threads", "1")
+
+
+def samples_done(partial: Path) -> int:
+    """How many the progress file tells of. It is whole whenever it is there."""
+    if not partial.exists():
+        return 0
+    tallies = json.loads(partial.read_text(encoding="utf-8"))["tallies"]
+    return int(tallies["r2"]["done"]) if tallies else 0
+
+
+def killed(model: Path, out: Path, after: int) -> int:
+    """Start a run, kill it when so many samples are done: how many were."""
+    partial = out.with_name(out.name + ".partial.json")
+    command = [sys.executable, "-m", "headkv_local.cli", "score", str(model), "-o", str(out), *OPTIONS]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while samples_done(partial) < after and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, process.stderr.read().decode() if process.stderr else ""
+    return samples_done(partial)
+
+
+@pytest.fixture
+def whole(score: Score, tmp_path: Path) -> HeadScores:
+    """What a run comes to that nothing interrupts."""
+    assert score(*OPTIONS, out="whole.gguf") == 0
+    return HeadScores.from_gguf(tmp_path / "whole.gguf")
+
+
+def test_killed_runs_go_on(
+    score: Score, tiny_path: Path, tmp_path: Path, whole: HeadScores, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.gguf"
+    first = killed(tiny_path, out, after=2)
+    second = killed(tiny_path, out, after=first + 3)
+    assert 2 <= first < first + 3 <= second < N_SAMPLES
+    assert not out.exists()
+
+    capsys.readouterr()
+    assert score(*OPTIONS) == 0
+    assert f"going on after sample {second} of {N_SAMPLES}" in capsys.readouterr().err
+    assert np.array_equal(HeadScores.from_gguf(out).scores, whole.scores)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.gguf", "out.gguf"}
+
+
+def test_progress_of_other_settings_is_not_touched(
+    score: Score, tiny_path: Path, tmp_path: Path, whole: HeadScores, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, partial = tmp_path / "out.gguf", tmp_path / "out.gguf.partial.json"
+    killed(tiny_path, out, after=2)
+    left = partial.read_bytes()
+    assert score(*OPTIONS, "--seed", "1") == 1
+    assert "holds the progress of a run with other settings" in capsys.readouterr().err
+    assert partial.read_bytes() == left
+
+    assert score(*OPTIONS, "--seed", "1", "--force") == 0
+    assert "going on" not in capsys.readouterr().err
+    assert not np.array_equal(HeadScores.from_gguf(out).scores, whole.scores)
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"settings": {}, "tallies": {}}', "\x00"])
+def test_damaged_progress_is_refused(
+    score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    partial = tmp_path / "out.gguf.partial.json"
+    partial.write_text(text)
+    assert score("--teacher-forced") == 1
+    assert f"{partial} holds the progress" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {partial.name}
+    assert partial.read_text() == text
