@@ -9,7 +9,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 BUILD  := build/$(if $(CUDA),cuda,cpu)
 
-SOURCES := $(shell find native python CMakeLists.txt pyproject.toml -type f ! -path '*/__pycache__/*' ! -name '*.pyc')
+SOURCES := $(shell find native python scores CMakeLists.txt pyproject.toml -type f ! -path '*/__pycache__/*' ! -name '*.pyc')
 
 .PHONY: demo test lint install clean
 

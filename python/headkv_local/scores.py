@@ -19,6 +19,8 @@ from .errors import ArgumentError, ScoresAbsentError, ScoresError
 
 SUFFIX = ".headkv.gguf"
 
+SHIPPED = Path(__file__).parent / "shipped_scores"  # scores/ of the project
+
 _UINT32_MAX = 2**32 - 1
 
 
@@ -74,8 +76,9 @@ class HeadScores:
 
     @classmethod
     def find(cls, model_path: str | os.PathLike[str]) -> tuple[HeadScores, Path] | None:
-        """The scores that belong to a model file, and where they were: beside it, else in it.
+        """The scores that belong to a model file, and where they were: beside it, in it, or in this package.
 
+        The package brings scores for few models; they are taken for exactly the file they were measured on.
         None if there are none. Raises ScoresError for a sidecar that cannot be read: nothing takes its place.
         """
         sidecar = sidecar_path(model_path)
@@ -84,7 +87,13 @@ class HeadScores:
         try:
             return cls.from_gguf(model_path), Path(model_path)
         except ScoresAbsentError:
-            return None
+            pass
+        shipped = SHIPPED / sidecar.name
+        if shipped.is_file():
+            scores = cls.from_gguf(shipped)
+            if scores.source.get("model_id") == _native.model_id(os.fspath(model_path)):
+                return scores, shipped
+        return None
 
     def check_model(
         self, n_layer: int, n_head: int, n_head_kv: int, model_path: str | os.PathLike[str]

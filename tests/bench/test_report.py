@@ -43,6 +43,7 @@ def test_mebibytes() -> None:
 def test_json_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "out.json"
     report.check_target(str(target))
+    assert not target.exists()
     report.write("the table", {"a": [1, 2]}, str(target))
     assert capsys.readouterr() == ("the table\n", "")
     assert json.loads(target.read_text(encoding="utf-8")) == {"a": [1, 2]}

@@ -52,7 +52,11 @@ def environment() -> dict[str, Any]:
 def check_target(target: str | None) -> None:
     """Raises OSError before the measuring if the JSON could not be written after it."""
     if target is not None and target != "-":
-        Path(target).open("a", encoding="utf-8").close()
+        path = Path(target)
+        is_new = not path.exists()
+        path.open("a", encoding="utf-8").close()
+        if is_new:  # a run that fails leaves no empty file behind
+            path.unlink()
 
 
 def write(text: str, data: dict[str, Any], target: str | None) -> None:

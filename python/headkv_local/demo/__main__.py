@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from headkv_local import HeadKVError, Llama, Retention, default_model_path
+from headkv_local import HeadKVError, HeadScores, Llama, Retention, default_model_path
 from headkv_local.bench import report
 from headkv_local.bench.command import positive
 from headkv_local.bench.contexts import check_length, n_ctx_for
@@ -17,13 +17,13 @@ from headkv_local.bench.prompts import chat_tokens
 from .answering import Answer, answer, messages
 from .material import document, questions
 
-BUDGET = "25%"
+BUDGET = "5%"
 MAX_TOKENS = 32
 
 _NOTE = (
-    "These budgets are uniform: every KV head keeps the same share. Budgets that follow measured head\n"
-    "scores are not there yet. The default budget was chosen on these very questions; others can be tried\n"
-    "with --budget, and `headkv bench needles` measures on other questions."
+    "uniform: every KV head keeps the same share. scores: shares follow head scores measured on this model\n"
+    "(`headkv scores show` prints them). Both keep the same bytes. The full cache answers all questions, they\n"
+    "were chosen so, and so was the budget: `headkv bench needles` asks what nothing was tuned on."
 )
 
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     model = options.model or str(default_model_path())
-    retention = Retention(budget=parse_budget(options.budget), scores="uniform")
+    budget = parse_budget(options.budget)
     text, asked = document(), questions()[: options.questions]
     prompts = _prompts(model, [messages(text, question)[0]["content"] for question in asked])
     n_ctx = n_ctx_for(max(map(len, prompts)) + MAX_TOKENS)
@@ -58,16 +58,24 @@ def _run(options: argparse.Namespace) -> None:
         seconds = time.perf_counter() - started
         _say(f"Read in {seconds:.1f} s, {len(shared) / seconds:.0f} tokens/s.")
         state = llm.save_state()
-        full: list[Answer] = []
-        compacted: list[Answer] = []
+        sides: dict[str, list[Answer]] = {}
         for i, question in enumerate(asked):
             _say(f"\n{i + 1}. {question.text}")
-            for name, policy, answers in (("full", None, full), (f"{options.budget}", retention, compacted)):
-                print(f"   {name:>6}: ", end="", flush=True)
-                answers.append(answer(llm, state, policy, text, question, MAX_TOKENS))
-                _say("  [right]" if answers[-1].right else f"  [wrong, expected {question.expected}]")
-    _say("\n" + _table(full, compacted, options.budget))
+            for name, policy in _policies(model, budget).items():
+                print(f"   {name:>12}: ", end="", flush=True)
+                given = answer(llm, state, policy, text, question, MAX_TOKENS)
+                sides.setdefault(name, []).append(given)
+                _say("  [right]" if given.right else f"  [wrong, expected {question.expected}]")
+    _say("\n" + _table(sides))
     _say("\n" + _NOTE)
+
+
+def _policies(model: str, budget: int | str) -> dict[str, Retention | None]:
+    """The full cache, equal budgets, and budgets by head scores where the model has some."""
+    policies = {"full": None, f"uniform {budget}": Retention(budget=budget, scores="uniform")}
+    if HeadScores.find(model) is not None:
+        policies[f"scores {budget}"] = Retention(budget=budget)
+    return policies
 
 
 def _prompts(model: str, contents: Sequence[str]) -> list[list[int]]:
@@ -83,18 +91,20 @@ def _shared(prompts: Sequence[list[int]]) -> list[int]:
     return prompts[0][:n_same]
 
 
-def _table(full: Sequence[Answer], compacted: Sequence[Answer], budget: str) -> str:
-    kept = sum(a.stats.kept_share for a in compacted) / len(compacted)
+def _table(sides: Mapping[str, Sequence[Answer]]) -> str:
+    def row(name: str, cell: Callable[[Sequence[Answer]], str]) -> tuple[str, ...]:
+        return (name, *(cell(side) for side in sides.values()))
+
     rows = [
-        ("prompt tokens", *(str(max(a.stats.prompt_tokens for a in side)) for side in (full, compacted))),
-        ("kept of the prompt", "100.0%", f"{kept:.1%}"),
-        ("cache, full size", *(_bytes(side, "full_bytes") for side in (full, compacted))),
-        ("cache, resident now", *(_bytes(side, "resident_bytes") for side in (full, compacted))),
-        ("cache, peak", *(_bytes(side, "peak_bytes") for side in (full, compacted))),
-        ("tokens per second", *(f"{_rate(side):.1f}" for side in (full, compacted))),
-        ("answers right", *(f"{sum(a.right for a in side)} of {len(side)}" for side in (full, compacted))),
+        row("prompt tokens", lambda side: str(max(a.stats.prompt_tokens for a in side))),
+        row("kept of the prompt", lambda side: f"{sum(a.stats.kept_share for a in side) / len(side):.1%}"),
+        row("cache, full size", lambda side: _bytes(side, "full_bytes")),
+        row("cache, resident now", lambda side: _bytes(side, "resident_bytes")),
+        row("cache, peak", lambda side: _bytes(side, "peak_bytes")),
+        row("tokens per second", lambda side: f"{_rate(side):.1f}"),
+        row("answers right", lambda side: f"{sum(a.right for a in side)} of {len(side)}"),
     ]
-    return report.table(("", "full cache", f"compacted, {budget}"), rows)
+    return report.table(("", *sides), rows)
 
 
 def _bytes(side: Sequence[Answer], name: str) -> str:
