@@ -42,7 +42,7 @@ class TestConversation:
         assert read_counts(terminal.wait("kept", count=2))[1] < 100
         terminal.wait_prompt()
         terminal.line("/stats")
-        assert re.search(rf"prompt: {first} tokens, kept \d\.\d % \(uniform\)", terminal.wait("peak"))
+        assert re.search(rf"prompt: {first} tokens, kept \d\.\d % \(scores\)", terminal.wait("peak"))
         terminal.type("C-d")
         assert terminal.exit_code() == 0
 

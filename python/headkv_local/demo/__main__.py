@@ -21,9 +21,9 @@ BUDGET = "5%"
 MAX_TOKENS = 32
 
 _NOTE = (
-    "uniform: every KV head keeps the same share. scores: shares follow head scores measured on this model\n"
-    "(`headkv scores show` prints them). Both keep the same bytes. The full cache answers all questions, they\n"
-    "were chosen so, and so was the budget: `headkv bench needles` asks what nothing was tuned on."
+    "uniform: every KV head keeps the same share. scores: shares follow the model's head scores. Both keep\n"
+    "the same bytes. The questions were chosen so that the full cache answers them, the budget on them:\n"
+    "`headkv bench needles` asks what nothing was tuned on."
 )
 
 
