@@ -20,7 +20,7 @@ test: install
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/tools.stamp
+lint: install $(VENV)/tools.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

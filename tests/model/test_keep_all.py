@@ -11,21 +11,11 @@ import pytest
 from llama_cpp import llama_get_memory, llama_memory_seq_rm
 
 from headkv_local import Llama, Retention, _native
+from headkv_local.bench.kv_types import KV_TYPES
 from helpers import compact_natively, forced_logits, greedy_logits, nmse, random_tokens
 
 Load = Callable[..., Llama]
 
-TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "bf16": 30,
-    "q8_0": 8,
-    "q5_0": 6,
-    "q5_1": 7,
-    "q4_0": 2,
-    "q4_1": 3,
-    "iq4_nl": 20,
-}
 PASSAGE = (
     b"The harbour of Vell has two lights. The green one stands on the north mole and was built by the "
     b"fishermen; the red one came with the railway, which needed the deep quay. Whoever sails in at night "
@@ -53,11 +43,11 @@ def test_32_tokens_of_a_real_model(load: Load, smollm2: Path) -> None:
     assert 0 < nmse(found, wanted) <= 3 * stock_distance
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", KV_TYPES)
 def test_every_type_of_k_and_v(load: Load, tiny_path: Path, name: str) -> None:
     """Against stock flash attention on a cache of the same type."""
     tokens, answer = random_tokens(300), random_tokens(32, seed=1)
-    types = {"type_k": TYPES[name], "type_v": TYPES[name]}
+    types = {"type_k": KV_TYPES[name], "type_v": KV_TYPES[name]}
     stock = load(tiny_path, flash_attn=True, **types)
     stock.prefill(tokens)
     ours = load(tiny_path, flash_attn=True, **types)
@@ -69,7 +59,7 @@ def test_every_type_of_k_and_v(load: Load, tiny_path: Path, name: str) -> None:
 @pytest.mark.parametrize(("k", "v"), [("q8_0", "q4_0"), ("f16", "q8_0"), ("q4_1", "f32"), ("bf16", "f16")])
 def test_k_and_v_of_different_types(load: Load, tiny_path: Path, k: str, v: str) -> None:
     tokens, answer = random_tokens(300), random_tokens(16, seed=1)
-    types = {"type_k": TYPES[k], "type_v": TYPES[v]}
+    types = {"type_k": KV_TYPES[k], "type_v": KV_TYPES[v]}
     stock = load(tiny_path, flash_attn=True, **types)
     stock.prefill(tokens)
     ours = load(tiny_path, flash_attn=True, **types)
@@ -77,11 +67,11 @@ def test_k_and_v_of_different_types(load: Load, tiny_path: Path, k: str, v: str)
     assert nmse(forced_logits(ours, answer), forced_logits(stock, answer)) < 2e-3
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", KV_TYPES)
 def test_a_compacted_decode_of_every_type(load: Load, tiny_path: Path, name: str) -> None:
     """The first 56 and the last 8 positions are kept: stock does the same when the rest is taken out."""
     tokens, answer = random_tokens(400), random_tokens(16, seed=1)
-    types = {"type_k": TYPES[name], "type_v": TYPES[name]}
+    types = {"type_k": KV_TYPES[name], "type_v": KV_TYPES[name]}
     stock = load(tiny_path, flash_attn=True, **types)
     stock.eval(tokens[:-8])
     stock.eval(tokens[-8:])
