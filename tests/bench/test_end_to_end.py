@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from headkv_local import HeadScores, Llama
+from headkv_local.bench import quality
+from headkv_local.bench.quality import nll
 from headkv_local.cli import main
 
 
@@ -66,7 +73,7 @@ def test_needles(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         *("needles", "--model", str(tiny_path), "--threads", "2", "--samples", "3", "--seed", "5"),
         *("--lengths", "300,700", "--budgets", "64,50%", "--max-tokens", "4"),
     )
-    assert [(line["length"], line["policy"], line["total"]) for line in data["summary"]] == [
+    assert [(line["length"], line["label"], line["total"]) for line in data["summary"]] == [
         (length, policy, 3) for length in (300, 700) for policy in ("full", "uniform 64", "uniform 50%")
     ]
     row = 2 * 64 * 2
@@ -74,10 +81,60 @@ def test_needles(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         n = outcome["prompt_tokens"]
         assert n == pytest.approx(outcome["length"], abs=25)
         assert outcome["expected"].isdecimal()
-        share = {"full": 1.0, "uniform 64": 64 / n, "uniform 50%": 0.5}[outcome["policy"]]
+        share = {None: 1.0, 64: 64 / n, "50%": 0.5}[outcome["budget"]]
         assert outcome["kept_share"] == pytest.approx(share, abs=0.5 / n)
         assert outcome["kept_bytes"] == round(outcome["kept_share"] * n * 4) * row
-    assert len(table.strip().split("\n")) == 2 + 6
+    assert len(table.strip().split("\n")) == 2 * (2 + 3) + 1
+
+
+def test_quality(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
+    for path in (first, second):  # of the tiny model's shape: 2 layers of 4 query and 2 KV heads
+        HeadScores(scores=np.arange(8).reshape(2, 4), n_head_kv=2, method="r2").to_sidecar(path)
+    data, table = run(
+        capsys,
+        *("quality", "--model", str(tiny_path), "--threads", "2", "--samples", "1", "--lengths", "600"),
+        *("--budgets", "32,100%", "--max-tokens", "2", "--scores", f"{first},{second}"),
+    )
+    names = ["recent", "uniform", "r2", "r2:second"]
+    labels = ["full", *(f"{name} {budget}" for budget in ("32", "100%") for name in names)]
+    assert [line["label"] for line in data["summary"]] == labels
+    assert all(list(line["tasks"]) == ["needle", "keys", "hops", "prose"] for line in data["summary"])
+    assert len(table.strip().split("\n")) == 2 + len(labels)
+    nlls = {line["label"]: line["nll"] for line in data["summary"]}
+    kept = {line["label"]: line["kept_bytes"] for line in data["summary"]}
+    for name in names:
+        assert kept[f"{name} 32"] == 32 * 4 * 2 * 64 * 2
+        assert nlls[f"{name} 100%"] == pytest.approx(nlls["full"], abs=0.02)
+        assert math.isfinite(nlls[f"{name} 32"])
+    assert nlls["r2 32"] == nlls["r2:second 32"] != nlls["uniform 32"]
+
+
+def test_likelihood_is_that_of_the_whole_vocabulary(tiny_path: Path) -> None:
+    """Against a log-softmax of all positions' logits, computed in one batch without any cache restored."""
+    with Llama(tiny_path, n_ctx=512, logits_all=True) as llm:
+        tokens = llm.tokenize(b"The access code of the archive is 41783.", add_bos=True)
+        llm.eval(tokens)
+        logits = llm.scores[: len(tokens)].astype(np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        expected = -np.mean([log_p[i - 1, tokens[i]] for i in range(5, len(tokens))])
+    with Llama(tiny_path, n_ctx=512, flash_attn=True) as llm:
+        assert nll(llm, tokens[:5], tokens[5:]) == pytest.approx(expected, rel=2e-3)
+
+
+def test_an_interrupted_run_prints_what_it_has(
+    tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = quality.run
+
+    def interrupted(*arguments: Any) -> Iterator[quality.Outcome]:
+        yield from itertools.islice(measured(*arguments), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quality, "run", interrupted)
+    arguments = ["--lengths", "300", "--budgets", "32", "--max-tokens", "1", "--samples", "2"]
+    assert main(["bench", "needles", "--model", str(tiny_path), "--threads", "2", *arguments]) == 130
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["full", "uniform"]
 
 
 def test_needles_are_repeatable(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +151,7 @@ def test_needles_are_repeatable(tiny_path: Path, capsys: pytest.CaptureFixture[s
         (["speed", "--prompt-tokens", "9000"], "the model was trained for 8192 tokens"),
         (["speed", "--prompt-tokens", "100", "--no-rss"], "a budget of 128 keeps all of 100 prompt tokens"),
         (["speed", "--prompt-tokens", "100"], "a budget of 128 keeps all of 100 prompt tokens"),
-        (["needles", "--lengths", "40"], "prompts of 40 tokens cannot be made"),
+        (["quality", "--lengths", "40"], "prompts of 40 tokens cannot be made"),
         (["needles", "--lengths", "9000"], "the model was trained for 8192 tokens"),
     ],
 )
@@ -111,7 +168,7 @@ def test_what_cannot_be_measured_is_one_sentence(
 
 def test_a_missing_model_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "missing.gguf"
-    for kind in ("speed", "needles"):
+    for kind in ("speed", "quality", "needles"):
         assert main(["bench", kind, "--model", str(missing)]) == 1
         err = capsys.readouterr().err
         assert err.startswith("headkv: ")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from headkv_local import ArgumentError
+from headkv_local import ArgumentError, HeadScores, Retention
 from headkv_local.bench import policies
 from headkv_local.bench.command import with_default
+from headkv_local.budgets import ModelShape
 from headkv_local.cli import main
+from headkv_local.scores import SHIPPED
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,8 @@ def test_speed_is_the_default(given: list[str], meant: list[str]) -> None:
         ["bench", "--prompt-tokens", "100,x"],
         ["bench", "--type-k", "q2_k"],
         ["bench", "needles", "--lengths", ""],
+        ["bench", "quality", "--tasks", "needle,riddles"],
+        ["bench", "quality", "--samples", "0"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +53,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: headkv" in err
 
 
-@pytest.mark.parametrize("kind", ["speed", "needles"])
+@pytest.mark.parametrize("kind", ["speed", "quality", "needles"])
 def test_help_names_every_option(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["bench", kind, "--help"])
@@ -70,6 +75,39 @@ def test_json_into_a_missing_folder_fails_first(tmp_path: Path, capsys: pytest.C
     target = tmp_path / "missing" / "out.json"
     assert main(["bench", "--model", "no.gguf", "--json", str(target)]) == 1
     assert str(target) in capsys.readouterr().err
+
+
+def test_a_score_file_named_twice_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    (shipped,) = SHIPPED.glob("SmolLM2*.gguf")
+    assert main(["bench", "quality", "--scores", f"{shipped},{shipped},{shipped}"]) == 1
+    assert capsys.readouterr().err == f"headkv: {shipped} is named twice\n"
+
+
+SHAPE = ModelShape(n_layer=2, n_head=4, n_head_kv=2, row_bytes=256)
+
+
+@pytest.mark.parametrize("budget", [32, "5%", "64KiB"])
+def test_policies_keep_the_same_bytes(budget: int | str) -> None:
+    scores = HeadScores(scores=np.arange(8).reshape(2, 4), n_head_kv=2, method="r2", kernel=9)
+    made = policies.all_of([budget], {"r2": scores}, {"sinks": 2}, recents=True)
+    assert [policy.label for policy in made] == ["full", *(f"{n} {budget}" for n in ("recent", "uniform", "r2"))]
+    retentions = [policy.retention(SHAPE, 1000) for policy in made]
+    assert retentions[0] is None
+    kept = []
+    for retention in retentions[1:]:
+        assert retention is not None
+        assert retention.sinks == 2
+        settled = retention.with_scores(scores) if retention.wants_scores else retention
+        assert settled.kernel == {"uniform": 17, "scores": 9}[settled.policy] or settled.window > 8
+        kept.append(int(settled.caps_for(SHAPE, 1000).sum()))
+    assert kept[0] == kept[1] == kept[2]
+
+
+def test_recent_keeps_the_first_and_the_last() -> None:
+    recent = policies.recent(32, Retention(sinks=4)).retention(SHAPE, 1000)
+    assert recent is not None
+    assert (recent.window, recent.sinks) == (28, 4)
+    assert (recent.caps_for(SHAPE, 1000) == 32).all()
 
 
 def test_parse_budgets() -> None:

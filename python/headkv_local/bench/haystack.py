@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 Count = Callable[[str], int]
@@ -62,6 +62,13 @@ def insert(parts: list[str], sentence: str, depth: float, count: Count) -> str:
         ends.append(ends[-1] + count(part + _SEPARATOR))
     at = min(range(len(ends)), key=lambda i: abs(ends[i] - depth * ends[-1]))
     return _SEPARATOR.join([*parts[:at], sentence, *parts[at:]])
+
+
+def hide(parts: list[str], sentences: Sequence[str], depth: float, count: Count) -> str:
+    """The same with several sentences: the first at `depth`, the others at even distances, round the end."""
+    for i, sentence in enumerate(sentences):
+        parts = insert(parts, sentence, (depth + i / len(sentences)) % 1, count).split(_SEPARATOR)
+    return _SEPARATOR.join(parts)
 
 
 def _head(paragraph: str, n_tokens: int, count: Count) -> list[str]:

@@ -2,26 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from headkv_local import ArgumentError, Retention
+from headkv_local import ArgumentError, HeadScores, Retention
+from headkv_local.budgets import ModelShape
+
+FULL = "full"
+RECENT = "recent"
+UNIFORM = "uniform"
 
 
 @dataclass(frozen=True)
 class Policy:
-    """retention: None keeps the full cache."""
+    """A way to choose what is kept, and a budget. retention: for a prompt of that many tokens, None keeps all."""
 
     name: str
-    retention: Retention | None
+    budget: int | str | None
+    retention: Callable[[ModelShape, int], Retention | None]
+
+    @property
+    def label(self) -> str:
+        return self.name if self.budget is None else f"{self.name} {self.budget}"
 
 
 def full() -> Policy:
-    return Policy("full", None)
+    return Policy(FULL, None, lambda _shape, _n_prompt: None)
+
+
+def recent(budget: int | str, base: Retention) -> Policy:
+    """The first and the last positions, nothing in between (attention sinks and a recent window)."""
+    as_uniform = replace(base, budget=budget, scores="uniform")
+
+    def retention(shape: ModelShape, n_prompt: int) -> Retention:
+        n_each = int(as_uniform.caps_for(shape, n_prompt).min())
+        return Retention(
+            budget=n_each, scores="uniform", window=max(n_each - base.sinks, 1), sinks=base.sinks, kernel=1
+        )
+
+    return Policy(RECENT, budget, retention)
 
 
 def uniform(budget: int | str, base: Retention) -> Policy:
     """The same budget for every KV head (SnapKV per KV head); window, kernel and sinks as in base."""
-    return Policy(f"uniform {budget}", replace(base, budget=budget, scores="uniform"))
+    retention = replace(base, budget=budget, scores="uniform")
+    return Policy(UNIFORM, budget, lambda _shape, _n_prompt: retention)
+
+
+def by_scores(name: str, scores: HeadScores, budget: int | str, settings: Mapping[str, Any]) -> Policy:
+    """Budgets by head scores. settings: of Retention, instead of what the scores recommend."""
+    retention = Retention(budget=budget, scores=scores, **settings)
+    return Policy(name, budget, lambda _shape, _n_prompt: retention)
+
+
+def all_of(
+    budgets: Sequence[int | str], scores: Mapping[str, HeadScores], settings: Mapping[str, Any], *, recents: bool
+) -> list[Policy]:
+    """The full cache, then every way at each budget in turn."""
+    return [full(), *(policy for budget in budgets for policy in _at(budget, scores, settings, recents))]
+
+
+def _at(
+    budget: int | str, scores: Mapping[str, HeadScores], settings: Mapping[str, Any], recents: bool
+) -> Iterator[Policy]:
+    base = Retention(**{name: value for name, value in settings.items() if name != "beta"})
+    if recents:
+        yield recent(budget, base)
+    yield uniform(budget, base)
+    for name, one in scores.items():
+        yield by_scores(name, one, budget, settings)
 
 
 def parse_budget(text: str) -> int | str:

@@ -8,7 +8,7 @@ import shutil
 import sys
 from typing import Any
 
-from ..bench.command import positive
+from ..bench.options import positive
 
 _FORMATS = ("headkv", "retrieval-head", "duo")
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..bench.command import positive
+from ..bench.options import positive
 
 _LIST = "N[,N...]"
 

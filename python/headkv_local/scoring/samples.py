@@ -63,7 +63,4 @@ def content(plan: Plan, n_tokens: int, count: Count) -> str:
         parts = haystack.cut(room, count, start)
     except ValueError as error:
         raise ArgumentError(f"prompts of {plan.length} tokens cannot be made: {error}") from error
-    for i, fact in enumerate(example.facts):
-        depth = (plan.depth + i / len(example.facts)) % 1
-        parts = haystack.insert(parts, fact, depth, count).split(_BLANK)
-    return _BLANK.join([*parts, question])
+    return _BLANK.join([haystack.hide(parts, example.facts, plan.depth, count), question])

@@ -1,0 +1,134 @@
+"""`headkv bench quality` and `headkv bench needles`: their options. What measures is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import LIST, add_common, positive, positives, setup_of, tell
+
+if TYPE_CHECKING:
+    from headkv_local import HeadScores
+
+_SETTINGS = ("beta", "window", "kernel", "sinks")
+
+
+def add_parsers(kinds: Any) -> None:
+    quality = _add(
+        kinds,
+        "quality",
+        _quality,
+        "right answers and likelihoods: full cache, recent window, uniform budgets, head scores",
+    )
+    add = quality.add_argument
+    add("--tasks", type=_tasks, default="needle,keys,hops,prose", metavar="NAME[,...]", help="what is asked")
+    add("--lengths", type=positives, default=(1000, 2000, 4000), metavar=LIST, help="prompt lengths")
+    add("--budgets", default="32,64,128,256", metavar=LIST, help="as --budget of speed")
+    add("--samples", type=positive, default=4, metavar="N", help="prompts per task and length")
+    add("--scores", metavar="FILE[,...]", help="head scores to compare (default: those found for the model)")
+    add("--beta", type=float, help="of the budgets by scores (default: what the scores recommend)")
+    add("--png", metavar="OUT", help="write a plot there (needs matplotlib)")
+    needles = _add(
+        kinds, "needles", _needles, "five-digit numbers found in long prompts, full cache and uniform budgets"
+    )
+    add = needles.add_argument
+    add("--lengths", type=positives, default=(1400, 4000), metavar=LIST, help="prompt lengths")
+    add("--budgets", default="64,128,256,512", metavar=LIST, help="as --budget of speed")
+    add("--samples", type=positive, default=12, metavar="N", help="prompts per length")
+
+
+def _add(
+    kinds: Any, name: str, run: Callable[[argparse.Namespace], None], text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = kinds.add_parser(
+        name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add_common(parser)
+    add = parser.add_argument
+    add("--seed", type=int, default=0, help="chooses haystacks and questions")
+    add("--max-tokens", type=positive, default=24, metavar="N", help="length of an answer")
+    add("--window", type=int, help="observation window, in tokens (default: Retention's)")
+    add("--kernel", type=int, help="width of the max-pool (default: Retention's)")
+    add("--sinks", type=int, help="first positions always kept (default: Retention's)")
+    add("--plain", action="store_true", help="ask without a chat template, for base models")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _needles(options: argparse.Namespace) -> None:
+    """One task of quality, against uniform budgets alone."""
+    _run(options, ("needle",), {}, recents=False, png=None)
+
+
+def _quality(options: argparse.Namespace) -> None:
+    _run(options, options.tasks, _scores(options), recents=True, png=options.png)
+
+
+def _run(
+    options: argparse.Namespace,
+    tasks: tuple[str, ...],
+    scores: dict[str, HeadScores],
+    *,
+    recents: bool,
+    png: str | None,
+) -> None:
+    from . import policies, quality, quality_report, report
+
+    report.check_target(options.json)
+    if png is not None:
+        from . import plot
+
+        plot.check(png)
+    setup = setup_of(options)
+    given = {name: getattr(options, name, None) for name in _SETTINGS}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = quality.Settings(
+        tasks=tasks,
+        lengths=options.lengths,
+        n_samples=options.samples,
+        seed=options.seed,
+        max_tokens=options.max_tokens,
+        plain=options.plain,
+    )
+    tried = policies.all_of(policies.parse_budgets(options.budgets), scores, given, recents=recents)
+    outcomes: list[quality.Outcome] = []
+    try:
+        for outcome in quality.run(setup, settings, tried, tell):
+            outcomes.append(outcome)
+    finally:  # what was measured before an interrupt is worth its table
+        if outcomes:
+            lines = quality_report.summary(outcomes)
+            sources = {name: dict(one.source) for name, one in scores.items()}
+            data = quality_report.document(setup, settings, {"settings": given, "scores": sources}, outcomes)
+            report.write(quality_report.table(lines), data, options.json)
+            if png is not None:
+                plot.write_png(lines, png)
+
+
+def _scores(options: argparse.Namespace) -> dict[str, HeadScores]:
+    """By name: the method, with the file's stem where two have the same."""
+    from headkv_local import ArgumentError, HeadScores
+
+    if options.scores is None:
+        found = HeadScores.find(setup_of(options).model)
+        return {} if found is None else {found[0].method: found[0]}
+    named: dict[str, HeadScores] = {}
+    for path in options.scores.split(","):
+        scores = HeadScores.from_gguf(path)
+        name = scores.method if scores.method not in named else f"{scores.method}:{Path(path).stem}"
+        if name in named:
+            raise ArgumentError(f"{path} is named twice")
+        named[name] = scores
+    return named
+
+
+def _tasks(text: str) -> tuple[str, ...]:
+    from .questions import TASKS
+
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in TASKS:
+            raise argparse.ArgumentTypeError(f"{name!r} is no task: {', '.join(TASKS)}")
+    return tuple(dict.fromkeys(names))
