@@ -27,7 +27,7 @@ GOOD: dict[str, Any] = {
     "question": "Who left first?",
     "answer": "Ada",
 }
-FUNCTION_WORDS = set("after been before does every only that what when where which with".split())
+FUNCTION_WORDS = set("after been before does every first only that what when where which with".split())
 
 
 def words(text: str) -> set[str]:

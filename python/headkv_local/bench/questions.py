@@ -156,15 +156,15 @@ def roof(rng: random.Random) -> Question:
 def flood(rng: random.Random) -> Question:
     who, first = rng.choice(_PEOPLE), rng.choice(_HEAVY)
     story = (
-        f"When the river rose again that autumn, {who} carried the {first} up to the bell tower, "
-        "then the flour, and only at the very end the pewter. People laughed about it for ages. But the "
+        f"When the river rose again that autumn, {who} carried the {first} up to the bell tower "
+        "first, then the flour, and only at the very end the pewter. People laughed about it for ages. But the "
         "pewter had been dull before, and in the wet months that followed there was bread."
     )
     return Question(
         "flood",
         (story,),
-        f"What did {who} carry up to the bell tower before the flour?",
-        f"Before the flour, {who} carried up the",
+        f"What did {who} carry up to the bell tower first?",
+        f"First {who} carried up the",
         first,
     )
 
