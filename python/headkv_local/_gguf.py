@@ -36,24 +36,53 @@ def target(path: str | os.PathLike[str], *, force: bool) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside path that takes its place if all goes well, and is removed otherwise.
+    """A temporary file that takes path's place if all goes well, and is gone otherwise.
 
     An OSError meanwhile becomes one that names path, the temporary file means nothing to anybody.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        with _temporary(path.parent) as temporary:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             shutil.copymode(path, temporary) if path.exists() else temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            named = temporary if temporary.parent == path.parent else _given_a_name(temporary, path)
+            named.replace(path)
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[Path]:
+    """A file in that folder's file system; where there is a way to, one without a name, so that a process
+    that is killed leaves nothing behind.
+    """
+    try:
+        handle = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+    except (AttributeError, OSError):  # not Linux; or the file system has no such files
+        named_handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
+        os.close(named_handle)
+        try:
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+        return
+    try:
+        yield Path(f"/proc/self/fd/{handle}")
+    finally:
+        os.close(handle)
+
+
+def _given_a_name(temporary: Path, path: Path) -> Path:
+    """The unnamed file, complete by now, beside path: a link cannot replace what is there."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        named = path.with_name(f"{path.name}.{os.getpid()}.part")
+        named.unlink(missing_ok=True)  # of an earlier process that was killed between linking and renaming
+        os.link(temporary, named.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+        return named
+    finally:
+        os.close(folder)
 
 
 def write_metadata(path: Path, values: Mapping[str, Value]) -> None:
@@ -80,8 +109,7 @@ def copy_with_metadata(source: Path, path: Path, values: Mapping[str, Value]) ->
 
     source: a file that the native library has read before.
     """
-    added = path.with_name(path.name + ".keys")
-    try:
+    with _temporary(Path(tempfile.gettempdir())) as added:
         write_metadata(added, values)
         content = added.read_bytes()
         new_keys = [
@@ -89,8 +117,6 @@ def copy_with_metadata(source: Path, path: Path, values: Mapping[str, Value]) ->
             for name, key in layout(added).keys.items()
             if name.startswith(PREFIX)
         ]
-    finally:
-        added.unlink(missing_ok=True)
 
     found = layout(source)
     kept = [key for name, key in found.keys.items() if not name.startswith(PREFIX)]

@@ -90,7 +90,10 @@ SHAPE = ModelShape(n_layer=2, n_head=4, n_head_kv=2, row_bytes=256)
 def test_policies_keep_the_same_bytes(budget: int | str) -> None:
     scores = HeadScores(scores=np.arange(8).reshape(2, 4), n_head_kv=2, method="r2", kernel=9)
     made = policies.all_of([budget], {"r2": scores}, {"sinks": 2}, recents=True)
-    assert [policy.label for policy in made] == ["full", *(f"{n} {budget}" for n in ("recent", "uniform", "r2"))]
+    assert [policy.label for policy in made] == [
+        "full",
+        *(f"{n} {budget}" for n in ("recent", "uniform", "r2")),
+    ]
     retentions = [policy.retention(SHAPE, 1000) for policy in made]
     assert retentions[0] is None
     kept = []

@@ -32,7 +32,10 @@ def write_png(lines: Sequence[dict[str, Any]], path: str) -> None:
     for row, length in zip(figure.subplots(len(lengths), 2, squeeze=False), lengths, strict=True):
         of_length = [line for line in lines if line["length"] == length]
         for axes, key, label in zip(
-            row, ("share", "nll"), ("right answers", "negative log-likelihood of the gold answer"), strict=True
+            row,
+            ("share", "nll"),
+            ("right answers", "negative log-likelihood of the gold answer"),
+            strict=True,
         ):
             _draw(axes, of_length, key)
             axes.set_title(f"{label}, prompts of {length} tokens", fontsize="medium")

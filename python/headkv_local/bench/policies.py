@@ -57,7 +57,11 @@ def by_scores(name: str, scores: HeadScores, budget: int | str, settings: Mappin
 
 
 def all_of(
-    budgets: Sequence[int | str], scores: Mapping[str, HeadScores], settings: Mapping[str, Any], *, recents: bool
+    budgets: Sequence[int | str],
+    scores: Mapping[str, HeadScores],
+    settings: Mapping[str, Any],
+    *,
+    recents: bool,
 ) -> list[Policy]:
     """The full cache, then every way at each budget in turn."""
     return [full(), *(policy for budget in budgets for policy in _at(budget, scores, settings, recents))]

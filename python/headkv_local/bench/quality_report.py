@@ -23,7 +23,9 @@ def summary(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """One table per length."""
     lengths = dict.fromkeys(line["length"] for line in lines)
-    return "\n\n".join(_table(length, [line for line in lines if line["length"] == length]) for length in lengths)
+    return "\n\n".join(
+        _table(length, [line for line in lines if line["length"] == length]) for length in lengths
+    )
 
 
 def document(
