@@ -1,4 +1,4 @@
-"""`headkv bench`: its kinds, and the options of `headkv bench speed`. What measures is imported when it runs."""
+"""`headkv bench`: its kinds, and the options of `speed`. What measures is imported when it runs."""
 
 from __future__ import annotations
 

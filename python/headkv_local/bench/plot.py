@@ -13,7 +13,7 @@ from .report import check_target
 
 
 def check(path: str) -> None:
-    """Before the measuring. Raises UnsupportedError without matplotlib, OSError for what cannot be written."""
+    """Before the measuring. Raises UnsupportedError without matplotlib, OSError for a bad path."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

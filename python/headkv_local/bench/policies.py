@@ -16,7 +16,10 @@ UNIFORM = "uniform"
 
 @dataclass(frozen=True)
 class Policy:
-    """A way to choose what is kept, and a budget. retention: for a prompt of that many tokens, None keeps all."""
+    """A way to choose what is kept, and a budget.
+
+    retention: for a prompt of that many tokens; None keeps all of it.
+    """
 
     name: str
     budget: int | str | None

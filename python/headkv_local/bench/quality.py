@@ -1,4 +1,4 @@
-"""Answers from the full cache and from compacted ones: one prefill per sample, every policy from its state."""
+"""Answers from the full cache and from compacted ones: one prefill per sample for all policies."""
 
 from __future__ import annotations
 

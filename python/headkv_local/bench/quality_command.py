@@ -1,4 +1,4 @@
-"""`headkv bench quality` and `headkv bench needles`: their options. What measures is imported when it runs."""
+"""`headkv bench quality` and `headkv bench needles`: their options. What measures is imported late."""
 
 from __future__ import annotations
 

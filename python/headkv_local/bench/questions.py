@@ -1,4 +1,4 @@
-"""Questions that `headkv bench` asks, in four tasks. Words only; they share none with the examples of scoring."""
+"""Questions that `headkv bench` asks, in four tasks. They share no wording with the examples of scoring."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def jobs(rng: random.Random) -> Question:
 def roof(rng: random.Random) -> Question:
     who, stuff = rng.choice(_PEOPLE), rng.choice(_ROOFING)
     story = (
-        f"{who} had not meant to stay in {rng.choice(_TOWNS)}. The coach had lost a wheel and the inn was full, "
+        f"{who} had not meant to stay in {rng.choice(_TOWNS)}. The coach had lost a wheel, the inn was full, "
         "so the schoolmaster offered the loft, among maps and jars of beetles. In the morning his roof was "
         f"mended with {stuff}, which nobody there had ever heard of, and by nightfall four neighbours had "
         "come to beg for the same."
@@ -157,8 +157,8 @@ def flood(rng: random.Random) -> Question:
     who, first = rng.choice(_PEOPLE), rng.choice(_HEAVY)
     story = (
         f"When the river rose again that autumn, {who} carried the {first} up to the bell tower "
-        "first, then the flour, and only at the very end the pewter. People laughed about it for ages. But the "
-        "pewter had been dull before, and in the wet months that followed there was bread."
+        "first, then the flour, and only at the very end the pewter. People laughed about it for ages. But "
+        "the pewter had been dull before, and in the wet months that followed there was bread."
     )
     return Question(
         "flood",
@@ -172,8 +172,8 @@ def flood(rng: random.Random) -> Question:
 def sundays(rng: random.Random) -> Question:
     who, instrument = rng.choice(_PEOPLE), rng.choice(_INSTRUMENTS)
     story = (
-        f"Nobody in {rng.choice(_TOWNS)} knew why {who} had quit the navy. There were leeks to be hoed and a "
-        f"tabby cat to be fed, and every Sunday after dinner {who} practised the {instrument}, loudly and not "
+        f"Nobody in {rng.choice(_TOWNS)} knew why {who} had quit the navy. There were leeks to be hoed and "
+        f"a tabby cat to be fed, and every Sunday after dinner {who} practised the {instrument}, loudly and not "
         "well. When the mayor begged for a little peace, the practice was moved to five in the morning."
     )
     return Question(

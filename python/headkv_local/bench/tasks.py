@@ -34,13 +34,13 @@ def samples(task: str, n_samples: int, n_tokens: int, count: Count, seed: int) -
     depths = [(i + 0.5) / n_samples for i in range(n_samples)]
     rng.shuffle(depths)  # so that depth and kind do not go together
     makers = TASKS[task]
-    found_all = []
+    made: list[Sample] = []
     for i, depth in enumerate(depths):
         sample = None
         while sample is None:
             sample = _in_haystack(task, makers[i % len(makers)](rng), depth, n_tokens, count, rng)
-        found_all.append(sample)
-    return found_all
+        made.append(sample)
+    return made
 
 
 def right(question: Question, answer: str) -> bool:
