@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from headkv_local import HeadKVError, HeadScores, Llama, Retention, default_model_path
 from headkv_local.bench import report
-from headkv_local.bench.options import positive
 from headkv_local.bench.contexts import check_length, n_ctx_for
+from headkv_local.bench.options import positive
 from headkv_local.bench.policies import parse_budget
 from headkv_local.bench.prompts import chat_tokens
 
