@@ -174,8 +174,8 @@ def sundays(rng: random.Random) -> Question:
     story = (
         f"Nobody in {rng.choice(_TOWNS)} knew why {who} had quit the navy. There were leeks to be hoed and "
         f"a tabby cat to be fed, and every Sunday after dinner {who} practised the {instrument}, "
-        "loudly and not well. When the mayor begged for a little peace, the practice was moved to five in the "
-        "morning."
+        "loudly and not well. When the mayor begged for a little peace, the practice was moved to five in "
+        "the morning."
     )
     return Question(
         "sundays",
