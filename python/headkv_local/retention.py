@@ -25,7 +25,7 @@ from .errors import ArgumentError
 from .scores import HeadScores
 
 DEFAULT_BUDGET = 128
-DEFAULTS: Final[dict[str, Any]] = {"beta": 1.02, "window": 8, "kernel": 17, "sinks": 4}
+DEFAULTS: Final[dict[str, Any]] = {"beta": 1.005, "window": 8, "kernel": 17, "sinks": 4}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +50,7 @@ class Retention:
     sinks: first positions that are always kept.
 
     beta, window, kernel and sinks that are not given are those that the scores' file recommends, else
-    1.02, 8, 17 and 4 (docs/results.md has what led to the kernel).
+    1.005, 8, 17 and 4 (docs/results.md has what led to them).
 
     Raises ArgumentError for a value that can never work. What depends on the model's shape or on the
     prompt's length is checked by caps_for().
