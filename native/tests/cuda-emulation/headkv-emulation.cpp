@@ -31,7 +31,7 @@ dim3 gridDim;
 headkv_emu_options headkv_emu;
 
 static constexpr size_t smem_max   = 128 * 1024;
-static constexpr size_t stack_size = 64 * 1024;
+static constexpr size_t stack_size = 256 * 1024;
 
 extern char headkv_smem[];
 alignas(128) char headkv_smem[smem_max];
