@@ -369,8 +369,8 @@ static std::vector<test_case> all_cases() {
             for (const int n_gqa : { 1, 2, 3, 4, 5, 6, 7, 8, 12, 16 }) {
                 const bool capped = i % 5 == 0;
                 res.push_back({ type, n_embd, 1 + i % 4, n_gqa, n_tokens[i % 11], n_kv[i % 7], i % N_POOL_KINDS,
-                                i * 7 / 3 % N_MASK_KINDS, i % N_LAYOUT_KINDS, n_sm[i * 3 / 2 % 5], capped ? 20.0f : 0.0f,
-                                i % 6 == 0, i });
+                                i * 7 / 3 % N_MASK_KINDS, i % N_LAYOUT_KINDS, n_sm[i * 3 / 2 % 5],
+                                capped ? 20.0f : 0.0f, i % 6 == 0, i });
                 ++i;
             }
         }

@@ -46,8 +46,8 @@ static __global__ void headkv_attn_combine(const headkv_attn_params p) {
     m = fmaxf(m, headkv_shfl_xor(m, 2));
     m = headkv_max_rows(m);
 
-    float s                = 0.0f;
-    float acc[n_vec][4]    = {};
+    float s             = 0.0f;
+    float acc[n_vec][4] = {};
 #pragma unroll 4
     for (int i = warp; i < n; i += n_warps) {
         const int64_t at = at0 + (int64_t) i * p.n_cols_tile;

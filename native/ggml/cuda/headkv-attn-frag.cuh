@@ -40,7 +40,7 @@ static __device__ __forceinline__ void headkv_frag_k_32(uint32_t (*a)[4], const 
         if (type == HEADKV_Q8_0) {
 #pragma unroll
             for (int s = 0; s < 4; ++s) {
-                const uint32_t w     = headkv_u16(qs + 8 * s) ^ 0x8080;
+                const uint32_t w        = headkv_u16(qs + 8 * s) ^ 0x8080;
                 a[s / 2][s % 2 * 2 + r] = headkv_bytes_f16(w, headkv_sel_pair, headkv_bias_q8_0, d);
             }
         } else {
@@ -118,8 +118,7 @@ static __device__ __forceinline__ void headkv_frag_q(uint32_t (*b)[2], const cha
     } else {
 #pragma unroll
         for (int c = 0; c < n_cols / 16; ++c) {
-            headkv_ldmatrix_x4(b[2 * c],
-                               q + (16 * c + lane % 8 + lane / 16 * 8) * pitch + j * 32 + lane / 8 % 2 * 16);
+            headkv_ldmatrix_x4(b[2 * c], q + (16 * c + lane % 8 + lane / 16 * 8) * pitch + j * 32 + lane / 8 % 2 * 16);
         }
     }
 }

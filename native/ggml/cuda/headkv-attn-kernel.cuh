@@ -114,9 +114,9 @@ static __device__ __forceinline__ void headkv_write_partial(const headkv_attn_pa
                 for (int c = 0; c < n_cols / 8; ++c) {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
-                        const int at = (8 * c + lane % 4 * 2 + e % 2) * pitch + d * 16 +
-                                       headkv_v_index<type>(lane / 4, e >= 2);
-                        sum[at]      = (w == 0 ? 0.0f : sum[at]) + sm.acc[d][c][e] * f[c][e % 2];
+                        const int at =
+                            (8 * c + lane % 4 * 2 + e % 2) * pitch + d * 16 + headkv_v_index<type>(lane / 4, e >= 2);
+                        sum[at] = (w == 0 ? 0.0f : sum[at]) + sm.acc[d][c][e] * f[c][e % 2];
                     }
                 }
             }
@@ -218,8 +218,7 @@ static __global__ void __launch_bounds__(32 * headkv_n_warps(n_embd), headkv_blo
             ring[last] = next < 0 ? -1 : headkv_next_tile<n_warps, n_cols>(p, seg, next, col, lane);
             next       = ring[last] < 0 ? -1 : ring[last] + n_warps;
             if (ring[last] >= 0) {
-                headkv_load_tile<type, n_embd>(p, seg, ring[last], mine + (stage + last) % n_stages * stage_size,
-                                               lane);
+                headkv_load_tile<type, n_embd>(p, seg, ring[last], mine + (stage + last) % n_stages * stage_size, lane);
             }
             headkv_cp_async_commit();
 

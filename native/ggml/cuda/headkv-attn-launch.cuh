@@ -12,14 +12,14 @@ static cudaError_t headkv_attn_launch_cols(const headkv_attn_params & p, cudaStr
     const auto partials = headkv_attn_partials<type, n_embd, n_cols>;
     const auto combine  = headkv_attn_combine<n_embd>;
 
-    const cudaError_t err =
-        cudaFuncSetAttribute(partials, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) smem);
+    const cudaError_t err = cudaFuncSetAttribute(partials, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) smem);
     if (err != cudaSuccess || p.n_tokens == 0) {
         return err;
     }
     HEADKV_LAUNCH(partials, dim3(p.n_blocks, p.n_col_tiles), 32 * headkv_n_warps(n_embd), smem, stream)(p);
     HEADKV_LAUNCH(combine, dim3(p.n_head_kv * p.n_gqa * p.n_tokens), 32 * headkv_combine_warps,
-                  headkv_combine_smem_size(n_embd), stream)(p);
+                  headkv_combine_smem_size(n_embd), stream)
+    (p);
     return cudaGetLastError();
 }
 
@@ -37,7 +37,7 @@ static cudaError_t headkv_attn_launch(const headkv_attn_params & p, int n_embd, 
         return headkv_attn_launch_embd<type, 64>(p, stream);
     case 80:
         // no multiple of a block; the other branch is never taken
-        return headkv_attn_launch_embd<type, headkv_n_embd_supported(type, 80) ? 80 : 64>(p, stream);
+        return headkv_attn_launch_embd < type, headkv_n_embd_supported(type, 80) ? 80 : 64 > (p, stream);
     case 96:
         return headkv_attn_launch_embd<type, 96>(p, stream);
     case 128:

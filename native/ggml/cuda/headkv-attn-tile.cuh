@@ -78,7 +78,7 @@ static __device__ __forceinline__ void headkv_weights(headkv_softmax<n_embd, n_c
     for (int c = 0; c < n_cols / 8; ++c) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-            m[c][e] = fmaxf(sm.m[c][e], headkv_max_rows(fmaxf(x[c][e], x[c][e + 2])));
+            m[c][e]  = fmaxf(sm.m[c][e], headkv_max_rows(fmaxf(x[c][e], x[c][e + 2])));
             rescale |= m[c][e] > sm.m[c][e];
         }
     }
