@@ -7,7 +7,6 @@
 #include "headkv-attn-types.h"
 #include "headkv-emulation.h"
 
-#include "ggml-cpu.h"
 #include "ggml.h"
 
 #include <algorithm>
@@ -261,8 +260,8 @@ struct test_data {
     bool run(bool other_order, std::vector<float> & res) {
         bytes k_mem(k.raw.size());
         bytes v_mem(v.raw.size());
-        memcpy(k_mem.data(), k.raw.data(), k.raw.size());
-        memcpy(v_mem.data(), v.raw.data(), v.raw.size());
+        std::copy(k.raw.begin(), k.raw.end(), k_mem.data());
+        std::copy(v.raw.begin(), v.raw.end(), v_mem.data());
 
         guarded dst((size_t) c.n_tokens * n_head * c.n_embd);
 
@@ -387,8 +386,6 @@ static std::vector<test_case> all_cases() {
 }
 
 int main(int argc, char ** argv) {
-    ggml_cpu_init(); // tables of f16
-
     int n_run  = 0;
     int n_fail = 0;
     for (const auto & c : all_cases()) {
