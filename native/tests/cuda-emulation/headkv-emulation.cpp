@@ -86,7 +86,7 @@ size_t main_stack_size;
 #endif
 
 [[noreturn]] void fail(const char * what) {
-    fprintf(stderr, "emulation: block %u %u thread %d: %s\n", blockIdx.x, blockIdx.y, current, what);
+    fprintf(stderr, "FAIL %s: block %u %u thread %d %s\n", headkv_emu.name, blockIdx.x, blockIdx.y, current, what);
     abort();
 }
 

@@ -70,9 +70,10 @@ static inline cudaError_t cudaGetLastError() {
 }
 
 struct headkv_emu_options {
-    bool copy_early;  // asynchronous copies are made at once, not when they are waited for
-    bool reverse;     // the last thread and the last block run first
-    void * ranges[8]; // what asynchronous copies may read: begin, end, begin, end, ...
+    const char * name; // of what runs, for messages
+    bool copy_early;   // asynchronous copies are made at once, not when they are waited for
+    bool reverse;      // the last thread and the last block run first
+    void * ranges[8];  // what asynchronous copies may read: begin, end, begin, end, ...
 };
 
 extern headkv_emu_options headkv_emu;
