@@ -5,10 +5,8 @@
 
 #include "headkv-attn-types.h"
 
-namespace {
-
 // not a type of the kernels: -1
-int get_type(ggml_type type) {
+static int get_type(ggml_type type) {
     switch (type) {
     case GGML_TYPE_F16:
         return HEADKV_F16;
@@ -24,13 +22,13 @@ int get_type(ggml_type type) {
 }
 
 // bytes that divide the address of every row
-int get_width(const ggml_tensor * t) {
+static int get_width(const ggml_tensor * t) {
     const size_t all = (size_t) t->data | t->nb[1] | t->nb[2];
     return all % 16 == 0 ? 16 : all % 4 == 0 ? 4 : 2;
 }
 
 // the shapes, and from them how the work is cut: the same for the allocation and for every launch
-headkv_attn_params get_params(int device, const ggml_tensor * dst, float * scratch) {
+static headkv_attn_params get_params(int device, const ggml_tensor * dst, float * scratch) {
     const ggml_tensor * q      = dst->src[0];
     const ggml_tensor * k_tail = dst->src[4];
 
@@ -46,7 +44,7 @@ headkv_attn_params get_params(int device, const ggml_tensor * dst, float * scrat
     return p;
 }
 
-cudaError_t launch(const headkv_attn_params & p, ggml_type type, int n_embd, cudaStream_t stream) {
+static cudaError_t launch(const headkv_attn_params & p, ggml_type type, int n_embd, cudaStream_t stream) {
     switch (type) {
     case GGML_TYPE_F16:
         return headkv_attn_launch_f16(p, n_embd, stream);
@@ -61,7 +59,7 @@ cudaError_t launch(const headkv_attn_params & p, ggml_type type, int n_embd, cud
     }
 }
 
-bool shapes_supported(int device, const ggml_tensor * dst) {
+static bool shapes_supported(int device, const ggml_tensor * dst) {
     const ggml_tensor * q      = dst->src[0];
     const ggml_tensor * k_tail = dst->src[4];
     const ggml_tensor * v_tail = dst->src[5];
@@ -73,8 +71,6 @@ bool shapes_supported(int device, const ggml_tensor * dst) {
     return headkv_n_embd_supported((headkv_type) type, q->ne[0]) &&
            ampere_mma_available(ggml_cuda_info().devices[device].cc);
 }
-
-} // namespace
 
 bool ggml_cuda_headkv_attn_supported(int device, const ggml_tensor * dst) {
     if (!shapes_supported(device, dst)) {
