@@ -24,7 +24,7 @@ lint: install $(VENV)/tools.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(shell find native -type f -name '*.cpp' -o -name '*.h' -o -name '*.c')
+	$(BIN)/clang-format --dry-run --Werror $(shell find native -type f -name "*.cpp" -o -name "*.h" -o -name "*.c" -o -name "*.cu" -o -name "*.cuh")
 
 install: $(BUILD)/installed.stamp
 

@@ -62,6 +62,11 @@ ggml_tensor * headkv_build_attn(const llm_graph_context & gctx, const llama_kv_c
                          ggml_permute(ctx, k, 0, 2, 1, 3), ggml_permute(ctx, v, 0, 2, 1, 3), kq_mask, sinks, kq_scale,
                          hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f);
 
+    if (!gctx.cparams.offload_kqv) {
+        // K and V are in host memory: the op goes there, not they to the device for every token
+        ggml_backend_sched_set_tensor_backend(gctx.sched, cur, gctx.backend_cpu);
+    }
+
     cur = ggml_reshape_2d(ctx, cur, cur->ne[0] * cur->ne[1], cur->ne[2]);
     ggml_build_forward_expand(gctx.gf, cur);
 

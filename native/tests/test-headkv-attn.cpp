@@ -1,292 +1,66 @@
-// GGML_OP_HEADKV_ATTN on the CPU against attention in double precision over the stored rows, and against
-// ggml_flash_attn_ext() with one mask per head on the same data.
+// GGML_OP_HEADKV_ATTN against attention in double precision over the stored rows. On the CPU also against
+// ggml_flash_attn_ext() with one mask per head on the same data; on CUDA devices, where there are any, with longer
+// heads and a graph that is replayed.
 //
-//   test-headkv-attn          all cases
-//   test-headkv-attn CASE     one case, as a failing one is printed
+//   test-headkv-attn            all cases
+//   test-headkv-attn --quick    some of them, for slow tools
+//   test-headkv-attn CASE       one case, as a failing one is printed
+
+#include "attn-cases.h"
 
 #include "ggml-cpu.h"
-#include "ggml-cpp.h"
-#include "ggml-headkv.h"
-#include "ggml.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
 #include <cstring>
-#include <random>
-#include <string>
-#include <vector>
 
 static const ggml_type all_types[] = {
     GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0,   GGML_TYPE_Q5_0,
     GGML_TYPE_Q5_1, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_IQ4_NL,
 };
 
-struct test_case {
-    ggml_type type_k;
-    ggml_type type_v;
-    int d_k;
-    int d_v;
-    int n_head_kv;
-    int n_gqa;
-    int n_tokens;
-    int n_prompt; // rows that the pool's rows are chosen from
-    int n_tail;   // tail cells
-    int n_seen;   // of them, those that the last token sees; the one before sees one less, ...
-    float softcap;
-    bool sinks;
-    int seed;
-
-    std::string str() const {
-        char buf[256];
-        snprintf(buf, sizeof(buf), "%s,%s,%d,%d,%d,%d,%d,%d,%d,%d,%g,%d,%d", ggml_type_name(type_k),
-                 ggml_type_name(type_v), d_k, d_v, n_head_kv, n_gqa, n_tokens, n_prompt, n_tail, n_seen, softcap, sinks,
-                 seed);
-        return buf;
-    }
-
-    double max_nmse() const { return ggml_is_quantized(type_k) || ggml_is_quantized(type_v) ? 5e-4 : 1e-6; }
-};
-
-// rows of one type, and their values
-struct rows_t {
-    ggml_type type;
-    int n_embd;
-    std::vector<uint8_t> raw;
-    std::vector<float> val;
-
-    rows_t(ggml_type type, int n_embd, int n_rows, std::mt19937 & rng) : type(type), n_embd(n_embd) {
-        std::normal_distribution<float> normal;
-        val.resize((size_t) n_embd * n_rows);
-        for (auto & x : val) {
-            x = normal(rng);
-        }
-        raw.resize(row_size() * n_rows);
-        ggml_quantize_chunk(type, val.data(), raw.data(), 0, n_rows, n_embd, nullptr);
-        if (type != GGML_TYPE_F32) {
-            ggml_get_type_traits(type)->to_float(raw.data(), val.data(), val.size());
-        }
-    }
-
-    size_t row_size() const { return ggml_row_size(type, n_embd); }
-    const uint8_t * raw_row(int i) const { return raw.data() + i * row_size(); }
-    const float * val_row(int i) const { return val.data() + (size_t) i * n_embd; }
-};
-
-struct test_data {
-    const test_case & c;
-    std::mt19937 rng;
-
-    const int n_head;
-    const int n_all; // prompt rows and tail cells
-
-    rows_t k; // row j*n_head_kv + h
-    rows_t v;
-    std::vector<float> q;               // [n_tokens][n_head][d_k]
-    std::vector<float> sinks;           // [n_head]
-    std::vector<std::vector<int>> keep; // per KV head
-
-    explicit test_data(const test_case & c)
-        : c(c),
-          rng(c.seed),
-          n_head(c.n_head_kv * c.n_gqa),
-          n_all(c.n_prompt + c.n_tail),
-          k(c.type_k, c.d_k, n_all * c.n_head_kv, rng),
-          v(c.type_v, c.d_v, n_all * c.n_head_kv, rng) {
-        std::normal_distribution<float> normal;
-        q.resize((size_t) c.n_tokens * n_head * c.d_k);
-        for (auto & x : q) {
-            x = normal(rng);
-        }
-        sinks.resize(n_head);
-        for (auto & x : sinks) {
-            x = normal(rng);
-        }
-        for (int h = 0; h < c.n_head_kv; ++h) {
-            std::vector<int> all(c.n_prompt);
-            for (int i = 0; i < c.n_prompt; ++i) {
-                all[i] = i;
-            }
-            std::shuffle(all.begin(), all.end(), rng);
-            all.resize(h == 0 ? 1 : 1 + rng() % c.n_prompt); // from one row to all of them
-            std::sort(all.begin(), all.end());
-            keep.push_back(all);
-        }
-    }
-
-    bool tail_seen(int t, int cell) const { return cell < c.n_seen - (c.n_tokens - 1 - t); }
-
-    float scale() const { return 1.0f / sqrtf(c.d_k); }
-
-    // [n_tokens][n_head][d_v]
-    std::vector<double> reference() const {
-        std::vector<double> res;
-        for (int t = 0; t < c.n_tokens; ++t) {
-            for (int hq = 0; hq < n_head; ++hq) {
-                const int h = hq / c.n_gqa;
-
-                std::vector<int> rows = keep[h];
-                for (int cell = 0; cell < c.n_tail; ++cell) {
-                    if (tail_seen(t, cell)) {
-                        rows.push_back(c.n_prompt + cell);
-                    }
-                }
-
-                std::vector<double> s;
-                for (const int r : rows) {
-                    double dot = 0.0;
-                    for (int d = 0; d < c.d_k; ++d) {
-                        dot += (double) k.val_row(r * c.n_head_kv + h)[d] * q[((size_t) t * n_head + hq) * c.d_k + d];
-                    }
-                    dot *= scale();
-                    s.push_back(c.softcap == 0.0f ? dot : c.softcap * tanh(dot / c.softcap));
-                }
-
-                const double s_max = *std::max_element(s.begin(), s.end());
-                double sum         = c.sinks ? exp(sinks[hq] - s_max) : 0.0;
-                std::vector<double> acc(c.d_v);
-                for (size_t i = 0; i < rows.size(); ++i) {
-                    const double p  = exp(s[i] - s_max);
-                    sum            += p;
-                    for (int d = 0; d < c.d_v; ++d) {
-                        acc[d] += p * v.val_row(rows[i] * c.n_head_kv + h)[d];
-                    }
-                }
-                for (const double x : acc) {
-                    res.push_back(x / sum);
-                }
-            }
-        }
-        return res;
-    }
-};
-
-struct graph {
-    ggml_context_ptr ctx;
-
-    graph() {
-        const ggml_init_params params = { 64u * 1024 * 1024, nullptr, false };
-        ctx.reset(ggml_init(params));
-    }
-
-    std::vector<float> compute(ggml_tensor * out, int n_threads) {
-        ggml_cgraph * gf = ggml_new_graph(ctx.get());
-        ggml_build_forward_expand(gf, out);
-        ggml_graph_compute_with_ctx(ctx.get(), gf, n_threads);
-        const float * data = (const float *) out->data;
-        return std::vector<float>(data, data + ggml_nelements(out));
-    }
-
-    ggml_tensor * new_q(const test_data & td) {
-        ggml_tensor * q = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, td.c.d_k, td.n_head, td.c.n_tokens);
-        memcpy(q->data, td.q.data(), ggml_nbytes(q));
-        return ggml_permute(ctx.get(), q, 0, 2, 1, 3);
-    }
-
-    // cells [first, first + n) as in a KV cache, seen as [n_embd, n, n_head_kv]
-    ggml_tensor * new_cells(const rows_t & rows, int n_head_kv, int first, int n) {
-        ggml_tensor * t = ggml_new_tensor_3d(ctx.get(), rows.type, rows.n_embd, n_head_kv, n);
-        memcpy(t->data, rows.raw_row(first * n_head_kv), ggml_nbytes(t));
-        return ggml_permute(ctx.get(), t, 0, 2, 1, 3);
-    }
-
-    ggml_tensor * new_pool(const test_data & td, const rows_t & rows) {
-        int n = 0;
-        for (const auto & keep : td.keep) {
-            n += keep.size();
-        }
-        ggml_tensor * t = ggml_new_tensor_2d(ctx.get(), rows.type, rows.n_embd, n);
-        uint8_t * dst   = (uint8_t *) t->data;
-        for (int h = 0; h < td.c.n_head_kv; ++h) {
-            for (const int r : td.keep[h]) {
-                memcpy(dst, rows.raw_row(r * td.c.n_head_kv + h), rows.row_size());
-                dst += rows.row_size();
-            }
-        }
-        return t;
-    }
-
-    ggml_tensor * new_sinks(const test_data & td) {
-        if (!td.c.sinks) {
-            return nullptr;
-        }
-        ggml_tensor * t = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, td.n_head);
-        memcpy(t->data, td.sinks.data(), ggml_nbytes(t));
-        return t;
-    }
-};
-
-static std::vector<float> run_headkv(const test_data & td, int n_threads) {
-    const auto & c = td.c;
-    graph g;
-
-    ggml_tensor * rows = ggml_new_tensor_1d(g.ctx.get(), GGML_TYPE_I32, c.n_head_kv + 1);
-    int32_t * r        = (int32_t *) rows->data;
-    r[0]               = 0;
-    for (int h = 0; h < c.n_head_kv; ++h) {
-        r[h + 1] = r[h] + (int32_t) td.keep[h].size();
-    }
-
-    ggml_tensor * mask = ggml_new_tensor_2d(g.ctx.get(), GGML_TYPE_F16, c.n_tail, c.n_tokens);
-    for (int t = 0; t < c.n_tokens; ++t) {
-        for (int cell = 0; cell < c.n_tail; ++cell) {
-            ((ggml_fp16_t *) mask->data)[t * c.n_tail + cell] =
-                ggml_fp32_to_fp16(td.tail_seen(t, cell) ? 0.0f : -INFINITY);
-        }
-    }
-
-    return g.compute(ggml_headkv_attn(g.ctx.get(), g.new_q(td), g.new_pool(td, td.k), g.new_pool(td, td.v), rows,
-                                      g.new_cells(td.k, c.n_head_kv, c.n_prompt, c.n_tail),
-                                      g.new_cells(td.v, c.n_head_kv, c.n_prompt, c.n_tail), mask, g.new_sinks(td),
-                                      td.scale(), c.softcap),
-                     n_threads);
+static std::vector<float> run_headkv(const test_data & td, ggml_backend_t backend) {
+    headkv_graph g(td);
+    g.init(backend, g.out);
+    return g.compute();
 }
 
-static std::vector<float> run_stock(const test_data & td) {
+static std::vector<float> run_stock(const test_data & td, ggml_backend_t backend) {
     const auto & c = td.c;
     graph g;
 
-    ggml_tensor * mask = ggml_new_tensor_3d(g.ctx.get(), GGML_TYPE_F16, td.n_all, c.n_tokens, td.n_head);
-    ggml_fp16_t * m    = (ggml_fp16_t *) mask->data;
+    std::vector<ggml_fp16_t> m;
     for (int hq = 0; hq < td.n_head; ++hq) {
         const auto & keep = td.keep[hq / c.n_gqa];
         for (int t = 0; t < c.n_tokens; ++t) {
             for (int i = 0; i < td.n_all; ++i) {
                 const bool seen =
                     i < c.n_prompt ? std::binary_search(keep.begin(), keep.end(), i) : td.tail_seen(t, i - c.n_prompt);
-                *m++ = ggml_fp32_to_fp16(seen ? 0.0f : -INFINITY);
+                m.push_back(ggml_fp32_to_fp16(seen ? 0.0f : -INFINITY));
             }
         }
     }
+    ggml_tensor * mask = g.new_tensor(GGML_TYPE_F16, td.n_all, c.n_tokens, td.n_head, m.data());
 
     ggml_tensor * out =
         ggml_flash_attn_ext(g.ctx.get(), g.new_q(td), g.new_cells(td.k, c.n_head_kv, 0, td.n_all),
                             g.new_cells(td.v, c.n_head_kv, 0, td.n_all), mask, td.scale(), 0.0f, c.softcap);
     ggml_flash_attn_ext_add_sinks(out, g.new_sinks(td));
-    return g.compute(out, 1);
+    g.init(backend, out);
+    return g.compute();
 }
 
-static double nmse(const std::vector<float> & x, const std::vector<double> & ref) {
-    double err = 0.0;
-    double sum = 0.0;
-    for (size_t i = 0; i < ref.size(); ++i) {
-        err += (x[i] - ref[i]) * (x[i] - ref[i]);
-        sum += ref[i] * ref[i];
-    }
-    return err / sum;
-}
-
-static bool run_case(const test_case & c, double & worst_float, double & worst_quant) {
+static bool run_case(const test_case & c, ggml_backend_t cpu, double & worst_float, double & worst_quant) {
     const test_data td(c);
 
-    const auto ref   = td.reference();
-    const auto res   = run_headkv(td, 1);
-    const auto stock = run_stock(td);
+    const auto ref = td.reference();
+
+    ggml_backend_cpu_set_n_threads(cpu, 1);
+    const auto res   = run_headkv(td, cpu);
+    const auto stock = run_stock(td, cpu);
 
     const bool quantized = c.max_nmse() > 1e-6;
 
-    const double err       = nmse(res, ref);
-    const double err_stock = nmse(stock, ref);
+    const double err       = nmse(res.data(), ref.data(), ref.size());
+    const double err_stock = nmse(stock.data(), ref.data(), ref.size());
 
     double & worst = quantized ? worst_quant : worst_float;
     worst          = std::max(worst, err);
@@ -300,7 +74,8 @@ static bool run_case(const test_case & c, double & worst_float, double & worst_q
         failure = "further from the reference than flash_attn_ext";
     }
     for (const int n_threads : { 2, 3, 7 }) {
-        const auto other = run_headkv(td, n_threads);
+        ggml_backend_cpu_set_n_threads(cpu, n_threads);
+        const auto other = run_headkv(td, cpu);
         if (memcmp(other.data(), res.data(), res.size() * sizeof(float)) != 0) {
             failure = "the result depends on the number of threads";
         }
@@ -356,8 +131,136 @@ static std::vector<test_case> all_cases() {
     return res;
 }
 
+//
+// CUDA
+//
+
+static bool cuda_takes(const test_case & c) {
+    const bool type = c.type_k == GGML_TYPE_F16 || c.type_k == GGML_TYPE_BF16 || c.type_k == GGML_TYPE_Q8_0 ||
+                      c.type_k == GGML_TYPE_Q4_0;
+    return type && c.type_v == c.type_k && c.d_k == c.d_v;
+}
+
+static double max_nmse_cuda(ggml_type type) {
+    return type == GGML_TYPE_BF16 ? 1e-4 : 5e-6;
+}
+
+struct cuda_worst {
+    double err[GGML_TYPE_COUNT] = {};
+};
+
+static bool run_case_cuda(const test_case & c, ggml_backend_t cuda, cuda_worst & worst) {
+    const test_data td(c);
+    headkv_graph g(td);
+
+    const char * failure = nullptr;
+    double err           = 0.0;
+
+    const bool taken = ggml_backend_supports_op(cuda, g.out);
+    if (taken != cuda_takes(c)) {
+        failure = taken ? "taken" : "refused";
+    } else if (taken) {
+        const auto ref = td.reference();
+
+        g.init(cuda, g.out);
+        const auto res = g.compute();
+        for (size_t i = 0; i < ref.size(); i += c.d_v) {
+            const double e = nmse(res.data() + i, ref.data() + i, c.d_v);
+            err            = e <= err ? err : e; // NaN stays
+        }
+        if (!(err <= max_nmse_cuda(c.type_k))) {
+            failure = "too far from the reference";
+        }
+        // also replays the captured graph, where the backend makes one
+        for (int i = 0; i < 4; ++i) {
+            if (g.compute() != res) {
+                failure = "another result when computed again";
+            }
+        }
+        worst.err[c.type_k] = std::max(worst.err[c.type_k], err);
+    }
+
+    if (failure) {
+        printf("FAIL test-headkv-attn %s: %s by %s (NMSE of the worst query %.3g)\n", c.str().c_str(), failure,
+               ggml_backend_name(cuda), err);
+    }
+    return !failure;
+}
+
+// a graph stays valid while the head table changes: the same pool, shared out among the heads in another way
+static bool run_replay_cuda(ggml_backend_t cuda, ggml_backend_t cpu) {
+    const test_case c = { GGML_TYPE_F16, GGML_TYPE_F16, 128, 128, 4, 4, 1, 5000, 64, 10, 0.0f, false, 1 };
+    const test_data td(c);
+
+    headkv_graph on_cuda(td);
+    headkv_graph on_cpu(td);
+    on_cuda.init(cuda, on_cuda.out);
+    on_cpu.init(cpu, on_cpu.out);
+
+    for (int i = 0; i < 4; ++i) {
+        on_cuda.compute();
+    }
+
+    const int32_t n           = (int32_t) on_cuda.out->src[1]->ne[1];
+    const int32_t tables[][5] = { { 0, n, n, n, n }, { 0, 0, n / 2, n / 2 + 1, n }, { 0, 5, 10, 15, n } };
+
+    bool res = true;
+    for (const auto & table : tables) {
+        ggml_backend_tensor_set(on_cuda.rows, table, 0, sizeof(table));
+        ggml_backend_tensor_set(on_cpu.rows, table, 0, sizeof(table));
+
+        const auto y   = on_cuda.compute();
+        const auto ref = on_cpu.compute();
+        const std::vector<double> ref64(ref.begin(), ref.end());
+
+        const double err = nmse(y.data(), ref64.data(), y.size());
+        if (!(err <= max_nmse_cuda(c.type_k))) {
+            printf("FAIL test-headkv-attn: replayed with another head table, %s is off (NMSE %.3g)\n",
+                   ggml_backend_name(cuda), err);
+            res = false;
+        }
+    }
+    return res;
+}
+
+static std::vector<test_case> long_cases() {
+    std::vector<test_case> res;
+
+    int i = 1000;
+    for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+        res.push_back({ type, type, 128, 128, 8, 4, 1, 10000, 256, 100, 0.0f, false, i++ });
+        res.push_back({ type, type, 128, 128, 2, 8, 3, 50000, 256, 100, 0.0f, true, i++ });
+        res.push_back({ type, type, 64, 64, 32, 1, 1, 3000, 128, 17, 0.0f, false, i++ });
+        res.push_back({ type, type, 256, 256, 2, 8, 1, 20000, 64, 64, 0.0f, false, i++ });
+        res.push_back({ type, type, 128, 128, 2, 4, 200, 3000, 512, 512, 0.0f, false, i++ });
+    }
+    return res;
+}
+
+// whose case is run
+struct filter {
+    std::string only;
+    bool quick = false;
+
+    std::vector<test_case> operator()(const std::vector<test_case> & cases) const {
+        std::vector<test_case> res;
+        for (size_t i = 0; i < cases.size(); ++i) {
+            if (only.empty() ? !quick || i % 11 == 0 : cases[i].str() == only) {
+                res.push_back(cases[i]);
+            }
+        }
+        return res;
+    }
+};
+
 int main(int argc, char ** argv) {
-    ggml_cpu_init();
+    filter wanted;
+    if (argc > 1) {
+        wanted.quick = strcmp(argv[1], "--quick") == 0;
+        wanted.only  = wanted.quick ? "" : argv[1];
+    }
+
+    const ggml_backend_ptr cpu(ggml_backend_cpu_init());
 
     int n_run  = 0;
     int n_fail = 0;
@@ -365,15 +268,47 @@ int main(int argc, char ** argv) {
     double worst_float = 0.0;
     double worst_quant = 0.0;
 
-    for (const auto & c : all_cases()) {
-        if (argc > 1 && c.str() != argv[1]) {
+    for (const auto & c : wanted(all_cases())) {
+        n_run++;
+        n_fail += !run_case(c, cpu.get(), worst_float, worst_quant);
+    }
+    printf("CPU: worst NMSE %.3g with float K/V, %.3g with quantized K/V\n", worst_float, worst_quant);
+
+    int n_cuda = 0;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
+        if (strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)), "CUDA") != 0) {
             continue;
         }
-        n_run++;
-        n_fail += !run_case(c, worst_float, worst_quant);
+        n_cuda++;
+        printf("%s: %s\n", ggml_backend_dev_name(dev), ggml_backend_dev_description(dev));
+
+        const ggml_backend_ptr cuda(ggml_backend_dev_init(dev, nullptr));
+
+        auto cases = all_cases();
+        for (const auto & c : long_cases()) {
+            cases.push_back(c);
+        }
+        cuda_worst worst;
+        for (const auto & c : wanted(cases)) {
+            n_run++;
+            n_fail += !run_case_cuda(c, cuda.get(), worst);
+        }
+        if (wanted.only.empty()) {
+            n_run++;
+            n_fail += !run_replay_cuda(cuda.get(), cpu.get());
+        }
+        for (int type = 0; type < GGML_TYPE_COUNT; ++type) {
+            if (worst.err[type] > 0.0) {
+                printf("%s: worst NMSE of a query %.3g with %s\n", ggml_backend_dev_name(dev), worst.err[type],
+                       ggml_type_name((ggml_type) type));
+            }
+        }
+    }
+    if (n_cuda == 0) {
+        printf("no CUDA device: the CUDA kernels were not run\n");
     }
 
-    printf("worst NMSE: %.3g with float K/V, %.3g with quantized K/V\n", worst_float, worst_quant);
     printf("%d passed, %d failed\n", n_run - n_fail, n_fail);
 
     return n_run > 0 && n_fail == 0 ? 0 : 1;

@@ -1,0 +1,92 @@
+#pragma once
+
+// Copies of up to 16 rows of K or V into shared memory, by one warp, in its current group of asynchronous copies.
+// Rows that are missing from the tile become zeros: their logits are masked, but what V holds is multiplied by zero.
+
+#include "headkv-attn-params.h"
+#include "headkv-ptx.cuh"
+
+// rows of nb bytes distance, in pieces of W bytes
+template <int row_size, int pitch, int W>
+static __device__ __forceinline__ void headkv_load_rows_w(char * dst, const char * src, int64_t nb, int n, int lane) {
+    constexpr int n_pieces = row_size / W; // of a row
+    constexpr int n_all    = headkv_rows_tile * n_pieces;
+
+#pragma unroll(W == 16 ? 32 : 1)
+    for (int i0 = 0; i0 < n_all; i0 += 32) {
+        const int i = i0 + lane;
+        if (n_all % 32 != 0 && i >= n_all) {
+            break;
+        }
+        const int row = i / n_pieces;
+        const int at  = i % n_pieces * W;
+        // no pointer past the rows, not even one that nothing is read from
+        const char * from = src + (row < n ? row * nb + at : 0);
+        char * to         = dst + row * pitch + at;
+
+        if (W == 16) {
+            headkv_cp_async_16(to, from, row < n ? 16 : 0);
+        } else if (W == 4) {
+            headkv_cp_async_4(to, from, row < n ? 4 : 0);
+        } else {
+            *(uint16_t *) to = row < n ? *(const uint16_t *) from : 0;
+        }
+    }
+}
+
+// width: 16, 4 or 2, divides addresses and strides
+template <int row_size, int pitch>
+static __device__ __forceinline__ void headkv_load_rows(char * dst, const char * src, int64_t nb, int n, int width,
+                                                        int lane) {
+    if (row_size % 16 == 0 && width == 16) {
+        headkv_load_rows_w<row_size, pitch, row_size % 16 == 0 ? 16 : 2>(dst, src, nb, n, lane);
+    } else if (row_size % 4 == 0 && width >= 4) {
+        headkv_load_rows_w<row_size, pitch, row_size % 4 == 0 ? 4 : 2>(dst, src, nb, n, lane);
+    } else {
+        headkv_load_rows_w<row_size, pitch, 2>(dst, src, nb, n, lane);
+    }
+}
+
+// n rows side by side, from the offset on; base is aligned to 16, the rows begin at dst + offset%16
+template <int row_size>
+static __device__ __forceinline__ void headkv_load_run(char * dst, const char * base, int64_t offset, int n, int lane) {
+    constexpr int n_all = headkv_rows_tile * row_size / 16 + 1;
+
+    const int phase  = offset & 15;
+    const int size   = phase + n * row_size;
+    const char * src = base + (offset - phase);
+
+#pragma unroll
+    for (int i0 = 0; i0 < n_all; i0 += 32) {
+        const int i = i0 + lane;
+        if (i >= n_all) {
+            break;
+        }
+        const int left = size - i * 16;
+        headkv_cp_async_16(dst + i * 16, src + (left > 0 ? i * 16 : 0), left >= 16 ? 16 : left > 0 ? left : 0);
+    }
+}
+
+// a tile of the pool: rows from row on; returns where its first row begins
+template <headkv_type type, int n_embd>
+static __device__ __forceinline__ void headkv_load_pool(char * dst, const char * base, int row, int n, int lane) {
+    constexpr int row_size = headkv_row_size(type, n_embd);
+    constexpr int pitch    = headkv_pitch(type, n_embd);
+
+    const int64_t offset = (int64_t) row * row_size;
+
+    if (type == HEADKV_F16 || type == HEADKV_BF16) {
+        headkv_load_rows<row_size, pitch>(dst, base + offset, row_size, n, 16, lane);
+    } else {
+        headkv_load_run<row_size>(dst, base, offset, n, lane);
+    }
+}
+
+// where the first row of a tile of the pool begins
+template <headkv_type type, int n_embd>
+static __device__ __forceinline__ int headkv_pool_phase(int row) {
+    if (type == HEADKV_F16 || type == HEADKV_BF16) {
+        return 0;
+    }
+    return ((uint32_t) row * (uint32_t) headkv_row_size(type, n_embd)) & 15;
+}

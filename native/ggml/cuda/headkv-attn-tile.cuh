@@ -1,0 +1,157 @@
+#pragma once
+
+// What one warp does with 16 rows: logits, online softmax, weighted sum of V.
+//
+// Logits are K*Q^T, so the rows fill the 16 rows of a product and the queries its 8 columns: a decode step of a small
+// group wastes little. Lane (g = lane/4, t = lane%4) holds rows g and g + 8 of columns 2t and 2t + 1 of every 8, and
+// of the accumulators V^T*P the same columns: maxima and sums are needed nowhere else.
+// Logits and maxima are in units of ln 2, for exp2f().
+
+#include "headkv-attn-frag.cuh"
+
+constexpr float headkv_log2e = 1.4426950408889634f;
+
+// the warp's own softmax over the tiles it has seen
+template <int n_embd, int n_cols>
+struct headkv_softmax {
+    float m[n_cols / 8][2];
+    float s[n_cols / 8][2]; // of the lane's own rows
+    float acc[n_embd / 16][n_cols / 8][4];
+};
+
+// exp2(x - m), where nothing seen yet counts as nothing
+static __device__ __forceinline__ float headkv_exp2(float x, float m) {
+    return x == -INFINITY ? 0.0f : exp2f(x - m);
+}
+
+static __device__ __forceinline__ float headkv_tanh(float x) {
+    return 1.0f - 2.0f / (exp2f(2.0f * headkv_log2e * x) + 1.0f);
+}
+
+// the maximum over the 8 lanes that hold the same columns
+static __device__ __forceinline__ float headkv_max_rows(float x) {
+    x = fmaxf(x, headkv_shfl_xor(x, 4));
+    x = fmaxf(x, headkv_shfl_xor(x, 8));
+    return fmaxf(x, headkv_shfl_xor(x, 16));
+}
+
+static __device__ __forceinline__ float headkv_sum_rows(float x) {
+    x += headkv_shfl_xor(x, 4);
+    x += headkv_shfl_xor(x, 8);
+    return x + headkv_shfl_xor(x, 16);
+}
+
+// mask of tail cell c, token of column col
+static __device__ __forceinline__ float headkv_mask_at(const headkv_attn_params & p, int col, int c) {
+    const int t = min(col / p.n_gqa, p.n_tokens - 1); // columns past the last query are computed and dropped
+    return headkv_f16_to_f32(*(const uint16_t *) (p.mask + t * p.nb_mask + c * (int64_t) sizeof(uint16_t)));
+}
+
+// x: logits of n rows; cell: tail cell of the first one, -1 in the pool; col: first column of the tile
+template <int n_cols>
+static __device__ __forceinline__ void headkv_finish_logits(const headkv_attn_params & p, float (*x)[4], int n,
+                                                            int cell, int col, int lane) {
+#pragma unroll
+    for (int c = 0; c < n_cols / 8; ++c) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const int row = lane / 4 + e / 2 * 8;
+
+            if (p.softcap != 0.0f) {
+                x[c][e] = p.softcap * headkv_log2e * headkv_tanh(x[c][e]);
+            }
+            if (row >= n) {
+                x[c][e] = -INFINITY;
+            } else if (cell >= 0) {
+                x[c][e] += headkv_log2e * headkv_mask_at(p, col + 8 * c + lane % 4 * 2 + e % 2, cell + row);
+            }
+        }
+    }
+}
+
+// takes the logits' maximum into account and makes them weights
+template <int n_embd, int n_cols>
+static __device__ __forceinline__ void headkv_weights(headkv_softmax<n_embd, n_cols> & sm, float (*x)[4]) {
+    float m[n_cols / 8][2];
+    bool rescale = false;
+#pragma unroll
+    for (int c = 0; c < n_cols / 8; ++c) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            m[c][e]  = fmaxf(sm.m[c][e], headkv_max_rows(fmaxf(x[c][e], x[c][e + 2])));
+            rescale |= m[c][e] > sm.m[c][e];
+        }
+    }
+    if (headkv_any(rescale)) {
+#pragma unroll
+        for (int c = 0; c < n_cols / 8; ++c) {
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                const float f = headkv_exp2(sm.m[c][e], m[c][e]);
+
+                sm.m[c][e]  = m[c][e];
+                sm.s[c][e] *= f;
+#pragma unroll
+                for (int d = 0; d < n_embd / 16; ++d) {
+                    sm.acc[d][c][e]     *= f;
+                    sm.acc[d][c][e + 2] *= f;
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int c = 0; c < n_cols / 8; ++c) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            x[c][e]         = headkv_exp2(x[c][e], sm.m[c][e % 2]);
+            sm.s[c][e % 2] += x[c][e];
+        }
+    }
+}
+
+// n rows of K and V in shared memory against the queries there
+template <headkv_type type, int n_embd, int n_cols>
+static __device__ __forceinline__ void headkv_attend(const headkv_attn_params & p, headkv_softmax<n_embd, n_cols> & sm,
+                                                     const char * q, const char * k, const char * v, int n, int cell,
+                                                     int col, int lane) {
+    constexpr int n_step = n_embd % 32 == 0 ? 2 : 1; // products of a step, 16 values each
+
+    float x[n_cols / 8][4] = {};
+    uint32_t a[n_step][4];
+    uint32_t b[n_cols / 8][2];
+
+#pragma unroll
+    for (int j = 0; j < n_embd / 16 / n_step; ++j) {
+        headkv_frag_k<type, n_embd, n_step>(a, k, j, lane);
+#pragma unroll
+        for (int i = 0; i < n_step; ++i) {
+            headkv_frag_q<n_cols, headkv_q_pitch(n_embd)>(b, q, j * n_step + i, lane);
+#pragma unroll
+            for (int c = 0; c < n_cols / 8; ++c) {
+                headkv_mma<type>(x[c], a[i], b[c]);
+            }
+        }
+    }
+
+    headkv_finish_logits<n_cols>(p, x, n, cell, col, lane);
+    headkv_weights<n_embd, n_cols>(sm, x);
+
+    // the weights lie as a result [row][column]; as the right operand they are read column by column
+#pragma unroll
+    for (int c = 0; c < n_cols / 8; ++c) {
+        b[c][0] = headkv_movmatrix_trans(headkv_pack<type>(x[c][0], x[c][1]));
+        b[c][1] = headkv_movmatrix_trans(headkv_pack<type>(x[c][2], x[c][3]));
+    }
+
+#pragma unroll
+    for (int j = 0; j < n_embd / 16 / n_step; ++j) {
+        headkv_frag_v<type, n_embd, n_step>(a, v, j, lane);
+#pragma unroll
+        for (int i = 0; i < n_step; ++i) {
+#pragma unroll
+            for (int c = 0; c < n_cols / 8; ++c) {
+                headkv_mma<type>(sm.acc[j * n_step + i][c], a[i], b[c]);
+            }
+        }
+    }
+}

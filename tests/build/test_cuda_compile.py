@@ -1,0 +1,53 @@
+"""The CUDA kernels compile for every architecture, and no variant spills registers. Needs nvcc, no GPU."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "native" / "cmake"))
+
+import check_cuda_kernels as check
+
+NVCC = shutil.which("nvcc")
+
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc: the CUDA kernels are not compiled here")
+
+
+def test_every_kv_type_has_its_file() -> None:
+    assert check.types() == ["bf16", "f16", "q4_0", "q8_0"]
+
+
+def test_spills_are_seen_in_what_ptxas_says() -> None:
+    log = """
+ptxas info    : Compiling entry function '_Z1kv' for 'sm_90'
+ptxas info    : Function properties for _Z1kv
+    24 bytes stack frame, 20 bytes spill stores, 32 bytes spill loads
+ptxas info    : Used 128 registers, used 1 barriers, 24 bytes cumulative stack size
+"""
+    assert list(check.parse(log, "90")) == [check.Kernel("_Z1kv", "90", 128, 24, 52)]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[tuple[str, str], list[check.Kernel]]:
+    assert NVCC is not None
+    return check.compile_all(NVCC, (*check.ARCHS, check.OLDEST_ARCH))
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", check.ARCHS)
+@pytest.mark.parametrize("name", check.types())
+def test_no_kernel_spills(kernels: dict[tuple[str, str], list[check.Kernel]], name: str, arch: str) -> None:
+    n_embd = 5 if name in ("f16", "bf16") else 4  # head sizes
+    assert len(kernels[name, arch]) == 3 * n_embd  # few and many columns, and the sum
+    assert not [k for k in kernels[name, arch] if k.spills or k.stack]
+
+
+@needs_nvcc
+def test_the_oldest_architecture_gets_empty_kernels(
+    kernels: dict[tuple[str, str], list[check.Kernel]],
+) -> None:
+    assert kernels["f16", check.OLDEST_ARCH]
