@@ -493,6 +493,10 @@ void llama_kv_cache_headkv::compact() {
         throw headkv_error(HEADKV_ERR_MEMORY, "no memory for the tail");
     }
 
+    headkv_gather gather;
+    next->add_to(gather);
+    gather.prepare();
+
     // gather
 
     const ggml_init_params ctx_params = {
@@ -509,7 +513,7 @@ void llama_kv_cache_headkv::compact() {
         sinfo.s1 = 0;
 
         const int32_t il = shapes[ikv].il;
-        next->gather(ikv, live->get_k_storage(il), live->get_v(ctx.get(), il, 1, sinfo)->view_src, cell);
+        next->fill(gather, ikv, live->get_k_storage(il), live->get_v(ctx.get(), il, 1, sinfo)->view_src, cell);
     }
 
     // commit; nothing can fail from here on
