@@ -64,5 +64,6 @@ def check_architectures(built_for: str, found: tuple[_cuda_driver.Gpu, ...]) -> 
         if gpu.architecture < oldest:
             raise UnsupportedError(
                 f"the GPU {gpu.name} is of architecture {gpu.architecture}, and this build is for "
-                f"{oldest} and newer: build with CUDA_ARCHS={gpu.architecture}, or hide the GPU with CUDA_VISIBLE_DEVICES="
+                f"{oldest} and newer: build with CUDA_ARCHS={gpu.architecture}, or hide "
+                "the GPU with CUDA_VISIBLE_DEVICES="
             )

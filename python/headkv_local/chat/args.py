@@ -129,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--gpu-layers",
         metavar="N",
         type=_integer(-1, 2**31 - 1),
-        help="layers to put on a GPU with their share of the cache, -1 for all (default: all, if there is one)",
+        help="layers on a GPU, each with its share of the cache; -1: all (default: all, if there is a GPU)",
     )
     parser.add_argument(
         "--max-tokens",
