@@ -25,7 +25,7 @@ from headkv_local.bench import device_memory
 from headkv_local.bench.text import text_tokens
 from headkv_local.devices import require_gpu
 
-N_PROMPT, BUDGET = 4000, 128
+BUDGET = 128
 LEAST_OVERLAP = 0.98
 """Share of the entries kept on the CPU that a GPU keeps too: its K differ by rounding, and with them the
 attention of entries that are about as good as each other."""
@@ -39,7 +39,7 @@ Mask = npt.NDArray[np.bool_]
 def opened(options: argparse.Namespace, **kwargs: Any) -> Llama:
     return Llama(
         options.model,
-        n_ctx=N_PROMPT + 608,
+        n_ctx=options.prompt_tokens + 608,
         n_gpu_layers=options.gpu_layers,
         flash_attn=True,
         n_ubatch=512,
@@ -71,7 +71,7 @@ def make_mask(options: argparse.Namespace) -> tuple[Mask, Mask, tuple[str, ...]]
         compact, seen = _native.compact, []
         _native.compact = lambda ctx: (seen.append(_native.get_attention(ctx)), compact(ctx))[1]
         try:
-            llm.prefill(text_tokens(llm, N_PROMPT))
+            llm.prefill(text_tokens(llm, options.prompt_tokens))
         finally:
             _native.compact = compact
         plain = [[select_plainly(head, retention, BUDGET) for head in layer] for layer in seen[0]]
@@ -84,7 +84,9 @@ def mask(options: argparse.Namespace) -> tuple[bool, str, Figures]:
         path = Path(folder) / "mask.npy"
         command = [sys.executable, __file__, "save-mask", "--model", options.model, "--json", str(path)]
         subprocess.run(
-            [*command, "--gpu-layers", "0"], check=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+            [*command, "--gpu-layers", "0", "--prompt-tokens", str(options.prompt_tokens)],
+            check=True,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         )
         wanted: Mask = np.load(path)
     overlap = float((found & wanted).sum() / wanted.sum())
@@ -101,15 +103,15 @@ def mask(options: argparse.Namespace) -> tuple[bool, str, Figures]:
 
 def splits(options: argparse.Namespace) -> tuple[bool, str, Figures]:
     """A node that falls back to another device would be a part of its own in the graph of a decoded token."""
-    counts = {}
+    counts, n = {}, options.prompt_tokens
     with opened(options) as llm:
-        tokens = text_tokens(llm, N_PROMPT + 2)
-        llm.prefill(tokens[:N_PROMPT])
+        tokens = text_tokens(llm, n + 1)
+        llm.prefill(tokens[:n])
         llm.eval([tokens[-1]])
         counts["full"] = llm.cache_stats().n_splits
         llm.reset()
         llm.retention = Retention(budget=BUDGET, scores="uniform")
-        llm.prefill(tokens[:N_PROMPT])
+        llm.prefill(tokens[:n])
         llm.eval([tokens[-1]])
         stats = llm.cache_stats()
         counts["compacted"] = stats.n_splits
@@ -123,7 +125,7 @@ def memory(options: argparse.Namespace) -> tuple[bool, str, Figures]:
     """The cache's bytes against the rows that it has to hold, and what the driver says was freed."""
     with opened(options, retention=Retention(budget=BUDGET, scores="uniform")) as llm:
         before = device_memory.free_bytes(llm.cache_stats().devices)
-        llm.prefill(text_tokens(llm, N_PROMPT))
+        llm.prefill(text_tokens(llm, options.prompt_tokens))
         stats = llm.cache_stats()
         after = device_memory.free_bytes(stats.devices)
         held = sum(_native.get_device_bytes(int(llm.ctx)))
@@ -173,6 +175,7 @@ def main() -> int:
     parser.add_argument("check", choices=CHECKS)
     parser.add_argument("--model", required=True)
     parser.add_argument("--gpu-layers", type=int, default=-1)
+    parser.add_argument("--prompt-tokens", type=int, default=4000, metavar="N")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     require_gpu(options.gpu_layers)

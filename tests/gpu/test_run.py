@@ -1,4 +1,4 @@
-"""tests/gpu/run.sh itself: what it does without a GPU, and what it makes of steps that pass, fail or are missing."""
+"""tests/gpu/run.sh itself: without a GPU, and with steps that pass, fail, hang or are missing."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("check", ["mask", "splits", "memory"])
 def test_the_checks_hold_between_the_cpu_and_itself(check: str) -> None:
     command = [sys.executable, str(HERE / "checks.py"), check, "--model", str(default_model_path())]
-    done = subprocess.run([*command, "--gpu-layers", "0"], capture_output=True, text=True, timeout=600)
+    command += ["--gpu-layers", "0", "--prompt-tokens", "500"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CPU" in done.stdout
 
