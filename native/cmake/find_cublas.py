@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, files
+from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 
 
@@ -19,9 +19,11 @@ def wheel_for(major: int, minor: int) -> tuple[str, str]:
     return f"nvidia-cublas-cu{major}", f"~={major}.{minor}.0"
 
 
-def find(name: str) -> tuple[Path, Path] | None:
-    """Include folder and library of an installed wheel."""
+def find(name: str, major: int) -> tuple[Path, Path] | None:
+    """Include folder and library of an installed wheel for CUDA of this major version."""
     try:
+        if version(name).split(".")[0] != str(major):
+            return None
         paths = [Path(str(path.locate())) for path in files(name) or []]
     except PackageNotFoundError:
         return None
@@ -33,16 +35,17 @@ def find(name: str) -> tuple[Path, Path] | None:
 
 
 def main(arguments: list[str]) -> int:
-    name, version = wheel_for(*(int(argument) for argument in arguments))
-    found = find(name)
+    major, minor = (int(argument) for argument in arguments)
+    name, wanted = wheel_for(major, minor)
+    found = find(name, major)
     if found is None:
-        print(f"headkv: installing {name}{version}: this CUDA toolkit has no cuBLAS", file=sys.stderr)
+        print(f"headkv: installing {name}{wanted}: this CUDA toolkit has no cuBLAS", file=sys.stderr)
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        result = subprocess.run([*command, "--no-deps", f"{name}{version}"], stdout=sys.stderr, check=False)
-        found = find(name)
+        result = subprocess.run([*command, "--no-deps", f"{name}{wanted}"], stdout=sys.stderr, check=False)
+        found = find(name, major)
         if result.returncode != 0 or found is None:
             print(
-                f"headkv: this CUDA toolkit has no cuBLAS, and {name}{version} could not be installed: "
+                f"headkv: this CUDA toolkit has no cuBLAS, and {name}{wanted} could not be installed: "
                 "install the toolkit's cuBLAS with its headers, or let PIP_FIND_LINKS name a folder with "
                 "that wheel",
                 file=sys.stderr,

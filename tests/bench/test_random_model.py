@@ -17,11 +17,14 @@ from helpers import last_logits
 
 @pytest.mark.parametrize("quant", ["q4_k", "q8_0"])
 def test_a_random_model_loads_and_its_logits_are_numbers(quant: str) -> None:
-    with opened(f"random:tiny:{quant}") as path:
-        with Llama(path, n_ctx=512, n_threads=1, n_threads_batch=1, retention=Retention(budget=32)) as llm:
-            llm.prefill(llm.tokenize(b"Speed does not depend on what the weights say. " * 6))
-            logits = last_logits(llm)
-            stats = llm.cache_stats()
+    settings = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1}
+    with (
+        opened(f"random:tiny:{quant}") as path,
+        Llama(path, retention=Retention(budget=32), **settings) as llm,
+    ):
+        llm.prefill(llm.tokenize(b"Speed does not depend on what the weights say. " * 6))
+        logits = last_logits(llm)
+        stats = llm.cache_stats()
     assert stats.compacted
     assert stats.kept.shape == (2, 2)
     assert np.isfinite(logits).all()
