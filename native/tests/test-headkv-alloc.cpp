@@ -153,7 +153,7 @@ int main() {
     tiny_model_write(path.c_str());
 
     // on the CPU, whose allocations are those that can be made to fail here
-    ggml_backend_dev_t no_gpu[]      = { nullptr };
+    ggml_backend_dev_t no_gpu[]     = { nullptr };
     llama_model_params model_params = llama_model_default_params();
     model_params.devices            = no_gpu;
     llama_model_ptr model(llama_model_load_from_file(path.c_str(), model_params));
