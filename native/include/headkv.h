@@ -43,7 +43,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 1,
+    HEADKV_ABI_VERSION = 2,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
@@ -99,6 +99,14 @@ struct headkv_stats {
     int64_t bytes_peak;   // most that the three held together since the last clear
     int64_t t_select_us;  // last compaction: choosing the entries
     int64_t t_compact_us; // last compaction: moving rows and freeing the full cache
+    int64_t n_splits;     // parts of the last graph, one more than it changes between devices; 0 before the first
+};
+
+// What this build can compute on. bytes_* are what the device's driver reports now, for all processes.
+struct headkv_device {
+    int64_t is_gpu;
+    int64_t bytes_free;
+    int64_t bytes_total;
 };
 
 // The ABI of the loaded library; compare it with HEADKV_ABI_VERSION before any other call.
@@ -158,6 +166,20 @@ HEADKV_API int32_t headkv_get_mask(const struct llama_context * ctx, uint8_t * m
 
 // size: sizeof(struct headkv_stats) of the caller.
 HEADKV_API int32_t headkv_get_stats(const struct llama_context * ctx, struct headkv_stats * stats, size_t size);
+
+// The devices, numbered from 0; the CPU is one of them. Name ("CUDA0") and description ("NVIDIA H100") are NULL
+// for a number beyond. size: sizeof(struct headkv_device) of the caller.
+HEADKV_API int32_t headkv_device_count(void);
+HEADKV_API const char * headkv_device_name(int32_t i);
+HEADKV_API const char * headkv_device_description(int32_t i);
+HEADKV_API int32_t headkv_get_device(int32_t i, struct headkv_device * device, size_t size);
+
+// What the CUDA kernels were compiled for, as ggml lists it ("800,900"); "" in a build without CUDA.
+HEADKV_API const char * headkv_cuda_archs(void);
+
+// Where the KV cache is now: bytes[headkv_device_count()], n: its length. Of any context, also one that can never
+// be compacted.
+HEADKV_API int32_t headkv_get_device_bytes(const struct llama_context * ctx, int64_t * bytes, size_t n);
 
 // From any thread: from now on until headkv_cancel_clear(), llama_decode() stops and returns 2. The
 // tokens of its unfinished ubatch are not in the cache then.

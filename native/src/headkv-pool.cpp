@@ -6,9 +6,6 @@
 
 #include "ggml-backend.h"
 
-#include <algorithm>
-#include <cstring>
-
 // row starts of the heads, and the number of rows behind the last: [n_head_kv + 1]
 static std::vector<int32_t> row_table(const std::vector<std::vector<int32_t>> & keep) {
     std::vector<int32_t> res = { 0 };
@@ -44,37 +41,30 @@ headkv_pool::headkv_pool(const std::vector<headkv_layer_shape> & shapes, uint32_
     }
 }
 
-// src: n_head_kv rows of row_size bytes per cell
-static void gather_rows(ggml_tensor * dst, const ggml_tensor * src, size_t row_size, const std::vector<uint32_t> & cell,
-                        const std::vector<std::vector<int32_t>> & keep) {
-    const uint8_t * data = (const uint8_t *) src->data;
-
-    std::vector<uint8_t> staged;
-    if (!ggml_backend_buffer_is_host(src->buffer)) {
-        staged.resize((*std::max_element(cell.begin(), cell.end()) + 1) * src->nb[1]);
-        ggml_backend_tensor_get(src, staged.data(), 0, staged.size());
-        data = staged.data();
+void headkv_pool::add_to(headkv_gather & gather) const {
+    for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
+        gather.add(shapes[ikv].buft, layers[ikv].k->ne[1]);
     }
+}
 
-    std::vector<uint8_t> rows(ggml_nbytes(dst));
+void headkv_pool::fill(headkv_gather & gather, uint32_t ikv, const ggml_tensor * k, const ggml_tensor * v,
+                       const std::vector<uint32_t> & cell) {
+    const auto & s = shapes[ikv];
 
-    size_t offs = 0;
-    for (size_t h = 0; h < keep.size(); ++h) {
-        for (const int32_t p : keep[h]) {
-            memcpy(rows.data() + offs, data + cell[p] * src->nb[1] + h * row_size, row_size);
-            offs += row_size;
+    // a cell holds one row for each KV head
+    const size_t n_head_kv = keep[ikv].size();
+
+    std::vector<int32_t> index;
+    index.reserve(layers[ikv].k->ne[1]);
+    for (size_t h = 0; h < n_head_kv; ++h) {
+        for (const int32_t p : keep[ikv][h]) {
+            index.push_back(cell[p] * n_head_kv + h);
         }
     }
 
-    ggml_backend_tensor_set(dst, rows.data(), 0, rows.size());
-}
-
-void headkv_pool::gather(uint32_t ikv, const ggml_tensor * k, const ggml_tensor * v,
-                         const std::vector<uint32_t> & cell) {
-    const auto & s = shapes[ikv];
-
-    gather_rows(layers[ikv].k, k, ggml_row_size(s.type_k, s.d_k), cell, keep[ikv]);
-    gather_rows(layers[ikv].v, v, ggml_row_size(s.type_v, s.d_v), cell, keep[ikv]);
+    gather.set_index(std::move(index));
+    gather.rows(layers[ikv].k, k, ggml_row_size(s.type_k, s.d_k));
+    gather.rows(layers[ikv].v, v, ggml_row_size(s.type_v, s.d_v));
 }
 
 uint64_t headkv_pool::get_n_rows() const {

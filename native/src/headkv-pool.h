@@ -1,6 +1,7 @@
 #pragma once
 
 #include "headkv-buffers.h"
+#include "headkv-gather.h"
 
 #include <cstdint>
 #include <memory>
@@ -35,10 +36,14 @@ public:
     // allocates, and fills the head tables; throws headkv_error, std::bad_alloc
     headkv_pool(const std::vector<headkv_layer_shape> & shapes, uint32_t n_prompt, headkv_keep keep);
 
+    // tell how many rows the layers will copy
+    void add_to(headkv_gather & gather) const;
+
     // copy the kept rows of one layer from its full cache
     //   k: [d_k*n_head_kv, n_cells], v: [d_v*n_head_kv, n_cells], one cell after the other
     //   cell[p]: the cell of position p
-    void gather(uint32_t ikv, const ggml_tensor * k, const ggml_tensor * v, const std::vector<uint32_t> & cell);
+    void fill(headkv_gather & gather, uint32_t ikv, const ggml_tensor * k, const ggml_tensor * v,
+              const std::vector<uint32_t> & cell);
 
     const layer & get_layer(uint32_t ikv) const { return layers[ikv]; }
     const headkv_keep & get_keep() const { return keep; }

@@ -1,33 +1,56 @@
 #include "headkv-select.h"
 
 #include <algorithm>
-#include <deque>
+#include <functional>
+#include <limits>
 #include <numeric>
 
-// res[i] = max(x[i - kernel/2 .. i + kernel/2]), in O(n) with a queue of falling values
-static std::vector<float> max_pool(const float * x, uint32_t n, uint32_t kernel) {
-    const uint32_t half = kernel / 2;
+static inline float larger(float a, float b) {
+    return a > b ? a : b;
+}
 
-    std::vector<float> res(n);
-    std::deque<uint32_t> best;
+// res[i] = max(x[i - kernel/2 .. i + kernel/2]) of those that exist; doubles the width until it fits, so that
+// every pass is one loop without branches
+static std::vector<float> max_pool(const float * x, size_t n, size_t kernel) {
+    const size_t half = std::min(kernel / 2, n);
 
-    for (uint32_t i = 0; i < n + half; ++i) {
-        if (i < n) {
-            while (!best.empty() && x[best.back()] <= x[i]) {
-                best.pop_back();
-            }
-            best.push_back(i);
-        }
-        if (i >= half) {
-            const uint32_t c = i - half;
-            while (best.front() + half < c) {
-                best.pop_front();
-            }
-            res[c] = x[best.front()];
+    // a[i] = max(padded[i .. i + width - 1])
+    std::vector<float> a(n + 2 * half, -std::numeric_limits<float>::infinity());
+    std::copy(x, x + n, a.begin() + half);
+
+    size_t width = 1;
+    for (; 2 * width <= 2 * half + 1; width *= 2) {
+        float * p = a.data();
+        for (size_t i = 0; i + width < a.size(); ++i) {
+            p[i] = larger(p[i], p[i + width]);
         }
     }
 
+    // two windows that overlap
+    std::vector<float> res(n);
+    for (size_t i = 0; i < n; ++i) {
+        res[i] = larger(a[i], a[i + 2 * half + 1 - width]);
+    }
+
     return res;
+}
+
+// append the n_best best of x, as ascending positions from `first` on; ties go to the lower position
+static void append_best(const std::vector<float> & x, size_t n_best, uint32_t first, std::vector<int32_t> & keep) {
+    std::vector<float> order = x;
+    std::nth_element(order.begin(), order.begin() + (n_best - 1), order.end(), std::greater<float>());
+
+    const float last = order[n_best - 1]; // the worst that is kept
+    size_t n_as_last = n_best - std::count_if(order.begin(), order.begin() + n_best, [&](float v) { return v > last; });
+
+    for (size_t i = 0; i < x.size(); ++i) {
+        if (x[i] > last) {
+            keep.push_back(first + i);
+        } else if (x[i] == last && n_as_last > 0) {
+            keep.push_back(first + i);
+            n_as_last--;
+        }
+    }
 }
 
 void headkv_select(const float * w, uint32_t n_prompt, uint32_t cap, const headkv_params & params,
@@ -52,25 +75,9 @@ void headkv_select(const float * w, uint32_t n_prompt, uint32_t cap, const headk
     for (uint32_t p = 0; p < n_sinks; ++p) {
         keep.push_back(p);
     }
-
     if (n_best > 0) {
-        const std::vector<float> pooled = max_pool(w + first, last - first, params.kernel);
-
-        std::vector<int32_t> order(last - first);
-        std::iota(order.begin(), order.end(), (int32_t) first);
-
-        const auto better = [&](int32_t a, int32_t b) {
-            const float wa = pooled[a - first];
-            const float wb = pooled[b - first];
-            return wa != wb ? wa > wb : a < b;
-        };
-
-        std::nth_element(order.begin(), order.begin() + (n_best - 1), order.end(), better);
-        order.resize(n_best);
-        std::sort(order.begin(), order.end());
-        keep.insert(keep.end(), order.begin(), order.end());
+        append_best(max_pool(w + first, last - first, params.kernel), n_best, first, keep);
     }
-
     for (uint32_t p = last; p < n_prompt; ++p) {
         keep.push_back(p);
     }

@@ -1,6 +1,7 @@
 #include "headkv.h"
 
 #include "headkv-error.h"
+#include "headkv-guard.h"
 #include "headkv-scores.h"
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -11,29 +12,8 @@
 #include <cstring>
 #include <new>
 
-// of contexts that have no memory of ours to keep it
-static thread_local std::string thread_error;
-
 static llama_kv_cache_headkv * get_mem(const llama_context * ctx) {
     return ctx ? dynamic_cast<llama_kv_cache_headkv *>(ctx->get_memory()) : nullptr;
-}
-
-// run f(); any exception becomes a code and a text in error
-template <typename F>
-static int32_t guard_plain(std::string & error, F && f) {
-    try {
-        f();
-        return HEADKV_OK;
-    } catch (const headkv_error & err) {
-        headkv_set_error(error, err.what());
-        return err.code;
-    } catch (const std::bad_alloc &) {
-        headkv_set_error(error, "out of memory");
-        return HEADKV_ERR_MEMORY;
-    } catch (const std::exception & err) {
-        headkv_set_error(error, err.what());
-        return HEADKV_ERR_INTERNAL;
-    }
 }
 
 // run f(memory) on a context that can be compacted
@@ -41,7 +21,7 @@ template <typename F>
 static int32_t guard(const llama_context * ctx, F && f) {
     auto * mem = get_mem(ctx);
 
-    return guard_plain(mem ? mem->last_error : thread_error, [&]() {
+    return headkv_guard_plain(mem ? mem->last_error : headkv_thread_error, [&]() {
         if (!ctx) {
             throw headkv_error(HEADKV_ERR_ARGUMENT, "the context is NULL");
         }
@@ -57,18 +37,6 @@ static int32_t guard(const llama_context * ctx, F && f) {
     });
 }
 
-static void require_pointer(const void * p) {
-    if (!p) {
-        throw headkv_error(HEADKV_ERR_ARGUMENT, "a pointer is NULL");
-    }
-}
-
-static void require_size(size_t size, size_t expected) {
-    if (size != expected) {
-        throw headkv_error(HEADKV_ERR_ARGUMENT, format("the size must be %zu, not %zu", expected, size));
-    }
-}
-
 static bool abort_if_cancelled(void * data) {
     return static_cast<llama_kv_cache_headkv *>(data)->cancelled.load(std::memory_order_relaxed);
 }
@@ -79,7 +47,7 @@ int32_t headkv_abi_version(void) {
 
 const char * headkv_last_error(const llama_context * ctx) {
     const auto * mem = get_mem(ctx);
-    return mem ? mem->last_error.c_str() : thread_error.c_str();
+    return mem ? mem->last_error.c_str() : headkv_thread_error.c_str();
 }
 
 int32_t headkv_supported(const llama_context * ctx) {
@@ -95,7 +63,7 @@ int32_t headkv_configure(llama_context * ctx, int32_t window, int32_t kernel, in
 
 int32_t headkv_set_budgets(llama_context * ctx, const int32_t * caps, size_t n) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
-        require_pointer(caps);
+        headkv_require_pointer(caps);
         mem.set_budgets(caps, n);
     });
 }
@@ -113,13 +81,13 @@ int32_t headkv_compact(llama_context * ctx, int32_t seq) {
             throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no sequence %d, only 0", seq));
         }
         ctx->synchronize();
-        mem.compact();
+        mem.compact(std::max(1, ctx->get_cparams().n_threads));
     });
 }
 
 int32_t headkv_get_attention(const llama_context * ctx, float * w, size_t n) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
-        require_pointer(w);
+        headkv_require_pointer(w);
         const_cast<llama_context *>(ctx)->synchronize();
         mem.get_attention(w, n);
     });
@@ -127,7 +95,7 @@ int32_t headkv_get_attention(const llama_context * ctx, float * w, size_t n) {
 
 int32_t headkv_get_rows(const llama_context * ctx, int32_t layer, float * w, size_t n) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
-        require_pointer(w);
+        headkv_require_pointer(w);
         const_cast<llama_context *>(ctx)->synchronize();
         mem.get_rows(layer, w, n);
     });
@@ -135,23 +103,24 @@ int32_t headkv_get_rows(const llama_context * ctx, int32_t layer, float * w, siz
 
 int32_t headkv_get_kept(const llama_context * ctx, int32_t * kept, size_t n) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
-        require_pointer(kept);
+        headkv_require_pointer(kept);
         mem.get_kept(kept, n);
     });
 }
 
 int32_t headkv_get_mask(const llama_context * ctx, uint8_t * mask, size_t n) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
-        require_pointer(mask);
+        headkv_require_pointer(mask);
         mem.get_mask(mask, n);
     });
 }
 
 int32_t headkv_get_stats(const llama_context * ctx, headkv_stats * stats, size_t size) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
-        require_pointer(stats);
-        require_size(size, sizeof(*stats));
-        *stats = mem.get_stats();
+        headkv_require_pointer(stats);
+        headkv_require_size(size, sizeof(*stats));
+        *stats          = mem.get_stats();
+        stats->n_splits = ggml_backend_sched_get_n_splits(ctx->get_sched());
     });
 }
 
@@ -168,10 +137,10 @@ int32_t headkv_cancel_clear(llama_context * ctx) {
 //
 
 int32_t headkv_scores_load(const char * path, headkv_scores ** scores) {
-    return guard_plain(thread_error, [&]() {
-        require_pointer(scores);
+    return headkv_guard_plain(headkv_thread_error, [&]() {
+        headkv_require_pointer(scores);
         *scores = nullptr;
-        require_pointer(path);
+        headkv_require_pointer(path);
         *scores = new headkv_scores(headkv_scores::load(path));
     });
 }
@@ -181,20 +150,20 @@ void headkv_scores_free(headkv_scores * scores) {
 }
 
 int32_t headkv_scores_get_info(const headkv_scores * scores, headkv_scores_info * info, size_t size) {
-    return guard_plain(thread_error, [&]() {
-        require_pointer(scores);
-        require_pointer(info);
-        require_size(size, sizeof(*info));
+    return headkv_guard_plain(headkv_thread_error, [&]() {
+        headkv_require_pointer(scores);
+        headkv_require_pointer(info);
+        headkv_require_size(size, sizeof(*info));
         *info = { scores->n_layer, scores->n_head, scores->n_head_kv, scores->window,
                   scores->kernel,  scores->sinks,  scores->beta,      (int64_t) scores->texts.size() };
     });
 }
 
 int32_t headkv_scores_get(const headkv_scores * scores, float * w, size_t n) {
-    return guard_plain(thread_error, [&]() {
-        require_pointer(scores);
-        require_pointer(w);
-        require_size(n, scores->scores.size());
+    return headkv_guard_plain(headkv_thread_error, [&]() {
+        headkv_require_pointer(scores);
+        headkv_require_pointer(w);
+        headkv_require_size(n, scores->scores.size());
         std::copy(scores->scores.begin(), scores->scores.end(), w);
     });
 }
@@ -208,9 +177,9 @@ const char * headkv_scores_text(const headkv_scores * scores, int64_t i) {
 }
 
 int32_t headkv_model_id(const char * path, char * id, size_t size) {
-    return guard_plain(thread_error, [&]() {
-        require_pointer(path);
-        require_pointer(id);
+    return headkv_guard_plain(headkv_thread_error, [&]() {
+        headkv_require_pointer(path);
+        headkv_require_pointer(id);
         const std::string res = headkv_model_id(path);
         if (size < res.size() + 1) {
             throw headkv_error(HEADKV_ERR_ARGUMENT, format("the id needs %zu bytes, not %zu", res.size() + 1, size));

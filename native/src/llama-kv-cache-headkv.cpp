@@ -2,6 +2,7 @@
 
 #include "headkv-error.h"
 #include "headkv-io.h"
+#include "headkv-threads.h"
 #include "llama-batch.h"
 #include "llama-cparams.h"
 #include "llama-impl.h"
@@ -436,7 +437,7 @@ std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells() const {
     return res;
 }
 
-void llama_kv_cache_headkv::compact() {
+void llama_kv_cache_headkv::compact(uint32_t n_threads) {
     if (pool) {
         throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted already");
     }
@@ -464,21 +465,23 @@ void llama_kv_cache_headkv::compact() {
 
     headkv_keep keep(shapes.size(), std::vector<std::vector<int32_t>>(n_head_kv));
 
-    std::vector<float> sums;
-    std::vector<float> w(n_prompt);
-    for (uint32_t ikv = 0; ikv < shapes.size(); ++ikv) {
+    // layers do not depend on each other, so the number of threads changes nothing but the time
+    headkv_for_each(shapes.size(), n_threads, [&](uint32_t ikv) {
+        std::vector<float> sums;
         obs->read(ikv, sums);
         if (std::none_of(sums.begin(), sums.end(), [](float x) { return x > 0.0f; })) {
             throw headkv_error(HEADKV_ERR_UNSUPPORTED,
                                format("the attention of layer %d could not be recorded", shapes[ikv].il));
         }
+        std::vector<float> w(n_prompt);
         for (uint32_t h = 0; h < n_head_kv; ++h) {
             for (uint32_t p = 0; p < n_prompt; ++p) {
-                w[p] = sums[(size_t) h * n_ctx + cell[p]];
+                const float x = sums[(size_t) h * n_ctx + cell[p]];
+                w[p]          = x > 0.0f ? x : 0.0f; // a model that makes NaN is no reason to select at random
             }
             headkv_select(w.data(), n_prompt, caps[ikv * n_head_kv + h], params, keep[ikv][h]);
         }
-    }
+    });
 
     // allocate
 
@@ -492,6 +495,10 @@ void llama_kv_cache_headkv::compact() {
     } catch (const std::exception &) {
         throw headkv_error(HEADKV_ERR_MEMORY, "no memory for the tail");
     }
+
+    headkv_gather gather;
+    next->add_to(gather);
+    gather.prepare();
 
     // gather
 
@@ -509,7 +516,7 @@ void llama_kv_cache_headkv::compact() {
         sinfo.s1 = 0;
 
         const int32_t il = shapes[ikv].il;
-        next->gather(ikv, live->get_k_storage(il), live->get_v(ctx.get(), il, 1, sinfo)->view_src, cell);
+        next->fill(gather, ikv, live->get_k_storage(il), live->get_v(ctx.get(), il, 1, sinfo)->view_src, cell);
     }
 
     // commit; nothing can fail from here on
@@ -609,6 +616,7 @@ headkv_stats llama_kv_cache_headkv::get_stats() const {
     res.bytes_peak   = bytes_peak;
     res.t_select_us  = t_select_us;
     res.t_compact_us = t_compact_us;
+    res.n_splits     = 0; // known to the context
     return res;
 }
 

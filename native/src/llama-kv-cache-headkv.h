@@ -72,7 +72,7 @@ public:
     void configure(int32_t window, int32_t kernel, int32_t sinks);
     void set_budgets(const int32_t * caps, size_t n);
     void observe(int32_t what);
-    void compact();
+    void compact(uint32_t n_threads);
 
     void get_attention(float * w, size_t n) const;
     void get_rows(int32_t layer, float * w, size_t n) const;

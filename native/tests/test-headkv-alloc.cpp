@@ -152,7 +152,11 @@ int main() {
                              std::to_string(getpid()) + ".gguf";
     tiny_model_write(path.c_str());
 
-    llama_model_ptr model(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
+    // on the CPU, whose allocations are those that can be made to fail here
+    ggml_backend_dev_t no_gpu[]     = { nullptr };
+    llama_model_params model_params = llama_model_default_params();
+    model_params.devices            = no_gpu;
+    llama_model_ptr model(llama_model_load_from_file(path.c_str(), model_params));
     remove(path.c_str());
 
     llama_context_params params = llama_context_default_params();

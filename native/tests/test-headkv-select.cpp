@@ -1,61 +1,91 @@
 // headkv_select() against the same selection written the slow and plain way.
+// With --bench: the time it takes for the heads of a model with long prompts.
 
 #include "headkv-select.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
+#include <cstring>
+#include <numeric>
 #include <random>
-#include <set>
 
+// every position by itself: its place in the order (window, sinks, pooled attention, position)
 static std::vector<int32_t> select_plain(const std::vector<float> & w, uint32_t cap, const headkv_params & params) {
-    const int n = w.size();
-    if ((int) cap >= n) {
-        cap = n;
-    }
-    std::set<int32_t> keep;
-    for (int p = n - 1; p >= 0 && keep.size() < std::min(cap, params.window); --p) {
-        keep.insert(p);
-    }
-    const int last = n - (int) keep.size();
-    int first      = 0;
-    for (; first < (int) params.sinks && first < last && keep.size() < cap; ++first) {
-        keep.insert(first);
-    }
-    while (keep.size() < cap) {
-        int best     = -1;
-        float best_w = 0.0f;
-        for (int p = first; p < last; ++p) {
-            if (keep.count(p)) {
-                continue;
-            }
-            const int half = params.kernel / 2;
-            float pooled   = w[p];
-            for (int i = std::max(first, p - half); i <= std::min(last - 1, p + half); ++i) {
-                pooled = std::max(pooled, w[i]);
-            }
-            if (best < 0 || pooled > best_w) {
-                best   = p;
-                best_w = pooled;
-            }
+    const int n        = w.size();
+    const int n_keep   = std::min(cap, (uint32_t) n);
+    const int n_window = std::min((int) params.window, n_keep);
+    const int last     = n - n_window;
+    const int first    = std::min({ (int) params.sinks, n_keep - n_window, last });
+    const int64_t half = params.kernel / 2;
+
+    std::vector<float> pooled(n, -1.0f);
+    for (int p = first; p < last; ++p) {
+        for (int64_t i = std::max<int64_t>(first, p - half); i <= std::min<int64_t>(last - 1, p + half); ++i) {
+            pooled[p] = std::max(pooled[p], w[i]);
         }
-        keep.insert(best);
     }
-    return std::vector<int32_t>(keep.begin(), keep.end());
+
+    const auto group = [&](int32_t p) { return p >= last ? 0 : p < first ? 1 : 2; };
+
+    std::vector<int32_t> order(n);
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+        if (group(a) != group(b)) {
+            return group(a) < group(b);
+        }
+        return pooled[a] != pooled[b] ? pooled[a] > pooled[b] : a < b;
+    });
+    order.resize(n_keep);
+    std::sort(order.begin(), order.end());
+    return order;
 }
 
-int main() {
+static void bench() {
+    std::mt19937 rng(1);
+    std::lognormal_distribution<float> dist(0.0f, 3.0f);
+
+    const int n_head = 32 * 8;
+
+    for (const uint32_t n : { 8192u, 32768u, 131072u }) {
+        std::vector<float> w(n);
+        for (auto & x : w) {
+            x = dist(rng);
+        }
+        for (const uint32_t cap : { 128u, 512u, 1024u }) {
+            std::vector<int32_t> keep;
+            const auto start = std::chrono::steady_clock::now();
+            for (int h = 0; h < n_head; ++h) {
+                headkv_select(w.data(), n, cap, { 8, 17, 4 }, keep);
+            }
+            const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+            printf("%6u positions, cap %4u: %7.1f ms for %d heads on one thread\n", n, cap, took.count(), n_head);
+        }
+    }
+}
+
+int main(int argc, char ** argv) {
+    if (argc > 1 && strcmp(argv[1], "--bench") == 0) {
+        bench();
+        return 0;
+    }
+
     std::mt19937 rng(1);
 
     int n_fail      = 0;
     const int n_run = 3000;
 
     for (int i = 0; i < n_run; ++i) {
-        const uint32_t n = 1 + rng() % 200;
+        const uint32_t n = 1 + rng() % (i % 10 ? 200 : 3000);
 
         headkv_params params;
         params.window = 1 + rng() % 12;
-        params.kernel = 1 + 2 * (rng() % 12);
+        params.kernel = i % 50 ? 1 + 2 * (rng() % 12) : 1 + 2 * (rng() % 2000); // also wider than the prompt
         params.sinks  = rng() % 6;
+
+        if (i == 0) {
+            params.kernel = 0x7fffffff;
+        }
 
         const uint32_t cap = params.window + rng() % (n + 10);
 

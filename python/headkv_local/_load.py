@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from .errors import ArgumentError, ModelError, OutOfMemoryError, UnsupportedError
 from .retention import Retention
+
+# "failed to allocate CUDA0 buffer of size 123", "unable to allocate CUDA0 buffer",
+# "allocating 1.0 MiB on device 0"
+_NO_ROOM = re.compile(r"(?:fail|unable)\w* to alloc\w* (\w+)|allocating [\d.]+ MiB on (device \d+)")
 
 
 def refuse_before_loading(
@@ -41,9 +46,26 @@ def load_error(error: BaseException, lines: list[str]) -> BaseException:
     text = str(error)
     reason = "; ".join(lines) or "llama.cpp gave no reason"
     if text.startswith(("Failed to load model", "Failed to get vocab")):
+        where = _full_device(lines)
+        if where:
+            return OutOfMemoryError(
+                f"no memory for the model on {where}: give it fewer layers (n_gpu_layers), or use a smaller "
+                f"quantization ({reason})"
+            )
         return ModelError(f"{text}: {reason}")
     if text.startswith("Failed to create llama_context"):
         if "alloc" in reason or "memory" in reason:
-            return OutOfMemoryError(f"no memory for the context: {reason}")
+            where = _full_device(lines)
+            place = f" on {where}: make n_ctx or n_gpu_layers smaller ({reason})" if where else f": {reason}"
+            return OutOfMemoryError(f"no memory for the context{place}")
         return ArgumentError(f"the context cannot be made: {reason}")
     return error
+
+
+def _full_device(lines: list[str]) -> str | None:
+    """The device, other than the CPU, that llama.cpp's errors say had no room."""
+    for line in lines:
+        if found := _NO_ROOM.search(line):
+            name = found[1] or found[2]
+            return None if name.startswith("CPU") else name
+    return None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from time import perf_counter
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
@@ -162,6 +163,7 @@ class PromptReader(Decoder):
         progress = _Progress(self.on_prefill, len(tokens))
         started = perf_counter()
         self._evaluate(tokens[:-window], progress.add)
+        llama_cpp.llama_synchronize(self._ctx.ctx)  # a GPU may still be at it
         observing = perf_counter()
         _native.observe(ctx, _native.OBSERVE_WINDOW)
         try:

@@ -38,6 +38,8 @@ def native_stats(ctx: int, prompt: PromptRecord) -> CacheStats:
         observe_seconds=prompt.observe_seconds,
         select_seconds=native.t_select_us / 1e6 if compacted else 0.0,
         compact_seconds=native.t_compact_us / 1e6 if compacted else 0.0,
+        devices=_devices(ctx),
+        n_splits=native.n_splits,
     )
 
 
@@ -67,7 +69,14 @@ def stock_stats(llm: llama_cpp.Llama, prompt: PromptRecord) -> CacheStats:
         observe_seconds=0.0,
         select_seconds=0.0,
         compact_seconds=0.0,
+        devices=_devices(llm.ctx),
     )
+
+
+def _devices(ctx: int) -> tuple[str, ...]:
+    """Names of the devices that hold the cache; the CPU's where there is none."""
+    held = zip(_native.device_names(), _native.get_device_bytes(ctx), strict=True)
+    return tuple(name for name, n_bytes in held if n_bytes > 0) or ("CPU",)
 
 
 def _divided(n_tokens: int, prompt: PromptRecord) -> tuple[int, int]:

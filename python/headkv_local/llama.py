@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp.llama import LlamaState
 
-from . import _native
+from . import _native, devices
 from ._load import load_error, refuse_before_loading
 from ._logging import collected_errors
 from ._prefill import PromptReader
@@ -40,10 +40,12 @@ class Llama(PromptReader):
         every batch, and with total when the prompt has been read and compacted.
     flash_attn: None stands for True with a retention, and without one for False, llama_cpp's default.
     verbose: print llama.cpp's log to stderr; it goes to the logger "headkv_local.llama_cpp" in any case.
-    kwargs: all other arguments of llama_cpp.Llama.
+    kwargs: all other arguments of llama_cpp.Llama. n_gpu_layers (0: none, -1: all) puts layers and their KV
+        cache on a GPU; where none can be used a warning says why, and all runs on the CPU.
 
     Raises ModelError for a file that is missing or broken, UnsupportedError for a model or settings that
-    cannot be compacted, OutOfMemoryError and ArgumentError for a context that cannot be made.
+    cannot be compacted or a GPU that this build does not run on, OutOfMemoryError and ArgumentError for a
+    context that cannot be made.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Llama(PromptReader):
         **kwargs: Any,
     ) -> None:
         refuse_before_loading(model_path, retention, flash_attn, kwargs)
+        devices.check_before_loading(kwargs)
         self.on_prefill = on_prefill
         if kwargs.get("draft_model") is not None:
             kwargs["logits_all"] = True  # llama_cpp turns this on by itself, but makes no room for them

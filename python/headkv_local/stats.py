@@ -47,6 +47,10 @@ class CacheStats:
     """Choosing the entries."""
     compact_seconds: float
     """Moving the kept rows and freeing the full cache."""
+    devices: tuple[str, ...] = ("CPU",)
+    """Where the cache lies: ("CUDA0",), or several where the layers are spread."""
+    n_splits: int = 0
+    """Parts of the last graph: one more than it changes between devices; 0 where that is not known."""
 
     @property
     def kept_share(self) -> float:

@@ -67,6 +67,33 @@ def test_speed(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert process["freed_bytes"] == process["full_bytes"] - process["resident_bytes"]
 
 
+def test_speed_of_several_budgets_and_a_random_model(capsys: pytest.CaptureFixture[str]) -> None:
+    data, table = run(
+        capsys,
+        *("speed", "--model", "random:tiny", "--threads", "1", "--repeat", "1", "--compactions", "2"),
+        *("--prompt-tokens", "300,500", "--budget", "32,10%", "--decode-tokens", "8", "--short-depth", "0"),
+        *("--type-k", "q8_0", "--type-v", "q8_0", "--gpu-layers", "0"),
+    )
+    found = [(r["prompt_tokens"], r["budget"], r["cache"]["kept_bytes"]) for r in data["results"]]
+    row = 2 * 68 * 2 * 2  # K and V of 64 values in q8_0, 2 layers, 2 KV heads
+    assert found == [(n, b, kept * row) for n in (300, 500) for b, kept in ((32, 32), ("10%", n // 10))]
+    for result in data["results"]:
+        assert result["short_depth"] == 0
+        assert result["samples"]["compact"]["n"] == 2
+        assert result["cache"]["devices"] == ["CPU"]
+        assert result["first_token_seconds"]["headkv"] > 0
+        assert result["own_process"]["device_before"] is None  # no GPU holds this cache
+    same_prompt = data["results"][0]["prefill_seconds_of_batches"]
+    assert same_prompt == data["results"][1]["prefill_seconds_of_batches"]
+    assert table.count("device free, least") == table.count("not available") // 3 == 4
+    assert [line.split("  ")[0] for line in table.strip().splitlines()[-4:]] == [
+        "300, 32",
+        "300, 10%",
+        "500, 32",
+        "500, 10%",
+    ]
+
+
 def test_needles(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, table = run(
         capsys,

@@ -12,6 +12,7 @@ from headkv_local.bench import policies
 from headkv_local.bench.command import with_default
 from headkv_local.budgets import ModelShape
 from headkv_local.cli import main
+from headkv_local.devices import gpus, why_no_gpu
 from headkv_local.scores import SHIPPED
 
 
@@ -39,6 +40,8 @@ def test_speed_is_the_default(given: list[str], meant: list[str]) -> None:
         ["bench", "--repeat", "0"],
         ["bench", "--prompt-tokens", "100,x"],
         ["bench", "--type-k", "q2_k"],
+        ["bench", "--gpu-layers", "-2"],
+        ["bench", "--short-depth", "-1"],
         ["bench", "needles", "--lengths", ""],
         ["bench", "quality", "--tasks", "needle,riddles"],
         ["bench", "quality", "--samples", "0"],
@@ -69,6 +72,17 @@ def test_a_bad_budget_is_one_sentence(option: list[str], capsys: pytest.CaptureF
     assert out == ""
     assert err.startswith("headkv: budget must be")
     assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(bool(gpus()), reason="there is a GPU")
+@pytest.mark.parametrize("command", [["bench"], ["bench", "needles"], ["score", "no.gguf", "-o", "out.gguf"]])
+def test_figures_of_a_gpu_that_is_not_there_are_refused(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--gpu-layers", "-1"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"headkv: {why_no_gpu()}\n"
 
 
 def test_json_into_a_missing_folder_fails_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

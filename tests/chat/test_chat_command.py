@@ -171,6 +171,17 @@ class TestAnswers:
         assert stats["kept_share"] == pytest.approx(64 / usage["prompt_tokens"], rel=1e-4)
         assert stats["resident_bytes"] < stats["full_bytes"] / 2
 
+    def test_layers_for_a_gpu_that_is_not_there(self, chat: Chat, tiny_path: Path) -> None:
+        ask = (str(tiny_path), "-p", "Why?", "--json", *SHORT)
+        hidden = {"CUDA_VISIBLE_DEVICES": ""}
+        done = chat(*ask, "--gpu-layers", "-1", **hidden)
+        assert done.returncode == 0
+        assert done.stderr.startswith("--gpu-layers is set aside, all runs on the CPU: ")
+        assert done.stderr.count("set aside") == 1
+        assert json.loads(done.stdout)["stats"]["devices"] == ["CPU"]
+        for silent in ((), ("--gpu-layers", "0")):
+            assert "GPU" not in chat(*ask, *silent, **hidden).stderr
+
     def test_full_budget_keeps_everything(self, chat: Chat, document: Path, tiny_path: Path) -> None:
         done = chat(str(tiny_path), "-f", str(document), "-p", "Why?", "--json", *SHORT, "--budget", "full")
         stats = json.loads(done.stdout)["stats"]

@@ -92,7 +92,7 @@ def test_commands(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
         ("/budget full", "budget: full, from the next prompt on"),
         ("/budget", "> /budget budget: full"),
         ("/stats", "prompt: 0 tokens, kept whole"),
-        ("/info", "budget: full head scores: none threads: 1 turns: 0"),
+        ("/info", "budget: full head scores: none threads: 1 cache on: CPU turns: 0"),
         ("/clear", "A new chat."),
     ]:
         terminal.line(line)

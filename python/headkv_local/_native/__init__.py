@@ -40,6 +40,12 @@ SURFACE: Final = (
     "headkv_get_kept",
     "headkv_get_mask",
     "headkv_get_stats",
+    "headkv_device_count",
+    "headkv_device_name",
+    "headkv_device_description",
+    "headkv_get_device",
+    "headkv_cuda_archs",
+    "headkv_get_device_bytes",
     "headkv_cancel",
     "headkv_cancel_clear",
     "headkv_scores_load",
@@ -70,6 +76,17 @@ class NativeStats(NamedTuple):
     bytes_peak: int
     t_select_us: int
     t_compact_us: int
+    n_splits: int
+
+
+class Device(NamedTuple):
+    """struct headkv_device and its texts."""
+
+    name: str
+    description: str
+    is_gpu: bool
+    bytes_free: int
+    bytes_total: int
 
 
 def _open() -> tuple[Any, Any, dict[str, Callable[..., Any]]]:
@@ -195,6 +212,36 @@ def get_stats(ctx: int) -> NativeStats:
     stats = _ffi.new("struct headkv_stats *")
     _call("headkv_get_stats", ctx, stats, _ffi.sizeof("struct headkv_stats"))
     return NativeStats(*(int(getattr(stats, field)) for field in NativeStats._fields))
+
+
+def device_names() -> list[str]:
+    return [_text(_functions["headkv_device_name"](i)) for i in range(_functions["headkv_device_count"]())]
+
+
+def devices() -> list[Device]:
+    """What this build can compute on, the CPU among them; the memory as the drivers report it now."""
+    found = []
+    for i, name in enumerate(device_names()):
+        raw = _ffi.new("struct headkv_device *")
+        _check(_functions["headkv_get_device"](i, raw, _ffi.sizeof("struct headkv_device")), 0)
+        description = _text(_functions["headkv_device_description"](i))
+        found.append(Device(name, description, bool(raw.is_gpu), int(raw.bytes_free), int(raw.bytes_total)))
+    return found
+
+
+def cuda_archs() -> str:
+    return _text(_functions["headkv_cuda_archs"]())
+
+
+def get_device_bytes(ctx: int) -> list[int]:
+    """Bytes of the KV cache on each of devices()."""
+    n_bytes = np.zeros(_functions["headkv_device_count"](), dtype=np.int64)
+    pointer = _ffi.from_buffer("int64_t[]", n_bytes, require_writable=True)
+    code = _functions["headkv_get_device_bytes"](
+        _ffi.cast("struct llama_context *", ctx), pointer, n_bytes.size
+    )
+    _check(code, 0)  # contexts that are not ours keep no error
+    return [int(n) for n in n_bytes]
 
 
 def cancel(ctx: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from . import quality_command
@@ -31,29 +32,55 @@ def add_parser(commands: Any) -> None:
     add_common(speed)
     add = speed.add_argument
     add("--prompt-tokens", type=positives, default=(6000,), metavar=LIST, help="prompt lengths")
-    add("--budget", default="128", help="entries per KV head, '5%%' of the prompt or '64MiB'")
+    add(
+        "--budget",
+        default="128",
+        metavar="B[,B...]",
+        help="entries per KV head, '5%%' of the prompt or '64MiB'",
+    )
     add("--repeat", type=positive, default=3, metavar="N", help="passes, medians over all")
+    add("--compactions", type=positive, default=3, metavar="N", help="compactions per pass and budget")
+    add(
+        "--short-depth",
+        type=_depth,
+        metavar="N",
+        help="depth of the short stock context (default: the budget)",
+    )
     add("--decode-tokens", type=positive, default=64, metavar="N", help="decode steps per pass")
     add("--stock-flash", choices=("on", "off"), default="on", help="flash attention of the stock cache")
     add("--no-rss", action="store_true", help="skip the process of its own that measures memory")
+    add(
+        "--keep-model", metavar="DIR", help="folder where a random model stays (default: none, it is removed)"
+    )
     speed.set_defaults(run=_speed)
     quality_command.add_parsers(kinds)
 
 
 def _speed(options: argparse.Namespace) -> None:
-    from . import report, speed, speed_report
-    from .policies import parse_budget
+    from pathlib import Path
+
+    from . import random_model, report, speed, speed_report
+    from .policies import parse_budgets
 
     report.check_target(options.json)
-    setup = setup_of(options)
     settings = speed.Settings(
         prompt_tokens=options.prompt_tokens,
-        budget=parse_budget(options.budget),
+        budgets=tuple(parse_budgets(options.budget)),
         repeat=options.repeat,
+        compactions=options.compactions,
+        short_depth=options.short_depth,
         decode_tokens=options.decode_tokens,
         stock_flash=options.stock_flash == "on",
         own_process=not options.no_rss,
     )
-    results = speed.run(setup, settings, tell)
+    keep_in = None if options.keep_model is None else Path(options.keep_model)
+    setup = setup_of(options)
+    tell(f"model {setup.model}")
+    with random_model.opened(setup.model, keep_in) as path:
+        results = speed.run(replace(setup, model=path), settings, tell)
     table = speed_report.table(setup, settings, results)
     report.write(table, speed_report.document(setup, settings, results), options.json)
+
+
+def _depth(text: str) -> int:
+    return 0 if text == "0" else positive(text)

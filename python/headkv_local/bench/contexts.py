@@ -27,6 +27,7 @@ class Setup:
     type_k: str = "f16"
     type_v: str = "f16"
     n_batch: int = 512
+    n_gpu_layers: int = 0
 
     def options(self, n_ctx: int) -> dict[str, Any]:
         return {
@@ -36,6 +37,7 @@ class Setup:
             "n_ubatch": self.n_batch,
             "n_threads": self.n_threads,
             "n_threads_batch": self.n_threads,
+            "n_gpu_layers": self.n_gpu_layers,
             "type_k": KV_TYPES[self.type_k],
             "type_v": KV_TYPES[self.type_v],
             "verbose": False,

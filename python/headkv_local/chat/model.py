@@ -12,6 +12,7 @@ from typing import Any
 from headkv_local import Llama, Retention
 from headkv_local.chat.args import Options
 from headkv_local.chat.context import choose_context, physical_cores
+from headkv_local.devices import all_layers
 
 
 @dataclass
@@ -72,6 +73,7 @@ def load_model(path: str, options: Options, retention: Retention | None) -> Chat
         n_ctx=choose_context(os.fsencode(path), options.ctx),
         n_threads=cores,
         n_threads_batch=cores,
+        n_gpu_layers=all_layers(options.gpu_layers),
         seed=secrets.randbelow(2**32 - 1) if options.seed is None else options.seed,
         flash_attn=True,  # also for the full cache, so that /budget can change to another one
     )

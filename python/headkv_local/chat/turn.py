@@ -64,6 +64,7 @@ class Answer:
                 "n_ctx": stats.n_ctx,
                 "policy": stats.policy,
                 "scores_from": stats.scores_from,
+                "devices": list(stats.devices),
                 "compacted": stats.compacted,
                 "compacted_prompt_tokens": stats.prompt_tokens if stats.compacted else 0,
                 "tail_tokens": stats.tail_tokens,

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from headkv_local import HeadKVError, HeadScores, Llama, Retention, default_model_path
 from headkv_local.bench import report
 from headkv_local.bench.contexts import check_length, n_ctx_for
-from headkv_local.bench.options import positive
+from headkv_local.bench.options import layers, positive
 from headkv_local.bench.policies import parse_budget
 from headkv_local.bench.prompts import chat_tokens
+from headkv_local.devices import all_layers, require_gpu
 
 from .answering import Answer, answer, messages
 from .material import document, questions
@@ -47,8 +48,14 @@ def _run(options: argparse.Namespace) -> None:
     text, asked = document(), questions()[: options.questions]
     prompts = _prompts(model, [messages(text, question)[0]["content"] for question in asked])
     n_ctx = n_ctx_for(max(map(len, prompts)) + MAX_TOKENS)
+    require_gpu(options.gpu_layers or 0)
     with Llama(
-        model, n_ctx=n_ctx, n_threads=options.threads, n_threads_batch=options.threads, flash_attn=True
+        model,
+        n_ctx=n_ctx,
+        n_threads=options.threads,
+        n_threads_batch=options.threads,
+        n_gpu_layers=all_layers(options.gpu_layers),
+        flash_attn=True,
     ) as llm:
         check_length(llm, n_ctx)
         shared = _shared(prompts)
@@ -101,6 +108,7 @@ def _table(sides: Mapping[str, Sequence[Answer]]) -> str:
         row("cache, full size", lambda side: _bytes(side, "full_bytes")),
         row("cache, resident now", lambda side: _bytes(side, "resident_bytes")),
         row("cache, peak", lambda side: _bytes(side, "peak_bytes")),
+        row("cache on", lambda side: ", ".join(side[0].stats.devices)),
         row("tokens per second", lambda side: f"{_rate(side):.1f}"),
         row("answers right", lambda side: f"{sum(a.right for a in side)} of {len(side)}"),
     ]
@@ -133,6 +141,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--questions", type=positive, metavar="N", help="only the first N of them")
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="CPU threads (default: llama.cpp's choice)"
+    )
+    parser.add_argument(
+        "--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)"
     )
     return parser.parse_args(argv)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..bench.options import positive
+from ..bench.options import layers, positive
 
 _LIST = "N[,N...]"
 
@@ -29,14 +29,16 @@ def add_parser(commands: Any) -> None:
     add("--seed", type=_seed, default=0, metavar="N", help="chooses haystacks, depths and the order")
     add("--examples", metavar="FILE", help="JSON Lines with examples of yours (default: the project's)")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: half of the CPUs)")
-    add("--gpu-layers", type=int, default=0, metavar="N", help="layers to keep on the GPU, -1 for all")
+    add("--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)")
     add("--force", action="store_true", help="replace OUT, and the progress of another run")
     score.set_defaults(run=_score)
 
 
 def _score(options: argparse.Namespace) -> None:
+    from ..devices import all_layers, require_gpu
     from . import report, run
 
+    require_gpu(options.gpu_layers or 0)
     settings = run.Options(
         model=options.model,
         output=options.output,
@@ -47,7 +49,7 @@ def _score(options: argparse.Namespace) -> None:
         seed=options.seed,
         examples=options.examples,
         n_threads=options.threads,
-        n_gpu_layers=options.gpu_layers,
+        n_gpu_layers=all_layers(options.gpu_layers),
         force=options.force,
     )
     with _Bar() as bar:

@@ -1,0 +1,69 @@
+"""What a model can run on, and one sentence for each reason why that is not the GPU that was asked for."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from . import _cuda_driver, _native
+from ._native import Device
+from .errors import UnsupportedError
+
+__all__ = ["Device", "all_layers", "devices", "gpus", "require_gpu"]
+
+_logger = logging.getLogger("headkv_local")
+
+
+def devices() -> tuple[Device, ...]:
+    """All that this build can compute on, the CPU among them; memory as the drivers report it now."""
+    return tuple(_native.devices())
+
+
+def gpus() -> tuple[Device, ...]:
+    return tuple(device for device in devices() if device.is_gpu)
+
+
+def all_layers(wanted: int | None) -> int:
+    """n_gpu_layers for a tool: what was asked for, else all layers (-1) if there is a GPU, and none (0)."""
+    if wanted is not None:
+        return wanted
+    return -1 if gpus() else 0
+
+
+def require_gpu(n_gpu_layers: int) -> None:
+    """For tools whose figures would mean something else on the CPU. Raises UnsupportedError."""
+    if n_gpu_layers != 0 and not gpus():
+        raise UnsupportedError(why_no_gpu())
+
+
+def why_no_gpu() -> str:
+    """One sentence; to be asked where gpus() is empty."""
+    if not _native.cuda_archs():
+        return "this build of headkv-local has no GPU support: build it with `make install CUDA=1`"
+    problem = _cuda_driver.ask().problem
+    return f"there is no usable GPU: {problem or 'the driver is older than the CUDA of this build'}"
+
+
+def check_before_loading(kwargs: dict[str, Any]) -> None:
+    """Raise for a GPU that the kernels do not run on, which CUDA would abort on; say where no GPU is used."""
+    check_architectures(_native.cuda_archs(), _cuda_driver.ask().gpus if gpus() else ())
+    layers = kwargs.get("n_gpu_layers", 0)
+    if layers != 0 and not gpus():
+        _logger.warning("n_gpu_layers=%s is set aside, all runs on the CPU: %s", layers, why_no_gpu())
+
+
+def check_architectures(built_for: str, found: tuple[_cuda_driver.Gpu, ...]) -> None:
+    """Raises UnsupportedError for a GPU older than any architecture that was built for.
+
+    built_for: as ggml lists it, "750,900" for 7.5 and 9.0.
+    """
+    if not built_for:
+        return
+    oldest = min(int(arch) // 10 for arch in built_for.split(","))
+    for gpu in found:
+        if gpu.architecture < oldest:
+            raise UnsupportedError(
+                f"the GPU {gpu.name} is of architecture {gpu.architecture}, and this build is for "
+                f"{oldest} and newer: build with CUDA_ARCHS={gpu.architecture}, or hide "
+                "the GPU with CUDA_VISIBLE_DEVICES="
+            )

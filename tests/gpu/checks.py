@@ -1,0 +1,190 @@
+"""What has to hold on a GPU with a real model: `checks.py mask|splits|memory|answers --model FILE`.
+
+Prints one line and exits with 0 if it holds, with 1 if not. The CPU's side runs in a process that
+sees no GPU.
+With `--gpu-layers 0` both sides are the CPU's: that the checks themselves work can be tried anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from headkv_local import Llama, Retention, _native
+from headkv_local.bench import device_memory
+from headkv_local.bench.text import text_tokens
+from headkv_local.devices import require_gpu
+
+BUDGET = 128
+LEAST_OVERLAP = 0.98
+"""Share of the entries kept on the CPU that a GPU keeps too: its K differ by rounding, and with them the
+attention of entries that are about as good as each other."""
+ANSWERS_FULL, ANSWERS_COMPACTED = 14, 12
+"""Least right answers of the demo's 15; on the CPU 15 and 14 were found."""
+
+Figures = dict[str, Any]
+Mask = npt.NDArray[np.bool_]
+
+
+def opened(options: argparse.Namespace, **kwargs: Any) -> Llama:
+    return Llama(
+        options.model,
+        n_ctx=options.prompt_tokens + 608,
+        n_gpu_layers=options.gpu_layers,
+        flash_attn=True,
+        n_ubatch=512,
+        **kwargs,
+    )
+
+
+def as_asked(options: argparse.Namespace, devices: tuple[str, ...]) -> bool:
+    """A check that ran on the CPU says nothing about a GPU."""
+    return options.gpu_layers == 0 or "CPU" not in devices
+
+
+def select_plainly(attention: npt.NDArray[np.float32], retention: Retention, cap: int) -> Mask:
+    """The same selection as the library's, written the plain way: (n_prompt,) to (n_prompt,)."""
+    n, half = len(attention), retention.kernel // 2
+    first, last = retention.sinks, n - retention.window
+    candidates = np.pad(attention[first:last], half, constant_values=-1)
+    pooled = np.lib.stride_tricks.sliding_window_view(candidates, retention.kernel).max(axis=1)
+    best = np.argsort(-pooled, kind="stable")[: cap - retention.window - retention.sinks]
+    keep = np.zeros(n, dtype=np.bool_)
+    keep[:first] = keep[last:] = keep[first + best] = True
+    return keep
+
+
+def make_mask(options: argparse.Namespace) -> tuple[Mask, Mask, tuple[str, ...]]:
+    """The mask, what the recorded attention gives when selected in numpy, and where the cache was."""
+    retention = Retention(budget=BUDGET, scores="uniform")
+    with opened(options, retention=retention) as llm:
+        compact, seen = _native.compact, []
+        _native.compact = lambda ctx: (seen.append(_native.get_attention(ctx)), compact(ctx))[1]
+        try:
+            llm.prefill(text_tokens(llm, options.prompt_tokens))
+        finally:
+            _native.compact = compact
+        plain = [[select_plainly(head, retention, BUDGET) for head in layer] for layer in seen[0]]
+        return llm.retention_mask(), np.array(plain), llm.cache_stats().devices
+
+
+def mask(options: argparse.Namespace) -> tuple[bool, str, Figures]:
+    found, plain, devices = make_mask(options)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "mask.npy"
+        command = [sys.executable, __file__, "save-mask", "--model", options.model, "--json", str(path)]
+        subprocess.run(
+            [*command, "--gpu-layers", "0", "--prompt-tokens", str(options.prompt_tokens)],
+            check=True,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        )
+        wanted: Mask = np.load(path)
+    overlap = float((found & wanted).sum() / wanted.sum())
+    same_selection = bool((found == plain).all())
+    figures = {"overlap": overlap, "same_selection": same_selection, "devices": devices}
+    sentence = (
+        f"cache on {', '.join(devices)}: {overlap:.4%} of what the CPU keeps is kept, at least "
+        f"{LEAST_OVERLAP:.0%} must be; the recorded attention selected in numpy gives "
+        f"{'the same mask' if same_selection else 'ANOTHER mask'}"
+    )
+    passed = overlap >= LEAST_OVERLAP and same_selection and as_asked(options, devices)
+    return passed, sentence, figures
+
+
+def splits(options: argparse.Namespace) -> tuple[bool, str, Figures]:
+    """A node that falls back to another device would be a part of its own in the graph of a decoded token."""
+    counts, n = {}, options.prompt_tokens
+    with opened(options) as llm:
+        tokens = text_tokens(llm, n + 1)
+        llm.prefill(tokens[:n])
+        llm.eval([tokens[-1]])
+        counts["full"] = llm.cache_stats().n_splits
+        llm.reset()
+        llm.retention = Retention(budget=BUDGET, scores="uniform")
+        llm.prefill(tokens[:n])
+        llm.eval([tokens[-1]])
+        stats = llm.cache_stats()
+        counts["compacted"] = stats.n_splits
+    where = ", ".join(stats.devices)
+    sentence = f"cache on {where}: {counts['full']} parts of the graph before, {counts['compacted']} after"
+    passed = stats.compacted and counts["compacted"] <= counts["full"] and as_asked(options, stats.devices)
+    return passed, sentence, counts
+
+
+def memory(options: argparse.Namespace) -> tuple[bool, str, Figures]:
+    """The cache's bytes against the rows that it has to hold, and what the driver says was freed."""
+    with opened(options, retention=Retention(budget=BUDGET, scores="uniform")) as llm:
+        before = device_memory.free_bytes(llm.cache_stats().devices)
+        llm.prefill(text_tokens(llm, options.prompt_tokens))
+        stats = llm.cache_stats()
+        after = device_memory.free_bytes(stats.devices)
+        held = sum(_native.get_device_bytes(int(llm.ctx)))
+    needed = int(stats.kept.sum()) * stats.row_bytes + stats.tail_bytes
+    freed = None if before is None or after is None else after - before
+    figures = {"held": held, "needed": needed, "full": stats.full_bytes, "device_freed": freed}
+    sentence = (
+        f"{', '.join(stats.devices)}: {held / needed:.4f} of kept rows and tail (at most 1.02); full cache "
+        f"{stats.full_bytes / 2**20:.1f} MiB, now {held / 2**20:.1f} MiB, freed by the driver's figures: "
+        + ("not available" if freed is None else f"{freed / 2**20:.1f} MiB")
+    )
+    passed = stats.compacted and held <= 1.02 * needed and as_asked(options, stats.devices)
+    return passed, sentence, figures
+
+
+def answers(options: argparse.Namespace) -> tuple[bool, str, Figures]:
+    """The demo's questions; the last line of its table says how many answers were right."""
+    command = [sys.executable, "-m", "headkv_local.demo", "--gpu-layers", str(options.gpu_layers)]
+    command += ["--model", options.model]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr, sep="\n")
+    row = next((line for line in done.stdout.splitlines() if line.startswith("answers right")), "")
+    right = [int(word) for word in row.split() if word.isdecimal()][::2]  # "15 of 15  9 of 15  14 of 15"
+    passed = done.returncode == 0 and right[:1] >= [ANSWERS_FULL] and right[-1:] >= [ANSWERS_COMPACTED]
+    least = f"at least {ANSWERS_FULL} and {ANSWERS_COMPACTED} of the first and the last"
+    sentence = f"right of 15: {right} (full cache, uniform, by scores; {least})"
+    return passed, sentence, {"right": right}
+
+
+def save_mask(options: argparse.Namespace) -> tuple[bool, str, Figures]:
+    """For mask(): the CPU's side, in a file for numpy."""
+    np.save(options.json, make_mask(options)[0])
+    return True, "saved", {}
+
+
+CHECKS: dict[str, Callable[[argparse.Namespace], tuple[bool, str, Figures]]] = {
+    "mask": mask,
+    "splits": splits,
+    "memory": memory,
+    "answers": answers,
+    "save-mask": save_mask,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("check", choices=CHECKS)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--gpu-layers", type=int, default=-1)
+    parser.add_argument("--prompt-tokens", type=int, default=4000, metavar="N")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    options = parser.parse_args()
+    require_gpu(options.gpu_layers)
+    passed, sentence, figures = CHECKS[options.check](options)
+    if options.json and options.check != "save-mask":
+        Path(options.json).write_text(json.dumps({"passed": passed} | figures, indent=1) + "\n")
+    print(sentence)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Which device holds what, and one sentence for each reason why it is not a GPU."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from headkv_local import Llama, OutOfMemoryError, Retention, UnsupportedError, _cuda_driver, _native, devices
+from headkv_local._cuda_driver import Gpu
+from headkv_local._load import load_error
+
+has_gpu = bool(devices.gpus())
+no_gpu = pytest.mark.skipif(has_gpu, reason="there is a GPU")
+
+
+def test_the_cpu_is_a_device() -> None:
+    cpu = next(device for device in devices.devices() if device.name == "CPU")
+    assert not cpu.is_gpu
+    assert cpu.description
+    assert cpu.bytes_total >= cpu.bytes_free > 0
+    assert _native.device_names() == [device.name for device in devices.devices()]
+
+
+def test_the_stats_name_where_the_cache_lies(tiny_path: Path, load: Callable[..., Llama]) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32), n_gpu_layers=0)
+    llm.prefill(list(range(200)))
+    stats = llm.cache_stats()
+    assert stats.compacted
+    assert stats.devices == ("CPU",)
+    held = dict(zip(_native.device_names(), _native.get_device_bytes(llm.ctx), strict=True))
+    assert held["CPU"] == sum(held.values()) == stats.resident_bytes
+    assert stats.n_splits >= 1
+
+
+def test_a_stock_cache_is_named_too(tiny_path: Path, load: Callable[..., Llama]) -> None:
+    llm = load(tiny_path, flash_attn=False, n_gpu_layers=0)
+    llm.prefill([1, 2, 3])
+    assert llm.cache_stats().devices == ("CPU",)
+    assert sum(_native.get_device_bytes(llm.ctx)) == llm.cache_stats().full_bytes
+
+
+@no_gpu
+def test_layers_for_a_gpu_that_is_not_there_are_told_once(
+    tiny_path: Path, load: Callable[..., Llama], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "headkv_local"):
+        llm = load(tiny_path, retention=Retention(budget=32), n_gpu_layers=-1)
+        llm.prefill(list(range(200)))
+    (record,) = (record for record in caplog.records if record.name == "headkv_local")
+    assert record.getMessage() == f"n_gpu_layers=-1 is set aside, all runs on the CPU: {devices.why_no_gpu()}"
+    assert llm.cache_stats().devices == ("CPU",)
+    assert llm.cache_stats().compacted
+
+
+@no_gpu
+def test_a_tool_that_measures_refuses() -> None:
+    devices.require_gpu(0)
+    with pytest.raises(UnsupportedError, match="GPU"):
+        devices.require_gpu(1)
+    assert devices.all_layers(None) == 0
+
+
+def test_what_was_asked_for_is_taken() -> None:
+    assert [devices.all_layers(n) for n in (0, 7, -1)] == [0, 7, -1]
+    assert devices.all_layers(None) == (-1 if has_gpu else 0)
+
+
+def test_the_reason_fits_the_build() -> None:
+    if _native.cuda_archs():
+        assert "driver" in devices.why_no_gpu()
+    else:
+        assert "CUDA=1" in devices.why_no_gpu()
+
+
+@pytest.mark.parametrize(
+    ("built_for", "architectures", "refused"),
+    [
+        ("900", (90,), None),
+        ("750,900", (80, 90), None),  # whether PTX for 7.5 came along is not known: CUDA will tell
+        ("900", (90, 75), 75),
+        ("800,900", (75,), 75),
+        ("", (30,), None),
+        ("900", (), None),
+    ],
+)
+def test_a_gpu_older_than_the_build(
+    built_for: str, architectures: tuple[int, ...], refused: int | None
+) -> None:
+    found = tuple(Gpu(f"GPU {architecture}", architecture) for architecture in architectures)
+    if refused is None:
+        devices.check_architectures(built_for, found)
+        return
+    with pytest.raises(UnsupportedError, match=f"the GPU GPU {refused} .* CUDA_ARCHS={refused}"):
+        devices.check_architectures(built_for, found)
+
+
+@pytest.mark.parametrize(
+    ("failed", "line", "sentence"),
+    [  # the lines as ggml and llama.cpp write them
+        (
+            "Failed to load model from file: m.gguf",
+            "alloc_tensor_range: failed to allocate CUDA0 buffer of size 4294967296",
+            "no memory for the model on CUDA0: .*n_gpu_layers",
+        ),
+        (
+            "Failed to load model from file: m.gguf",
+            "llama_model_load: error loading model: unable to allocate CUDA1 buffer",
+            "no memory for the model on CUDA1: ",
+        ),
+        (
+            "Failed to create llama_context",
+            "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 16384.00 MiB on device 0: cudaMalloc "
+            "failed: out of memory",
+            "no memory for the context on device 0: make n_ctx or n_gpu_layers smaller",
+        ),
+    ],
+)
+def test_too_little_device_memory(failed: str, line: str, sentence: str) -> None:
+    error = load_error(ValueError(failed), [line])
+    assert isinstance(error, OutOfMemoryError)
+    with pytest.raises(OutOfMemoryError, match=sentence):
+        raise error
+
+
+DRIVER = """
+#include <stddef.h>
+#include <string.h>
+int cuInit(unsigned flags) { return INIT; }
+int cuGetErrorName(int code, const char ** name) {
+    *name = code == 100 ? "CUDA_ERROR_NO_DEVICE" : NULL;
+    return 0;
+}
+int cuDeviceGetCount(int * n) { *n = COUNT; return 0; }
+int cuDeviceGet(int * dev, int i) { *dev = i; return 0; }
+int cuDeviceGetName(char * name, int size, int dev) { strncpy(name, "Some GPU", size); return 0; }
+int cuDeviceGetAttribute(int * value, int what, int dev) { *value = what == 75 ? 8 : 6; return 0; }
+"""
+
+
+def test_without_a_driver() -> None:
+    driver = _cuda_driver.ask("libno-such-driver.so.1")
+    assert driver.gpus == ()
+    assert driver.problem == "the NVIDIA driver is not installed: there is no libno-such-driver.so.1"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize(
+    ("init", "count", "problem", "gpus"),
+    [
+        (0, 2, "", (Gpu("Some GPU", 86),) * 2),
+        (0, 0, "the NVIDIA driver shows no device: does CUDA_VISIBLE_DEVICES hide it?", ()),
+        (100, 0, "the NVIDIA driver reports CUDA_ERROR_NO_DEVICE", ()),
+        (12345, 0, "the NVIDIA driver reports error 12345", ()),
+    ],
+)
+def test_a_driver_is_asked_through_its_c_interface(
+    init: int, count: int, problem: str, gpus: tuple[Gpu, ...], tmp_path: Path
+) -> None:
+    """Against a library with the driver's interface: where there is a GPU, tests/gpu asks the real one."""
+    source, library = tmp_path / "driver.c", tmp_path / "libdriver.so"
+    source.write_text(DRIVER)
+    flags = ["-shared", "-fPIC", "-w", f"-DINIT={init}", f"-DCOUNT={count}"]
+    subprocess.run(["cc", *flags, str(source), "-o", str(library)], check=True)
+    assert _cuda_driver.ask(str(library)) == _cuda_driver.Driver(problem, gpus)
