@@ -34,7 +34,7 @@ def assert_followed(kept: np.ndarray) -> None:
     assert kept.sum() == 64 * 4
     assert kept[0, 0] == kept.max()  # 8 of 10
     assert kept[0, 1] == kept.min()  # nothing
-    assert kept[1, 0] == kept[1, 1]
+    assert abs(kept[1, 0] - kept[1, 1]) <= 1  # alike, up to what does not divide
 
 
 def test_a_sidecar_is_found_by_itself(load: Load, model: Path) -> None:
