@@ -1,0 +1,30 @@
+"""The head scores that come with the project: each is what it says, and scores/README.md names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from headkv_local import HeadScores
+from headkv_local.retention import DEFAULTS
+from headkv_local.scores import SHIPPED, SUFFIX
+
+SOURCES = Path(__file__).parents[2] / "scores"
+NAMES = sorted(path.name for path in SOURCES.glob("*.gguf"))
+
+
+def test_all_of_them_are_installed() -> None:
+    assert sorted(path.name for path in SHIPPED.iterdir()) == NAMES
+    assert len(NAMES) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_provenance(name: str) -> None:
+    scores = HeadScores.from_gguf(SOURCES / name)
+    assert name == Path(str(scores.source["model"])).stem + SUFFIX  # so that it is found for that model
+    assert str(scores.source["model_id"]).startswith("fnv1a-")
+    assert {"data", "samples", "seed", "lengths", "date", "licence", "tool"} <= scores.source.keys()
+    advice = {key: getattr(scores, key) for key in DEFAULTS}
+    assert advice == pytest.approx(DEFAULTS)
+    assert f"`{name}`" in (SOURCES / "README.md").read_text(encoding="utf-8")
