@@ -54,6 +54,9 @@ def _draw(axes: Any, lines: Sequence[dict[str, Any]], key: str) -> None:
         else:
             xs, ys = ([line[k] for line in of_policy] for k in ("kept_share", key))
             axes.plot(xs, ys, marker="o", label=name)
+    kept = sorted({round(line["kept_share"], 3) for line in lines if line["policy"] != FULL})
     axes.set_xscale("log")
+    axes.set_xticks(kept, [f"{share:.1%}" for share in kept])
+    axes.minorticks_off()
     axes.set_xlabel("share of the cache kept")
     axes.legend(fontsize="small")
