@@ -24,7 +24,7 @@ MAX_TOKENS = 32
 _NOTE = (
     "uniform: every KV head keeps the same share. scores: shares follow the model's head scores. Both keep\n"
     "the same bytes. The questions were chosen so that the full cache answers them, the budget on them:\n"
-    "`headkv bench needles` asks what nothing was tuned on."
+    "`headkv bench quality` asks what nothing was tuned on."
 )
 
 
