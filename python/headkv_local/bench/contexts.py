@@ -10,6 +10,7 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+import numpy.typing as npt
 
 from headkv_local import ArgumentError, Llama, Retention
 
@@ -68,17 +69,23 @@ def check_length(llm: llama_cpp.Llama, n_tokens: int) -> None:
 
 def greedy(llm: llama_cpp.Llama, max_tokens: int) -> list[int]:
     """The likeliest tokens after what was evaluated last, up to an end of generation, which is left out."""
-    vocab = llama_cpp.llama_model_get_vocab(llm.model)
-    assert vocab is not None
     out: list[int] = []
-    for _ in range(max_tokens):
-        logits = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
-        token = int(np.ctypeslib.as_array(logits, shape=(llm.n_vocab(),)).argmax())
-        if llama_cpp.llama_vocab_is_eog(vocab, token):
-            break
+    while len(out) < max_tokens and (token := likeliest(llm)) is not None:
         out.append(token)
         llm.eval([token])
     return out
+
+
+def likeliest(llm: llama_cpp.Llama) -> int | None:
+    """The likeliest token after what was evaluated last; None for an end of generation."""
+    vocab = llama_cpp.llama_model_get_vocab(llm.model)
+    token = int(last_logits(llm).argmax())
+    return None if llama_cpp.llama_vocab_is_eog(vocab, token) else token
+
+
+def last_logits(llm: llama_cpp.Llama) -> npt.NDArray[np.float32]:
+    """Of the token evaluated last, (n_vocab,): the context's own memory, valid until the next evaluation."""
+    return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(llm.ctx, -1), shape=(llm.n_vocab(),))
 
 
 def text_of(llm: llama_cpp.Llama, tokens: Sequence[int]) -> str:

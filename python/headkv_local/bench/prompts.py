@@ -14,13 +14,20 @@ _TEMPLATE = "tokenizer.chat_template"
 
 def chat_tokens(llm: llama_cpp.Llama, content: str) -> list[int]:
     """The message with the opening of the answer behind it. Raises ArgumentError without a chat template."""
-    metadata = cast("dict[str, str]", llm.metadata)
-    if _TEMPLATE not in metadata:
+    formatter = chat_formatter(llm)
+    if formatter is None:
         raise ArgumentError("the model has no chat template; --plain asks it without one")
-    eos, bos = (_text(llm, token) for token in (llm.token_eos(), llm.token_bos()))
-    formatter = Jinja2ChatFormatter(template=metadata[_TEMPLATE], eos_token=eos, bos_token=bos)
     prompt = formatter(messages=[{"role": "user", "content": content}]).prompt
     return list(llm.tokenize(prompt.encode(), add_bos=False, special=True))
+
+
+def chat_formatter(llm: llama_cpp.Llama) -> Jinja2ChatFormatter | None:
+    """The model's own chat template; None for a model without one."""
+    template = cast("dict[str, str]", llm.metadata).get(_TEMPLATE)
+    if not template:
+        return None
+    eos, bos = (_text(llm, token) for token in (llm.token_eos(), llm.token_bos()))
+    return Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
 
 
 def plain_tokens(llm: llama_cpp.Llama, content: str) -> list[int]:

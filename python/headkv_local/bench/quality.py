@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import llama_cpp
 import numpy as np
 
 from headkv_local import ArgumentError, Llama
 from headkv_local.budgets import ModelShape
 
-from .contexts import Setup, check_length, greedy, n_ctx_for, open_headkv, text_of
+from .contexts import Setup, check_length, greedy, last_logits, n_ctx_for, open_headkv, text_of
 from .policies import Policy
 from .prompts import chat_tokens, plain_tokens
+from .state import KeptState
 from .tasks import Sample, right, samples
 
 _ROOM = 256  # context for what the chat template adds, and for the gold answer
@@ -105,11 +105,10 @@ def _try_all(
     if len(tokens) <= window:
         raise ArgumentError(f"a prompt of {len(tokens)} tokens is not longer than the window of {window}")
     llm.eval(tokens[:-window])
-    state = llm.save_state()
+    state = KeptState(llm)
     for policy, retention in zip(policies, retentions, strict=True):
         started = time.perf_counter()
-        llm.reset()  # a compacted cache gets its full size back
-        llm.load_state(state)
+        state.restore(llm)
         llm.retention = retention
         llm.prefill(tokens)
         stats = llm.cache_stats()
@@ -151,9 +150,7 @@ def nll(llm: Llama, lead: Sequence[int], gold: Sequence[int]) -> float:
     llm.eval(lead)
     total = 0.0
     for token in gold:
-        logits = np.ctypeslib.as_array(
-            llama_cpp.llama_get_logits_ith(llm.ctx, -1), shape=(llm.n_vocab(),)
-        ).astype(np.float64)
+        logits = last_logits(llm).astype(np.float64)
         top = logits.max()
         total += float(top + np.log(np.exp(logits - top).sum()) - logits[token])
         llm.eval([token])

@@ -12,6 +12,8 @@ from .options import LIST, add_common, positive, positives, setup_of, tell
 if TYPE_CHECKING:
     from headkv_local import HeadScores
 
+    from .contexts import Setup
+
 _SETTINGS = ("beta", "window", "kernel", "sinks")
 
 
@@ -59,15 +61,17 @@ def _add(
 
 def _needles(options: argparse.Namespace) -> None:
     """One task of quality, against uniform budgets alone."""
-    _run(options, ("needle",), {}, recents=False, png=None)
+    _run(options, setup_of(options), ("needle",), {}, recents=False, png=None)
 
 
 def _quality(options: argparse.Namespace) -> None:
-    _run(options, options.tasks, _scores(options), recents=True, png=options.png)
+    setup = setup_of(options)
+    _run(options, setup, options.tasks, _scores(options.scores, setup.model), recents=True, png=options.png)
 
 
 def _run(
     options: argparse.Namespace,
+    setup: Setup,
     tasks: tuple[str, ...],
     scores: dict[str, HeadScores],
     *,
@@ -81,7 +85,6 @@ def _run(
         from . import plot
 
         plot.check(png)
-    setup = setup_of(options)
     given = {name: getattr(options, name, None) for name in _SETTINGS}
     given = {name: value for name, value in given.items() if value is not None}
     settings = quality.Settings(
@@ -107,15 +110,15 @@ def _run(
                 plot.write_png(lines, png)
 
 
-def _scores(options: argparse.Namespace) -> dict[str, HeadScores]:
+def _scores(files: str | None, model: str) -> dict[str, HeadScores]:
     """By name: the method, with the file's stem where two have the same."""
     from headkv_local import ArgumentError, HeadScores
 
-    if options.scores is None:
-        found = HeadScores.find(setup_of(options).model)
+    if files is None:
+        found = HeadScores.find(model)
         return {} if found is None else {found[0].method: found[0]}
     named: dict[str, HeadScores] = {}
-    for path in options.scores.split(","):
+    for path in files.split(","):
         scores = HeadScores.from_gguf(path)
         name = scores.method if scores.method not in named else f"{scores.method}:{Path(path).stem}"
         if name in named:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from .. import _native
+from ..bench.contexts import likeliest
 from ..llama import Llama
 from .attention import needle_share
 from .prompt import Prompt
@@ -41,7 +41,7 @@ def observe(llm: Llama, prompt: Prompt, forced: list[int] | None) -> Observed:
     with _rows_observed(llm):
         for _ in range(ANSWER_TOKENS if forced is None else len(forced)):
             llm.eval([token])
-            following = _likeliest(llm) if forced is None else forced[len(answer)]
+            following = likeliest(llm) if forced is None else forced[len(answer)]
             if following is None:
                 break
             share = needle_share(_native.get_rows(int(llm.ctx)), prompt.needle, n_prompt)
@@ -61,11 +61,3 @@ def _rows_observed(llm: Llama) -> Iterator[None]:
         yield
     finally:
         _native.observe(int(llm.ctx), _native.OBSERVE_OFF)
-
-
-def _likeliest(llm: Llama) -> int | None:
-    """None at the end of the answer."""
-    vocab = llama_cpp.llama_model_get_vocab(llm.model)
-    logits = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
-    token = int(np.ctypeslib.as_array(logits, shape=(llm.n_vocab(),)).argmax())
-    return None if llama_cpp.llama_vocab_is_eog(vocab, token) else token

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from ..bench.prompts import chat_formatter
 from ..errors import ArgumentError
-
-_TEMPLATE = "tokenizer.chat_template"
 
 Tokenize = Callable[[str], list[int]]
 ByteLength = Callable[[int], int]
@@ -30,16 +28,13 @@ class Prompter:
     """Makes prompts for one model. Raises ArgumentError for a model without a chat template."""
 
     def __init__(self, llm: llama_cpp.Llama) -> None:
-        template = llm.metadata.get(_TEMPLATE)
-        if not template:
+        formatter = chat_formatter(llm)
+        if formatter is None:
             raise ArgumentError(
                 "the model has no chat template: head scores are measured on models that answer questions"
             )
         self._llm = llm
-        eos, bos = (
-            self._piece(token).decode("utf-8", "replace") for token in (llm.token_eos(), llm.token_bos())
-        )
-        self._formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
+        self._formatter = formatter
 
     def text(self, content: str) -> str:
         return str(self._formatter(messages=[{"role": "user", "content": content}]).prompt)
