@@ -4,9 +4,9 @@
 //
 //   headkv_configure   once per context
 //   headkv_set_budgets once per context, or before any prompt
-//   llama_decode       all prompt tokens but the last `window` of them
+//   llama_decode       all prompt tokens but the last window of them, better two
 //   headkv_observe     HEADKV_OBSERVE_WINDOW
-//   llama_decode       the last `window` tokens: their attention to the prompt is recorded
+//   llama_decode       the rest: its attention to the prompt is recorded
 //   headkv_compact     every KV head keeps its share, the rest of the KV cache is freed
 //   llama_decode       the answer; llama_memory_clear() or a whole-sequence llama_memory_seq_rm()
 //                      gives the full cache back for the next prompt
@@ -120,9 +120,10 @@ HEADKV_API const char * headkv_last_error(const struct llama_context * ctx);
 // more than one sequence, sliding window, recurrent or MLA layers, ALiBi, an encoder, ...
 HEADKV_API int32_t headkv_supported(const struct llama_context * ctx);
 
-//   window: alpha, the last prompt tokens whose attention selects, always kept   >= 1
-//   kernel: width of the max-pool over positions                                 >= 1, odd
-//   sinks : first prompt positions that are always kept                          >= 0
+//   window: alpha, the last prompt tokens, always kept; their attention selects, and that of up to as many
+//           before them: two windows find more than one                         >= 1
+//   kernel: width of the max-pool over positions, a sixth of it ahead           >= 1, odd
+//   sinks : first prompt positions that are always kept, behind the window      >= 0
 // Forgets the budgets and what was recorded. Makes headkv_cancel() work, for which it takes the context's abort
 // callback. HEADKV_ERR_STATE while the cache is compacted.
 HEADKV_API int32_t headkv_configure(struct llama_context * ctx, int32_t window, int32_t kernel, int32_t sinks);
@@ -142,12 +143,12 @@ HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what);
 // Select, gather the kept rows into the pool, free the full cache and make a small one for new tokens.
 //   seq: 0, the only sequence that there can be
 // HEADKV_ERR_STATE : nothing decoded, no budgets, compacted already, or the recorded tokens are not
-//                    exactly the last `window` ones
+//                    exactly the last ones, one to two windows of them
 // HEADKV_ERR_MEMORY: pool or tail could not be allocated
 // On any failure the full cache and the record stay as they were, and the call can be tried again.
 HEADKV_API int32_t headkv_compact(struct llama_context * ctx, int32_t seq);
 
-// The attention recorded for each prompt position, before pooling: mean over the window's tokens and
+// The attention recorded for each prompt position, before pooling: mean over the recorded tokens and
 // the query heads of the group. w: row-major [n_layer][n_head_kv][n_prompt], n: its length.
 // HEADKV_ERR_STATE without a complete record (compaction frees it).
 HEADKV_API int32_t headkv_get_attention(const struct llama_context * ctx, float * w, size_t n);

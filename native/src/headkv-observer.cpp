@@ -72,8 +72,9 @@ void headkv_observer::remove(llama_pos p0) {
     broken = broken || (n_tokens > 0 && p0 <= last);
 }
 
-bool headkv_observer::covers(uint32_t n, llama_pos last_pos) const {
-    return !broken && n_tokens == n && last == last_pos && first == last_pos - (llama_pos) n + 1;
+bool headkv_observer::covers(uint32_t n_min, uint32_t n_max, llama_pos last_pos) const {
+    return !broken && n_min <= n_tokens && n_tokens <= n_max && last == last_pos &&
+           first == last_pos - (llama_pos) n_tokens + 1;
 }
 
 void headkv_observer::read(uint32_t ikv, std::vector<float> & res) const {

@@ -35,8 +35,8 @@ public:
     // positions from p0 on are taken out of the cache: the record is of no use any more if it saw them
     void remove(llama_pos p0);
 
-    // are exactly the n tokens up to position `last` recorded
-    bool covers(uint32_t n, llama_pos last) const;
+    // are the tokens up to position `last` recorded, n_min to n_max of them, and no others
+    bool covers(uint32_t n_min, uint32_t n_max, llama_pos last) const;
 
     // is the token at position `pos` the last one recorded
     bool has_seen(llama_pos pos) const { return !broken && n_tokens > 0 && last == pos; }
@@ -45,6 +45,8 @@ public:
     void read(uint32_t ikv, std::vector<float> & res) const;
 
     mode get_mode() const { return what; }
+
+    uint32_t get_n_tokens() const { return n_tokens; }
 
     const headkv_buffers & get_buffers() const { return bufs; }
 

@@ -4,19 +4,42 @@
 #include <vector>
 
 struct headkv_params {
-    uint32_t window = 8; // alpha: last prompt positions, they look at the prompt and are always kept
-    uint32_t kernel = 7; // width of the max-pool over positions, odd
-    uint32_t sinks  = 4; // first prompt positions, always kept
+    uint32_t window = 8;  // alpha: last prompt positions, every KV head keeps them
+    uint32_t kernel = 13; // width of the max-pool over positions, odd
+    uint32_t sinks  = 4;  // first prompt positions
 };
 
-// Choose what one KV head keeps of a prompt (HeadKV, arXiv 2410.19258, section 3.3; SnapKV's selection).
+// A prompt by what can happen to its positions, in their order: how many of each.
+struct headkv_parts {
+    uint32_t sinks;
+    uint32_t candidates; // kept where attention says so
+    uint32_t observed;   // the last ones, whose attention was recorded
+
+    uint32_t n_prompt() const { return sinks + candidates + observed; }
+};
+
+// n_observed: at most n_prompt
+headkv_parts headkv_divide(uint32_t n_prompt, uint32_t n_observed, const headkv_params & params);
+
+// Choose what the KV heads keep of a prompt. HeadKV's selection (arXiv 2410.19258, section 3.3) with a vote of all
+// heads, and a pool that reaches further back than ahead: docs/architecture.md, "Selection".
 //
-//   w:    [n_prompt] attention that the window pays to each position
-//   keep: positions, ascending; min(cap, n_prompt) of them
+//   w: [n_prompt] attention that the observed tokens pay to each position, of one KV head
 //
-// The window comes first, then the sinks, then the best of the rest by max-pooled attention, until the
-// cap is full. Only the candidates between sinks and window are pooled: the attention to the sinks and
-// within the window is large whatever the prompt says, and would leak into their neighbours.
-// Ties go to the lower position.
-void headkv_select(const float * w, uint32_t n_prompt, uint32_t cap, const headkv_params & params,
-                   std::vector<int32_t> & keep);
+// Only the attention to candidates counts. That to the sinks and among the observed tokens is large whatever the
+// prompt says, and would leak into its neighbours.
+
+// One head's vote, added to votes [candidates]: its pooled attention as a share of all that it pays to candidates,
+// times weight.
+void headkv_vote(const float * w, const headkv_parts & parts, double weight, const headkv_params & params,
+                 double * votes);
+
+// What one head keeps.
+//
+//   votes: [candidates] of all heads, or nullptr: the head decides alone
+//   keep : positions, ascending; min(cap, n_prompt) of them
+//
+// First the window, then the sinks; then what was observed before the window while that and the window are at most
+// half of the cap; the rest are the best candidates by pooled attention times votes. Ties go to the lower position.
+void headkv_select(const float * w, const float * votes, const headkv_parts & parts, uint32_t cap,
+                   const headkv_params & params, std::vector<int32_t> & keep);

@@ -437,6 +437,58 @@ std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells() const {
     return res;
 }
 
+std::vector<float> llama_kv_cache_headkv::read_attention(uint32_t ikv, const std::vector<uint32_t> & cell) const {
+    std::vector<float> sums;
+    obs->read(ikv, sums);
+    if (std::none_of(sums.begin(), sums.end(), [](float x) { return x > 0.0f; })) {
+        throw headkv_error(HEADKV_ERR_UNSUPPORTED,
+                           format("the attention of layer %d could not be recorded", shapes[ikv].il));
+    }
+
+    std::vector<float> w;
+    w.reserve(cell.size() * n_head_kv);
+    for (uint32_t h = 0; h < n_head_kv; ++h) {
+        for (const uint32_t c : cell) {
+            const float x = sums[(size_t) h * n_ctx + c];
+            w.push_back(x > 0.0f ? x : 0.0f); // a model that makes NaN is no reason to select at random
+        }
+    }
+    return w;
+}
+
+// A head is trusted as far as its cap is above the smallest one; equal caps trust none, and every head decides alone.
+std::vector<float> llama_kv_cache_headkv::get_votes(const std::vector<uint32_t> & cell, uint32_t n_threads) const {
+    std::vector<int32_t> kept(caps.size());
+    std::transform(caps.begin(), caps.end(), kept.begin(),
+                   [&](int32_t cap) { return std::min(cap, (int32_t) cell.size()); });
+    const int32_t least = *std::min_element(kept.begin(), kept.end());
+    if (std::all_of(kept.begin(), kept.end(), [&](int32_t k) { return k == least; })) {
+        return {};
+    }
+
+    const auto parts = headkv_divide(cell.size(), obs->get_n_tokens(), params);
+
+    // by layer, and added up in their order: the number of threads changes nothing but the time
+    std::vector<std::vector<double>> by_layer(shapes.size(), std::vector<double>(parts.candidates));
+    headkv_for_each(shapes.size(), n_threads, [&](uint32_t ikv) {
+        const std::vector<float> w = read_attention(ikv, cell);
+        for (uint32_t h = 0; h < n_head_kv; ++h) {
+            const double weight = kept[ikv * n_head_kv + h] - least;
+            headkv_vote(&w[h * cell.size()], parts, weight, params, by_layer[ikv].data());
+        }
+    });
+
+    std::vector<float> res(parts.candidates);
+    for (uint32_t i = 0; i < parts.candidates; ++i) {
+        double sum = 0.0;
+        for (const auto & votes : by_layer) {
+            sum += votes[i];
+        }
+        res[i] = sum;
+    }
+    return res;
+}
+
 void llama_kv_cache_headkv::compact(uint32_t n_threads) {
     if (pool) {
         throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted already");
@@ -454,9 +506,9 @@ void llama_kv_cache_headkv::compact(uint32_t n_threads) {
                            format("the prompt of %u tokens is shorter than the window of %u", n_prompt, params.window));
     }
     if (!has_window_record(n_prompt)) {
-        throw headkv_error(
-            HEADKV_ERR_STATE,
-            format("the last %u prompt tokens, and only they, must be decoded under observation", params.window));
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("the last %u to %u prompt tokens, and only they, must be decoded under observation",
+                                  params.window, 2 * params.window));
     }
 
     // select
@@ -465,21 +517,15 @@ void llama_kv_cache_headkv::compact(uint32_t n_threads) {
 
     headkv_keep keep(shapes.size(), std::vector<std::vector<int32_t>>(n_head_kv));
 
+    const auto parts = headkv_divide(n_prompt, obs->get_n_tokens(), params);
+    const auto votes = get_votes(cell, n_threads);
+
     // layers do not depend on each other, so the number of threads changes nothing but the time
     headkv_for_each(shapes.size(), n_threads, [&](uint32_t ikv) {
-        std::vector<float> sums;
-        obs->read(ikv, sums);
-        if (std::none_of(sums.begin(), sums.end(), [](float x) { return x > 0.0f; })) {
-            throw headkv_error(HEADKV_ERR_UNSUPPORTED,
-                               format("the attention of layer %d could not be recorded", shapes[ikv].il));
-        }
-        std::vector<float> w(n_prompt);
+        const std::vector<float> w = read_attention(ikv, cell);
         for (uint32_t h = 0; h < n_head_kv; ++h) {
-            for (uint32_t p = 0; p < n_prompt; ++p) {
-                const float x = sums[(size_t) h * n_ctx + cell[p]];
-                w[p]          = x > 0.0f ? x : 0.0f; // a model that makes NaN is no reason to select at random
-            }
-            headkv_select(w.data(), n_prompt, caps[ikv * n_head_kv + h], params, keep[ikv][h]);
+            headkv_select(&w[(size_t) h * n_prompt], votes.empty() ? nullptr : votes.data(), parts,
+                          caps[ikv * n_head_kv + h], params, keep[ikv][h]);
         }
     });
 
@@ -539,7 +585,7 @@ void llama_kv_cache_headkv::get_attention(float * w, size_t n) const {
     }
     require_length(n, shapes.size() * n_head_kv * cell.size());
 
-    const float scale = 1.0f / (params.window * (model.hparams.n_head() / n_head_kv));
+    const float scale = 1.0f / (obs->get_n_tokens() * (model.hparams.n_head() / n_head_kv));
 
     std::vector<float> sums;
     for (uint32_t ikv = 0; ikv < shapes.size(); ++ikv) {
@@ -621,7 +667,8 @@ headkv_stats llama_kv_cache_headkv::get_stats() const {
 }
 
 bool llama_kv_cache_headkv::has_window_record(size_t n_prompt) const {
-    return obs && obs->get_mode() == headkv_observer::WINDOW && obs->covers(params.window, (llama_pos) n_prompt - 1);
+    return obs && obs->get_mode() == headkv_observer::WINDOW &&
+           obs->covers(params.window, 2 * params.window, (llama_pos) n_prompt - 1);
 }
 
 void llama_kv_cache_headkv::require_length(size_t n, size_t n_expected) const {

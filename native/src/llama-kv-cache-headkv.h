@@ -114,8 +114,14 @@ private:
     // all positions of the live cache in order: cell[p]; throws unless they are 0, 1, ...
     std::vector<uint32_t> get_prompt_cells() const;
 
-    // is the attention of exactly the window of a prompt of n_prompt tokens recorded
+    // is the attention of the end of a prompt of n_prompt tokens recorded, of one to two windows and no more
     bool has_window_record(size_t n_prompt) const;
+
+    // what was recorded of a layer, by position: [n_head_kv][n_prompt]
+    std::vector<float> read_attention(uint32_t ikv, const std::vector<uint32_t> & cell) const;
+
+    // what the heads that have more than the smallest cap look at: [n_candidates], empty where none has more
+    std::vector<float> get_votes(const std::vector<uint32_t> & cell, uint32_t n_threads) const;
 
     void require_length(size_t n, size_t n_expected) const;
     void require_pool() const;

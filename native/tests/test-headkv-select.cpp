@@ -1,4 +1,4 @@
-// headkv_select() against the same selection written the slow and plain way.
+// headkv_vote() and headkv_select() against the same, written the slow and plain way.
 // With --bench: the time it takes for the heads of a model with long prompts.
 
 #include "headkv-select.h"
@@ -9,34 +9,69 @@
 #include <cstring>
 #include <numeric>
 #include <random>
+#include <utility>
+#include <vector>
 
-// every position by itself: its place in the order (window, sinks, pooled attention, position)
-static std::vector<int32_t> select_plain(const std::vector<float> & w, uint32_t cap, const headkv_params & params) {
-    const int n        = w.size();
-    const int n_keep   = std::min(cap, (uint32_t) n);
-    const int n_window = std::min((int) params.window, n_keep);
-    const int last     = n - n_window;
-    const int first    = std::min({ (int) params.sinks, n_keep - n_window, last });
-    const int64_t half = params.kernel / 2;
+// pooled attention of one position: the largest of those around it, none of them a sink or of the window
+static float pooled(const std::vector<float> & w, int p, int first, int last, const headkv_params & params) {
+    const int64_t ahead = params.kernel / 6;
+    const int64_t back  = (int64_t) params.kernel - 1 - ahead;
 
-    std::vector<float> pooled(n, -1.0f);
-    for (int p = first; p < last; ++p) {
-        for (int64_t i = std::max<int64_t>(first, p - half); i <= std::min<int64_t>(last - 1, p + half); ++i) {
-            pooled[p] = std::max(pooled[p], w[i]);
-        }
+    float res = 0.0f;
+    for (int64_t i = std::max<int64_t>(first, p - back); i <= std::min<int64_t>(last - 1, p + ahead); ++i) {
+        res = std::max(res, w[i]);
     }
+    return res;
+}
 
-    const auto group = [&](int32_t p) { return p >= last ? 0 : p < first ? 1 : 2; };
+// candidates of a prompt: [first, last)
+static std::pair<int, int> candidates(int n, int n_observed, const headkv_params & params) {
+    return { std::min((int) params.sinks, n - n_observed), n - n_observed };
+}
 
-    std::vector<int32_t> order(n);
-    std::iota(order.begin(), order.end(), 0);
-    std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-        if (group(a) != group(b)) {
-            return group(a) < group(b);
+static std::vector<double> vote_plain(const std::vector<float> & w, int n_observed, double weight,
+                                      const headkv_params & params) {
+    const auto [first, last] = candidates(w.size(), n_observed, params);
+
+    double sum = 0.0;
+    for (int p = first; p < last; ++p) {
+        sum += w[p];
+    }
+    std::vector<double> res;
+    for (int p = first; p < last; ++p) {
+        res.push_back(sum > 0.0 ? weight / sum * pooled(w, p, first, last, params) : 0.0);
+    }
+    return res;
+}
+
+// one position after the other, until the cap is full
+static std::vector<int32_t> select_plain(const std::vector<float> & w, int n_observed, const float * votes, int cap,
+                                         const headkv_params & params) {
+    const int n              = w.size();
+    const auto [first, last] = candidates(n, n_observed, params);
+
+    std::vector<std::pair<float, int>> best; // ascending: best first, then the lower position
+    for (int p = first; p < last; ++p) {
+        best.push_back({ -pooled(w, p, first, last, params) * (votes ? votes[p - first] : 1.0f), p });
+    }
+    std::sort(best.begin(), best.end());
+
+    std::vector<int32_t> order;
+    const auto take = [&](int from, int to, int step, int most) {
+        for (int p = from; p != to && most > 0; p += step, --most) {
+            order.push_back(p);
         }
-        return pooled[a] != pooled[b] ? pooled[a] > pooled[b] : a < b;
-    });
-    order.resize(n_keep);
+    };
+    const int n_window = std::min((int) params.window, n_observed);
+    take(n - 1, last - 1, -1, n_window);
+    take(0, first, 1, n);
+    const int n_more = std::max(0, std::min(n_observed, cap / 2) - n_window);
+    take(n - 1 - n_window, last - 1, -1, n_more);
+    for (const auto & [rank, p] : best) {
+        order.push_back(p);
+    }
+    take(n - 1 - n_window - n_more, last - 1, -1, n);
+    order.resize(std::min(cap, n));
     std::sort(order.begin(), order.end());
     return order;
 }
@@ -54,9 +89,16 @@ static void bench() {
         }
         for (const uint32_t cap : { 128u, 512u, 1024u }) {
             std::vector<int32_t> keep;
+            const headkv_params params;
+            const auto parts = headkv_divide(n, 2 * params.window, params);
+            std::vector<double> votes(parts.candidates);
             const auto start = std::chrono::steady_clock::now();
             for (int h = 0; h < n_head; ++h) {
-                headkv_select(w.data(), n, cap, { 8, 17, 4 }, keep);
+                headkv_vote(w.data(), parts, 1.0, params, votes.data());
+            }
+            const std::vector<float> sums(votes.begin(), votes.end());
+            for (int h = 0; h < n_head; ++h) {
+                headkv_select(w.data(), sums.data(), parts, cap, params, keep);
             }
             const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
             printf("%6u positions, cap %4u: %7.1f ms for %d heads on one thread\n", n, cap, took.count(), n_head);
@@ -87,20 +129,44 @@ int main(int argc, char ** argv) {
             params.kernel = 0x7fffffff;
         }
 
-        const uint32_t cap = params.window + rng() % (n + 10);
+        const uint32_t cap = rng() % (n + 10);
 
         std::vector<float> w(n);
         for (auto & x : w) {
             // few different values, so that ties are common
             x = i % 2 ? (rng() % 8) / 8.0f : (rng() % 100000) / 100000.0f;
         }
+        if (i % 100 == 0) {
+            std::fill(w.begin(), w.end(), 0.0f);
+        }
+
+        // any number up to the prompt's length, most often one to two windows
+        const uint32_t n_observed = std::min<uint32_t>(n, i % 7 ? params.window + rng() % (params.window + 1) : rng());
+        const auto parts          = headkv_divide(n, n_observed, params);
+
+        const double weight = rng() % 5;
+
+        std::vector<double> votes(parts.candidates);
+        headkv_vote(w.data(), parts, weight, params, votes.data());
+
+        if (votes != vote_plain(w, n_observed, weight, params)) {
+            printf("FAIL run %d: vote of %u positions, observed %u, kernel %u, sinks %u\n", i, n, n_observed,
+                   params.kernel, params.sinks);
+            n_fail++;
+        }
+
+        std::vector<float> by_others(votes.size());
+        for (auto & x : by_others) {
+            x = (rng() % 8) / 8.0f;
+        }
+        const float * with = i % 3 ? by_others.data() : nullptr;
 
         std::vector<int32_t> keep = { 7 }; // what was there before must go
-        headkv_select(w.data(), n, cap, params, keep);
+        headkv_select(w.data(), with, parts, cap, params, keep);
 
-        if (keep != select_plain(w, cap, params)) {
-            printf("FAIL run %d: n_prompt %u, cap %u, window %u, kernel %u, sinks %u\n", i, n, cap, params.window,
-                   params.kernel, params.sinks);
+        if (keep != select_plain(w, n_observed, with, cap, params)) {
+            printf("FAIL run %d: n_prompt %u, observed %u, cap %u, window %u, kernel %u, sinks %u, %s votes\n", i, n,
+                   n_observed, cap, params.window, params.kernel, params.sinks, with ? "with" : "without");
             n_fail++;
         }
     }

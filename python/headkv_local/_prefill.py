@@ -151,23 +151,23 @@ class PromptReader(Decoder):
     ) -> None:
         """If this fails, the cache holds whole what was evaluated until then."""
         self._prompt = PromptRecord()
-        ctx, window = self._address, retention.window
+        ctx, n_last = self._address, retention.n_observed(n_prompt)
         _native.set_budgets(ctx, caps)
 
-        # the whole window is decoded under observation, also what of it is in the cache already
-        again = self.input_ids[n_prompt - window : self.n_tokens].tolist()
-        if again and not self._truncate(n_prompt - window):
+        # all last tokens are decoded under observation, also what of them is in the cache already
+        again = self.input_ids[n_prompt - n_last : self.n_tokens].tolist()
+        if again and not self._truncate(n_prompt - n_last):
             raise StateError("the end of the prompt cannot be taken back: call reset() first")
         tokens = again + tokens
 
         progress = _Progress(self.on_prefill, len(tokens))
         started = perf_counter()
-        self._evaluate(tokens[:-window], progress.add)
+        self._evaluate(tokens[:-n_last], progress.add)
         llama_cpp.llama_synchronize(self._ctx.ctx)  # a GPU may still be at it
         observing = perf_counter()
         _native.observe(ctx, _native.OBSERVE_WINDOW)
         try:
-            self._evaluate(tokens[-window:])
+            self._evaluate(tokens[-n_last:])
         finally:
             _native.observe(ctx, _native.OBSERVE_OFF)
         observed = perf_counter()
@@ -180,4 +180,4 @@ class PromptReader(Decoder):
             observe_seconds=observed - observing,
         )
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
-        progress.add(window)
+        progress.add(n_last)

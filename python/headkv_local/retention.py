@@ -25,17 +25,18 @@ from .errors import ArgumentError
 from .scores import HeadScores
 
 DEFAULT_BUDGET = 128
-DEFAULTS: Final[dict[str, Any]] = {"beta": 1.005, "window": 8, "kernel": 17, "sinks": 4}
+DEFAULTS: Final[dict[str, Any]] = {"beta": 1.005, "window": 8, "kernel": 13, "sinks": 4}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Retention:
     """How much every KV head keeps of a prompt, and what selects it.
 
-    After the prompt has been read, the attention of its last `window` tokens to all others is averaged
-    over those tokens and over the query heads of each GQA group, max-pooled over positions, and the best
-    entries are kept per KV head, besides the window itself and the first `sinks` positions, which count
-    in the budget (HeadKV-R2, arXiv 2410.19258, section 3.3).
+    After the prompt has been read, the attention of its last tokens, two windows of them, to all others is
+    averaged over those tokens and over the query heads of each GQA group, max-pooled over positions, and
+    multiplied by what all heads together look at, each trusted by its score. The best entries are kept per KV
+    head, besides the window itself and the first `sinks` positions, which count in the budget (HeadKV-R2,
+    arXiv 2410.19258, section 3.3; the vote of the heads is ours: docs/architecture.md, "Selection").
 
     budget: mean entries per KV head (int, at least `window`), "5%" of the prompt (made at least `window`),
         or "64MiB" of K and V rows for the whole model (also KiB, GiB). 128 if neither it nor caps is given.
@@ -45,12 +46,13 @@ class Retention:
         with scores; HeadScores; or a raw array, finite and not negative, (n_layer, n_head) or
         (n_layer, n_head_kv): the more, the larger a head's share (`headkv_local.budgets` has the formula).
     beta: more than 1; a higher beta means a smaller shared pool and a flatter allocation.
-    window: observation window alpha, in tokens, at least 1.
-    kernel: width of the max-pool, in positions, odd.
-    sinks: first positions that are always kept.
+    window: observation window alpha, in tokens, at least 1: every head keeps that many last ones, and up to
+        as many again while they are at most half of what it keeps.
+    kernel: width of the max-pool, in positions, odd; it reaches five times as far back as ahead.
+    sinks: first positions that are always kept, where a head keeps more than the window.
 
     beta, window, kernel and sinks that are not given are those that the scores' file recommends, else
-    1.005, 8, 17 and 4 (docs/results.md has what led to them).
+    1.005, 8, 13 and 4 (docs/results.md has what led to them).
 
     Raises ArgumentError for a value that can never work. What depends on the model's shape or on the
     prompt's length is checked by caps_for().
@@ -118,6 +120,10 @@ class Retention:
         settings = {name: getattr(self, name) for name in self._given}
         advice = {name: getattr(scores, name) for name in DEFAULTS.keys() - self._given}
         return Retention(budget=self.budget, scores=np.asarray(scores.scores), **settings, **advice)
+
+    def n_observed(self, n_prompt: int) -> int:
+        """How many last tokens of a prompt, longer than the window, are to be decoded under observation."""
+        return min(2 * self.window, n_prompt - 1)
 
     def caps_for(self, shape: ModelShape, n_prompt: int) -> npt.NDArray[np.int32]:
         """Entries to keep per KV head of a prompt of n_prompt tokens, int32 (n_layer, n_head_kv).

@@ -34,6 +34,7 @@ ANSWERS_FULL, ANSWERS_COMPACTED = 14, 12
 
 Figures = dict[str, Any]
 Mask = npt.NDArray[np.bool_]
+Attention = npt.NDArray[np.float32]
 
 
 def opened(options: argparse.Namespace, **kwargs: Any) -> Llama:
@@ -52,21 +53,37 @@ def as_asked(options: argparse.Namespace, devices: tuple[str, ...]) -> bool:
     return options.gpu_layers == 0 or "CPU" not in devices
 
 
-def select_plainly(attention: npt.NDArray[np.float32], retention: Retention, cap: int) -> Mask:
-    """The same selection as the library's, written the plain way: (n_prompt,) to (n_prompt,)."""
-    n, half = len(attention), retention.kernel // 2
-    first, last = retention.sinks, n - retention.window
-    candidates = np.pad(attention[first:last], half, constant_values=-1)
-    pooled = np.lib.stride_tricks.sliding_window_view(candidates, retention.kernel).max(axis=1)
-    best = np.argsort(-pooled, kind="stable")[: cap - retention.window - retention.sinks]
-    keep = np.zeros(n, dtype=np.bool_)
-    keep[:first] = keep[last:] = keep[first + best] = True
+def pooled_plainly(attention: Attention, retention: Retention) -> Attention:
+    """Max-pool over the last axis, a sixth of the kernel ahead."""
+    ahead = retention.kernel // 6
+    width = [(0, 0)] * (attention.ndim - 1) + [(retention.kernel - 1 - ahead, ahead)]
+    padded = np.pad(attention, width, constant_values=-1)
+    return np.lib.stride_tricks.sliding_window_view(padded, retention.kernel, axis=-1).max(axis=-1)
+
+
+def select_plainly(attention: Attention, retention: Retention, caps: npt.NDArray[np.int32]) -> Mask:
+    """The library's selection written the plain way: (n_layer, n_head_kv, n_prompt) to the same shape."""
+    n = attention.shape[-1]
+    first, last = retention.sinks, n - retention.n_observed(n)
+    candidates = attention[..., first:last]
+    pooled = pooled_plainly(candidates, retention)
+    shares = pooled / candidates.sum(axis=-1, keepdims=True, dtype=np.float64)
+    trust = caps - caps.min()
+    votes = (trust[..., None] * shares).sum(axis=(0, 1)) if trust.any() else np.ones(last - first)
+    ranks = pooled * votes.astype(np.float32)
+    keep = np.zeros(attention.shape, dtype=np.bool_)
+    for head in np.ndindex(caps.shape):
+        cap = int(caps[head])
+        n_first = min(first, cap - retention.window)
+        n_last = min(n - last, max(retention.window, cap // 2), cap - n_first)
+        best = np.argsort(-ranks[head], kind="stable")[: cap - n_last - n_first]
+        keep[head][:n_first] = keep[head][n - n_last :] = keep[head][first + best] = True
     return keep
 
 
 def make_mask(options: argparse.Namespace) -> tuple[Mask, Mask, tuple[str, ...]]:
     """The mask, what the recorded attention gives when selected in numpy, and where the cache was."""
-    retention = Retention(budget=BUDGET, scores="uniform")
+    retention = Retention(budget=BUDGET)  # by the head scores that come with the model: the heads vote
     with opened(options, retention=retention) as llm:
         compact, seen = _native.compact, []
         _native.compact = lambda ctx: (seen.append(_native.get_attention(ctx)), compact(ctx))[1]
@@ -74,8 +91,8 @@ def make_mask(options: argparse.Namespace) -> tuple[Mask, Mask, tuple[str, ...]]
             llm.prefill(text_tokens(llm, options.prompt_tokens))
         finally:
             _native.compact = compact
-        plain = [[select_plainly(head, retention, BUDGET) for head in layer] for layer in seen[0]]
-        return llm.retention_mask(), np.array(plain), llm.cache_stats().devices
+        stats = llm.cache_stats()
+        return llm.retention_mask(), select_plainly(seen[0], retention, stats.kept), stats.devices
 
 
 def mask(options: argparse.Namespace) -> tuple[bool, str, Figures]:

@@ -86,8 +86,8 @@ def test_generate_goes_on_after_prefill(load: Load, tiny_path: Path) -> None:
 
 def test_the_first_token_comes_from_the_full_cache(load: Load, tiny_path: Path) -> None:
     full, ours = load(tiny_path, flash_attn=True), load(tiny_path, retention=Retention(budget=32))
-    full.eval(TOKENS[:-8])
-    full.eval(TOKENS[-8:])
+    full.eval(TOKENS[:-16])
+    full.eval(TOKENS[-16:])
     ours.prefill(TOKENS)
     assert np.allclose(last_logits(full), last_logits(ours), atol=1e-3)
 
@@ -160,7 +160,7 @@ def test_progress(load: Load, tiny_path: Path) -> None:
 
     llm = load(tiny_path, retention=Retention(budget=32), n_batch=100, on_prefill=on_prefill)
     llm.prefill(TOKENS)
-    assert calls == [(0, 300), (100, 300), (200, 300), (292, 300), (300, 300)]
+    assert calls == [(0, 300), (100, 300), (200, 300), (284, 300), (300, 300)]
     assert compacted == [False] * 4 + [True]
     calls.clear()
     assert next(llm.generate([*TOKENS, 1, 2, 3])) >= 0
@@ -176,7 +176,7 @@ def test_an_error_in_the_progress_callback_stops_the_prompt(load: Load, tiny_pat
             raise RuntimeError("enough")
 
     llm = load(tiny_path, retention=Retention(budget=32), n_batch=100, on_prefill=on_prefill)
-    for stop in (0, 200, 292):
+    for stop in (0, 200, 284):
         llm.reset()
         with pytest.raises(RuntimeError, match="^enough$"):
             llm.prefill(TOKENS)
@@ -195,7 +195,7 @@ def test_prefix_reuse_decodes_the_whole_window_again(load: Load, tiny_path: Path
     llm.retention = Retention(budget=32)
     calls.clear()
     llm.prefill(TOKENS)
-    assert calls[-1] == (8, 8)
+    assert calls[-1] == (16, 16)
     reused = llm.retention_mask()
 
     llm.reset()
@@ -204,7 +204,7 @@ def test_prefix_reuse_decodes_the_whole_window_again(load: Load, tiny_path: Path
     llm.retention = Retention(budget=32)
     calls.clear()
     assert next(llm.generate(TOKENS)) >= 0
-    assert calls[-1] == (10, 10)
+    assert calls[-1] == (16, 16)
     assert (llm.retention_mask() & reused).sum() / reused.sum() > 0.95
 
     llm.reset()

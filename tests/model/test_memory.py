@@ -34,7 +34,7 @@ llm.prefill(llm.tokenize(text)[:4000])
 stats = llm.cache_stats()
 numbers = {name: getattr(stats, name) for name in (
     "prompt_tokens", "full_bytes", "resident_bytes", "pool_bytes", "tail_bytes", "peak_bytes", "row_bytes")}
-print(json.dumps(numbers | {"kept": int(stats.kept.sum()), "before": seen[3992], "after": seen[4000]}))
+print(json.dumps(numbers | {"kept": int(stats.kept.sum()), "before": seen[3984], "after": seen[4000]}))
 """
 
 STARVED = """

@@ -101,10 +101,12 @@ def _try_all(
     n_layer, n_head_kv = stats.kept.shape
     shape = ModelShape(n_layer, n_head_kv, n_head_kv, stats.row_bytes)  # nothing here depends on query heads
     retentions = [policy.retention(shape, len(tokens)) for policy in policies]
-    window = min((r.window for r in retentions if r is not None), default=1)
-    if len(tokens) <= window:
-        raise ArgumentError(f"a prompt of {len(tokens)} tokens is not longer than the window of {window}")
-    llm.eval(tokens[:-window])
+    n_last = min((r.n_observed(len(tokens)) for r in retentions if r is not None), default=1)
+    if len(tokens) <= n_last:
+        raise ArgumentError(
+            f"a prompt of {len(tokens)} tokens is not longer than the {n_last} that are observed"
+        )
+    llm.eval(tokens[:-n_last])
     state = KeptState(llm)
     for policy, retention in zip(policies, retentions, strict=True):
         started = time.perf_counter()

@@ -20,7 +20,7 @@ from .timing import decode_in_turns, prefill_in_turns, quartiles, timed_eval
 
 Tell = Callable[[str], None]
 
-WINDOW: Final[int] = Retention().window
+OBSERVED: Final[int] = 2 * Retention().window
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> lis
         Speed(
             n_prompt=n_prompt,
             budget=budget,
-            window=WINDOW,
+            window=OBSERVED,
             short_depth=_short_depth(settings, stats[budget]),
             stats=stats[budget],
             samples=samples[budget],
@@ -247,7 +247,7 @@ def _prefill(
     stock: llama_cpp.Llama, ours: Llama, prompt: Sequence[int], n_batch: int, samples: Samples
 ) -> KeptState:
     """Read the prompt with both, in ours up to the window: the state that every compaction begins with."""
-    head, window = prompt[:-WINDOW], prompt[-WINDOW:]
+    head, window = prompt[:-OBSERVED], prompt[-OBSERVED:]
     stock.reset()
     ours.reset()
     ours.retention = None
@@ -262,7 +262,7 @@ def _compact(
     ours: Llama, state: KeptState, prompt: Sequence[int], retention: Retention, n: int, samples: Samples
 ) -> CacheStats:
     """Observe and compact n times, each time from the same state."""
-    window = prompt[-retention.window :]
+    window = prompt[-retention.n_observed(len(prompt)) :]
     for _ in range(n):
         state.restore(ours)  # a compacted cache gets its full size back
         ours.retention = None

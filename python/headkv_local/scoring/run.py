@@ -28,7 +28,7 @@ from .prompt import Prompter
 
 _LEAST_SAMPLES, _LEAST_SHARE = 8, 0.2  # that must be answered correctly
 _ROOM = ANSWER_TOKENS + 64  # of the context, for the answer and for prompts that are a little too long
-_ADVICE: dict[str, Any] = {"beta": 1.005, "window": 8, "kernel": 17, "sinks": 4}
+_ADVICE: dict[str, Any] = {"beta": 1.005, "window": 8, "kernel": 13, "sinks": 4}
 _CURE = "try --teacher-forced, or shorter --lengths; no scores were written"
 _LICENCE = "CC0-1.0"
 
