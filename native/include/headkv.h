@@ -122,7 +122,7 @@ HEADKV_API int32_t headkv_supported(const struct llama_context * ctx);
 
 //   window: alpha, the last prompt tokens, always kept; their attention selects, and that of up to as many
 //           before them: two windows find more than one                         >= 1
-//   kernel: width of the max-pool over positions, a sixth of it ahead           >= 1, odd
+//   kernel: width of the max-pool over positions                                >= 1, odd
 //   sinks : first prompt positions that are always kept, behind the window      >= 0
 // Forgets the budgets and what was recorded. Makes headkv_cancel() work, for which it takes the context's abort
 // callback. HEADKV_ERR_STATE while the cache is compacted.

@@ -15,19 +15,17 @@ headkv_parts headkv_divide(uint32_t n_prompt, uint32_t n_observed, const headkv_
     return { n_sinks, n_prompt - n_observed - n_sinks, n_observed };
 }
 
-// res[i] = max(x[i - back .. i + ahead]) of those that exist, kernel of them. What is asked for tends to stand behind
-// what is looked at, so most of the width lies back. Doubles the width until it fits, so that every pass is one
-// loop without branches.
+// res[i] = max(x[i - kernel/2 .. i + kernel/2]) of those that exist; doubles the width until it fits, so that
+// every pass is one loop without branches
 static std::vector<float> max_pool(const float * x, size_t n, size_t kernel) {
-    const size_t ahead = std::min(kernel / 6, n);
-    const size_t back  = std::min(kernel - 1 - kernel / 6, n);
+    const size_t half = std::min(kernel / 2, n);
 
     // a[i] = max(padded[i .. i + width - 1])
-    std::vector<float> a(back + n + ahead, -std::numeric_limits<float>::infinity());
-    std::copy(x, x + n, a.begin() + back);
+    std::vector<float> a(n + 2 * half, -std::numeric_limits<float>::infinity());
+    std::copy(x, x + n, a.begin() + half);
 
     size_t width = 1;
-    for (; 2 * width <= back + 1 + ahead; width *= 2) {
+    for (; 2 * width <= 2 * half + 1; width *= 2) {
         float * p = a.data();
         for (size_t i = 0; i + width < a.size(); ++i) {
             p[i] = larger(p[i], p[i + width]);
@@ -37,7 +35,7 @@ static std::vector<float> max_pool(const float * x, size_t n, size_t kernel) {
     // two windows that overlap
     std::vector<float> res(n);
     for (size_t i = 0; i < n; ++i) {
-        res[i] = larger(a[i], a[i + back + 1 + ahead - width]);
+        res[i] = larger(a[i], a[i + 2 * half + 1 - width]);
     }
 
     return res;

@@ -21,8 +21,8 @@ struct headkv_parts {
 // n_observed: at most n_prompt
 headkv_parts headkv_divide(uint32_t n_prompt, uint32_t n_observed, const headkv_params & params);
 
-// Choose what the KV heads keep of a prompt. HeadKV's selection (arXiv 2410.19258, section 3.3) with a vote of all
-// heads, and a pool that reaches further back than ahead: docs/architecture.md, "Selection".
+// Choose what the KV heads keep of a prompt: HeadKV's selection (arXiv 2410.19258, section 3.3) with a vote of all
+// heads, see docs/architecture.md, "Selection".
 //
 //   w: [n_prompt] attention that the observed tokens pay to each position, of one KV head
 //

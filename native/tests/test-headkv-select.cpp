@@ -14,11 +14,10 @@
 
 // pooled attention of one position: the largest of those around it, none of them a sink or of the window
 static float pooled(const std::vector<float> & w, int p, int first, int last, const headkv_params & params) {
-    const int64_t ahead = params.kernel / 6;
-    const int64_t back  = (int64_t) params.kernel - 1 - ahead;
+    const int64_t half = params.kernel / 2;
 
     float res = 0.0f;
-    for (int64_t i = std::max<int64_t>(first, p - back); i <= std::min<int64_t>(last - 1, p + ahead); ++i) {
+    for (int64_t i = std::max<int64_t>(first, p - half); i <= std::min<int64_t>(last - 1, p + half); ++i) {
         res = std::max(res, w[i]);
     }
     return res;

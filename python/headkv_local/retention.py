@@ -48,7 +48,7 @@ class Retention:
     beta: more than 1; a higher beta means a smaller shared pool and a flatter allocation.
     window: observation window alpha, in tokens, at least 1: every head keeps that many last ones, and up to
         as many again while they are at most half of what it keeps.
-    kernel: width of the max-pool, in positions, odd; it reaches five times as far back as ahead.
+    kernel: width of the max-pool, in positions, odd.
     sinks: first positions that are always kept, where a head keeps more than the window.
 
     beta, window, kernel and sinks that are not given are those that the scores' file recommends, else

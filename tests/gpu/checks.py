@@ -54,9 +54,8 @@ def as_asked(options: argparse.Namespace, devices: tuple[str, ...]) -> bool:
 
 
 def pooled_plainly(attention: Attention, retention: Retention) -> Attention:
-    """Max-pool over the last axis, a sixth of the kernel ahead."""
-    ahead = retention.kernel // 6
-    width = [(0, 0)] * (attention.ndim - 1) + [(retention.kernel - 1 - ahead, ahead)]
+    """Max-pool over the last axis."""
+    width = [(0, 0)] * (attention.ndim - 1) + [(retention.kernel // 2,) * 2]
     padded = np.pad(attention, width, constant_values=-1)
     return np.lib.stride_tricks.sliding_window_view(padded, retention.kernel, axis=-1).max(axis=-1)
 

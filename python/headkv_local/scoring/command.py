@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..bench.options import layers, positive
+from ..bench.options import Help, layers, positive
 
 _LIST = "N[,N...]"
+_ADVICE = ("beta", "window", "kernel", "sinks")
+_RECOMMENDED = "recommended in the file, for whoever uses the scores (default: Retention's)"
 
 
 def add_parser(commands: Any) -> None:
@@ -17,7 +19,7 @@ def add_parser(commands: Any) -> None:
         "score",
         help="measure how much each attention head of a model matters",
         description="Measure how much each attention head of a model matters, and write a sidecar with it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
     )
     add = score.add_argument
     add("model", metavar="MODEL", help="GGUF file of an instruction-tuned model")
@@ -30,6 +32,10 @@ def add_parser(commands: Any) -> None:
     add("--examples", metavar="FILE", help="JSON Lines with examples of yours (default: the project's)")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: half of the CPUs)")
     add("--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)")
+    add("--beta", type=float, metavar="X", help=_RECOMMENDED)
+    add("--window", type=int, metavar="N", help=_RECOMMENDED)
+    add("--kernel", type=int, metavar="N", help=_RECOMMENDED)
+    add("--sinks", type=int, metavar="N", help=_RECOMMENDED)
     add("--force", action="store_true", help="replace OUT, and the progress of another run")
     score.set_defaults(run=_score)
 
@@ -51,6 +57,7 @@ def _score(options: argparse.Namespace) -> None:
         n_threads=options.threads,
         n_gpu_layers=all_layers(options.gpu_layers),
         force=options.force,
+        advice={name: value for name in _ADVICE if (value := getattr(options, name)) is not None},
     )
     with _Bar() as bar:
         result = run.run(settings, bar.tell, bar.show)

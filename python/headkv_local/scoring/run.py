@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from math import ceil
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..bench import haystack
 from ..bench.contexts import n_ctx_for
 from ..errors import ArgumentError
 from ..llama import Llama
+from ..retention import DEFAULTS, Retention
 from ..scores import HeadScores
 from . import dataset, samples
 from .attention import RIGHT_ABOVE, token_f1
@@ -28,7 +29,6 @@ from .prompt import Prompter
 
 _LEAST_SAMPLES, _LEAST_SHARE = 8, 0.2  # that must be answered correctly
 _ROOM = ANSWER_TOKENS + 64  # of the context, for the answer and for prompts that are a little too long
-_ADVICE: dict[str, Any] = {"beta": 1.005, "window": 8, "kernel": 13, "sinks": 4}
 _CURE = "try --teacher-forced, or shorter --lengths; no scores were written"
 _LICENCE = "CC0-1.0"
 
@@ -39,7 +39,10 @@ Bar = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """n_threads: None leaves it to llama-cpp-python. examples: None stands for the project's own."""
+    """n_threads: None leaves it to llama-cpp-python. examples: None stands for the project's own.
+
+    advice: beta, window, kernel and sinks to recommend with the scores; Retention's where it has none.
+    """
 
     model: str
     output: Path
@@ -52,6 +55,7 @@ class Options:
     n_threads: int | None = None
     n_gpu_layers: int = 0
     force: bool = False
+    advice: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,12 @@ class Result:
 def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: None) -> Result:
     """Measure head scores and write them to options.output. Progress is kept; the next run goes on from it.
 
-    Raises ArgumentError for an output that exists, bad examples, a model without chat template, lengths
-    that the model was not trained for (where others are left, those are skipped, and told), and where
-    too few samples are answered correctly; ModelError and UnsupportedError for the model itself.
+    Raises ArgumentError for an output that exists, bad examples or advice, a model without chat template,
+    lengths that the model was not trained for (where others are left, those are skipped, and told), and
+    where too few samples are answered correctly; ModelError and UnsupportedError for the model itself.
     """
     _gguf.target(options.output, force=options.force)
+    Retention(budget="100%", **options.advice)  # refuses what can never work
     data = dataset.load(options.method, options.examples)
     lengths = _usable_lengths(options, tell)
     with Llama(
@@ -208,5 +213,5 @@ def _head_scores(
             "licence": _LICENCE,
             "tool": f"headkv-local {__version__}",
         },
-        **_ADVICE,
+        **{**DEFAULTS, **options.advice},
     )
