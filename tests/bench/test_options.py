@@ -115,7 +115,7 @@ def test_policies_keep_the_same_bytes(budget: int | str) -> None:
         assert retention is not None
         assert retention.sinks == 2
         settled = retention.with_scores(scores) if retention.wants_scores else retention
-        assert settled.kernel == {"uniform": 13, "scores": 9}[settled.policy] or settled.window > 8
+        assert settled.kernel == 9 or settled.window > 8  # also of uniform budgets, to compare like with like
         kept.append(int(settled.caps_for(SHAPE, 1000).sum()))
     assert kept[0] == kept[1] == kept[2]
 

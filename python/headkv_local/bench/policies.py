@@ -66,14 +66,20 @@ def all_of(
     *,
     recents: bool,
 ) -> list[Policy]:
-    """The full cache, then every way at each budget in turn."""
+    """The full cache, then every way at each budget in turn.
+
+    What selects is the same for uniform budgets as for the first scores: window, kernel and sinks that these
+    recommend, unless settings say otherwise.
+    """
     return [full(), *(policy for budget in budgets for policy in _at(budget, scores, settings, recents))]
 
 
 def _at(
     budget: int | str, scores: Mapping[str, HeadScores], settings: Mapping[str, Any], recents: bool
 ) -> Iterator[Policy]:
-    base = Retention(**{name: value for name, value in settings.items() if name != "beta"})
+    first = next(iter(scores.values()), None)
+    advice = {} if first is None else {name: getattr(first, name) for name in ("window", "kernel", "sinks")}
+    base = Retention(**{**advice, **{name: value for name, value in settings.items() if name != "beta"}})
     if recents:
         yield recent(budget, base)
     yield uniform(budget, base)
