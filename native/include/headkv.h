@@ -7,6 +7,7 @@
 //   llama_decode       all prompt tokens but the last window of them, better two
 //   headkv_observe     HEADKV_OBSERVE_WINDOW
 //   llama_decode       the rest: its attention to the prompt is recorded
+//   headkv_set_sentences  may be left out
 //   headkv_compact     every KV head keeps its share, the rest of the KV cache is freed
 //   llama_decode       the answer; llama_memory_clear() or a whole-sequence llama_memory_seq_rm()
 //                      gives the full cache back for the next prompt
@@ -43,7 +44,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 2,
+    HEADKV_ABI_VERSION = 3,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
@@ -122,7 +123,7 @@ HEADKV_API int32_t headkv_supported(const struct llama_context * ctx);
 
 //   window: alpha, the last prompt tokens, always kept; their attention selects, and that of up to as many
 //           before them: two windows find more than one                         >= 1
-//   kernel: width of the max-pool over positions                                >= 1, odd
+//   kernel: width of the max-pool over positions, within a sentence             >= 1, odd
 //   sinks : first prompt positions that are always kept, behind the window      >= 0
 // Forgets the budgets and what was recorded. Makes headkv_cancel() work, for which it takes the context's abort
 // callback. HEADKV_ERR_STATE while the cache is compacted.
@@ -134,11 +135,18 @@ HEADKV_API int32_t headkv_configure(struct llama_context * ctx, int32_t window, 
 HEADKV_API int32_t headkv_set_budgets(struct llama_context * ctx, const int32_t * caps, size_t n);
 
 // Forget what was recorded, and from now on record for every decoded token ...
-//   HEADKV_OBSERVE_WINDOW: how much attention each KV head pays to every position, summed; for headkv_compact()
+//   HEADKV_OBSERVE_WINDOW: how much attention each KV head pays to every position; for headkv_compact()
 //   HEADKV_OBSERVE_ROWS  : the attention of each query head, of the last token only; for headkv_get_rows()
 //   HEADKV_OBSERVE_OFF   : nothing any more; what was recorded is kept
 // HEADKV_ERR_STATE on a compacted cache, HEADKV_ERR_MEMORY without room for the records.
 HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what);
+
+// Where the sentences of the prompt end, as it is in the cache now. The max-pool does not reach from one sentence
+// into the next; without this call all of the prompt is one.
+//   ends: [n], not 0 for the last position of a sentence
+//   n   : tokens in the cache
+// Holds until a token is decoded or removed, or the cache is compacted. HEADKV_ERR_STATE if it is already.
+HEADKV_API int32_t headkv_set_sentences(struct llama_context * ctx, const uint8_t * ends, size_t n);
 
 // Select, gather the kept rows into the pool, free the full cache and make a small one for new tokens.
 //   seq: 0, the only sequence that there can be
@@ -148,9 +156,9 @@ HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what);
 // On any failure the full cache and the record stay as they were, and the call can be tried again.
 HEADKV_API int32_t headkv_compact(struct llama_context * ctx, int32_t seq);
 
-// The attention recorded for each prompt position, before pooling: mean over the recorded tokens and
-// the query heads of the group. w: row-major [n_layer][n_head_kv][n_prompt], n: its length.
-// HEADKV_ERR_STATE without a complete record (compaction frees it).
+// The attention recorded for each prompt position, before pooling: root mean square over the recorded tokens
+// and the query heads of the group. w: row-major [n_layer][n_head_kv][n_prompt], n: its length.
+// HEADKV_ERR_STATE without a complete record (compaction frees it), HEADKV_ERR_UNSUPPORTED without any in a layer.
 HEADKV_API int32_t headkv_get_attention(const struct llama_context * ctx, float * w, size_t n);
 
 // What the last decoded token's query heads attended to in one layer: w[n_head][n_tokens in the cache],

@@ -54,7 +54,7 @@ void headkv_observer::build(const llm_graph_context & gctx, uint32_t ikv, ggml_t
 
     // the query heads of a GQA group are neighbours: [n_kv, n_tokens*n_gqa, n_head_kv] -> sum over the rows
     w = ggml_reshape_3d(ctx, w, n_kv, w->ne[1] * w->ne[2] / n_heads, n_heads);
-    w = ggml_cont(ctx, ggml_transpose(ctx, w));
+    w = ggml_cont(ctx, ggml_transpose(ctx, ggml_sqr(ctx, w)));
     w = ggml_reshape_2d(ctx, ggml_sum_rows(ctx, w), n_kv, n_heads);
 
     ggml_build_forward_expand(gctx.gf, ggml_add_inplace(ctx, record, w));

@@ -14,7 +14,7 @@ struct llm_graph_context;
 // Records the attention that decoded tokens pay to the cells of the full cache, where the layer's K is, by
 // ordinary graph nodes, one set per layer. Two kinds of record:
 //
-//   WINDOW: per KV head, the sum over all tokens and over the query heads of the GQA group
+//   WINDOW: per KV head, the sum of squares over all tokens and over the query heads of the GQA group
 //   ROWS:   per query head, the row of the last token of the last ubatch
 class headkv_observer {
 public:

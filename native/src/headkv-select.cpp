@@ -2,40 +2,54 @@
 
 #include <algorithm>
 #include <functional>
-#include <limits>
 #include <numeric>
 
 static inline float larger(float a, float b) {
     return a > b ? a : b;
 }
 
-headkv_parts headkv_divide(uint32_t n_prompt, uint32_t n_observed, const headkv_params & params) {
+headkv_parts headkv_divide(uint32_t n_prompt, uint32_t n_observed, const uint8_t * ends, const headkv_params & params) {
     const uint32_t n_sinks = std::min(params.sinks, n_prompt - n_observed);
 
-    return { n_sinks, n_prompt - n_observed - n_sinks, n_observed };
+    return { n_sinks, n_prompt - n_observed - n_sinks, n_observed, ends ? ends + n_sinks : nullptr };
 }
 
-// res[i] = max(x[i - kernel/2 .. i + kernel/2]) of those that exist; doubles the width until it fits, so that
-// every pass is one loop without branches
-static std::vector<float> max_pool(const float * x, size_t n, size_t kernel) {
-    const size_t half = std::min(kernel / 2, n);
+// one sentence; x, res: [n]
+static void pool_sentence(const float * x, float * res, size_t n, size_t reach) {
+    std::copy(x, x + n, res);
 
-    // a[i] = max(padded[i .. i + width - 1])
-    std::vector<float> a(n + 2 * half, -std::numeric_limits<float>::infinity());
-    std::copy(x, x + n, a.begin() + half);
+    float behind = 1.0f;
+    float ahead  = 1.0f;
 
-    size_t width = 1;
-    for (; 2 * width <= 2 * half + 1; width *= 2) {
-        float * p = a.data();
-        for (size_t i = 0; i + width < a.size(); ++i) {
-            p[i] = larger(p[i], p[i + width]);
+    // one loop without branches per distance
+    for (size_t d = 1; d <= reach && d < n; ++d) {
+        behind *= headkv_fade_behind;
+        ahead  *= headkv_fade_ahead;
+        for (size_t i = d; i < n; ++i) {
+            res[i] = larger(res[i], behind * x[i - d]);
+        }
+        for (size_t i = d; i < n; ++i) {
+            res[i - d] = larger(res[i - d], ahead * x[i]);
         }
     }
+}
 
-    // two windows that overlap
+// x: [n_prompt] -> [candidates]
+static std::vector<float> max_pool(const float * x, const headkv_parts & parts, const headkv_params & params) {
+    const uint32_t n = parts.candidates;
+
+    const size_t reach = std::min<size_t>(params.kernel / 2, headkv_reach_max);
+
     std::vector<float> res(n);
-    for (size_t i = 0; i < n; ++i) {
-        res[i] = larger(a[i], a[i + 2 * half + 1 - width]);
+
+    x += parts.sinks;
+    for (uint32_t first = 0, last; first < n; first = last) {
+        last = n;
+        if (parts.ends) {
+            last = std::find_if(parts.ends + first, parts.ends + n, [](uint8_t end) { return end != 0; }) - parts.ends;
+            last = std::min(last + 1, n);
+        }
+        pool_sentence(x + first, res.data() + first, last - first, reach);
     }
 
     return res;
@@ -43,14 +57,12 @@ static std::vector<float> max_pool(const float * x, size_t n, size_t kernel) {
 
 void headkv_vote(const float * w, const headkv_parts & parts, double weight, const headkv_params & params,
                  double * votes) {
-    w += parts.sinks;
-
-    const double sum = std::accumulate(w, w + parts.candidates, 0.0);
+    const double sum = std::accumulate(w + parts.sinks, w + parts.sinks + parts.candidates, 0.0);
     if (!(sum > 0.0)) {
         return; // looks at none of them
     }
 
-    const std::vector<float> pooled = max_pool(w, parts.candidates, params.kernel);
+    const std::vector<float> pooled = max_pool(w, parts, params);
     for (uint32_t i = 0; i < parts.candidates; ++i) {
         votes[i] += weight / sum * pooled[i];
     }
@@ -103,7 +115,7 @@ void headkv_select(const float * w, const float * votes, const headkv_parts & pa
         keep.push_back(p);
     }
     if (n_best > 0) {
-        std::vector<float> rank = max_pool(w + parts.sinks, parts.candidates, params.kernel);
+        std::vector<float> rank = max_pool(w, parts, params);
         for (uint32_t i = 0; votes && i < parts.candidates; ++i) {
             rank[i] *= votes[i];
         }

@@ -1,11 +1,12 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 struct headkv_params {
     uint32_t window = 8;  // alpha: last prompt positions, every KV head keeps them
-    uint32_t kernel = 13; // width of the max-pool over positions, odd
+    uint32_t kernel = 29; // width of the max-pool over positions, odd
     uint32_t sinks  = 4;  // first prompt positions
 };
 
@@ -15,11 +16,14 @@ struct headkv_parts {
     uint32_t candidates; // kept where attention says so
     uint32_t observed;   // the last ones, whose attention was recorded
 
+    const uint8_t * ends; // [candidates] not 0 where a sentence ends, or nullptr: all of them are one
+
     uint32_t n_prompt() const { return sinks + candidates + observed; }
 };
 
 // n_observed: at most n_prompt
-headkv_parts headkv_divide(uint32_t n_prompt, uint32_t n_observed, const headkv_params & params);
+// ends      : [n_prompt] or nullptr, as in headkv_parts
+headkv_parts headkv_divide(uint32_t n_prompt, uint32_t n_observed, const uint8_t * ends, const headkv_params & params);
 
 // Choose what the KV heads keep of a prompt: HeadKV's selection (arXiv 2410.19258, section 3.3) with a vote of all
 // heads, see docs/architecture.md, "Selection".
@@ -28,6 +32,12 @@ headkv_parts headkv_divide(uint32_t n_prompt, uint32_t n_observed, const headkv_
 //
 // Only the attention to candidates counts. That to the sinks and among the observed tokens is large whatever the
 // prompt says, and would leak into its neighbours.
+//
+// The max-pool stays inside a sentence, and what is looked at counts less with every position on the way: little less
+// for those behind it, where the answer stands more often ("the code is 123"), than for those ahead of it.
+static constexpr float headkv_fade_behind = 0.98f;
+static constexpr float headkv_fade_ahead  = 0.90f;
+static constexpr size_t headkv_reach_max  = 512; // from there on nothing is left
 
 // One head's vote, added to votes [candidates]: its pooled attention as a share of all that it pays to candidates,
 // times weight.

@@ -68,6 +68,13 @@ int32_t headkv_set_budgets(llama_context * ctx, const int32_t * caps, size_t n) 
     });
 }
 
+int32_t headkv_set_sentences(llama_context * ctx, const uint8_t * ends, size_t n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(ends);
+        mem.set_sentences(ends, n);
+    });
+}
+
 int32_t headkv_observe(llama_context * ctx, int32_t what) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         ctx->synchronize();

@@ -10,6 +10,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -216,6 +217,7 @@ bool llama_kv_cache_headkv::get_can_shift() const {
 void llama_kv_cache_headkv::clear(bool data) {
     pool.reset();
     obs.reset();
+    ends.clear();
 
     live->clear(data);
 
@@ -248,6 +250,7 @@ bool llama_kv_cache_headkv::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos 
     if (obs) {
         obs->remove(p0);
     }
+    ends.clear();
 
     return live->seq_rm(seq_id, p0, p1);
 }
@@ -374,6 +377,7 @@ void llama_kv_cache_headkv::configure(int32_t window, int32_t kernel, int32_t si
 
     params = { (uint32_t) window, (uint32_t) kernel, (uint32_t) sinks };
     caps.clear();
+    ends.clear();
 }
 
 void llama_kv_cache_headkv::set_budgets(const int32_t * next, size_t n) {
@@ -388,6 +392,15 @@ void llama_kv_cache_headkv::set_budgets(const int32_t * next, size_t n) {
     }
 
     caps.assign(next, next + n);
+}
+
+void llama_kv_cache_headkv::set_sentences(const uint8_t * next, size_t n) {
+    if (pool) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted already");
+    }
+    require_length(n, live->get_cells(0).get_used());
+
+    ends.assign(next, next + n);
 }
 
 void llama_kv_cache_headkv::observe(int32_t what) {
@@ -437,27 +450,37 @@ std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells() const {
     return res;
 }
 
+std::vector<float> llama_kv_cache_headkv::read_record(uint32_t ikv, const std::vector<uint32_t> & cell) const {
+    std::vector<float> record;
+    obs->read(ikv, record);
+
+    std::vector<float> res;
+    res.reserve(record.size() / n_ctx * cell.size());
+    for (size_t row = 0; row < record.size(); row += n_ctx) {
+        for (const uint32_t c : cell) {
+            res.push_back(record[row + c]);
+        }
+    }
+    return res;
+}
+
 std::vector<float> llama_kv_cache_headkv::read_attention(uint32_t ikv, const std::vector<uint32_t> & cell) const {
-    std::vector<float> sums;
-    obs->read(ikv, sums);
-    if (std::none_of(sums.begin(), sums.end(), [](float x) { return x > 0.0f; })) {
+    std::vector<float> w = read_record(ikv, cell);
+    if (std::none_of(w.begin(), w.end(), [](float x) { return x > 0.0f; })) {
         throw headkv_error(HEADKV_ERR_UNSUPPORTED,
                            format("the attention of layer %d could not be recorded", shapes[ikv].il));
     }
 
-    std::vector<float> w;
-    w.reserve(cell.size() * n_head_kv);
-    for (uint32_t h = 0; h < n_head_kv; ++h) {
-        for (const uint32_t c : cell) {
-            const float x = sums[(size_t) h * n_ctx + c];
-            w.push_back(x > 0.0f ? x : 0.0f); // a model that makes NaN is no reason to select at random
-        }
+    const float scale = 1.0f / (obs->get_n_tokens() * (model.hparams.n_head() / n_head_kv));
+    for (float & x : w) {
+        x = x > 0.0f ? std::sqrt(scale * x) : 0.0f; // a model that makes NaN is no reason to select at random
     }
     return w;
 }
 
 // A head is trusted as far as its cap is above the smallest one; equal caps trust none, and every head decides alone.
-std::vector<float> llama_kv_cache_headkv::get_votes(const std::vector<uint32_t> & cell, uint32_t n_threads) const {
+std::vector<float> llama_kv_cache_headkv::get_votes(const std::vector<uint32_t> & cell, const headkv_parts & parts,
+                                                    uint32_t n_threads) const {
     std::vector<int32_t> kept(caps.size());
     std::transform(caps.begin(), caps.end(), kept.begin(),
                    [&](int32_t cap) { return std::min(cap, (int32_t) cell.size()); });
@@ -465,8 +488,6 @@ std::vector<float> llama_kv_cache_headkv::get_votes(const std::vector<uint32_t> 
     if (std::all_of(kept.begin(), kept.end(), [&](int32_t k) { return k == least; })) {
         return {};
     }
-
-    const auto parts = headkv_divide(cell.size(), obs->get_n_tokens(), params);
 
     // by layer, and added up in their order: the number of threads changes nothing but the time
     std::vector<std::vector<double>> by_layer(shapes.size(), std::vector<double>(parts.candidates));
@@ -517,8 +538,8 @@ void llama_kv_cache_headkv::compact(uint32_t n_threads) {
 
     headkv_keep keep(shapes.size(), std::vector<std::vector<int32_t>>(n_head_kv));
 
-    const auto parts = headkv_divide(n_prompt, obs->get_n_tokens(), params);
-    const auto votes = get_votes(cell, n_threads);
+    const auto parts = headkv_divide(n_prompt, obs->get_n_tokens(), ends.empty() ? nullptr : ends.data(), params);
+    const auto votes = get_votes(cell, parts, n_threads);
 
     // layers do not depend on each other, so the number of threads changes nothing but the time
     headkv_for_each(shapes.size(), n_threads, [&](uint32_t ikv) {
@@ -572,6 +593,7 @@ void llama_kv_cache_headkv::compact(uint32_t n_threads) {
     pool = std::move(next);
     live = std::move(tail);
     obs.reset();
+    ends.clear();
     epoch++;
 
     t_select_us  = t_select_end_us - t_start_us;
@@ -585,16 +607,9 @@ void llama_kv_cache_headkv::get_attention(float * w, size_t n) const {
     }
     require_length(n, shapes.size() * n_head_kv * cell.size());
 
-    const float scale = 1.0f / (obs->get_n_tokens() * (model.hparams.n_head() / n_head_kv));
-
-    std::vector<float> sums;
     for (uint32_t ikv = 0; ikv < shapes.size(); ++ikv) {
-        obs->read(ikv, sums);
-        for (uint32_t h = 0; h < n_head_kv; ++h) {
-            for (size_t p = 0; p < cell.size(); ++p) {
-                *w++ = scale * sums[(size_t) h * n_ctx + cell[p]];
-            }
-        }
+        const std::vector<float> layer = read_attention(ikv, cell);
+        w                              = std::copy(layer.begin(), layer.end(), w);
     }
 }
 
@@ -608,13 +623,8 @@ void llama_kv_cache_headkv::get_rows(int32_t layer, float * w, size_t n) const {
     }
     require_length(n, model.hparams.n_head() * cell.size());
 
-    std::vector<float> rows;
-    obs->read(layer, rows);
-    for (uint32_t h = 0; h < model.hparams.n_head(); ++h) {
-        for (const uint32_t c : cell) {
-            *w++ = rows[(size_t) h * n_ctx + c];
-        }
-    }
+    const std::vector<float> rows = read_record(layer, cell);
+    std::copy(rows.begin(), rows.end(), w);
 }
 
 void llama_kv_cache_headkv::get_kept(int32_t * kept, size_t n) const {
@@ -718,6 +728,7 @@ void llama_kv_cache_headkv::on_apply(const llama_ubatch & ubatch) {
     if (obs && obs->on) {
         obs->add(ubatch);
     }
+    ends.clear(); // those of the prompt without this ubatch
 }
 
 //

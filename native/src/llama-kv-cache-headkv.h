@@ -71,6 +71,7 @@ public:
 
     void configure(int32_t window, int32_t kernel, int32_t sinks);
     void set_budgets(const int32_t * caps, size_t n);
+    void set_sentences(const uint8_t * ends, size_t n);
     void observe(int32_t what);
     void compact(uint32_t n_threads);
 
@@ -117,11 +118,15 @@ private:
     // is the attention of the end of a prompt of n_prompt tokens recorded, of one to two windows and no more
     bool has_window_record(size_t n_prompt) const;
 
-    // what was recorded of a layer, by position: [n_head_kv][n_prompt]
+    // what was recorded of a layer, by position: [rows][n_prompt]
+    std::vector<float> read_record(uint32_t ikv, const std::vector<uint32_t> & cell) const;
+
+    // what selects: the root mean square of the recorded attention, [n_head_kv][n_prompt]
     std::vector<float> read_attention(uint32_t ikv, const std::vector<uint32_t> & cell) const;
 
     // what the heads that have more than the smallest cap look at: [n_candidates], empty where none has more
-    std::vector<float> get_votes(const std::vector<uint32_t> & cell, uint32_t n_threads) const;
+    std::vector<float> get_votes(const std::vector<uint32_t> & cell, const headkv_parts & parts,
+                                 uint32_t n_threads) const;
 
     void require_length(size_t n, size_t n_expected) const;
     void require_pool() const;
@@ -145,6 +150,7 @@ private:
 
     headkv_params params;
     std::vector<int32_t> caps; // [n_layer*n_head_kv], empty until set
+    std::vector<uint8_t> ends; // [n_prompt] not 0 where a sentence ends, empty if not known; of one prompt only
 
     uint64_t epoch = 0;
 

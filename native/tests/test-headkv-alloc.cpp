@@ -174,14 +174,21 @@ int main() {
         return 1;
     }
 
+    std::vector<uint8_t> ends(n_prompt);
+    for (int p = 0; p < n_prompt; p += 20) {
+        ends[p] = 1;
+    }
+    const auto compact = [&]() {
+        return headkv_set_sentences(ctx, ends.data(), ends.size()) == HEADKV_OK && headkv_compact(ctx, 0) == HEADKV_OK;
+    };
+
     // without failures
-    check(prefill(ctx) && observe(ctx) && headkv_compact(ctx, 0) == HEADKV_OK, "plain run", FAIL_NONE, 0);
+    check(prefill(ctx) && observe(ctx) && compact(), "plain run", FAIL_NONE, 0);
     const auto mask_ref = mask(ctx);
     check(!mask_ref.empty(), "plain run", FAIL_NONE, 0);
     check(decode(ctx, n_prompt, n_more) == 0, "plain run", FAIL_NONE, 0);
     const auto logits_ref = logits(ctx);
 
-    const auto compact = [&]() { return headkv_compact(ctx, 0) == HEADKV_OK; };
     const auto goes_on = [&]() {
         return mask(ctx) == mask_ref && decode(ctx, n_prompt, n_more) == 0 && logits(ctx) == logits_ref;
     };

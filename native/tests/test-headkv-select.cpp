@@ -12,13 +12,30 @@
 #include <utility>
 #include <vector>
 
-// pooled attention of one position: the largest of those around it, none of them a sink or of the window
-static float pooled(const std::vector<float> & w, int p, int first, int last, const headkv_params & params) {
-    const int64_t half = params.kernel / 2;
+using sentence_ends = std::vector<uint8_t>; // empty: one sentence
 
-    float res = 0.0f;
-    for (int64_t i = std::max<int64_t>(first, p - half); i <= std::min<int64_t>(last - 1, p + half); ++i) {
-        res = std::max(res, w[i]);
+// factor^d, multiplied up
+static float faded(float factor, int d) {
+    float res = 1.0f;
+    for (; d > 0; --d) {
+        res *= factor;
+    }
+    return res;
+}
+
+// pooled attention of one position: the largest of those around it, the further the less; none of them a sink, of the
+// window, or of another sentence
+static float pooled(const std::vector<float> & w, const sentence_ends & ends, int p, int first, int last,
+                    const headkv_params & params) {
+    const auto ends_at = [&](int i) { return !ends.empty() && ends[i]; };
+    const int reach    = std::min<size_t>(params.kernel / 2, headkv_reach_max);
+
+    float res = w[p];
+    for (int d = 1, i = p - 1; d <= reach && i >= first && !ends_at(i); ++d, --i) {
+        res = std::max(res, faded(headkv_fade_behind, d) * w[i]);
+    }
+    for (int d = 1, i = p + 1; d <= reach && i < last && !ends_at(i - 1); ++d, ++i) {
+        res = std::max(res, faded(headkv_fade_ahead, d) * w[i]);
     }
     return res;
 }
@@ -28,8 +45,8 @@ static std::pair<int, int> candidates(int n, int n_observed, const headkv_params
     return { std::min((int) params.sinks, n - n_observed), n - n_observed };
 }
 
-static std::vector<double> vote_plain(const std::vector<float> & w, int n_observed, double weight,
-                                      const headkv_params & params) {
+static std::vector<double> vote_plain(const std::vector<float> & w, const sentence_ends & ends, int n_observed,
+                                      double weight, const headkv_params & params) {
     const auto [first, last] = candidates(w.size(), n_observed, params);
 
     double sum = 0.0;
@@ -38,20 +55,20 @@ static std::vector<double> vote_plain(const std::vector<float> & w, int n_observ
     }
     std::vector<double> res;
     for (int p = first; p < last; ++p) {
-        res.push_back(sum > 0.0 ? weight / sum * pooled(w, p, first, last, params) : 0.0);
+        res.push_back(sum > 0.0 ? weight / sum * pooled(w, ends, p, first, last, params) : 0.0);
     }
     return res;
 }
 
 // one position after the other, until the cap is full
-static std::vector<int32_t> select_plain(const std::vector<float> & w, int n_observed, const float * votes, int cap,
-                                         const headkv_params & params) {
+static std::vector<int32_t> select_plain(const std::vector<float> & w, const sentence_ends & ends, int n_observed,
+                                         const float * votes, int cap, const headkv_params & params) {
     const int n              = w.size();
     const auto [first, last] = candidates(n, n_observed, params);
 
     std::vector<std::pair<float, int>> best; // ascending: best first, then the lower position
     for (int p = first; p < last; ++p) {
-        best.push_back({ -pooled(w, p, first, last, params) * (votes ? votes[p - first] : 1.0f), p });
+        best.push_back({ -pooled(w, ends, p, first, last, params) * (votes ? votes[p - first] : 1.0f), p });
     }
     std::sort(best.begin(), best.end());
 
@@ -86,10 +103,14 @@ static void bench() {
         for (auto & x : w) {
             x = dist(rng);
         }
+        sentence_ends ends(n);
+        for (auto & end : ends) {
+            end = rng() % 20 == 0;
+        }
         for (const uint32_t cap : { 128u, 512u, 1024u }) {
             std::vector<int32_t> keep;
             const headkv_params params;
-            const auto parts = headkv_divide(n, 2 * params.window, params);
+            const auto parts = headkv_divide(n, 2 * params.window, ends.data(), params);
             std::vector<double> votes(parts.candidates);
             const auto start = std::chrono::steady_clock::now();
             for (int h = 0; h < n_head; ++h) {
@@ -139,16 +160,21 @@ int main(int argc, char ** argv) {
             std::fill(w.begin(), w.end(), 0.0f);
         }
 
+        sentence_ends ends(i % 4 ? n : 0);
+        for (auto & end : ends) {
+            end = rng() % (i % 4 == 1 ? 3 : 30) == 0;
+        }
+
         // any number up to the prompt's length, most often one to two windows
         const uint32_t n_observed = std::min<uint32_t>(n, i % 7 ? params.window + rng() % (params.window + 1) : rng());
-        const auto parts          = headkv_divide(n, n_observed, params);
+        const auto parts          = headkv_divide(n, n_observed, ends.empty() ? nullptr : ends.data(), params);
 
         const double weight = rng() % 5;
 
         std::vector<double> votes(parts.candidates);
         headkv_vote(w.data(), parts, weight, params, votes.data());
 
-        if (votes != vote_plain(w, n_observed, weight, params)) {
+        if (votes != vote_plain(w, ends, n_observed, weight, params)) {
             printf("FAIL run %d: vote of %u positions, observed %u, kernel %u, sinks %u\n", i, n, n_observed,
                    params.kernel, params.sinks);
             n_fail++;
@@ -163,9 +189,11 @@ int main(int argc, char ** argv) {
         std::vector<int32_t> keep = { 7 }; // what was there before must go
         headkv_select(w.data(), with, parts, cap, params, keep);
 
-        if (keep != select_plain(w, n_observed, with, cap, params)) {
-            printf("FAIL run %d: n_prompt %u, observed %u, cap %u, window %u, kernel %u, sinks %u, %s votes\n", i, n,
-                   n_observed, cap, params.window, params.kernel, params.sinks, with ? "with" : "without");
+        if (keep != select_plain(w, ends, n_observed, with, cap, params)) {
+            printf("FAIL run %d: n_prompt %u, observed %u, cap %u, window %u, kernel %u, sinks %u, %s votes, %s "
+                   "sentences\n",
+                   i, n, n_observed, cap, params.window, params.kernel, params.sinks, with ? "with" : "without",
+                   ends.empty() ? "no" : "with");
             n_fail++;
         }
     }

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from . import _native
 from ._decoder import Decoder
+from ._sentences import sentence_ends
 from .budgets import ModelShape
 from .errors import ArgumentError, HeadKVError, StateError, UnsupportedError
 from .retention import Retention
@@ -136,6 +137,11 @@ class PromptReader(Decoder):
         self._evaluate(tokens, _Progress(self.on_prefill, len(tokens)).add)
         self._prompt = PromptRecord(n_tokens=n_prompt, prefill_seconds=perf_counter() - started)
 
+    def _piece(self, token: int) -> bytes:
+        """The text of a token, with the space before it, whatever tokenizer the user has set."""
+        piece: bytes = self._model.detokenize([token])
+        return piece
+
     def _caps_for(self, n_prompt: int) -> npt.NDArray[np.int32] | None:
         """None if there is nothing to compact."""
         if self._retention is None:
@@ -171,6 +177,7 @@ class PromptReader(Decoder):
         finally:
             _native.observe(ctx, _native.OBSERVE_OFF)
         observed = perf_counter()
+        _native.set_sentences(ctx, sentence_ends(self.input_ids[:n_prompt], self._piece))
         _native.compact(ctx)
         self._prompt = PromptRecord(
             n_tokens=n_prompt,

@@ -13,12 +13,13 @@ import numpy.typing as npt
 from llama_cpp.llama import LlamaState
 
 from . import _native, devices
+from ._defaults import DEFAULTS
 from ._load import load_error, refuse_before_loading
 from ._logging import collected_errors
 from ._prefill import PromptReader
 from ._snapshot import native_stats, stock_stats
 from .errors import ArgumentError, StateError, UnsupportedError
-from .retention import DEFAULTS, Retention
+from .retention import Retention
 from .scores import HeadScores
 from .stats import CacheStats, PromptRecord
 

@@ -7,11 +7,12 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ._defaults import DEFAULT_BUDGET, DEFAULTS, given
 from .budgets import (
     INT32_MAX,
     Budget,
@@ -24,19 +25,17 @@ from .budgets import (
 from .errors import ArgumentError
 from .scores import HeadScores
 
-DEFAULT_BUDGET = 128
-DEFAULTS: Final[dict[str, Any]] = {"beta": 1.005, "window": 8, "kernel": 13, "sinks": 4}
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Retention:
     """How much every KV head keeps of a prompt, and what selects it.
 
     After the prompt has been read, the attention of its last tokens, two windows of them, to all others is
-    averaged over those tokens and over the query heads of each GQA group, max-pooled over positions, and
-    multiplied by what all heads together look at, each trusted by its score. The best entries are kept per KV
-    head, besides the window itself and the first `sinks` positions, which count in the budget (HeadKV-R2,
-    arXiv 2410.19258, section 3.3; the vote of the heads is ours: docs/architecture.md, "Selection").
+    averaged (root mean square) over those tokens and over the query heads of each GQA group, max-pooled over
+    the positions of each sentence, and multiplied by what all heads together look at, each trusted by its
+    score. The best entries are kept per KV head, besides the window itself and the first `sinks` positions,
+    which count in the budget (HeadKV-R2, arXiv 2410.19258, section 3.3; what differs from it is ours:
+    docs/architecture.md, "Selection").
 
     budget: mean entries per KV head (int, at least `window`), "5%" of the prompt (made at least `window`),
         or "64MiB" of K and V rows for the whole model (also KiB, GiB). 128 if neither it nor caps is given.
@@ -48,11 +47,11 @@ class Retention:
     beta: more than 1; a higher beta means a smaller shared pool and a flatter allocation.
     window: observation window alpha, in tokens, at least 1: every head keeps that many last ones, and up to
         as many again while they are at most half of what it keeps.
-    kernel: width of the max-pool, in positions, odd.
+    kernel: width of the max-pool, in positions, odd; it never reaches beyond the sentence.
     sinks: first positions that are always kept, where a head keeps more than the window.
 
     beta, window, kernel and sinks that are not given are those that the scores' file recommends, else
-    1.005, 8, 13 and 4 (docs/results.md has what led to them).
+    1.3, 8, 29 and 4 (docs/results.md has what led to them).
 
     Raises ArgumentError for a value that can never work. What depends on the model's shape or on the
     prompt's length is checked by caps_for().
@@ -68,7 +67,7 @@ class Retention:
     sinks: int = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        self._set("_given", frozenset(name for name in DEFAULTS if getattr(self, name) is not None))
+        self._set("_given", frozenset(given(self)))
         for name in DEFAULTS.keys() - self._given:
             self._set(name, DEFAULTS[name])
         self._set("window", _int_of("window", self.window, 1))

@@ -35,6 +35,7 @@ ANSWERS_FULL, ANSWERS_COMPACTED = 14, 12
 Figures = dict[str, Any]
 Mask = npt.NDArray[np.bool_]
 Attention = npt.NDArray[np.float32]
+Ends = npt.NDArray[np.int64]
 
 
 def opened(options: argparse.Namespace, **kwargs: Any) -> Llama:
@@ -53,19 +54,27 @@ def as_asked(options: argparse.Namespace, devices: tuple[str, ...]) -> bool:
     return options.gpu_layers == 0 or "CPU" not in devices
 
 
-def pooled_plainly(attention: Attention, retention: Retention) -> Attention:
-    """Max-pool over the last axis."""
-    width = [(0, 0)] * (attention.ndim - 1) + [(retention.kernel // 2,) * 2]
-    padded = np.pad(attention, width, constant_values=-1)
-    return np.lib.stride_tricks.sliding_window_view(padded, retention.kernel, axis=-1).max(axis=-1)
+def pooled_plainly(attention: Attention, ends: Ends, retention: Retention) -> Attention:
+    """Max-pool over the last axis, sentence by sentence; what is further off counts less."""
+    pooled = attention.copy()
+    sentence = np.cumsum(ends) - ends  # its number, (n,)
+    behind = ahead = np.float32(1)
+    for d in range(1, min(retention.kernel // 2 + 1, len(ends))):
+        behind, ahead = behind * np.float32(0.98), ahead * np.float32(0.9)
+        same = sentence[d:] == sentence[:-d]
+        np.maximum(pooled[..., d:], behind * attention[..., :-d], out=pooled[..., d:], where=same)
+        np.maximum(pooled[..., :-d], ahead * attention[..., d:], out=pooled[..., :-d], where=same)
+    return pooled
 
 
-def select_plainly(attention: Attention, retention: Retention, caps: npt.NDArray[np.int32]) -> Mask:
+def select_plainly(
+    attention: Attention, ends: Ends, retention: Retention, caps: npt.NDArray[np.int32]
+) -> Mask:
     """The library's selection written the plain way: (n_layer, n_head_kv, n_prompt) to the same shape."""
     n = attention.shape[-1]
     first, last = retention.sinks, n - retention.n_observed(n)
     candidates = attention[..., first:last]
-    pooled = pooled_plainly(candidates, retention)
+    pooled = pooled_plainly(candidates, ends[first:last], retention)
     shares = pooled / candidates.sum(axis=-1, keepdims=True, dtype=np.float64)
     trust = caps - caps.min()
     votes = (trust[..., None] * shares).sum(axis=(0, 1)) if trust.any() else np.ones(last - first)
@@ -84,14 +93,19 @@ def make_mask(options: argparse.Namespace) -> tuple[Mask, Mask, tuple[str, ...]]
     """The mask, what the recorded attention gives when selected in numpy, and where the cache was."""
     retention = Retention(budget=BUDGET)  # by the head scores that come with the model: the heads vote
     with opened(options, retention=retention) as llm:
-        compact, seen = _native.compact, []
-        _native.compact = lambda ctx: (seen.append(_native.get_attention(ctx)), compact(ctx))[1]
+        set_sentences, seen = _native.set_sentences, []
+
+        def spied(ctx: int, ends: npt.NDArray[np.uint8]) -> None:  # the last call before compaction
+            seen.extend((_native.get_attention(ctx), ends.astype(np.int64)))
+            set_sentences(ctx, ends)
+
+        _native.set_sentences = spied
         try:
             llm.prefill(text_tokens(llm, options.prompt_tokens))
         finally:
-            _native.compact = compact
+            _native.set_sentences = set_sentences
         stats = llm.cache_stats()
-        return llm.retention_mask(), select_plainly(seen[0], retention, stats.kept), stats.devices
+        return llm.retention_mask(), select_plainly(*seen, retention, stats.kept), stats.devices
 
 
 def mask(options: argparse.Namespace) -> tuple[bool, str, Figures]:

@@ -138,7 +138,7 @@ def test_a_path_without_scores(load: Load, model: Path, tmp_path: Path) -> None:
 
 
 def test_rows_of_attention_are_softmax_rows(load: Load, model: Path) -> None:
-    """What head scores are measured from: each row sums to 1, and the window's record is their mean."""
+    """What head scores are measured from: each row sums to 1; the window records their mean square."""
     llm = load(model, flash_attn=True)
     ctx = llm.ctx
     window = 4
@@ -157,5 +157,5 @@ def test_rows_of_attention_are_softmax_rows(load: Load, model: Path) -> None:
     llm.eval(TOKENS[:-window])
     _native.observe(ctx, _native.OBSERVE_WINDOW)
     llm.eval(TOKENS[-window:])
-    by_kv_head = np.mean(rows, axis=0).reshape(2, 2, 2, -1).mean(axis=2)
-    assert np.allclose(_native.get_attention(ctx), by_kv_head, atol=2e-4)
+    squares = np.square(rows).mean(axis=0).reshape(2, 2, 2, -1).mean(axis=2)
+    assert np.allclose(_native.get_attention(ctx), np.sqrt(squares), atol=2e-4)

@@ -26,6 +26,5 @@ def test_provenance(name: str) -> None:
     assert str(scores.source["model_id"]).startswith("fnv1a-")
     assert {"data", "samples", "seed", "lengths", "date", "licence", "tool"} <= scores.source.keys()
     advice = {key: getattr(scores, key) for key in DEFAULTS}
-    own = {"window": 4, "kernel": 17} if name.startswith("qwen") else {}
-    assert advice == pytest.approx(DEFAULTS | own)
+    assert advice == pytest.approx(DEFAULTS | {"beta": 10.0 if name.startswith("SmolLM2") else 1.005})
     assert f"`{name}`" in (SOURCES / "README.md").read_text(encoding="utf-8")

@@ -34,6 +34,7 @@ SURFACE: Final = (
     "headkv_configure",
     "headkv_set_budgets",
     "headkv_observe",
+    "headkv_set_sentences",
     "headkv_compact",
     "headkv_get_attention",
     "headkv_get_rows",
@@ -172,6 +173,12 @@ def set_budgets(ctx: int, caps: npt.NDArray[np.int32]) -> None:
 def observe(ctx: int, what: int) -> None:
     """what: OBSERVE_OFF, OBSERVE_WINDOW or OBSERVE_ROWS."""
     _call("headkv_observe", ctx, what)
+
+
+def set_sentences(ctx: int, ends: npt.NDArray[np.uint8]) -> None:
+    """ends: (n_prompt,), not 0 for the last position of a sentence."""
+    flat = np.ascontiguousarray(ends, dtype=np.uint8)
+    _call("headkv_set_sentences", ctx, _ffi.from_buffer("uint8_t[]", flat), flat.size)
 
 
 def compact(ctx: int, seq: int = 0) -> None:

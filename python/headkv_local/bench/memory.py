@@ -31,7 +31,7 @@ class Memory:
     kept_bytes: int
     row_bytes: int
     rss_before: int | None
-    """With all of the prompt but the observation window in the full cache."""
+    """With all of the prompt but the observed tokens in the full cache."""
     rss_after: int | None
     """After compaction."""
     device_before: int | None = None
@@ -63,7 +63,7 @@ def measure(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memo
         tokens = text_tokens(llm, n_prompt)
         with Watch(llm.cache_stats().devices) as watch:
             device_before = watch.least
-            llm.eval(tokens[: -retention.window])
+            llm.eval(tokens[: -retention.n_observed(n_prompt)])
             before = resident_bytes()
             llm.retention = retention
             llm.prefill(tokens)

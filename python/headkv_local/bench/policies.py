@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headkv_local import ArgumentError, HeadScores, Retention
+from headkv_local._defaults import given
 from headkv_local.budgets import ModelShape
 
 FULL = "full"
@@ -48,7 +49,7 @@ def recent(budget: int | str, base: Retention) -> Policy:
 
 
 def uniform(budget: int | str, base: Retention) -> Policy:
-    """The same budget for every KV head (SnapKV per KV head); window, kernel and sinks as in base."""
+    """The same budget for every KV head (SnapKV with our pool); window, kernel and sinks of base."""
     retention = replace(base, budget=budget, scores="uniform")
     return Policy(UNIFORM, budget, lambda _shape, _n_prompt: retention)
 
@@ -77,9 +78,7 @@ def all_of(
 def _at(
     budget: int | str, scores: Mapping[str, HeadScores], settings: Mapping[str, Any], recents: bool
 ) -> Iterator[Policy]:
-    first = next(iter(scores.values()), None)
-    advice = {} if first is None else {name: getattr(first, name) for name in ("window", "kernel", "sinks")}
-    base = Retention(**{**advice, **{name: value for name, value in settings.items() if name != "beta"}})
+    base = Retention(**{**given(next(iter(scores.values()), None)), **settings})
     if recents:
         yield recent(budget, base)
     yield uniform(budget, base)

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._defaults import given
 from .options import LIST, Help, add_common, positive, positives, setup_of, tell
 
 if TYPE_CHECKING:
     from headkv_local import HeadScores
 
     from .contexts import Setup
-
-_SETTINGS = ("beta", "window", "kernel", "sinks")
 
 
 def add_parsers(kinds: Any) -> None:
@@ -83,8 +82,6 @@ def _run(
         from . import plot
 
         plot.check(png)
-    given = {name: getattr(options, name, None) for name in _SETTINGS}
-    given = {name: value for name, value in given.items() if value is not None}
     settings = quality.Settings(
         tasks=tasks,
         lengths=options.lengths,
@@ -93,7 +90,7 @@ def _run(
         max_tokens=options.max_tokens,
         plain=options.plain,
     )
-    tried = policies.all_of(policies.parse_budgets(options.budgets), scores, given, recents=recents)
+    tried = policies.all_of(policies.parse_budgets(options.budgets), scores, given(options), recents=recents)
     outcomes: list[quality.Outcome] = []
     try:
         for outcome in quality.run(setup, settings, tried, tell):
@@ -102,7 +99,8 @@ def _run(
         if outcomes:
             lines = quality_report.summary(outcomes)
             sources = {name: dict(one.source) for name, one in scores.items()}
-            data = quality_report.document(setup, settings, {"settings": given, "scores": sources}, outcomes)
+            inputs = {"settings": given(options), "scores": sources}
+            data = quality_report.document(setup, settings, inputs, outcomes)
             report.write(quality_report.table(lines), data, options.json)
             if png is not None:
                 plot.write_png(lines, png)

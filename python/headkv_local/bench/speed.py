@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Final
+from typing import Any
 
 import llama_cpp
 
@@ -19,8 +19,6 @@ from .text import text_tokens
 from .timing import decode_in_turns, prefill_in_turns, quartiles, timed_eval
 
 Tell = Callable[[str], None]
-
-OBSERVED: Final[int] = 2 * Retention().window
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Speed:
 
     n_prompt: int
     budget: int | str
-    window: int
+    n_observed: int
     short_depth: int
     stats: CacheStats
     samples: Samples
@@ -99,9 +97,9 @@ class Speed:
         return median(s.window_observed) + median(s.select) + median(s.compact)
 
     def _prefill_seconds(self, passes: list[list[float]]) -> float:
-        """Batch by batch the median over the passes, and the share of the window, which was not measured."""
+        """Batch by batch the median over the passes; the observed tokens' share was not measured."""
         seconds: float = sum(median(batch) for batch in zip(*passes, strict=True))
-        return seconds * self.n_prompt / (self.n_prompt - self.window)
+        return seconds * self.n_prompt / (self.n_prompt - self.n_observed)
 
     @property
     def short_ratio(self) -> float:
@@ -177,6 +175,7 @@ def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> lis
         for budget in settings.budgets
     }
     stats: dict[int | str, CacheStats] = {}
+    n_observed = Retention().n_observed(n_prompt)  # of every budget
     with ExitStack() as stack:
         ours = stack.enter_context(open_headkv(setup, n_ctx_for(n_total)))
         check_length(ours, n_total)
@@ -187,7 +186,7 @@ def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> lis
         prompt, continuation = text[:n_prompt], text[n_prompt:]
         for i in range(settings.repeat):
             tell(f"prompt {n_prompt}: pass {i + 1} of {settings.repeat}")
-            state = _prefill(stock, ours, prompt, setup.n_batch, prefill)
+            state = _prefill(stock, ours, prompt, n_observed, setup.n_batch, prefill)
             for budget in settings.budgets:
                 tell(f"prompt {n_prompt}: pass {i + 1} of {settings.repeat}, budget {budget}")
                 retention = Retention(budget=budget, scores="uniform")
@@ -203,7 +202,7 @@ def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> lis
         Speed(
             n_prompt=n_prompt,
             budget=budget,
-            window=OBSERVED,
+            n_observed=n_observed,
             short_depth=_short_depth(settings, stats[budget]),
             stats=stats[budget],
             samples=samples[budget],
@@ -244,17 +243,22 @@ class _Shorts:
 
 
 def _prefill(
-    stock: llama_cpp.Llama, ours: Llama, prompt: Sequence[int], n_batch: int, samples: Samples
+    stock: llama_cpp.Llama,
+    ours: Llama,
+    prompt: Sequence[int],
+    n_observed: int,
+    n_batch: int,
+    samples: Samples,
 ) -> KeptState:
-    """Read the prompt with both, in ours up to the window: the state that every compaction begins with."""
-    head, window = prompt[:-OBSERVED], prompt[-OBSERVED:]
+    """Read the prompt with both; the state of ours before the observed tokens, where compactions begin."""
+    head, observed = prompt[:-n_observed], prompt[-n_observed:]
     stock.reset()
     ours.reset()
     ours.retention = None
     times = prefill_in_turns({"stock": stock, "headkv": ours}, head, n_batch)
     samples.prefill_stock.append(times["stock"])
     samples.prefill_headkv.append(times["headkv"])
-    stock.eval(window)
+    stock.eval(observed)
     return KeptState(ours)
 
 

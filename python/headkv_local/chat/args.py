@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from .._defaults import DEFAULT_BUDGET, given
+
 if TYPE_CHECKING:
     from headkv_local import Retention
 
-# Retention's default, repeated because importing that module costs more than printing a help text.
-BUDGET = 128
 MAX_TOKENS = 1024
 MAX_THREADS = 512  # more of them abort inside ggml
 MAX_CTX_BYTES = 2 * 1024**3
@@ -40,7 +40,7 @@ class Options:
     prompt: str | None = None
     files: tuple[str, ...] = ()
     system: str | None = None
-    budget: int | str | None = BUDGET
+    budget: int | str | None = DEFAULT_BUDGET
     scores: str | None = None  # None: those that come with the model
     beta: float | None = None  # None, here and below: what the scores recommend
     window: int | None = None
@@ -69,8 +69,7 @@ class Options:
 
         if budget is None:
             return None
-        given = {name: getattr(self, name) for name in ("beta", "window", "kernel", "sinks")}
-        return Retention(budget=budget, scores=self.scores, **given)
+        return Retention(budget=budget, scores=self.scores, **given(self))
 
 
 def parse_budget(text: str) -> int | str | None:
@@ -108,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--budget",
         metavar="N",
         type=parse_budget,
-        default=BUDGET,
+        default=DEFAULT_BUDGET,
         help="what to keep of a prompt: entries per KV head (128), a share of the prompt (5%%), "
         "memory for all of it (64MiB), or full for everything (default: %(default)s)",
     )
@@ -193,7 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--kernel",
         metavar="N",
         type=int,
-        help="odd width of the max-pool over positions",
+        help="odd width of the max-pool over the positions of a sentence",
     )
     advanced.add_argument(
         "--sinks",

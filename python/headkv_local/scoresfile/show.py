@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._defaults import given
 from ..scores import HeadScores
 from .files import Found
 
@@ -34,7 +35,7 @@ def document(found: Found) -> dict[str, Any]:
         "n_layer": n_layer,
         "n_head": n_head,
         "n_head_kv": scores.n_head_kv,
-        "recommended": _recommended(scores),
+        "recommended": given(scores),
         "source": dict(scores.source),
         "scores": scores.scores.astype(float).tolist(),
     }
@@ -77,7 +78,7 @@ def _facts(found: Found, width: int) -> Iterator[str]:
         facts.append(("beside", f"{found.beside}: these scores are its sidecar's"))
     facts.append(("method", scores.method))
     facts.append(("shape", f"{n_layer} layers, {n_head} query heads, {scores.n_head_kv} KV heads"))
-    facts += [(name, f"{value:.6g}") for name, value in _recommended(scores).items()]
+    facts += [(name, f"{value:.6g}") for name, value in given(scores).items()]
     facts += [(f"source.{name}", str(value)) for name, value in scores.source.items()]
     indent = min(max(len(name) for name, _ in facts), 20) + 2
     for name, value in facts:
@@ -89,11 +90,6 @@ def _facts(found: Found, width: int) -> Iterator[str]:
             subsequent_indent=" " * indent,
             break_on_hyphens=False,
         )
-
-
-def _recommended(scores: HeadScores) -> dict[str, float | int]:
-    values = {name: getattr(scores, name) for name in ("beta", "window", "kernel", "sinks")}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _shades(scores: npt.NDArray[np.float32]) -> list[str]:

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .._defaults import given
 from ..bench.options import Help, layers, positive
 
 _LIST = "N[,N...]"
-_ADVICE = ("beta", "window", "kernel", "sinks")
 _RECOMMENDED = "recommended in the file, for whoever uses the scores (default: Retention's)"
 
 
@@ -57,7 +57,7 @@ def _score(options: argparse.Namespace) -> None:
         n_threads=options.threads,
         n_gpu_layers=all_layers(options.gpu_layers),
         force=options.force,
-        advice={name: value for name in _ADVICE if (value := getattr(options, name)) is not None},
+        advice=given(options),
     )
     with _Bar() as bar:
         result = run.run(settings, bar.tell, bar.show)

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, _gguf, _native
+from .._defaults import DEFAULTS
 from ..bench import haystack
 from ..bench.contexts import n_ctx_for
 from ..errors import ArgumentError
 from ..llama import Llama
-from ..retention import DEFAULTS, Retention
+from ..retention import Retention
 from ..scores import HeadScores
 from . import dataset, samples
 from .attention import RIGHT_ABOVE, token_f1

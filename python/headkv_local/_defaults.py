@@ -1,0 +1,18 @@
+"""What selects, where nobody says otherwise. Nothing is imported here: --help waits for no library."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+DEFAULT_BUDGET: Final = 128
+"""Mean entries per KV head."""
+
+DEFAULTS: Final[dict[str, Any]] = {"beta": 1.3, "window": 8, "kernel": 29, "sinks": 4}
+"""The settings that a file of head scores can recommend: fields of Retention and of HeadScores, keys in the
+file, options of the commands."""
+
+
+def given(options: object) -> dict[str, Any]:
+    """Those of the settings that these options, or these scores, have a value for."""
+    values = {name: getattr(options, name, None) for name in DEFAULTS}
+    return {name: value for name, value in values.items() if value is not None}

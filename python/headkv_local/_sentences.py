@@ -1,0 +1,34 @@
+"""Where the sentences of a prompt end: in selection, attention to one does not count for the next."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+
+def _any_of(characters: str) -> bytes:
+    return b"(?:" + b"|".join(re.escape(c.encode()) for c in characters) + b")"
+
+
+# a full stop or the end of a line, but not where small letters go on: "e.g. this", a line that was wrapped
+_STOP: Final = _any_of(".!?…") + _any_of("\"'*_)]»”’") + rb"*(?=\s+[^\sa-z])"  # noqa: RUF001
+_CJK_STOP: Final = _any_of("。！？") + _any_of("」』”’）") + b"*"  # noqa: RUF001
+_END: Final = re.compile(_STOP + rb"|\n(?![a-z])|" + _CJK_STOP)
+
+
+def sentence_ends(tokens: npt.NDArray[Any], piece: Callable[[int], bytes]) -> npt.NDArray[np.uint8]:
+    """1 for the last token of every sentence and of every line, else 0: (n,).
+
+    tokens: ids, int (n,). piece: the text of a token, in UTF-8; it may hold a part of a character.
+    """
+    ids, which = np.unique(tokens, return_inverse=True)
+    pieces = [piece(int(token)) for token in ids]
+    text = b"".join(pieces[i] for i in which)
+    behind = np.cumsum(np.array([len(p) for p in pieces], dtype=np.int64)[which])
+    ends = np.zeros(len(tokens), dtype=np.uint8)
+    ends[np.searchsorted(behind, [match.end() for match in _END.finditer(text)])] = 1
+    return ends

@@ -1,0 +1,84 @@
+"""Selection within sentences: what the C API is told, and what Llama tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from headkv_local import Llama, Retention, _native
+from headkv_local._sentences import sentence_ends
+from helpers import random_tokens
+
+Load = Callable[..., Llama]
+TOKENS = random_tokens(300)
+Mask = npt.NDArray[np.bool_]
+
+
+def mask_of(llm: Llama, kernel: int, ends: npt.NDArray[np.uint8] | None) -> Mask:
+    ctx = llm.ctx
+    llm.reset()
+    _native.configure(ctx, 8, kernel, 4)
+    _native.set_budgets(ctx, np.full((2, 2), 64, dtype=np.int32))
+    llm.eval(TOKENS[:-8])
+    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    llm.eval(TOKENS[-8:])
+    _native.observe(ctx, _native.OBSERVE_OFF)
+    if ends is not None:
+        _native.set_sentences(ctx, ends)
+    _native.compact(ctx)
+    return _native.get_mask(ctx)
+
+
+def test_the_pool_stays_inside_a_sentence(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, flash_attn=True)
+    n = len(TOKENS)
+    plain, pooled = mask_of(llm, 1, None), mask_of(llm, 29, None)
+    assert not np.array_equal(plain, pooled)
+    assert np.array_equal(mask_of(llm, 29, np.ones(n, np.uint8)), plain)  # sentences of one token each
+    assert np.array_equal(mask_of(llm, 29, np.zeros(n, np.uint8)), pooled)  # one sentence
+
+
+def test_sentences_are_forgotten_with_what_they_were_of(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, flash_attn=True)
+    ones, pooled = np.ones(len(TOKENS), np.uint8), mask_of(llm, 29, None)
+    llm.reset()
+    llm.eval(TOKENS)
+    _native.set_sentences(llm.ctx, ones)
+    assert np.array_equal(mask_of(llm, 29, None), pooled)  # the cache was cleared
+    llm.reset()
+    _native.configure(llm.ctx, 8, 29, 4)
+    _native.set_budgets(llm.ctx, np.full((2, 2), 64, dtype=np.int32))
+    llm.eval(TOKENS[:-8])
+    _native.set_sentences(llm.ctx, ones[:-8])
+    _native.observe(llm.ctx, _native.OBSERVE_WINDOW)
+    llm.eval(TOKENS[-8:])
+    _native.compact(llm.ctx)
+    assert np.array_equal(_native.get_mask(llm.ctx), pooled)  # tokens were decoded
+
+
+def test_llama_tells_where_they_end(load: Load, smollm2: Path) -> None:
+    """With a real tokenizer: full stops and line ends of the prompt, at their tokens."""
+    llm = load(smollm2, retention=Retention(budget=32, scores="uniform"))
+    text = "The archive is old. Its code (see e.g. the book) is 12.5!\nNobody knows it. " * 12
+    tokens = llm.tokenize(text.encode())
+    told: list[npt.NDArray[np.uint8]] = []
+    set_sentences = _native.set_sentences
+    _native.set_sentences = lambda ctx, ends: (told.append(ends), set_sentences(ctx, ends))[1]
+    try:
+        llm.prefill(tokens)
+    finally:
+        _native.set_sentences = set_sentences
+    (ends,) = told
+    starts = [0, *(np.flatnonzero(ends) + 1).tolist()]
+    sentences = [llm.detokenize(tokens[a:b]) for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    assert [s.strip() for s in sentences[:4]] == [
+        b"The archive is old.",
+        b"Its code (see e.g. the book) is 12.5!",
+        b"",
+        b"Nobody knows it.",
+    ]
+    assert b"".join(sentences) == llm.detokenize(tokens)
+    assert np.array_equal(ends, sentence_ends(np.array(tokens), lambda token: llm.detokenize([token])))
