@@ -2,6 +2,7 @@
 
 // Cases of the attention op: their data, their reference, and their graph on any backend.
 
+#include "attn-reference.h"
 #include "attn-rows.h"
 
 #include "ggml-backend.h"
@@ -94,36 +95,20 @@ struct test_data {
             for (int hq = 0; hq < n_head; ++hq) {
                 const int h = hq / c.n_gqa;
 
-                std::vector<int> rows = keep[h];
+                attn_reference one(&q[((size_t) t * n_head + hq) * c.d_k], c.d_k, c.d_v, scale(), c.softcap,
+                                   c.sinks ? &sinks[hq] : nullptr);
+                const auto add = [&](int r) {
+                    one.add(k.val_row(r * c.n_head_kv + h), v.val_row(r * c.n_head_kv + h));
+                };
+                for (const int r : keep[h]) {
+                    add(r);
+                }
                 for (int cell = 0; cell < c.n_tail; ++cell) {
                     if (tail_seen(t, cell)) {
-                        rows.push_back(c.n_prompt + cell);
+                        add(c.n_prompt + cell);
                     }
                 }
-
-                std::vector<double> s;
-                for (const int r : rows) {
-                    double dot = 0.0;
-                    for (int d = 0; d < c.d_k; ++d) {
-                        dot += (double) k.val_row(r * c.n_head_kv + h)[d] * q[((size_t) t * n_head + hq) * c.d_k + d];
-                    }
-                    dot *= scale();
-                    s.push_back(c.softcap == 0.0f ? dot : c.softcap * tanh(dot / c.softcap));
-                }
-
-                const double s_max = *std::max_element(s.begin(), s.end());
-                double sum         = c.sinks ? exp(sinks[hq] - s_max) : 0.0;
-                std::vector<double> acc(c.d_v);
-                for (size_t i = 0; i < rows.size(); ++i) {
-                    const double p  = exp(s[i] - s_max);
-                    sum            += p;
-                    for (int d = 0; d < c.d_v; ++d) {
-                        acc[d] += p * v.val_row(rows[i] * c.n_head_kv + h)[d];
-                    }
-                }
-                for (const double x : acc) {
-                    res.push_back(x / sum);
-                }
+                one.finish(res);
             }
         }
         return res;

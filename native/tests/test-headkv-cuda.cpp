@@ -4,6 +4,7 @@
 //   test-headkv-cuda --quick    some of them, for slow tools
 //   test-headkv-cuda CASE       one case, as a failing one is printed
 
+#include "attn-reference.h"
 #include "attn-rows.h"
 #include "headkv-attn-types.h"
 #include "headkv-emulation.h"
@@ -213,45 +214,19 @@ struct test_data {
             for (int hq = 0; hq < n_head; ++hq) {
                 const int h = hq / c.n_gqa;
 
-                std::vector<const float *> v_rows;
-                std::vector<double> s;
-
-                const auto add = [&](const float * k_row, const float * v_row, float bias) {
-                    double dot = 0.0;
-                    for (int d = 0; d < c.n_embd; ++d) {
-                        dot += (double) k_row[d] * q_row(t, hq)[d];
-                    }
-                    dot *= scale();
-                    s.push_back((c.softcap == 0.0f ? dot : c.softcap * tanh(dot / c.softcap)) + bias);
-                    v_rows.push_back(v_row);
-                };
+                attn_reference one(q_row(t, hq), c.n_embd, c.n_embd, scale(), c.softcap,
+                                   c.sinks ? &sinks[hq] : nullptr);
                 for (int r = rows[h]; r < rows[h + 1]; ++r) {
-                    add(k.val_row(r), v.val_row(r), 0.0f);
+                    one.add(k.val_row(r), v.val_row(r));
                 }
                 for (int cell = 0; cell < c.n_kv; ++cell) {
                     const float bias = ggml_fp16_to_fp32(mask_row(t)[cell]);
                     if (bias != -INFINITY) {
                         const int r = cell * c.n_head_kv + h;
-                        add(k_tail.rows.val_row(r), v_tail.rows.val_row(r), bias);
+                        one.add(k_tail.rows.val_row(r), v_tail.rows.val_row(r), bias);
                     }
                 }
-
-                double s_max = c.sinks ? sinks[hq] : -INFINITY;
-                for (const double x : s) {
-                    s_max = std::max(s_max, x);
-                }
-                double sum = c.sinks ? exp(sinks[hq] - s_max) : 0.0;
-                std::vector<double> acc(c.n_embd);
-                for (size_t i = 0; i < s.size(); ++i) {
-                    const double p  = exp(s[i] - s_max);
-                    sum            += p;
-                    for (int d = 0; d < c.n_embd; ++d) {
-                        acc[d] += p * v_rows[i][d];
-                    }
-                }
-                for (const double x : acc) {
-                    res.push_back(sum == 0.0 ? 0.0 : x / sum);
-                }
+                one.finish(res);
             }
         }
         return res;

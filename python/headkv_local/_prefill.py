@@ -176,8 +176,8 @@ class PromptReader(Decoder):
             self._evaluate(tokens[-n_last:])
         finally:
             _native.observe(ctx, _native.OBSERVE_OFF)
-        observed = perf_counter()
         _native.set_sentences(ctx, sentence_ends(self.input_ids[:n_prompt], self._piece))
+        observed = perf_counter()
         _native.compact(ctx)
         self._prompt = PromptRecord(
             n_tokens=n_prompt,

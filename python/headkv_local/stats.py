@@ -42,7 +42,7 @@ class CacheStats:
     prefill_seconds: float
     """Decoding the prompt, the observation window included; without what selection and compaction took."""
     observe_seconds: float
-    """Decoding the observation window with its attention recorded: an upper bound of what observing costs."""
+    """Decoding the observed tokens, recording, and finding sentences: more than what observing costs."""
     select_seconds: float
     """Choosing the entries."""
     compact_seconds: float
