@@ -48,9 +48,10 @@ def _add(
     add = parser.add_argument
     add("--seed", type=int, default=0, help="chooses haystacks and questions")
     add("--max-tokens", type=positive, default=24, metavar="N", help="length of an answer")
-    add("--window", type=int, help="observation window, in tokens (default: Retention's)")
-    add("--kernel", type=int, help="width of the max-pool (default: Retention's)")
-    add("--sinks", type=int, help="first positions always kept (default: Retention's)")
+    recommended = "(default: what the scores recommend, else Retention's)"
+    add("--window", type=int, help=f"observation window, in tokens {recommended}")
+    add("--kernel", type=int, help=f"width of the max-pool {recommended}")
+    add("--sinks", type=int, help=f"first positions always kept {recommended}")
     add("--plain", action="store_true", help="ask without a chat template, for base models")
     parser.set_defaults(run=run)
     return parser

@@ -43,9 +43,9 @@ class Samples:
     prefill_stock: list[list[float]] = field(default_factory=list)
     prefill_headkv: list[list[float]] = field(default_factory=list)
     """Batch by batch, a list for each pass."""
-    window_plain: list[float] = field(default_factory=list)
-    """The observation window decoded without recording."""
-    window_observed: list[float] = field(default_factory=list)
+    observed_plain: list[float] = field(default_factory=list)
+    """The observed tokens decoded without recording."""
+    observed_recorded: list[float] = field(default_factory=list)
     recording: list[float] = field(default_factory=list)
     """The difference of the two, each time."""
     select: list[float] = field(default_factory=list)
@@ -91,10 +91,10 @@ class Speed:
         return median(s.recording) + median(s.select) + median(s.compact)
 
     @property
-    def cost_with_window(self) -> float:
-        """The same with all of the window's decode counted as cost."""
+    def cost_with_observed(self) -> float:
+        """The same with all of the observed tokens' decode counted as cost."""
         s = self.samples
-        return median(s.window_observed) + median(s.select) + median(s.compact)
+        return median(s.observed_recorded) + median(s.select) + median(s.compact)
 
     def _prefill_seconds(self, passes: list[list[float]]) -> float:
         """Batch by batch the median over the passes; the observed tokens' share was not measured."""
@@ -138,7 +138,7 @@ class Speed:
             "decode_ratio_to_short_q1": self.short_ratio_q1,
             "cost_seconds": self.cost,
             "cost_share_of_prefill": self.cost / prefill,
-            "cost_share_with_window": self.cost_with_window / prefill,
+            "cost_share_with_observed": self.cost_with_observed / prefill,
             "cache": {
                 "devices": self.stats.devices,
                 "n_splits": self.stats.n_splits,
@@ -275,8 +275,8 @@ def _compact(
         ours.retention = retention
         ours.prefill(prompt)
         stats = ours.cache_stats()
-        samples.window_plain.append(plain)
-        samples.window_observed.append(stats.observe_seconds)
+        samples.observed_plain.append(plain)
+        samples.observed_recorded.append(stats.observe_seconds)
         samples.recording.append(stats.observe_seconds - plain)
         samples.select.append(stats.select_seconds)
         samples.compact.append(stats.compact_seconds)

@@ -76,13 +76,13 @@ def _rate(name: str, stock: float, ours: float) -> tuple[str, ...]:
 def _costs(speed: Speed) -> str:
     s, prefill = speed.samples, speed.prefill_stock
     parts = {
-        "window decode, recording": median(s.window_observed),
-        "window decode, plain": median(s.window_plain),
+        "observed tokens, recording": median(s.observed_recorded),
+        "observed tokens, plain": median(s.observed_plain),
         "recording (difference)": median(s.recording),
         "selection": median(s.select),
         "compaction": median(s.compact),
         "added by all of it": speed.cost,
-        "with all of the window decode": speed.cost_with_window,
+        "with all of the observed tokens": speed.cost_with_observed,
     }
     rows = [(name, f"{part * 1e3:.1f}", f"{part / prefill:.2%}") for name, part in parts.items()]
     return (
