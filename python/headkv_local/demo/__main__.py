@@ -18,7 +18,7 @@ from headkv_local.devices import all_layers, require_gpu
 from .answering import Answer, answer, messages
 from .material import document, questions
 
-BUDGET = "5%"
+BUDGET = "2%"
 MAX_TOKENS = 32
 
 _NOTE = (
