@@ -56,7 +56,12 @@ def nmse(found: Logits, wanted: Logits) -> float:
 
 
 def compact_natively(
-    llm: Llama, tokens: list[int], caps: npt.NDArray[np.int32] | int, window: int = 8
+    llm: Llama,
+    tokens: list[int],
+    caps: npt.NDArray[np.int32] | int,
+    window: int = 8,
+    kernel: int = 7,
+    ends: npt.NDArray[np.uint8] | None = None,
 ) -> None:
     """Read a prompt and compact it through the C API alone, also with caps that keep everything.
 
@@ -64,10 +69,12 @@ def compact_natively(
     """
     ctx = int(llm.ctx)
     stats = _native.get_stats(ctx)
-    _native.configure(ctx, window, 7, 4)
+    _native.configure(ctx, window, kernel, 4)
     _native.set_budgets(ctx, np.broadcast_to(np.int32(caps), (stats.n_layer, stats.n_head_kv)))
     llm.eval(tokens[:-window])
     _native.observe(ctx, _native.OBSERVE_WINDOW)
     llm.eval(tokens[-window:])
     _native.observe(ctx, _native.OBSERVE_OFF)
+    if ends is not None:
+        _native.set_sentences(ctx, ends)
     _native.compact(ctx)

@@ -37,7 +37,7 @@ headkv_parts headkv_divide(uint32_t n_prompt, uint32_t n_observed, const uint8_t
 // for those behind it, where the answer stands more often ("the code is 123"), than for those ahead of it.
 static constexpr float headkv_fade_behind = 0.98f;
 static constexpr float headkv_fade_ahead  = 0.90f;
-static constexpr size_t headkv_reach_max  = 512; // from there on nothing is left
+static constexpr size_t headkv_reach_max  = 512; // farther off next to nothing is left
 
 // One head's vote, added to votes [candidates]: its pooled attention as a share of all that it pays to candidates,
 // times weight.

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from headkv_local import Llama, Retention, _native
 from headkv_local._sentences import sentence_ends
-from helpers import random_tokens
+from helpers import compact_natively, random_tokens
 
 Load = Callable[..., Llama]
 TOKENS = random_tokens(300)
@@ -18,18 +18,9 @@ Mask = npt.NDArray[np.bool_]
 
 
 def mask_of(llm: Llama, kernel: int, ends: npt.NDArray[np.uint8] | None) -> Mask:
-    ctx = llm.ctx
     llm.reset()
-    _native.configure(ctx, 8, kernel, 4)
-    _native.set_budgets(ctx, np.full((2, 2), 64, dtype=np.int32))
-    llm.eval(TOKENS[:-8])
-    _native.observe(ctx, _native.OBSERVE_WINDOW)
-    llm.eval(TOKENS[-8:])
-    _native.observe(ctx, _native.OBSERVE_OFF)
-    if ends is not None:
-        _native.set_sentences(ctx, ends)
-    _native.compact(ctx)
-    return _native.get_mask(ctx)
+    compact_natively(llm, TOKENS, 64, kernel=kernel, ends=ends)
+    return _native.get_mask(llm.ctx)
 
 
 def test_the_pool_stays_inside_a_sentence(load: Load, tiny_path: Path) -> None:
