@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from . import _cuda_driver, _native
 from ._native import Device
 from .errors import UnsupportedError
 
-__all__ = ["Device", "all_layers", "devices", "gpus", "require_gpu"]
+__all__ = ["Device", "all_layers", "devices", "gpus", "require_gpu", "set_aside"]
 
 _logger = logging.getLogger("headkv_local")
 
@@ -28,6 +29,19 @@ def all_layers(wanted: int | None) -> int:
     if wanted is not None:
         return wanted
     return -1 if gpus() else 0
+
+
+def set_aside(wanted: int | None) -> str:
+    """For a tool's user, one sentence where a GPU was asked for, or built for, and none can be used; else "".
+
+    Nothing is said of GPUs that are hidden on purpose: CUDA_VISIBLE_DEVICES set to nothing.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    expected = wanted != 0 if wanted is not None else bool(_native.cuda_archs()) and not hidden
+    if not expected or gpus():
+        return ""
+    asked = "" if wanted is None else "--gpu-layers is set aside, "
+    return f"{asked}all runs on the CPU: {why_no_gpu()}"
 
 
 def require_gpu(n_gpu_layers: int) -> None:

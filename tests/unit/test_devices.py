@@ -70,6 +70,29 @@ def test_what_was_asked_for_is_taken() -> None:
     assert devices.all_layers(None) == (-1 if has_gpu else 0)
 
 
+@no_gpu
+@pytest.mark.parametrize(
+    ("wanted", "archs", "visible", "said"),
+    [
+        (None, "900", None, "all runs"),
+        (None, "900", "", None),  # hidden on purpose
+        (None, "", None, None),
+        (0, "900", None, None),
+        (-1, "", "", "--gpu-layers is set aside, all runs"),
+        (5, "900", "0", "--gpu-layers is set aside, all runs"),
+    ],
+)
+def test_a_tool_says_why_it_uses_no_gpu(
+    wanted: int | None, archs: str, visible: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_native, "cuda_archs", lambda: archs)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    expected = "" if said is None else f"{said} on the CPU: {devices.why_no_gpu()}"
+    assert devices.set_aside(wanted) == expected
+
+
 def test_the_reason_fits_the_build() -> None:
     if _native.cuda_archs():
         assert "driver" in devices.why_no_gpu()

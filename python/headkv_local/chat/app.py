@@ -80,10 +80,10 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     from headkv_local.chat.display import answer_question
     from headkv_local.chat.model import load_model
     from headkv_local.chat.session import Session
-    from headkv_local.devices import gpus, why_no_gpu
+    from headkv_local.devices import set_aside
 
-    if options.gpu_layers and not gpus():
-        console.note(f"--gpu-layers is set aside, all runs on the CPU: {why_no_gpu()}")
+    if reason := set_aside(options.gpu_layers):
+        console.note(reason)
     with contextlib.closing(load_model(path, options, retention)) as llm:
         session = Session(llm, options)
         session.documents += documents

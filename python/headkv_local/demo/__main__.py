@@ -13,7 +13,7 @@ from headkv_local.bench.contexts import check_length, n_ctx_for
 from headkv_local.bench.options import Help, layers, positive
 from headkv_local.bench.policies import parse_budget
 from headkv_local.bench.prompts import chat_tokens
-from headkv_local.devices import all_layers, require_gpu
+from headkv_local.devices import all_layers, require_gpu, set_aside
 
 from .answering import Answer, answer, messages
 from .material import document, questions
@@ -49,6 +49,8 @@ def _run(options: argparse.Namespace) -> None:
     prompts = _prompts(model, [messages(text, question)[0]["content"] for question in asked])
     n_ctx = n_ctx_for(max(map(len, prompts)) + MAX_TOKENS)
     require_gpu(options.gpu_layers or 0)
+    if reason := set_aside(options.gpu_layers):
+        print(f"demo: {reason}", file=sys.stderr)
     with Llama(
         model,
         n_ctx=n_ctx,
