@@ -29,6 +29,8 @@ BUDGET = 128
 LEAST_OVERLAP = 0.98
 """Share of the entries kept on the CPU that a GPU keeps too: its K differ by rounding, and with them the
 attention of entries that are about as good as each other."""
+LEAST_FREED = 0.9
+"""Share of what the cache gave up that the driver shows as free: it gives memory out in large pieces."""
 ANSWERS_FULL, ANSWERS_COMPACTED = 14, 12
 """Least right answers of the demo's 15; at 5 % of the cache; on the CPU 15 and 14 were found."""
 
@@ -153,22 +155,27 @@ def splits(options: argparse.Namespace) -> tuple[bool, str, Figures]:
 
 def memory(options: argparse.Namespace) -> tuple[bool, str, Figures]:
     """The cache's bytes against the rows that it has to hold, and what the driver says was freed."""
-    with opened(options, retention=Retention(budget=BUDGET, scores="uniform")) as llm:
+    with opened(options) as llm:
+        tokens = text_tokens(llm, options.prompt_tokens)
+        llm.prefill(tokens)  # the backend takes memory of its own as it first needs it, and keeps it
+        llm.reset()
+        llm.retention = Retention(budget=BUDGET, scores="uniform")
         before = device_memory.free_bytes(llm.cache_stats().devices)
-        llm.prefill(text_tokens(llm, options.prompt_tokens))
+        llm.prefill(tokens)
         stats = llm.cache_stats()
         after = device_memory.free_bytes(stats.devices)
         held = sum(_native.get_device_bytes(int(llm.ctx)))
     needed = int(stats.kept.sum()) * stats.row_bytes + stats.tail_bytes
     freed = None if before is None or after is None else after - before
+    least = LEAST_FREED * (stats.full_bytes - held)
     figures = {"held": held, "needed": needed, "full": stats.full_bytes, "device_freed": freed}
     sentence = (
         f"{', '.join(stats.devices)}: {held / needed:.4f} of kept rows and tail (at most 1.02); full cache "
         f"{stats.full_bytes / 2**20:.1f} MiB, now {held / 2**20:.1f} MiB, freed by the driver's figures: "
-        + ("not available" if freed is None else f"{freed / 2**20:.1f} MiB")
+        + ("not available" if freed is None else f"{freed / 2**20:.1f} MiB (at least {least / 2**20:.1f})")
     )
-    passed = stats.compacted and held <= 1.02 * needed and as_asked(options, stats.devices)
-    return passed, sentence, figures
+    passed = stats.compacted and held <= 1.02 * needed and (freed is None or freed >= least)
+    return passed and as_asked(options, stats.devices), sentence, figures
 
 
 def answers(options: argparse.Namespace) -> tuple[bool, str, Figures]:
