@@ -3,7 +3,8 @@
 # make lint   formatting, linting and type checks
 #
 # CUDA=1 builds for the GPU, CUDA_ARCHS="86-real;90-real" for these architectures (without it: for the GPUs of this
-# machine, or for a list, see native/cmake/cuda.cmake). Everything goes into .venv/ and build/.
+# machine, or for a list, see native/cmake/cuda.cmake). PTX=1 builds kernels that tests/gpu/run.sh --ptx runs
+# without a GPU. Everything goes into .venv/ and build/.
 #
 # Without a network: PIP_NO_INDEX=1 and PIP_FIND_LINKS=FOLDER for pip, LLAMA_CPP_DIR=FOLDER with the pinned llama.cpp,
 # NO_MODEL=1 to go without the default model, VENV_FLAGS=--system-site-packages to use what Python has.
@@ -11,13 +12,14 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-BUILD  := build/$(if $(CUDA),cuda,cpu)
+BUILD  := build/$(if $(PTX),ptx,$(if $(CUDA),cuda,cpu))
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 SOURCES := $(shell find native python scores CMakeLists.txt pyproject.toml -type f ! -path '*/__pycache__/*' ! -name '*.pyc')
 
 DEFINES := HEADKV_BUILD_TESTS=ON \
-	$(if $(CUDA),GGML_CUDA=ON) \
+	$(if $(CUDA)$(PTX),GGML_CUDA=ON) \
+	$(if $(PTX),HEADKV_PTX=ON) \
 	$(if $(CUDA_ARCHS),'CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHS)') \
 	$(if $(LLAMA_CPP_DIR),HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR))
 

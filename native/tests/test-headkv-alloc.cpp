@@ -4,6 +4,8 @@
 //
 // Two kinds: ggml buffers (posix_memalign, from 16 KiB; ggml aborts by design when it gets no few KiB for
 // its own metadata), and C++ objects (operator new).
+//
+// --gpu: with the model on the GPU, for ptx/ alone, whose device memory comes from posix_memalign too.
 
 #include "headkv.h"
 #include "tiny-model.h"
@@ -145,17 +147,20 @@ static void torture(const char * what, fail_kind kind, const std::function<bool(
 
 static void quiet(ggml_log_level, const char *, void *) {}
 
-int main() {
+int main(int argc, char ** argv) {
+    const bool gpu = argc > 1 && strcmp(argv[1], "--gpu") == 0;
+
     llama_log_set(quiet, nullptr);
 
     const std::string path = std::string(getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp") + "/test-headkv-alloc-" +
                              std::to_string(getpid()) + ".gguf";
     tiny_model_write(path.c_str());
 
-    // on the CPU, whose allocations are those that can be made to fail here
+    // a real GPU's allocations cannot be made to fail here
     ggml_backend_dev_t no_gpu[]     = { nullptr };
     llama_model_params model_params = llama_model_default_params();
-    model_params.devices            = no_gpu;
+    model_params.devices            = gpu ? nullptr : no_gpu;
+    model_params.n_gpu_layers       = gpu ? -1 : 0;
     llama_model_ptr model(llama_model_load_from_file(path.c_str(), model_params));
     remove(path.c_str());
 
@@ -184,6 +189,13 @@ int main() {
 
     // without failures
     check(prefill(ctx) && observe(ctx) && compact(), "plain run", FAIL_NONE, 0);
+    if (gpu) {
+        std::vector<int64_t> bytes(headkv_device_count());
+        check(headkv_get_device_bytes(ctx, bytes.data(), bytes.size()) == HEADKV_OK, "plain run", FAIL_NONE, 0);
+        for (size_t i = 0; i < bytes.size(); ++i) {
+            check((bytes[i] > 0) == (strcmp(headkv_device_name(i), "CUDA0") == 0), "cache on the GPU", FAIL_NONE, 0);
+        }
+    }
     const auto mask_ref = mask(ctx);
     check(!mask_ref.empty(), "plain run", FAIL_NONE, 0);
     check(decode(ctx, n_prompt, n_more) == 0, "plain run", FAIL_NONE, 0);

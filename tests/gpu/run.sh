@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one go, with one table at the end: tests/gpu/run.sh [STEP...]
+# All that needs a GPU, in one go, with one table at the end: tests/gpu/run.sh [--ptx] [STEP...]
 #
 # Exit code: 0 all that ran has passed, 1 something failed. Without a GPU nothing is run, and the code is 0.
-# Results and logs go to $OUT (build/gpu-results). Settings, all from the environment:
+# --ptx: what can be shown without one. Every CUDA kernel, ggml's too, is run on the CPU as nvcc has compiled it, by
+# native/tests/ptx. Needs nvcc; the build takes most of an hour on two cores, the steps as long again.
+# Results and logs go to $OUT (build/gpu-results, build/ptx-results). Settings, all from the environment:
 #
 #   HEADKV_PYTHON, HEADKV_BIN   a Python that has headkv_local with CUDA installed, and the folder of the test programs:
 #                               nothing is built then (else: `make install CUDA=1`, see the Makefile on building
@@ -11,18 +13,28 @@
 #   HEADKV_MODEL                model of the checks (default: the default model; they are skipped where it is missing)
 #   HEADKV_SHAPE                model of the speed bench (random:llama-3-8b)
 #   HEADKV_LENGTHS              its prompt lengths (8192,32768,131072)
-#   HEADKV_STEP_SECONDS         most that one step may take (600)
+#   HEADKV_CHECK_TOKENS         prompt length of the checks mask, splits and memory (4000, with --ptx 1000)
+#   HEADKV_STEP_SECONDS         most that one step may take (600, with --ptx 7200)
 set -u
 cd "$(dirname "$0")/../.."
 
-OUT=${OUT:-build/gpu-results}
+if [ "${1:-}" = --ptx ]; then
+    shift
+    STEPS="build op gather alloc mask splits memory"
+    MODE=ptx BUILD=build/ptx TOKENS=1000 LIMIT=7200
+else
+    STEPS="build op gather mask splits memory answers memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8"
+    MODE=gpu BUILD=build/cuda TOKENS=4000 LIMIT=600
+fi
+
+OUT=${OUT:-build/$MODE-results}
 PYTHON=${HEADKV_PYTHON:-.venv/bin/python}
-BIN=${HEADKV_BIN:-build/cuda/bin}
+BIN=${HEADKV_BIN:-$BUILD/bin}
 SHAPE=${HEADKV_SHAPE:-random:llama-3-8b}
 LENGTHS=${HEADKV_LENGTHS:-8192,32768,131072}
-LIMIT=${HEADKV_STEP_SECONDS:-600}
+TOKENS=${HEADKV_CHECK_TOKENS:-$TOKENS}
+LIMIT=${HEADKV_STEP_SECONDS:-$LIMIT}
 
-STEPS="build op gather mask splits memory answers memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8"
 WANTED=${*:-$STEPS}
 ROWS=()
 FAILED=0
@@ -55,7 +67,13 @@ step() {
     return $code
 }
 
-if ! command -v nvidia-smi >/dev/null || ! GPU=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader); then
+if [ $MODE = ptx ]; then
+    GPU="none: PTX on the CPU"
+    if [ -z "${HEADKV_BIN:-}" ] && ! command -v nvcc >/dev/null; then
+        echo "no nvcc: there is none in PATH to make PTX with. Not run: $WANTED"
+        exit 0
+    fi
+elif ! command -v nvidia-smi >/dev/null || ! GPU=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader); then
     echo "no GPU: there is no nvidia-smi that shows one. Not run: $WANTED"
     exit 0
 fi
@@ -66,12 +84,22 @@ done
 mkdir -p "$OUT"
 : >"$OUT/steps.tsv"
 echo "$GPU" | tee "$OUT/gpu.txt" >&2
-ARCHS=${HEADKV_ARCHS:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | sed 's/\.//; s/ *$/-real/' | paste -sd';')}
 
 if [ -n "${HEADKV_PYTHON:-}" ] && [ -n "${HEADKV_BIN:-}" ]; then
     skip build "HEADKV_PYTHON and HEADKV_BIN are given"
 else
-    CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} step build make install CUDA=1 "CUDA_ARCHS=$ARCHS"
+    if [ $MODE = ptx ]; then
+        FOR=(PTX=1)
+    else
+        caps=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | sed 's/\.//; s/ *$/-real/' | paste -sd';')
+        FOR=(CUDA=1 "CUDA_ARCHS=${HEADKV_ARCHS:-$caps}")
+    fi
+    CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} step build make install "${FOR[@]}"
+fi
+
+if [ $MODE = ptx ]; then
+    LD_PRELOAD=$(realpath -e "$BIN/libheadkv-ptx.so") || exit 1
+    export LD_PRELOAD HEADKV_PTX_CACHE="${HEADKV_PTX_CACHE:-$OUT/kernels}" HEADKV_PTX_LOG="$OUT/kernels.txt"
 fi
 
 program() { # step, program, arguments...
@@ -81,11 +109,12 @@ program() { # step, program, arguments...
 }
 program op test-headkv-attn
 program gather test-headkv-gather
+if [ $MODE = ptx ]; then program alloc test-headkv-alloc --gpu; fi
 
 MODEL=${HEADKV_MODEL:-$("$PYTHON" -c 'import headkv_local as h; print(h.default_model_path())' 2>/dev/null)}
 for name in mask splits memory answers; do
     if [ -n "$MODEL" ]; then
-        step "$name" "$PYTHON" tests/gpu/checks.py "$name" --model "$MODEL" --json "$OUT/$name.json"
+        step "$name" "$PYTHON" tests/gpu/checks.py "$name" --model "$MODEL" --prompt-tokens "$TOKENS" --json "$OUT/$name.json"
     else
         skip "$name" "no model: the default one is not installed and HEADKV_MODEL is not set"
     fi
