@@ -3,7 +3,6 @@
 // To be preloaded; takes the place of libcudart's functions.
 //
 //   HEADKV_PTX_MIB       memory of the device (81920)
-//   HEADKV_PTX_FAIL      the N-th allocation on the device, from 0 on, fails
 //   HEADKV_PTX_LOG       file to which the number of launches of each kernel is appended at the end
 
 #include "ptx-jit.h"
@@ -35,18 +34,14 @@ struct device {
     std::map<const void *, kernel_name> names; // by the host's stub
     std::map<std::string, long> launches;
     std::map<uint64_t, uint64_t> memory; // begin, end
-    size_t used        = 0;
-    size_t size        = 0;
-    long n_allocations = 0;
-    long fail          = -1;
-    graph * capture    = nullptr;
-    cudaError_t error  = cudaSuccess;
+    size_t used       = 0;
+    size_t size       = 0;
+    graph * capture   = nullptr;
+    cudaError_t error = cudaSuccess;
 
     device() {
         const char * mib = getenv("HEADKV_PTX_MIB");
-        const char * n   = getenv("HEADKV_PTX_FAIL");
         size             = (mib ? strtoull(mib, nullptr, 10) : 81920) << 20;
-        fail             = n ? atol(n) : -1;
     }
 };
 
@@ -238,7 +233,7 @@ cudaError_t cudaDeviceGetAttribute(int * value, cudaDeviceAttr, int) {
     return cudaSuccess;
 }
 
-// a small Hopper, so that work is cut as on a large GPU
+// as an H100, so that work is cut as there
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp * p, int) {
     *p = {};
     snprintf(p->name, sizeof(p->name), "PTX on the CPU");
@@ -279,7 +274,7 @@ cudaError_t cudaMalloc(void ** p, size_t size) {
     std::lock_guard<std::recursive_mutex> lock(gpu().mutex);
     const size_t whole = (size + 511) / 512 * 512;
     *p                 = nullptr;
-    if (gpu().n_allocations++ == gpu().fail || gpu().used + whole > gpu().size || posix_memalign(p, 512, whole) != 0) {
+    if (gpu().used + whole > gpu().size || posix_memalign(p, 512, whole) != 0) {
         return result(cudaErrorMemoryAllocation);
     }
     memset(*p, 0xFF, whole); // NaN
