@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from headkv_local.bench import report
+from headkv_local.bench.memory import Memory
 from headkv_local.bench.timing import quartiles
 
 
@@ -65,3 +67,13 @@ def test_a_target_that_cannot_be_written_fails_first(tmp_path: Path) -> None:
 def test_quartiles() -> None:
     assert quartiles([5.0, 1.0, 3.0, 2.0, 4.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0, "n": 5}
     assert quartiles([7.0]) == {"median": 7.0, "q1": 7.0, "q3": 7.0, "n": 1}
+
+
+def test_what_a_gpu_gives_back_is_counted_where_it_holds_the_cache() -> None:
+    sizes = dict(full_bytes=1000, resident_bytes=200, peak_bytes=1100, pool_bytes=150, tail_bytes=50)
+    memory = partial(Memory, **sizes, kept_bytes=190, row_bytes=2)
+    assert memory(rss_before=5000, rss_after=4200).freed_share == 1.0
+    # the backend took 300 for itself while the prompt was read: that is not the cache's
+    on_gpu = memory(rss_before=5000, rss_after=4960, device_before=9000, device_full=8700, device_after=9440)
+    assert on_gpu.freed_share == 0.975
+    assert memory(rss_before=None, rss_after=None).freed_share is None

@@ -36,6 +36,8 @@ class Memory:
     """After compaction."""
     device_before: int | None = None
     """Free on the GPUs that hold the cache, once the context is made; device_*: None without a GPU."""
+    device_full: int | None = None
+    """With all of the prompt but the observed tokens in the full cache, and with the backend's own memory."""
     device_least: int | None = None
     """The least that was free while the prompt was read and compacted."""
     device_after: int | None = None
@@ -47,10 +49,13 @@ class Memory:
 
     @property
     def freed_share(self) -> float | None:
-        """Share of it by which the resident memory of the process fell."""
+        """Share of it that the process's resident memory and the GPUs that hold the cache gave back."""
         if self.rss_before is None or self.rss_after is None or self.freed_bytes <= 0:
             return None
-        return (self.rss_before - self.rss_after) / self.freed_bytes
+        returned = self.rss_before - self.rss_after
+        if self.device_full is not None and self.device_after is not None:
+            returned += self.device_after - self.device_full
+        return returned / self.freed_bytes
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "freed_bytes": self.freed_bytes, "freed_share": self.freed_share}
@@ -65,6 +70,7 @@ def measure(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memo
             device_before = watch.least
             llm.eval(tokens[: -retention.n_observed(n_prompt)])
             before = resident_bytes()
+            device_full = free_bytes(llm.cache_stats().devices)
             llm.retention = retention
             llm.prefill(tokens)
             after = resident_bytes()
@@ -81,6 +87,7 @@ def measure(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memo
         rss_before=before,
         rss_after=after,
         device_before=device_before,
+        device_full=device_full,
         device_least=watch.least,
         device_after=device_after,
     )

@@ -104,12 +104,16 @@ def _bytes(speed: Speed) -> str:
     rows.append(("process before compaction (RSS)", mebibytes(apart.rss_before)))
     rows.append(("process after compaction (RSS)", mebibytes(apart.rss_after)))
     rows.append(("device free before the prompt", mebibytes(apart.device_before)))
+    rows.append(("device free before compaction", mebibytes(apart.device_full)))
     rows.append(("device free, least", mebibytes(apart.device_least)))
     rows.append(("device free after compaction", mebibytes(apart.device_after)))
     text = report.table(("memory", "bytes"), rows)
     if apart.freed_share is None:
         return text
-    return f"{text}\nRSS fell by {apart.freed_share:.1%} of what was freed (goal at least {FREED_GOAL:.0%})"
+    what = "RSS" if apart.device_full is None else "RSS and GPU memory"
+    return (
+        f"{text}\n{what} fell by {apart.freed_share:.1%} of what was freed (goal at least {FREED_GOAL:.0%})"
+    )
 
 
 def _side_by_side(results: Iterable[Speed]) -> str:
