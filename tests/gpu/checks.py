@@ -93,7 +93,7 @@ def select_plainly(
     return keep
 
 
-def held(found: Mask, wanted: Mask, attention: Attention) -> tuple[float, float]:
+def attention_held(found: Mask, wanted: Mask, attention: Attention) -> tuple[float, float]:
     """Attention to the chosen entries of one mask over that of the other: of all heads, of the worst."""
     n = attention.shape[-1]
     chosen = slice(RETENTION.sinks, n - RETENTION.n_observed(n))
@@ -141,7 +141,7 @@ def mask(options: argparse.Namespace) -> tuple[bool, str, Figures]:
         )
         with np.load(path) as saved:
             wanted, attention = saved["mask"], saved["attention"]
-    total, worst = held(found.mask, wanted, attention)
+    total, worst = attention_held(found.mask, wanted, attention)
     overlap = float((found.mask & wanted).sum() / wanted.sum())
     same_selection = bool((found.mask == found.plain).all())
     figures = {"held": total, "held_by_the_worst_head": worst, "overlap": overlap}

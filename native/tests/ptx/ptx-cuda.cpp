@@ -3,6 +3,7 @@
 // To be preloaded; takes the place of libcudart's functions.
 //
 //   HEADKV_PTX_MIB       memory of the device (81920)
+//   HEADKV_PTX_CACHE     folder of the compiled kernels (headkv-ptx in the folder for temporary files)
 //   HEADKV_PTX_LOG       file to which the number of launches of each kernel is appended at the end
 
 #include "ptx-jit.h"

@@ -22,7 +22,7 @@ struct ptx_launch {
     size_t dynamic_smem;
 };
 
-// exported by the library as "ptx_kernel"
+// exported by the library as "ptx_kernel_table"
 struct ptx_kernel {
     const char * name;
     void (*run)(const ptx_launch & launch, const ptx_host & host);

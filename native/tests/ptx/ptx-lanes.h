@@ -7,7 +7,6 @@
 #include <string.h>
 
 #define PTX_VECTOR(type, name) typedef type name __attribute__((vector_size(32 * sizeof(type))))
-PTX_VECTOR(int8_t, s8v);
 PTX_VECTOR(uint16_t, u16v);
 PTX_VECTOR(int16_t, s16v);
 PTX_VECTOR(uint32_t, u32v);

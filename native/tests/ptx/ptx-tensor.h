@@ -51,26 +51,15 @@ PTX_INLINE void multiply(const T (&a)[16][k], const T (&b)[8][k], S (&res)[16][8
     }
 }
 
-// registers with 4/sizeof(T) values each become rows
-template <typename T, int k, int bits, typename F>
-PTX_INLINE void unpack_a(const u32v (&a)[4], T (&res)[16][k], F value) {
-    constexpr int n = 32 / bits;
+// registers with 32/bits values each become rows: 16 of the left operand, 8 of the right one
+template <int bits, typename T, int rows, int k, typename F>
+PTX_INLINE void unpack(const u32v (&x)[rows / 4], T (&res)[rows][k], F value) {
+    constexpr int n      = 32 / bits;
+    constexpr int n_high = rows / 8; // matrices of 8 rows, one below the other
     PTX_EACH {
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < rows / 4; ++i) {
             for (int e = 0; e < n; ++e) {
-                res[l / 4 + i % 2 * 8][l % 4 * n + e + i / 2 * 4 * n] = value(a[i][l] >> (bits * e));
-            }
-        }
-    }
-}
-
-template <typename T, int k, int bits, typename F>
-PTX_INLINE void unpack_b(const u32v (&b)[2], T (&res)[8][k], F value) {
-    constexpr int n = 32 / bits;
-    PTX_EACH {
-        for (int i = 0; i < 2; ++i) {
-            for (int e = 0; e < n; ++e) {
-                res[l / 4][l % 4 * n + e + i * 4 * n] = value(b[i][l] >> (bits * e));
+                res[l / 4 + i % n_high * 8][l % 4 * n + e + i / n_high * 4 * n] = value(x[i][l] >> (bits * e));
             }
         }
     }
@@ -81,8 +70,8 @@ PTX_INLINE void mma_f32(u32v (&d)[4], const u32v (&a)[4], const u32v (&b)[2], co
     float x[16][k];
     float y[8][k];
     float sum[16][8];
-    unpack_a<float, k, bits>(a, x, value);
-    unpack_b<float, k, bits>(b, y, value);
+    unpack<bits>(a, x, value);
+    unpack<bits>(b, y, value);
     multiply(x, y, sum);
     PTX_EACH {
         for (int e = 0; e < 4; ++e) {
@@ -107,8 +96,8 @@ PTX_CALL void mma_m16n8k16_f16_f16(u32v (&d)[2], const u32v (&a)[4], const u32v 
     float x[16][16];
     float y[8][16];
     float sum[16][8];
-    unpack_a<float, 16, 16>(a, x, [](uint32_t v) { return f16_to_f32(v); });
-    unpack_b<float, 16, 16>(b, y, [](uint32_t v) { return f16_to_f32(v); });
+    unpack<16>(a, x, [](uint32_t v) { return f16_to_f32(v); });
+    unpack<16>(b, y, [](uint32_t v) { return f16_to_f32(v); });
     multiply(x, y, sum);
     PTX_EACH {
         for (int i = 0; i < 2; ++i) {
@@ -126,8 +115,8 @@ PTX_CALL void mma_m16n8k32_s32_s8(u32v (&d)[4], const u32v (&a)[4], const u32v (
     int16_t x[16][32];
     int16_t y[8][32];
     int32_t sum[16][8];
-    unpack_a<int16_t, 32, 8>(a, x, [](uint32_t v) { return (int8_t) v; });
-    unpack_b<int16_t, 32, 8>(b, y, [](uint32_t v) { return (int8_t) v; });
+    unpack<8>(a, x, [](uint32_t v) { return (int8_t) v; });
+    unpack<8>(b, y, [](uint32_t v) { return (int8_t) v; });
     multiply(x, y, sum);
     PTX_EACH {
         for (int e = 0; e < 4; ++e) {

@@ -155,53 +155,42 @@ struct ptx_warp {
     }
 };
 
-// loads and stores of the lanes that execute; the address is a vector plus an offset
-template <typename T, typename V>
-PTX_CALL V load(const ptx_warp & w, u64v address, int64_t offset, uint32_t lanes) {
-    V res = {};
+// what the lanes that execute do at their addresses: a vector plus an offset
+template <typename F>
+PTX_INLINE void access(const ptx_warp & w, u64v address, int64_t offset, uint64_t size, uint32_t lanes, F f) {
     for (uint32_t left = lanes; left; left &= left - 1) {
         const int l      = __builtin_ctz(left);
         const uint64_t p = address[l] + offset;
-        w.memory->check(p, sizeof(T), sizeof(T));
-        res[l] = *(const T *) p;
+        w.memory->check(p, size, size);
+        f(l, p);
     }
-    return res;
 }
 
 template <typename T, typename V, int n>
-PTX_CALL void load_vector(const ptx_warp & w, V (&res)[n], u64v address, int64_t offset, uint32_t lanes) {
-    for (uint32_t left = lanes; left; left &= left - 1) {
-        const int l      = __builtin_ctz(left);
-        const uint64_t p = address[l] + offset;
-        w.memory->check(p, n * sizeof(T), n * sizeof(T));
+PTX_CALL void load(const ptx_warp & w, V (&res)[n], u64v address, int64_t offset, uint32_t lanes) {
+    access(w, address, offset, n * sizeof(T), lanes, [&](int l, uint64_t p) {
         for (int i = 0; i < n; ++i) {
             res[i][l] = ((const T *) p)[i];
         }
-    }
+    });
 }
 
 template <typename T, typename V, int n>
 PTX_CALL void store(const ptx_warp & w, u64v address, int64_t offset, const V (&x)[n], uint32_t lanes) {
-    for (uint32_t left = lanes; left; left &= left - 1) {
-        const int l      = __builtin_ctz(left);
-        const uint64_t p = address[l] + offset;
-        w.memory->check(p, n * sizeof(T), n * sizeof(T));
+    access(w, address, offset, n * sizeof(T), lanes, [&](int l, uint64_t p) {
         for (int i = 0; i < n; ++i) {
             ((T *) p)[i] = (T) x[i][l];
         }
-    }
+    });
 }
 
 template <typename T, typename V>
 PTX_CALL V atomic_add(const ptx_warp & w, u64v address, int64_t offset, V x, uint32_t lanes) {
     V res = {};
-    for (uint32_t left = lanes; left; left &= left - 1) {
-        const int l      = __builtin_ctz(left);
-        const uint64_t p = address[l] + offset;
-        w.memory->check(p, sizeof(T), sizeof(T));
+    access(w, address, offset, sizeof(T), lanes, [&](int l, uint64_t p) {
         res[l]    = *(const T *) p;
         *(T *) p += (T) x[l];
-    }
+    });
     return res;
 }
 

@@ -93,7 +93,6 @@ class Kernel:
         self.params, self.shared, self.local = Space(), Space(), Space()
         self.param_sizes: list[int] = []
         self.registers: dict[str, int] = {}
-        self.predicates: set[str] = set()
         self.labels: dict[str, int] = {}
         self.blocks: list[list[Instruction]] = [[]]
         for param in filter(None, (p.strip() for p in params.split(","))):
@@ -173,8 +172,6 @@ class Kernel:
             if len(scopes) > 1:
                 unique = scopes[-1][name] = f"%inner{len(self.registers)}_{name.lstrip('%')}"
             self.registers[unique] = SIZES[kind]
-            if kind == "pred":
-                self.predicates.add(unique)
 
     def used(self, operand: str) -> list[str]:
         return [w for w in re.findall(r"%\w+", operand) if w in self.registers]

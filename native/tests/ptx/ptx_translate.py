@@ -16,14 +16,7 @@ SIGNED = {2: "s16v", 4: "s32v", 8: "s64v"}
 OPERATORS = {"add": "+", "sub": "-", "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>"}
 COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<="}
 COMPARE |= {"hi": ">", "hs": ">="}
-COMPARE_OR_NAN = {
-    "equ": "!=",
-    "neu": "==",
-    "ltu": ">=",
-    "leu": ">",
-    "gtu": "<=",
-    "geu": "<",
-}  # of which the opposite
+COMPARE_OR_NAN = {"ltu": ">=", "leu": ">", "gtu": "<=", "geu": "<"}  # of which the opposite
 FLOAT = "add sub mul div fma min max neg abs ex2 lg2 sin cos tanh rsqrt sqrt rcp copysign".split()
 ROUNDING = ("rni", "rzi", "rmi", "rpi")
 NOTHING = ("griddepcontrol", "membar", "fence", "prefetch", "nanosleep", "discard")
@@ -260,7 +253,7 @@ class Translator:
         if kind in ("f32", "f16"):
             values = [self.value(x, SIZES[kind]) for x in o[1:3]]
             a, b = (f"as_float({v if kind == 'f32' else f'f32_from_f16({v})'})" for v in values)
-            if how in COMPARE_OR_NAN and how not in ("equ", "neu"):
+            if how in COMPARE_OR_NAN:
                 result = f"~({a} {COMPARE_OR_NAN[how]} {b})"
             elif how in ("eq", "lt", "le", "gt", "ge"):
                 result = f"{a} {COMPARE[how]} {b}"
@@ -349,7 +342,6 @@ class Translator:
 
     def memory(self, i: Instruction) -> str:
         op, kind, o = i.opcode[0], i.opcode[-1], i.operands
-        count = 4 if "v4" in i.opcode else 2 if "v2" in i.opcode else 1
         if op == "cp":
             if i.opcode[1:2] != ["async"]:
                 raise Unknown(".".join(i.opcode))
@@ -376,11 +368,9 @@ class Translator:
             values = ", ".join(self.value(r, size) for r in registers)
             call = f"store<{c_type(kind)}>(w, {address}, {offset}, x, lanes);"
             return f"{{ const {vector} x[] = {{ {values} }}; {call} }}"
-        if count == 1:
-            return self.assign(o[0], f"load<{c_type(kind)}, {vector}>(w, {address}, {offset}, lanes)")
         out = " ".join(self.assign(r, f"x[{j}]", size) for j, r in enumerate(registers))
-        call = f"load_vector<{c_type(kind)}>(w, x, {address}, {offset}, lanes);"
-        return f"{{ {vector} x[{count}] = {{}}; {call} {out} }}"
+        call = f"load<{c_type(kind)}>(w, x, {address}, {offset}, lanes);"
+        return f"{{ {vector} x[{len(registers)}] = {{}}; {call} {out} }}"
 
     def warp_wide(self, i: Instruction) -> str:
         op, o = i.opcode[0], i.operands
