@@ -19,8 +19,10 @@ static __device__ __forceinline__ void headkv_load_tile(const headkv_attn_params
 
     const int at = i * headkv_rows_tile;
     if (at < seg.n_pool) {
-        headkv_load_pool<type, n_embd>(k, p.k_pool, seg.row + at, min(seg.n_pool - at, headkv_rows_tile), lane);
-        headkv_load_pool<type, n_embd>(v, p.v_pool, seg.row + at, min(seg.n_pool - at, headkv_rows_tile), lane);
+        const int n = min(seg.n_pool - at, headkv_rows_tile);
+
+        headkv_load_pool<type, n_embd>(k, p.k_pool, seg.row, at, n, lane);
+        headkv_load_pool<type, n_embd>(v, p.v_pool, seg.row, at, n, lane);
     } else {
         const int at_tail  = (i - seg.n_tiles_pool()) * headkv_rows_tile;
         const int n        = min(seg.n_tail - at_tail, headkv_rows_tile);
@@ -35,15 +37,15 @@ static __device__ __forceinline__ void headkv_load_tile(const headkv_attn_params
 
 // tile i, which has arrived in stage
 template <headkv_type type, int n_embd, int n_cols>
-static __device__ __forceinline__ void headkv_attend_tile(const headkv_attn_params & p, const headkv_segment & seg,
-                                                          headkv_softmax<n_embd, n_cols> & sm, int i, const char * q,
-                                                          const char * stage, int col, int lane) {
+static __device__ __forceinline__ void
+headkv_attend_tile(const headkv_attn_params & p, const headkv_segment & seg, headkv_softmax<n_embd, n_cols> & sm, int i,
+                   const headkv_queries<type, n_embd, n_cols> & q, const char * stage, int col, int lane) {
     const int at      = i * headkv_rows_tile;
     const int at_tail = (i - seg.n_tiles_pool()) * headkv_rows_tile;
 
     const bool pool = at < seg.n_pool;
     const int n     = min(pool ? seg.n_pool - at : seg.n_tail - at_tail, headkv_rows_tile);
-    const int phase = pool ? headkv_pool_phase<type, n_embd>(seg.row + at) : 0;
+    const int phase = pool ? headkv_pool_phase<type, n_embd>(seg.row) : 0;
 
     const char * k = stage + phase;
     headkv_attend<type, n_embd, n_cols>(p, sm, q, k, k + headkv_tile_size(type, n_embd), n,
@@ -57,17 +59,17 @@ static __device__ __forceinline__ void headkv_load_q(const headkv_attn_params & 
 
     for (int i = threadIdx.x; i < n_cols * n_embd / 2; i += blockDim.x) {
         const int c = i / (n_embd / 2);
-        const int d = i % (n_embd / 2) * 2;
+        const int d = i % (n_embd / 2);
         const int t = (col + c) / p.n_gqa;
 
         float x[2] = { 0.0f, 0.0f };
         if (t < p.n_tokens) {
             const int head    = h * p.n_gqa + (col + c) % p.n_gqa;
-            const float * src = (const float *) (p.q + t * p.nb_q_token + head * p.nb_q_head) + d;
-            x[0]              = src[0] * scale;
-            x[1]              = src[1] * scale;
+            const float * src = (const float *) (p.q + t * p.nb_q_token + head * p.nb_q_head);
+            x[0]              = src[headkv_k_index<type>(2 * d)] * scale;
+            x[1]              = src[headkv_k_index<type>(2 * d + 1)] * scale;
         }
-        *(uint32_t *) (q + c * headkv_q_pitch(n_embd) + d * 2) = headkv_pack<type>(x[0], x[1]);
+        *(uint32_t *) (q + c * headkv_q_pitch(n_embd) + d * 4) = headkv_pack<type>(x[0], x[1]);
     }
 }
 
@@ -115,7 +117,7 @@ static __device__ __forceinline__ void headkv_write_partial(const headkv_attn_pa
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
                         const int at =
-                            (8 * c + lane % 4 * 2 + e % 2) * pitch + d * 16 + headkv_v_index<type>(lane / 4, e >= 2);
+                            (8 * c + lane % 4 * 2 + e % 2) * pitch + headkv_v_index<type>(d, lane / 4, e / 2);
                         sum[at] = (w == 0 ? 0.0f : sum[at]) + sm.acc[d][c][e] * f[c][e % 2];
                     }
                 }
@@ -196,6 +198,7 @@ static __global__ void __launch_bounds__(32 * headkv_n_warps(n_embd), headkv_blo
 
         headkv_load_q<type, n_embd, n_cols>(p, h, col, q);
         headkv_sync_block();
+        const headkv_queries<type, n_embd, n_cols> queries(q, lane);
 
         headkv_softmax<n_embd, n_cols> sm;
 #pragma unroll
@@ -212,7 +215,7 @@ static __global__ void __launch_bounds__(32 * headkv_n_warps(n_embd), headkv_blo
             }
         }
 
-        for (int stage = 0; ring[0] >= 0; stage = (stage + 1) % n_stages) {
+        for (unsigned stage = 0; ring[0] >= 0; stage = (stage + 1) % n_stages) {
             const int last = n_stages - 1;
 
             ring[last] = next < 0 ? -1 : headkv_next_tile<n_warps, n_cols>(p, seg, next, col, lane);
@@ -224,7 +227,8 @@ static __global__ void __launch_bounds__(32 * headkv_n_warps(n_embd), headkv_blo
 
             headkv_cp_async_wait<n_stages - 1>();
             headkv_sync_warp();
-            headkv_attend_tile<type, n_embd, n_cols>(p, seg, sm, ring[0], q, mine + stage * stage_size, col, lane);
+            headkv_attend_tile<type, n_embd, n_cols>(p, seg, sm, ring[0], queries, mine + stage * stage_size, col,
+                                                     lane);
             headkv_sync_warp(); // the next copy goes to this stage
 
 #pragma unroll

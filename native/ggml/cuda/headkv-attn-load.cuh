@@ -47,46 +47,51 @@ static __device__ __forceinline__ void headkv_load_rows(char * dst, const char *
     }
 }
 
-// n rows side by side, from the offset on; base is aligned to 16, the rows begin at dst + offset%16
-template <int row_size>
-static __device__ __forceinline__ void headkv_load_run(char * dst, const char * base, int64_t offset, int n, int lane) {
-    constexpr int n_all = headkv_rows_tile * row_size / 16 + 1;
+// n rows side by side, the first of them phase bytes behind src, which is aligned to 16; so they lie in dst
+template <int row_size, bool full>
+static __device__ __forceinline__ void headkv_load_run(char * dst, const char * src, int phase, int n, int lane) {
+    constexpr int n_whole = full ? row_size : 0; // pieces of 16 bytes that a full tile has in any phase
+    constexpr int n_all   = headkv_rows_tile * row_size / 16 + 1;
 
-    const int phase  = offset & 15;
-    const int size   = phase + n * row_size;
-    const char * src = base + (offset - phase);
+    const int size = phase + (full ? headkv_rows_tile : n) * row_size;
 
 #pragma unroll
     for (int i0 = 0; i0 < n_all; i0 += 32) {
         const int i = i0 + lane;
+        if (i0 + 32 <= n_whole) {
+            headkv_cp_async_16(dst + i * 16, src + i * 16, 16);
+            continue;
+        }
         if (i >= n_all) {
             break;
         }
         const int left = size - i * 16;
+        // no pointer past the rows, not even one that nothing is read from
         headkv_cp_async_16(dst + i * 16, src + (left > 0 ? i * 16 : 0), left >= 16 ? 16 : left > 0 ? left : 0);
     }
 }
 
-// a tile of the pool: rows from row on; returns where its first row begins
+// where rows from row on begin in shared memory; the same for the row 16 behind
 template <headkv_type type, int n_embd>
-static __device__ __forceinline__ void headkv_load_pool(char * dst, const char * base, int row, int n, int lane) {
+static __device__ __forceinline__ int headkv_pool_phase(int row) {
+    return headkv_has_blocks(type) ? ((uint32_t) row * (uint32_t) headkv_row_size(type, n_embd)) & 15 : 0;
+}
+
+// a tile of the pool: n rows from row + at on; at is a multiple of a tile
+template <headkv_type type, int n_embd>
+static __device__ __forceinline__ void headkv_load_pool(char * dst, const char * base, int row, int at, int n,
+                                                        int lane) {
     constexpr int row_size = headkv_row_size(type, n_embd);
     constexpr int pitch    = headkv_pitch(type, n_embd);
 
-    const int64_t offset = (int64_t) row * row_size;
+    const int phase  = headkv_pool_phase<type, n_embd>(row);
+    const char * src = base + ((int64_t) row * row_size - phase) + (int64_t) at * row_size;
 
-    if (type == HEADKV_F16 || type == HEADKV_BF16) {
-        headkv_load_rows<row_size, pitch>(dst, base + offset, row_size, n, 16, lane);
+    if (!headkv_has_blocks(type)) {
+        headkv_load_rows<row_size, pitch>(dst, src, row_size, n, 16, lane);
+    } else if (n == headkv_rows_tile) {
+        headkv_load_run<row_size, true>(dst, src, phase, n, lane);
     } else {
-        headkv_load_run<row_size>(dst, base, offset, n, lane);
+        headkv_load_run<row_size, false>(dst, src, phase, n, lane);
     }
-}
-
-// where the first row of a tile of the pool begins
-template <headkv_type type, int n_embd>
-static __device__ __forceinline__ int headkv_pool_phase(int row) {
-    if (type == HEADKV_F16 || type == HEADKV_BF16) {
-        return 0;
-    }
-    return ((uint32_t) row * (uint32_t) headkv_row_size(type, n_embd)) & 15;
 }

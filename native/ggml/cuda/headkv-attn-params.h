@@ -79,18 +79,23 @@ HEADKV_HOST_DEVICE constexpr int headkv_blocks_per_sm(int n_embd, int n_cols) {
     return n_cols > headkv_cols_narrow && n_embd <= 128 ? 2 : n_embd == 96 || n_embd == 128 ? 3 : 4;
 }
 
+// 32 values share a scale; the other types are 16 bits a value
+HEADKV_HOST_DEVICE constexpr bool headkv_has_blocks(headkv_type type) {
+    return type == HEADKV_Q8_0 || type == HEADKV_Q4_0;
+}
+
 HEADKV_HOST_DEVICE constexpr size_t headkv_row_size(headkv_type type, int n_embd) {
     return type == HEADKV_Q8_0 ? n_embd / 32 * 34 : type == HEADKV_Q4_0 ? n_embd / 32 * 18 : n_embd * 2;
 }
 
 // distance of rows in shared memory: float rows are spread over the banks, those of blocks are copied as they lie
 HEADKV_HOST_DEVICE constexpr size_t headkv_pitch(headkv_type type, int n_embd) {
-    return headkv_row_size(type, n_embd) + (type == HEADKV_F16 || type == HEADKV_BF16 ? 16 : 0);
+    return headkv_row_size(type, n_embd) + (headkv_has_blocks(type) ? 0 : 16);
 }
 
 // a tile of rows of K or V; a copy of whole 16 byte words begins up to 15 bytes before the first row
 HEADKV_HOST_DEVICE constexpr size_t headkv_tile_size(headkv_type type, int n_embd) {
-    return headkv_rows_tile * headkv_pitch(type, n_embd) + (type == HEADKV_F16 || type == HEADKV_BF16 ? 0 : 16);
+    return headkv_rows_tile * headkv_pitch(type, n_embd) + (headkv_has_blocks(type) ? 16 : 0);
 }
 
 // tiles of K and V that a warp has in shared memory: the one it works on, and those on their way
@@ -111,7 +116,7 @@ HEADKV_HOST_DEVICE constexpr size_t headkv_smem_size(headkv_type type, int n_emb
 
 HEADKV_HOST_DEVICE constexpr bool headkv_n_embd_supported(headkv_type type, int64_t n_embd) {
     return n_embd == 64 || n_embd == 96 || n_embd == 128 || n_embd == 256 ||
-           (n_embd == 80 && (type == HEADKV_F16 || type == HEADKV_BF16)); // 80 is no multiple of a block
+           (n_embd == 80 && !headkv_has_blocks(type)); // 80 is no multiple of a block
 }
 
 // every step from one segment to the next is to the next block, the next head or both: block + head numbers them

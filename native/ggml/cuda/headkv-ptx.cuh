@@ -101,10 +101,22 @@ static __device__ __forceinline__ float headkv_f16_to_f32(uint16_t x) {
     return __half2float(*(const __half *) &x);
 }
 
-// (a - b)*c of two f16 each
-static __device__ __forceinline__ uint32_t headkv_sub_mul_f16(uint32_t a, uint32_t b, uint32_t c) {
-    const __half2 x = __hmul2(__hsub2(*(const __half2 *) &a, *(const __half2 *) &b), *(const __half2 *) &c);
+// of two f16 each
+static __device__ __forceinline__ uint32_t headkv_sub_f16(uint32_t a, uint32_t b) {
+    const __half2 x = __hsub2(*(const __half2 *) &a, *(const __half2 *) &b);
     return *(const uint32_t *) &x;
+}
+
+static __device__ __forceinline__ uint32_t headkv_mul_f16(uint32_t a, uint32_t b) {
+    const __half2 x = __hmul2(*(const __half2 *) &a, *(const __half2 *) &b);
+    return *(const uint32_t *) &x;
+}
+
+// (x & mask) ^ bits, in one instruction
+static __device__ __forceinline__ uint32_t headkv_and_xor(uint32_t x, uint32_t mask, uint32_t bits) {
+    uint32_t res;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=r"(res) : "r"(x), "r"(mask), "r"(bits)); // (0xF0 & 0xCC) ^ 0xAA
+    return res;
 }
 
 // byte i of the result is the byte of y:x that nibble i of sel names

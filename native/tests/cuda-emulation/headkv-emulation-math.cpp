@@ -34,15 +34,25 @@ uint32_t headkv_pack_bf16(float lo, float hi) {
     return ggml_fp32_to_bf16(lo).bits | (uint32_t) ggml_fp32_to_bf16(hi).bits << 16;
 }
 
-// float holds sums and products of f16 well enough that the second rounding is the only one
-static uint16_t sub_mul_f16(uint16_t a, uint16_t b, uint16_t c) {
-    const uint16_t d = ggml_fp32_to_fp16(headkv_f16_to_f32(a) - headkv_f16_to_f32(b));
-    return ggml_fp32_to_fp16(headkv_f16_to_f32(d) * headkv_f16_to_f32(c));
+// f(x, y) of two f16 each; float holds sums and products of f16 well enough that the second rounding is the only one
+template <typename F>
+static uint32_t map_f16(uint32_t x, uint32_t y, F && f) {
+    const auto one = [&](uint32_t a, uint32_t b) -> uint32_t {
+        return ggml_fp32_to_fp16(f(headkv_f16_to_f32((uint16_t) a), headkv_f16_to_f32((uint16_t) b)));
+    };
+    return one(x, y) | one(x >> 16, y >> 16) << 16;
 }
 
-uint32_t headkv_sub_mul_f16(uint32_t a, uint32_t b, uint32_t c) {
-    return sub_mul_f16((uint16_t) a, (uint16_t) b, (uint16_t) c) |
-           (uint32_t) sub_mul_f16((uint16_t) (a >> 16), (uint16_t) (b >> 16), (uint16_t) (c >> 16)) << 16;
+uint32_t headkv_sub_f16(uint32_t a, uint32_t b) {
+    return map_f16(a, b, [](float x, float y) { return x - y; });
+}
+
+uint32_t headkv_mul_f16(uint32_t a, uint32_t b) {
+    return map_f16(a, b, [](float x, float y) { return x * y; });
+}
+
+uint32_t headkv_and_xor(uint32_t x, uint32_t mask, uint32_t bits) {
+    return (x & mask) ^ bits;
 }
 
 uint32_t headkv_byte_perm(uint32_t x, uint32_t y, uint32_t sel) {

@@ -143,7 +143,9 @@ void headkv_mma_bf16(float * c, const uint32_t * a, const uint32_t * b);
 uint32_t headkv_pack_f16(float lo, float hi);
 uint32_t headkv_pack_bf16(float lo, float hi);
 float headkv_f16_to_f32(uint16_t x);
-uint32_t headkv_sub_mul_f16(uint32_t a, uint32_t b, uint32_t c);
+uint32_t headkv_sub_f16(uint32_t a, uint32_t b);
+uint32_t headkv_mul_f16(uint32_t a, uint32_t b);
+uint32_t headkv_and_xor(uint32_t x, uint32_t mask, uint32_t bits);
 uint32_t headkv_byte_perm(uint32_t x, uint32_t y, uint32_t sel);
 
 float headkv_shfl_xor(float x, int mask);
