@@ -159,7 +159,7 @@ static __device__ __forceinline__ void headkv_logits(float (*x)[4], const headkv
             uint32_t d[2];
             headkv_frag_k_biased<type, n_embd>(a, d, k, j, lane);
 
-            if constexpr (q.kept) {
+            if constexpr (headkv_queries<type, n_embd, n_cols>::kept) {
                 // bias and scale are taken care of with the products, which are fewer than values
                 float y[4] = { q.begin[j][0], q.begin[j][1], q.begin[j][2], q.begin[j][3] };
                 headkv_mma<type>(y, a[0], q.b[2 * j]);
