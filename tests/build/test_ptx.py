@@ -67,7 +67,7 @@ $done:
     add.s32 %r6, %r6, %r7;
     shfl.sync.bfly.b32 %r7|%p2, %r6, 1, 31, -1;
     add.s32 %r6, %r6, %r7;
-    and.b32 %r8, %r1, 31;
+    lop3.b32 %r8, %r1, -32, %r1, 0x6A;
     shr.u32 %r9, %r1, 5;
     shl.b32 %r10, %r9, 2;
     mov.u32 %r11, sums;

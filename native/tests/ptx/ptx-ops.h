@@ -188,6 +188,18 @@ PTX_CALL u32v prmt_b32(u32v a, u32v b, u32v selector) {
     return res;
 }
 
+// bit 4*a + 2*b + c of the table, for every bit of a, b and c
+PTX_CALL u32v lop3_b32(u32v a, u32v b, u32v c, u32v table) {
+    u32v res = all32(0);
+    for (int i = 0; i < 8; ++i) {
+        const u32v x  = i & 4 ? a : ~a;
+        const u32v y  = i & 2 ? b : ~b;
+        const u32v z  = i & 1 ? c : ~c;
+        res          |= x & y & z & -(table >> i & 1);
+    }
+    return res;
+}
+
 PTX_CALL u32v dp4a_s32(u32v a, u32v b, u32v c) {
     u32v res;
     PTX_EACH {

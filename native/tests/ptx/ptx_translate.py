@@ -209,7 +209,7 @@ class Translator:
             return self.product(i.opcode, o, size)
         if op in ("div", "rem"):
             return self.assign(o[0], f"{op}_{kind}({values[0]}, {values[1]})")
-        if op in ("popc", "clz", "prmt", "dp4a"):
+        if op in ("popc", "clz", "prmt", "lop3", "dp4a"):
             name = "dp4a_s32" if op == "dp4a" else f"{op}_b32"
             return self.assign(o[0], f"{name}({', '.join(self.value(x, 4) for x in o[1:])})")
         if op in ("bfi", "bfe"):
