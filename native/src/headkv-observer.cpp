@@ -12,7 +12,6 @@
 headkv_observer::headkv_observer(mode mode, const std::vector<headkv_layer_shape> & shapes, uint32_t n_cells,
                                  uint32_t n_heads)
     : what(mode),
-      n_cells(n_cells),
       n_heads(n_heads),
       bufs(shapes.size()) {
     for (const auto & s : shapes) {
@@ -77,7 +76,9 @@ bool headkv_observer::covers(uint32_t n_min, uint32_t n_max, llama_pos last_pos)
            first == last_pos - (llama_pos) n_tokens + 1;
 }
 
-void headkv_observer::read(uint32_t ikv, std::vector<float> & res) const {
-    res.resize((size_t) n_cells * n_heads);
-    ggml_backend_tensor_get(records[ikv], res.data(), 0, res.size() * sizeof(float));
+void headkv_observer::read(uint32_t ikv, uint32_t n, std::vector<float> & res) const {
+    const size_t size = n * sizeof(float);
+
+    res.resize((size_t) n * n_heads);
+    ggml_backend_tensor_get_2d(records[ikv], res.data(), 0, size, n_heads, records[ikv]->nb[1], size);
 }

@@ -41,8 +41,8 @@ public:
     // is the token at position `pos` the last one recorded
     bool has_seen(llama_pos pos) const { return !broken && n_tokens > 0 && last == pos; }
 
-    // one layer's record: res[h*n_cells + cell]
-    void read(uint32_t ikv, std::vector<float> & res) const;
+    // one layer's record of the first n cells: res[h*n + cell]
+    void read(uint32_t ikv, uint32_t n, std::vector<float> & res) const;
 
     mode get_mode() const { return what; }
 
@@ -54,7 +54,6 @@ public:
 
 private:
     const mode what;
-    const uint32_t n_cells;
     const uint32_t n_heads;
 
     headkv_buffers bufs;

@@ -451,15 +451,15 @@ std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells() const {
 }
 
 std::vector<float> llama_kv_cache_headkv::read_record(uint32_t ikv, const std::vector<uint32_t> & cell) const {
-    std::vector<float> record;
-    obs->read(ikv, record);
+    const size_t n_cells = 1 + *std::max_element(cell.begin(), cell.end());
 
-    std::vector<float> res;
-    res.reserve(record.size() / n_ctx * cell.size());
-    for (size_t row = 0; row < record.size(); row += n_ctx) {
-        for (const uint32_t c : cell) {
-            res.push_back(record[row + c]);
-        }
+    std::vector<float> record;
+    obs->read(ikv, n_cells, record);
+
+    std::vector<float> res(record.size() / n_cells * cell.size());
+    float * to = res.data();
+    for (size_t row = 0; row < record.size(); row += n_cells) {
+        to = std::transform(cell.begin(), cell.end(), to, [&](uint32_t c) { return record[row + c]; });
     }
     return res;
 }
