@@ -119,7 +119,7 @@ struct tail_t {
 
     int width() {
         const size_t all = (size_t) data() | (size_t) nb_cell | (size_t) nb_head;
-        return all % 16 == 0 ? 16 : all % 4 == 0 ? 4 : 2;
+        return all % 16 == 0 ? 16 : all % 8 == 0 ? 8 : all % 4 == 0 ? 4 : 2;
     }
 };
 

@@ -24,22 +24,22 @@ static __device__ __forceinline__ void headkv_load_rows_w(char * dst, const char
         const char * from = src + (row < n ? row * nb + at : 0);
         char * to         = dst + row * pitch + at;
 
-        if (W == 16) {
-            headkv_cp_async_16(to, from, row < n ? 16 : 0);
-        } else if (W == 4) {
-            headkv_cp_async_4(to, from, row < n ? 4 : 0);
+        if constexpr (W >= 4) {
+            headkv_cp_async<W>(to, from, row < n ? W : 0);
         } else {
             *(uint16_t *) to = row < n ? *(const uint16_t *) from : 0;
         }
     }
 }
 
-// width: 16, 4 or 2, divides addresses and strides
+// width: 16, 8, 4 or 2, divides addresses and strides
 template <int row_size, int pitch>
 static __device__ __forceinline__ void headkv_load_rows(char * dst, const char * src, int64_t nb, int n, int width,
                                                         int lane) {
     if (row_size % 16 == 0 && width == 16) {
         headkv_load_rows_w<row_size, pitch, row_size % 16 == 0 ? 16 : 2>(dst, src, nb, n, lane);
+    } else if (row_size % 16 == 8 && width >= 8) {
+        headkv_load_rows_w<row_size, pitch, row_size % 16 == 8 ? 8 : 2>(dst, src, nb, n, lane);
     } else if (row_size % 4 == 0 && width >= 4) {
         headkv_load_rows_w<row_size, pitch, row_size % 4 == 0 ? 4 : 2>(dst, src, nb, n, lane);
     } else {
@@ -59,7 +59,7 @@ static __device__ __forceinline__ void headkv_load_run(char * dst, const char * 
     for (int i0 = 0; i0 < n_all; i0 += 32) {
         const int i = i0 + lane;
         if (i0 + 32 <= n_whole) {
-            headkv_cp_async_16(dst + i * 16, src + i * 16, 16);
+            headkv_cp_async<16>(dst + i * 16, src + i * 16, 16);
             continue;
         }
         if (i >= n_all) {
@@ -67,7 +67,7 @@ static __device__ __forceinline__ void headkv_load_run(char * dst, const char * 
         }
         const int left = size - i * 16;
         // no pointer past the rows, not even one that nothing is read from
-        headkv_cp_async_16(dst + i * 16, src + (left > 0 ? i * 16 : 0), left >= 16 ? 16 : left > 0 ? left : 0);
+        headkv_cp_async<16>(dst + i * 16, src + (left > 0 ? i * 16 : 0), left >= 16 ? 16 : left > 0 ? left : 0);
     }
 }
 

@@ -53,7 +53,7 @@ struct headkv_attn_params {
     int n_blocks;     // that share the rows; the grid's x
     int n_cols_tile;  // columns of a tile; a column is a query: token c/n_gqa, head c%n_gqa of its KV head
     int n_col_tiles;  // the grid's y
-    int k_tail_width; // bytes that one copy from the tail may take: 16, 4 or 2
+    int k_tail_width; // bytes that one copy from the tail may take: 16, 8, 4 or 2
     int v_tail_width;
 
     float scale;

@@ -56,13 +56,18 @@ static __device__ __forceinline__ headkv_segment headkv_segment_of(const headkv_
     return seg;
 }
 
+// token of a column; columns past the last query are computed with it and dropped
+static __device__ __forceinline__ int headkv_token_of(const headkv_attn_params & p, int col) {
+    return p.n_tokens == 1 ? 0 : min(col / p.n_gqa, p.n_tokens - 1); // a decode step needs no division
+}
+
 // does any query of the tile see any of n tail cells
 static __device__ __forceinline__ bool headkv_visible(const headkv_attn_params & p, int cell, int n, int col,
                                                       int n_cols, int lane) {
-    const int t1 = min((col + n_cols - 1) / p.n_gqa, p.n_tokens - 1);
+    const int t1 = headkv_token_of(p, col + n_cols - 1);
 
     bool seen = false;
-    for (int t = col / p.n_gqa + lane / 16; t <= t1; t += 2) {
+    for (int t = headkv_token_of(p, col) + lane / 16; t <= t1; t += 2) {
         if (lane % 16 < n) {
             seen |= ((const uint16_t *) (p.mask + t * p.nb_mask))[cell + lane % 16] != 0xFC00; // -INFINITY
         }

@@ -8,6 +8,7 @@
 // Logits and maxima are in units of ln 2, for exp2f().
 
 #include "headkv-attn-frag.cuh"
+#include "headkv-attn-segment.cuh"
 
 constexpr float headkv_log2e = 1.4426950408889634f;
 
@@ -70,8 +71,8 @@ static __device__ __forceinline__ float headkv_sum_rows(float x) {
 
 // mask of tail cell c, token of column col
 static __device__ __forceinline__ float headkv_mask_at(const headkv_attn_params & p, int col, int c) {
-    const int t = min(col / p.n_gqa, p.n_tokens - 1); // columns past the last query are computed and dropped
-    return headkv_f16_to_f32(*(const uint16_t *) (p.mask + t * p.nb_mask + c * (int64_t) sizeof(uint16_t)));
+    const char * row = p.mask + headkv_token_of(p, col) * p.nb_mask;
+    return headkv_f16_to_f32(*(const uint16_t *) (row + c * (int64_t) sizeof(uint16_t)));
 }
 
 // x: logits of n rows; cell: tail cell of the first one, -1 in the pool; col: first column of the tile

@@ -24,7 +24,7 @@ static int get_type(ggml_type type) {
 // bytes that divide the address of every row
 static int get_width(const ggml_tensor * t) {
     const size_t all = (size_t) t->data | t->nb[1] | t->nb[2];
-    return all % 16 == 0 ? 16 : all % 4 == 0 ? 4 : 2;
+    return all % 16 == 0 ? 16 : all % 8 == 0 ? 8 : all % 4 == 0 ? 4 : 2;
 }
 
 // the shapes, and from them how the work is cut: the same for the allocation and for every launch

@@ -19,16 +19,17 @@ static __device__ __forceinline__ uint32_t headkv_smem_address(const void * p) {
     return (uint32_t) __cvta_generic_to_shared(p);
 }
 
-// copies n of 16 bytes and fills up with zeros; both pointers are aligned to 16
-static __device__ __forceinline__ void headkv_cp_async_16(void * dst, const void * src, int n) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(headkv_smem_address(dst)), "l"(src), "r"(n)
-                 : "memory");
-}
-
-// the same with 4 bytes
-static __device__ __forceinline__ void headkv_cp_async_4(void * dst, const void * src, int n) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(headkv_smem_address(dst)), "l"(src), "r"(n)
-                 : "memory");
+// copies n of size bytes, which are 16, 8 or 4, and fills up with zeros; both pointers are aligned to size
+template <int size>
+static __device__ __forceinline__ void headkv_cp_async(void * dst, const void * src, int n) {
+    if (size == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(headkv_smem_address(dst)), "l"(src), "r"(n)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(headkv_smem_address(dst)), "l"(src),
+                     "n"(size), "r"(n)
+                     : "memory");
+    }
 }
 
 static __device__ __forceinline__ void headkv_cp_async_commit() {

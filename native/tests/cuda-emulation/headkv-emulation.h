@@ -119,12 +119,9 @@ void headkv_emu_cp_async(void * dst, const void * src, int n, int size);
 void headkv_emu_cp_async_wait(int n);
 void headkv_cp_async_commit();
 
-static inline void headkv_cp_async_16(void * dst, const void * src, int n) {
-    headkv_emu_cp_async(dst, src, n, 16);
-}
-
-static inline void headkv_cp_async_4(void * dst, const void * src, int n) {
-    headkv_emu_cp_async(dst, src, n, 4);
+template <int size>
+static inline void headkv_cp_async(void * dst, const void * src, int n) {
+    headkv_emu_cp_async(dst, src, n, size);
 }
 
 template <int n>
