@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from headkv_local import Llama, Retention, _native
 from headkv_local.bench import device_memory
+from headkv_local.bench.kv_types import KV_TYPES
 from headkv_local.bench.text import text_tokens
 from headkv_local.devices import require_gpu
 
@@ -49,6 +50,8 @@ def opened(options: argparse.Namespace, **kwargs: Any) -> Llama:
         n_gpu_layers=options.gpu_layers,
         flash_attn=True,
         n_ubatch=512,
+        type_k=KV_TYPES[options.type_kv],
+        type_v=KV_TYPES[options.type_kv],
         **kwargs,
     )
 
@@ -135,7 +138,11 @@ def mask(options: argparse.Namespace) -> tuple[bool, str, Figures]:
         path = Path(folder) / "mask.npz"
         command = [sys.executable, __file__, "save-mask", "--model", options.model, "--json", str(path)]
         subprocess.run(
-            [*command, "--gpu-layers", "0", "--prompt-tokens", str(options.prompt_tokens)],
+            [
+                *command,
+                *("--gpu-layers", "0", "--prompt-tokens", str(options.prompt_tokens)),
+                *("--type-kv", options.type_kv),
+            ],
             check=True,
             env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         )
@@ -157,23 +164,39 @@ def mask(options: argparse.Namespace) -> tuple[bool, str, Figures]:
 
 
 def splits(options: argparse.Namespace) -> tuple[bool, str, Figures]:
-    """A node that falls back to another device would be a part of its own in the graph of a decoded token."""
-    counts, n = {}, options.prompt_tokens
+    """A node that falls back to another device would be a part of its own in the graph.
+
+    Observed are the last tokens of a prompt, a few at once, and for head scores each token of an answer.
+    """
+    counts: dict[str, int] = {}
     with opened(options) as llm:
-        tokens = text_tokens(llm, n + 1)
-        llm.prefill(tokens[:n])
-        llm.eval([tokens[-1]])
-        counts["full"] = llm.cache_stats().n_splits
+        *prompt, token = text_tokens(llm, options.prompt_tokens + 1)
+        last = RETENTION.n_observed(len(prompt))
+
+        def decode(name: str, tokens: list[int], observed: int = _native.OBSERVE_OFF) -> None:
+            _native.observe(int(llm.ctx), observed)
+            llm.eval(tokens)
+            _native.observe(int(llm.ctx), _native.OBSERVE_OFF)
+            counts[name] = llm.cache_stats().n_splits
+
+        llm.prefill(prompt[:-last])
+        decode("tokens", prompt[-last:])
+        decode("token", [token])
+        decode("token, observed", [token], _native.OBSERVE_ROWS)
+        llm.reset()
+        llm.prefill(prompt[:-last])
+        decode("tokens, observed", prompt[-last:], _native.OBSERVE_WINDOW)
         llm.reset()
         llm.retention = Retention(budget=BUDGET, scores="uniform")
-        llm.prefill(tokens[:n])
-        llm.eval([tokens[-1]])
+        llm.prefill(prompt)
+        llm.eval([token])
         stats = llm.cache_stats()
-        counts["compacted"] = stats.n_splits
-    where = ", ".join(stats.devices)
-    sentence = f"cache on {where}: {counts['full']} parts of the graph before, {counts['compacted']} after"
-    passed = stats.compacted and counts["compacted"] <= counts["full"] and as_asked(options, stats.devices)
-    return passed, sentence, counts
+        counts["token, compacted"] = stats.n_splits
+    sentence = f"cache on {', '.join(stats.devices)}, parts of the graph: " + "; ".join(
+        f"{name} {n}" for name, n in counts.items()
+    )
+    as_before = all(n <= counts[name.partition(",")[0]] for name, n in counts.items())
+    return stats.compacted and as_before and as_asked(options, stats.devices), sentence, counts
 
 
 def memory(options: argparse.Namespace) -> tuple[bool, str, Figures]:
@@ -237,6 +260,9 @@ def main() -> int:
     parser.add_argument("--model", required=True)
     parser.add_argument("--gpu-layers", type=int, default=-1)
     parser.add_argument("--prompt-tokens", type=int, default=4000, metavar="N")
+    parser.add_argument(
+        "--type-kv", choices=KV_TYPES, default="f16", help="type of the cache; not for answers"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     require_gpu(options.gpu_layers)

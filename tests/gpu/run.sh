@@ -20,10 +20,10 @@ cd "$(dirname "$0")/../.."
 
 if [ "${1:-}" = --ptx ]; then
     shift
-    STEPS="build op gather alloc mask splits memory"
+    STEPS="build op gather alloc mask mask-q8 splits splits-q8 memory"
     MODE=ptx BUILD=build/ptx TOKENS=1000 LIMIT=7200
 else
-    STEPS="build op gather mask splits memory answers memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8"
+    STEPS="build op gather mask mask-q8 splits splits-q8 memory answers memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8"
     MODE=gpu BUILD=build/cuda TOKENS=4000 LIMIT=600
 fi
 
@@ -112,13 +112,21 @@ program gather test-headkv-gather
 if [ $MODE = ptx ]; then program alloc test-headkv-alloc --gpu; fi
 
 MODEL=${HEADKV_MODEL:-$("$PYTHON" -c 'import headkv_local as h; print(h.default_model_path())' 2>/dev/null)}
-for name in mask splits memory answers; do
+check() { # step, arguments of checks.py
+    local name=$1
+    shift
     if [ -n "$MODEL" ]; then
-        step "$name" "$PYTHON" tests/gpu/checks.py "$name" --model "$MODEL" --prompt-tokens "$TOKENS" --json "$OUT/$name.json"
+        step "$name" "$PYTHON" tests/gpu/checks.py "$@" --model "$MODEL" --prompt-tokens "$TOKENS" --json "$OUT/$name.json"
     else
         skip "$name" "no model: the default one is not installed and HEADKV_MODEL is not set"
     fi
+}
+for name in mask splits; do
+    check $name $name
+    check $name-q8 $name --type-kv q8_0
 done
+check memory memory
+check answers answers
 
 for tool in memcheck racecheck initcheck synccheck; do
     if ! command -v compute-sanitizer >/dev/null; then

@@ -92,10 +92,11 @@ def test_ptx_has_steps_of_its_own_and_needs_no_gpu(tmp_path: Path) -> None:
     assert "there is no step memcheck" in run(tmp_path, "--ptx", "memcheck", **given).stderr
 
 
+@pytest.mark.parametrize("type_kv", ["f16", "q8_0"])
 @pytest.mark.parametrize("check", ["mask", "splits", "memory"])
-def test_the_checks_hold_between_the_cpu_and_itself(check: str) -> None:
+def test_the_checks_hold_between_the_cpu_and_itself(check: str, type_kv: str) -> None:
     command = [sys.executable, str(HERE / "checks.py"), check, "--model", str(default_model_path())]
-    command += ["--gpu-layers", "0", "--prompt-tokens", "500"]
+    command += ["--gpu-layers", "0", "--prompt-tokens", "500", "--type-kv", type_kv]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CPU" in done.stdout

@@ -317,8 +317,9 @@ class Translator:
             elif to != "f32":
                 raise Unknown(".".join(opcode))
             return self.assign(o[0], value)
-        if to == "f32":
-            return self.assign(o[0], f"as_bits(convert({self.extended(o[1], source, 4)}, f32v))")
+        if to in ("f32", "f16"):
+            value = f"as_bits(convert({self.extended(o[1], source, 4)}, f32v))"  # exact as far as f16 reaches
+            return self.assign(o[0], value if to == "f32" else f"f16_from_f32({value})")
         if to[0] in "sub" and source[0] in "sub":
             size = self.kernel.registers[o[0]]
             value = self.extended(o[1], source, size)
