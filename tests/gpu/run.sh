@@ -3,7 +3,7 @@
 #
 # Exit code: 0 all that ran has passed, 1 something failed. Without a GPU nothing is run, and the code is 0.
 # --ptx: what can be shown without one. Every CUDA kernel, ggml's too, is run on the CPU as nvcc has compiled it, by
-# native/tests/ptx. Needs nvcc; the build takes most of an hour on two cores, the steps as long again.
+# native/tests/ptx. Needs nvcc; the build takes most of an hour on two cores, the steps somewhat longer.
 # Results and logs go to $OUT (build/gpu-results, build/ptx-results). Settings, all from the environment:
 #
 #   HEADKV_PYTHON, HEADKV_BIN   a Python that has headkv_local with CUDA installed, and the folder of the test programs:
