@@ -4,13 +4,14 @@
 //
 //   headkv_configure   once per context
 //   headkv_set_budgets once per context, or before any prompt
+//   headkv_reserve     may be left out
 //   llama_decode       all prompt tokens but the last window of them, better two
 //   headkv_observe     HEADKV_OBSERVE_WINDOW
 //   llama_decode       the rest: its attention to the prompt is recorded
 //   headkv_set_sentences  may be left out
 //   headkv_compact     every KV head keeps its share, the rest of the KV cache is freed
 //   llama_decode       the answer; llama_memory_clear() or a whole-sequence llama_memory_seq_rm()
-//                      gives the full cache back for the next prompt
+//                      makes room for the next prompt
 //
 // Every function that returns int32_t returns HEADKV_OK or one of the codes below, never throws and
 // never aborts on bad input; headkv_last_error() then tells the cause in one sentence. Unless a
@@ -44,7 +45,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 3,
+    HEADKV_ABI_VERSION = 4,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
@@ -133,6 +134,12 @@ HEADKV_API int32_t headkv_configure(struct llama_context * ctx, int32_t window, 
 //   n : n_layer*n_head_kv
 // Each at least the window; a cap above the prompt keeps the whole prompt for that head.
 HEADKV_API int32_t headkv_set_budgets(struct llama_context * ctx, const int32_t * caps, size_t n);
+
+// Room for a prompt of n tokens, those in the cache included, or for the whole context with 0. With more tokens it
+// grows. Holds until the prompt is cleared. Without this call a cache that was compacted and cleared is made anew for
+// the whole context with the next token, GiB perhaps.
+// HEADKV_ERR_STATE on a compacted cache, HEADKV_ERR_MEMORY without that room; the cache stays as it was.
+HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 
 // Forget what was recorded, and from now on record for every decoded token ...
 //   HEADKV_OBSERVE_WINDOW: how much attention each KV head pays to every position; for headkv_compact()

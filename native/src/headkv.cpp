@@ -75,6 +75,13 @@ int32_t headkv_set_sentences(llama_context * ctx, const uint8_t * ends, size_t n
     });
 }
 
+int32_t headkv_reserve(llama_context * ctx, int32_t n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        ctx->synchronize();
+        mem.expect(n);
+    });
+}
+
 int32_t headkv_observe(llama_context * ctx, int32_t what) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         ctx->synchronize();

@@ -17,6 +17,10 @@
 // cells of the tail right after compaction; it doubles when it is full
 static constexpr uint32_t n_tail_min = 128;
 
+// a dormant cache has a multiple of so many cells, as long as the context has: the stock cache attends to as many at
+// once
+static constexpr uint32_t n_live_pad = 256;
+
 // first word of a compacted state, where the stock format has the number of streams
 static constexpr uint32_t state_magic = 0x564b4448; // "HDKV"
 
@@ -130,20 +134,23 @@ void llama_kv_cache_headkv::reserve(uint32_t n_new) {
     const uint32_t n_limit = n_ctx - (pool ? pool->get_n_prompt() : 0);
     const uint32_t n_used  = live->get_cells(0).get_used();
 
-    if (n_used + n_new > n_limit) {
+    const uint32_t n_needed = n_used + n_new;
+    if (n_needed > n_limit) {
         throw headkv_error(HEADKV_ERR_STATE,
                            format("the context of %u positions is full: %u are taken, %u more were asked for", n_ctx,
                                   n_ctx - n_limit + n_used, n_new));
     }
-    if (n_used + n_new <= live->get_size() && (pool || live->get_size() == n_ctx)) {
+    const uint32_t n_prompt = n_expected > 0 ? n_expected : n_ctx;
+    const uint32_t n_now    = live->get_size();
+    if (n_needed <= n_now && (pool || n_now == n_ctx || (n_prompt <= n_now && n_now % n_live_pad == 0))) {
         return;
     }
 
-    uint32_t n_cells = n_ctx;
-    if (pool) {
-        for (n_cells = n_tail_min; n_cells < n_used + n_new; n_cells *= 2) {}
-        n_cells = std::min(n_cells, n_limit);
+    uint32_t n_cells = GGML_PAD(n_prompt, n_live_pad);
+    if (pool || n_needed > n_cells) {
+        for (n_cells = pool ? n_tail_min : n_live_pad; n_cells < n_needed; n_cells *= 2) {}
     }
+    n_cells = std::min(n_cells, n_limit);
 
     std::unique_ptr<llama_kv_cache> next;
     try {
@@ -162,6 +169,9 @@ void llama_kv_cache_headkv::reserve(uint32_t n_new) {
     update_peak(total_size(*next));
 
     live = std::move(next);
+    if (obs) {
+        obs->remove(0); // the cells may have moved
+    }
     epoch++;
 }
 
@@ -215,6 +225,10 @@ bool llama_kv_cache_headkv::get_can_shift() const {
 }
 
 void llama_kv_cache_headkv::clear(bool data) {
+    if (pool || live->get_cells(0).get_used() > 0) {
+        n_expected = 0; // of an empty cache: its prompt is still to come
+    }
+
     pool.reset();
     obs.reset();
     ends.clear();
@@ -401,6 +415,27 @@ void llama_kv_cache_headkv::set_sentences(const uint8_t * next, size_t n) {
     require_length(n, live->get_cells(0).get_used());
 
     ends.assign(next, next + n);
+}
+
+void llama_kv_cache_headkv::expect(int32_t n) {
+    if (n < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("a prompt cannot have %d tokens", n));
+    }
+    if (n > (int32_t) n_ctx) {
+        throw headkv_error(HEADKV_ERR_STATE, format("the context has %u positions, not %d", n_ctx, n));
+    }
+    if (pool) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it gets room for another prompt");
+    }
+
+    const uint32_t before = n_expected;
+    n_expected            = n;
+    try {
+        reserve(0);
+    } catch (...) {
+        n_expected = before;
+        throw;
+    }
 }
 
 void llama_kv_cache_headkv::observe(int32_t what) {

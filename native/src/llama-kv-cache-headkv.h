@@ -20,8 +20,8 @@
 //   dormant:   all tokens are in the live cache, there is no pool, graphs are the stock ones
 //   compacted: the prompt is in the pool, newer tokens are in the live cache, then called the tail
 //
-// The live cache has n_ctx cells while dormant. As a tail it starts small and grows when needed. After
-// clear() it is still small, and gets its full size back with the next batch.
+// The live cache is made with n_ctx cells. As a tail it starts small and grows when needed. After clear() it is still
+// small, and gets room for the next prompt when that is expected, else for n_ctx cells with the next batch.
 
 class llama_kv_cache_headkv : public llama_memory_i {
 public:
@@ -71,6 +71,7 @@ public:
 
     void configure(int32_t window, int32_t kernel, int32_t sinks);
     void set_budgets(const int32_t * caps, size_t n);
+    void expect(int32_t n);
     void set_sentences(const uint8_t * ends, size_t n);
     void observe(int32_t what);
     void compact(uint32_t n_threads);
@@ -150,6 +151,8 @@ private:
 
     headkv_params params;
     std::vector<int32_t> caps; // [n_layer*n_head_kv], empty until set
+    uint32_t n_expected = 0;   // tokens of the prompt, 0 if not known; until the next clear()
+
     std::vector<uint8_t> ends; // [n_prompt] not 0 where a sentence ends, empty if not known; of one prompt only
 
     uint64_t epoch = 0;

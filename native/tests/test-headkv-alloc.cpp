@@ -236,6 +236,20 @@ int main(int argc, char ** argv) {
         },
         [&]() { return observe(ctx) && compact() && goes_on(); });
 
+    torture(
+        "room for a prompt", FAIL_BUFFER, [&]() { return headkv_reserve(ctx, n_prompt) == HEADKV_OK; },
+        [&]() {
+            headkv_stats stats;
+            return headkv_get_stats(ctx, &stats, sizeof(stats)) == HEADKV_OK && stats.bytes_live < stats.bytes_full &&
+                   from_memory();
+        },
+        [&]() {
+            bool ok = prefill(ctx) && observe(ctx) && compact();
+            llama_memory_clear(llama_get_memory(ctx), true);
+            return ok;
+        },
+        [&]() { return prefill(ctx) && observe(ctx) && compact() && goes_on(); });
+
     printf("%d passed, %d failed\n", n_run - n_fail, n_fail);
     return n_fail ? 1 : 0;
 }

@@ -85,7 +85,7 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
             _native.cancel_clear(self._address)
 
     def reset(self) -> None:
-        """Forget all tokens. A compacted cache gets its full size back with the next prompt."""
+        """Forget all tokens. A compacted cache gets room again with the next prompt."""
         self._require_open()
         super().reset()
         if self._ctx.memory is not None:

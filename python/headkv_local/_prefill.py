@@ -88,7 +88,7 @@ class PromptReader(Decoder):
         self._read(list(tokens))
 
     def reset(self) -> None:
-        """Forget all tokens. A compacted cache gets its full size back with the next prompt."""
+        """Forget all tokens. A compacted cache gets room for the next prompt when that is read."""
         super().reset()
         self._prompt = PromptRecord()
 
@@ -129,6 +129,8 @@ class PromptReader(Decoder):
             self._evaluate(tokens, _Progress(self.on_prefill, len(tokens)).add)
             return
         caps = self._caps_for(n_prompt)
+        if self._retention is not None:
+            _native.reserve(self._address, n_prompt)
         if caps is not None:
             self._read_and_compact(tokens, n_prompt, self._settled_retention, caps)
             return

@@ -20,7 +20,7 @@ from headkv_local import (
     UnsupportedError,
     _native,
 )
-from helpers import greedy, random_tokens
+from helpers import compact_natively, greedy, random_tokens
 
 Load = Callable[..., Llama]
 TOKENS = random_tokens(300)
@@ -117,6 +117,24 @@ def test_a_prompt_shorter_than_the_window(load: Load, tiny_path: Path) -> None:
     assert_usable(llm)
 
 
+def test_a_record_is_not_used_after_the_cache_has_grown_under_it(load: Load, tiny_path: Path) -> None:
+    """Cells may have moved then."""
+    llm = load(tiny_path, flash_attn=True)
+    compact_natively(llm, TOKENS[:300], 32)
+    llm.reset()
+    ctx = int(llm.ctx)
+    _native.reserve(ctx, 250)
+    llm.eval(TOKENS[:250])
+    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    llm.eval(TOKENS[250:254])
+    llm.eval(TOKENS[254:258])  # there were 256 cells
+    _native.observe(ctx, _native.OBSERVE_OFF)
+    with pytest.raises(StateError, match="observation"):
+        _native.compact(ctx)
+    llm.reset()
+    assert_usable(llm)
+
+
 def test_calls_of_the_c_api_out_of_order(load: Load, tiny_path: Path) -> None:
     llm = load(tiny_path, flash_attn=True)
     ctx = llm.ctx
@@ -136,6 +154,8 @@ def test_calls_of_the_c_api_out_of_order(load: Load, tiny_path: Path) -> None:
     refused(StateError, _native.get_mask)
     refused(StateError, _native.get_kept)
     refused(StateError, _native.get_attention)
+    refused(ArgumentError, _native.reserve, -1)
+    refused(StateError, _native.reserve, 1025)  # one more than the context has
     llm.eval(TOKENS[:200])
     refused(StateError, _native.compact)  # no budgets
     _native.set_budgets(ctx, caps)
@@ -170,6 +190,7 @@ def test_calls_of_the_c_api_out_of_order(load: Load, tiny_path: Path) -> None:
     assert (_native.get_kept(ctx) == 32).all()
     refused(StateError, _native.compact)  # twice
     refused(StateError, _native.observe, True)
+    refused(StateError, _native.reserve, 500)
     refused(StateError, _native.set_sentences, np.zeros(233, np.uint8))
     refused(StateError, _native.configure, 8, 7, 4)
     refused(StateError, _native.get_attention)

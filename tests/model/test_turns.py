@@ -92,7 +92,39 @@ def test_the_pool_is_removed_as_a_whole_or_not_at_all(load: Load, tiny_path: Pat
     assert not llm.cache_stats().compacted
     llm.reset()
     llm.prefill(TOKENS[:20])
-    assert llm.cache_stats().resident_bytes == llm.cache_stats().full_bytes
+    stats = llm.cache_stats()
+    assert stats.resident_bytes == stats.full_bytes // 4  # 256 cells of 1024
+
+
+def test_a_later_prompt_gets_room_for_itself_and_more_as_it_grows(load: Load, tiny_path: Path) -> None:
+    """Not for the whole context, which takes long to make; the logits are the stock cache's, bit for bit."""
+    llm, stock = load(tiny_path, retention=Retention(budget=400)), load(tiny_path, flash_attn=True)
+    llm.prefill(random_tokens(700, seed=1))
+    assert llm.cache_stats().compacted
+    llm.reset()
+    sizes = []
+    more = random_tokens(1000, seed=2)
+    for done, size in ((0, 300), (300, 100), (400, 200), (600, 400), (1000, 0)):
+        for each in (llm, stock):
+            each.prefill(TOKENS) if done == 0 else each.eval(more[done - 300 : done - 300 + size])
+        assert np.array_equal(last_logits(llm), last_logits(stock))
+        stats = llm.cache_stats()
+        assert not stats.compacted
+        sizes.append(1024 * stats.resident_bytes // stats.full_bytes)
+    assert sizes == [512, 512, 1024, 1024, 1024]
+    with pytest.raises(ContextFullError):
+        llm.eval(more[:25])
+
+
+def test_a_prompt_that_keeps_its_beginning_gets_room_again(load: Load, tiny_path: Path) -> None:
+    llm, stock = load(tiny_path, retention=Retention(budget=800)), load(tiny_path, flash_attn=True)
+    llm.prefill(random_tokens(900, seed=1))
+    for n in (100, 300, 200, 700):  # all begin alike
+        prompt = [*TOKENS[: min(n, 300)], *random_tokens(max(0, n - 300), seed=3)]
+        for each in (llm, stock):
+            each.prefill(prompt)
+        assert not llm.cache_stats().compacted
+        assert nmse(last_logits(llm), last_logits(stock)) < 1e-6
 
 
 def test_another_prompt_is_read_and_compacted_anew(load: Load, tiny_path: Path) -> None:

@@ -33,6 +33,7 @@ SURFACE: Final = (
     "headkv_supported",
     "headkv_configure",
     "headkv_set_budgets",
+    "headkv_reserve",
     "headkv_observe",
     "headkv_set_sentences",
     "headkv_compact",
@@ -168,6 +169,11 @@ def set_budgets(ctx: int, caps: npt.NDArray[np.int32]) -> None:
     """caps: (n_layer, n_head_kv)."""
     flat = np.ascontiguousarray(caps, dtype=np.int32)
     _call("headkv_set_budgets", ctx, _ffi.from_buffer("int32_t[]", flat), flat.size)
+
+
+def reserve(ctx: int, n: int) -> None:
+    """Room in the cache for a prompt of n tokens."""
+    _call("headkv_reserve", ctx, n)
 
 
 def observe(ctx: int, what: int) -> None:
