@@ -140,15 +140,16 @@ void llama_kv_cache_headkv::reserve(uint32_t n_new) {
                            format("the context of %u positions is full: %u are taken, %u more were asked for", n_ctx,
                                   n_ctx - n_limit + n_used, n_new));
     }
-    const uint32_t n_prompt = n_expected > 0 ? n_expected : n_ctx;
-    const uint32_t n_now    = live->get_size();
-    if (n_needed <= n_now && (pool || n_now == n_ctx || (n_prompt <= n_now && n_now % n_live_pad == 0))) {
+    // a prompt gets room for all of it, if it is known how long it is, else for the whole context
+    const uint32_t n_room = pool ? n_needed : std::max(n_needed, n_expected > 0 ? n_expected : n_ctx);
+    const uint32_t n_now  = live->get_size();
+    if (n_room <= n_now && (pool || n_now == n_ctx || n_now % n_live_pad == 0)) {
         return;
     }
 
-    uint32_t n_cells = GGML_PAD(n_prompt, n_live_pad);
-    if (pool || n_needed > n_cells) {
-        for (n_cells = pool ? n_tail_min : n_live_pad; n_cells < n_needed; n_cells *= 2) {}
+    uint32_t n_cells = GGML_PAD(n_room, n_live_pad);
+    if (pool || n_used > 0) { // rows have to move, but not each time
+        for (n_cells = pool ? n_tail_min : n_live_pad; n_cells < n_room; n_cells *= 2) {}
     }
     n_cells = std::min(n_cells, n_limit);
 

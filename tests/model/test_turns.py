@@ -119,12 +119,16 @@ def test_a_later_prompt_gets_room_for_itself_and_more_as_it_grows(load: Load, ti
 def test_a_prompt_that_keeps_its_beginning_gets_room_again(load: Load, tiny_path: Path) -> None:
     llm, stock = load(tiny_path, retention=Retention(budget=800)), load(tiny_path, flash_attn=True)
     llm.prefill(random_tokens(900, seed=1))
-    for n in (100, 300, 200, 700):  # all begin alike
+    sizes = []
+    for n in (100, 300, 200, 520, 700):  # all begin alike
         prompt = [*TOKENS[: min(n, 300)], *random_tokens(max(0, n - 300), seed=3)]
         for each in (llm, stock):
             each.prefill(prompt)
         assert not llm.cache_stats().compacted
         assert nmse(last_logits(llm), last_logits(stock)) < 1e-6
+        stats = llm.cache_stats()
+        sizes.append(1024 * stats.resident_bytes // stats.full_bytes)
+    assert sizes == [256, 512, 512, 1024, 1024]  # doubled, since rows have to move
 
 
 def test_another_prompt_is_read_and_compacted_anew(load: Load, tiny_path: Path) -> None:
