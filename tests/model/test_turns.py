@@ -116,6 +116,19 @@ def test_a_later_prompt_gets_room_for_itself_and_more_as_it_grows(load: Load, ti
         llm.eval(more[:25])
 
 
+@pytest.mark.parametrize(("expected", "cells"), [(10, 512), (300, 512), (600, 768), (0, 1024)])
+def test_room_for_a_prompt_of_another_length(load: Load, tiny_path: Path, expected: int, cells: int) -> None:
+    llm, stock = (load(tiny_path, flash_attn=True) for _ in range(2))
+    compact_natively(llm, random_tokens(700, seed=1), 32)
+    llm.reset()
+    _native.reserve(int(llm.ctx), expected)
+    for each in (llm, stock):
+        each.eval(TOKENS)
+    stats = llm.cache_stats()
+    assert stats.resident_bytes == cells * stats.full_bytes // 1024
+    assert np.array_equal(last_logits(llm), last_logits(stock))
+
+
 def test_a_prompt_that_keeps_its_beginning_gets_room_again(load: Load, tiny_path: Path) -> None:
     llm, stock = load(tiny_path, retention=Retention(budget=800)), load(tiny_path, flash_attn=True)
     llm.prefill(random_tokens(900, seed=1))
