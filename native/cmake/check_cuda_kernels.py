@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KERNELS = Path(__file__).parents[1] / "ggml" / "cuda"
+TYPES = ("f16", "bf16", "q8_0", "q4_0")  # enum headkv_type
 ARCHS = ("80", "86", "89", "90", "120")
 OLDEST_ARCH = "75"  # ggml-cuda is built for it as well; there the kernels are empty
 
@@ -54,18 +55,18 @@ def parse(log: str, arch: str) -> Iterator[Kernel]:
         )
 
 
+def make_cubin(nvcc: str, name: str, arch: str, cubin: str) -> str:
+    """Compile the kernels of a K/V type; gives what ptxas says. CalledProcessError where nvcc fails."""
+    source = KERNELS / f"headkv-attn-{name}.cu"
+    command = [nvcc, *FLAGS, f"-arch=sm_{arch}", "-cubin", "-o", cubin, str(source)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    return result.stdout + result.stderr
+
+
 def compile_kernels(nvcc: str, name: str, arch: str) -> list[Kernel]:
     """Raises CalledProcessError where nvcc fails."""
-    source = KERNELS / f"headkv-attn-{name}.cu"
     with tempfile.TemporaryDirectory() as folder:
-        result = subprocess.run(
-            [nvcc, *FLAGS, f"-arch=sm_{arch}", "-cubin", "-o", f"{folder}/kernels.cubin", str(source)],
-            capture_output=True,
-            text=True,
-        )
-    if result.returncode != 0:
-        raise subprocess.CalledProcessError(result.returncode, result.args, result.stdout, result.stderr)
-    return list(parse(result.stdout + result.stderr, arch))
+        return list(parse(make_cubin(nvcc, name, arch, f"{folder}/kernels.cubin"), arch))
 
 
 def compile_all(nvcc: str, archs: Sequence[str] = ARCHS) -> dict[tuple[str, str], list[Kernel]]:
@@ -75,11 +76,16 @@ def compile_all(nvcc: str, archs: Sequence[str] = ARCHS) -> dict[tuple[str, str]
         return dict(zip(jobs, pool.map(lambda job: compile_kernels(nvcc, *job), jobs), strict=True))
 
 
-def short(name: str) -> str:
-    """K/V type, head size and columns of a mangled name."""
+def variant(name: str) -> tuple[str, int, int] | None:
+    """K/V type, head size and columns, from the mangled name of a kernel that attends."""
     m = re.search(r"partialsIL\w*?(\d+)ELi(\d+)ELi(\d+)E", name)
-    if m:
-        return f"partials {['f16', 'bf16', 'q8_0', 'q4_0'][int(m[1])]} {m[2]} {m[3]}"
+    return (TYPES[int(m[1])], int(m[2]), int(m[3])) if m else None
+
+
+def short(name: str) -> str:
+    """A mangled name in words."""
+    if found := variant(name):
+        return f"partials {found[0]} {found[1]} {found[2]}"
     m = re.search(r"combineILi(\d+)E", name)
     return f"combine {m[1]}" if m else name
 

@@ -16,11 +16,9 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
-from check_cuda_kernels import FLAGS, KERNELS, types
+from check_cuda_kernels import make_cubin, types, variant
 
-TYPES = ("f16", "bf16", "q8_0", "q4_0")  # enum headkv_type
 ROWS = 16  # of a tile
 WIDTH = 16  # bytes that a lane copies at once
 
@@ -90,9 +88,8 @@ def count(code: Code, kv_type: str, n_embd: int, n_cols: int) -> int:
 def kernels(sass: str) -> Iterator[tuple[str, int, int, str]]:
     """K/V type, head size, columns and instructions of each kernel that attends."""
     for function in re.split(r"(?m)^\s*Function : ", sass)[1:]:
-        m = re.match(r"\S*partialsIL\w*?(\d+)ELi(\d+)ELi(\d+)E", function)
-        if m:
-            yield TYPES[int(m[1])], int(m[2]), int(m[3]), function
+        if found := variant(function.split(maxsplit=1)[0]):
+            yield *found, function
 
 
 def main() -> int:
@@ -105,9 +102,8 @@ def main() -> int:
     print("K/V    head size  columns  instructions  bytes  bytes/instruction")
     for name in types():
         with tempfile.TemporaryDirectory() as folder:
-            cubin, source = f"{folder}/kernels.cubin", str(Path(KERNELS) / f"headkv-attn-{name}.cu")
-            command = ["nvcc", *FLAGS, f"-arch=sm_{arch}", "-cubin", "-o", cubin, source]
-            subprocess.run(command, check=True, capture_output=True)
+            cubin = f"{folder}/kernels.cubin"
+            make_cubin("nvcc", name, arch, cubin)
             command = ["cuobjdump", "-sass", cubin]
             sass = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         for kv_type, n_embd, n_cols, listing in sorted(kernels(sass)):
