@@ -56,6 +56,7 @@ int32_t headkv_supported(const llama_context * ctx) {
 
 int32_t headkv_configure(llama_context * ctx, int32_t window, int32_t kernel, int32_t sinks) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        ctx->synchronize();
         mem.configure(window, kernel, sinks);
         ctx->set_abort_callback(abort_if_cancelled, &mem);
     });

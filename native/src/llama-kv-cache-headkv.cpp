@@ -4,6 +4,7 @@
 #include "headkv-io.h"
 #include "headkv-threads.h"
 #include "llama-batch.h"
+#include "llama-context.h"
 #include "llama-cparams.h"
 #include "llama-impl.h"
 #include "llama-io.h"
@@ -130,6 +131,12 @@ std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::make_live(uint32_t n_cell
         /*n_seq_max =*/1, /*n_pad =*/1, /*n_swa =*/0, LLAMA_SWA_TYPE_NONE, nullptr, filter, nullptr, nullptr);
 }
 
+void llama_kv_cache_headkv::wait() const {
+    if (lctx) {
+        ggml_backend_sched_synchronize(lctx->get_sched()); // lctx->synchronize() would end the timing of a batch
+    }
+}
+
 void llama_kv_cache_headkv::reserve(uint32_t n_new) {
     const uint32_t n_limit = n_ctx - (pool ? pool->get_n_prompt() : 0);
     const uint32_t n_used  = live->get_cells(0).get_used();
@@ -152,6 +159,8 @@ void llama_kv_cache_headkv::reserve(uint32_t n_new) {
         for (n_cells = pool ? n_tail_min : n_live_pad; n_cells < n_room; n_cells *= 2) {}
     }
     n_cells = std::min(n_cells, n_limit);
+
+    wait();
 
     std::unique_ptr<llama_kv_cache> next;
     try {
@@ -218,6 +227,8 @@ llama_memory_context_ptr llama_kv_cache_headkv::init_full() {
 }
 
 llama_memory_context_ptr llama_kv_cache_headkv::init_update(llama_context * lctx, bool optimize) {
+    this->lctx = lctx;
+
     return live->init_update(lctx, optimize);
 }
 
@@ -230,6 +241,9 @@ void llama_kv_cache_headkv::clear(bool data) {
         n_expected = 0; // of an empty cache: its prompt is still to come
     }
 
+    if (pool || obs) {
+        wait();
+    }
     pool.reset();
     obs.reset();
     ends.clear();

@@ -110,6 +110,10 @@ private:
 
     std::unique_ptr<llama_kv_cache> make_live(uint32_t n_cells) const;
 
+    // Until no device is at the cache any more. To be called before rows are moved or buffers freed in what llama.cpp
+    // calls, for it does not wait for a batch before the next one; what headkv.h offers waits there.
+    void wait() const;
+
     // make room for n_new more tokens in the live cache; throws if there is none
     void reserve(uint32_t n_new);
 
@@ -142,6 +146,8 @@ private:
     const uint32_t n_ctx;
     const uint32_t n_head_kv;
     const layer_filter_cb filter;
+
+    llama_context * lctx = nullptr; // whose memory this is; known from its first batch on
 
     std::unique_ptr<llama_kv_cache> live;
     std::unique_ptr<headkv_pool> pool;

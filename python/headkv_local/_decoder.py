@@ -75,6 +75,10 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
         address: int = self._ctx.ctx
         return address
 
+    def _wait(self) -> None:
+        """Until all that was asked for is computed: a decode returns while a GPU is still at it."""
+        llama_cpp.llama_synchronize(self._ctx.ctx)
+
     def _require_open(self) -> None:
         if self._closed:
             raise StateError("this Llama has been closed")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Sequence
 from time import perf_counter
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
@@ -137,6 +136,7 @@ class PromptReader(Decoder):
         self._prompt = PromptRecord()
         started = perf_counter()
         self._evaluate(tokens, _Progress(self.on_prefill, len(tokens)).add)
+        self._wait()
         self._prompt = PromptRecord(n_tokens=n_prompt, prefill_seconds=perf_counter() - started)
 
     def _piece(self, token: int) -> bytes:
@@ -171,7 +171,7 @@ class PromptReader(Decoder):
         progress = _Progress(self.on_prefill, len(tokens))
         started = perf_counter()
         self._evaluate(tokens[:-n_last], progress.add)
-        llama_cpp.llama_synchronize(self._ctx.ctx)  # a GPU may still be at it
+        self._wait()
         observing = perf_counter()
         _native.observe(ctx, _native.OBSERVE_WINDOW)
         try:
@@ -179,6 +179,7 @@ class PromptReader(Decoder):
         finally:
             _native.observe(ctx, _native.OBSERVE_OFF)
         _native.set_sentences(ctx, sentence_ends(self.input_ids[:n_prompt], self._piece))
+        self._wait()
         observed = perf_counter()
         _native.compact(ctx)
         self._prompt = PromptRecord(

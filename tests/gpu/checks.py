@@ -1,4 +1,4 @@
-"""What has to hold on a GPU with a real model: `checks.py mask|splits|memory|answers --model FILE`.
+"""What has to hold on a GPU with a real model: `checks.py mask|splits|turn|memory|answers --model FILE`.
 
 Prints one line and exits with 0 if it holds, with 1 if not. The CPU's side runs in a process that
 sees no GPU.
@@ -24,6 +24,7 @@ from headkv_local import Llama, Retention, _native
 from headkv_local.bench import device_memory
 from headkv_local.bench.kv_types import KV_TYPES
 from headkv_local.bench.text import text_tokens
+from headkv_local.bench.timing import timed_eval
 from headkv_local.devices import require_gpu
 
 BUDGET = 128
@@ -34,6 +35,7 @@ LEAST_HELD, LEAST_HELD_BY_A_HEAD = 0.99, 0.9
 products of quantized weights round otherwise on a GPU, and entries that are as good change places."""
 LEAST_FREED = 0.9
 """Share of what the cache gave up that the driver shows as free: it gives memory out in large pieces."""
+TURN, TURN_BATCH = 150, 50
 ANSWERS_FULL, ANSWERS_COMPACTED = 14, 12
 """Least right answers of the demo's 15; at 5 % of the cache; on the CPU 15 and 14 were found."""
 
@@ -199,6 +201,29 @@ def splits(options: argparse.Namespace) -> tuple[bool, str, Figures]:
     return stats.compacted and as_before and as_asked(options, stats.devices), sentence, counts
 
 
+def turn(options: argparse.Namespace) -> tuple[bool, str, Figures]:
+    """A later turn in several batches: the tail grows while a GPU may still be at the last batch."""
+    with opened(options, retention=RETENTION) as llm:
+        tokens = text_tokens(llm, options.prompt_tokens + TURN)
+
+        def logits(evaluate: Callable[[Llama, list[int]], object]) -> npt.NDArray[np.float32]:
+            llm.reset()
+            llm.prefill(tokens[:-TURN])
+            for start in range(options.prompt_tokens, len(tokens), TURN_BATCH):
+                evaluate(llm, tokens[start : start + TURN_BATCH])
+            return np.array(llm._ctx.get_logits_ith(-1)[: llm.n_vocab()], dtype=np.float32)
+
+        waited, hurried = logits(timed_eval), logits(Llama.eval)
+        stats = llm.cache_stats()
+    n_differ = int((waited != hurried).sum())
+    sentence = (
+        f"cache on {', '.join(stats.devices)}, {TURN} tokens in batches of {TURN_BATCH} behind a prompt: "
+        f"{n_differ} of {len(waited)} logits differ from those of batches that were waited for"
+    )
+    passed = stats.compacted and n_differ == 0
+    return passed and as_asked(options, stats.devices), sentence, {"logits_that_differ": n_differ}
+
+
 def memory(options: argparse.Namespace) -> tuple[bool, str, Figures]:
     """The cache's bytes against the rows that it has to hold, and what the driver says was freed."""
     with opened(options) as llm:
@@ -248,6 +273,7 @@ def save_mask(options: argparse.Namespace) -> tuple[bool, str, Figures]:
 CHECKS: dict[str, Callable[[argparse.Namespace], tuple[bool, str, Figures]]] = {
     "mask": mask,
     "splits": splits,
+    "turn": turn,
     "memory": memory,
     "answers": answers,
     "save-mask": save_mask,

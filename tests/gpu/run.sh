@@ -3,7 +3,8 @@
 #
 # Exit code: 0 all that ran has passed, 1 something failed. Without a GPU nothing is run, and the code is 0.
 # --ptx: what can be shown without one. Every CUDA kernel, ggml's too, is run on the CPU as nvcc has compiled it, by
-# native/tests/ptx. Needs nvcc; the build takes most of an hour on two cores, the steps somewhat longer.
+# native/tests/ptx, on as many devices as HEADKV_PTX_DEVICES says. Needs nvcc; the build takes most of an hour on two
+# cores, the steps somewhat longer.
 # Results and logs go to $OUT (build/gpu-results, build/ptx-results). Settings, all from the environment:
 #
 #   HEADKV_PYTHON, HEADKV_BIN   a Python that has headkv_local with CUDA installed, and the folder of the test programs:
@@ -13,17 +14,17 @@
 #   HEADKV_MODEL                model of the checks (default: the default model; they are skipped where it is missing)
 #   HEADKV_SHAPE                model of the speed bench (random:llama-3-8b)
 #   HEADKV_LENGTHS              its prompt lengths (8192,32768,131072)
-#   HEADKV_CHECK_TOKENS         prompt length of the checks mask, splits and memory (4000, with --ptx 1000)
+#   HEADKV_CHECK_TOKENS         prompt length of the checks mask, splits, turn and memory (4000, with --ptx 1000)
 #   HEADKV_STEP_SECONDS         most that one step may take (600, with --ptx 7200)
 set -u
 cd "$(dirname "$0")/../.."
 
 if [ "${1:-}" = --ptx ]; then
     shift
-    STEPS="build op gather alloc mask mask-q8 splits splits-q8 memory"
+    STEPS="build op gather alloc mask mask-q8 splits splits-q8 turn memory"
     MODE=ptx BUILD=build/ptx TOKENS=1000 LIMIT=7200
 else
-    STEPS="build op gather mask mask-q8 splits splits-q8 memory answers memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8"
+    STEPS="build op gather mask mask-q8 splits splits-q8 turn memory answers memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8"
     MODE=gpu BUILD=build/cuda TOKENS=4000 LIMIT=600
 fi
 
@@ -125,6 +126,7 @@ for name in mask splits; do
     check $name $name
     check $name-q8 $name --type-kv q8_0
 done
+check turn turn
 check memory memory
 check answers answers
 

@@ -93,7 +93,7 @@ def test_ptx_has_steps_of_its_own_and_needs_no_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("type_kv", ["f16", "q8_0"])
-@pytest.mark.parametrize("check", ["mask", "splits", "memory"])
+@pytest.mark.parametrize("check", ["mask", "splits", "turn", "memory"])
 def test_the_checks_hold_between_the_cpu_and_itself(check: str, type_kv: str) -> None:
     command = [sys.executable, str(HERE / "checks.py"), check, "--model", str(default_model_path())]
     command += ["--gpu-layers", "0", "--prompt-tokens", "500", "--type-kv", type_kv]
