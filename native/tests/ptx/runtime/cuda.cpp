@@ -1,12 +1,14 @@
-// The part of the CUDA runtime that ggml uses, on a machine without a GPU: device memory is the host's, a stream does
-// at once what it is told, a captured graph is a list of what to do, and kernels run lane by lane (ptx-warp.h).
-// To be preloaded; takes the place of libcudart's functions.
+// The part of the CUDA runtime that ggml uses, on a machine without a GPU: device memory is the host's, streams are
+// lazy (stream.h), a captured graph is a list of what to do, and kernels run lane by lane (ptx-warp.h). To be
+// preloaded; takes the place of libcudart's functions.
 //
-//   HEADKV_PTX_MIB       memory of the device (81920)
+//   HEADKV_PTX_DEVICES   number of devices (1), none of which can reach another's memory
+//   HEADKV_PTX_MIB       memory of each (81920)
 //   HEADKV_PTX_CACHE     folder of the compiled kernels (headkv-ptx in the folder for temporary files)
 //   HEADKV_PTX_LOG       file to which the number of launches of each kernel is appended at the end
 
-#include "ptx-jit.h"
+#include "jit.h"
+#include "stream.h"
 
 #include <cuda_runtime_api.h>
 #include <stdio.h>
@@ -14,8 +16,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include <functional>
+#include <algorithm>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -27,27 +30,36 @@ struct kernel_name {
     std::string name;
 };
 
-using graph = std::vector<std::function<void()>>;
+static constexpr int n_devices_max = 16;
 
-// one device, never destroyed: kernels are registered before main() and the log is written after it
-struct device {
-    std::recursive_mutex mutex;
+struct allocation {
+    uint64_t end;
+    int device; // -1: page-locked host memory
+};
+
+// never destroyed: kernels are registered before main() and the log is written after it
+struct machine {
     std::map<const void *, kernel_name> names; // by the host's stub
     std::map<std::string, long> launches;
-    std::map<uint64_t, uint64_t> memory; // begin, end
-    size_t used       = 0;
-    size_t size       = 0;
-    graph * capture   = nullptr;
-    cudaError_t error = cudaSuccess;
+    std::map<uint64_t, allocation> memory; // by its begin
+    size_t used[n_devices_max] = {};
+    size_t size                = 0; // of each device
+    int n_devices              = 1;
+    cudaError_t error          = cudaSuccess;
 
-    device() {
+    machine() {
         const char * mib = getenv("HEADKV_PTX_MIB");
+        const char * n   = getenv("HEADKV_PTX_DEVICES");
         size             = (mib ? strtoull(mib, nullptr, 10) : 81920) << 20;
+        n_devices        = n ? atoi(n) : 1;
+        if (n_devices < 1 || n_devices > n_devices_max) {
+            ptx_fail("HEADKV_PTX_DEVICES", "must be from 1 to 16");
+        }
     }
 };
 
-static device & gpu() {
-    static device & res = *new device;
+static machine & gpu() {
+    static machine & res = *new machine;
     return res;
 }
 
@@ -60,29 +72,35 @@ static cudaError_t result(cudaError_t err) {
     return err;
 }
 
-static void submit(const std::function<void()> & work) {
-    if (gpu().capture) {
-        gpu().capture->push_back(work);
-    } else {
-        work();
-    }
-}
-
-static bool find_memory(uint64_t address, uint64_t & begin, uint64_t & end) {
+// the allocation that holds the address, nullptr if there is none
+static const std::pair<const uint64_t, allocation> * find_allocation(uint64_t address) {
     auto it = gpu().memory.upper_bound(address);
     if (it == gpu().memory.begin()) {
-        return false;
+        return nullptr;
     }
     --it;
-    begin = it->first;
-    end   = it->second;
-    return address < end;
+    return address < it->second.end ? &*it : nullptr;
+}
+
+// for a kernel: of the device that it runs on
+static bool find_memory(uint64_t address, uint64_t & begin, uint64_t & end) {
+    const auto * found = find_allocation(address);
+    if (!found || found->second.device != ptx_working_device()) {
+        return false;
+    }
+    begin = found->first;
+    end   = found->second.end;
+    return true;
+}
+
+void ptx_count(const char * what) {
+    gpu().launches[what]++;
 }
 
 static void fail(const char * kernel, const char * what, uint64_t address, uint64_t size) {
-    fprintf(stderr, "ptx: %s: %s: 0x%llx, %llu\n", kernel, what, (unsigned long long) address,
-            (unsigned long long) size);
-    abort();
+    char text[256];
+    snprintf(text, sizeof(text), "%s: 0x%llx, %llu", what, (unsigned long long) address, (unsigned long long) size);
+    ptx_fail(kernel, text);
 }
 
 static char * shared_memory(size_t size) {
@@ -94,8 +112,8 @@ static char * shared_memory(size_t size) {
     return memory;
 }
 
-static cudaError_t launch(const void * stub, dim3 grid, dim3 block, void ** args, size_t smem) {
-    std::lock_guard<std::recursive_mutex> lock(gpu().mutex);
+static cudaError_t launch(const void * stub, dim3 grid, dim3 block, void ** args, size_t smem, cudaStream_t stream) {
+    std::lock_guard<std::recursive_mutex> lock(ptx_mutex());
 
     const auto & name = gpu().names.at(stub);
     const auto & k    = ptx_find_kernel(name.module, name.name.c_str());
@@ -104,9 +122,9 @@ static cudaError_t launch(const void * stub, dim3 grid, dim3 block, void ** args
     for (int i = 0; i < k.n_params; ++i) {
         memcpy(&params[k.param_offsets[i]], args[i], k.param_sizes[i]);
     }
-    submit([=, &k] {
+    ptx_submit_kernel(stream, k.name, [=, &k] {
         static const ptx_host host = { find_memory, fail, shared_memory };
-        gpu().launches[k.name]++;
+        ptx_count(k.name);
         k.run({ { grid.x, grid.y, grid.z }, { block.x, block.y, block.z }, params.data(), smem }, host);
     });
     return cudaSuccess;
@@ -170,12 +188,13 @@ cudaError_t __cudaGetKernel(cudaKernel_t * kernel, const void * stub) {
     return cudaSuccess;
 }
 
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void ** args, size_t smem, cudaStream_t) {
-    return launch(kernel, grid, block, args, smem);
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void ** args, size_t smem,
+                               cudaStream_t stream) {
+    return launch(kernel, grid, block, args, smem, stream);
 }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t * config, const void * stub, void ** args) {
-    return launch(stub, config->gridDim, config->blockDim, args, config->dynamicSmemBytes);
+    return launch(stub, config->gridDim, config->blockDim, args, config->dynamicSmemBytes, config->stream);
 }
 
 cudaError_t cudaFuncSetAttribute(const void *, cudaFuncAttribute attribute, int value) {
@@ -198,34 +217,30 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int * n, cons
 }
 
 //
-// the device
+// the devices
 //
 
+// CUDA_VISIBLE_DEVICES: the first so many of a list, none of an empty one
 cudaError_t cudaGetDeviceCount(int * n) {
-    const char * visible = getenv("CUDA_VISIBLE_DEVICES");
-    *n                   = visible && !*visible ? 0 : 1;
-    return result(*n ? cudaSuccess : cudaErrorNoDevice);
-}
-
-cudaError_t cudaGetDevice(int * id) {
-    *id = 0;
-    return cudaSuccess;
-}
-
-cudaError_t cudaSetDevice(int) {
-    return cudaSuccess;
+    *n = gpu().n_devices;
+    if (const char * visible = getenv("CUDA_VISIBLE_DEVICES")) {
+        const int n_listed = *visible ? 1 + std::count(visible, visible + strlen(visible), ',') : 0;
+        *n                 = std::min(*n, n_listed);
+    }
+    return result(*n > 0 ? cudaSuccess : cudaErrorNoDevice);
 }
 
 cudaError_t cudaSetDeviceFlags(unsigned) {
     return cudaSuccess;
 }
 
-cudaError_t cudaDeviceSynchronize() {
+cudaError_t cudaDeviceCanAccessPeer(int * can, int, int) {
+    *can = 0;
     return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetPCIBusId(char * name, int size, int) {
-    snprintf(name, size, "0000:00:00.0");
+cudaError_t cudaDeviceGetPCIBusId(char * name, int size, int id) {
+    snprintf(name, size, "0000:%02x:00.0", id);
     return cudaSuccess;
 }
 
@@ -271,28 +286,41 @@ const char * cudaGetErrorString(cudaError_t err) {
 // memory
 //
 
+static void * remember(void * p, size_t size, int device) {
+    gpu().memory[(uint64_t) p] = { (uint64_t) p + size, device };
+    return p;
+}
+
+static void forget(const char * who, void * p) {
+    if (gpu().memory.erase((uint64_t) p) == 0) {
+        fail(who, "memory that is not there", (uint64_t) p, 0);
+    }
+}
+
 cudaError_t cudaMalloc(void ** p, size_t size) {
-    std::lock_guard<std::recursive_mutex> lock(gpu().mutex);
+    std::lock_guard<std::recursive_mutex> lock(ptx_mutex());
     const size_t whole = (size + 511) / 512 * 512;
+    const int device   = ptx_chosen_device();
     *p                 = nullptr;
-    if (gpu().used + whole > gpu().size || posix_memalign(p, 512, whole) != 0) {
+    if (gpu().used[device] + whole > gpu().size || posix_memalign(p, 512, whole) != 0) {
         return result(cudaErrorMemoryAllocation);
     }
     memset(*p, 0xFF, whole); // NaN
-    gpu().memory[(uint64_t) *p]  = (uint64_t) *p + whole;
-    gpu().used                  += whole;
+    remember(*p, whole, device);
+    gpu().used[device] += whole;
     return cudaSuccess;
 }
 
+// waits for what uses it
 cudaError_t cudaFree(void * p) {
-    std::lock_guard<std::recursive_mutex> lock(gpu().mutex);
+    std::lock_guard<std::recursive_mutex> lock(ptx_mutex());
+    if (const auto * found = find_allocation((uint64_t) p)) {
+        const int device = found->second.device;
+        ptx_finish_device(device);
+        gpu().used[device] -= found->second.end - found->first;
+    }
     if (p) {
-        const auto it = gpu().memory.find((uint64_t) p);
-        if (it == gpu().memory.end()) {
-            fail("cudaFree", "memory that is not there", (uint64_t) p, 0);
-        }
-        gpu().used -= it->second - it->first;
-        gpu().memory.erase(it);
+        forget("cudaFree", p);
         free(p);
     }
     return cudaSuccess;
@@ -300,133 +328,80 @@ cudaError_t cudaFree(void * p) {
 
 cudaError_t cudaMemGetInfo(size_t * available, size_t * total) {
     *total     = gpu().size;
-    *available = gpu().size - gpu().used;
+    *available = gpu().size - gpu().used[ptx_chosen_device()];
     return cudaSuccess;
 }
 
 cudaError_t cudaMallocHost(void ** p, size_t size) {
-    return result(posix_memalign(p, 4096, size) == 0 ? cudaSuccess : cudaErrorMemoryAllocation);
+    std::lock_guard<std::recursive_mutex> lock(ptx_mutex());
+    if (posix_memalign(p, 4096, size) != 0) {
+        return result(cudaErrorMemoryAllocation);
+    }
+    remember(*p, size, -1);
+    return cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void * p) {
+    std::lock_guard<std::recursive_mutex> lock(ptx_mutex());
+    ptx_finish_all();
+    forget("cudaFreeHost", p);
     free(p);
     return cudaSuccess;
 }
 
-cudaError_t cudaHostRegister(void *, size_t, unsigned) {
+cudaError_t cudaHostRegister(void * p, size_t size, unsigned) {
+    std::lock_guard<std::recursive_mutex> lock(ptx_mutex());
+    remember(p, size, -1);
     return cudaSuccess;
 }
 
-cudaError_t cudaHostUnregister(void *) {
+cudaError_t cudaHostUnregister(void * p) {
+    std::lock_guard<std::recursive_mutex> lock(ptx_mutex());
+    ptx_finish_all();
+    forget("cudaHostUnregister", p);
     return cudaSuccess;
 }
 
+cudaError_t cudaMemsetAsync(void * p, int value, size_t size, cudaStream_t stream) {
+    ptx_submit(stream, [=] { memset(p, value, size); });
+    return cudaSuccess;
+}
+
+// ggml counts on it to be done by the time that other streams need it
 cudaError_t cudaMemset(void * p, int value, size_t size) {
-    memset(p, value, size);
+    cudaMemsetAsync(p, value, size, nullptr);
+    ptx_finish(nullptr);
     return cudaSuccess;
 }
 
-cudaError_t cudaMemsetAsync(void * p, int value, size_t size, cudaStream_t) {
-    submit([=] { memset(p, value, size); });
-    return cudaSuccess;
+static void copy_rows(void * to, size_t to_pitch, const void * from, size_t from_pitch, size_t width, size_t height) {
+    for (size_t i = 0; i < height; ++i) {
+        memmove((char *) to + i * to_pitch, (const char *) from + i * from_pitch, width);
+    }
 }
 
-cudaError_t cudaMemcpyAsync(void * to, const void * from, size_t size, cudaMemcpyKind, cudaStream_t) {
-    submit([=] { memmove(to, from, size); });
-    return cudaSuccess;
-}
-
+// Host memory that is not page-locked is read before the call returns, and the call returns after it was written.
 cudaError_t cudaMemcpy2DAsync(void * to, size_t to_pitch, const void * from, size_t from_pitch, size_t width,
-                              size_t height, cudaMemcpyKind, cudaStream_t) {
-    submit([=] {
-        for (size_t i = 0; i < height; ++i) {
-            memmove((char *) to + i * to_pitch, (const char *) from + i * from_pitch, width);
-        }
-    });
-    return cudaSuccess;
-}
-
-//
-// streams, events, graphs
-//
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t * stream, unsigned) {
-    *stream = (cudaStream_t) malloc(1);
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-    free(stream);
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t * event, unsigned) {
-    *event = (cudaEvent_t) malloc(1);
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-    free(event);
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventSynchronize(cudaEvent_t) {
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
-    gpu().capture = new graph;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t * captured) {
-    *captured     = (cudaGraph_t) gpu().capture;
-    gpu().capture = nullptr;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus * status) {
-    *status = gpu().capture ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t * instance, cudaGraph_t captured, unsigned long long) {
-    *instance = (cudaGraphExec_t) new graph(*(graph *) captured);
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphExecUpdate(cudaGraphExec_t instance, cudaGraph_t captured, cudaGraphExecUpdateResultInfo *) {
-    *(graph *) instance = *(graph *) captured;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphDestroy(cudaGraph_t captured) {
-    delete (graph *) captured;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t instance) {
-    delete (graph *) instance;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphLaunch(cudaGraphExec_t instance, cudaStream_t) {
-    gpu().launches["(replayed graphs)"]++;
-    for (const auto & work : *(graph *) instance) {
-        work();
+                              size_t height, cudaMemcpyKind, cudaStream_t stream) {
+    std::lock_guard<std::recursive_mutex> lock(ptx_mutex());
+    if (!find_allocation((uint64_t) to)) {
+        ptx_finish(stream);
+        copy_rows(to, to_pitch, from, from_pitch, width, height);
+    } else if (!find_allocation((uint64_t) from)) {
+        const auto bytes = std::make_shared<std::vector<char>>(width * height);
+        copy_rows(bytes->data(), width, from, from_pitch, width, height);
+        ptx_submit(stream, [=] { copy_rows(to, to_pitch, bytes->data(), width, width, height); });
+    } else {
+        ptx_submit(stream, [=] { copy_rows(to, to_pitch, from, from_pitch, width, height); });
     }
     return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void * to, const void * from, size_t size, cudaMemcpyKind kind, cudaStream_t stream) {
+    return cudaMemcpy2DAsync(to, size, from, size, size, 1, kind, stream);
+}
+
+cudaError_t cudaMemcpyPeerAsync(void * to, int, const void * from, int, size_t size, cudaStream_t stream) {
+    return cudaMemcpyAsync(to, from, size, cudaMemcpyDeviceToDevice, stream);
 }
 }

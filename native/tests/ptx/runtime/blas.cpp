@@ -1,9 +1,10 @@
 // The part of cuBLAS that ggml uses, on the CPU: C = alpha*op(A)*op(B) + beta*C, column by column, sums in F32.
 
+#include "stream.h"
+
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <vector>
@@ -43,8 +44,16 @@ struct matrix {
     }
 };
 
-static cublasStatus_t multiply(cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, float alpha,
-                               const matrix & a, const matrix & b, float beta, const matrix & c) {
+struct handle {
+    cudaStream_t stream = nullptr;
+};
+
+static cudaStream_t stream_of(cublasHandle_t h) {
+    return ((handle *) h)->stream;
+}
+
+static void multiply(cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, float alpha, const matrix & a,
+                     const matrix & b, float beta, const matrix & c) {
     std::vector<float> rows((size_t) m * k);
     std::vector<float> columns((size_t) n * k);
     for (int d = 0; d < k; ++d) {
@@ -64,7 +73,6 @@ static cublasStatus_t multiply(cublasOperation_t op_a, cublasOperation_t op_b, i
             c.set(i, j, alpha * sum + (beta == 0.0f ? 0.0f : beta * c.get(i, j)));
         }
     }
-    return CUBLAS_STATUS_SUCCESS;
 }
 
 static float factor(const void * p, cublasComputeType_t type) {
@@ -73,13 +81,13 @@ static float factor(const void * p, cublasComputeType_t type) {
 
 extern "C" {
 
-cublasStatus_t cublasCreate_v2(cublasHandle_t * handle) {
-    *handle = (cublasHandle_t) malloc(1);
+cublasStatus_t cublasCreate_v2(cublasHandle_t * h) {
+    *h = (cublasHandle_t) new handle;
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasDestroy_v2(cublasHandle_t handle) {
-    free(handle);
+cublasStatus_t cublasDestroy_v2(cublasHandle_t h) {
+    delete (handle *) h;
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -87,7 +95,8 @@ cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) {
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasSetStream_v2(cublasHandle_t, cudaStream_t) {
+cublasStatus_t cublasSetStream_v2(cublasHandle_t h, cudaStream_t stream) {
+    ((handle *) h)->stream = stream;
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -95,48 +104,56 @@ cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void *, size_t) {
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasSgemm_v2(cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k,
+cublasStatus_t cublasSgemm_v2(cublasHandle_t h, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k,
                               const float * alpha, const float * a, int lda, const float * b, int ldb,
                               const float * beta, float * c, int ldc) {
-    return multiply(op_a, op_b, m, n, k, *alpha, { (void *) a, CUDA_R_32F, lda }, { (void *) b, CUDA_R_32F, ldb },
-                    *beta, { c, CUDA_R_32F, ldc });
+    return cublasGemmEx(h, op_a, op_b, m, n, k, alpha, a, CUDA_R_32F, lda, b, CUDA_R_32F, ldb, beta, c, CUDA_R_32F, ldc,
+                        CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
 }
 
-cublasStatus_t cublasGemmEx(cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k,
+cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k,
                             const void * alpha, const void * a, cudaDataType type_a, int lda, const void * b,
                             cudaDataType type_b, int ldb, const void * beta, void * c, cudaDataType type_c, int ldc,
-                            cublasComputeType_t compute, cublasGemmAlgo_t) {
-    return multiply(op_a, op_b, m, n, k, factor(alpha, compute), { (void *) a, type_a, lda },
-                    { (void *) b, type_b, ldb }, factor(beta, compute), { c, type_c, ldc });
+                            cublasComputeType_t compute, cublasGemmAlgo_t algo) {
+    return cublasGemmStridedBatchedEx(h, op_a, op_b, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb, 0, beta, c,
+                                      type_c, ldc, 0, 1, compute, algo);
 }
 
-cublasStatus_t cublasGemmBatchedEx(cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k,
-                                   const void * alpha, const void * const a[], cudaDataType type_a, int lda,
+cublasStatus_t cublasGemmBatchedEx(cublasHandle_t h, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n,
+                                   int k, const void * alpha, const void * const a[], cudaDataType type_a, int lda,
                                    const void * const b[], cudaDataType type_b, int ldb, const void * beta,
                                    void * const c[], cudaDataType type_c, int ldc, int n_batch,
                                    cublasComputeType_t compute, cublasGemmAlgo_t) {
-    for (int i = 0; i < n_batch; ++i) {
-        multiply(op_a, op_b, m, n, k, factor(alpha, compute), { (void *) a[i], type_a, lda },
-                 { (void *) b[i], type_b, ldb }, factor(beta, compute), { c[i], type_c, ldc });
-    }
+    const float scale = factor(alpha, compute);
+    const float old   = factor(beta, compute);
+    ptx_submit(stream_of(h), [=] { // the pointers are on the device too
+        for (int i = 0; i < n_batch; ++i) {
+            multiply(op_a, op_b, m, n, k, scale, { (void *) a[i], type_a, lda }, { (void *) b[i], type_b, ldb }, old,
+                     { c[i], type_c, ldc });
+        }
+    });
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n,
-                                          int k, const void * alpha, const void * a, cudaDataType type_a, int lda,
-                                          long long stride_a, const void * b, cudaDataType type_b, int ldb,
+cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t h, cublasOperation_t op_a, cublasOperation_t op_b, int m,
+                                          int n, int k, const void * alpha, const void * a, cudaDataType type_a,
+                                          int lda, long long stride_a, const void * b, cudaDataType type_b, int ldb,
                                           long long stride_b, const void * beta, void * c, cudaDataType type_c, int ldc,
                                           long long stride_c, int n_batch, cublasComputeType_t compute,
                                           cublasGemmAlgo_t) {
-    for (int i = 0; i < n_batch; ++i) {
-        matrix x = { (void *) a, type_a, lda };
-        matrix y = { (void *) b, type_b, ldb };
-        matrix z = { c, type_c, ldc };
-        x.data   = (char *) x.data + i * stride_a * x.size();
-        y.data   = (char *) y.data + i * stride_b * y.size();
-        z.data   = (char *) z.data + i * stride_c * z.size();
-        multiply(op_a, op_b, m, n, k, factor(alpha, compute), x, y, factor(beta, compute), z);
-    }
+    const float scale = factor(alpha, compute);
+    const float old   = factor(beta, compute);
+    ptx_submit(stream_of(h), [=] {
+        for (int i = 0; i < n_batch; ++i) {
+            matrix x = { (void *) a, type_a, lda };
+            matrix y = { (void *) b, type_b, ldb };
+            matrix z = { c, type_c, ldc };
+            x.data   = (char *) x.data + i * stride_a * x.size();
+            y.data   = (char *) y.data + i * stride_b * y.size();
+            z.data   = (char *) z.data + i * stride_c * z.size();
+            multiply(op_a, op_b, m, n, k, scale, x, y, old, z);
+        }
+    });
     return CUBLAS_STATUS_SUCCESS;
 }
 }

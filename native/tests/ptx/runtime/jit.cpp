@@ -1,7 +1,7 @@
 // PTX text out of fat binaries, and from it a library per kernel: ptx_translate.py makes C++ of it, the host's compiler
 // the rest. Libraries are kept in a cache folder, by what they were made of.
 
-#include "ptx-jit.h"
+#include "jit.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
