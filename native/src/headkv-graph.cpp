@@ -5,9 +5,9 @@
 
 #include "ggml-headkv.h"
 
-static const llama_kv_cache_headkv * get_mem(const llama_memory_context_i * mctx) {
+static const llama_kv_cache_headkv_context * get_context(const llama_memory_context_i * mctx) {
     const auto * res = dynamic_cast<const llama_kv_cache_headkv_context *>(mctx);
-    return res ? res->get_mem() : nullptr;
+    return res && res->get_mem() ? res : nullptr;
 }
 
 namespace {
@@ -20,8 +20,8 @@ public:
     void set_input(const llama_ubatch * ubatch) override { GGML_UNUSED(ubatch); }
 
     bool can_reuse(const llm_graph_params & params) override {
-        const auto * mem = get_mem(params.mctx);
-        return mem && mem->get_epoch() == epoch;
+        const auto * headkv = get_context(params.mctx);
+        return headkv && headkv->get_mem()->get_epoch() == epoch;
     }
 
 private:
@@ -31,22 +31,26 @@ private:
 } // namespace
 
 void headkv_build_inp(llm_graph_result * res, const llama_kv_cache_context * mctx) {
-    if (const auto * mem = get_mem(mctx)) {
-        res->add_input(std::make_unique<llm_graph_input_headkv>(mem->get_epoch()));
+    if (const auto * headkv = get_context(mctx)) {
+        res->add_input(std::make_unique<llm_graph_input_headkv>(headkv->get_mem()->get_epoch()));
     }
 }
 
 ggml_tensor * headkv_build_attn(const llm_graph_context & gctx, const llama_kv_cache_context * mctx, ggml_tensor * q,
                                 ggml_tensor * k, ggml_tensor * v, ggml_tensor * kq_mask, ggml_tensor * sinks,
                                 float kq_scale, int il) {
-    const auto * mem = get_mem(mctx);
-    if (!mem) {
+    const auto * headkv = get_context(mctx);
+    if (!headkv) {
         return nullptr;
     }
+    const auto * mem = headkv->get_mem();
 
-    uint32_t ikv;
-    if (const auto * obs = mem->get_observer(il, ikv)) {
-        obs->build(gctx, ikv, q, k, kq_mask, sinks, kq_scale);
+    // a ubatch that only reserves memory is larger than any that is observed
+    if (!headkv->is_full()) {
+        uint32_t ikv;
+        if (const auto * obs = mem->get_observer(il, ikv)) {
+            obs->build(gctx, ikv, q, k, kq_mask, sinks, kq_scale);
+        }
     }
 
     const auto * pool = mem->get_pool(il);

@@ -18,6 +18,10 @@
 // cells of the tail right after compaction; it doubles when it is full
 static constexpr uint32_t n_tail_min = 128;
 
+// Tokens of a ubatch under observation. The attention of all of them to the whole cache is a matrix in the device's
+// memory, and CUDA multiplies no more columns by K without a copy of K in F32.
+static constexpr uint32_t n_ubatch_observed = 16;
+
 // a dormant cache has a multiple of so many cells, as long as the context has: the stock cache attends to as many at
 // once
 static constexpr uint32_t n_live_pad = 256;
@@ -160,6 +164,10 @@ void llama_kv_cache_headkv::reserve(uint32_t n_new) {
     }
     n_cells = std::min(n_cells, n_limit);
 
+    if (live->get_has_shift()) { // is not carried over
+        throw headkv_error(HEADKV_ERR_STATE, "positions were shifted, and the next batch is to rotate their keys: "
+                                             "decode it first");
+    }
     wait();
 
     std::unique_ptr<llama_kv_cache> next;
@@ -193,6 +201,10 @@ llama_memory_context_ptr llama_kv_cache_headkv::init_batch(llama_batch_allocr & 
         reserve(balloc.get_n_tokens());
 
         balloc.split_reset();
+
+        if (obs && obs->on) {
+            n_ubatch = std::min(n_ubatch, n_ubatch_observed);
+        }
 
         std::vector<llama_ubatch> ubatches;
         while (true) {
@@ -469,10 +481,10 @@ void llama_kv_cache_headkv::observe(int32_t what) {
         const bool rows = what == HEADKV_OBSERVE_ROWS;
 
         reserve(0);
-        obs.reset();
-        obs = std::make_unique<headkv_observer>(rows ? headkv_observer::ROWS : headkv_observer::WINDOW, shapes, n_ctx,
-                                                rows ? model.hparams.n_head() : n_head_kv);
-        update_peak(0);
+        auto next = std::make_unique<headkv_observer>(rows ? headkv_observer::ROWS : headkv_observer::WINDOW, shapes,
+                                                      n_ctx, rows ? model.hparams.n_head() : n_head_kv);
+        update_peak(next->get_buffers().size());
+        obs = std::move(next);
     }
 
     epoch++;
@@ -790,7 +802,8 @@ llama_kv_cache_headkv_context::llama_kv_cache_headkv_context(llama_memory_status
 
 llama_kv_cache_headkv_context::llama_kv_cache_headkv_context(llama_kv_cache_headkv * mem, llama_kv_cache * live)
     : llama_kv_cache_context(live),
-      mem(mem) {}
+      mem(mem),
+      full(true) {}
 
 llama_kv_cache_headkv_context::llama_kv_cache_headkv_context(llama_kv_cache_headkv * mem, llama_kv_cache * live,
                                                              slot_info_vec_t sinfos, std::vector<llama_ubatch> ubatches)

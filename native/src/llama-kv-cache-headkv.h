@@ -190,8 +190,12 @@ public:
 
     const llama_kv_cache_headkv * get_mem() const { return mem; }
 
+    // of no batch: what is built with it only reserves memory
+    bool is_full() const { return full; }
+
 private:
     llama_kv_cache_headkv * mem = nullptr;
+    const bool full             = false;
 };
 
 //

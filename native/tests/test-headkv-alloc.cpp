@@ -22,11 +22,12 @@
 enum fail_kind { FAIL_NONE, FAIL_BUFFER, FAIL_NEW };
 
 static thread_local fail_kind fail_what = FAIL_NONE;
-static thread_local int fail_after      = 0; // allocations that still succeed
+static thread_local int fail_after      = 0;     // allocations that still succeed
+static thread_local bool fail_rest      = false; // then all of them fail, not one
 static thread_local bool failed         = false;
 
 static bool fail_now(fail_kind kind) {
-    if (fail_what != kind || failed || fail_after-- > 0) {
+    if (fail_what != kind || (failed && !fail_rest) || fail_after-- > 0) {
         return false;
     }
     failed = true;
@@ -165,20 +166,27 @@ int main(int argc, char ** argv) {
     llama_model_ptr model(llama_model_load_from_file(path.c_str(), model_params));
     remove(path.c_str());
 
-    llama_context_params params = llama_context_default_params();
-    params.n_ctx                = 4096;
-    params.n_threads            = 1;
-    params.n_threads_batch      = 1;
-    params.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
-    llama_context_ptr ctx_ptr(llama_init_from_model(model.get(), params));
-    llama_context * ctx = ctx_ptr.get();
+    llama_context_ptr ctx_ptr;
+    llama_context * ctx = nullptr;
 
-    const std::vector<int32_t> caps = { 20, 200, 64, 64, 8, 128 };
-    if (headkv_configure(ctx, n_window, 7, 4) != HEADKV_OK ||
-        headkv_set_budgets(ctx, caps.data(), caps.size()) != HEADKV_OK) {
-        printf("%s\n", headkv_last_error(ctx));
-        return 1;
-    }
+    const auto open = [&](uint32_t n_ubatch) {
+        llama_context_params params = llama_context_default_params();
+        params.n_ctx                = 4096;
+        params.n_ubatch             = n_ubatch;
+        params.n_threads            = 1;
+        params.n_threads_batch      = 1;
+        params.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+        ctx_ptr.reset(llama_init_from_model(model.get(), params));
+        ctx = ctx_ptr.get();
+
+        const std::vector<int32_t> caps = { 20, 200, 64, 64, 8, 128 };
+        if (headkv_configure(ctx, n_window, 7, 4) != HEADKV_OK ||
+            headkv_set_budgets(ctx, caps.data(), caps.size()) != HEADKV_OK) {
+            printf("%s\n", headkv_last_error(ctx));
+            exit(1);
+        }
+    };
+    open(512);
 
     std::vector<uint8_t> ends(n_prompt);
     for (int p = 0; p < n_prompt; p += 20) {
@@ -197,10 +205,10 @@ int main(int argc, char ** argv) {
             check((bytes[i] > 0) == (strncmp(headkv_device_name(i), "CUDA", 4) == 0), "cache on the GPU", FAIL_NONE, 0);
         }
     }
-    const auto mask_ref = mask(ctx);
+    auto mask_ref = mask(ctx);
     check(!mask_ref.empty(), "plain run", FAIL_NONE, 0);
     check(decode(ctx, n_prompt, n_more) == 0, "plain run", FAIL_NONE, 0);
-    const auto logits_ref = logits(ctx);
+    auto logits_ref = logits(ctx);
 
     const auto goes_on = [&]() {
         return mask(ctx) == mask_ref && decode(ctx, n_prompt, n_more) == 0 && logits(ctx) == logits_ref;
@@ -250,6 +258,27 @@ int main(int argc, char ** argv) {
             return ok;
         },
         [&]() { return prefill(ctx) && observe(ctx) && compact() && goes_on(); });
+
+    // The memory that observing computes in. It is kept once it was had, so each time with a new context; its ubatches
+    // are small, so that what it has from the beginning does not do.
+    const auto fresh = [&]() {
+        open(n_window);
+        return prefill(ctx);
+    };
+    check(fresh() && observe(ctx) && compact(), "plain run, small ubatches", FAIL_NONE, 0);
+    mask_ref = mask(ctx);
+    check(decode(ctx, n_prompt, n_more) == 0, "plain run, small ubatches", FAIL_NONE, 0);
+    logits_ref = logits(ctx);
+
+    fail_rest = true; // ggml tries twice
+    torture(
+        "decode under observation", FAIL_BUFFER, [&]() { return observe(ctx); },
+        [&]() {
+            // a smaller batch fits what was planned for the one that failed
+            return headkv_observe(ctx, 1) == HEADKV_OK && decode(ctx, n_prompt - n_window, n_window - 1) == 0 &&
+                   llama_memory_seq_rm(llama_get_memory(ctx), 0, n_prompt - n_window, -1);
+        },
+        fresh, [&]() { return compact() && goes_on(); });
 
     printf("%d passed, %d failed\n", n_run - n_fail, n_fail);
     return n_fail ? 1 : 0;

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -133,6 +134,44 @@ def test_a_record_is_not_used_after_the_cache_has_grown_under_it(load: Load, tin
         _native.compact(ctx)
     llm.reset()
     assert_usable(llm)
+
+
+def test_a_cache_does_not_grow_while_keys_wait_to_be_rotated(load: Load, tiny_path: Path) -> None:
+    """The copy would have the new positions and the old keys."""
+    llm = load(tiny_path, flash_attn=True)
+    compact_natively(llm, TOKENS[:300], 32)
+    llm.reset()
+    ctx = int(llm.ctx)
+    _native.reserve(ctx, 250)
+    llm.eval(TOKENS[:250])
+    llm._ctx.kv_cache_seq_rm(0, 10, 20)
+    llm._ctx.kv_cache_seq_shift(0, 20, -1, -10)
+    llm.n_tokens = 240
+    with pytest.raises(StateError, match="rotate"):
+        _native.reserve(ctx, 600)
+    llm.eval(TOKENS[:1])
+    _native.reserve(ctx, 600)
+    llm.eval(TOKENS[:100])
+    llm.reset()
+    assert_usable(llm)
+
+
+def test_memory_may_be_reserved_anew_while_tokens_are_observed(load: Load, tiny_path: Path) -> None:
+    """As llama.cpp does it for an adapter, for a whole ubatch: nothing is observed then."""
+    masks = []
+    for anew in (False, True):
+        llm = load(tiny_path, flash_attn=True)
+        ctx = int(llm.ctx)
+        _native.set_budgets(ctx, np.full((2, 2), 32, dtype=np.int32))
+        llm.eval(TOKENS[:290])
+        _native.observe(ctx, _native.OBSERVE_WINDOW)
+        if anew:
+            assert llama_cpp.llama_set_adapter_cvec(llm.ctx, None, 0, llm.n_embd(), 0, 0) == 0
+        llm.eval(TOKENS[290:300])
+        _native.observe(ctx, _native.OBSERVE_OFF)
+        _native.compact(ctx)
+        masks.append(llm.retention_mask())
+    assert np.array_equal(*masks)
 
 
 def test_calls_of_the_c_api_out_of_order(load: Load, tiny_path: Path) -> None:

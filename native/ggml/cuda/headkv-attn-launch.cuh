@@ -13,8 +13,12 @@ static cudaError_t headkv_attn_launch_cols(const headkv_attn_params & p, cudaStr
     const auto combine  = headkv_attn_combine<n_embd>;
 
     const cudaError_t err = cudaFuncSetAttribute(partials, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) smem);
-    if (err != cudaSuccess || p.n_tokens == 0) {
+    if (err != cudaSuccess) {
         return err;
+    }
+    if (p.n_tokens == 0) { // only to load the kernels
+        cudaFuncAttributes attributes;
+        return cudaFuncGetAttributes(&attributes, combine);
     }
     HEADKV_LAUNCH(partials, dim3(p.n_blocks, p.n_col_tiles), 32 * headkv_n_warps(n_embd), smem, stream)(p);
     HEADKV_LAUNCH(combine, dim3(p.n_head_kv * p.n_gqa * p.n_tokens), 32 * headkv_combine_warps,

@@ -82,7 +82,8 @@ bool ggml_cuda_headkv_attn_supported(int device, const ggml_tensor * dst) {
 
     headkv_attn_params p = get_params(device, dst, nullptr);
     if (headkv_smem_size((headkv_type) get_type(type), n_embd, p.n_cols_tile) >
-        ggml_cuda_info().devices[device].smpbo) {
+            ggml_cuda_info().devices[device].smpbo ||
+        p.n_col_tiles > UINT16_MAX) { // as many as a grid has in y
         return false;
     }
 

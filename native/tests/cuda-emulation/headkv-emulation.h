@@ -65,6 +65,13 @@ static inline cudaError_t cudaFuncSetAttribute(K, int, int) {
     return cudaSuccess;
 }
 
+struct cudaFuncAttributes {};
+
+template <typename K>
+static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, K) {
+    return cudaSuccess;
+}
+
 static inline cudaError_t cudaGetLastError() {
     return cudaSuccess;
 }
