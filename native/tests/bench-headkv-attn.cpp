@@ -5,6 +5,7 @@
 //   bench-headkv-attn --cpu       the CPU
 //   bench-headkv-attn --json      one object per line instead of a table
 //   bench-headkv-attn --smoke     tiny pools, one step: only shows that it runs
+//   --caps A,B,.../GQA            also with rows per KV head in these proportions; may be given several times
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -15,24 +16,35 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <vector>
+
+struct head_shares {
+    std::vector<double> rows; // of each KV head, in proportion
+    int n_gqa;
+};
 
 struct options {
     bool cpu   = false;
     bool json  = false;
     bool smoke = false;
+    std::vector<head_shares> caps;
 };
 
 struct bench_case {
     ggml_type type;
-    int n_head_kv;
-    int n_gqa;
-    int n_rows;  // of all KV heads
-    double skew; // longest head over the mean
+    head_shares heads;
+    int n_rows; // of all KV heads
     int n_layer;
 };
+
+// what the kernel has to reach on a GPU
+constexpr double goal_of_copy = 0.80; // from this on:
+constexpr double large_mib    = 32;
+constexpr double goal_us      = 15; // below
 
 constexpr int n_embd = 128;
 constexpr int n_kv   = 128; // tail cells, half of them seen
@@ -84,14 +96,34 @@ static double copy_bandwidth(ggml_backend_t backend, const options & opt) {
     return 2.0 * size / measure(backend, gf, opt.smoke);
 }
 
-// rows of each head: one long head, the others share what is left
+// one long head, so many times the mean; the others share what is left
+static head_shares one_long(int n_head_kv, int n_gqa, double skew) {
+    head_shares res = { std::vector<double>(n_head_kv, (n_head_kv - skew) / (n_head_kv - 1)), n_gqa };
+
+    res.rows[n_head_kv / 2] = skew;
+    return res;
+}
+
+// "A,B,.../GQA"; false if it is something else
+static bool parse_caps(const char * text, head_shares & res) {
+    char * end;
+    do {
+        res.rows.push_back(strtod(text, &end));
+        if (end == text || !(res.rows.back() > 0)) {
+            return false;
+        }
+        text = end + 1;
+    } while (*end == ',');
+    res.n_gqa = *end == '/' ? atoi(text) : 0;
+    return res.n_gqa > 0;
+}
+
 static std::vector<int32_t> head_table(const bench_case & c) {
-    const int longest = (int) (c.skew * c.n_rows / c.n_head_kv);
+    const double sum = std::accumulate(c.heads.rows.begin(), c.heads.rows.end(), 0.0);
 
     std::vector<int32_t> res(1, 0);
-    for (int h = 0; h < c.n_head_kv; ++h) {
-        const int n_rest = c.n_head_kv > 1 ? (c.n_rows - longest) / (c.n_head_kv - 1) : 0;
-        res.push_back(res.back() + (h == c.n_head_kv / 2 ? longest : n_rest));
+    for (const double rows : c.heads.rows) {
+        res.push_back(res.back() + (int) (rows / sum * c.n_rows));
     }
     return res;
 }
@@ -114,8 +146,17 @@ static void fill_random(ggml_tensor * t, std::mt19937 & rng) {
     }
 }
 
-static bool run_case(ggml_backend_t backend, const bench_case & c, double bandwidth, const options & opt) {
-    const int n_head = c.n_head_kv * c.n_gqa;
+struct summary {
+    bool ok              = true;
+    double least_of_copy = INFINITY; // of the large ones
+    double slowest_us    = 0;        // of the small ones
+};
+
+static void run_case(ggml_backend_t backend, const bench_case & c, double bandwidth, const options & opt,
+                     summary & all) {
+    const int n_head_kv = c.heads.rows.size();
+    const int n_gqa     = c.heads.n_gqa;
+    const int n_head    = n_head_kv * n_gqa;
     std::mt19937 rng(1);
 
     const auto table = head_table(c);
@@ -126,7 +167,7 @@ static bool run_case(ggml_backend_t backend, const bench_case & c, double bandwi
     const ggml_context_ptr ctx(ggml_init(params));
 
     ggml_tensor * q    = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_embd, n_head, 1);
-    ggml_tensor * rows = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, c.n_head_kv + 1);
+    ggml_tensor * rows = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_head_kv + 1);
     ggml_tensor * mask = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, n_kv, 1);
 
     std::vector<ggml_tensor *> kv;
@@ -140,15 +181,16 @@ static bool run_case(ggml_backend_t backend, const bench_case & c, double bandwi
     for (int il = 0; il < c.n_layer; ++il) {
         ggml_tensor * k_pool = new_kv(n_rows, 1);
         ggml_tensor * v_pool = new_kv(n_rows, 1);
-        ggml_tensor * k_tail = ggml_permute(ctx.get(), new_kv(c.n_head_kv, n_kv), 0, 2, 1, 3);
-        ggml_tensor * v_tail = ggml_permute(ctx.get(), new_kv(c.n_head_kv, n_kv), 0, 2, 1, 3);
+        ggml_tensor * k_tail = ggml_permute(ctx.get(), new_kv(n_head_kv, n_kv), 0, 2, 1, 3);
+        ggml_tensor * v_tail = ggml_permute(ctx.get(), new_kv(n_head_kv, n_kv), 0, 2, 1, 3);
 
         cur = ggml_headkv_attn(ctx.get(), ggml_permute(ctx.get(), cur, 0, 2, 1, 3), k_pool, v_pool, rows, k_tail,
                                v_tail, mask, nullptr, 1.0f / sqrtf(n_embd), 0.0f);
     }
     if (!ggml_backend_supports_op(backend, cur)) {
         printf("%s is not supported\n", ggml_type_name(c.type));
-        return false;
+        all.ok = false;
+        return;
     }
 
     ggml_cgraph * gf = ggml_new_graph(ctx.get());
@@ -157,7 +199,8 @@ static bool run_case(ggml_backend_t backend, const bench_case & c, double bandwi
     const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), backend));
     if (!buffer) {
         printf("not enough memory\n");
-        return false;
+        all.ok = false;
+        return;
     }
 
     fill_random(q, rng);
@@ -172,26 +215,39 @@ static bool run_case(ggml_backend_t backend, const bench_case & c, double bandwi
     ggml_backend_tensor_set(mask, m.data(), 0, ggml_nbytes(mask));
 
     const double t     = measure(backend, gf, opt.smoke) / c.n_layer;
-    const double bytes = 2.0 * ggml_row_size(c.type, n_embd) * (n_rows + c.n_head_kv * n_kv / 2);
+    const double bytes = 2.0 * ggml_row_size(c.type, n_embd) * (n_rows + n_head_kv * n_kv / 2);
+    const double mib   = bytes / 1048576;
+    const double share = bytes / t / bandwidth;
 
-    const int longest = table[c.n_head_kv / 2 + 1] - table[c.n_head_kv / 2];
+    if (mib >= large_mib) {
+        all.least_of_copy = std::min(all.least_of_copy, share);
+    } else {
+        all.slowest_us = std::max(all.slowest_us, t * 1e6);
+    }
+
+    int longest = 0;
+    for (int h = 0; h < n_head_kv; ++h) {
+        longest = std::max(longest, table[h + 1] - table[h]);
+    }
     if (opt.json) {
         printf("{\"type\": \"%s\", \"n_head_kv\": %d, \"n_gqa\": %d, \"n_rows\": %d, \"longest\": %d, \"n_layer\": %d, "
                "\"bytes\": %.0f, \"us\": %.3f, \"bytes_per_s\": %.4g, \"copy_bytes_per_s\": %.4g}\n",
-               ggml_type_name(c.type), c.n_head_kv, c.n_gqa, n_rows, longest, c.n_layer, bytes, t * 1e6, bytes / t,
+               ggml_type_name(c.type), n_head_kv, n_gqa, n_rows, longest, c.n_layer, bytes, t * 1e6, bytes / t,
                bandwidth);
     } else {
-        printf("%-5s %8d %4d %9d %9d %9.2f %10.2f %8.1f %7.0f%%\n", ggml_type_name(c.type), c.n_head_kv, c.n_gqa,
-               n_rows, longest, bytes / 1048576, t * 1e6, bytes / t / 1e9, 100.0 * bytes / t / bandwidth);
+        printf("%-5s %8d %4d %9d %9d %9.2f %10.2f %8.1f %7.0f%%\n", ggml_type_name(c.type), n_head_kv, n_gqa, n_rows,
+               longest, mib, t * 1e6, bytes / t / 1e9, 100.0 * share);
     }
-    return true;
 }
 
 static std::vector<bench_case> all_cases(const options & opt) {
     std::vector<bench_case> res;
     for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
         if (opt.smoke) {
-            res.push_back({ type, 8, 4, 800, 4.0, 2 });
+            res.push_back({ type, one_long(8, 4, 4.0), 800, 2 });
+            for (const auto & heads : opt.caps) {
+                res.push_back({ type, heads, 800, 2 });
+            }
             continue;
         }
         const size_t row_size = ggml_row_size(type, n_embd);
@@ -199,12 +255,15 @@ static std::vector<bench_case> all_cases(const options & opt) {
             const int n_rows = (int) (mib * 1048576 / 2 / row_size);
             // as many layers as the caches of a GPU cannot hold
             const int n_layer = opt.cpu ? 2 : 512 / mib;
-            res.push_back({ type, 32, 1, n_rows, 20.0, n_layer });
-            res.push_back({ type, 8, 4, n_rows, 5.0, n_layer });
-            res.push_back({ type, 8, 4, n_rows, 1.0, n_layer });
+            res.push_back({ type, one_long(32, 1, 20.0), n_rows, n_layer });
+            res.push_back({ type, one_long(8, 4, 5.0), n_rows, n_layer });
+            res.push_back({ type, one_long(8, 4, 1.0), n_rows, n_layer });
+            for (const auto & heads : opt.caps) {
+                res.push_back({ type, heads, n_rows, n_layer });
+            }
         }
         for (const int n_rows : { 8 * 32, 8 * 128, 8 * 512, 8 * 1024 }) {
-            res.push_back({ type, 8, 4, n_rows, 4.0, 32 });
+            res.push_back({ type, one_long(8, 4, 4.0), n_rows, opt.cpu ? 32 : 256 });
         }
     }
     return res;
@@ -216,6 +275,14 @@ int main(int argc, char ** argv) {
         opt.cpu   |= strcmp(argv[i], "--cpu") == 0;
         opt.json  |= strcmp(argv[i], "--json") == 0;
         opt.smoke |= strcmp(argv[i], "--smoke") == 0;
+        if (strcmp(argv[i], "--caps") == 0) {
+            head_shares heads = {};
+            if (++i == argc || !parse_caps(argv[i], heads)) {
+                fprintf(stderr, "--caps takes rows per KV head and the heads of a group: 600,300,10/3\n");
+                return 2;
+            }
+            opt.caps.push_back(heads);
+        }
     }
 
     ggml_backend_dev_t dev = opt.cpu ? nullptr : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
@@ -231,9 +298,14 @@ int main(int argc, char ** argv) {
         printf("type  kv heads  gqa      rows   longest MiB/layer   us/layer     GB/s  of copy\n");
     }
 
-    bool ok = true;
+    summary all;
     for (const auto & c : all_cases(opt)) {
-        ok = run_case(backend.get(), c, bandwidth, opt) && ok;
+        run_case(backend.get(), c, bandwidth, opt, all);
     }
-    return ok ? 0 : 1;
+    if (!opt.json && !opt.cpu && !opt.smoke) {
+        printf("at least %.0f%% of copy from %.0f MiB a layer on (goal %.0f%%), at most %.1f us a layer below "
+               "(goal %.0f)\n",
+               100 * all.least_of_copy, large_mib, 100 * goal_of_copy, all.slowest_us, goal_us);
+    }
+    return all.ok ? 0 : 1;
 }

@@ -228,8 +228,11 @@ def memory(options: argparse.Namespace) -> tuple[bool, str, Figures]:
     """The cache's bytes against the rows that it has to hold, and what the driver says was freed."""
     with opened(options) as llm:
         tokens = text_tokens(llm, options.prompt_tokens)
+        llm.retention = Retention(budget=BUDGET, scores="uniform")
         llm.prefill(tokens)  # the backend takes memory of its own as it first needs it, and keeps it
         llm.reset()
+        llm.retention = None
+        llm.eval(tokens[: -RETENTION.n_observed(len(tokens))])  # the cache has its full size again
         llm.retention = Retention(budget=BUDGET, scores="uniform")
         before = device_memory.free_bytes(llm.cache_stats().devices)
         llm.prefill(tokens)

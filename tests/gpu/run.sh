@@ -13,7 +13,7 @@
 #   HEADKV_ARCHS                architectures to build for (default: the GPU's)
 #   HEADKV_MODEL                model of the checks (default: the default model; they are skipped where it is missing)
 #   HEADKV_SHAPE                model of the speed bench (random:llama-3-8b)
-#   HEADKV_LENGTHS              its prompt lengths (8192,32768,131072)
+#   HEADKV_LENGTHS, HEADKV_LONG its prompt lengths (8192,32768), and those of the steps -long (131072)
 #   HEADKV_CHECK_TOKENS         prompt length of the checks mask, splits, turn and memory (4000, with --ptx 1000)
 #   HEADKV_STEP_SECONDS         most that one step may take (600, with --ptx 7200)
 set -u
@@ -24,7 +24,7 @@ if [ "${1:-}" = --ptx ]; then
     STEPS="build op gather alloc mask mask-q8 splits splits-q8 turn memory"
     MODE=ptx BUILD=build/ptx TOKENS=1000 LIMIT=7200
 else
-    STEPS="build op gather mask mask-q8 splits splits-q8 turn memory answers memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8"
+    STEPS="build op gather mask mask-q8 splits splits-q8 turn memory answers memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8 bench-speed-long bench-speed-q8-long"
     MODE=gpu BUILD=build/cuda TOKENS=4000 LIMIT=600
 fi
 
@@ -32,7 +32,6 @@ OUT=${OUT:-build/$MODE-results}
 PYTHON=${HEADKV_PYTHON:-.venv/bin/python}
 BIN=${HEADKV_BIN:-$BUILD/bin}
 SHAPE=${HEADKV_SHAPE:-random:llama-3-8b}
-LENGTHS=${HEADKV_LENGTHS:-8192,32768,131072}
 TOKENS=${HEADKV_CHECK_TOKENS:-$TOKENS}
 LIMIT=${HEADKV_STEP_SECONDS:-$LIMIT}
 
@@ -43,7 +42,7 @@ FAILED=0
 wants() { case " $WANTED " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 
 row() { # name result remark
-    ROWS+=("$(printf '%-16s %-8s %s' "$1" "$2" "$3")")
+    ROWS+=("$(printf '%-19s %-8s %s' "$1" "$2" "$3")")
     printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$OUT/steps.tsv"
     [ "$2" = failed ] && FAILED=1
     return 0
@@ -140,17 +139,25 @@ for tool in memcheck racecheck initcheck synccheck; do
     fi
 done
 
-program bench-op bench-headkv-attn
+# shellcheck disable=SC2046 # several arguments
+if wants bench-op; then program bench-op bench-headkv-attn $("$PYTHON" tests/gpu/layer_caps.py); fi
 
-speed() { # name, arguments of headkv bench speed
-    local name=$1
-    shift
-    step "$name" "$PYTHON" -m headkv_local.cli bench speed --model "$SHAPE" --gpu-layers -1 --prompt-tokens "$LENGTHS" \
-        --budget 128,512,1024 --repeat 1 --compactions 2 --decode-tokens 128 --json "$OUT/$name.json" "$@"
+KEPT=$(mktemp -d) # the random model of the speed bench
+trap 'rm -rf "$KEPT"' EXIT
+speed() { # name, lengths, arguments of headkv bench speed
+    local name=$1 lengths=$2
+    shift 2
+    step "$name" "$PYTHON" -m headkv_local.cli bench speed --model "$SHAPE" --keep-model "$KEPT" --gpu-layers -1 \
+        --prompt-tokens "$lengths" --budget 128,512,1024 --short-depth 0 \
+        --repeat 1 --compactions 3 --decode-tokens 128 --json "$OUT/$name.json" "$@"
 }
-speed bench-speed --short-depth 0
-speed bench-speed-q8 --short-depth 0 --type-k q8_0 --type-v q8_0 --no-rss
+for long in "" -long; do
+    lengths=${HEADKV_LENGTHS:-8192,32768}
+    [ -n "$long" ] && lengths=${HEADKV_LONG:-131072}
+    speed bench-speed$long "$lengths"
+    speed bench-speed-q8$long "$lengths" --type-k q8_0 --type-v q8_0 --no-rss
+done
 
-printf '\n%-16s %-8s %s\n' step result remark | tee "$OUT/table.txt"
+printf '\n%-19s %-8s %s\n' step result remark | tee "$OUT/table.txt"
 printf '%s\n' "${ROWS[@]}" | tee -a "$OUT/table.txt"
 exit $FAILED

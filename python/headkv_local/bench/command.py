@@ -77,9 +77,15 @@ def _speed(options: argparse.Namespace) -> None:
     setup = setup_of(options)
     tell(f"model {setup.model}")
     with random_model.opened(setup.model, keep_in) as path:
-        results = speed.run(replace(setup, model=path), settings, tell)
-    table = speed_report.table(setup, settings, results)
-    report.write(table, speed_report.document(setup, settings, results), options.json)
+        results: list[speed.Speed] = []
+        for found in speed.run(replace(setup, model=path), settings, tell):
+            results += found  # a run that is ended later leaves what it has found so far
+            report.show(speed_report.details(setup, settings, found) + "\n", options.json)
+            if options.json != "-":
+                report.save(speed_report.document(setup, settings, results), options.json)
+    if len(results) > 1:
+        report.show(speed_report.side_by_side(results), options.json)
+    report.save(speed_report.document(setup, settings, results), options.json)
 
 
 def _depth(text: str) -> int:

@@ -12,6 +12,8 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+from headkv_local.devices import gpus
+
 _Z = 1.959964  # 95 % of a normal distribution
 
 
@@ -46,6 +48,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cpus": os.cpu_count(),
+        "gpus": [gpu.description for gpu in gpus()],
     }
 
 
@@ -64,7 +67,15 @@ def write(text: str, data: dict[str, Any], target: str | None) -> None:
 
     With the target "-" the JSON alone goes to stdout, and the table to stderr.
     """
+    show(text, target)
+    save(data, target)
+
+
+def show(text: str, target: str | None) -> None:
     print(text, file=sys.stderr if target == "-" else sys.stdout, flush=True)
+
+
+def save(data: dict[str, Any], target: str | None) -> None:
     if target is None:
         return
     encoded = json.dumps(data, indent=1, ensure_ascii=False) + "\n"

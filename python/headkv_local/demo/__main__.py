@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 from headkv_local import HeadKVError, HeadScores, Llama, Retention, default_model_path
@@ -13,6 +12,7 @@ from headkv_local.bench.contexts import check_length, n_ctx_for
 from headkv_local.bench.options import Help, layers, positive
 from headkv_local.bench.policies import parse_budget
 from headkv_local.bench.prompts import chat_tokens
+from headkv_local.bench.timing import timed_eval
 from headkv_local.devices import all_layers, require_gpu, set_aside
 
 from .answering import Answer, answer, messages
@@ -62,9 +62,7 @@ def _run(options: argparse.Namespace) -> None:
         check_length(llm, n_ctx)
         shared = _shared(prompts)
         _say(f"Reading a document of {len(shared)} tokens, once for all questions ...")
-        started = time.perf_counter()
-        llm.eval(shared)
-        seconds = time.perf_counter() - started
+        seconds = timed_eval(llm, shared)
         _say(f"Read in {seconds:.1f} s, {len(shared) / seconds:.0f} tokens/s.")
         state = llm.save_state()
         sides: dict[str, list[Answer]] = {}
