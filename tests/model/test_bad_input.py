@@ -34,6 +34,16 @@ def assert_usable(llm: Llama) -> None:
     assert len(greedy(llm, 3)) == 3
 
 
+def in_256_cells(load: Load, path: Path) -> Llama:
+    """250 tokens in a cache that is smaller than the context."""
+    llm = load(path, flash_attn=True)
+    compact_natively(llm, TOKENS[:300], 32)
+    llm.reset()
+    _native.reserve(int(llm.ctx), 250)
+    llm.eval(TOKENS[:250])
+    return llm
+
+
 def broken(path: Path, kind: str, good: bytes) -> Path:
     contents = {
         "empty": b"",
@@ -120,12 +130,8 @@ def test_a_prompt_shorter_than_the_window(load: Load, tiny_path: Path) -> None:
 
 def test_a_record_is_not_used_after_the_cache_has_grown_under_it(load: Load, tiny_path: Path) -> None:
     """Cells may have moved then."""
-    llm = load(tiny_path, flash_attn=True)
-    compact_natively(llm, TOKENS[:300], 32)
-    llm.reset()
+    llm = in_256_cells(load, tiny_path)
     ctx = int(llm.ctx)
-    _native.reserve(ctx, 250)
-    llm.eval(TOKENS[:250])
     _native.observe(ctx, _native.OBSERVE_WINDOW)
     llm.eval(TOKENS[250:254])
     llm.eval(TOKENS[254:258])  # there were 256 cells
@@ -138,12 +144,8 @@ def test_a_record_is_not_used_after_the_cache_has_grown_under_it(load: Load, tin
 
 def test_a_cache_does_not_grow_while_keys_wait_to_be_rotated(load: Load, tiny_path: Path) -> None:
     """The copy would have the new positions and the old keys."""
-    llm = load(tiny_path, flash_attn=True)
-    compact_natively(llm, TOKENS[:300], 32)
-    llm.reset()
+    llm = in_256_cells(load, tiny_path)
     ctx = int(llm.ctx)
-    _native.reserve(ctx, 250)
-    llm.eval(TOKENS[:250])
     llm._ctx.kv_cache_seq_rm(0, 10, 20)
     llm._ctx.kv_cache_seq_shift(0, 20, -1, -10)
     llm.n_tokens = 240
