@@ -67,6 +67,25 @@ def test_speed(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert process["freed_bytes"] == process["full_bytes"] - process["resident_bytes"]
 
 
+def test_speed_leaves_what_it_found_before_it_failed(tiny_path: Path, tmp_path: Path) -> None:
+    """The first context has 256 positions; the second takes more than the model was trained for."""
+    target = tmp_path / "speed.json"
+    command = ["bench", "speed", "--model", str(tiny_path), "--threads", "1", "--repeat", "1", "--no-rss"]
+    command += [
+        "--prompt-tokens",
+        "252,9000",
+        "--decode-tokens",
+        "4",
+        "--budget",
+        "32",
+        "--json",
+        str(target),
+    ]
+    assert main(command) != 0
+    (result,) = json.loads(target.read_text())["results"]
+    assert result["prompt_tokens"] == 252
+
+
 def test_speed_of_several_budgets_and_a_random_model(capsys: pytest.CaptureFixture[str]) -> None:
     data, table = run(
         capsys,
