@@ -45,6 +45,7 @@ def in_child(library: Path, body: Callable[[ctypes.CDLL], None], **environment: 
     if child == 0:
         faulthandler.disable()
         os.dup2(write, 2)
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # `make test` hides GPUs
         os.environ.update(environment)
         try:
             body(ctypes.CDLL(str(library)))
