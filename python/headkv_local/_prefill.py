@@ -177,9 +177,8 @@ class PromptReader(Decoder):
         try:
             self._evaluate(tokens[-n_last:])
         finally:
-            _native.observe(ctx, _native.OBSERVE_OFF)
+            _native.observe(ctx, _native.OBSERVE_OFF)  # waits for the device
         _native.set_sentences(ctx, sentence_ends(self.input_ids[:n_prompt], self._piece))
-        self._wait()
         observed = perf_counter()
         _native.compact(ctx)
         self._prompt = PromptRecord(

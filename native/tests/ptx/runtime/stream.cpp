@@ -8,7 +8,6 @@
 #include <deque>
 #include <map>
 #include <memory>
-#include <string>
 #include <thread>
 #include <tuple>
 #include <vector>
