@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from headkv_local import Llama, Retention, _native
 from headkv_local.bench import device_memory
+from headkv_local.bench.contexts import last_logits
 from headkv_local.bench.kv_types import KV_TYPES
 from headkv_local.bench.text import text_tokens
 from headkv_local.bench.timing import timed_eval
@@ -211,7 +212,7 @@ def turn(options: argparse.Namespace) -> tuple[bool, str, Figures]:
             llm.prefill(tokens[:-TURN])
             for start in range(options.prompt_tokens, len(tokens), TURN_BATCH):
                 evaluate(llm, tokens[start : start + TURN_BATCH])
-            return np.array(llm._ctx.get_logits_ith(-1)[: llm.n_vocab()], dtype=np.float32)
+            return last_logits(llm).copy()
 
         waited, hurried = logits(timed_eval), logits(Llama.eval)
         stats = llm.cache_stats()
