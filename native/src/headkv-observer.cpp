@@ -20,6 +20,13 @@ headkv_observer::headkv_observer(mode mode, const std::vector<headkv_layer_shape
     bufs.alloc();
 }
 
+// Whether CUDA would make a copy of K in F32 in memory that it ends the process without: its products take heads of a
+// multiple of 64 as they are.
+static bool is_copied_by_device(const ggml_tensor * k) {
+    return (k->type == GGML_TYPE_F16 || k->type == GGML_TYPE_BF16) && k->ne[0] % 64 != 0 && k->view_src &&
+           k->view_src->buffer && !ggml_backend_buffer_is_host(k->view_src->buffer);
+}
+
 void headkv_observer::build(const llm_graph_context & gctx, uint32_t ikv, ggml_tensor * q, ggml_tensor * k,
                             ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale) const {
     ggml_context * ctx = gctx.ctx0;
@@ -29,6 +36,9 @@ void headkv_observer::build(const llm_graph_context & gctx, uint32_t ikv, ggml_t
 
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
     k = ggml_permute(ctx, k, 0, 2, 1, 3);
+    if (is_copied_by_device(k)) {
+        k = ggml_cast(ctx, k, GGML_TYPE_F32); // lack of memory for this one is an error
+    }
 
     // [n_kv, n_tokens, n_head]
     ggml_tensor * w = ggml_mul_mat(ctx, k, q);

@@ -18,9 +18,12 @@
 // cells of the tail right after compaction; it doubles when it is full
 static constexpr uint32_t n_tail_min = 128;
 
-// Tokens of a ubatch under observation. The attention of all of them to the whole cache is a matrix in the device's
-// memory, and CUDA multiplies no more columns by K without a copy of K in F32.
-static constexpr uint32_t n_ubatch_observed = 16;
+// Tokens of a ubatch under observation: CUDA multiplies no more columns by K without a copy of K in F32. Fewer where
+// their attention to the whole prompt, and a transposed copy of it, would not fit into so many bytes: the compute
+// buffer keeps the size that it once needed, and should not grow for the end of the prompt beyond what its other tokens
+// take.
+static constexpr uint32_t n_ubatch_observed  = 16;
+static constexpr size_t n_bytes_observed_max = 64u * 1024 * 1024;
 
 // a dormant cache has a multiple of so many cells, as long as the context has: the stock cache attends to as many at
 // once
@@ -203,7 +206,7 @@ llama_memory_context_ptr llama_kv_cache_headkv::init_batch(llama_batch_allocr & 
         balloc.split_reset();
 
         if (obs && obs->on) {
-            n_ubatch = std::min(n_ubatch, n_ubatch_observed);
+            n_ubatch = std::min(n_ubatch, get_n_ubatch_observed(balloc.get_n_tokens()));
         }
 
         std::vector<llama_ubatch> ubatches;
@@ -232,6 +235,13 @@ llama_memory_context_ptr llama_kv_cache_headkv::init_batch(llama_batch_allocr & 
     }
 
     return std::make_unique<llama_kv_cache_headkv_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
+}
+
+uint32_t llama_kv_cache_headkv::get_n_ubatch_observed(uint32_t n_new) const {
+    const size_t n_kv    = live->get_cells(0).get_used() + n_new;
+    const size_t n_bytes = 2 * sizeof(float) * n_kv * model.hparams.n_head(); // of one token
+
+    return std::clamp<size_t>(n_bytes_observed_max / n_bytes, 1, n_ubatch_observed);
 }
 
 llama_memory_context_ptr llama_kv_cache_headkv::init_full() {

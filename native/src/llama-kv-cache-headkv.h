@@ -117,6 +117,9 @@ private:
     // make room for n_new more tokens in the live cache; throws if there is none
     void reserve(uint32_t n_new);
 
+    // how many tokens are decoded at once under observation, where a batch of n_new is to be decoded
+    uint32_t get_n_ubatch_observed(uint32_t n_new) const;
+
     // all positions of the live cache in order: cell[p]; throws unless they are 0, 1, ...
     std::vector<uint32_t> get_prompt_cells() const;
 
