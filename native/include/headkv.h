@@ -17,7 +17,8 @@
 // never aborts on bad input; headkv_last_error() then tells the cause in one sentence. Unless a
 // comment says otherwise, a failing call leaves the context exactly as it was.
 //
-// One context is to be used by one thread at a time; only headkv_cancel() may be called from another.
+// One context is to be used by one thread at a time. Others may call meanwhile what says so: headkv_cancel() and
+// what tells of the cache, headkv_get_stats(), _kept(), _mask() and _device_bytes().
 #pragma once
 
 #include <stddef.h>
@@ -114,8 +115,8 @@ struct headkv_device {
 // The ABI of the loaded library; compare it with HEADKV_ABI_VERSION before any other call.
 HEADKV_API int32_t headkv_abi_version(void);
 
-// The cause of the last failure on this context, "" if there was none. Valid until the next headkv or
-// llama_decode call on it. With ctx NULL, or a context that cannot be compacted: of this thread.
+// The cause of the last failure on this context, "" if there was none. Valid until this thread asks again. With ctx
+// NULL, or a context that cannot be compacted: of this thread.
 HEADKV_API const char * headkv_last_error(const struct llama_context * ctx);
 
 // HEADKV_ERR_UNSUPPORTED with the reason if the context can never be compacted: flash attention off,
@@ -173,6 +174,8 @@ HEADKV_API int32_t headkv_get_attention(const struct llama_context * ctx, float 
 // HEADKV_ERR_STATE if rows are not being recorded.
 HEADKV_API int32_t headkv_get_rows(const struct llama_context * ctx, int32_t layer, float * w, size_t n);
 
+// The next four may be called from any thread.
+
 // Entries kept per KV head: kept[n_layer][n_head_kv], n: its length. HEADKV_ERR_STATE if not compacted.
 HEADKV_API int32_t headkv_get_kept(const struct llama_context * ctx, int32_t * kept, size_t n);
 
@@ -183,6 +186,10 @@ HEADKV_API int32_t headkv_get_mask(const struct llama_context * ctx, uint8_t * m
 // size: sizeof(struct headkv_stats) of the caller.
 HEADKV_API int32_t headkv_get_stats(const struct llama_context * ctx, struct headkv_stats * stats, size_t size);
 
+// Where the KV cache is now: bytes[headkv_device_count()], n: its length. Of any context, also one that can never
+// be compacted.
+HEADKV_API int32_t headkv_get_device_bytes(const struct llama_context * ctx, int64_t * bytes, size_t n);
+
 // The devices, numbered from 0; the CPU is one of them. Name ("CUDA0") and description ("NVIDIA H100") are NULL
 // for a number beyond. size: sizeof(struct headkv_device) of the caller.
 HEADKV_API int32_t headkv_device_count(void);
@@ -192,10 +199,6 @@ HEADKV_API int32_t headkv_get_device(int32_t i, struct headkv_device * device, s
 
 // What the CUDA kernels were compiled for, as ggml lists it ("800,900"); "" in a build without CUDA.
 HEADKV_API const char * headkv_cuda_archs(void);
-
-// Where the KV cache is now: bytes[headkv_device_count()], n: its length. Of any context, also one that can never
-// be compacted.
-HEADKV_API int32_t headkv_get_device_bytes(const struct llama_context * ctx, int64_t * bytes, size_t n);
 
 // From any thread: from now on until headkv_cancel_clear(), llama_decode() stops and returns 2. The
 // tokens of its unfinished ubatch are not in the cache then.

@@ -12,12 +12,15 @@ static const llama_kv_cache_headkv_context * get_context(const llama_memory_cont
 
 namespace {
 
-// has no tensor: only refuses that a graph outlives a compaction, a grown tail or a change of observation
+// has no tensor: refuses that a graph outlives a compaction, a grown tail or a change of observation
 class llm_graph_input_headkv : public llm_graph_input_i {
 public:
-    explicit llm_graph_input_headkv(uint64_t epoch) : epoch(epoch) {}
+    explicit llm_graph_input_headkv(const llama_kv_cache_headkv * mem) : mem(mem), epoch(mem->get_epoch()) {}
 
-    void set_input(const llama_ubatch * ubatch) override { GGML_UNUSED(ubatch); }
+    void set_input(const llama_ubatch * ubatch) override {
+        GGML_UNUSED(ubatch);
+        mem->on_compute();
+    }
 
     bool can_reuse(const llm_graph_params & params) override {
         const auto * headkv = get_context(params.mctx);
@@ -25,6 +28,7 @@ public:
     }
 
 private:
+    const llama_kv_cache_headkv * mem;
     const uint64_t epoch;
 };
 
@@ -32,7 +36,7 @@ private:
 
 void headkv_build_inp(llm_graph_result * res, const llama_kv_cache_context * mctx) {
     if (const auto * headkv = get_context(mctx)) {
-        res->add_input(std::make_unique<llm_graph_input_headkv>(headkv->get_mem()->get_epoch()));
+        res->add_input(std::make_unique<llm_graph_input_headkv>(headkv->get_mem()));
     }
 }
 

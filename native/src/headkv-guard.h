@@ -8,9 +8,9 @@
 // of contexts that have no memory of ours to keep it, and of calls without a context
 inline thread_local std::string headkv_thread_error;
 
-// run f(); any exception becomes a code and a text in error
-template <typename F>
-int32_t headkv_guard_plain(std::string & error, F && f) {
+// run f(); any exception becomes a code and a text in error, a std::string or a headkv_error_text
+template <typename E, typename F>
+int32_t headkv_guard_plain(E & error, F && f) {
     try {
         f();
         return HEADKV_OK;

@@ -21,7 +21,7 @@ template <typename F>
 static int32_t guard(const llama_context * ctx, F && f) {
     auto * mem = get_mem(ctx);
 
-    return headkv_guard_plain(mem ? mem->last_error : headkv_thread_error, [&]() {
+    const auto call = [&]() {
         if (!ctx) {
             throw headkv_error(HEADKV_ERR_ARGUMENT, "the context is NULL");
         }
@@ -34,7 +34,8 @@ static int32_t guard(const llama_context * ctx, F && f) {
             throw headkv_error(HEADKV_ERR_UNSUPPORTED, "flash attention was turned off: a device lacks it");
         }
         f(*mem);
-    });
+    };
+    return mem ? headkv_guard_plain(mem->last_error, call) : headkv_guard_plain(headkv_thread_error, call);
 }
 
 static bool abort_if_cancelled(void * data) {
@@ -47,7 +48,16 @@ int32_t headkv_abi_version(void) {
 
 const char * headkv_last_error(const llama_context * ctx) {
     const auto * mem = get_mem(ctx);
-    return mem ? mem->last_error.c_str() : headkv_thread_error.c_str();
+    if (!mem) {
+        return headkv_thread_error.c_str();
+    }
+    thread_local std::string text; // another thread may set the context's meanwhile
+    try {
+        text = mem->last_error.get();
+    } catch (const std::bad_alloc &) {
+        headkv_set_error(text, "out of memory");
+    }
+    return text.c_str();
 }
 
 int32_t headkv_supported(const llama_context * ctx) {
@@ -134,8 +144,7 @@ int32_t headkv_get_stats(const llama_context * ctx, headkv_stats * stats, size_t
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(stats);
         headkv_require_size(size, sizeof(*stats));
-        *stats          = mem.get_stats();
-        stats->n_splits = ggml_backend_sched_get_n_splits(ctx->get_sched());
+        *stats = mem.get_stats();
     });
 }
 

@@ -187,9 +187,11 @@ void llama_kv_cache_headkv::reserve(uint32_t n_new) {
         next->state_read(io_read, 0);
     }
 
-    update_peak(total_size(*next));
-
-    live = std::move(next);
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        update_peak(total_size(*next));
+        live.swap(next);
+    }
     if (obs) {
         obs->remove(0); // the cells may have moved
     }
@@ -266,12 +268,15 @@ void llama_kv_cache_headkv::clear(bool data) {
     if (pool || obs) {
         wait();
     }
+    const std::lock_guard<std::mutex> lock(mutex);
+
     pool.reset();
     obs.reset();
     ends.clear();
 
     live->clear(data);
 
+    n_live     = 0;
     bytes_peak = total_size(*live);
     epoch++;
 }
@@ -279,7 +284,7 @@ void llama_kv_cache_headkv::clear(bool data) {
 bool llama_kv_cache_headkv::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     // the pool holds sequence 0, the only one that can have tokens; -1 is any sequence
     if (seq_id > 0) {
-        return live->seq_rm(seq_id, p0, p1);
+        return live->seq_rm(seq_id, p0, p1); // has none
     }
 
     p0 = std::max(p0, 0);
@@ -303,7 +308,9 @@ bool llama_kv_cache_headkv::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos 
     }
     ends.clear();
 
-    return live->seq_rm(seq_id, p0, p1);
+    const bool res = live->seq_rm(seq_id, p0, p1);
+    count_live();
+    return res;
 }
 
 void llama_kv_cache_headkv::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
@@ -320,6 +327,7 @@ void llama_kv_cache_headkv::seq_keep(llama_seq_id seq_id) {
         return;
     }
     live->seq_keep(seq_id);
+    count_live();
 }
 
 void llama_kv_cache_headkv::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
@@ -349,6 +357,8 @@ llama_pos llama_kv_cache_headkv::seq_pos_max(llama_seq_id seq_id) const {
 }
 
 std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_headkv::memory_breakdown() const {
+    const std::lock_guard<std::mutex> lock(mutex);
+
     auto res = live->memory_breakdown();
     if (pool) {
         pool->get_buffers().add_breakdown(res);
@@ -386,6 +396,7 @@ void llama_kv_cache_headkv::state_read(llama_io_read_i & io, llama_seq_id seq_id
         reserve(0);
         headkv_io_unread unread(io, word);
         live->state_read(unread, seq_id, flags);
+        count_live();
         return;
     }
 
@@ -400,8 +411,11 @@ void llama_kv_cache_headkv::state_read(llama_io_read_i & io, llama_seq_id seq_id
     auto tail = make_live(std::min(std::max(n_tail, n_tail_min), std::max(1u, n_ctx - next->get_n_prompt())));
     tail->state_read(io, seq_id, flags);
 
-    pool = std::move(next);
-    live = std::move(tail);
+    const std::lock_guard<std::mutex> lock(mutex);
+
+    pool   = std::move(next);
+    live   = std::move(tail);
+    n_live = n_tail;
     update_peak(0);
 }
 
@@ -423,7 +437,10 @@ void llama_kv_cache_headkv::configure(int32_t window, int32_t kernel, int32_t si
         throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it is configured anew");
     }
 
-    obs.reset(); // of another window, or left by a compaction that failed
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        obs.reset(); // of another window, or left by a compaction that failed
+    }
     epoch++;
 
     params = { (uint32_t) window, (uint32_t) kernel, (uint32_t) sinks };
@@ -493,6 +510,7 @@ void llama_kv_cache_headkv::observe(int32_t what) {
         reserve(0);
         auto next = std::make_unique<headkv_observer>(rows ? headkv_observer::ROWS : headkv_observer::WINDOW, shapes,
                                                       n_ctx, rows ? model.hparams.n_head() : n_head_kv);
+        const std::lock_guard<std::mutex> lock(mutex);
         update_peak(next->get_buffers().size());
         obs = std::move(next);
     }
@@ -660,14 +678,21 @@ void llama_kv_cache_headkv::compact(uint32_t n_threads) {
 
     // commit; nothing can fail from here on
 
-    update_peak(next->get_buffers().size() + total_size(*tail));
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        update_peak(next->get_buffers().size() + total_size(*tail));
 
-    pool = std::move(next);
-    live = std::move(tail);
-    obs.reset();
+        pool = std::move(next);
+        live.swap(tail);
+        obs.reset();
+        n_live = 0;
+    }
     ends.clear();
     epoch++;
 
+    tail.reset(); // by now the full cache
+
+    const std::lock_guard<std::mutex> lock(mutex);
     t_select_us  = t_select_end_us - t_start_us;
     t_compact_us = ggml_time_us() - t_select_end_us;
 }
@@ -700,6 +725,8 @@ void llama_kv_cache_headkv::get_rows(int32_t layer, float * w, size_t n) const {
 }
 
 void llama_kv_cache_headkv::get_kept(int32_t * kept, size_t n) const {
+    const std::lock_guard<std::mutex> lock(mutex);
+
     require_pool();
     require_length(n, shapes.size() * n_head_kv);
 
@@ -711,6 +738,8 @@ void llama_kv_cache_headkv::get_kept(int32_t * kept, size_t n) const {
 }
 
 void llama_kv_cache_headkv::get_mask(uint8_t * mask, size_t n) const {
+    const std::lock_guard<std::mutex> lock(mutex);
+
     require_pool();
     require_length(n, shapes.size() * n_head_kv * pool->get_n_prompt());
 
@@ -726,6 +755,8 @@ void llama_kv_cache_headkv::get_mask(uint8_t * mask, size_t n) const {
 }
 
 headkv_stats llama_kv_cache_headkv::get_stats() const {
+    const std::lock_guard<std::mutex> lock(mutex);
+
     const auto & s = shapes[0];
 
     headkv_stats res;
@@ -735,7 +766,7 @@ headkv_stats llama_kv_cache_headkv::get_stats() const {
     res.n_ctx        = n_ctx;
     res.n_prompt     = pool ? pool->get_n_prompt() : 0;
     res.n_kept       = pool ? pool->get_n_rows() : 0;
-    res.n_live       = live->get_cells(0).get_used();
+    res.n_live       = n_live;
     res.row_bytes    = ggml_row_size(s.type_k, s.d_k) + ggml_row_size(s.type_v, s.d_v);
     res.bytes_full   = bytes_full;
     res.bytes_live   = total_size(*live);
@@ -744,7 +775,7 @@ headkv_stats llama_kv_cache_headkv::get_stats() const {
     res.bytes_peak   = bytes_peak;
     res.t_select_us  = t_select_us;
     res.t_compact_us = t_compact_us;
-    res.n_splits     = 0; // known to the context
+    res.n_splits     = n_splits;
     return res;
 }
 
@@ -764,6 +795,11 @@ void llama_kv_cache_headkv::require_pool() const {
     if (!pool) {
         throw headkv_error(HEADKV_ERR_STATE, "the cache is not compacted");
     }
+}
+
+void llama_kv_cache_headkv::count_live() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    n_live = live->get_cells(0).get_used();
 }
 
 void llama_kv_cache_headkv::update_peak(size_t extra) {
@@ -796,11 +832,16 @@ const headkv_pool::layer * llama_kv_cache_headkv::get_pool(int32_t il) const {
     return pool ? &pool->get_layer(ikv_of(il)) : nullptr;
 }
 
+void llama_kv_cache_headkv::on_compute() const {
+    n_splits = lctx ? ggml_backend_sched_get_n_splits(lctx->get_sched()) : 0;
+}
+
 void llama_kv_cache_headkv::on_apply(const llama_ubatch & ubatch) {
     if (obs && obs->on) {
         obs->add(ubatch);
     }
     ends.clear(); // those of the prompt without this ubatch
+    count_live();
 }
 
 //

@@ -2,6 +2,7 @@
 
 #include "llama-kv-cache.h"
 
+#include "headkv-error.h"
 #include "headkv-observer.h"
 #include "headkv-pool.h"
 #include "headkv-select.h"
@@ -9,6 +10,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <string>
 
 //
@@ -78,9 +80,9 @@ public:
 
     void get_attention(float * w, size_t n) const;
     void get_rows(int32_t layer, float * w, size_t n) const;
+    // these may be called while another thread is in here
     void get_kept(int32_t * kept, size_t n) const;
     void get_mask(uint8_t * mask, size_t n) const;
-
     headkv_stats get_stats() const;
 
     //
@@ -96,11 +98,12 @@ public:
     // the pool of layer il, nullptr when dormant
     const headkv_pool::layer * get_pool(int32_t il) const;
 
-    // the ubatch is about to be computed
+    // the ubatch is about to be computed: before its graph is built, and when it is there
     void on_apply(const llama_ubatch & ubatch);
+    void on_compute() const;
 
     // of the last failure on this context
-    std::string last_error;
+    headkv_error_text last_error;
 
     std::atomic<bool> cancelled = false;
 
@@ -139,6 +142,7 @@ private:
     void require_length(size_t n, size_t n_expected) const;
     void require_pool() const;
     void update_peak(size_t extra);
+    void count_live();
 
     uint32_t ikv_of(int32_t il) const;
 
@@ -151,6 +155,10 @@ private:
     const layer_filter_cb filter;
 
     llama_context * lctx = nullptr; // whose memory this is; known from its first batch on
+
+    // Held where what other threads may ask for changes: the three below, n_live, bytes_peak and the times. The one
+    // thread that changes them reads them without.
+    mutable std::mutex mutex;
 
     std::unique_ptr<llama_kv_cache> live;
     std::unique_ptr<headkv_pool> pool;
@@ -166,6 +174,9 @@ private:
 
     uint64_t epoch = 0;
 
+    mutable std::atomic<int32_t> n_splits = 0; // of the last graph
+
+    uint32_t n_live      = 0; // cells of the live cache in use, of whole ubatches
     size_t bytes_full    = 0;
     size_t bytes_peak    = 0;
     int64_t t_select_us  = 0;

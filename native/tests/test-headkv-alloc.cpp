@@ -11,7 +11,6 @@
 #include "tiny-model.h"
 
 #include <dlfcn.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -78,22 +77,8 @@ static void check(bool ok, const char * what, fail_kind kind, int n) {
     }
 }
 
-static llama_token token_at(int pos) {
-    return (pos * 7 + pos / 5) % 90;
-}
-
 static int decode(llama_context * ctx, int p0, int n) {
-    llama_batch batch = llama_batch_init(n, 0, 1);
-    batch.n_tokens    = n;
-    for (int i = 0; i < n; ++i) {
-        batch.token[i]     = token_at(p0 + i);
-        batch.pos[i]       = p0 + i;
-        batch.n_seq_id[i]  = 1;
-        batch.seq_id[i][0] = 0;
-        batch.logits[i]    = i == n - 1;
-    }
-    const int rc = llama_decode(ctx, batch);
-    llama_batch_free(batch);
+    const int rc = tiny_model_decode(ctx, p0, n);
     llama_synchronize(ctx); // the work of ptx/'s device allocates, and is not what is to fail
     return rc;
 }
@@ -155,20 +140,10 @@ int main(int argc, char ** argv) {
     llama_log_set(quiet, nullptr);
 
     // a real GPU's allocations cannot be made to fail here
-    ggml_backend_dev_t no_gpu[]     = { nullptr };
-    llama_model_params model_params = llama_model_default_params();
-    model_params.devices            = gpu ? nullptr : no_gpu;
-    model_params.n_gpu_layers       = gpu ? -1 : 0;
-
     const auto load = [&](int d_head) {
-        const std::string path = std::string(getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp") + "/test-headkv-alloc-" +
-                                 std::to_string(getpid()) + ".gguf";
         tiny_model_params shape;
         shape.d_head = d_head;
-        tiny_model_write(path.c_str(), shape);
-        llama_model_ptr res(llama_model_load_from_file(path.c_str(), model_params));
-        remove(path.c_str());
-        return res;
+        return tiny_model_load(shape, gpu);
     };
     llama_model_ptr model = load(64);
 

@@ -5,8 +5,6 @@
 #include "llama-ext.h"
 #include "tiny-model.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -29,18 +27,7 @@ static size_t compute_bytes(const llama_context * ctx) {
 }
 
 static bool decode(llama_context * ctx, int p0, int n) {
-    llama_batch batch = llama_batch_init(n, 0, 1);
-    batch.n_tokens    = n;
-    for (int i = 0; i < n; ++i) {
-        batch.token[i]     = ((p0 + i) * 7 + (p0 + i) / 5) % 90;
-        batch.pos[i]       = p0 + i;
-        batch.n_seq_id[i]  = 1;
-        batch.seq_id[i][0] = 0;
-        batch.logits[i]    = i == n - 1;
-    }
-    const int rc = llama_decode(ctx, batch);
-    llama_batch_free(batch);
-    return rc == 0;
+    return tiny_model_decode(ctx, p0, n) == 0;
 }
 
 // the last tokens of the prompt, in batches of n_batch -> [n_head_kv][n_prompt], empty if that failed
@@ -69,14 +56,7 @@ int main() {
     shape.n_head_kv = n_head_kv;
     shape.d_head    = 4;
 
-    const std::string path = std::string(getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp") + "/test-headkv-observe-" +
-                             std::to_string(getpid()) + ".gguf";
-    tiny_model_write(path.c_str(), shape);
-    ggml_backend_dev_t no_gpu[]     = { nullptr };
-    llama_model_params model_params = llama_model_default_params();
-    model_params.devices            = no_gpu;
-    llama_model_ptr model(llama_model_load_from_file(path.c_str(), model_params));
-    remove(path.c_str());
+    const llama_model_ptr model = tiny_model_load(shape);
 
     llama_context_params params = llama_context_default_params();
     params.n_ctx                = n_prompt;

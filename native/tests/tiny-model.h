@@ -6,6 +6,8 @@
 #include "gguf.h"
 #include "llama-cpp.h"
 
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -21,6 +23,26 @@ struct tiny_model_params {
     int d_head    = 64;
     int n_ff      = 64;
 };
+
+inline llama_token tiny_model_token_at(int pos) {
+    return (pos * 7 + pos / 5) % 90;
+}
+
+// n tokens from position p0 on; what llama_decode() returns
+inline int tiny_model_decode(llama_context * ctx, int p0, int n) {
+    llama_batch batch = llama_batch_init(n, 0, 1);
+    batch.n_tokens    = n;
+    for (int i = 0; i < n; ++i) {
+        batch.token[i]     = tiny_model_token_at(p0 + i);
+        batch.pos[i]       = p0 + i;
+        batch.n_seq_id[i]  = 1;
+        batch.seq_id[i][0] = 0;
+        batch.logits[i]    = i == n - 1;
+    }
+    const int rc = llama_decode(ctx, batch);
+    llama_batch_free(batch);
+    return rc;
+}
 
 inline void tiny_model_write(const char * path, const tiny_model_params & p = {}) {
     const int n_embd     = p.n_head * p.d_head;
@@ -75,4 +97,20 @@ inline void tiny_model_write(const char * path, const tiny_model_params & p = {}
         fprintf(stderr, "cannot write %s\n", path);
         exit(1);
     }
+}
+
+// loaded, and its file is gone again. gpu: on what GPUs there are, else on the CPU
+inline llama_model_ptr tiny_model_load(const tiny_model_params & p = {}, bool gpu = false) {
+    const char * folder = getenv("TMPDIR");
+    const std::string path =
+        std::string(folder ? folder : "/tmp") + "/headkv-tiny-" + std::to_string(getpid()) + ".gguf";
+    tiny_model_write(path.c_str(), p);
+
+    ggml_backend_dev_t no_gpu[] = { nullptr };
+    llama_model_params params   = llama_model_default_params();
+    params.devices              = gpu ? nullptr : no_gpu;
+    params.n_gpu_layers         = gpu ? -1 : 0;
+    llama_model_ptr res(llama_model_load_from_file(path.c_str(), params));
+    remove(path.c_str());
+    return res;
 }

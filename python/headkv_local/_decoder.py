@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
 
 from . import _native
 from ._logging import collected_errors
@@ -33,23 +35,45 @@ class _Closed:
 
 
 class Decoder(llama_cpp.Llama):  # type: ignore[misc]
-    """Whatever goes wrong in eval(): n_tokens and the KV cache agree, and the next call works."""
+    """Whatever goes wrong in eval(): n_tokens and the KV cache agree, and the next call works.
+
+    One call at a time uses the context, in whatever thread; close() ends it and waits for it.
+    """
+
+    input_ids: npt.NDArray[np.intc]
+    scores: npt.NDArray[np.single]
 
     _closed = True  # until the parent has something to close
     _cancellable = False  # whether the native library has been given the abort callback
     _n_logits = 0  # tokens that the last decode has left logits of
 
     def _open(self) -> None:
-        self._closing = threading.Lock()
+        self._calls = threading.RLock()  # held by the call that uses the context
+        self._closing = threading.RLock()  # held for moments, in which the context is not freed
         self._cancelled = threading.Event()
         self._closed = False
 
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """What uses the context does it in here."""
+        with self._calls:
+            self._require_open()
+            yield
+
     def close(self) -> None:
-        """Free model and context. Every later call raises StateError; closing twice is fine."""
+        """Free model and context. Every later call raises StateError; closing twice is fine.
+
+        A call that runs in another thread is cancelled first, and waited for: an on_prefill callback must
+        not wait in turn for the thread that closes.
+        """
         if self._closed:
             return
         with self._closing:
+            if self._closed:
+                return
             self._closed = True
+            self._stop()
+        with self._calls:
             if "_stack" in self.__dict__:
                 model = self.__dict__.get("_model")
                 super().close()
@@ -58,17 +82,20 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
             self.__dict__.update(dict.fromkeys(("_ctx", "_model", "_batch", "tokenizer_"), _Closed()))
 
     def cancel(self) -> None:
-        """Make the call that runs now raise Cancelled; to be called from another thread.
+        """Make the call that runs now raise Cancelled; to be called from another thread, or a signal handler.
 
         It takes effect inside of the running decode, or before the next one where the model or the settings
         cannot be compacted. What was decoded until then stays in the KV cache. A request that nothing was
         stopped by is forgotten when the next prompt begins.
         """
-        self._require_open()
         with self._closing:
-            self._cancelled.set()
-            if self._cancellable:
-                _native.cancel(self._address)
+            self._require_open()
+            self._stop()
+
+    def _stop(self) -> None:
+        self._cancelled.set()
+        if self._cancellable:
+            _native.cancel(self._address)
 
     @property
     def _address(self) -> int:
@@ -84,20 +111,46 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
             raise StateError("this Llama has been closed")
 
     def _forget_cancel(self) -> None:
-        self._cancelled.clear()
-        if self._cancellable:
-            _native.cancel_clear(self._address)
+        with self._closing:
+            if self._closed:
+                return
+            self._cancelled.clear()
+            if self._cancellable:
+                _native.cancel_clear(self._address)
+
+    def _make_room(self) -> None:
+        """llama.cpp rounds the context up; llama_cpp's own arrays of it become as long here."""
+        n_ctx = self.n_ctx()
+        self.input_ids = _lengthened(self.input_ids, n_ctx)
+        if self._logits_all:
+            self.scores = _lengthened(self.scores, n_ctx)
 
     def reset(self) -> None:
         """Forget all tokens. A compacted cache gets room again with the next prompt."""
-        self._require_open()
-        super().reset()
-        if self._ctx.memory is not None:
-            self._ctx.kv_cache_seq_rm(-1, 0, -1)
+        with self._working():
+            super().reset()
+            if self._ctx.memory is not None:
+                self._ctx.kv_cache_seq_rm(-1, 0, -1)
+
+    def tokenize(self, *args: Any, **kwargs: Any) -> list[int]:
+        """As llama_cpp.Llama.tokenize()."""
+        with self._working():
+            tokens: list[int] = super().tokenize(*args, **kwargs)
+            return tokens
+
+    def detokenize(self, *args: Any, **kwargs: Any) -> bytes:
+        """As llama_cpp.Llama.detokenize()."""
+        with self._working():
+            text: bytes = super().detokenize(*args, **kwargs)
+            return text
+
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """As llama_cpp.Llama.embed()."""
+        with self._working():
+            return super().embed(*args, **kwargs)
 
     def _evaluate(self, tokens: Sequence[int], done: Callable[[int], None] = lambda n: None) -> None:
         """Evaluate in pieces of n_batch tokens. done: called with the size of each piece."""
-        self._require_open()
         self._require_known(tokens)
         self._require_room(len(tokens))
         with self._in_step():
@@ -116,18 +169,17 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
         """As llama_cpp.Llama.sample(); StateError where there are no logits, which llama.cpp aborts on."""
-        self._require_open()
-        if self._requires_eval or (idx is not None and not 0 < self.n_tokens - idx <= self._n_logits):
-            raise StateError(
-                f"there are no logits {'yet' if idx is None else f'of position {idx}'}: evaluate tokens "
-                "first, with logits_all=True for those of other tokens than the last one"
-            )
-        token: int = super().sample(*args, idx=idx, **kwargs)
-        return token
+        with self._working():
+            if self._requires_eval or (idx is not None and not 0 < self.n_tokens - idx <= self._n_logits):
+                raise StateError(
+                    f"there are no logits {'yet' if idx is None else f'of position {idx}'}: evaluate tokens "
+                    "first, with logits_all=True for those of other tokens than the last one"
+                )
+            token: int = super().sample(*args, idx=idx, **kwargs)
+            return token
 
     def _require_room(self, n_new: int) -> None:
-        # llama.cpp rounds the context up, llama_cpp's own array of tokens does not follow
-        room = min(self._n_ctx, len(self.input_ids))
+        room = self._n_ctx
         if self.n_tokens + n_new > room:
             raise ContextFullError(
                 f"the context of {room} tokens is full: it holds {self.n_tokens}, and {n_new} more do not fit"
@@ -181,3 +233,13 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
             if "exceed context window" not in str(error):
                 raise
             raise ContextFullError(str(error)) from error
+
+
+def _lengthened(array: Any, n: int) -> Any:
+    """The first n rows, zeros where there are not so many."""
+    if len(array) == n:
+        return array
+    longer = np.zeros((n, *array.shape[1:]), dtype=array.dtype)
+    n_both = min(n, len(array))
+    longer[:n_both] = array[:n_both]
+    return longer

@@ -46,6 +46,7 @@ class PromptReader(Decoder):
     _unread: object | None = None
 
     _prompt = PromptRecord()
+    _reading = False
 
     def prefill(self, tokens: Sequence[int]) -> None:
         """Read tokens as a prompt and compact the cache, as generate() does before it samples.
@@ -54,23 +55,32 @@ class PromptReader(Decoder):
         len(tokens), and the logits of the last one are there. Raises what eval() raises, and
         ArgumentError for an empty prompt or a budget that is too small for this one.
         """
-        self._require_open()
-        self._forget_cancel()
-        tokens = list(tokens)
-        self._read(tokens[self._reuse(tokens) :])
+        with self._working():
+            self._forget_cancel()
+            tokens = list(tokens)
+            self._read(tokens[self._reuse(tokens) :])
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
         """As llama_cpp.Llama.generate(); the prompt is compacted before the first token is sampled."""
         self._require_open()
         self._forget_cancel()
         mark = self._unread = object()
+        steps = super().generate(tokens, *args, **kwargs)
+        sent = None
         try:
-            yield from super().generate(tokens, *args, **kwargs)
+            while True:
+                with self._working():
+                    try:
+                        token = steps.send(sent)
+                    except StopIteration:
+                        return
+                sent = yield token
         except ValueError as error:
             if not isinstance(error, HeadKVError):
                 self._require_room(1)  # llama_cpp writes drafts behind the end of its array of tokens
             raise
         finally:
+            steps.close()
             if self._unread is mark:  # this may run late, when another generate() has begun
                 self._unread = None
 
@@ -80,11 +90,12 @@ class PromptReader(Decoder):
         Raises ContextFullError, Cancelled, OutOfMemoryError, and ArgumentError for tokens that the model
         does not have. What was evaluated until then stays in the cache.
         """
-        if self._unread is None:
-            self._evaluate(tokens)
-            return
-        self._unread = None
-        self._read(list(tokens))
+        with self._working():
+            if self._unread is None:
+                self._evaluate(tokens)
+                return
+            self._unread = None
+            self._read(list(tokens))
 
     def reset(self) -> None:
         """Forget all tokens. A compacted cache gets room for the next prompt when that is read."""
@@ -117,6 +128,13 @@ class PromptReader(Decoder):
 
     def _read(self, tokens: list[int]) -> None:
         """Evaluate what of a prompt is not in the cache yet, and compact the cache."""
+        self._reading = True
+        try:
+            self._read_prompt(tokens)
+        finally:
+            self._reading = False
+
+    def _read_prompt(self, tokens: list[int]) -> None:
         if self.n_tokens == 0:
             self.reset()
         n_prompt = self.n_tokens + len(tokens)

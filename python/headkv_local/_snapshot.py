@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 
 import llama_cpp
 import numpy as np
+import numpy.typing as npt
 
 from . import _native
+from .errors import StateError
 from .stats import CacheStats, PromptRecord
 
 
 def native_stats(ctx: int, prompt: PromptRecord) -> CacheStats:
     """UnsupportedError for a context that can never be compacted."""
-    native = _native.get_stats(ctx)
-    compacted = native.n_prompt > 0
-    if compacted:
-        n_prompt, n_tail, kept = native.n_prompt, native.n_live, _native.get_kept(ctx)
+    native, kept = _of_one_moment(ctx)
+    compacted = kept is not None
+    if kept is not None:
+        n_prompt, n_tail = native.n_prompt, native.n_live
     else:
         n_prompt, n_tail = _divided(native.n_live, prompt)
         kept = np.full((native.n_layer, native.n_head_kv), n_prompt, dtype=np.int32)
@@ -71,6 +74,20 @@ def stock_stats(llm: llama_cpp.Llama, prompt: PromptRecord) -> CacheStats:
         compact_seconds=0.0,
         devices=_devices(llm.ctx),
     )
+
+
+def _of_one_moment(ctx: int) -> tuple[_native.NativeStats, npt.NDArray[np.int32] | None]:
+    """The numbers and the entries kept (None: not compacted), asked again where another thread compacted or
+    cleared the cache in between.
+    """
+    while True:
+        native = _native.get_stats(ctx)
+        if native.n_prompt == 0:
+            return native, None
+        with suppress(StateError):
+            kept = _native.get_kept(ctx)
+            if kept.sum() == native.n_kept:
+                return native, kept
 
 
 def _devices(ctx: int) -> tuple[str, ...]:

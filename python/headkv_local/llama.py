@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import llama_cpp
@@ -18,7 +19,7 @@ from ._load import load_error, refuse_before_loading
 from ._logging import collected_errors
 from ._prefill import PromptReader
 from ._snapshot import native_stats, stock_stats
-from .errors import ArgumentError, StateError, UnsupportedError
+from .errors import ArgumentError, ModelError, StateError, UnsupportedError
 from .retention import Retention
 from .scores import HeadScores
 from .stats import CacheStats, PromptRecord
@@ -73,6 +74,9 @@ class Llama(PromptReader):
                     verbose=verbose,
                     **kwargs,
                 )
+                if self.lora_path and not self._lora_adapter:
+                    raise ModelError(f"{self.lora_path} is no LoRA adapter: {'; '.join(lines)}")
+                self._make_room()
                 self._make_cancellable()
                 self._retain(retention)
             except BaseException as error:
@@ -96,17 +100,21 @@ class Llama(PromptReader):
 
     @property
     def retention(self) -> Retention | None:
-        """What is kept of prompts. Can be set while the cache is not compacted, else StateError."""
+        """What is kept of prompts. Set between prompts, while the cache is not compacted, else StateError."""
         return self._retention
 
     @retention.setter
     def retention(self, retention: Retention | None) -> None:
-        self._require_open()
-        if not isinstance(retention, Retention | None):
-            raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
-        if self._compacted():
-            raise StateError("retention cannot be changed while the cache is compacted: call reset() first")
-        self._retain(retention)
+        with self._working():
+            if not isinstance(retention, Retention | None):
+                raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
+            if self._reading:
+                raise StateError("retention cannot be changed while a prompt is being read")
+            if self._compacted():
+                raise StateError(
+                    "retention cannot be changed while the cache is compacted: call reset() first"
+                )
+            self._retain(retention)
 
     @property
     def scores_from(self) -> str | None:
@@ -121,13 +129,14 @@ class Llama(PromptReader):
         self._cancellable = True
 
     def _retain(self, retention: Retention | None) -> None:
+        scores_from = None
         if retention is not None:
             _native.supported(self._address)
             settled, scores_from = self._settled(retention)
             settled.caps_for(self._shape(), settled.window + 1)  # refuses what fits no prompt of this model
             _native.configure(self._address, settled.window, settled.kernel, settled.sinks)
-            self._settled_retention, self._scores_from = settled, scores_from
-        self._retention = retention
+            self._settled_retention = settled
+        self._retention, self._scores_from = retention, scores_from
 
     def _settled(self, retention: Retention) -> tuple[Retention, str | None]:
         """The retention with its scores loaded, and where they were found."""
@@ -151,44 +160,52 @@ class Llama(PromptReader):
     def cache_stats(self) -> CacheStats:
         """What the KV cache holds now, and what it costs. Works at any time, with any retention.
 
+        May be called from any thread, also while another one reads a prompt or generates.
+
         Of a context that can never be compacted (flash attention off, sliding window, ...) llama.cpp
         tells no sizes: they are computed then for a cache of n_ctx cells in all layers, which overstates
         sliding-window models and leaves out the state of recurrent ones.
         """
-        self._require_open()
-        try:
-            return native_stats(self._address, self._prompt)
-        except UnsupportedError:
-            return stock_stats(self, self._prompt)
+        with self._closing:
+            self._require_open()
+            try:
+                return native_stats(self._address, self._prompt)
+            except UnsupportedError:
+                return stock_stats(self, self._prompt)
 
     def retention_mask(self) -> npt.NDArray[np.bool_]:
         """True where a KV head kept a position of the prompt: bool (n_layer, n_head_kv, n_prompt).
 
-        All True while nothing is compacted.
+        All True while nothing is compacted. May be called from any thread, as cache_stats().
         """
-        stats = self.cache_stats()
-        if stats.compacted:
-            return _native.get_mask(self._address)
-        return np.ones((*stats.kept.shape, stats.prompt_tokens), dtype=np.bool_)
+        with self._closing:
+            while True:
+                stats = self.cache_stats()
+                if not stats.compacted:
+                    return np.ones((*stats.kept.shape, stats.prompt_tokens), dtype=np.bool_)
+                with suppress(StateError, ArgumentError):  # another thread has changed the cache since
+                    return _native.get_mask(self._address)
 
     def save_state(self) -> LlamaState:
         """All that load_state() needs to go on from here, compacted or not."""
-        self._require_open()
-        state = super().save_state()
-        vars(state)["headkv_prompt"] = self._prompt
-        return state
+        with self._working():
+            state = super().save_state()
+            vars(state)["headkv_prompt"] = self._prompt
+            return state
 
     def load_state(self, state: LlamaState) -> None:
         """Go on from a saved state. StateError if it does not fit; the cache is empty then."""
-        self._require_open()
-        self.reset()
-        try:
-            with collected_errors() as lines:
-                super().load_state(state)
-        except (RuntimeError, ValueError) as error:
-            llama_cpp.llama_memory_clear(self._ctx.memory, True)
+        with self._working():
             self.reset()
-            raise StateError(
-                f"the state does not fit this model and context: {'; '.join(lines) or error}"
-            ) from error
-        self._prompt = vars(state).get("headkv_prompt", PromptRecord())
+            try:
+                with collected_errors() as lines:
+                    super().load_state(state)
+            except (RuntimeError, ValueError) as error:
+                llama_cpp.llama_memory_clear(self._ctx.memory, True)
+                self.reset()
+                raise StateError(
+                    f"the state does not fit this model and context: {'; '.join(lines) or error}"
+                ) from error
+            finally:
+                self._make_room()  # the state brings an array as long as its own context
+            self._prompt = vars(state).get("headkv_prompt", PromptRecord())

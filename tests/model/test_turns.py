@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import pytest
 from llama_cpp import LlamaRAMCache
@@ -169,20 +170,62 @@ def test_a_chat_that_outgrows_the_budget_is_compacted_then(load: Load, tiny_path
 
 @pytest.mark.parametrize("retention", [None, Retention(budget=32)])
 def test_the_end_of_the_context(load: Load, tiny_path: Path, retention: Retention | None) -> None:
-    """Its size is not a multiple of llama.cpp's 256, which rounds it up."""
+    """Its size is not a multiple of llama.cpp's 256, which rounds it up: 512 tokens fit."""
     llm = load(tiny_path, n_ctx=320, retention=retention)
     answer = llm.generate(TOKENS, temp=0.0)
     tokens = []
-    with pytest.raises(ContextFullError, match=r"the context of 320 tokens is full: it holds 320"):
+    with pytest.raises(ContextFullError, match=r"the context of 512 tokens is full: it holds 512"):
         tokens.extend(answer)
-    assert len(tokens) == 21
-    assert llm.n_tokens == 320
+    assert len(tokens) == 213
+    assert llm.n_tokens == llm.n_ctx() == 512
     with pytest.raises(ContextFullError):
         llm.eval([1])
     with pytest.raises(ContextFullError):
-        llm.prefill(random_tokens(321))
+        llm.prefill(random_tokens(513))
     assert answered(llm, TOKENS + tokens[:10], 5) == tokens[10:15]  # taking the tail back makes room
     assert len(answered(llm, TOKENS[:100], 5)) == 5
+
+
+@pytest.mark.parametrize("retention", [None, Retention(budget=32)])
+@pytest.mark.parametrize("logits_all", [False, True])
+def test_an_answer_ends_where_the_context_does(
+    load: Load, tiny_path: Path, retention: Retention | None, logits_all: bool
+) -> None:
+    """As with llama_cpp.Llama, also where n_ctx is rounded up; the tokens are remembered up to there."""
+    stock = llama_cpp.Llama(str(tiny_path), n_ctx=300, verbose=False)
+    llm = load(tiny_path, n_ctx=300, retention=retention, logits_all=logits_all)
+    letter = dict.fromkeys(stock.tokenize(b"a"), 100.0)  # never the end, and never half a character
+    wanted, found = (
+        each.create_completion(TOKENS[:200], max_tokens=None, temperature=0.0, logit_bias=letter)
+        for each in (stock, llm)
+    )
+    assert found["choices"][0]["finish_reason"] == wanted["choices"][0]["finish_reason"] == "length"
+    assert found["usage"] == wanted["usage"]
+    assert found["usage"]["total_tokens"] == 512
+    assert llm.n_tokens == 511
+    assert llm.input_ids[:200].tolist() == TOKENS[:200]
+    assert llm.input_ids[300:511].any()
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma2"])
+def test_a_state_of_a_smaller_context_leaves_the_room(
+    load: Load, tiny: Callable[..., Path], tiny_path: Path, arch: str
+) -> None:
+    """Whether it fits this model or not."""
+    small = load(tiny(arch=arch), n_ctx=256, flash_attn=True)
+    small.prefill(TOKENS[:200])
+    state = small.save_state()
+    llm = load(tiny_path, n_ctx=1024, retention=Retention(budget=32))
+    if arch == "llama":
+        llm.load_state(state)
+        assert llm.n_tokens == 200
+    else:
+        with pytest.raises(StateError):
+            llm.load_state(state)
+    prompt = random_tokens(600, seed=3)
+    llm.prefill(prompt)
+    assert llm.input_ids[:600].tolist() == prompt
+    assert llm.cache_stats().compacted
 
 
 @pytest.mark.parametrize("budget", [32, 512], ids=["compacted", "dormant"])

@@ -1,0 +1,103 @@
+// One thread reads prompts, compacts, decodes and clears, over and over; another asks all the while for what headkv.h
+// says may be asked for at any time. What it gets must be of one moment, and fit together. For the thread sanitizer
+// too.
+
+#include "headkv.h"
+#include "tiny-model.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+static constexpr int n_round    = 30;
+static constexpr int n_prompt   = 300;
+static constexpr int n_observed = 8;
+static constexpr int n_more     = 200; // outgrows the first tail
+static constexpr int n_head     = 3 * 2;
+
+static const std::vector<int32_t> caps = { 20, 100, 64, 64, 8, 128 };
+
+static bool one_round(llama_context * ctx) {
+    return headkv_reserve(ctx, n_prompt) == HEADKV_OK && tiny_model_decode(ctx, 0, n_prompt - n_observed) == 0 &&
+           headkv_observe(ctx, HEADKV_OBSERVE_WINDOW) == HEADKV_OK &&
+           tiny_model_decode(ctx, n_prompt - n_observed, n_observed) == 0 &&
+           headkv_observe(ctx, HEADKV_OBSERVE_OFF) == HEADKV_OK && headkv_compact(ctx, 0) == HEADKV_OK &&
+           tiny_model_decode(ctx, n_prompt, n_more) == 0 && llama_memory_seq_rm(llama_get_memory(ctx), 0, -1, -1);
+}
+
+struct asked {
+    int n_compacted = 0;
+    int n_full      = 0;
+    int n_wrong     = 0;
+
+    void check(bool ok, const char * what) {
+        if (!ok && n_wrong++ < 10) {
+            printf("FAIL: %s\n", what);
+        }
+    }
+
+    void ask(const llama_context * ctx) {
+        headkv_stats stats;
+        check(headkv_get_stats(ctx, &stats, sizeof(stats)) == HEADKV_OK, "no stats");
+        check((stats.n_prompt == n_prompt) == (stats.n_kept > 0), "a pool without a prompt, or the other way round");
+        check((stats.bytes_pool > 0) == (stats.n_kept > 0), "a pool without memory, or the other way round");
+        check(stats.n_live <= std::max(n_prompt, n_more), "more tokens than were decoded");
+        check(stats.bytes_live + stats.bytes_pool + stats.bytes_obs <= stats.bytes_peak, "more than the peak");
+
+        std::vector<int32_t> kept(n_head);
+        std::vector<uint8_t> mask(n_head * n_prompt);
+        const int32_t rc = headkv_get_kept(ctx, kept.data(), kept.size());
+        check(rc == HEADKV_ERR_STATE || kept == caps, "not the budgets were kept");
+        check(rc == HEADKV_OK || strlen(headkv_last_error(ctx)) > 0, "no cause");
+        (rc == HEADKV_OK ? n_compacted : n_full)++;
+        if (headkv_get_mask(ctx, mask.data(), mask.size()) == HEADKV_OK) {
+            check(std::accumulate(mask.begin(), mask.end(), 0) == std::accumulate(caps.begin(), caps.end(), 0),
+                  "not the budgets are in the mask");
+        }
+
+        std::vector<int64_t> bytes(headkv_device_count());
+        check(headkv_get_device_bytes(ctx, bytes.data(), bytes.size()) == HEADKV_OK &&
+                  std::accumulate(bytes.begin(), bytes.end(), (int64_t) 0) > 0,
+              "the cache is nowhere");
+    }
+};
+
+int main() {
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+
+    const llama_model_ptr model = tiny_model_load();
+
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx                = 1024;
+    params.n_threads            = 1;
+    params.n_threads_batch      = 1;
+    params.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    llama_context_ptr ctx(llama_init_from_model(model.get(), params));
+    if (!ctx || headkv_configure(ctx.get(), n_observed, 7, 4) != HEADKV_OK ||
+        headkv_set_budgets(ctx.get(), caps.data(), caps.size()) != HEADKV_OK) {
+        printf("FAIL: no context\n");
+        return 1;
+    }
+
+    asked found;
+    std::atomic<bool> done = false;
+    std::thread other([&]() {
+        while (!done) {
+            found.ask(ctx.get());
+        }
+    });
+
+    int n_failed = 0;
+    for (int i = 0; i < n_round; ++i) {
+        n_failed += !one_round(ctx.get());
+    }
+    done = true;
+    other.join();
+
+    printf("%d rounds, %d failed; asked %d times while compacted and %d times while not, %d answers wrong\n", n_round,
+           n_failed, found.n_compacted, found.n_full, found.n_wrong);
+    return n_failed == 0 && found.n_wrong == 0 && found.n_compacted > 0 && found.n_full > 0 ? 0 : 1;
+}
