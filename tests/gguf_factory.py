@@ -38,6 +38,7 @@ class TinyModel:
     n_ff: int = 128
     n_ctx_train: int = 8192
     seed: int = 1
+    chat_template: str = CHATML
 
     @property
     def n_embd(self) -> int:
@@ -50,7 +51,7 @@ class TinyModel:
         writer.add_context_length(self.n_ctx_train)
         writer.add_embedding_length(self.n_embd)
         writer.add_block_count(self.n_layer)
-        n_vocab = _add_vocabulary(writer)
+        n_vocab = _add_vocabulary(writer, self.chat_template)
         weights = _Weights(writer, np.random.default_rng(self.seed))
         weights.add("token_embd.weight", n_vocab, self.n_embd)
         if self.arch != "gemma2":  # whose output matrix is always that of the embeddings
@@ -81,7 +82,7 @@ class _Weights:
         self._writer.add_tensor(name, values.astype(np.float32))
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
+def _add_vocabulary(writer: gguf.GGUFWriter, chat_template: str) -> int:
     """GPT-2's alphabet of 256 bytes, a few merges, and the special tokens of ChatML."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -96,7 +97,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
     writer.add_bos_token_id(tokens.index("<|endoftext|>"))
     writer.add_eos_token_id(tokens.index("<|im_end|>"))
     writer.add_add_bos_token(False)
-    writer.add_chat_template(CHATML)
+    writer.add_chat_template(chat_template)
     return len(tokens)
 
 

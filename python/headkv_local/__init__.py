@@ -1,4 +1,4 @@
-"""Long prompts on the GPU you already own: after the prompt, every KV head keeps what matters to it."""
+"""Long prompts on your own machine: after the prompt, every KV head keeps what matters to it."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from .errors import (
     StateError,
 )
 
+_TOO_LONG = re.compile(r"Requested tokens \((\d+)\) exceed context window of (\d+)")
 _DECODE_FAILED = re.compile(r"llama_decode returned (-?\d+)")
 
 
@@ -230,9 +231,12 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
         try:
             yield from super()._create_completion(*args, **kwargs)
         except ValueError as error:
-            if "exceed context window" not in str(error):
+            found = _TOO_LONG.search(str(error))
+            if found is None:
                 raise
-            raise ContextFullError(str(error)) from error
+            raise ContextFullError(
+                f"the prompt of {found[1]} tokens and an answer do not fit into the context of {found[2]}"
+            ) from error
 
 
 def _lengthened(array: Any, n: int) -> Any:

@@ -27,11 +27,18 @@ _COUNTS = struct.Struct("<QQ")  # tensors, keys
 _COUNTS_AT = 8  # behind magic and version
 
 
-def target(path: str | os.PathLike[str], *, force: bool) -> Path:
-    """The path, if it may be written."""
-    if Path(path).exists() and not force:
-        raise ArgumentError(f"{os.fspath(path)} exists already: give another name, or force it")
-    return Path(path)
+def target(path: str | os.PathLike[str], *, force: bool, model: str | os.PathLike[str] | None = None) -> Path:
+    """The path, if it may be written. model: a file that it must not replace."""
+    name, found = os.fspath(path), Path(path)
+    if not found.name:
+        raise ArgumentError(f"{name!r} is no name for a file")
+    if found.exists() and not found.is_file():
+        raise ArgumentError(f"{name} is not a file: give another name")
+    if found.exists() and not force:
+        raise ArgumentError(f"{name} exists already: give another name, or force it")
+    if model is not None and found.exists() and Path(model).exists() and found.samefile(model):
+        raise ArgumentError(f"{name} is the model itself, which would be lost: give another name")
+    return found
 
 
 @contextmanager
@@ -47,7 +54,11 @@ def replacing(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             shutil.copymode(path, temporary) if path.exists() else temporary.chmod(0o666 & ~_umask())
             named = temporary if temporary.parent == path.parent else _given_a_name(temporary, path)
-            named.replace(path)
+            try:
+                named.replace(path)
+            except OSError:
+                named.unlink(missing_ok=True)
+                raise
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -17,8 +17,7 @@ from .errors import LibraryConflictError
 _VARIABLE: Final = "LLAMA_CPP_LIB_PATH"
 _FILE_NAME: Final = {"win32": "llama.dll", "darwin": "libllama.dylib"}.get(sys.platform, "libllama.so")
 
-_logger = logging.getLogger("headkv_local")
-_logger.addHandler(logging.NullHandler())
+_logger = logging.getLogger("headkv_local")  # without a handler: Python shows its warnings on stderr then
 
 
 def library_dir() -> Path:

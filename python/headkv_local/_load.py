@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ._limits import INT32_MAX, KV_TYPES, MAX_THREADS
 from .errors import ArgumentError, ModelError, OutOfMemoryError, UnsupportedError
 from .retention import Retention
 
@@ -30,10 +35,54 @@ def refuse_before_loading(
                 raise UnsupportedError(f"a model loaded with {setting}=True has no prompt to compact")
         if flash_attn is not None and not flash_attn:
             raise UnsupportedError("a KV cache can be compacted with flash attention only: flash_attn is off")
-    if not Path(model_path).exists():
-        raise ModelError(f"the model file {os.fspath(model_path)} does not exist")
-    if not Path(model_path).is_file():
-        raise ModelError(f"the model {os.fspath(model_path)} is not a file")
+    _require_file("model", model_path)
+    if kwargs.get("lora_path"):
+        _require_file("LoRA adapter", kwargs["lora_path"])
+    for name, least, most in (
+        ("n_batch", 1, INT32_MAX),
+        ("n_ubatch", 1, INT32_MAX),
+        ("n_threads", 0, MAX_THREADS),  # 0 and None: llama_cpp's own choice
+        ("n_threads_batch", 0, MAX_THREADS),
+    ):
+        number = kwargs.get(name)
+        if number is not None and not least <= number <= most:
+            raise ArgumentError(f"{name} must be from {least} to {most}, not {number}")
+    for name in ("type_k", "type_v"):
+        if kwargs.get(name) is not None and kwargs[name] not in KV_TYPES.values():
+            known = ", ".join(f"{number} ({text})" for text, number in KV_TYPES.items())
+            raise ArgumentError(f"{name} must be one of {known}, not {kwargs[name]!r}")
+
+
+def _require_file(kind: str, path: str | os.PathLike[str]) -> None:
+    """Raises ModelError."""
+    name = os.fspath(path)
+    try:
+        name.encode()
+        found, is_file = Path(name).exists(), Path(name).is_file()
+    except (OSError, ValueError) as error:  # too long, or no UTF-8: llama_cpp hands file names on as that
+        cause = error.strerror if isinstance(error, OSError) else "llama.cpp takes names in UTF-8 only"
+        raise ModelError(f"the {kind} file {name!r} cannot be opened: {cause}") from error
+    if not found:
+        raise ModelError(f"the {kind} file {name} does not exist")
+    if not is_file:
+        raise ModelError(f"the {kind} {name} is not a file")
+
+
+@contextmanager
+def interrupts_afterwards() -> Iterator[None]:
+    """Ctrl-C meanwhile is a KeyboardInterrupt at the end. In a callback of llama.cpp it would be lost."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    interrupts: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if interrupts:
+            raise KeyboardInterrupt
 
 
 def load_error(error: BaseException, lines: list[str]) -> BaseException:

@@ -22,6 +22,7 @@ _LEVELS: Final = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logg
 _CONTINUED: Final = 5
 
 logger = logging.getLogger("headkv_local.llama_cpp")
+logger.addHandler(logging.NullHandler())  # what llama.cpp warns of is for those who ask
 
 
 class _PerThread(threading.local):

@@ -70,8 +70,8 @@ class Budget:
             total = int(self.amount) // shape.row_bytes
         if total < window * shape.n_heads:
             raise ArgumentError(
-                f"budget {self.text} keeps {total / shape.n_heads:.3g} entries per KV head of a prompt of "
-                f"{n_prompt} tokens, less than the window of {window}; "
+                f"budget {self.text} keeps {total / shape.n_heads:.3g} entries per KV head, less than the "
+                f"window of {window}; "
                 f"the smallest budget that works is {self._smallest(shape, window)}"
             )
         return min(total, n_prompt * shape.n_heads)

@@ -15,11 +15,11 @@ from llama_cpp.llama import LlamaState
 
 from . import _native, devices
 from ._defaults import DEFAULTS
-from ._load import load_error, refuse_before_loading
+from ._load import interrupts_afterwards, load_error, refuse_before_loading
 from ._logging import collected_errors
 from ._prefill import PromptReader
 from ._snapshot import native_stats, stock_stats
-from .errors import ArgumentError, ModelError, StateError, UnsupportedError
+from .errors import ArgumentError, ModelError, ScoresError, StateError, UnsupportedError
 from .retention import Retention
 from .scores import HeadScores
 from .stats import CacheStats, PromptRecord
@@ -32,8 +32,13 @@ class Llama(PromptReader):
 
     When generate() (and all that is built on it) or prefill() has read a prompt, the KV cache is
     compacted as `retention` says, and the memory of the rest is freed. Later turns go on from what was
-    kept; a prompt that does not begin with the one in the cache is read anew. A prompt that fits into the
-    budget is kept whole. retention=None behaves as llama_cpp.Llama.
+    kept; a prompt that does not begin with the one in the cache and go on from there is read anew: also the
+    same prompt once more. A prompt that fits into the budget is kept whole. retention=None behaves as
+    llama_cpp.Llama.
+
+    One thread at a time may use it, but cancel(), close(), cache_stats() and retention_mask() may be called
+    from others meanwhile. Processes are to be started by "spawn", not by "fork": llama.cpp's threads do not
+    survive that.
 
     model_path: the GGUF file.
     retention: what to keep. Needs flash attention, one sequence, and a model without sliding window,
@@ -68,12 +73,13 @@ class Llama(PromptReader):
         self._open()
         with collected_errors() as lines:
             try:
-                super().__init__(
-                    os.fspath(model_path),
-                    flash_attn=retention is not None if flash_attn is None else flash_attn,
-                    verbose=verbose,
-                    **kwargs,
-                )
+                with interrupts_afterwards():
+                    super().__init__(
+                        os.fspath(model_path),
+                        flash_attn=retention is not None if flash_attn is None else flash_attn,
+                        verbose=verbose,
+                        **kwargs,
+                    )
                 if self.lora_path and not self._lora_adapter:
                     raise ModelError(f"{self.lora_path} is no LoRA adapter: {'; '.join(lines)}")
                 self._make_room()
@@ -153,9 +159,13 @@ class Llama(PromptReader):
                 return retention, None
             scores, where = found[0], str(found[1])
         shape = self._shape()
-        scores.check_model(shape.n_layer, shape.n_head, shape.n_head_kv, self.model_path)
+        try:
+            scores.check_model(shape.n_layer, shape.n_head, shape.n_head_kv, self.model_path)
+            settled = retention.with_scores(scores)
+        except (ArgumentError, ScoresError) as error:  # a budget below the window that the file recommends
+            raise type(error)(f"{error} (head scores: {where})") from error
         _logger.info("budgets follow the head scores of %s", where)
-        return retention.with_scores(scores), where
+        return settled, where
 
     def cache_stats(self) -> CacheStats:
         """What the KV cache holds now, and what it costs. Works at any time, with any retention.
@@ -187,7 +197,10 @@ class Llama(PromptReader):
                     return _native.get_mask(self._address)
 
     def save_state(self) -> LlamaState:
-        """All that load_state() needs to go on from here, compacted or not."""
+        """All that load_state() needs to go on from here, compacted or not.
+
+        A generate() after it has to go on behind the tokens of the state, else it reads its prompt anew.
+        """
         with self._working():
             state = super().save_state()
             vars(state)["headkv_prompt"] = self._prompt

@@ -78,8 +78,9 @@ class HeadScores:
     def find(cls, model_path: str | os.PathLike[str]) -> tuple[HeadScores, Path] | None:
         """The scores that belong to a model file, and where they were: beside it, in it, or in this package.
 
-        The package brings scores for few models; they are taken for exactly the file they were measured on.
-        None if there are none. Raises ScoresError for a sidecar that cannot be read: nothing takes its place.
+        The package brings scores for few models; they are taken for exactly the file they were measured on,
+        whatever its name is now. None if there are none. Raises ScoresError for a sidecar that cannot be
+        read: nothing takes its place.
         """
         sidecar = sidecar_path(model_path)
         if os.path.lexists(sidecar):
@@ -88,10 +89,13 @@ class HeadScores:
             return cls.from_gguf(model_path), Path(model_path)
         except ScoresAbsentError:
             pass
-        shipped = SHIPPED / sidecar.name
-        if shipped.is_file():
+        try:
+            model_id = _native.model_id(os.fspath(model_path))
+        except ScoresError:
+            return None  # a file without weights is no model of ours
+        for shipped in sorted(SHIPPED.glob(f"*{SUFFIX}")):
             scores = cls.from_gguf(shipped)
-            if scores.source.get("model_id") == _native.model_id(os.fspath(model_path)):
+            if scores.source.get("model_id") == model_id:
                 return scores, shipped
         return None
 
@@ -183,4 +187,7 @@ def _source(key: str, value: object) -> str | int:
 
 def sidecar_path(model_path: str | os.PathLike[str]) -> Path:
     """Where the scores of a model file are looked for: `<stem>.headkv.gguf` beside it."""
-    return Path(model_path).with_suffix("").with_name(Path(model_path).stem + SUFFIX)
+    path = Path(model_path)
+    if not path.name:
+        raise ArgumentError(f"{os.fspath(model_path)!r} is no name for a file")
+    return path.with_name(path.stem + SUFFIX)

@@ -16,6 +16,7 @@ from headkv_local import HeadScores, Llama
 from headkv_local.bench import quality
 from headkv_local.bench.quality import nll
 from headkv_local.cli import main
+from headkv_local.scores import SHIPPED
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
@@ -191,6 +192,9 @@ def test_needles_are_repeatable(tiny_path: Path, capsys: pytest.CaptureFixture[s
     assert first == second
 
 
+OTHERS = SHIPPED / "SmolLM2-135M-Instruct.Q4_1.headkv.gguf"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -199,6 +203,8 @@ def test_needles_are_repeatable(tiny_path: Path, capsys: pytest.CaptureFixture[s
         (["speed", "--prompt-tokens", "100"], "a budget of 128 keeps all of 100 prompt tokens"),
         (["quality", "--lengths", "40"], "prompts of 40 tokens cannot be made"),
         (["needles", "--lengths", "9000"], "the model was trained for 8192 tokens"),
+        (["speed", "--stock-flash", "off", "--type-v", "q8_0", "--no-rss"], "the context cannot be made"),
+        (["quality", "--lengths", "300", "--scores", str(OTHERS)], "the model has 2 layers of 4 and 2"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from chat_driver import Terminal, words
 
+from headkv_local.chat import app
 from headkv_local.chat.render import strip_control
 
 STORY = "Write a very long story about a river."
@@ -175,3 +178,48 @@ def test_narrow_terminal(terminal: Terminal, tiny_path: Path, document: Path) ->
     assert "kept whole" not in terminal.wait("MiB peak")
     terminal.type("C-d")
     assert terminal.exit_code() == 0
+
+
+def test_an_error_of_the_template_ends_a_turn_only(terminal: Terminal, tiny: Callable[..., Path]) -> None:
+    terminal.start(str(tiny(chat_template="{{ foo.bar.baz }}")))
+    terminal.wait_prompt()
+    terminal.line("hello")
+    terminal.wait("error: UndefinedError: 'foo' is undefined")
+    terminal.wait_prompt()
+    terminal.line("/exit")
+    assert terminal.exit_code() == 0
+
+
+def test_a_document_that_does_not_fit_is_told_to_be_gone(
+    terminal: Terminal, tiny_path: Path, document: Path
+) -> None:
+    terminal.start(str(tiny_path), "-f", str(document), "--ctx", "512")
+    terminal.wait_prompt()
+    terminal.line("What is this?")
+    terminal.wait(
+        r"error: the prompt of \d+ tokens and an answer do not fit into the context of 512; this question "
+        "was dropped, /clear starts a new chat, and a larger --ctx at the start makes room; its documents "
+        "went with it"
+    )
+
+
+def test_a_history_that_cannot_be_written_any_more(
+    terminal: Terminal, tiny_path: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    terminal.start(str(tiny_path), "--history", str(folder / "history"))
+    terminal.wait_prompt()
+    shutil.rmtree(folder)
+    terminal.line("/stats")
+    terminal.wait("error: the history file could not be written: No such file or directory")
+    terminal.wait("kept whole")
+    terminal.wait_prompt()
+
+
+def test_an_interrupt_while_the_model_is_loaded_ends_the_process() -> None:
+    """As the system does it: there is nothing to tidy up. Afterwards it is a KeyboardInterrupt again."""
+    before = signal.getsignal(signal.SIGINT)
+    with app._interrupts_end_the_process():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from headkv_local import Llama, Retention, _native
+from headkv_local._limits import KV_TYPES
 from headkv_local.bench import device_memory
 from headkv_local.bench.contexts import last_logits
-from headkv_local.bench.kv_types import KV_TYPES
 from headkv_local.bench.text import text_tokens
 from headkv_local.bench.timing import timed_eval
 from headkv_local.devices import require_gpu

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from headkv_local import (
     ArgumentError,
     ContextFullError,
     HeadKVError,
+    HeadScores,
     Llama,
     ModelError,
     Retention,
@@ -360,3 +364,84 @@ def test_a_constructor_that_fails_leaves_nothing_to_clean_up(
     gc.collect()
     assert not recwarn.list
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"n_batch": -1}, "n_batch must be from 1 to 2147483647, not -1"),
+        ({"n_batch": 0}, "n_batch must be from 1"),
+        ({"n_ubatch": 0}, "n_ubatch must be from 1"),
+        ({"n_threads": 100000}, "n_threads must be from 0 to 512, not 100000"),
+        ({"n_threads_batch": -1}, "n_threads_batch must be from 0 to 512, not -1"),
+        ({"type_k": 26}, r"type_k must be one of 0 \(f32\), 1 \(f16\), .*, not 26"),
+        ({"type_k": -1}, "type_k must be one of"),
+        ({"type_v": 999}, "type_v must be one of"),
+    ],
+    ids=str,
+)
+def test_numbers_that_llama_cpp_would_end_the_process_for(
+    load: Load, tiny_path: Path, arguments: dict[str, int], sentence: str
+) -> None:
+    with pytest.raises(ArgumentError, match=sentence):
+        load(tiny_path, **arguments)
+
+
+def test_a_lora_adapter_that_is_none(load: Load, tiny_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="the LoRA adapter file .*nothing does not exist"):
+        load(tiny_path, lora_path=str(tmp_path / "nothing"))
+    (tmp_path / "text").write_text("this is no adapter", encoding="utf-8")
+    with pytest.raises(ModelError, match="text is no LoRA adapter: "):
+        load(tiny_path, lora_path=str(tmp_path / "text"))
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"), [("m\udcff.gguf", "UTF-8"), ("m" * 5000, "File name too long")], ids=["bytes", "long"]
+)
+def test_a_file_name_that_cannot_be_used(tmp_path: Path, name: str, cause: str) -> None:
+    with pytest.raises(ModelError, match=f"the model file .* cannot be opened: .*{cause}"):
+        Llama(tmp_path / name)
+
+
+def test_scores_that_recommend_a_window_beyond_the_budget(
+    load: Load, tiny_path: Path, tmp_path: Path
+) -> None:
+    """The file is named, since nobody has given the window."""
+    model = Path(shutil.copy(tiny_path, tmp_path / "model.gguf"))
+    scores = HeadScores(scores=np.ones((2, 4)), n_head_kv=2, method="r", window=256)
+    sidecar = tmp_path / "model.headkv.gguf"
+    scores.to_sidecar(sidecar)
+    with pytest.raises(ArgumentError, match=f"window of 256.*head scores: {sidecar}"):
+        load(model, retention=Retention())
+    assert load(model, retention=Retention(window=8)).scores_from == str(sidecar)
+
+
+def test_where_scores_came_from_goes_with_the_retention(load: Load, smollm2: Path) -> None:
+    llm = load(smollm2, n_ctx=256, retention=Retention())
+    assert llm.scores_from is not None
+    llm.retention = None
+    assert llm.scores_from is None
+
+
+def test_an_interrupt_while_a_model_is_loaded(tiny_path: Path) -> None:
+    """llama.cpp's log lines arrive in a callback, where exceptions are lost: the first one interrupts here."""
+    program = """
+import logging, os, signal, sys
+from headkv_local import Llama, Retention
+
+class Interrupting(logging.Handler):
+    def emit(self, record):
+        logging.getLogger("headkv_local.llama_cpp").removeHandler(self)
+        os.kill(os.getpid(), signal.SIGINT)
+
+logging.getLogger("headkv_local.llama_cpp").addHandler(Interrupting())
+logging.getLogger("headkv_local.llama_cpp").setLevel(logging.DEBUG)
+try:
+    Llama(sys.argv[1], n_ctx=256, retention=Retention(budget=32))
+except KeyboardInterrupt:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    sys.exit(7)
+"""
+    command = [sys.executable, "-c", program, str(tiny_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (7, "")

@@ -11,7 +11,7 @@ import pytest
 from llama_cpp import llama_get_memory, llama_memory_seq_rm
 
 from headkv_local import Llama, Retention, _native
-from headkv_local.bench.kv_types import KV_TYPES
+from headkv_local._limits import KV_TYPES
 from helpers import compact_natively, forced_logits, greedy_logits, nmse, random_tokens
 
 Load = Callable[..., Llama]

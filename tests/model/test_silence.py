@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,3 +65,17 @@ def test_verbose_prints_as_the_parent_does(
     assert "Model metadata" in captured.err
     load(tiny_path).create_completion("hello", max_tokens=2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_gpu_that_is_not_there_is_told_without_any_logging_set_up(tiny_path: Path) -> None:
+    program = "import sys, headkv_local as h; h.Llama(sys.argv[1], n_ctx=256, n_gpu_layers=-1).close()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("n_gpu_layers=-1 is set aside, all runs on the CPU: ")
+    assert done.stderr.count("\n") == 1

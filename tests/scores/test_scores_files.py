@@ -108,6 +108,22 @@ def test_what_breaks_the_format_is_not_written(fields: dict[str, object], said: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
+    """Not with force either, and nothing is left beside it."""
+    folder, pipe = tmp_path / "folder.gguf", tmp_path / "pipe.gguf"
+    folder.mkdir()
+    os.mkfifo(pipe)
+    for path in (folder, pipe):
+        with pytest.raises(ArgumentError, match="is not a file: give another name"):
+            scores_for().to_sidecar(path, force=True)
+    for name in ("", "/"):
+        with pytest.raises(ArgumentError, match="is no name for a file"):
+            scores_for().to_sidecar(name, force=True)
+        with pytest.raises(ArgumentError, match="is no name for a file"):
+            HeadScores.find(name)
+    assert sorted(tmp_path.iterdir()) == [folder, pipe]
+
+
 def test_existing_files_stay_without_force(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_text("mine")

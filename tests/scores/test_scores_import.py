@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,18 @@ def test_duo_patterns_are_spread_over_the_group(tiny_path: Path, tmp_path: Path)
     found = HeadScores.from_gguf(output)
     assert found.scores.tolist() == [[0.125, 0.125, 0, 0], [0.5, 0.5, 0.25, 0.25]]
     assert found.method == "duo"
+
+
+def test_the_model_is_never_the_output(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, model = tmp_path / "a.tsv", Path(shutil.copy(tiny_path, tmp_path / "model.gguf"))
+    path.write_text(TSV)
+    (tmp_path / "link.gguf").symlink_to(model)
+    for output in (model, tmp_path / "link.gguf"):
+        assert run(path, model, output, "duo", "--force") == cli.EXIT_ERROR
+        assert "is the model itself, which would be lost" in capsys.readouterr().err
+    assert model.read_bytes() == tiny_path.read_bytes()
 
 
 def test_an_output_that_exists(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

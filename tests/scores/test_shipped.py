@@ -28,3 +28,13 @@ def test_provenance(name: str) -> None:
     advice = {key: getattr(scores, key) for key in DEFAULTS}
     assert advice == pytest.approx(DEFAULTS | {"beta": 10.0 if name.startswith("SmolLM2") else 1.005})
     assert f"`{name}`" in (SOURCES / "README.md").read_text(encoding="utf-8")
+
+
+def test_they_are_found_under_any_name(smollm2: Path, tmp_path: Path) -> None:
+    link = tmp_path / "another name.gguf"
+    link.symlink_to(smollm2)
+    found, named = HeadScores.find(link), HeadScores.find(smollm2)
+    assert found is not None
+    assert named is not None
+    assert found[1] == named[1]
+    assert found[1].parent == SHIPPED

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from headkv_local import HeadKVError, Llama, Retention, __version__, _native
+from headkv_local.cli import main
 from headkv_local.scores import HeadScores
 from headkv_local.scoring import dataset, samples
 from headkv_local.scoring.measure import observe
@@ -88,6 +89,17 @@ def test_an_output_is_replaced_with_force_only(score: Score, tmp_path: Path, cap
     assert (tmp_path / "out.gguf").read_text() == "mine"
     assert score("--teacher-forced", "--force") == 0
     assert HeadScores.from_gguf(tmp_path / "out.gguf").scores.shape == (2, 4)
+
+
+def test_the_model_is_never_the_output(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(tiny_path.read_bytes())
+    assert main(["score", str(model), "-o", str(model), "--force"]) == 1
+    assert "is the model itself, which would be lost" in capsys.readouterr().err
+    assert model.read_bytes() == tiny_path.read_bytes()
+    assert list(tmp_path.iterdir()) == [model]
 
 
 def test_lengths_beyond_the_context_are_skipped(

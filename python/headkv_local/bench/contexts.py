@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from headkv_local import ArgumentError, Llama, Retention
 
-from .kv_types import KV_TYPES
+from .._limits import KV_TYPES
+from .._load import load_error
+from .._logging import collected_errors
 
 _DISABLE = "HEADKV_DISABLE"  # read by the library when a context is made
 
@@ -51,8 +53,11 @@ def open_headkv(setup: Setup, n_ctx: int, retention: Retention | None = None) ->
 
 def open_stock(setup: Setup, n_ctx: int, flash_attn: bool = True) -> llama_cpp.Llama:
     """A plain llama_cpp.Llama on a context of the same library that never sees our cache."""
-    with _disabled():
-        return llama_cpp.Llama(**setup.options(n_ctx), flash_attn=flash_attn)
+    with _disabled(), collected_errors() as lines:
+        try:
+            return llama_cpp.Llama(**setup.options(n_ctx), flash_attn=flash_attn)
+        except ValueError as error:
+            raise load_error(error, lines) from error
 
 
 def n_ctx_for(n_tokens: int) -> int:

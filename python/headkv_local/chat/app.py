@@ -6,8 +6,10 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
 
 from headkv_local.chat.args import Options, build_parser, parse_options
 from headkv_local.chat.console import Console, OutputError
@@ -65,10 +67,12 @@ def _run(argv: list[str] | None) -> int:
 def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -> int:
     from headkv_local import default_model_path
 
+    log = logging.getLogger("headkv_local")
     if options.verbose:
-        log = logging.getLogger("headkv_local")
         log.addHandler(logging.StreamHandler())
         log.setLevel(logging.DEBUG)
+    else:
+        log.addHandler(logging.NullHandler())  # the chat itself says what its user has to know
     try:
         retention = options.retention(options.budget)
     except ArgumentError as error:
@@ -84,7 +88,9 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
 
     if reason := set_aside(options.gpu_layers):
         console.note(reason)
-    with contextlib.closing(load_model(path, options, retention)) as llm:
+    with _interrupts_end_the_process():
+        llm = load_model(path, options, retention)
+    with contextlib.closing(llm):
         session = Session(llm, options)
         session.documents += documents
         if question is None:
@@ -93,6 +99,16 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
             return Repl(session, console, options).run()
         answer = answer_question(session, question, console, options)
         return INTERRUPTED if answer.finish_reason == "interrupt" else OK
+
+
+@contextlib.contextmanager
+def _interrupts_end_the_process() -> Iterator[None]:
+    """While a model is loaded there is nothing to tidy up, and nobody wants to wait for it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _gather(options: Options, parser: argparse.ArgumentParser) -> tuple[str | None, list[Document]]:

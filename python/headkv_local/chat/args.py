@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from .._defaults import DEFAULT_BUDGET, given
+from .._limits import MAX_THREADS
 
 if TYPE_CHECKING:
     from headkv_local import Retention
 
 MAX_TOKENS = 1024
-MAX_THREADS = 512  # more of them abort inside ggml
 MAX_CTX_BYTES = 2 * 1024**3
 
 _DESCRIPTION = """\
@@ -174,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     advanced.add_argument(
         "--scores",
         metavar="FILE",
-        help="GGUF file with head scores, or 'uniform' (default: those beside or in the model)",
+        help="GGUF file with head scores, or 'uniform' (default: those that come with the model)",
     )
     advanced.add_argument(
         "--beta",

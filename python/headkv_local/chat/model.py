@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headkv_local import Llama, Retention
+from headkv_local._limits import MAX_THREADS
 from headkv_local.chat.args import Options
 from headkv_local.chat.context import choose_context, physical_cores
 from headkv_local.devices import all_layers
@@ -66,7 +67,7 @@ class ChatLlama(Llama):
 
 def load_model(path: str, options: Options, retention: Retention | None) -> ChatLlama:
     """The model at `path`, ready to answer. Raises HeadKVError."""
-    cores = options.threads or physical_cores()
+    cores = options.threads or min(physical_cores(), MAX_THREADS)
     return ChatLlama(
         path,
         retention=retention,

@@ -10,7 +10,7 @@ from prompt_toolkit.output import create_output
 
 from headkv_local.chat.args import Options, budget_text
 from headkv_local.chat.commands import Commands, Leave
-from headkv_local.chat.console import Console
+from headkv_local.chat.console import Console, OutputError
 from headkv_local.chat.display import answer_question
 from headkv_local.chat.session import Session
 from headkv_local.errors import ContextFullError, HeadKVError
@@ -28,7 +28,19 @@ def open_history(path: str | None) -> History:
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise HeadKVError(f"cannot write the history file '{path}': {cause}") from error
-    return FileHistory(os.path.expanduser(path))
+    return _FileHistory(os.path.expanduser(path))
+
+
+class _FileHistory(FileHistory):
+    """A line that cannot be written is not kept: prompt_toolkit would show a traceback for it."""
+
+    failed: OSError | None = None
+
+    def store_string(self, string: str) -> None:
+        try:
+            super().store_string(string)
+        except OSError as error:
+            self.failed = error
 
 
 class Repl:
@@ -51,6 +63,7 @@ class Repl:
             try:
                 text, quoted = self._read()
                 interrupted = False
+                self._tell_of_history()
                 if text.startswith("/") and not quoted:
                     self._commands.run(text)
                 elif text.strip():
@@ -65,8 +78,21 @@ class Repl:
                 else:
                     interrupted = True
                     self._console.note("Ctrl-C again or Ctrl-D leaves.")
-            except (HeadKVError, ValueError) as error:
+            except (OutputError, BrokenPipeError):
+                raise  # nobody can be answered any more
+            except HeadKVError as error:
                 self._console.error(str(error))
+            except UnicodeEncodeError:
+                self._console.error("what was typed is not UTF-8")
+            except Exception as error:  # of a model's own chat template, for example
+                self._console.error(f"{type(error).__name__}: {error}")
+
+    def _tell_of_history(self) -> None:
+        """Once for each failure."""
+        history = self._input.history
+        if isinstance(history, _FileHistory) and history.failed is not None:
+            self._console.error(f"the history file could not be written: {history.failed.strerror}")
+            history.failed = None
 
     def _greet(self) -> None:
         llm = self._session.llm
@@ -89,7 +115,11 @@ class Repl:
         return text.rstrip().removesuffix(_QUOTES).strip("\n"), True
 
     def _ask(self, text: str) -> None:
+        with_documents = "; its documents went with it" if self._session.documents else ""
+        first = ", and a larger --ctx at the start makes room" if not self._session.turns else ""
         try:
             answer_question(self._session, text, self._console, self._options)
         except ContextFullError as error:
-            self._console.error(f"{error}; this question was dropped, /clear starts a new chat")
+            self._console.error(
+                f"{error}; this question was dropped, /clear starts a new chat{first}{with_documents}"
+            )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from headkv_local import HeadKVError, HeadScores, Llama, Retention, default_model_path
 from headkv_local.bench import report
 from headkv_local.bench.contexts import check_length, n_ctx_for
-from headkv_local.bench.options import Help, layers, positive
+from headkv_local.bench.options import Help, layers, positive, threads
 from headkv_local.bench.policies import parse_budget
 from headkv_local.bench.prompts import chat_tokens
 from headkv_local.bench.timing import timed_eval
@@ -140,7 +140,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--questions", type=positive, metavar="N", help="only the first N of them")
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="CPU threads (default: llama.cpp's choice)"
+        "--threads", type=threads, metavar="N", help="CPU threads (default: llama.cpp's choice)"
     )
     parser.add_argument(
         "--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)"

@@ -64,7 +64,8 @@ def _show(options: argparse.Namespace) -> None:
         _print_json(show.document(found))
     else:
         width = shutil.get_terminal_size().columns
-        print(show.text(found, min(width, 100), sys.stdout.encoding or "ascii"))
+        encoding = getattr(sys.stdout, "encoding", None)  # stdout may be closed
+        print(show.text(found, min(width, 100), encoding or "ascii"))
 
 
 def _diff(options: argparse.Namespace) -> None:
@@ -87,7 +88,7 @@ def _import(options: argparse.Namespace) -> None:
     from .. import _gguf
     from . import importers
 
-    _gguf.target(options.output, force=options.force)
+    _gguf.target(options.output, force=options.force, model=options.model)
     scores = importers.read(options.file, options.model, options.format)
     scores.to_sidecar(options.output, force=options.force)
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._defaults import given
-from ..scores import HeadScores
+from ..scores import HeadScores, sidecar_path
 from .files import Found
 
 SHADES = " .:-=+*#%@"
@@ -75,7 +75,9 @@ def _facts(found: Found, width: int) -> Iterator[str]:
     n_layer, n_head = scores.scores.shape
     facts = [("file", str(found.path))]
     if found.beside:
-        facts.append(("beside", f"{found.beside}: these scores are its sidecar's"))
+        of_sidecar = found.path == sidecar_path(found.beside)
+        whose = "these scores are its sidecar's" if of_sidecar else "headkv-local brings these scores"
+        facts.append(("beside" if of_sidecar else "for", f"{found.beside}: {whose}"))
     facts.append(("method", scores.method))
     facts.append(("shape", f"{n_layer} layers, {n_head} query heads, {scores.n_head_kv} KV heads"))
     facts += [(name, f"{value:.6g}") for name, value in given(scores).items()]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._defaults import given
-from ..bench.options import Help, layers, positive
+from ..bench.options import Help, layers, positive, threads
 
 _LIST = "N[,N...]"
 _RECOMMENDED = "recommended in the file, for whoever uses the scores (default: Retention's)"
@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
     add("--lengths", type=_lengths, default=(700, 1400), metavar=_LIST, help="prompt lengths, in tokens")
     add("--seed", type=_seed, default=0, metavar="N", help="chooses haystacks, depths and the order")
     add("--examples", metavar="FILE", help="JSON Lines with examples of yours (default: the project's)")
-    add("--threads", type=positive, metavar="N", help="CPU threads (default: half of the CPUs)")
+    add("--threads", type=threads, metavar="N", help="CPU threads (default: half of the CPUs)")
     add("--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)")
     add("--beta", type=float, metavar="X", help=_RECOMMENDED)
     add("--window", type=int, metavar="N", help=_RECOMMENDED)

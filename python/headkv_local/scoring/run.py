@@ -72,7 +72,7 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
     lengths that the model was not trained for (where others are left, those are skipped, and told), and
     where too few samples are answered correctly; ModelError and UnsupportedError for the model itself.
     """
-    _gguf.target(options.output, force=options.force)
+    _gguf.target(options.output, force=options.force, model=options.model)
     Retention(budget="100%", **options.advice)  # refuses what can never work
     data = dataset.load(options.method, options.examples)
     lengths = _usable_lengths(options, tell)
