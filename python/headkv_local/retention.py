@@ -51,7 +51,8 @@ class Retention:
     sinks: first positions that are always kept, where a head keeps more than the window.
 
     beta, window, kernel and sinks that are not given are those that the scores' file recommends, else
-    1.3, 8, 29 and 4 (docs/results.md has what led to them).
+    1.3, 8, 29 and 4 (docs/results.md has what led to them). Write a new Retention to change
+    one setting: dataclasses.replace() hands all of them on as given.
 
     Raises ArgumentError for a value that can never work. What depends on the model's shape or on the
     prompt's length is checked by caps_for().

@@ -424,7 +424,7 @@ def test_where_scores_came_from_goes_with_the_retention(load: Load, smollm2: Pat
 
 
 def test_an_interrupt_while_a_model_is_loaded(tiny_path: Path) -> None:
-    """llama.cpp's log lines arrive in a callback, where exceptions are lost: the first one interrupts here."""
+    """llama.cpp's log lines arrive in a callback, where exceptions are lost: the first interrupts here."""
     program = """
 import logging, os, signal, sys
 from headkv_local import Llama, Retention
