@@ -46,6 +46,7 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
 
     _closed = True  # until the parent has something to close
     _cancellable = False  # whether the native library has been given the abort callback
+    _completing = False  # whether the next generate() is that of a completion
     _n_logits = 0  # tokens that the last decode has left logits of
 
     def _open(self) -> None:
@@ -228,6 +229,7 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
         return InternalError(text)
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        self._completing = True  # for the generate() that this calls
         try:
             yield from super()._create_completion(*args, **kwargs)
         except ValueError as error:
@@ -237,6 +239,8 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
             raise ContextFullError(
                 f"the prompt of {found[1]} tokens and an answer do not fit into the context of {found[2]}"
             ) from error
+        finally:
+            self._completing = False
 
 
 def _lengthened(array: Any, n: int) -> Any:

@@ -14,7 +14,7 @@ from . import _native
 from ._decoder import Decoder
 from ._sentences import sentence_ends
 from .budgets import ModelShape
-from .errors import ArgumentError, HeadKVError, StateError, UnsupportedError
+from .errors import ArgumentError, ContextFullError, HeadKVError, StateError, UnsupportedError
 from .retention import Retention
 from .stats import PromptRecord
 
@@ -65,8 +65,9 @@ class PromptReader(Decoder):
         self._require_open()
         self._forget_cancel()
         mark = self._unread = object()
+        completing, self._completing = self._completing, False
         steps = super().generate(tokens, *args, **kwargs)
-        sent = None
+        sent, answered = None, False
         try:
             while True:
                 with self._working():
@@ -74,6 +75,12 @@ class PromptReader(Decoder):
                         token = steps.send(sent)
                     except StopIteration:
                         return
+                    except ContextFullError:
+                        # llama_cpp asks for the rest of a character beyond its max_tokens
+                        if completing and answered:
+                            return
+                        raise
+                answered = True
                 sent = yield token
         except ValueError as error:
             if not isinstance(error, HeadKVError):

@@ -207,6 +207,22 @@ def test_an_answer_ends_where_the_context_does(
     assert llm.input_ids[300:511].any()
 
 
+def test_an_answer_may_end_within_a_character(load: Load, tiny_path: Path) -> None:
+    """llama_cpp asks for the rest of it, and there is no room: what there is of the answer is not lost."""
+    llm = load(tiny_path, n_ctx=256, retention=Retention(budget=32))
+    first_byte = dict.fromkeys(llm.tokenize("\u00e9".encode())[:1], 100.0)
+    arguments = {"max_tokens": None, "temperature": 0.0, "logit_bias": first_byte}
+    answer = llm.create_completion(TOKENS[:200], **arguments)
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] > 56
+    *_, last = llm.create_completion(TOKENS[:200], stream=True, **arguments)
+    assert last["choices"][0]["finish_reason"] == "length"
+    with pytest.raises(ContextFullError):  # nothing of an answer
+        llm.create_completion(TOKENS[:257])
+    with pytest.raises(ContextFullError):  # no completion
+        list(llm.generate(TOKENS[:250]))
+
+
 @pytest.mark.parametrize("arch", ["llama", "gemma2"])
 def test_a_state_of_a_smaller_context_leaves_the_room(
     load: Load, tiny: Callable[..., Path], tiny_path: Path, arch: str
