@@ -57,7 +57,10 @@ def open_stock(setup: Setup, n_ctx: int, flash_attn: bool = True) -> llama_cpp.L
         try:
             return llama_cpp.Llama(**setup.options(n_ctx), flash_attn=flash_attn)
         except ValueError as error:
-            raise load_error(error, lines) from error
+            explained = load_error(error, lines)
+            if explained is error:
+                raise
+            raise explained from error
 
 
 def n_ctx_for(n_tokens: int) -> int:

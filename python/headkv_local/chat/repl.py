@@ -80,10 +80,10 @@ class Repl:
                     self._console.note("Ctrl-C again or Ctrl-D leaves.")
             except (OutputError, BrokenPipeError):
                 raise  # nobody can be answered any more
-            except HeadKVError as error:
-                self._console.error(str(error))
             except UnicodeEncodeError:
                 self._console.error("what was typed is not UTF-8")
+            except (HeadKVError, ValueError) as error:
+                self._console.error(str(error))
             except Exception as error:  # of a model's own chat template, for example
                 self._console.error(f"{type(error).__name__}: {error}")
 
