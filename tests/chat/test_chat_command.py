@@ -300,3 +300,15 @@ class TestStreams:
             process.send_signal(signal.SIGINT)
             err = end(process)
         assert (process.returncode, err) == (130, "")
+
+
+def test_a_keyboard_without_a_screen(environment: dict[str, str], tmp_path: Path) -> None:
+    """Both outputs go elsewhere: the lines typed would end up in the answers."""
+    master, terminal = os.openpty()
+    try:
+        process = start([], environment, tmp_path, stdin=terminal)
+        assert "there is no terminal to show the chat on" in end(process)
+        assert process.returncode == 2
+    finally:
+        os.close(master)
+        os.close(terminal)

@@ -78,6 +78,10 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     except ArgumentError as error:
         parser.error(str(error))
     question, documents = _gather(options, parser)
+    if question is None and not (console.err_tty or console.out_tty):
+        parser.error(
+            "there is no terminal to show the chat on: leave one of the outputs to it, or ask with -p"
+        )
     path = options.model if options.model is not None else str(default_model_path())
 
     # From here on the model is needed, and with it llama_cpp.
