@@ -82,7 +82,10 @@ def save(data: dict[str, Any], target: str | None) -> None:
     if target == "-":
         sys.stdout.write(encoded)
     else:
-        Path(target).write_text(encoded, encoding="utf-8")
+        try:
+            Path(target).write_text(encoded, encoding="utf-8")
+        except OSError as error:
+            raise OSError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._gguf import replacing
 from ..errors import ArgumentError
 
 Settings = Mapping[str, Any]
@@ -58,7 +58,6 @@ class Progress:
 
     def __init__(self, output: Path, settings: Settings, shape: tuple[int, int], *, force: bool) -> None:
         self.path = output.with_name(output.name + ".partial.json")
-        self._new = self.path.with_name(self.path.name + ".new")
         self._settings, self._shape = settings, shape
         self._tallies: dict[str, Tally] = {}
         if self.path.exists():
@@ -82,15 +81,13 @@ class Progress:
             method: {"done": tally.done, "counted": tally.counted, "totals": tally.totals.tolist()}
             for method, tally in self._tallies.items()
         }
-        with self._new.open("w", encoding="utf-8") as file:
-            json.dump({"settings": self._settings, "tallies": tallies}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        self._new.replace(self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text(
+                json.dumps({"settings": self._settings, "tallies": tallies}), encoding="utf-8"
+            )
 
     def remove(self) -> None:
-        for path in (self.path, self._new):
-            path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def _load(self) -> None:
         kept = json.loads(self.path.read_text(encoding="utf-8"))
