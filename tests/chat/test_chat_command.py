@@ -312,3 +312,12 @@ def test_a_keyboard_without_a_screen(environment: dict[str, str], tmp_path: Path
     finally:
         os.close(master)
         os.close(terminal)
+
+
+@pytest.mark.parametrize(("n_ctx", "told"), [("8192", False), ("8193", True)])
+def test_a_context_beyond_what_the_model_was_trained_for(
+    chat: Chat, tiny_path: Path, n_ctx: str, told: bool
+) -> None:
+    done = chat(str(tiny_path), "-p", "hi", "--ctx", n_ctx, *SHORT)
+    assert done.returncode == 0
+    assert ("the model was trained for 8192 tokens" in done.stderr) is told

@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import llama_cpp
+
 from headkv_local import Llama, Retention
 from headkv_local._limits import MAX_THREADS
 from headkv_local.chat.args import Options
@@ -48,6 +50,11 @@ class ChatLlama(Llama):
         self.meter = Meter()
         self.watch_prefill: Callable[[int, int], None] | None = None
         super().__init__(model_path, on_prefill=self._prefilled, **kwargs)
+
+    @property
+    def trained_tokens(self) -> int:
+        """The longest context that the model was trained for, 0 if that is not known."""
+        return int(llama_cpp.llama_model_n_ctx_train(self.model))
 
     def generate(
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
