@@ -17,8 +17,8 @@
 // never aborts on bad input; headkv_last_error() then tells the cause in one sentence. Unless a
 // comment says otherwise, a failing call leaves the context exactly as it was.
 //
-// One context is to be used by one thread at a time. Others may call meanwhile what says so: headkv_cancel() and
-// what tells of the cache, headkv_get_stats(), _kept(), _mask() and _device_bytes().
+// One context is to be used by one thread at a time. Others may call meanwhile what says so: headkv_cancel(),
+// headkv_last_error() and what tells of the cache, headkv_get_stats(), _kept(), _mask() and _device_bytes().
 #pragma once
 
 #include <stddef.h>
@@ -115,8 +115,9 @@ struct headkv_device {
 // The ABI of the loaded library; compare it with HEADKV_ABI_VERSION before any other call.
 HEADKV_API int32_t headkv_abi_version(void);
 
-// The cause of the last failure on this context, "" if there was none. Valid until this thread asks again. With ctx
-// NULL, or a context that cannot be compacted: of this thread.
+// The cause of the last failure on this context, "" if there was none since llama_decode() began for the last time;
+// valid until the next headkv or llama_decode call. For other threads, right after one of their calls has failed: its
+// cause. With ctx NULL, or a context that cannot be compacted: that of this thread's last failure.
 HEADKV_API const char * headkv_last_error(const struct llama_context * ctx);
 
 // HEADKV_ERR_UNSUPPORTED with the reason if the context can never be compacted: flash attention off,

@@ -2,7 +2,6 @@
 
 #include "headkv.h"
 
-#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -22,26 +21,4 @@ inline void headkv_set_error(std::string & dst, const char * text) noexcept {
     } catch (const std::bad_alloc &) {
         dst.assign("out of memory"); // fits into an empty string
     }
-}
-
-// the last error on a context, which several threads may set and ask for
-class headkv_error_text {
-public:
-    void set(const char * next) noexcept {
-        const std::lock_guard<std::mutex> lock(mutex);
-        headkv_set_error(text, next);
-    }
-
-    std::string get() const {
-        const std::lock_guard<std::mutex> lock(mutex);
-        return text;
-    }
-
-private:
-    mutable std::mutex mutex;
-    std::string text;
-};
-
-inline void headkv_set_error(headkv_error_text & dst, const char * text) noexcept {
-    dst.set(text);
 }

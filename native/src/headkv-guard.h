@@ -8,9 +8,13 @@
 // of contexts that have no memory of ours to keep it, and of calls without a context
 inline thread_local std::string headkv_thread_error;
 
-// run f(); any exception becomes a code and a text in error, a std::string or a headkv_error_text
-template <typename E, typename F>
-int32_t headkv_guard_plain(E & error, F && f) {
+// The memory that headkv_thread_error is about, where it is from a call that any thread may make: it is not kept in the
+// memory, which another thread may be using.
+inline thread_local const void * headkv_thread_error_of = nullptr;
+
+// run f(); any exception becomes a code and a text in error
+template <typename F>
+int32_t headkv_guard_plain(std::string & error, F && f) {
     try {
         f();
         return HEADKV_OK;

@@ -16,26 +16,38 @@ static llama_kv_cache_headkv * get_mem(const llama_context * ctx) {
     return ctx ? dynamic_cast<llama_kv_cache_headkv *>(ctx->get_memory()) : nullptr;
 }
 
-// run f(memory) on a context that can be compacted
+static llama_kv_cache_headkv & require_mem(const llama_context * ctx) {
+    if (!ctx) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "the context is NULL");
+    }
+    auto * mem = get_mem(ctx);
+    if (!mem) {
+        const std::string reason = llama_kv_cache_headkv::unsupported(ctx->get_model(), ctx->get_cparams());
+        throw headkv_error(HEADKV_ERR_UNSUPPORTED,
+                           reason.empty() ? "the architecture keeps a KV cache of its own kind" : reason);
+    }
+    if (!ctx->get_cparams().flash_attn) {
+        throw headkv_error(HEADKV_ERR_UNSUPPORTED, "flash attention was turned off: a device lacks it");
+    }
+    return *mem;
+}
+
+// run f(memory) on a context that can be compacted, in the thread that uses it
 template <typename F>
 static int32_t guard(const llama_context * ctx, F && f) {
     auto * mem = get_mem(ctx);
 
-    const auto call = [&]() {
-        if (!ctx) {
-            throw headkv_error(HEADKV_ERR_ARGUMENT, "the context is NULL");
-        }
-        if (!mem) {
-            const std::string reason = llama_kv_cache_headkv::unsupported(ctx->get_model(), ctx->get_cparams());
-            throw headkv_error(HEADKV_ERR_UNSUPPORTED,
-                               reason.empty() ? "the architecture keeps a KV cache of its own kind" : reason);
-        }
-        if (!ctx->get_cparams().flash_attn) {
-            throw headkv_error(HEADKV_ERR_UNSUPPORTED, "flash attention was turned off: a device lacks it");
-        }
-        f(*mem);
-    };
-    return mem ? headkv_guard_plain(mem->last_error, call) : headkv_guard_plain(headkv_thread_error, call);
+    headkv_thread_error_of = nullptr;
+    return headkv_guard_plain(mem ? mem->last_error : headkv_thread_error, [&]() { f(require_mem(ctx)); });
+}
+
+// the same in any thread
+template <typename F>
+static int32_t guard_any_thread(const llama_context * ctx, F && f) {
+    const int32_t res = headkv_guard_plain(headkv_thread_error, [&]() { f(require_mem(ctx)); });
+
+    headkv_thread_error_of = res == HEADKV_OK ? nullptr : get_mem(ctx);
+    return res;
 }
 
 static bool abort_if_cancelled(void * data) {
@@ -48,16 +60,7 @@ int32_t headkv_abi_version(void) {
 
 const char * headkv_last_error(const llama_context * ctx) {
     const auto * mem = get_mem(ctx);
-    if (!mem) {
-        return headkv_thread_error.c_str();
-    }
-    thread_local std::string text; // another thread may set the context's meanwhile
-    try {
-        text = mem->last_error.get();
-    } catch (const std::bad_alloc &) {
-        headkv_set_error(text, "out of memory");
-    }
-    return text.c_str();
+    return mem && headkv_thread_error_of != mem ? mem->last_error.c_str() : headkv_thread_error.c_str();
 }
 
 int32_t headkv_supported(const llama_context * ctx) {
@@ -127,21 +130,21 @@ int32_t headkv_get_rows(const llama_context * ctx, int32_t layer, float * w, siz
 }
 
 int32_t headkv_get_kept(const llama_context * ctx, int32_t * kept, size_t n) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+    return guard_any_thread(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(kept);
         mem.get_kept(kept, n);
     });
 }
 
 int32_t headkv_get_mask(const llama_context * ctx, uint8_t * mask, size_t n) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+    return guard_any_thread(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(mask);
         mem.get_mask(mask, n);
     });
 }
 
 int32_t headkv_get_stats(const llama_context * ctx, headkv_stats * stats, size_t size) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+    return guard_any_thread(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(stats);
         headkv_require_size(size, sizeof(*stats));
         *stats = mem.get_stats();
@@ -149,11 +152,11 @@ int32_t headkv_get_stats(const llama_context * ctx, headkv_stats * stats, size_t
 }
 
 int32_t headkv_cancel(llama_context * ctx) {
-    return guard(ctx, [](llama_kv_cache_headkv & mem) { mem.cancelled = true; });
+    return guard_any_thread(ctx, [](llama_kv_cache_headkv & mem) { mem.cancelled = true; });
 }
 
 int32_t headkv_cancel_clear(llama_context * ctx) {
-    return guard(ctx, [](llama_kv_cache_headkv & mem) { mem.cancelled = false; });
+    return guard_any_thread(ctx, [](llama_kv_cache_headkv & mem) { mem.cancelled = false; });
 }
 
 //

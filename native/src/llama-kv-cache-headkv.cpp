@@ -1,6 +1,7 @@
 #include "llama-kv-cache-headkv.h"
 
 #include "headkv-error.h"
+#include "headkv-guard.h"
 #include "headkv-io.h"
 #include "headkv-threads.h"
 #include "llama-batch.h"
@@ -202,6 +203,9 @@ llama_memory_context_ptr llama_kv_cache_headkv::init_batch(llama_batch_allocr & 
                                                            bool embd_all) {
     GGML_UNUSED(embd_all);
 
+    last_error.clear(); // if this decode fails, what failed before it is not the cause
+    headkv_thread_error_of = nullptr;
+
     try {
         reserve(balloc.get_n_tokens());
 
@@ -336,6 +340,7 @@ void llama_kv_cache_headkv::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos
         return;
     }
     live->seq_add(seq_id, p0, p1, shift);
+    count_live(); // positions below 0 are gone
 }
 
 void llama_kv_cache_headkv::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
@@ -395,7 +400,12 @@ void llama_kv_cache_headkv::state_read(llama_io_read_i & io, llama_seq_id seq_id
     if (word != state_magic) {
         reserve(0);
         headkv_io_unread unread(io, word);
-        live->state_read(unread, seq_id, flags);
+        try {
+            live->state_read(unread, seq_id, flags);
+        } catch (...) {
+            count_live();
+            throw;
+        }
         count_live();
         return;
     }
@@ -685,7 +695,9 @@ void llama_kv_cache_headkv::compact(uint32_t n_threads) {
         pool = std::move(next);
         live.swap(tail);
         obs.reset();
-        n_live = 0;
+        n_live       = 0;
+        t_select_us  = t_select_end_us - t_start_us;
+        t_compact_us = ggml_time_us() - t_select_end_us;
     }
     ends.clear();
     epoch++;
@@ -693,7 +705,6 @@ void llama_kv_cache_headkv::compact(uint32_t n_threads) {
     tail.reset(); // by now the full cache
 
     const std::lock_guard<std::mutex> lock(mutex);
-    t_select_us  = t_select_end_us - t_start_us;
     t_compact_us = ggml_time_us() - t_select_end_us;
 }
 

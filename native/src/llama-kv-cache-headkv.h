@@ -2,7 +2,6 @@
 
 #include "llama-kv-cache.h"
 
-#include "headkv-error.h"
 #include "headkv-observer.h"
 #include "headkv-pool.h"
 #include "headkv-select.h"
@@ -102,8 +101,8 @@ public:
     void on_apply(const llama_ubatch & ubatch);
     void on_compute() const;
 
-    // of the last failure on this context
-    headkv_error_text last_error;
+    // of the last failure on this context, since the last batch began
+    std::string last_error;
 
     std::atomic<bool> cancelled = false;
 

@@ -45,22 +45,17 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
     scores: npt.NDArray[np.single]
 
     _closed = True  # until the parent has something to close
+    _freed = False
+    _cancelled = False
     _cancellable = False  # whether the native library has been given the abort callback
     _completing = False  # whether the next generate() is that of a completion
+    _cut_off = b""  # the answer that llama_cpp leaves out of a completion, for the context was full
     _n_logits = 0  # tokens that the last decode has left logits of
 
     def _open(self) -> None:
         self._calls = threading.RLock()  # held by the call that uses the context
         self._closing = threading.RLock()  # held for moments, in which the context is not freed
-        self._cancelled = threading.Event()
         self._closed = False
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """What uses the context does it in here."""
-        with self._calls:
-            self._require_open()
-            yield
 
     def close(self) -> None:
         """Free model and context. Every later call raises StateError; closing twice is fine.
@@ -68,20 +63,25 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
         A call that runs in another thread is cancelled first, and waited for: an on_prefill callback must
         not wait in turn for the thread that closes.
         """
-        if self._closed:
-            return
+        if "_closing" not in self.__dict__:
+            return  # the constructor had nothing to close yet
         with self._closing:
-            if self._closed:
-                return
-            self._closed = True
-            self._stop()
+            if not self._closed:
+                self._closed = True
+                self._stop()
         with self._calls:
-            if "_stack" in self.__dict__:
-                model = self.__dict__.get("_model")
-                super().close()
-                if model is not None:
-                    model.model = model.vocab = _Closed()  # a tokenizer that was handed out holds it
+            if self._freed:
+                return
+            # what looks something up meanwhile finds these, not what is being freed
+            model = self.__dict__.get("_model")
             self.__dict__.update(dict.fromkeys(("_ctx", "_model", "_batch", "tokenizer_"), _Closed()))
+            if model is not None:
+                model.vocab = _Closed()  # a tokenizer that was handed out holds it
+            if "_stack" in self.__dict__:
+                super().close()
+            if model is not None:
+                model.model = _Closed()
+            self._freed = True
 
     def cancel(self) -> None:
         """Make the call that runs now raise Cancelled; to be called from another thread, or a signal handler.
@@ -95,7 +95,7 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
             self._stop()
 
     def _stop(self) -> None:
-        self._cancelled.set()
+        self._cancelled = True
         if self._cancellable:
             _native.cancel(self._address)
 
@@ -116,39 +116,43 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
         with self._closing:
             if self._closed:
                 return
-            self._cancelled.clear()
+            self._cancelled = False
             if self._cancellable:
                 _native.cancel_clear(self._address)
 
     def _make_room(self) -> None:
         """llama.cpp rounds the context up; llama_cpp's own arrays of it become as long here."""
         n_ctx = self.n_ctx()
-        self.input_ids = _lengthened(self.input_ids, n_ctx)
+        self.input_ids = _lengthened(self.input_ids, n_ctx, self.n_tokens)
         if self._logits_all:
-            self.scores = _lengthened(self.scores, n_ctx)
+            self.scores = _lengthened(self.scores, n_ctx, self.n_tokens)
 
     def reset(self) -> None:
         """Forget all tokens. A compacted cache gets room again with the next prompt."""
-        with self._working():
+        with self._calls:
+            self._require_open()
             super().reset()
             if self._ctx.memory is not None:
                 self._ctx.kv_cache_seq_rm(-1, 0, -1)
 
     def tokenize(self, *args: Any, **kwargs: Any) -> list[int]:
-        """As llama_cpp.Llama.tokenize()."""
-        with self._working():
+        """As llama_cpp.Llama.tokenize(); from any thread."""
+        with self._closing:
+            self._require_open()
             tokens: list[int] = super().tokenize(*args, **kwargs)
             return tokens
 
     def detokenize(self, *args: Any, **kwargs: Any) -> bytes:
-        """As llama_cpp.Llama.detokenize()."""
-        with self._working():
+        """As llama_cpp.Llama.detokenize(); from any thread."""
+        with self._closing:
+            self._require_open()
             text: bytes = super().detokenize(*args, **kwargs)
             return text
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As llama_cpp.Llama.embed()."""
-        with self._working():
+        with self._calls:
+            self._require_open()
             return super().embed(*args, **kwargs)
 
     def _evaluate(self, tokens: Sequence[int], done: Callable[[int], None] = lambda n: None) -> None:
@@ -157,7 +161,7 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
         self._require_room(len(tokens))
         with self._in_step():
             for start in range(0, len(tokens), self.n_batch):
-                if self._cancelled.is_set():
+                if self._cancelled:
                     raise Cancelled("cancelled")
                 piece = tokens[start : start + self.n_batch]
                 super().eval(piece)
@@ -171,7 +175,8 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
         """As llama_cpp.Llama.sample(); StateError where there are no logits, which llama.cpp aborts on."""
-        with self._working():
+        with self._calls:
+            self._require_open()
             if self._requires_eval or (idx is not None and not 0 < self.n_tokens - idx <= self._n_logits):
                 raise StateError(
                     f"there are no logits {'yet' if idx is None else f'of position {idx}'}: evaluate tokens "
@@ -229,9 +234,13 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
         return InternalError(text)
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
-        self._completing = True  # for the generate() that this calls
+        self._require_open()
+        self._completing, self._cut_off = True, b""  # for the generate() that this calls
         try:
-            yield from super()._create_completion(*args, **kwargs)
+            for result in super()._create_completion(*args, **kwargs):
+                if self._cut_off and not kwargs.get("stream"):
+                    result["choices"][0]["text"] += self._cut_off.decode("utf-8", errors="ignore")
+                yield result
         except ValueError as error:
             found = _TOO_LONG.search(str(error))
             if found is None:
@@ -240,14 +249,13 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
                 f"the prompt of {found[1]} tokens and an answer do not fit into the context of {found[2]}"
             ) from error
         finally:
-            self._completing = False
+            self._completing, self._cut_off = False, b""
 
 
-def _lengthened(array: Any, n: int) -> Any:
-    """The first n rows, zeros where there are not so many."""
+def _lengthened(array: Any, n: int, n_used: int) -> Any:
+    """n rows, the first n_used those of the array. What is not used takes no memory yet."""
     if len(array) == n:
         return array
     longer = np.zeros((n, *array.shape[1:]), dtype=array.dtype)
-    n_both = min(n, len(array))
-    longer[:n_both] = array[:n_both]
+    longer[:n_used] = array[:n_used]
     return longer

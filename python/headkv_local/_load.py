@@ -39,6 +39,7 @@ def refuse_before_loading(
     if kwargs.get("lora_path"):
         _require_file("LoRA adapter", kwargs["lora_path"])
     for name, least, most in (
+        ("n_ctx", 0, INT32_MAX),  # 0: what the model was trained for
         ("n_batch", 1, INT32_MAX),
         ("n_ubatch", 1, INT32_MAX),
         ("n_threads", 0, MAX_THREADS),  # 0 and None: llama_cpp's own choice

@@ -55,7 +55,8 @@ class PromptReader(Decoder):
         len(tokens), and the logits of the last one are there. Raises what eval() raises, and
         ArgumentError for an empty prompt or a budget that is too small for this one.
         """
-        with self._working():
+        with self._calls:
+            self._require_open()
             self._forget_cancel()
             tokens = list(tokens)
             self._read(tokens[self._reuse(tokens) :])
@@ -67,20 +68,23 @@ class PromptReader(Decoder):
         mark = self._unread = object()
         completing, self._completing = self._completing, False
         steps = super().generate(tokens, *args, **kwargs)
-        sent, answered = None, False
+        sent, answer = None, list[int]()
         try:
             while True:
-                with self._working():
+                with self._calls:
+                    self._require_open()
                     try:
                         token = steps.send(sent)
                     except StopIteration:
                         return
                     except ContextFullError:
+                        if not (completing and answer):
+                            raise
                         # llama_cpp asks for the rest of a character beyond its max_tokens
-                        if completing and answered:
-                            return
-                        raise
-                answered = True
+                        self._cut_off = self.detokenize(answer, prev_tokens=list(tokens))
+                        return
+                if completing:
+                    answer.append(token)
                 sent = yield token
         except ValueError as error:
             if not isinstance(error, HeadKVError):
@@ -97,7 +101,8 @@ class PromptReader(Decoder):
         Raises ContextFullError, Cancelled, OutOfMemoryError, and ArgumentError for tokens that the model
         does not have. What was evaluated until then stays in the cache.
         """
-        with self._working():
+        with self._calls:
+            self._require_open()
             if self._unread is None:
                 self._evaluate(tokens)
                 return
@@ -184,8 +189,8 @@ class PromptReader(Decoder):
     ) -> None:
         """If this fails, the cache holds whole what was evaluated until then."""
         self._prompt = PromptRecord()
-        ctx, n_last = self._address, retention.n_observed(n_prompt)
-        _native.set_budgets(ctx, caps)
+        n_last = retention.n_observed(n_prompt)
+        _native.set_budgets(self._address, caps)
 
         # all last tokens are decoded under observation, also what of them is in the cache already
         again = self.input_ids[n_prompt - n_last : self.n_tokens].tolist()
@@ -198,20 +203,24 @@ class PromptReader(Decoder):
         self._evaluate(tokens[:-n_last], progress.add)
         self._wait()
         observing = perf_counter()
-        _native.observe(ctx, _native.OBSERVE_WINDOW)
+        _native.observe(self._address, _native.OBSERVE_WINDOW)
         try:
             self._evaluate(tokens[-n_last:])
         finally:
-            _native.observe(ctx, _native.OBSERVE_OFF)  # waits for the device
-        _native.set_sentences(ctx, sentence_ends(self.input_ids[:n_prompt], self._piece))
+            _native.observe(self._address, _native.OBSERVE_OFF)  # waits for the device
+        _native.set_sentences(self._address, sentence_ends(self.input_ids[:n_prompt], self._piece))
         observed = perf_counter()
-        _native.compact(ctx)
-        self._prompt = PromptRecord(
+        self._prompt = PromptRecord(  # before the cache is compacted: other threads may ask at once
             n_tokens=n_prompt,
             policy=retention.policy,
             scores_from=self._scores_from,
             prefill_seconds=observed - started,
             observe_seconds=observed - observing,
         )
+        try:
+            _native.compact(self._address)
+        except HeadKVError:
+            self._prompt = PromptRecord()
+            raise
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
         progress.add(n_last)

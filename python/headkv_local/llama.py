@@ -36,8 +36,8 @@ class Llama(PromptReader):
     same prompt once more. A prompt that fits into the budget is kept whole. retention=None behaves as
     llama_cpp.Llama.
 
-    One thread at a time may use it, but cancel(), close(), cache_stats() and retention_mask() may be called
-    from others meanwhile. Processes are to be started by "spawn", not by "fork": llama.cpp's threads do not
+    One thread at a time may use it, but cancel(), close(), cache_stats(), retention_mask() and tokenize() may
+    be called from others meanwhile. Start processes by "spawn", not by "fork": llama.cpp's threads do not
     survive that.
 
     model_path: the GGUF file.
@@ -111,7 +111,8 @@ class Llama(PromptReader):
 
     @retention.setter
     def retention(self, retention: Retention | None) -> None:
-        with self._working():
+        with self._calls:
+            self._require_open()
             if not isinstance(retention, Retention | None):
                 raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
             if self._reading:
@@ -178,10 +179,14 @@ class Llama(PromptReader):
         """
         with self._closing:
             self._require_open()
-            try:
-                return native_stats(self._address, self._prompt)
-            except UnsupportedError:
-                return stock_stats(self, self._prompt)
+            while True:
+                prompt = self._prompt
+                try:
+                    stats = native_stats(self._address, prompt)
+                except UnsupportedError:
+                    return stock_stats(self, prompt)
+                if self._prompt is prompt:  # else another thread has begun or compacted a prompt since
+                    return stats
 
     def retention_mask(self) -> npt.NDArray[np.bool_]:
         """True where a KV head kept a position of the prompt: bool (n_layer, n_head_kv, n_prompt).
@@ -201,14 +206,16 @@ class Llama(PromptReader):
 
         A generate() after it has to go on behind the tokens of the state, else it reads its prompt anew.
         """
-        with self._working():
+        with self._calls:
+            self._require_open()
             state = super().save_state()
             vars(state)["headkv_prompt"] = self._prompt
             return state
 
     def load_state(self, state: LlamaState) -> None:
         """Go on from a saved state. StateError if it does not fit; the cache is empty then."""
-        with self._working():
+        with self._calls:
+            self._require_open()
             self.reset()
             try:
                 with collected_errors() as lines:

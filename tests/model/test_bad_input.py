@@ -369,6 +369,7 @@ def test_a_constructor_that_fails_leaves_nothing_to_clean_up(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ({"n_ctx": 2**32}, "n_ctx must be from 0 to 2147483647, not 4294967296"),
         ({"n_batch": -1}, "n_batch must be from 1 to 2147483647, not -1"),
         ({"n_batch": 0}, "n_batch must be from 1"),
         ({"n_ubatch": 0}, "n_ubatch must be from 1"),

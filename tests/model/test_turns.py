@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -208,15 +209,27 @@ def test_an_answer_ends_where_the_context_does(
 
 
 def test_an_answer_may_end_within_a_character(load: Load, tiny_path: Path) -> None:
-    """llama_cpp asks for the rest of it, and there is no room: what there is of the answer is not lost."""
+    """llama_cpp asks for the rest of it, and there is no room: what is complete is the answer."""
     llm = load(tiny_path, n_ctx=256, retention=Retention(budget=32))
-    first_byte = dict.fromkeys(llm.tokenize("\u00e9".encode())[:1], 100.0)
-    arguments = {"max_tokens": None, "temperature": 0.0, "logit_bias": first_byte}
+    letter, first_byte = (llm.tokenize(text.encode())[0] for text in ("a", "\U0001f600"))
+
+    def letters_first(tokens: Any, logits: Any) -> Any:
+        logits[letter if len(tokens) < 254 else first_byte] += 1000
+        return logits
+
+    arguments = {
+        "max_tokens": None,
+        "temperature": 0.0,
+        "logits_processor": llama_cpp.LogitsProcessorList([letters_first]),
+    }
     answer = llm.create_completion(TOKENS[:200], **arguments)
+    chunks = list(llm.create_completion(TOKENS[:200], stream=True, **arguments))
     assert answer["choices"][0]["finish_reason"] == "length"
-    assert answer["usage"]["completion_tokens"] > 56
-    *_, last = llm.create_completion(TOKENS[:200], stream=True, **arguments)
-    assert last["choices"][0]["finish_reason"] == "length"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert answer["choices"][0]["text"] == "a" * 54
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "a" * 54
+    short = llm.create_completion(TOKENS[:200], **(arguments | {"max_tokens": 3}))
+    assert short["choices"][0]["text"] == "aaa"
     with pytest.raises(ContextFullError):  # nothing of an answer
         llm.create_completion(TOKENS[:257])
     with pytest.raises(ContextFullError):  # no completion

@@ -64,10 +64,7 @@ class Repl:
                 text, quoted = self._read()
                 interrupted = False
                 self._tell_of_history()
-                if text.startswith("/") and not quoted:
-                    self._commands.run(text)
-                elif text.strip():
-                    self._ask(text)
+                self._turn(text, quoted)
             except (EOFError, Leave):
                 return 0
             except KeyboardInterrupt:
@@ -78,14 +75,23 @@ class Repl:
                 else:
                     interrupted = True
                     self._console.note("Ctrl-C again or Ctrl-D leaves.")
-            except (OutputError, BrokenPipeError):
-                raise  # nobody can be answered any more
-            except UnicodeEncodeError:
-                self._console.error("what was typed is not UTF-8")
-            except (HeadKVError, ValueError) as error:
-                self._console.error(str(error))
-            except Exception as error:  # of a model's own chat template, for example
-                self._console.error(f"{type(error).__name__}: {error}")
+
+    def _turn(self, text: str, quoted: bool) -> None:
+        """Whatever goes wrong in it ends it, but for outputs that cannot be written any more."""
+        try:
+            text.encode()
+            if text.startswith("/") and not quoted:
+                self._commands.run(text)
+            elif text.strip():
+                self._ask(text)
+        except UnicodeEncodeError:
+            self._console.error("what was typed is not UTF-8")
+        except (Leave, OutputError, BrokenPipeError):
+            raise
+        except (HeadKVError, ValueError) as error:
+            self._console.error(str(error))
+        except Exception as error:  # of a model's own chat template, for example
+            self._console.error(f"{type(error).__name__}: {error}")
 
     def _tell_of_history(self) -> None:
         """Once for each failure."""
