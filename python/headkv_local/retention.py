@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ._defaults import DEFAULT_BUDGET, DEFAULTS, given
+from ._limits import INT32_MAX
 from .budgets import (
-    INT32_MAX,
     Budget,
     ModelShape,
     headkv_caps,

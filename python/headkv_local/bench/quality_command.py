@@ -116,9 +116,10 @@ def _scores(files: str | None, model: str) -> dict[str, HeadScores]:
         found = HeadScores.find(model)
         return {} if found is None else {found[0].method: found[0]}
     named: dict[str, HeadScores] = {}
+    shape = model_shape(model)
     for path in files.split(","):
         scores = HeadScores.from_gguf(path)
-        scores.check_model(*model_shape(model), model)  # not when all other policies have been measured
+        scores.check_model(*shape, model)  # not when all other policies have been measured
         name = scores.method if scores.method not in named else f"{scores.method}:{Path(path).stem}"
         if name in named:
             raise ArgumentError(f"{path} is named twice")

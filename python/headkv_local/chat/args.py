@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from .._defaults import DEFAULT_BUDGET, given
-from .._limits import MAX_THREADS
+from .._limits import INT32_MAX, MAX_THREADS
 
 if TYPE_CHECKING:
     from headkv_local import Retention
@@ -114,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ctx",
         metavar="N",
-        type=_integer(1, 2**31 - 1),
+        type=_integer(1, INT32_MAX),
         help="context size in tokens (default: what the model was trained for, "
         f"but no more than {MAX_CTX_BYTES // 1024**3} GiB of full cache)",
     )
@@ -127,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gpu-layers",
         metavar="N",
-        type=_integer(-1, 2**31 - 1),
+        type=_integer(-1, INT32_MAX),
         help="layers on a GPU, each with its share of the cache; -1: all (default: all, if there is a GPU)",
     )
     parser.add_argument(
