@@ -15,6 +15,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <tuple>
 
 // cells of the tail right after compaction; it doubles when it is full
 static constexpr uint32_t n_tail_min = 128;
@@ -251,13 +252,41 @@ uint32_t llama_kv_cache_headkv::get_n_ubatch_observed(uint32_t n_new) const {
 }
 
 llama_memory_context_ptr llama_kv_cache_headkv::init_full() {
+    n_reserved = live->get_size(); // what is made with it reserves compute buffers for all cells
+
     return std::make_unique<llama_kv_cache_headkv_context>(this, live.get());
 }
 
 llama_memory_context_ptr llama_kv_cache_headkv::init_update(llama_context * lctx, bool optimize) {
     this->lctx = lctx;
 
+    reserve_compute();
+
     return live->init_update(lctx, optimize);
+}
+
+void llama_kv_cache_headkv::reserve_compute() const {
+    if (!lctx || live->get_size() == n_reserved) {
+        return;
+    }
+    // reserving takes these for its own, and the last two may be those of a batch that has begun
+    auto state =
+        std::tie(lctx->cparams.n_outputs_max, lctx->n_outputs, lctx->n_queued_tokens, lctx->t_compute_start_us);
+    const std::tuple<uint32_t, uint32_t, int64_t, int64_t> before = state;
+
+    // Room for the logits of one token, where llama.cpp reserves it for those of a whole ubatch, which few ask for: a
+    // batch that does gets it then.
+    lctx->cparams.n_outputs_max = 1;
+    lctx->n_queued_tokens       = 0;
+    lctx->sched_need_reserve    = true;
+    try {
+        lctx->sched_reserve();
+    } catch (const std::exception & err) {
+        // a batch asks by itself for the buffers that there were none of; what is half made has to be made again
+        lctx->sched_need_reserve = dynamic_cast<const std::bad_alloc *>(&err);
+        LLAMA_LOG_WARN("%s: %s\n", __func__, err.what());
+    }
+    state = before;
 }
 
 bool llama_kv_cache_headkv::get_can_shift() const {
@@ -703,6 +732,7 @@ void llama_kv_cache_headkv::compact(uint32_t n_threads) {
     epoch++;
 
     tail.reset(); // by now the full cache
+    reserve_compute();
 
     const std::lock_guard<std::mutex> lock(mutex);
     t_compact_us = ggml_time_us() - t_select_end_us;

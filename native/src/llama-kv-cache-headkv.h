@@ -116,6 +116,10 @@ private:
     // calls, for it does not wait for a batch before the next one; what headkv.h offers waits there.
     void wait() const;
 
+    // Reserve compute buffers anew if the live cache has another size than they are for: in them are the mask, and
+    // CUDA's copy of a layer's quantized K and V. What fails in it does no harm.
+    void reserve_compute() const;
+
     // make room for n_new more tokens in the live cache; throws if there is none
     void reserve(uint32_t n_new);
 
@@ -172,6 +176,8 @@ private:
     std::vector<uint8_t> ends; // [n_prompt] not 0 where a sentence ends, empty if not known; of one prompt only
 
     uint64_t epoch = 0;
+
+    uint32_t n_reserved = 0; // cells that compute buffers were last reserved for
 
     mutable std::atomic<int32_t> n_splits = 0; // of the last graph
 

@@ -2,7 +2,6 @@
 // several ubatches, and what they record together is what the same tokens record one by one.
 
 #include "headkv.h"
-#include "llama-ext.h"
 #include "tiny-model.h"
 
 #include <algorithm>
@@ -17,14 +16,6 @@ static constexpr int n_observed = 16;
 static constexpr size_t n_bytes = (size_t) 2 * sizeof(float) * n_prompt * n_head; // observing one token takes these
 static constexpr size_t limit   = 64u * 1024 * 1024;
 static_assert(n_observed * n_bytes >= 2 * limit, "else there is nothing to test");
-
-static size_t compute_bytes(const llama_context * ctx) {
-    size_t res = 0;
-    for (const auto & [buft, data] : llama_get_memory_breakdown(ctx)) {
-        res += data.compute;
-    }
-    return res;
-}
 
 static bool decode(llama_context * ctx, int p0, int n) {
     return tiny_model_decode(ctx, p0, n) == 0;
@@ -71,9 +62,9 @@ int main() {
     }
 
     const auto one_by_one = observe(ctx.get(), 1);
-    const size_t before   = compute_bytes(ctx.get());
+    const size_t before   = tiny_model_compute_bytes(ctx.get());
     const auto together   = observe(ctx.get(), n_observed);
-    const size_t after    = compute_bytes(ctx.get());
+    const size_t after    = tiny_model_compute_bytes(ctx.get());
     if (one_by_one.empty() || together.empty()) {
         printf("FAIL: nothing was recorded\n");
         return 1;

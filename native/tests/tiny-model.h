@@ -5,6 +5,7 @@
 #include "ggml-cpp.h"
 #include "gguf.h"
 #include "llama-cpp.h"
+#include "llama-ext.h"
 
 #include <unistd.h>
 
@@ -28,8 +29,8 @@ inline llama_token tiny_model_token_at(int pos) {
     return (pos * 7 + pos / 5) % 90;
 }
 
-// n tokens from position p0 on; what llama_decode() returns
-inline int tiny_model_decode(llama_context * ctx, int p0, int n) {
+// n tokens from position p0 on, with the logits of the last or of all; what llama_decode() returns
+inline int tiny_model_decode(llama_context * ctx, int p0, int n, bool all = false) {
     llama_batch batch = llama_batch_init(n, 0, 1);
     batch.n_tokens    = n;
     for (int i = 0; i < n; ++i) {
@@ -37,7 +38,7 @@ inline int tiny_model_decode(llama_context * ctx, int p0, int n) {
         batch.pos[i]       = p0 + i;
         batch.n_seq_id[i]  = 1;
         batch.seq_id[i][0] = 0;
-        batch.logits[i]    = i == n - 1;
+        batch.logits[i]    = all || i == n - 1;
     }
     const int rc = llama_decode(ctx, batch);
     llama_batch_free(batch);
@@ -112,5 +113,14 @@ inline llama_model_ptr tiny_model_load(const tiny_model_params & p = {}, bool gp
     params.n_gpu_layers         = gpu ? -1 : 0;
     llama_model_ptr res(llama_model_load_from_file(path.c_str(), params));
     remove(path.c_str());
+    return res;
+}
+
+// what its graphs are computed in, on all devices
+inline size_t tiny_model_compute_bytes(const llama_context * ctx) {
+    size_t res = 0;
+    for (const auto & [buft, data] : llama_get_memory_breakdown(ctx)) {
+        res += data.compute;
+    }
     return res;
 }

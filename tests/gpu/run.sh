@@ -21,10 +21,10 @@ cd "$(dirname "$0")/../.."
 
 if [ "${1:-}" = --ptx ]; then
     shift
-    STEPS="build op gather alloc mask mask-q8 splits splits-q8 turn memory"
+    STEPS="build op gather compute alloc mask mask-q8 splits splits-q8 turn memory"
     MODE=ptx BUILD=build/ptx TOKENS=1000 LIMIT=7200
 else
-    STEPS="build op gather mask mask-q8 splits splits-q8 turn memory answers memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8 bench-speed-long bench-speed-q8-long"
+    STEPS="build op gather compute mask mask-q8 splits splits-q8 turn memory answers memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8 bench-speed-long bench-speed-q8-long"
     MODE=gpu BUILD=build/cuda TOKENS=4000 LIMIT=600
 fi
 
@@ -109,6 +109,7 @@ program() { # step, program, arguments...
 }
 program op test-headkv-attn
 program gather test-headkv-gather
+program compute test-headkv-compute --gpu
 if [ $MODE = ptx ]; then program alloc test-headkv-alloc --gpu; fi
 
 MODEL=${HEADKV_MODEL:-$("$PYTHON" -c 'import headkv_local as h; print(h.default_model_path())' 2>/dev/null)}
