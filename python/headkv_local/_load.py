@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ._gguf import ARCHITECTURE
 from ._limits import INT32_MAX, KV_TYPES, MAX_THREADS
 from .errors import ArgumentError, ModelError, OutOfMemoryError, UnsupportedError
 from .retention import Retention
@@ -102,6 +103,9 @@ def load_error(error: BaseException, lines: list[str]) -> BaseException:
                 f"no memory for the model on {where}: give it fewer layers (n_gpu_layers), or use a smaller "
                 f"quantization ({reason})"
             )
+        if f"architecture: '{ARCHITECTURE}'" in reason:
+            path = text.partition(": ")[2]
+            return ModelError(f"{path} holds head scores and no model: load the model that they are of")
         return ModelError(f"{text}: {reason}")
     if text.startswith("Failed to create llama_context"):
         if "alloc" in reason or "memory" in reason:

@@ -73,6 +73,13 @@ def test_a_broken_model_file(tmp_path: Path, tiny_path: Path, kind: str) -> None
     assert "\n" not in str(caught.value)
 
 
+def test_head_scores_in_place_of_the_model() -> None:
+    path = next((Path(__file__).parents[2] / "scores").glob("*.headkv.gguf"))
+    with pytest.raises(ModelError) as caught:
+        Llama(path)
+    assert str(caught.value) == f"{path} holds head scores and no model: load the model that they are of"
+
+
 def test_a_missing_model_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nothing\.gguf does not exist"):
         Llama(tmp_path / "nothing.gguf")
