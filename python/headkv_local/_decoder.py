@@ -108,6 +108,13 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
         """Until all that was asked for is computed: a decode returns while a GPU is still at it."""
         llama_cpp.llama_synchronize(self._ctx.ctx)
 
+    def _logits(self) -> npt.NDArray[np.float32] | None:
+        """llama.cpp's own logits of the token decoded last, (n_vocab,); None where there are none."""
+        if self._n_logits == 0:  # llama.cpp would complain
+            return None
+        row = llama_cpp.llama_get_logits_ith(self._ctx.ctx, -1)
+        return np.ctypeslib.as_array(row, (self._n_vocab,)) if row else None
+
     def _require_open(self) -> None:
         if self._closed:
             raise StateError("this Llama has been closed")
@@ -164,6 +171,7 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
                 if self._cancelled:
                     raise Cancelled("cancelled")
                 piece = tokens[start : start + self.n_batch]
+                self._n_logits = 0
                 super().eval(piece)
                 self._n_logits = len(piece) if self._logits_all else 1
                 done(len(piece))

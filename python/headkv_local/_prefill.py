@@ -59,6 +59,7 @@ class PromptReader(Decoder):
             self._require_open()
             self._forget_cancel()
             tokens = list(tokens)
+            self._rewind(tokens)
             self._read(tokens[self._reuse(tokens) :])
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
@@ -67,9 +68,14 @@ class PromptReader(Decoder):
         self._forget_cancel()
         mark = self._unread = object()
         completing, self._completing = self._completing, False
+        tokens = list(tokens)
         steps = super().generate(tokens, *args, **kwargs)
         sent, answer = None, list[int]()
         try:
+            if kwargs.get("reset", args[6] if len(args) > 6 else True):
+                with self._calls:
+                    self._require_open()
+                    self._rewind(tokens)
             while True:
                 with self._calls:
                     self._require_open()
@@ -81,7 +87,7 @@ class PromptReader(Decoder):
                         if not (completing and answer):
                             raise
                         # llama_cpp asks for the rest of a character beyond its max_tokens
-                        self._cut_off = self.detokenize(answer, prev_tokens=list(tokens))
+                        self._cut_off = self.detokenize(answer, prev_tokens=tokens)
                         return
                 if completing:
                     answer.append(token)
@@ -123,6 +129,25 @@ class PromptReader(Decoder):
     def _shape(self) -> ModelShape:
         stats = _native.get_stats(self._address)
         return ModelShape(stats.n_layer, stats.n_head, stats.n_head_kv, stats.row_bytes)
+
+    def _rewind(self, tokens: list[int]) -> None:
+        """If tokens are the prompt that was compacted, go back to its end, with its logits.
+
+        Its last token cannot be decoded again, as a stock cache does it: others that it looked at are gone.
+        """
+        n = len(tokens)
+        if self._prompt.logits is None or n != self._prompt.n_tokens or not self._compacted():
+            return
+        if self.input_ids[:n].tolist() != tokens or not self._truncate(n):
+            return
+        if self._n_logits == 0 and n < self._n_ctx:  # of a state; whatever is decoded makes room for them
+            self._evaluate(tokens[-1:])
+            self._truncate(n)
+        logits = self._logits()
+        if logits is not None:
+            logits[:] = self._prompt.logits
+            self._n_logits = 1
+            self._requires_eval = False
 
     def _reuse(self, tokens: list[int]) -> int:
         """How many of the first tokens stay in the cache; all behind them is forgotten."""
@@ -208,6 +233,7 @@ class PromptReader(Decoder):
             self._evaluate(tokens[-n_last:])
         finally:
             _native.observe(self._address, _native.OBSERVE_OFF)  # waits for the device
+        logits = self._logits()
         _native.set_sentences(self._address, sentence_ends(self.input_ids[:n_prompt], self._piece))
         observed = perf_counter()
         self._prompt = PromptRecord(  # before the cache is compacted: other threads may ask at once
@@ -216,6 +242,7 @@ class PromptReader(Decoder):
             scores_from=self._scores_from,
             prefill_seconds=observed - started,
             observe_seconds=observed - observing,
+            logits=None if logits is None else logits.copy(),
         )
         try:
             _native.compact(self._address)

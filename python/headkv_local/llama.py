@@ -32,9 +32,9 @@ class Llama(PromptReader):
 
     When generate() (and all that is built on it) or prefill() has read a prompt, the KV cache is
     compacted as `retention` says, and the memory of the rest is freed. Later turns go on from what was
-    kept; a prompt that does not begin with the one in the cache and go on from there is read anew: also the
-    same prompt once more. A prompt that fits into the budget is kept whole. retention=None behaves as
-    llama_cpp.Llama.
+    kept, and the same prompt once more gets another answer without being read again; a prompt that does not
+    begin with the one in the cache is read anew. A prompt that fits into the budget is kept whole.
+    retention=None behaves as llama_cpp.Llama.
 
     One thread at a time may use it, but cancel(), close(), cache_stats(), retention_mask() and tokenize() may
     be called from others meanwhile. Start processes by "spawn", not by "fork": llama.cpp's threads do not
@@ -204,7 +204,7 @@ class Llama(PromptReader):
     def save_state(self) -> LlamaState:
         """All that load_state() needs to go on from here, compacted or not.
 
-        A generate() after it has to go on behind the tokens of the state, else it reads its prompt anew.
+        A generate() after it has to begin with the compacted prompt, else it reads its own anew.
         """
         with self._calls:
             self._require_open()
@@ -219,6 +219,7 @@ class Llama(PromptReader):
             self.reset()
             try:
                 with collected_errors() as lines:
+                    self._n_logits = 0  # whatever there was of them
                     super().load_state(state)
             except (RuntimeError, ValueError) as error:
                 llama_cpp.llama_memory_clear(self._ctx.memory, True)

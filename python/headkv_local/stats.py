@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -69,3 +69,5 @@ class PromptRecord:
     scores_from: str | None = None
     prefill_seconds: float = 0.0
     observe_seconds: float = 0.0
+    logits: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    """What its last token predicts, (n_vocab,): that token cannot be decoded again once others are gone."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from llama_cpp import LlamaRAMCache
 
-from headkv_local import ContextFullError, Llama, Retention, StateError, _native
+from headkv_local import Cancelled, ContextFullError, Llama, Retention, StateError, _native
 from helpers import compact_natively, forced_logits, greedy, last_logits, nmse, random_tokens
 
 Load = Callable[..., Llama]
@@ -155,6 +155,87 @@ def test_another_prompt_is_read_and_compacted_anew(load: Load, tiny_path: Path) 
         assert answer == answered(fresh, other, 10)
         assert llm.cache_stats().prompt_tokens == len(other)
         assert np.array_equal(llm.retention_mask(), fresh.retention_mask())
+
+
+@pytest.mark.parametrize("logits_all", [False, True])
+def test_the_same_prompt_gets_another_answer_without_being_read(
+    load: Load, tiny_path: Path, logits_all: bool
+) -> None:
+    calls: list[tuple[int, int]] = []
+    llm = load(tiny_path, retention=Retention(budget=32), logits_all=logits_all)
+    llm.prefill(TOKENS)
+    wanted, mask = last_logits(llm), llm.retention_mask()
+    llm.on_prefill = lambda *call: calls.append(call)
+    first = answered(llm, TOKENS, 20)
+    assert answered(llm, TOKENS, 20) == first
+    assert llm.cache_stats().tail_tokens == 19
+    llm.prefill(TOKENS)
+    assert np.array_equal(last_logits(llm), wanted)
+    assert llm.cache_stats().tail_tokens == 0
+    assert calls == []
+    assert np.array_equal(llm.retention_mask(), mask)
+    assert answered(llm, [*TOKENS, *first[:5]], 5) == first[5:10]  # a later turn goes on as ever
+    assert calls == [(0, 5), (5, 5)]
+    answers = {
+        tuple(t for _, t in zip(range(20), llm.generate(TOKENS, temp=2.0), strict=False)) for _ in range(3)
+    }
+    assert len(answers) > 1
+    llm.reset()
+    answered(llm, TOKENS, 1)  # what was forgotten is read
+    assert calls[-1] == (300, 300)
+
+
+def test_tokens_behind_the_prompt_may_be_the_prompt_again(load: Load, tiny_path: Path) -> None:
+    """generate(reset=False) goes on from where the cache is, whatever the tokens are."""
+    llm = load(tiny_path, retention=Retention(budget=32))
+    llm.prefill(TOKENS)
+    for answer in (
+        llm.generate(TOKENS, reset=False, temp=0.0),
+        llm.generate(TOKENS, 40, 0.95, 0.05, 1.0, 0.0, 1.0, False),
+    ):
+        before = llm.n_tokens
+        next(answer)
+        assert llm.n_tokens == before + 300
+
+
+def test_the_same_prompt_after_a_state_or_a_cancelled_turn(load: Load, tiny_path: Path) -> None:
+    llm, other = (load(tiny_path, retention=Retention(budget=32)) for _ in range(2))
+    first = answered(llm, TOKENS, 20)
+    state = pickle.loads(pickle.dumps(llm.save_state()))
+    other.on_prefill = lambda *_: pytest.fail("it was read")
+    other.load_state(state)
+    assert answered(other, TOKENS, 20) == first
+    assert other.cache_stats().tail_tokens == 19
+
+    llm.on_prefill = lambda *_: llm.cancel()
+    with pytest.raises(Cancelled):
+        answered(llm, [*TOKENS, *TOKENS], 1)
+    llm.on_prefill = lambda *_: pytest.fail("it was read")
+    assert answered(llm, TOKENS, 20) == first
+
+
+def test_the_same_prompts_in_turns_with_a_cache_of_states(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32))
+    llm.set_cache(LlamaRAMCache())
+    read: list[int] = []
+    llm.on_prefill = lambda done, total: read.append(total) if done == 0 else None
+    prompts = [random_tokens(200, seed=seed) for seed in (1, 2)]
+    answers = [
+        llm.create_completion(prompts[i], max_tokens=10, temperature=0.0)["choices"][0]["text"]
+        for i in (0, 1, 0, 1, 1)
+    ]
+    assert read == [200, 200]
+    assert answers == [answers[0], answers[1], answers[0], answers[1], answers[1]]
+
+
+def test_the_same_prompt_where_it_fills_the_context(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, n_ctx=256, retention=Retention(budget=32))
+    prompt = random_tokens(256, seed=1)
+    (first,) = answered(llm, prompt, 1)
+    state = llm.save_state()
+    assert answered(llm, prompt, 1) == [first]
+    llm.load_state(state)
+    assert answered(llm, prompt, 1) == [first]
 
 
 def test_a_chat_that_outgrows_the_budget_is_compacted_then(load: Load, tiny_path: Path) -> None:
