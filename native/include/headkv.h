@@ -101,7 +101,7 @@ struct headkv_stats {
     int64_t bytes_obs;    // recorded attention, freed by compaction
     int64_t bytes_peak;   // most that the three held together since the last clear
     int64_t t_select_us;  // last compaction: choosing the entries
-    int64_t t_compact_us; // last compaction: moving rows and freeing the full cache
+    int64_t t_compact_us; // last compaction: moving rows, freeing the full cache, fitting compute buffers
     int64_t n_splits;     // parts of the last graph, one more than it changes between devices; 0 before the first
 };
 

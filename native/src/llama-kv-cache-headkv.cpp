@@ -22,8 +22,7 @@ static constexpr uint32_t n_tail_min = 128;
 
 // Tokens of a ubatch under observation: CUDA multiplies no more columns by K without a copy of K in F32. Fewer where
 // their attention to the whole prompt, and a transposed copy of it, would not fit into so many bytes: the compute
-// buffer keeps the size that it once needed, and should not grow for the end of the prompt beyond what its other tokens
-// take.
+// buffer should not grow for the end of the prompt beyond what its other tokens take.
 static constexpr uint32_t n_ubatch_observed  = 16;
 static constexpr size_t n_bytes_observed_max = 64u * 1024 * 1024;
 
@@ -275,15 +274,16 @@ void llama_kv_cache_headkv::reserve_compute() const {
     const std::tuple<uint32_t, uint32_t, int64_t, int64_t> before = state;
 
     // Room for the logits of one token, where llama.cpp reserves it for those of a whole ubatch, which few ask for: a
-    // batch that does gets it then.
-    lctx->cparams.n_outputs_max = 1;
-    lctx->n_queued_tokens       = 0;
-    lctx->sched_need_reserve    = true;
+    // batch that does gets it then. Samplers in the graph could not: it would have more nodes than are reserved.
+    if (lctx->sampling.samplers.empty()) {
+        lctx->cparams.n_outputs_max = 1;
+    }
+    lctx->n_queued_tokens    = 0;
+    lctx->sched_need_reserve = true;
     try {
         lctx->sched_reserve();
-    } catch (const std::exception & err) {
-        // a batch asks by itself for the buffers that there were none of; what is half made has to be made again
-        lctx->sched_need_reserve = dynamic_cast<const std::bad_alloc *>(&err);
+    } catch (const std::exception & err) { // a batch asks by itself for the buffers that are not there
+        lctx->gf_res_prev_active = nullptr;
         LLAMA_LOG_WARN("%s: %s\n", __func__, err.what());
     }
     state = before;

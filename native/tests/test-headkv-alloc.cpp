@@ -3,8 +3,8 @@
 // some. Each failure must be reported, and the cache must go on as if the call had not been made: the mask
 // and the logits that follow are those of a run without failures.
 //
-// Two kinds: ggml buffers (posix_memalign, from 16 KiB; ggml aborts by design when it gets no few KiB for
-// its own metadata), and C++ objects (operator new).
+// Three kinds: ggml buffers (posix_memalign, from 16 KiB; ggml aborts by design when it gets no few KiB for
+// its own metadata), C++ objects (operator new), and of those the ones that stand for a buffer, alone.
 //
 // --gpu: with the model on the GPU, for ptx/ alone, whose device memory comes from posix_memalign too.
 
@@ -19,12 +19,13 @@
 #include <new>
 #include <vector>
 
-enum fail_kind { FAIL_NONE, FAIL_BUFFER, FAIL_NEW };
+enum fail_kind { FAIL_NONE, FAIL_BUFFER, FAIL_NEW, FAIL_HANDLE };
 
 static thread_local fail_kind fail_what = FAIL_NONE;
 static thread_local int fail_after      = 0;     // allocations that still succeed
 static thread_local bool fail_rest      = false; // then all of them fail, not one
 static thread_local bool failed         = false;
+static thread_local bool had_buffer     = false; // the next object stands for it
 
 static bool fail_now(fail_kind kind) {
     if (fail_what != kind || (failed && !fail_rest) || fail_after-- > 0) {
@@ -41,11 +42,14 @@ extern "C" int posix_memalign(void ** ptr, size_t alignment, size_t size) {
     }
     using fn             = int (*)(void **, size_t, size_t);
     static const fn next = (fn) dlsym(RTLD_NEXT, "posix_memalign");
+    had_buffer           = size >= 16 * 1024;
     return next(ptr, alignment, size);
 }
 
 void * operator new(size_t size) {
-    void * res = fail_now(FAIL_NEW) ? nullptr : malloc(size);
+    const bool handle = had_buffer;
+    had_buffer        = false;
+    void * res        = fail_now(FAIL_NEW) || (handle && fail_now(FAIL_HANDLE)) ? nullptr : malloc(size);
     if (!res) {
         throw std::bad_alloc();
     }
@@ -244,8 +248,19 @@ int main(int argc, char ** argv) {
         },
         [&]() { return prefill(ctx) && observe(ctx) && compact() && goes_on(); });
 
-    // The memory that observing computes in. It is kept once it was had, so each time with a new context; its ubatches
-    // are small, so that what it has from the beginning does not do.
+    // the compute buffers of a prompt that has room, without which its batches get some by themselves
+    torture(
+        "compute buffers", FAIL_HANDLE, [&]() { return decode(ctx, 0, n_prompt - n_window) == 0; },
+        [&]() { return false; },
+        [&]() {
+            bool ok = prefill(ctx) && observe(ctx) && compact();
+            llama_memory_clear(llama_get_memory(ctx), true);
+            return ok && headkv_reserve(ctx, n_prompt) == HEADKV_OK;
+        },
+        [&]() { return observe(ctx) && compact() && goes_on(); });
+
+    // The memory that observing computes in. It is kept until the cache is compacted, so each time with a new context;
+    // its ubatches are small, so that what it has from the beginning does not do.
     const auto fresh = [&]() {
         open(n_window);
         return prefill(ctx);

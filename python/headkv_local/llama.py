@@ -44,7 +44,7 @@ class Llama(PromptReader):
     retention: what to keep. Needs flash attention, one sequence, and a model without sliding window,
         recurrent or MLA layers.
     on_prefill: called as (done, total) tokens from the thread that reads a prompt: with 0 first, after
-        every batch, and with total when the prompt has been read and compacted.
+        every batch, and with total when the prompt has been read and compacted. Not where nothing is read.
     flash_attn: None stands for True with a retention, and without one for False, llama_cpp's default.
     verbose: print llama.cpp's log to stderr; it goes to the logger "headkv_local.llama_cpp" in any case.
     kwargs: all other arguments of llama_cpp.Llama. n_gpu_layers (0: none, -1: all) puts layers and their KV
@@ -204,7 +204,8 @@ class Llama(PromptReader):
     def save_state(self) -> LlamaState:
         """All that load_state() needs to go on from here, compacted or not.
 
-        A generate() after it has to begin with the compacted prompt, else it reads its own anew.
+        A generate() after it has to begin with the compacted prompt, else it reads its own anew. It goes on
+        from what the saving Llama kept and computed, whatever retention and adapters the loading one has.
         """
         with self._calls:
             self._require_open()

@@ -46,7 +46,7 @@ class CacheStats:
     select_seconds: float
     """Choosing the entries."""
     compact_seconds: float
-    """Moving the kept rows and freeing the full cache."""
+    """Moving the kept rows, freeing the full cache, and fitting the compute buffers to the new one."""
     devices: tuple[str, ...] = ("CPU",)
     """Where the cache lies: ("CUDA0",), or several where the layers are spread."""
     n_splits: int = 0
