@@ -80,7 +80,8 @@ static float distance(const std::vector<float> & a, const std::vector<float> & b
     return res;
 }
 
-static void run(llama_model * model, ggml_type type) {
+// scratch: what attention takes for a ubatch on that device, where stock attention takes none
+static void run(llama_model * model, ggml_type type, size_t scratch) {
     const size_t small = tiny_model_compute_bytes(open(model, n_ubatch, type, 1).get());
 
     llama_context_ptr ctx = open(model, n_ctx, type);
@@ -91,7 +92,7 @@ static void run(llama_model * model, ggml_type type) {
     printf("%s: compute buffers of %.1f MiB, compacted %.1f, of a small context %.1f\n", ggml_type_name(type),
            (double) full / MiB, (double) compacted / MiB, (double) small / MiB);
     check(full >= small + mask_bytes * 9 / 10, "there was nothing to shrink");
-    check(compacted <= small, "compaction left large compute buffers");
+    check(compacted <= small + scratch, "compaction left large compute buffers");
 
     // the prompt's logits are there as before
     const auto of_prompt    = logits(ctx.get());
@@ -106,14 +107,18 @@ static void run(llama_model * model, ggml_type type) {
     check(llama_state_set_data(again.get(), state.data(), state.size()) == state.size(), "the state was not read");
     check(decode(ctx.get(), n_prompt, 1) && decode(again.get(), n_prompt, 1), "no token after the prompt");
     check(logits(ctx.get()) == logits(again.get()), "the state goes on otherwise");
-    check(tiny_model_compute_bytes(again.get()) <= small, "a state left large compute buffers");
+    check(tiny_model_compute_bytes(again.get()) <= small + scratch, "a state left large compute buffers");
 
-    // the logits of all tokens of a batch, for which there is no room yet
+    // the logits of all tokens of a batch, for which there is no room yet; other batches sum up in another order
     check(decode_all(ctx.get(), n_prompt + 1, 300), "no logits of all tokens");
-    check(decode(again.get(), n_prompt + 1, 150), "no turn");
-    check(distance(logits(ctx.get(), 149), logits(again.get())) < 1e-3f, "other logits in the middle of a batch");
-    check(decode(again.get(), n_prompt + 151, 150), "no turn");
-    check(distance(logits(ctx.get(), 299), logits(again.get())) < 1e-3f, "other logits at the end of a batch");
+    for (const int i : { 149, 299 }) {
+        check(decode(again.get(), n_prompt + 1 + i - 149, 150), "no turn");
+        const auto wanted = logits(again.get());
+        const float off   = distance(logits(ctx.get(), i), wanted);
+        const float other = distance(logits(ctx.get(), i - 1), wanted);
+        printf("logits of token %d of 300: off by %.1e, those of the token before by %.1e\n", i, off, other);
+        check(off < other / 100.0f, "other logits within a batch");
+    }
 
     // a long turn, which outgrows the tail and its buffers
     check(decode(ctx.get(), n_prompt + 301, 1000), "no long turn");
@@ -143,7 +148,7 @@ int main(int argc, char ** argv) {
     const llama_model_ptr model = tiny_model_load(shape, gpu);
 
     for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
-        run(model.get(), type);
+        run(model.get(), type, gpu ? 8 * MiB : 0);
     }
 
     printf("%s\n", n_fail ? "failed" : "passed");
