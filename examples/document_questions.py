@@ -4,16 +4,21 @@
 
 The prompt is compacted once, for the first question. A later turn is quick, because the document is not read
 again, but what it asks for may be gone. Where every answer matters, ask each question on its own: reset()
-makes the model read the document again and select anew.
+makes the model read the document again and select anew. The default model prints, without the answers:
+
+    full cache, as turns: 3 of 3 right, cache 180.0 MiB
+    full cache, each on its own: 3 of 3 right, cache 180.0 MiB
+    64 entries per KV head, as turns: 1 of 3 right, cache 4.2 MiB
+    64 entries per KV head, each on its own: 3 of 3 right, cache 4.2 MiB
 """
 
-from material import MODEL, TEXT, about_the_text
+from material import MODEL, about_the_text
 
 from headkv_local import Llama, Retention
 
 QUESTIONS = {
-    "What is the door code of the signal house?": "48213",
     "In which year was the lamp of the lighthouse first lit?": "1871",
+    "What is the name of the harbour master?": "Ingrid Solheim",
     "On which radio channel does the harbour listen?": "74",
 }
 
@@ -49,4 +54,3 @@ for name, retention in {"full cache": None, "64 entries per KV head": Retention(
             print(f"{name}, {way}: {right} of {len(QUESTIONS)} right, cache {size:.1f} MiB", flush=True)
             for text in answers:
                 print(f"    {text!r}")
-print(f"({len(TEXT)} characters of text)")

@@ -1,11 +1,11 @@
-"""What the examples share: a text of about 1,300 tokens, and the model that is named or the default one."""
+"""What the examples share: a text of about 900 tokens, and the model that is named or the default one."""
 
 import sys
 from importlib.resources import files
 
 from headkv_local import default_model_path
 
-TEXT = files("headkv_local.demo").joinpath("document.txt").read_text(encoding="utf-8")[:5600]
+TEXT = files("headkv_local.demo").joinpath("document.txt").read_text(encoding="utf-8")[:4000]
 MODEL = sys.argv[1] if len(sys.argv) > 1 else str(default_model_path())
 
 

@@ -14,7 +14,7 @@ from material import MODEL, about_the_text
 from headkv_local import Llama, Retention
 
 SETTINGS = {"n_ctx": 8192, "retention": Retention(budget=64)}
-messages = [about_the_text("What is the door code of the signal house?")]
+messages = [about_the_text("In which year was the lamp of the lighthouse first lit?")]
 
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "conversation.state"
@@ -30,7 +30,7 @@ with tempfile.TemporaryDirectory() as folder:
     read: list[int] = []
     with Llama(MODEL, **SETTINGS, on_prefill=lambda _, total: read.append(total)) as llm:
         llm.load_state(pickle.loads(file.read_bytes()))
-        messages.append({"role": "user", "content": "Repeat the number."})
+        messages.append({"role": "user", "content": "Who lit it?"})
         reply = llm.create_chat_completion(messages=messages, max_tokens=24, temperature=0.0)
         print(f"read after loading: {max(read)} of {llm.n_tokens} tokens")
         print(f"answer: {reply['choices'][0]['message']['content'].strip()!r}")
