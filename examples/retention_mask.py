@@ -1,6 +1,14 @@
 """What is kept of a document for a question: how much each head keeps, and where most heads look.
 
-python examples/retention_mask.py [MODEL.gguf]
+    python examples/retention_mask.py [MODEL.gguf]
+
+The default model prints
+
+    30 layers, 3 KV heads, 980 prompt tokens
+    kept per KV head: 58 to 98, mean 64
+    kept of the prompt: 6.5%
+    kept by most (71 of 90 KV heads): ... ever since. The lamp of the lighthouse was first lit in the year
+    1871. The keeper's wife...
 """
 
 from material import MODEL, TEXT, about_the_text

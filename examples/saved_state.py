@@ -3,6 +3,10 @@
     python examples/saved_state.py [MODEL.gguf]
 
 A state is a pickle: load only files that you wrote yourself.
+
+The default model prints the two answers, the sizes of cache and file, and
+
+    read after loading: 15 of 1026 tokens
 """
 
 import pickle
