@@ -3,11 +3,12 @@
     python docs/results/make.py                            bring the tables up to date
     python docs/results/make.py measure NAME COMMAND...    run a measuring command, write NAME.json from it
 
-A table stands between the markers `<!-- NAME begin ... -->` and `<!-- NAME end -->`. NAME.json holds either
+A table stands between the markers `<!-- NAME begin ... -->` and `<!-- NAME end -->`, what a run printed
+between `<!-- NAME.output begin ... -->` and `<!-- NAME.output end -->`. NAME.json holds either
 
     {"figures": [{"figure", "value", "unit", "goal", "commit", "date", "cpu", "command"}, ...]}
         single figures, each with its own run; a value of null has not been measured
-    {"commit", "date", "cpu", "command", "columns": [...], "rows": [[...], ...]}
+    {"commit", "date", "cpu", "command", "columns": [...], "rows": [[...], ...], "output": [line, ...]}
         one run: what `measure` writes. COMMAND is `headkv bench speed`, `headkv bench quality` or the demo
         (`python -m headkv_local.demo`) with its options, as installed beside the Python that runs this script
 """
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "docs" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 
-_MARKERS = re.compile(r"(<!-- ([a-z0-9-]+) begin[^>]*-->\n).*?(<!-- \2 end -->)", re.DOTALL)
+_MARKERS = re.compile(r"(<!-- ([a-z0-9.-]+) begin[^>]*-->\n).*?(<!-- \2 end -->)", re.DOTALL)
 _RUN = ("commit", "date", "cpu", "command")
 
 
@@ -36,7 +37,9 @@ def fill_in(text: str, records: Path = RECORDS) -> str:
     """`text` with the table between each pair of markers brought up to date."""
 
     def table_of(found: re.Match[str]) -> str:
-        return f"{found[1]}\n{table(load(records / f'{found[2]}.json'))}\n{found[3]}"
+        name, _, part = found[2].partition(".")
+        data = load(records / f"{name}.json")
+        return f"{found[1]}\n{_printed(data) if part else table(data)}\n{found[3]}"
 
     return _MARKERS.sub(table_of, text)
 
@@ -58,6 +61,17 @@ def table(data: dict[str, Any]) -> str:
     rows = [(*row, f"`{data['commit']}`") for row in data["rows"]]
     run = f"\n`{data['command']}` on {data['cpu']}, {data['date']}.\n"
     return _markdown((*data["columns"], "commit"), rows) + run
+
+
+def _printed(data: dict[str, Any]) -> str:
+    return "\n".join(("```", *data["output"], "```\n"))
+
+
+def shortened(output: str) -> list[str]:
+    """The first two and the last three paragraphs of what a command printed."""
+    parts = output.strip().split("\n\n")
+    kept = parts if len(parts) <= 5 else [*parts[:2], "...", *parts[-3:]]
+    return "\n\n".join(kept).splitlines()
 
 
 def _row(record: dict[str, Any]) -> Sequence[str]:
@@ -82,16 +96,18 @@ def measure(name: str, command: Sequence[str]) -> None:
         found = Path(folder) / "found.json"
         here = Path(sys.executable).parent
         program = here / command[0] if (here / command[0]).exists() else command[0]
-        subprocess.run([str(program), *command[1:], "--json", str(found)], check=True)
+        run = [str(program), *command[1:], "--json", str(found)]
+        output = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout
         data = json.loads(found.read_text(encoding="utf-8"))
     columns, rows = rows_of(data)
-    run = {
+    record = {
         "commit": commit,
         "date": date,
         "cpu": f"{data['environment']['processor']}, {data['environment']['cpus']} CPUs",
         "command": " ".join(command),
     }
-    write(RECORDS / f"{name}.json", run | {"columns": columns, "rows": rows})
+    tables = {"columns": columns, "rows": rows, "output": shortened(output)}
+    write(RECORDS / f"{name}.json", record | tables)
 
 
 def rows_of(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
