@@ -1,6 +1,7 @@
 # make demo   build, then answer questions about a long document, full cache beside compacted
 # make test   build, then run every test that needs no GPU
-# make lint   formatting, linting and type checks
+# make lint   formatting, linting and type checks; make format makes what it can right
+# make results  the tables of docs/results.md and README.md, from their records
 #
 # CUDA=1 builds for the GPU, CUDA_ARCHS="86-real;90-real" for these architectures (without it: for the GPUs of this
 # machine, or for a list, see native/cmake/cuda.cmake). PTX=1 builds kernels that tests/gpu/run.sh --ptx runs
@@ -17,13 +18,15 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 SOURCES := $(shell find native python scores CMakeLists.txt pyproject.toml -type f ! -path '*/__pycache__/*' ! -name '*.pyc')
 
+C_FILES := $(shell find native -type f -name "*.cpp" -o -name "*.h" -o -name "*.c" -o -name "*.cu" -o -name "*.cuh")
+
 DEFINES := HEADKV_BUILD_TESTS=ON \
 	$(if $(CUDA)$(PTX),GGML_CUDA=ON) \
 	$(if $(PTX),HEADKV_PTX=ON) \
 	$(if $(CUDA_ARCHS),'CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHS)') \
 	$(if $(LLAMA_CPP_DIR),HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR))
 
-.PHONY: demo test lint install clean always
+.PHONY: demo test lint format results install clean always
 
 demo: install
 	$(BIN)/python -m headkv_local.demo
@@ -37,7 +40,15 @@ lint: install $(VENV)/tools.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(shell find native -type f -name "*.cpp" -o -name "*.h" -o -name "*.c" -o -name "*.cu" -o -name "*.cuh")
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+
+format: $(VENV)/tools.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(C_FILES)
+
+results:
+	$(PYTHON) docs/results/make.py
 
 install: $(BUILD)/installed.stamp
 

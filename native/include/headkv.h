@@ -91,7 +91,7 @@ struct headkv_stats {
     int64_t n_head;       // query heads per layer
     int64_t n_head_kv;    // KV heads per layer
     int64_t n_ctx;        // positions that the context can hold
-    int64_t n_prompt;     // prompt positions behind the pool, 0 when nothing is compacted
+    int64_t n_prompt;     // positions of the compacted prompt, 0 when nothing is compacted
     int64_t n_kept;       // pool rows, summed over layers and KV heads
     int64_t n_live;       // tokens in the live cache: the prompt before compaction, the tail after it
     int64_t row_bytes;    // K and V of one entry of one KV head
@@ -115,19 +115,19 @@ struct headkv_device {
 // The ABI of the loaded library; compare it with HEADKV_ABI_VERSION before any other call.
 HEADKV_API int32_t headkv_abi_version(void);
 
-// The cause of the last failure on this context, "" if there was none since llama_decode() began for the last time;
-// valid until the next headkv or llama_decode call. For other threads, right after one of their calls has failed: its
-// cause. With ctx NULL, or a context that cannot be compacted: that of this thread's last failure.
+// Text of this thread's last error on this context, "" without one. llama_decode() clears the text of the thread that
+// uses the context. Valid until this thread's next headkv or llama_decode call. With ctx NULL, or a context that
+// cannot be compacted: text of this thread's last error.
 HEADKV_API const char * headkv_last_error(const struct llama_context * ctx);
 
 // HEADKV_ERR_UNSUPPORTED with the reason if the context can never be compacted: flash attention off,
 // more than one sequence, sliding window, recurrent or MLA layers, ALiBi, an encoder, ...
 HEADKV_API int32_t headkv_supported(const struct llama_context * ctx);
 
-//   window: alpha, the last prompt tokens, always kept; their attention selects, and that of up to as many
-//           before them: two windows find more than one                         >= 1
+//   window: the last prompt tokens, which are always kept. Their attention selects what else is kept, together
+//           with that of up to as many tokens before them                       >= 1
 //   kernel: width of the max-pool over positions, within a sentence             >= 1, odd
-//   sinks : first prompt positions that are always kept, behind the window      >= 0
+//   sinks : first prompt positions, which are always kept where a cap has room for more than the window   >= 0
 // Forgets the budgets and what was recorded. Makes headkv_cancel() work, for which it takes the context's abort
 // callback. HEADKV_ERR_STATE while the cache is compacted.
 HEADKV_API int32_t headkv_configure(struct llama_context * ctx, int32_t window, int32_t kernel, int32_t sinks);
@@ -138,8 +138,8 @@ HEADKV_API int32_t headkv_configure(struct llama_context * ctx, int32_t window, 
 HEADKV_API int32_t headkv_set_budgets(struct llama_context * ctx, const int32_t * caps, size_t n);
 
 // Room for a prompt of n tokens, those in the cache included, or for the whole context with 0. With more tokens it
-// grows. Holds until the prompt is cleared. Without this call a cache that was compacted and cleared is made anew for
-// the whole context with the next token, GiB perhaps.
+// grows. Holds until the prompt is cleared. Without this call, a cache that was compacted and cleared gets cells for
+// the whole context with the next token; that can be GiB.
 // HEADKV_ERR_STATE on a compacted cache, HEADKV_ERR_MEMORY without that room; the cache stays as it was.
 HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 

@@ -26,7 +26,7 @@ struct headkv_parts {
 headkv_parts headkv_divide(uint32_t n_prompt, uint32_t n_observed, const uint8_t * ends, const headkv_params & params);
 
 // Choose what the KV heads keep of a prompt: HeadKV's selection (arXiv 2410.19258, section 3.3) with a vote of all
-// heads, see docs/architecture.md, "Selection".
+// heads, see docs/method.md, "Selection".
 //
 //   w: [n_prompt] attention that the observed tokens pay to each position, of one KV head
 //

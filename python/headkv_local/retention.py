@@ -30,12 +30,12 @@ from .scores import HeadScores
 class Retention:
     """How much every KV head keeps of a prompt, and what selects it.
 
-    After the prompt has been read, the attention of its last tokens, two windows of them, to all others is
-    averaged (root mean square) over those tokens and over the query heads of each GQA group, max-pooled over
-    the positions of each sentence, and multiplied by what all heads together look at, each trusted by its
-    score. The best entries are kept per KV head, besides the window itself and the first `sinks` positions,
-    which count in the budget (HeadKV-R2, arXiv 2410.19258, section 3.3; what differs from it is ours:
-    docs/architecture.md, "Selection").
+    The last tokens of the prompt, up to two windows of them, select. Their attention to each position is
+    averaged (root mean square) over the tokens and the query heads of a GQA group, and max-pooled within each
+    sentence. The result is multiplied by the votes of all heads; a head weighs as much as its cap exceeds the
+    smallest one, and with equal caps there is no vote. Each KV head keeps its best entries, the window, and
+    the first `sinks` positions; all of them count in the budget. From HeadKV-R2, arXiv 2410.19258, section
+    3.3; docs/method.md names the differences.
 
     budget: mean entries per KV head (int, at least `window`), "5%" of the prompt (made at least `window`),
         or "64MiB" of K and V rows for the whole model (also KiB, GiB). 128 if neither it nor caps is given.
@@ -44,14 +44,14 @@ class Retention:
         where there are none; "uniform" for equal budgets (SnapKV per KV head); the path of a GGUF file
         with scores; HeadScores; or a raw array, finite and not negative, (n_layer, n_head) or
         (n_layer, n_head_kv): the more, the larger a head's share (`headkv_local.budgets` has the formula).
-    beta: more than 1; a higher beta means a smaller shared pool and a flatter allocation.
-    window: observation window alpha, in tokens, at least 1: every head keeps that many last ones, and up to
-        as many again while they are at most half of what it keeps.
+    beta: more than 1. Higher beta: flatter budgets.
+    window: in tokens, at least 1. Every head keeps that many last tokens of the prompt, and up to as many
+        before them while all of these are at most half of what it keeps.
     kernel: width of the max-pool, in positions, odd; it never reaches beyond the sentence.
     sinks: first positions that are always kept, where a head keeps more than the window.
 
     beta, window, kernel and sinks that are not given are those that the scores' file recommends, else
-    1.3, 8, 29 and 4 (docs/results.md has what led to them). Write a new Retention to change
+    1.3, 8, 29 and 4 (docs/experiments.md has why). Write a new Retention to change
     one setting: dataclasses.replace() hands all of them on as given.
 
     Raises ArgumentError for a value that can never work. What depends on the model's shape or on the

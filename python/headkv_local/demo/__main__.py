@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from headkv_local import HeadKVError, HeadScores, Llama, Retention, default_model_path
 from headkv_local.bench import report
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     model = options.model or str(default_model_path())
     budget = parse_budget(options.budget)
+    report.check_target(options.json)
     text, asked = document(), questions()[: options.questions]
     prompts = _prompts(model, [messages(text, question)[0]["content"] for question in asked])
     n_ctx = n_ctx_for(max(map(len, prompts)) + MAX_TOKENS)
@@ -75,6 +77,7 @@ def _run(options: argparse.Namespace) -> None:
                 _say("  [right]" if given.right else f"  [wrong, expected {question.expected}]")
     _say("\n" + _table(sides))
     _say("\n" + _NOTE)
+    report.save(_document(vars(options), len(shared), seconds, sides), options.json)
 
 
 def _policies(model: str, budget: int | str) -> dict[str, Retention | None]:
@@ -115,8 +118,38 @@ def _table(sides: Mapping[str, Sequence[Answer]]) -> str:
     return report.table(("", *sides), rows)
 
 
+def _document(
+    settings: Mapping[str, Any], n_document: int, seconds: float, sides: Mapping[str, Sequence[Answer]]
+) -> dict[str, Any]:
+    """What --json writes."""
+    return {
+        "bench": "demo",
+        "environment": report.environment(),
+        "settings": dict(settings),
+        "document_tokens": n_document,
+        "read_seconds": seconds,
+        "sides": {
+            name: {
+                "prompt_tokens": max(a.stats.prompt_tokens for a in side),
+                "kept_share": sum(a.stats.kept_share for a in side) / len(side),
+                **{f"{key}_bytes": _most(side, f"{key}_bytes") for key in ("full", "resident", "peak")},
+                "devices": side[0].stats.devices,
+                "tokens_per_second": _rate(side),
+                "right": sum(a.right for a in side),
+                "total": len(side),
+            }
+            for name, side in sides.items()
+        },
+    }
+
+
 def _bytes(side: Sequence[Answer], name: str) -> str:
-    return report.mebibytes(max(getattr(a.stats, name) for a in side))
+    return report.mebibytes(_most(side, name))
+
+
+def _most(side: Sequence[Answer], name: str) -> int:
+    most: int = max(getattr(a.stats, name) for a in side)
+    return most
 
 
 def _rate(side: Sequence[Answer]) -> float:
@@ -145,6 +178,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)"
     )
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
     return parser.parse_args(argv)
 
 

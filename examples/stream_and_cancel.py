@@ -1,0 +1,56 @@
+"""Stream an answer, stop it from another thread, and go on.
+
+    python examples/stream_and_cancel.py [MODEL.gguf]
+
+The default model prints
+
+    read 0 of 972 tokens
+    read 512 of 972 tokens
+    read 956 of 972 tokens
+    read 972 of 972 tokens
+    stopped after 'The harbour is a vast and mysterious place'
+    read 0 of 18 tokens
+    read 18 of 18 tokens
+    then 'The harbour is a vast and mysterious place.'
+"""
+
+import threading
+
+from material import MODEL, about_the_text
+
+from headkv_local import Cancelled, Llama, Retention
+
+enough = threading.Event()
+
+
+def stop(llm: Llama) -> None:
+    enough.wait()
+    llm.cancel()  # may be called from any thread; takes effect within the running decode
+
+
+def show_progress(done: int, total: int) -> None:
+    print(f"read {done} of {total} tokens", flush=True)
+
+
+with Llama(MODEL, n_ctx=8192, retention=Retention(budget="5%"), on_prefill=show_progress) as llm:
+    stopper = threading.Thread(target=stop, args=(llm,))
+    stopper.start()
+    messages = [about_the_text("Describe the harbour.")]
+    text = ""
+    try:
+        for chunk in llm.create_chat_completion(
+            messages=messages, max_tokens=200, temperature=0.0, stream=True
+        ):
+            text += chunk["choices"][0]["delta"].get("content") or ""
+            if len(text) > 40:
+                enough.set()
+    except Cancelled:
+        print(f"stopped after {text!r}")
+    finally:
+        enough.set()
+        stopper.join()
+
+    # the conversation goes on from what was kept: only the new turn is read
+    messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "Shorter, please."}]
+    reply = llm.create_chat_completion(messages=messages, max_tokens=24, temperature=0.0)
+    print(f"then {reply['choices'][0]['message']['content'].strip()!r}")
