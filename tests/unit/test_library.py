@@ -13,13 +13,15 @@ import pytest
 from headkv_local import _library
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "LLAMA_CPP_LIB_PATH"}
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | environment,
+        cwd=cwd,
+        env=inherited | environment,
     )
 
 
@@ -31,9 +33,22 @@ def other_library(tmp_path: Path) -> Path:
     return folder
 
 
-def test_llama_cpp_loads_our_library_when_headkv_local_is_imported_first() -> None:
-    done = python("import headkv_local, llama_cpp.llama_cpp as c; print(c._base_path)", LLAMA_CPP_LIB_PATH="")
-    assert done.stdout.strip() == str(_library.library_dir()), done.stderr
+@pytest.mark.parametrize("imports", ["headkv_local, llama_cpp", "llama_cpp", "llama_cpp, headkv_local"])
+def test_llama_cpp_finds_our_library(imports: str) -> None:
+    code = (
+        f"import {imports}, os\n"
+        "print(llama_cpp.llama_cpp._base_path, 'LLAMA_CPP_LIB_PATH' in os.environ)\n"
+        "llama_cpp.llama_backend_init(); print(llama_cpp.llama_supports_mmap())"
+    )
+    assert python(code).stdout.split() == [str(_library.library_dir()), "False", "True"]
+
+
+def test_another_llama_cpp_of_the_environment_is_left_alone(tmp_path: Path) -> None:
+    """It is found by those who do not import this package, as a package of its own comes before a .pth line."""
+    (tmp_path / "llama_cpp.py").write_text("__version__ = 'theirs'\n")
+    assert python("import llama_cpp; print(llama_cpp.__version__)", cwd=tmp_path).stdout == "theirs\n"
+    ours = python("import headkv_local, llama_cpp; print(llama_cpp.__version__)", cwd=tmp_path)
+    assert ours.stdout != "theirs\n", ours.stderr
 
 
 def test_another_library_in_the_environment_is_set_aside(other_library: Path) -> None:

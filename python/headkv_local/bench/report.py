@@ -12,6 +12,8 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
+
 from headkv_local.devices import gpus
 
 _Z = 1.959964  # 95 % of a normal distribution
@@ -43,7 +45,7 @@ def environment() -> dict[str, Any]:
     """What the figures depend on besides their settings."""
     return {
         "headkv_local": version("headkv-local"),
-        "llama_cpp_python": version("llama-cpp-python"),
+        "llama_cpp_python": llama_cpp.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
