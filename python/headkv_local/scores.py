@@ -138,7 +138,9 @@ class HeadScores:
         target = _gguf.target(path, force=force)
         model_id = _native.model_id(os.fspath(model_path))  # also finds whatever is wrong with the file
         with _gguf.replacing(target) as temporary:
-            _gguf.copy_with_metadata(Path(model_path), temporary, self._metadata())
+            _gguf.write_metadata(temporary, self._metadata())
+            self._verify(temporary)
+            _gguf.copy_with_metadata(Path(model_path), temporary)
             self._verify(temporary)
             if _native.model_id(str(temporary)) != model_id:
                 raise ScoresError(f"the copy of {os.fspath(model_path)} is not what was to be written")
