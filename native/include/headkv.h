@@ -206,8 +206,9 @@ HEADKV_API int32_t headkv_scores_get(const struct headkv_scores * scores, float 
 HEADKV_API const char * headkv_scores_key(const struct headkv_scores * scores, int64_t i);
 HEADKV_API const char * headkv_scores_text(const struct headkv_scores * scores, int64_t i);
 
-// Identity of a model file's weights: a hash over name, type, shape and both ends of every tensor. The same
-// with and without embedded scores, another for another quantization. id: size bytes, 32 are enough.
+// Identity of a model's weights: a hash over name, type, shape and both ends of every tensor. The same with and
+// without embedded scores, another for another quantization. id: size bytes, 32 are enough.
+// Of a split model, path is the first part; all parts are read, and it is the identity of the model in one file.
 HEADKV_API int32_t headkv_model_id(const char * path, char * id, size_t size);
 
 // cdef end

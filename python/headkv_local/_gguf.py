@@ -35,11 +35,8 @@ def target(path: str | os.PathLike[str], *, force: bool, model: str | os.PathLik
         raise ArgumentError(f"{name} is not a file: give another name")
     if found.exists() and not force:
         raise ArgumentError(f"{name} exists already: give another name, or force it")
-    if (
-        model is not None
-        and found.exists()
-        and any(map(found.samefile, filter(Path.exists, parts(Path(model)))))
-    ):
+    kept = [] if model is None or not found.exists() else parts(Path(model))
+    if any(part.exists() and found.samefile(part) for part in kept):
         raise ArgumentError(f"{name} is the model itself, which would be lost: give another name")
     return found
 

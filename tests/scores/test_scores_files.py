@@ -98,10 +98,14 @@ def test_gguf_py_reads_a_sidecar(tmp_path: Path) -> None:
         ({"source": {"a b": "c"}}, "has a key that is not printable ASCII"),
     ],
 )
-def test_what_breaks_the_format_is_not_written(fields: dict[str, object], said: str, tmp_path: Path) -> None:
+def test_what_breaks_the_format_is_not_written(
+    fields: dict[str, object], said: str, tiny_path: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ArgumentError, match=said) as caught:
         scores_for(**fields).to_sidecar(tmp_path / "a.gguf")
     assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(ArgumentError, match=said):
+        scores_for(**fields).embed(tiny_path, tmp_path / "a.gguf")
     assert list(tmp_path.iterdir()) == []
 
 
