@@ -30,7 +30,7 @@ def test_speed(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     n, budget, n_decode = 600, 64, 16
     data, table = run(
         capsys,
-        *("speed", "--model", str(tiny_path), "--threads", "2", "--repeat", "2"),
+        *("speed", "--model", str(tiny_path), "--threads", "1", "--repeat", "2"),
         *("--prompt-tokens", str(n), "--budget", str(budget), "--decode-tokens", str(n_decode)),
     )
     (result,) = data["results"]
@@ -117,7 +117,7 @@ def test_speed_of_several_budgets_and_a_random_model(capsys: pytest.CaptureFixtu
 def test_one_task(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, table = run(
         capsys,
-        *("quality", "--tasks", "needle", "--model", str(tiny_path), "--threads", "2", "--seed", "5"),
+        *("quality", "--tasks", "needle", "--model", str(tiny_path), "--threads", "1", "--seed", "5"),
         *("--lengths", "300,700", "--budgets", "64,50%", "--samples", "3", "--max-tokens", "4"),
     )
     assert [(line["length"], line["label"], line["total"]) for line in data["summary"]] == [
@@ -145,7 +145,7 @@ def test_quality(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         HeadScores(scores=np.arange(8).reshape(2, 4), n_head_kv=2, method="r2").to_sidecar(path)
     data, table = run(
         capsys,
-        *("quality", "--model", str(tiny_path), "--threads", "2", "--samples", "1", "--lengths", "600"),
+        *("quality", "--model", str(tiny_path), "--threads", "1", "--samples", "1", "--lengths", "600"),
         *("--budgets", "32,100%", "--max-tokens", "2", "--scores", f"{first},{second}"),
     )
     names = ["recent", "uniform", "r2", "r2:second"]
@@ -185,7 +185,7 @@ def test_an_interrupted_run_prints_what_it_has(
 
     monkeypatch.setattr(quality, "run", interrupted)
     arguments = ["--lengths", "300", "--budgets", "32", "--max-tokens", "1", "--samples", "1"]
-    assert main(["bench", "quality", "--model", str(tiny_path), "--threads", "2", *arguments]) == 130
+    assert main(["bench", "quality", "--model", str(tiny_path), "--threads", "1", *arguments]) == 130
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == [
         "full",
         "recent",
@@ -194,7 +194,7 @@ def test_an_interrupted_run_prints_what_it_has(
 
 
 def test_answers_are_repeatable(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["quality", "--model", str(tiny_path), "--threads", "2", "--samples", "2", "--lengths", "300"]
+    arguments = ["quality", "--model", str(tiny_path), "--threads", "1", "--samples", "2", "--lengths", "300"]
     arguments += ["--tasks", "needle", "--budgets", "64", "--plain"]
     first, second = (run(capsys, *arguments)[0]["outcomes"] for _ in range(2))
     for outcome in [*first, *second]:
@@ -220,7 +220,7 @@ OTHERS = SHIPPED / "SmolLM2-135M-Instruct.Q4_1.headkv.gguf"
 def test_what_cannot_be_measured_is_one_sentence(
     tiny_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
 ) -> None:
-    assert main(["bench", *arguments, "--model", str(tiny_path), "--threads", "2"]) == 1
+    assert main(["bench", *arguments, "--model", str(tiny_path), "--threads", "1"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("headkv: ")

@@ -34,7 +34,7 @@ def test_the_binding_has_what_the_header_declares(tmp_path: Path) -> None:
     ffi = build(HEADER, tmp_path / "_abi.py").ffi
     assert tuple(name for name, _ in ffi.typeof("struct headkv_stats").fields) == _native.NativeStats._fields
     codes = ffi.typeof("enum headkv_const").relements
-    assert _native.abi_version() == codes["HEADKV_ABI_VERSION"]
+    assert _native.lib.headkv_abi_version() == codes["HEADKV_ABI_VERSION"]
     assert set(_native._ERRORS) == {code for name, code in codes.items() if name.startswith("HEADKV_ERR")}
 
 

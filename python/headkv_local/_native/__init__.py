@@ -135,10 +135,6 @@ def _filled(name: str, ctx: int, ctype: str, array: npt.NDArray[Any]) -> npt.NDA
     return array
 
 
-def abi_version() -> int:
-    return int(_functions["headkv_abi_version"]())
-
-
 def last_error(ctx: int) -> str:
     text = _functions["headkv_last_error"](ffi.cast("struct llama_context *", ctx))
     return bytes(ffi.string(text)).decode("utf-8", errors="replace") if text else ""
