@@ -44,9 +44,9 @@ class TinyModel:
     def n_embd(self) -> int:
         return self.n_head * self.head_dim
 
-    def write(self, path: Path) -> Path:
-        """Make the GGUF file."""
-        writer = gguf.GGUFWriter(path, self.arch)
+    def write(self, path: Path, split_max_tensors: int = 0) -> Path:
+        """Make the GGUF file, or as many as it takes: "a-00001-of-00003.gguf" and so on for "a.gguf"."""
+        writer = gguf.GGUFWriter(path, self.arch, split_max_tensors=split_max_tensors)
         writer.add_name("tiny")
         writer.add_context_length(self.n_ctx_train)
         writer.add_embedding_length(self.n_embd)

@@ -46,7 +46,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 4,
+    HEADKV_ABI_VERSION = 5,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
@@ -103,13 +103,6 @@ struct headkv_stats {
     int64_t t_select_us;  // last compaction: choosing the entries
     int64_t t_compact_us; // last compaction: moving rows, freeing the full cache, fitting compute buffers
     int64_t n_splits;     // parts of the last graph, one more than it changes between devices; 0 before the first
-};
-
-// What this build can compute on. bytes_* are what the device's driver reports now, for all processes.
-struct headkv_device {
-    int64_t is_gpu;
-    int64_t bytes_free;
-    int64_t bytes_total;
 };
 
 // The ABI of the loaded library; compare it with HEADKV_ABI_VERSION before any other call.
@@ -187,19 +180,9 @@ HEADKV_API int32_t headkv_get_mask(const struct llama_context * ctx, uint8_t * m
 // size: sizeof(struct headkv_stats) of the caller.
 HEADKV_API int32_t headkv_get_stats(const struct llama_context * ctx, struct headkv_stats * stats, size_t size);
 
-// Where the KV cache is now: bytes[headkv_device_count()], n: its length. Of any context, also one that can never
-// be compacted.
+// Where the KV cache is now: bytes[ggml_backend_dev_count()], n: its length, in ggml's order of devices. Of any
+// context, also one that can never be compacted.
 HEADKV_API int32_t headkv_get_device_bytes(const struct llama_context * ctx, int64_t * bytes, size_t n);
-
-// The devices, numbered from 0; the CPU is one of them. Name ("CUDA0") and description ("NVIDIA H100") are NULL
-// for a number beyond. size: sizeof(struct headkv_device) of the caller.
-HEADKV_API int32_t headkv_device_count(void);
-HEADKV_API const char * headkv_device_name(int32_t i);
-HEADKV_API const char * headkv_device_description(int32_t i);
-HEADKV_API int32_t headkv_get_device(int32_t i, struct headkv_device * device, size_t size);
-
-// What the CUDA kernels were compiled for, as ggml lists it ("800,900"); "" in a build without CUDA.
-HEADKV_API const char * headkv_cuda_archs(void);
 
 // From any thread: from now on until headkv_cancel_clear(), llama_decode() stops and returns 2. The
 // tokens of its unfinished ubatch are not in the cache then.
@@ -223,8 +206,9 @@ HEADKV_API int32_t headkv_scores_get(const struct headkv_scores * scores, float 
 HEADKV_API const char * headkv_scores_key(const struct headkv_scores * scores, int64_t i);
 HEADKV_API const char * headkv_scores_text(const struct headkv_scores * scores, int64_t i);
 
-// Identity of a model file's weights: a hash over name, type, shape and both ends of every tensor. The same
-// with and without embedded scores, another for another quantization. id: size bytes, 32 are enough.
+// Identity of a model's weights: a hash over name, type, shape and both ends of every tensor. The same with and
+// without embedded scores, another for another quantization. id: size bytes, 32 are enough.
+// Of a split model, path is the first part; all parts are read, and it is the identity of the model in one file.
 HEADKV_API int32_t headkv_model_id(const char * path, char * id, size_t size);
 
 // cdef end

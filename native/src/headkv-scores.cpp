@@ -221,24 +221,16 @@ static uint64_t fnv1a(uint64_t hash, const void * data, size_t size) {
     return hash;
 }
 
-static std::string model_id_of(headkv_gguf_source & source) {
+static uint64_t hash_tensors(uint64_t hash, headkv_gguf_source & source, const gguf_context * gguf) {
     static constexpr size_t n_sample = 4096; // bytes from each end of a tensor
 
-    const auto gguf = source.parse();
-
-    if (gguf_get_n_tensors(gguf.get()) == 0) {
-        throw headkv_error(HEADKV_ERR_FILE, source.get_name() + " holds no tensors");
-    }
-
-    uint64_t hash = 0xcbf29ce484222325ull;
-
     std::vector<uint8_t> sample(n_sample);
-    for (int64_t id = 0; id < gguf_get_n_tensors(gguf.get()); ++id) {
-        const char * name    = gguf_get_tensor_name(gguf.get(), id);
-        const int64_t * ne   = gguf_get_tensor_ne(gguf.get(), id);
-        const uint32_t type  = gguf_get_tensor_type(gguf.get(), id);
-        const size_t size    = gguf_get_tensor_size(gguf.get(), id);
-        const uint64_t start = gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), id);
+    for (int64_t id = 0; id < gguf_get_n_tensors(gguf); ++id) {
+        const char * name    = gguf_get_tensor_name(gguf, id);
+        const int64_t * ne   = gguf_get_tensor_ne(gguf, id);
+        const uint32_t type  = gguf_get_tensor_type(gguf, id);
+        const size_t size    = gguf_get_tensor_size(gguf, id);
+        const uint64_t start = gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, id);
 
         hash = fnv1a(hash, name, strlen(name) + 1);
         hash = fnv1a(hash, &type, sizeof(type));
@@ -252,16 +244,73 @@ static std::string model_id_of(headkv_gguf_source & source) {
             hash = fnv1a(hash, sample.data(), n);
         }
     }
+    return hash;
+}
 
+// split.no or split.count of a file, what it is without them; llama.cpp takes them as u16 alone
+static int32_t get_split(const headkv_gguf_source & source, const gguf_context * gguf, const char * key, int32_t none) {
+    const int64_t id = gguf_find_key(gguf, key);
+    if (id >= 0 && gguf_get_kv_type(gguf, id) != GGUF_TYPE_UINT16) {
+        throw headkv_error(HEADKV_ERR_FILE, format("%s is damaged: %s must be u16", source.get_name().c_str(), key));
+    }
+    return id < 0 ? none : gguf_get_val_u16(gguf, id);
+}
+
+// how llama.cpp names the files of a split model, behind what they have in common
+static std::string part_name(int32_t i, int32_t count) {
+    return format("-%05d-of-%05d.gguf", i + 1, count);
+}
+
+// path: of the file, NULL for memory, which has no other parts beside it
+static std::string model_id_of(headkv_gguf_source & first, const char * path) {
+    const auto gguf     = first.parse();
+    const char * name   = first.get_name().c_str();
+    const int32_t count = std::max(get_split(first, gguf.get(), "split.count", 1), 1);
+    const int32_t no    = count > 1 ? get_split(first, gguf.get(), "split.no", 0) : 0;
+
+    std::string prefix = path ? path : "";
+    if (no > 0) {
+        throw headkv_error(HEADKV_ERR_FILE,
+                           format("%s is part %d of a model in %d files: name the first", name, no + 1, count));
+    }
+    if (count > 1) {
+        const std::string end = part_name(0, count);
+        if (prefix.size() <= end.size() || prefix.compare(prefix.size() - end.size(), end.size(), end) != 0) {
+            throw headkv_error(HEADKV_ERR_FILE,
+                               format("%s is the first of %d files of a model: the others are found only if its name "
+                                      "ends in %s",
+                                      name, count, end.c_str()));
+        }
+        prefix.resize(prefix.size() - end.size());
+    }
+
+    uint64_t hash     = hash_tensors(0xcbf29ce484222325ull, first, gguf.get());
+    int64_t n_tensors = gguf_get_n_tensors(gguf.get());
+    for (int32_t i = 1; i < count; ++i) {
+        const std::string part_path = prefix + part_name(i, count);
+
+        headkv_gguf_source part(part_path.c_str());
+        const auto part_gguf = part.parse();
+        if (get_split(part, part_gguf.get(), "split.no", 0) != i ||
+            get_split(part, part_gguf.get(), "split.count", 1) != count) {
+            throw headkv_error(HEADKV_ERR_FILE,
+                               format("%s is not part %d of %d, as its name says", part_path.c_str(), i + 1, count));
+        }
+        hash       = hash_tensors(hash, part, part_gguf.get());
+        n_tensors += gguf_get_n_tensors(part_gguf.get());
+    }
+    if (n_tensors == 0) {
+        throw headkv_error(HEADKV_ERR_FILE, first.get_name() + " holds no tensors");
+    }
     return format("fnv1a-%016llx", (unsigned long long) hash);
 }
 
 std::string headkv_model_id(const char * path) {
     headkv_gguf_source source(path);
-    return model_id_of(source);
+    return model_id_of(source, path);
 }
 
 std::string headkv_model_id(const void * data, size_t size) {
     headkv_gguf_source source(data, size);
-    return model_id_of(source);
+    return model_id_of(source, nullptr);
 }

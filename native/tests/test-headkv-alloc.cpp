@@ -188,10 +188,11 @@ int main(int argc, char ** argv) {
     // without failures
     check(prefill(ctx) && observe(ctx) && compact(), "plain run", FAIL_NONE, 0);
     if (gpu) {
-        std::vector<int64_t> bytes(headkv_device_count());
+        std::vector<int64_t> bytes(ggml_backend_dev_count());
         check(headkv_get_device_bytes(ctx, bytes.data(), bytes.size()) == HEADKV_OK, "plain run", FAIL_NONE, 0);
         for (size_t i = 0; i < bytes.size(); ++i) {
-            check((bytes[i] > 0) == (strncmp(headkv_device_name(i), "CUDA", 4) == 0), "cache on the GPU", FAIL_NONE, 0);
+            const char * name = ggml_backend_dev_name(ggml_backend_dev_get(i));
+            check((bytes[i] > 0) == (strncmp(name, "CUDA", 4) == 0), "cache on the GPU", FAIL_NONE, 0);
         }
     }
     auto mask_ref = mask(ctx);

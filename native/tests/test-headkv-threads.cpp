@@ -58,7 +58,7 @@ struct asked {
                   "not the budgets are in the mask");
         }
 
-        std::vector<int64_t> bytes(headkv_device_count());
+        std::vector<int64_t> bytes(ggml_backend_dev_count());
         check(headkv_get_device_bytes(ctx, bytes.data(), bytes.size()) == HEADKV_OK &&
                   std::accumulate(bytes.begin(), bytes.end(), (int64_t) 0) > 0,
               "the cache is nowhere");

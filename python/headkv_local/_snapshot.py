@@ -9,7 +9,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from . import _native
+from . import _ggml, _native
 from .errors import StateError
 from .stats import CacheStats, PromptRecord
 
@@ -92,7 +92,7 @@ def _of_one_moment(ctx: int) -> tuple[_native.NativeStats, npt.NDArray[np.int32]
 
 def _devices(ctx: int) -> tuple[str, ...]:
     """Names of the devices that hold the cache; the CPU's where there is none."""
-    held = zip(_native.device_names(), _native.get_device_bytes(ctx), strict=True)
+    held = zip(_ggml.device_names(), _native.get_device_bytes(ctx), strict=True)
     return tuple(name for name, n_bytes in held if n_bytes > 0) or ("CPU",)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _gguf, _native
-from .errors import ArgumentError, ScoresAbsentError, ScoresError
+from .errors import ArgumentError, ScoresAbsentError, ScoresError, UnsupportedError
 
 SUFFIX = ".headkv.gguf"
 
@@ -130,15 +130,23 @@ class HeadScores:
     def embed(
         self, model_path: str | os.PathLike[str], path: str | os.PathLike[str], *, force: bool = False
     ) -> None:
-        """Write a copy of a model that carries these scores; every other byte of it stays the same.
+        """Write a copy of a model that carries these scores; other keys and all tensors stay the same.
 
         The copy is streamed, checked, and appears complete or not at all. Raises as to_sidecar(), and
-        ScoresError if the model is no readable GGUF file.
+        ScoresError if the model is no readable GGUF file, UnsupportedError if it is split into several.
         """
         target = _gguf.target(path, force=force)
         model_id = _native.model_id(os.fspath(model_path))  # also finds whatever is wrong with the file
+        n_parts = _gguf.n_parts(model_path)
+        if n_parts > 1:
+            raise UnsupportedError(
+                f"{os.fspath(model_path)} is one of {n_parts} files of a model, and a copy of it alone would "
+                f"not load: keep the head scores in the sidecar {sidecar_path(model_path)}"
+            )
         with _gguf.replacing(target) as temporary:
-            _gguf.copy_with_metadata(Path(model_path), temporary, self._metadata())
+            _gguf.write_metadata(temporary, self._metadata())
+            self._verify(temporary)
+            _gguf.copy_with_metadata(Path(model_path), temporary)
             self._verify(temporary)
             if _native.model_id(str(temporary)) != model_id:
                 raise ScoresError(f"the copy of {os.fspath(model_path)} is not what was to be written")
@@ -186,8 +194,12 @@ def _source(key: str, value: object) -> str | int:
 
 
 def sidecar_path(model_path: str | os.PathLike[str]) -> Path:
-    """Where the scores of a model file are looked for: `<stem>.headkv.gguf` beside it."""
+    """Where the scores of a model are looked for: `<stem>.headkv.gguf` beside it.
+
+    All parts of a split model, `<stem>-00001-of-00003.gguf`, have one sidecar.
+    """
     path = Path(model_path)
     if not path.name:
         raise ArgumentError(f"{os.fspath(model_path)!r} is no name for a file")
-    return path.with_name(path.stem + SUFFIX)
+    split = _gguf.SPLIT.fullmatch(path.name)
+    return path.with_name((split[1] if split else path.stem) + SUFFIX)

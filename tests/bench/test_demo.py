@@ -33,7 +33,7 @@ def test_answers_come_from_both_caches(
     tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "document", lambda: document()[:2000])  # few bytes share a token here
-    assert demo.main(["--model", str(tiny_path), "--questions", "2", "--threads", "2", "--budget", "64"]) == 0
+    assert demo.main(["--model", str(tiny_path), "--questions", "2", "--threads", "1", "--budget", "64"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     for number, question in enumerate(questions()[:2]):
@@ -51,7 +51,7 @@ def test_answers_come_from_both_caches(
 def test_a_document_too_long_for_the_model_is_one_sentence(
     tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert demo.main(["--model", str(tiny_path), "--questions", "1", "--threads", "2"]) == 1
+    assert demo.main(["--model", str(tiny_path), "--questions", "1", "--threads", "1"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("demo: the model was trained for 8192 tokens")

@@ -21,7 +21,7 @@ from headkv_local.scores import SHIPPED
     [
         (["bench"], ["bench", "speed"]),
         (["bench", "--repeat", "2"], ["bench", "speed", "--repeat", "2"]),
-        (["bench", "needles"], ["bench", "needles"]),
+        (["bench", "quality"], ["bench", "quality"]),
         (["bench", "--help"], ["bench", "--help"]),
         ([], []),
         (["other"], ["other"]),
@@ -42,7 +42,8 @@ def test_speed_is_the_default(given: list[str], meant: list[str]) -> None:
         ["bench", "--type-k", "q2_k"],
         ["bench", "--gpu-layers", "-2"],
         ["bench", "--short-depth", "-1"],
-        ["bench", "needles", "--lengths", ""],
+        ["bench", "needles"],
+        ["bench", "quality", "--lengths", ""],
         ["bench", "quality", "--tasks", "needle,riddles"],
         ["bench", "quality", "--samples", "0"],
     ],
@@ -56,7 +57,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: headkv" in err
 
 
-@pytest.mark.parametrize("kind", ["speed", "quality", "needles"])
+@pytest.mark.parametrize("kind", ["speed", "quality"])
 def test_help_names_every_option(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["bench", kind, "--help"])
@@ -75,7 +76,7 @@ def test_a_bad_budget_is_one_sentence(option: list[str], capsys: pytest.CaptureF
 
 
 @pytest.mark.skipif(bool(gpus()), reason="there is a GPU")
-@pytest.mark.parametrize("command", [["bench"], ["bench", "needles"], ["score", "no.gguf", "-o", "out.gguf"]])
+@pytest.mark.parametrize("command", [["bench"], ["bench", "quality"], ["score", "no.gguf", "-o", "out.gguf"]])
 def test_figures_of_a_gpu_that_is_not_there_are_refused(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +104,7 @@ SHAPE = ModelShape(n_layer=2, n_head=4, n_head_kv=2, row_bytes=256)
 @pytest.mark.parametrize("budget", [32, "5%", "64KiB"])
 def test_policies_keep_the_same_bytes(budget: int | str) -> None:
     scores = HeadScores(scores=np.arange(8).reshape(2, 4), n_head_kv=2, method="r2", kernel=9)
-    made = policies.all_of([budget], {"r2": scores}, {"sinks": 2}, recents=True)
+    made = policies.all_of([budget], {"r2": scores}, {"sinks": 2})
     assert [policy.label for policy in made] == [
         "full",
         *(f"{n} {budget}" for n in ("recent", "uniform", "r2")),

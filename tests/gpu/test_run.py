@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from headkv_local.models import default_model_path
 
 HERE = Path(__file__).parent
 RUN = HERE / "run.sh"
@@ -94,16 +93,20 @@ def test_ptx_has_steps_of_its_own_and_needs_no_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("type_kv", ["f16", "q8_0"])
 @pytest.mark.parametrize("check", ["mask", "splits", "turn", "memory"])
-def test_the_checks_hold_between_the_cpu_and_itself(check: str, type_kv: str) -> None:
-    command = [sys.executable, str(HERE / "checks.py"), check, "--model", str(default_model_path())]
+def test_the_checks_hold_between_the_cpu_and_itself(
+    check: str, type_kv: str, tiny: Callable[..., Path], smollm2: Path
+) -> None:
+    """That they work: the mask of a real model with its head scores, all else of a tiny one."""
+    model = smollm2 if (check, type_kv) == ("mask", "f16") else tiny(n_layer=4)
+    command = [sys.executable, str(HERE / "checks.py"), check, "--model", str(model)]
     command += ["--gpu-layers", "0", "--prompt-tokens", "500", "--type-kv", type_kv]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CPU" in done.stdout
 
 
-def test_a_check_without_a_gpu_is_no_pass() -> None:
-    command = [sys.executable, str(HERE / "checks.py"), "splits", "--model", str(default_model_path())]
+def test_a_check_without_a_gpu_is_no_pass(tiny_path: Path) -> None:
+    command = [sys.executable, str(HERE / "checks.py"), "splits", "--model", str(tiny_path)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     )

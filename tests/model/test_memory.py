@@ -12,11 +12,12 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_AS")
 
-ROW = 2 * 64 * 2  # K and V of 64 values of 2 bytes
-HEADS = 30 * 3
+ROW = 2 * 128 * 2  # K and V of 128 values of 2 bytes
+HEADS = 4 * 8
 
 PREFILL = """
-import json, pydoc_data.topics, sys
+import json, sys
+from helpers import random_tokens
 from headkv_local import Llama, Retention
 
 def resident():
@@ -27,10 +28,9 @@ seen = {}
 def on_prefill(done, total):
     seen[done] = resident()
 
-llm = Llama(sys.argv[1], n_ctx=4608, n_threads=2, n_threads_batch=2, retention=Retention(budget=128),
+llm = Llama(sys.argv[1], n_ctx=4608, n_threads=1, n_threads_batch=1, retention=Retention(budget=128),
             on_prefill=on_prefill)
-text = " ".join(pydoc_data.topics.topics.values())[:20000].encode()
-llm.prefill(llm.tokenize(text)[:4000])
+llm.prefill(random_tokens(4000))
 stats = llm.cache_stats()
 numbers = {name: getattr(stats, name) for name in (
     "prompt_tokens", "full_bytes", "resident_bytes", "pool_bytes", "tail_bytes", "peak_bytes", "row_bytes")}
@@ -95,8 +95,15 @@ def run(code: str, path: Path) -> Any:
     return json.loads(done.stdout)
 
 
-def test_a_prompt_of_4000_tokens_at_budget_128(smollm2: Path) -> None:
-    found = run(PREFILL, smollm2)
+@pytest.fixture(scope="module")
+def model(tiny: Any) -> Path:
+    """Few and cheap layers, with the cache of a large model: 16 KiB per token."""
+    path: Path = tiny(n_layer=4, n_head=8, n_head_kv=8, head_dim=128)
+    return path
+
+
+def test_a_prompt_of_4000_tokens_at_budget_128(model: Path) -> None:
+    found = run(PREFILL, model)
     assert found["prompt_tokens"] == 4000
     assert found["row_bytes"] == ROW
     assert found["kept"] == 128 * HEADS
@@ -110,9 +117,9 @@ def test_a_prompt_of_4000_tokens_at_budget_128(smollm2: Path) -> None:
     assert found["before"] - found["after"] >= 0.9 * freed
 
 
-def test_compaction_with_too_little_memory(tiny: Any) -> None:
+def test_compaction_with_too_little_memory(model: Path) -> None:
     """More and more address space until it is enough: every failure leaves the full cache as it was."""
-    found = run(STARVED, tiny(n_layer=4, n_head=8, n_head_kv=8, head_dim=128))
+    found = run(STARVED, model)
     assert found["failures"] >= 3
     assert found["compacted"]
     assert found["kept"] == [[2000] * 8] * 4

@@ -180,14 +180,14 @@ def test_what_is_not_known_is_named() -> None:
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc: there is no PTX of the CUDA kernels")
-@pytest.mark.parametrize("kind", ["f16", "q4_0"])
-def test_this_projects_kernels_are_translated(kind: str, tmp_path: Path) -> None:
+def test_this_projects_kernels_are_translated(tmp_path: Path) -> None:
+    """Those of q4_0, which have the most kinds of instructions."""
     ptx = tmp_path / "kernels.ptx"
     command = [NVCC, "-std=c++17", "-arch=compute_90", "-use_fast_math", f"-I{CUDA}", "-ptx"]
-    subprocess.run([*command, str(CUDA / f"headkv-attn-{kind}.cu"), "-o", str(ptx)], check=True)
+    subprocess.run([*command, str(CUDA / "headkv-attn-q4_0.cu"), "-o", str(ptx)], check=True)
     module = Module.read(ptx.read_text())
     names = [line.split("(")[0].split()[-1] for line in module.text.splitlines() if ".entry" in line]
-    assert len(names) == (15 if kind == "f16" else 12)
+    assert len(names) == 12
     for name in names:
         text = Translator(module.kernel(name)).text()
         assert ("mma_m16n8k16_f32_f16(d, a, b, c)" in text) == ("partials" in name)

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from headkv_local import Llama, OutOfMemoryError, Retention, UnsupportedError, _cuda_driver, _native, devices
+from headkv_local import (
+    Llama,
+    OutOfMemoryError,
+    Retention,
+    UnsupportedError,
+    _cuda_driver,
+    _ggml,
+    _native,
+    devices,
+)
 from headkv_local._cuda_driver import Gpu
 from headkv_local._load import load_error
 
@@ -23,7 +32,7 @@ def test_the_cpu_is_a_device() -> None:
     assert not cpu.is_gpu
     assert cpu.description
     assert cpu.bytes_total >= cpu.bytes_free > 0
-    assert _native.device_names() == [device.name for device in devices.devices()]
+    assert _ggml.device_names() == [device.name for device in devices.devices()]
 
 
 def test_the_stats_name_where_the_cache_lies(tiny_path: Path, load: Callable[..., Llama]) -> None:
@@ -32,7 +41,7 @@ def test_the_stats_name_where_the_cache_lies(tiny_path: Path, load: Callable[...
     stats = llm.cache_stats()
     assert stats.compacted
     assert stats.devices == ("CPU",)
-    held = dict(zip(_native.device_names(), _native.get_device_bytes(llm.ctx), strict=True))
+    held = dict(zip(_ggml.device_names(), _native.get_device_bytes(llm.ctx), strict=True))
     assert held["CPU"] == sum(held.values()) == stats.resident_bytes
     assert stats.n_splits >= 1
 
@@ -85,7 +94,7 @@ def test_what_was_asked_for_is_taken() -> None:
 def test_a_tool_says_why_it_uses_no_gpu(
     wanted: int | None, archs: str, visible: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_native, "cuda_archs", lambda: archs)
+    monkeypatch.setattr(_ggml, "cuda_archs", lambda: archs)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -94,7 +103,7 @@ def test_a_tool_says_why_it_uses_no_gpu(
 
 
 def test_the_reason_fits_the_build() -> None:
-    if _native.cuda_archs():
+    if _ggml.cuda_archs():
         assert "driver" in devices.why_no_gpu()
     else:
         assert "CUDA=1" in devices.why_no_gpu()

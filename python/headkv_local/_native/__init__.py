@@ -1,5 +1,7 @@
 """The native surface: one function here for each of headkv.h, which documents what they do.
 
+Through `lib` the functions of ggml can be called too that build_abi.py declares: libllama depends on it.
+
 A context is the address of a llama_context, as llama_cpp hands it out. Every call that can fail goes
 through _check(), which raises what the code stands for, with the library's own sentence.
 """
@@ -43,11 +45,6 @@ SURFACE: Final = (
     "headkv_get_mask",
     "headkv_get_stats",
     "headkv_get_device_bytes",
-    "headkv_device_count",
-    "headkv_device_name",
-    "headkv_device_description",
-    "headkv_get_device",
-    "headkv_cuda_archs",
     "headkv_cancel",
     "headkv_cancel_clear",
     "headkv_scores_load",
@@ -81,16 +78,6 @@ class NativeStats(NamedTuple):
     n_splits: int
 
 
-class Device(NamedTuple):
-    """struct headkv_device and its texts."""
-
-    name: str
-    description: str
-    is_gpu: bool
-    bytes_free: int
-    bytes_total: int
-
-
 def _open() -> tuple[Any, Any, dict[str, Callable[..., Any]]]:
     """The generated module's ffi, the library, and its functions by name."""
     path = library_path()
@@ -109,52 +96,48 @@ def _open() -> tuple[Any, Any, dict[str, Callable[..., Any]]]:
     return ffi, lib, functions
 
 
-_ffi, _lib, _functions = _open()
+ffi, lib, _functions = _open()
 
 _ERRORS: Final[dict[int, type[HeadKVError]]] = {
-    _lib.HEADKV_ERR_ARGUMENT: ArgumentError,
-    _lib.HEADKV_ERR_UNSUPPORTED: UnsupportedError,
-    _lib.HEADKV_ERR_STATE: StateError,
-    _lib.HEADKV_ERR_MEMORY: OutOfMemoryError,
-    _lib.HEADKV_ERR_INTERNAL: InternalError,
-    _lib.HEADKV_ERR_FILE: ScoresError,
-    _lib.HEADKV_ERR_SCORES_ABSENT: ScoresAbsentError,
-    _lib.HEADKV_ERR_SCORES_VERSION: ScoresError,
-    _lib.HEADKV_ERR_SCORES_MISSING: ScoresError,
-    _lib.HEADKV_ERR_SCORES_TYPE: ScoresError,
-    _lib.HEADKV_ERR_SCORES_LENGTH: ScoresError,
-    _lib.HEADKV_ERR_SCORES_VALUE: ScoresError,
+    lib.HEADKV_ERR_ARGUMENT: ArgumentError,
+    lib.HEADKV_ERR_UNSUPPORTED: UnsupportedError,
+    lib.HEADKV_ERR_STATE: StateError,
+    lib.HEADKV_ERR_MEMORY: OutOfMemoryError,
+    lib.HEADKV_ERR_INTERNAL: InternalError,
+    lib.HEADKV_ERR_FILE: ScoresError,
+    lib.HEADKV_ERR_SCORES_ABSENT: ScoresAbsentError,
+    lib.HEADKV_ERR_SCORES_VERSION: ScoresError,
+    lib.HEADKV_ERR_SCORES_MISSING: ScoresError,
+    lib.HEADKV_ERR_SCORES_TYPE: ScoresError,
+    lib.HEADKV_ERR_SCORES_LENGTH: ScoresError,
+    lib.HEADKV_ERR_SCORES_VALUE: ScoresError,
 }
 
 OBSERVE_OFF, OBSERVE_WINDOW, OBSERVE_ROWS = (
-    int(_lib.HEADKV_OBSERVE_OFF),
-    int(_lib.HEADKV_OBSERVE_WINDOW),
-    int(_lib.HEADKV_OBSERVE_ROWS),
+    int(lib.HEADKV_OBSERVE_OFF),
+    int(lib.HEADKV_OBSERVE_WINDOW),
+    int(lib.HEADKV_OBSERVE_ROWS),
 )
 
 
 def _check(code: int, ctx: int) -> None:
-    if code != _lib.HEADKV_OK:
+    if code != lib.HEADKV_OK:
         text = last_error(ctx) or f"the native library returned {code} and no reason"
         raise _ERRORS.get(code, InternalError)(text)
 
 
 def _call(name: str, ctx: int, *arguments: Any) -> None:
-    _check(_functions[name](_ffi.cast("struct llama_context *", ctx), *arguments), ctx)
+    _check(_functions[name](ffi.cast("struct llama_context *", ctx), *arguments), ctx)
 
 
 def _filled(name: str, ctx: int, ctype: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    _call(name, ctx, _ffi.from_buffer(ctype, array, require_writable=True), array.size)
+    _call(name, ctx, ffi.from_buffer(ctype, array, require_writable=True), array.size)
     return array
 
 
-def abi_version() -> int:
-    return int(_functions["headkv_abi_version"]())
-
-
 def last_error(ctx: int) -> str:
-    text = _functions["headkv_last_error"](_ffi.cast("struct llama_context *", ctx))
-    return bytes(_ffi.string(text)).decode("utf-8", errors="replace") if text else ""
+    text = _functions["headkv_last_error"](ffi.cast("struct llama_context *", ctx))
+    return bytes(ffi.string(text)).decode("utf-8", errors="replace") if text else ""
 
 
 def supported(ctx: int) -> None:
@@ -168,7 +151,7 @@ def configure(ctx: int, window: int, kernel: int, sinks: int) -> None:
 def set_budgets(ctx: int, caps: npt.NDArray[np.int32]) -> None:
     """caps: (n_layer, n_head_kv)."""
     flat = np.ascontiguousarray(caps, dtype=np.int32)
-    _call("headkv_set_budgets", ctx, _ffi.from_buffer("int32_t[]", flat), flat.size)
+    _call("headkv_set_budgets", ctx, ffi.from_buffer("int32_t[]", flat), flat.size)
 
 
 def reserve(ctx: int, n: int) -> None:
@@ -184,7 +167,7 @@ def observe(ctx: int, what: int) -> None:
 def set_sentences(ctx: int, ends: npt.NDArray[np.uint8]) -> None:
     """ends: (n_prompt,), not 0 for the last position of a sentence."""
     flat = np.ascontiguousarray(ends, dtype=np.uint8)
-    _call("headkv_set_sentences", ctx, _ffi.from_buffer("uint8_t[]", flat), flat.size)
+    _call("headkv_set_sentences", ctx, ffi.from_buffer("uint8_t[]", flat), flat.size)
 
 
 def compact(ctx: int, seq: int = 0) -> None:
@@ -203,7 +186,7 @@ def get_rows(ctx: int) -> npt.NDArray[np.float32]:
     stats = get_stats(ctx)
     rows = np.empty((stats.n_layer, stats.n_head, stats.n_live), dtype=np.float32)
     for layer in range(stats.n_layer):
-        _call("headkv_get_rows", ctx, layer, _ffi.from_buffer("float[]", rows[layer]), rows[layer].size)
+        _call("headkv_get_rows", ctx, layer, ffi.from_buffer("float[]", rows[layer]), rows[layer].size)
     return rows
 
 
@@ -222,36 +205,17 @@ def get_mask(ctx: int) -> npt.NDArray[np.bool_]:
 
 
 def get_stats(ctx: int) -> NativeStats:
-    stats = _ffi.new("struct headkv_stats *")
-    _call("headkv_get_stats", ctx, stats, _ffi.sizeof("struct headkv_stats"))
+    stats = ffi.new("struct headkv_stats *")
+    _call("headkv_get_stats", ctx, stats, ffi.sizeof("struct headkv_stats"))
     return NativeStats(*(int(getattr(stats, field)) for field in NativeStats._fields))
 
 
-def device_names() -> list[str]:
-    return [_text(_functions["headkv_device_name"](i)) for i in range(_functions["headkv_device_count"]())]
-
-
-def devices() -> list[Device]:
-    """What this build can compute on, the CPU among them; the memory as the drivers report it now."""
-    found = []
-    for i, name in enumerate(device_names()):
-        raw = _ffi.new("struct headkv_device *")
-        _check(_functions["headkv_get_device"](i, raw, _ffi.sizeof("struct headkv_device")), 0)
-        description = _text(_functions["headkv_device_description"](i))
-        found.append(Device(name, description, bool(raw.is_gpu), int(raw.bytes_free), int(raw.bytes_total)))
-    return found
-
-
-def cuda_archs() -> str:
-    return _text(_functions["headkv_cuda_archs"]())
-
-
 def get_device_bytes(ctx: int) -> list[int]:
-    """Bytes of the KV cache on each of devices()."""
-    n_bytes = np.zeros(_functions["headkv_device_count"](), dtype=np.int64)
-    pointer = _ffi.from_buffer("int64_t[]", n_bytes, require_writable=True)
+    """Bytes of the KV cache on each device, in ggml's order."""
+    n_bytes = np.zeros(lib.ggml_backend_dev_count(), dtype=np.int64)
+    pointer = ffi.from_buffer("int64_t[]", n_bytes, require_writable=True)
     code = _functions["headkv_get_device_bytes"](
-        _ffi.cast("struct llama_context *", ctx), pointer, n_bytes.size
+        ffi.cast("struct llama_context *", ctx), pointer, n_bytes.size
     )
     _check(code, 0)  # contexts that are not ours keep no error
     return [int(n) for n in n_bytes]
@@ -275,13 +239,13 @@ class RawScores(NamedTuple):
 
 
 def load_scores(path: str) -> RawScores:
-    handle = _ffi.new("struct headkv_scores **")
-    _check(_functions["headkv_scores_load"](_path(path), handle), 0)
-    raw = _ffi.gc(handle[0], _functions["headkv_scores_free"])
-    info = _ffi.new("struct headkv_scores_info *")
-    _check(_functions["headkv_scores_get_info"](raw, info, _ffi.sizeof("struct headkv_scores_info")), 0)
+    handle = ffi.new("struct headkv_scores **")
+    _check(_functions["headkv_scores_load"](encoded(path), handle), 0)
+    raw = ffi.gc(handle[0], _functions["headkv_scores_free"])
+    info = ffi.new("struct headkv_scores_info *")
+    _check(_functions["headkv_scores_get_info"](raw, info, ffi.sizeof("struct headkv_scores_info")), 0)
     scores = np.empty((int(info.n_layer), int(info.n_head)), dtype=np.float32)
-    _check(_functions["headkv_scores_get"](raw, _ffi.from_buffer("float[]", scores), scores.size), 0)
+    _check(_functions["headkv_scores_get"](raw, ffi.from_buffer("float[]", scores), scores.size), 0)
     return RawScores(
         scores=scores,
         n_head_kv=int(info.n_head_kv),
@@ -292,24 +256,26 @@ def load_scores(path: str) -> RawScores:
             "sinks": int(info.sinks),
         },
         texts={
-            _text(_functions["headkv_scores_key"](raw, i)): _text(_functions["headkv_scores_text"](raw, i))
+            text_of(_functions["headkv_scores_key"](raw, i)): text_of(
+                _functions["headkv_scores_text"](raw, i)
+            )
             for i in range(int(info.n_texts))
         },
     )
 
 
 def model_id(path: str) -> str:
-    """Identity of a model file's weights, the same with and without embedded scores."""
-    text = _ffi.new("char[64]")
-    _check(_functions["headkv_model_id"](_path(path), text, 64), 0)
-    return _text(text)
+    """Identity of a model's weights, the same with and without embedded scores, split and in one file."""
+    text = ffi.new("char[64]")
+    _check(_functions["headkv_model_id"](encoded(path), text, 64), 0)
+    return text_of(text)
 
 
-def _path(path: str) -> bytes:
+def encoded(path: str) -> bytes:
     if "\0" in path:
         raise ArgumentError(f"a file name cannot hold a zero byte: {path!r}")
     return os.fsencode(path)
 
 
-def _text(chars: Any) -> str:
-    return bytes(_ffi.string(chars)).decode("utf-8", errors="replace")
+def text_of(chars: Any) -> str:
+    return bytes(ffi.string(chars)).decode("utf-8", errors="replace")

@@ -12,6 +12,38 @@ import cffi
 
 BEGIN, END = "// cdef begin", "// cdef end"
 
+# what is called of ggml-backend.h and gguf.h of the pinned llama.cpp; enums as the int that they are
+GGML = """
+struct ggml_backend_feature { const char * name; const char * value; };
+size_t ggml_backend_dev_count(void);
+void * ggml_backend_dev_get(size_t index);
+const char * ggml_backend_dev_name(void * device);
+const char * ggml_backend_dev_description(void * device);
+void ggml_backend_dev_memory(void * device, size_t * free, size_t * total);
+int ggml_backend_dev_type(void * device);
+void * ggml_backend_reg_by_name(const char * name);
+void * ggml_backend_reg_get_proc_address(void * reg, const char * name);
+
+struct gguf_context;
+struct gguf_init_params { _Bool no_alloc; void * ctx; };
+struct gguf_context * gguf_init_from_file(const char * path, struct gguf_init_params params);
+void gguf_free(struct gguf_context * ctx);
+int64_t gguf_get_n_kv(const struct gguf_context * ctx);
+int64_t gguf_find_key(const struct gguf_context * ctx, const char * key);
+const char * gguf_get_key(const struct gguf_context * ctx, int64_t id);
+int gguf_get_kv_type(const struct gguf_context * ctx, int64_t id);
+int gguf_get_arr_type(const struct gguf_context * ctx, int64_t id);
+size_t gguf_get_arr_n(const struct gguf_context * ctx, int64_t id);
+const void * gguf_get_arr_data(const struct gguf_context * ctx, int64_t id);
+const void * gguf_get_val_data(const struct gguf_context * ctx, int64_t id);
+const char * gguf_get_val_str(const struct gguf_context * ctx, int64_t id);
+int64_t gguf_remove_key(struct gguf_context * ctx, const char * key);
+void gguf_set_kv(struct gguf_context * ctx, const struct gguf_context * from);
+size_t gguf_get_data_offset(const struct gguf_context * ctx);
+size_t gguf_get_meta_size(const struct gguf_context * ctx);
+void gguf_get_meta_data(const struct gguf_context * ctx, void * data);
+"""
+
 
 def cdef_of(header: str) -> str:
     """The declarations between the two markers of the header, without the export macro."""
@@ -26,7 +58,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit("usage: build_abi.py HEADER OUTPUT")
     header, output = (Path(argument) for argument in arguments)
     ffi = cffi.FFI()
-    ffi.cdef(cdef_of(header.read_text(encoding="utf-8")))
+    ffi.cdef(cdef_of(header.read_text(encoding="utf-8")) + GGML)
     ffi.set_source("headkv_local._native._abi", None)
     ffi.emit_python_code(str(output))
 

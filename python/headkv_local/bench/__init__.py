@@ -1,1 +1,1 @@
-"""What `headkv bench` measures: speed and memory, and needles found."""
+"""What `headkv bench` measures: speed and memory, and right answers."""

@@ -53,7 +53,7 @@ def add_parser(commands: Any) -> None:
         "--keep-model", metavar="DIR", help="folder where a random model stays (default: none, it is removed)"
     )
     speed.set_defaults(run=_speed)
-    quality_command.add_parsers(kinds)
+    quality_command.add_parser(kinds)
 
 
 def _speed(options: argparse.Namespace) -> None:

@@ -61,26 +61,19 @@ def by_scores(name: str, scores: HeadScores, budget: int | str, settings: Mappin
 
 
 def all_of(
-    budgets: Sequence[int | str],
-    scores: Mapping[str, HeadScores],
-    settings: Mapping[str, Any],
-    *,
-    recents: bool,
+    budgets: Sequence[int | str], scores: Mapping[str, HeadScores], settings: Mapping[str, Any]
 ) -> list[Policy]:
     """The full cache, then every way at each budget in turn.
 
     What selects is the same for uniform budgets as for the first scores: window, kernel and sinks that these
     recommend, unless settings say otherwise.
     """
-    return [full(), *(policy for budget in budgets for policy in _at(budget, scores, settings, recents))]
+    return [full(), *(policy for budget in budgets for policy in _at(budget, scores, settings))]
 
 
-def _at(
-    budget: int | str, scores: Mapping[str, HeadScores], settings: Mapping[str, Any], recents: bool
-) -> Iterator[Policy]:
+def _at(budget: int | str, scores: Mapping[str, HeadScores], settings: Mapping[str, Any]) -> Iterator[Policy]:
     base = Retention(**{**given(next(iter(scores.values()), None)), **settings})
-    if recents:
-        yield recent(budget, base)
+    yield recent(budget, base)
     yield uniform(budget, base)
     for name, one in scores.items():
         yield by_scores(name, one, budget, settings)

@@ -1,9 +1,8 @@
-"""`headkv bench quality` and `headkv bench needles`: their options. What measures is imported late."""
+"""`headkv bench quality`: its options. What measures is imported late."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,37 +12,13 @@ from .options import LIST, Help, add_common, positive, positives, setup_of, tell
 if TYPE_CHECKING:
     from headkv_local import HeadScores
 
-    from .contexts import Setup
 
-
-def add_parsers(kinds: Any) -> None:
-    quality = _add(
-        kinds,
+def add_parser(kinds: Any) -> None:
+    parser = kinds.add_parser(
         "quality",
-        _quality,
-        "right answers and likelihoods: full cache, recent window, uniform budgets, head scores",
+        help="right answers and likelihoods: full cache, recent window, uniform budgets, head scores",
+        formatter_class=Help,
     )
-    add = quality.add_argument
-    add("--tasks", type=_tasks, default="needle,keys,hops,prose", metavar="NAME[,...]", help="what is asked")
-    add("--lengths", type=positives, default=(1000, 2000, 4000), metavar=LIST, help="prompt lengths")
-    add("--budgets", default="32,64,128,256", metavar=LIST, help="as --budget of speed")
-    add("--samples", type=positive, default=4, metavar="N", help="prompts per task and length")
-    add("--scores", metavar="FILE[,...]", help="head scores to compare (default: those found for the model)")
-    add("--beta", type=float, help="of the budgets by scores (default: what the scores recommend)")
-    add("--png", metavar="OUT", help="write a plot there (needs matplotlib)")
-    needles = _add(
-        kinds, "needles", _needles, "five-digit numbers found in long prompts, full cache and uniform budgets"
-    )
-    add = needles.add_argument
-    add("--lengths", type=positives, default=(1400, 4000), metavar=LIST, help="prompt lengths")
-    add("--budgets", default="64,128,256,512", metavar=LIST, help="as --budget of speed")
-    add("--samples", type=positive, default=12, metavar="N", help="prompts per length")
-
-
-def _add(
-    kinds: Any, name: str, run: Callable[[argparse.Namespace], None], text: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = kinds.add_parser(name, help=text, formatter_class=Help)
     add_common(parser)
     add = parser.add_argument
     add("--seed", type=int, default=0, help="chooses haystacks and questions")
@@ -53,45 +28,35 @@ def _add(
     add("--kernel", type=int, help=f"width of the max-pool {recommended}")
     add("--sinks", type=int, help=f"first positions always kept {recommended}")
     add("--plain", action="store_true", help="ask without a chat template, for base models")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _needles(options: argparse.Namespace) -> None:
-    """One task of quality, against uniform budgets alone."""
-    _run(options, setup_of(options), ("needle",), {}, recents=False, png=None)
+    add("--tasks", type=_tasks, default="needle,keys,hops,prose", metavar="NAME[,...]", help="what is asked")
+    add("--lengths", type=positives, default=(1000, 2000, 4000), metavar=LIST, help="prompt lengths")
+    add("--budgets", default="32,64,128,256", metavar=LIST, help="as --budget of speed")
+    add("--samples", type=positive, default=4, metavar="N", help="prompts per task and length")
+    add("--scores", metavar="FILE[,...]", help="head scores to compare (default: those found for the model)")
+    add("--beta", type=float, help="of the budgets by scores (default: what the scores recommend)")
+    add("--png", metavar="OUT", help="write a plot there (needs matplotlib)")
+    parser.set_defaults(run=_quality)
 
 
 def _quality(options: argparse.Namespace) -> None:
-    setup = setup_of(options)
-    _run(options, setup, options.tasks, _scores(options.scores, setup.model), recents=True, png=options.png)
-
-
-def _run(
-    options: argparse.Namespace,
-    setup: Setup,
-    tasks: tuple[str, ...],
-    scores: dict[str, HeadScores],
-    *,
-    recents: bool,
-    png: str | None,
-) -> None:
     from . import policies, quality, quality_report, report
 
+    setup = setup_of(options)
+    scores = _scores(options.scores, setup.model)
     report.check_target(options.json)
-    if png is not None:
+    if options.png is not None:
         from . import plot
 
-        plot.check(png)
+        plot.check(options.png)
     settings = quality.Settings(
-        tasks=tasks,
+        tasks=options.tasks,
         lengths=options.lengths,
         n_samples=options.samples,
         seed=options.seed,
         max_tokens=options.max_tokens,
         plain=options.plain,
     )
-    tried = policies.all_of(policies.parse_budgets(options.budgets), scores, given(options), recents=recents)
+    tried = policies.all_of(policies.parse_budgets(options.budgets), scores, given(options))
     outcomes: list[quality.Outcome] = []
     try:
         for outcome in quality.run(setup, settings, tried, tell):
@@ -103,8 +68,8 @@ def _run(
             inputs = {"settings": given(options), "scores": sources}
             data = quality_report.document(setup, settings, inputs, outcomes)
             report.write(quality_report.table(lines), data, options.json)
-            if png is not None:
-                plot.write_png(lines, png)
+            if options.png is not None:
+                plot.write_png(lines, options.png)
 
 
 def _scores(files: str | None, model: str) -> dict[str, HeadScores]:

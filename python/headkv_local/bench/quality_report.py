@@ -1,4 +1,4 @@
-"""The tables of `headkv bench quality` and `headkv bench needles`, and their JSON."""
+"""The tables of `headkv bench quality`, and their JSON."""
 
 from __future__ import annotations
 
