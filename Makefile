@@ -1,13 +1,14 @@
 # make demo   build, then answer questions about a long document, full cache beside compacted
 # make test   build, then run every test that needs no GPU
+# make wheel  one wheel that runs on other machines, in build/wheel
 # make lint   formatting, linting and type checks; make format makes what it can right
 # make results  the tables of docs/results.md and README.md, from their records
 #
 # CUDA=1 builds for the GPU, CUDA_ARCHS="86-real;90-real" for these architectures (without it: for the GPUs of this
 # machine, or for a list, see native/cmake/cuda.cmake). PTX=1 builds kernels that tests/gpu/run.sh --ptx runs
-# without a GPU. Everything goes into .venv/ and build/.
+# without a GPU. WITHOUT="amx avx512" builds without instructions of this CPU. Everything goes into .venv/ and build/.
 #
-# Without a network: PIP_NO_INDEX=1 and PIP_FIND_LINKS=FOLDER for pip, LLAMA_CPP_DIR=FOLDER with the pinned llama.cpp (docs/building.md),
+# Without a network: PIP_NO_INDEX=1 and PIP_FIND_LINKS=FOLDER for pip, LLAMA_CPP_DIR=FOLDER with the pinned llama.cpp,
 # NO_MODEL=1 to go without the default model, VENV_FLAGS=--system-site-packages to use what Python has.
 
 PYTHON ?= python3
@@ -24,9 +25,10 @@ DEFINES := HEADKV_BUILD_TESTS=ON \
 	$(if $(CUDA)$(PTX),GGML_CUDA=ON) \
 	$(if $(PTX),HEADKV_PTX=ON) \
 	$(if $(CUDA_ARCHS),'CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHS)') \
+	$(if $(WITHOUT),'HEADKV_WITHOUT=$(WITHOUT)') \
 	$(if $(LLAMA_CPP_DIR),HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR))
 
-.PHONY: demo test lint format results install clean always
+.PHONY: demo test wheel lint format results install clean always
 
 demo: install
 	$(BIN)/python -m headkv_local.demo
@@ -35,6 +37,13 @@ demo: install
 test: install
 	CUDA_VISIBLE_DEVICES= $(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
+
+wheel: $(VENV)/base.stamp
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel \
+		-C build-dir=build/portable -C cmake.define.HEADKV_PORTABLE=ON \
+		$(if $(LLAMA_CPP_DIR),-C cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR)) .
+	@du -h build/wheel/*.whl
 
 lint: install $(VENV)/tools.stamp
 	$(BIN)/ruff format --check .
@@ -74,6 +83,7 @@ $(BUILD)/installed.stamp: $(VENV)/base.stamp $(BUILD)/settings $(SOURCES)
 	rm -f build/*/installed.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation \
 		-C build-dir=$(BUILD) $(DEFINES:%=-C cmake.define.%) '.[test]'
+	$(BIN)/headkv doctor --check
 	touch $@
 
 clean:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from .bench import command as bench
+from .doctor import command as doctor
 from .scoresfile import command as scoresfile
 from .scoring import command as scoring
 
@@ -23,11 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench.add_parser(commands)
     scoring.add_parser(commands)
     scoresfile.add_parser(commands)
+    doctor.add_parser(commands)
     options = parser.parse_args(arguments)
     from .errors import HeadKVError
 
     try:
-        options.run(options)
+        code: int | None = options.run(options)
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it once more at the end
         return 0
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("headkv: interrupted", file=sys.stderr)
         return EXIT_INTERRUPT
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

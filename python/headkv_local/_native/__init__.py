@@ -93,6 +93,7 @@ def _open() -> tuple[Any, Any, dict[str, Callable[..., Any]]]:
             f"the native library {path} has ABI {found}, this package needs ABI {wanted}: "
             "reinstall headkv-local"
         )
+    lib.llama_backend_init()  # loads the CPU's code in a portable build; whoever comes first, it happens once
     return ffi, lib, functions
 
 

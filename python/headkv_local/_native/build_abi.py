@@ -12,8 +12,10 @@ import cffi
 
 BEGIN, END = "// cdef begin", "// cdef end"
 
-# what is called of ggml-backend.h and gguf.h of the pinned llama.cpp; enums as the int that they are
+# what is called of llama.h, ggml-backend.h and gguf.h of the pinned llama.cpp; enums as the int that they are
 GGML = """
+void llama_backend_init(void);
+
 struct ggml_backend_feature { const char * name; const char * value; };
 size_t ggml_backend_dev_count(void);
 void * ggml_backend_dev_get(size_t index);

@@ -1,0 +1,1 @@
+"""`headkv doctor`: does the installed library compute what it should here, and what a bug report needs."""

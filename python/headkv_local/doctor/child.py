@@ -1,0 +1,50 @@
+"""The process that may die: loads a model, reads a few tokens, writes logits.
+
+python -m headkv_local.doctor.child MODEL FOLDER. A line on stdout says what it is at.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+N_READ, N_DECODED = 40, 4
+"""Tokens that are read in one batch, which is one product of matrices, and tokens that are decoded one by one."""
+
+
+def tokens(n_vocab: int) -> list[int]:
+    """The same for the reference: spread over the vocabulary, none of its first, special ones."""
+    return [1000 + 7919 * i % (n_vocab - 1000) for i in range(N_READ + N_DECODED)]
+
+
+def main(model: str, folder: str) -> None:
+    print("load the library", flush=True)
+    import llama_cpp
+
+    from headkv_local import Llama
+    from headkv_local.devices import devices
+
+    print("load the model", flush=True)
+    with Llama(model, n_ctx=256, flash_attn=True, logits_all=True) as llm:
+        todo = tokens(llm.n_vocab())
+        print("read a prompt", flush=True)
+        llm.eval(todo[:N_READ])
+        print("decode", flush=True)
+        for token in todo[N_READ:]:
+            llm.eval([token])
+        np.save(Path(folder) / "logits.npy", llm.scores[: len(todo)])
+    about = {
+        "features": (llama_cpp.llama_print_system_info() or b"").decode(),
+        "devices": [f"{device.name}: {device.description}" for device in devices()],
+        "llama_cpp": llama_cpp.__file__,
+        "library": str(llama_cpp.llama_cpp._base_path),
+    }
+    (Path(folder) / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    print("leave", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

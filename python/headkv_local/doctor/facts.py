@@ -1,0 +1,68 @@
+"""What a bug report needs, as names and values."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from .. import __version__, _cuda_driver, _library, _machine
+from ..errors import ModelError
+from ..models import default_model_path
+from .build import Build
+
+
+def facts(build: Build, about: dict[str, Any]) -> list[tuple[str, str]]:
+    """about: of the process that has used the library, empty where that died."""
+    limits = _machine.limits()
+    quota = "no limit" if limits.cpus is None else f"limit {limits.cpus:g} CPUs"
+    memory = "no limit" if limits.memory is None else f"limit {_gib(limits.memory)}"
+    total = _machine.physical_memory()
+    driver = _cuda_driver.ask()
+    gpus = "; ".join(f"{gpu.name} ({gpu.architecture / 10:g})" for gpu in driver.gpus)
+    not_known = "not known, the library died"
+    return [
+        ("headkv-local", __version__),
+        ("build", f"{build.date}, {build.compiler}, {build.type}, {build.options()}"),
+        ("llama.cpp", build.llama_cpp),
+        ("system", f"{platform.platform()}, Python {platform.python_version()}"),
+        ("CPU", _machine.cpu_name()),
+        ("CPUs", f"{os.cpu_count()}, {_machine.default_threads()} threads by default, {quota}"),
+        ("memory", f"{'not known' if total is None else _gib(total)}, {memory}"),
+        ("CPU features used", _features(about["features"]) if about else not_known),
+        ("devices", "; ".join(about.get("devices", [not_known]))),
+        ("NVIDIA driver", gpus or driver.problem),
+        ("library", about.get("library", str(_library.library_dir()))),
+        ("llama_cpp", about.get("llama_cpp", not_known)),
+        ("environment", ", ".join(_environment()) or "nothing set"),
+        ("default model", _model()),
+    ]
+
+
+def _features(info: str) -> str:
+    """llama.cpp's "CPU : SSE3 = 1 | AVX = 1 |" without what is off."""
+    entries = [entry.rpartition(":")[2].partition("=") for entry in info.split("|")]
+    return " ".join(name.strip() for name, _, value in entries if value.strip() not in ("", "0"))
+
+
+def _environment() -> list[str]:
+    starts = ("HEADKV_", "GGML_", "LLAMA_", "CUDA_VISIBLE", "OMP_")
+    return [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(starts)]
+
+
+def _model() -> str:
+    try:
+        path = default_model_path()
+    except ModelError as error:
+        return str(error)
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return f"{path}, sha256 {digest.hexdigest()}"
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB"

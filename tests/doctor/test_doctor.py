@@ -1,0 +1,93 @@
+"""`headkv doctor`: a library that dies, or computes something else, is found and named."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headkv_local import default_model_path
+from headkv_local.doctor import check
+from headkv_local.doctor.build import Build
+from headkv_local.doctor.reference import Reference
+
+HEADKV = Path(sys.executable).parent / "headkv"
+
+# takes the place of what libllama calls to compute a graph
+INSTEAD = """
+struct sched; struct graph;
+int ggml_backend_sched_graph_compute_async(struct sched * s, struct graph * g) { (void) s; (void) g; %s }
+"""
+
+
+def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [HEADKV, "doctor", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | environment,
+    )
+
+
+def library(folder: Path, body: str) -> str:
+    source, target = folder / "instead.c", folder / "instead.so"
+    source.write_text(INSTEAD % body)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", target, source], check=True)
+    return str(target)
+
+
+def test_the_installed_library_decodes_right() -> None:
+    done = doctor(COLUMNS="40")
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) < 100  # a hash and a path are not broken
+    text = re.sub(r"\n +", " ", done.stdout)
+    nmse = re.search(r"^check: decodes right: NMSE (\S+) .* weights of F32, Q4_1, Q8_0$", text, re.M)
+    assert nmse
+    assert float(nmse[1]) < 2e-3
+    for name in ("build", "CPU", "CPU features used", "memory", "NVIDIA driver", "library", "default model"):
+        assert re.search(rf"^{name}: \S", text, re.M), name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs LD_PRELOAD")
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (
+            "__builtin_trap();",
+            "ended its process with SIG(ILL|TRAP) when it had to read a prompt: CPU .*, built by",
+        ),
+        ("return 0;", "computes noise"),
+        ("return -1;", "failed when it had to read a prompt"),
+    ],
+)
+def test_a_library_that_dies_or_is_wrong_is_named(tmp_path: Path, body: str, found: str) -> None:
+    done = doctor("--check", LD_PRELOAD=library(tmp_path, body))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.match(rf"headkv doctor: the library {found}.*\n$", done.stderr), done.stderr
+
+
+def test_what_is_suspected_is_in_the_cpu_and_in_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Build.installed()
+    monkeypatch.setattr(check._machine, "cpu_flags", lambda: frozenset({"amx_tile", "avx512f"}))
+    for without, command in (
+        ("", "`make demo WITHOUT='amx'`"),
+        ("amx", "`make demo WITHOUT='amx avx512'`"),
+        ("amx avx512", "another compiler"),
+    ):
+        advice = check._advice(Build(**(vars(build) | {"without": without})))
+        assert command in advice
+
+
+def test_the_reference_reads_each_token_after_those_before_it() -> None:
+    """Logits of a prefix are those of the whole, and order counts: positions are in them."""
+    reference = Reference(default_model_path())
+    whole = reference.logits([5000, 6000, 7000])
+    assert np.allclose(reference.logits([5000, 6000]), whole[:2], atol=1e-3)
+    assert not np.allclose(reference.logits([6000, 5000, 7000])[2], whole[2], atol=1e-1)

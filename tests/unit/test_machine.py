@@ -1,0 +1,80 @@
+"""What control groups allow: version 1 and 2, groups above, containers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from headkv_local import _machine
+from headkv_local._machine import Limits
+
+GIB = 2**30
+V2 = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
+V1 = (
+    "31 23 0:27 {root} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
+    "32 23 0:28 {root} /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+)
+
+
+def machine(folder: Path, mounts: str, groups: str, files: dict[str, str]) -> Path:
+    for name, text in {"proc/self/mountinfo": mounts, "proc/self/cgroup": groups, **files}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_version_2_with_the_groups_above(tmp_path: Path) -> None:
+    files = {
+        "sys/fs/cgroup/a/cpu.max": "150000 100000\n",
+        "sys/fs/cgroup/a/memory.max": f"{3 * GIB}\n",
+        "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+        "sys/fs/cgroup/a/b/memory.max": f"{4 * GIB}\n",
+    }
+    root = machine(tmp_path, V2.format(root="/"), "0::/a/b\n", files)
+    assert _machine.limits(root) == Limits(1.5, 3 * GIB)
+
+
+def test_version_1(tmp_path: Path) -> None:
+    files = {
+        "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_quota_us": "50000\n",
+        "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
+        "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/memory/a/memory.limit_in_bytes": f"{GIB}\n",
+    }
+    groups = "5:memory:/a\n4:cpu,cpuacct:/a\n1:name=systemd:/\n0::/\n"
+    root = machine(tmp_path, V1.format(root="/"), groups, files)
+    assert _machine.limits(root) == Limits(0.5, GIB)
+
+
+@pytest.mark.parametrize("seen_as", ["/docker/123", "/"])
+def test_a_container_sees_its_group_as_the_root(tmp_path: Path, seen_as: str) -> None:
+    """Its mount shows the group itself, which /proc names as it is called outside, or as "/"."""
+    files = {"sys/fs/cgroup/cpu.max": "50000 100000\n", "sys/fs/cgroup/memory.max": f"{GIB}\n"}
+    mounted = V2.format(root="/docker/123" if seen_as != "/" else "/")
+    root = machine(tmp_path, mounted, f"0::{seen_as}\n", files)
+    assert _machine.limits(root) == Limits(0.5, GIB)
+
+
+def test_no_limits_and_no_control_groups(tmp_path: Path) -> None:
+    files = {"sys/fs/cgroup/cpu.max": "max 100000\n", "sys/fs/cgroup/memory.max": "max\n"}
+    root = machine(tmp_path / "none", V2.format(root="/"), "0::/\n", files)
+    assert _machine.limits(root) == Limits(None, None)
+    assert _machine.limits(tmp_path / "empty") == Limits(None, None)
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(None, 8), (0.5, 1), (1.0, 1), (1.5, 2), (3.0, 3), (64.0, 8)])
+def test_threads_follow_the_quota(quota: float | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_machine, "physical_cores", lambda: 8)
+    monkeypatch.setattr(_machine, "limits", lambda: Limits(quota, None))
+    assert _machine.default_threads() == threads
+
+
+def test_memory_is_the_smaller_of_machine_and_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_machine, "physical_memory", lambda: 16 * GIB)
+    for limit, total in ((None, 16 * GIB), (GIB, GIB), (64 * GIB, 16 * GIB)):
+        monkeypatch.setattr(_machine, "limits", lambda limit=limit: Limits(None, limit))
+        assert _machine.memory_total() == total
