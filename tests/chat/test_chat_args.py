@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from headkv_local import ArgumentError, Retention
-from headkv_local.chat.args import Options, budget_text, build_parser, parse_budget, parse_options
+from headkv_local.chat.args import build_parser, parse_options
+from headkv_local.chat.options import Options, budget_text, parse_budget
 
 
 def options(*argv: str) -> Options:
@@ -12,6 +13,15 @@ def options(*argv: str) -> Options:
 
 def test_defaults() -> None:
     assert options() == Options()
+
+
+def test_spellings_of_llama_cpp() -> None:
+    short = options(*"-m m.gguf -c 100 -t 3 -n 7 -ngl 0 -s 1 -sys text".split())
+    long = options(
+        *"m.gguf --ctx-size 100 --threads 3 --predict 7 --gpu-layers 0 --seed 1 --system-prompt text".split()
+    )
+    assert short == long == options(*"m.gguf --ctx 100 -t3 -n7 -ngl 0 --seed 1 --system text".split())
+    assert options("-n", "-1").max_tokens == -1
 
 
 def test_default_retention_is_that_of_the_library() -> None:
@@ -102,17 +112,23 @@ def test_bad_budget_is_refused_by_retention(text: str) -> None:
         (["--temp", "-1"], "'-1' is not a number from 0 up"),
         (["--temp", "nan"], "'nan' is not a number from 0 up"),
         (["--temp", "inf"], "'inf' is not a number from 0 up"),
-        (["--ctx", "0"], "'0' is not a whole number from 1 to 2147483647"),
+        (["--ctx", "-1"], "'-1' is not a whole number from 0 to 2147483647"),
+        (["-n", "0"], "'0' is not a whole number from 1 up, or -1"),
+        (["-n", "-2"], "'-2' is not a whole number from 1 up, or -1"),
+        (["--top-p", "1.1"], "'1.1' is not a number from 0 to 1"),
+        (["--top-k", "-1"], "'-1' is not a whole number from 0"),
+        (["--repeat-penalty", "0"], "'0' is not a number from 0.01 up"),
+        (["-m", "a", "b"], "two models are given, 'b' and 'a'; a document is given with -f"),
         (["--threads", "0"], "'0' is not a whole number from 1 to 512"),
         (["--threads", "513"], "'513' is not a whole number from 1 to 512"),
-        (["--max-tokens", "many"], "'many' is not a whole number from 1 up"),
+        (["--max-tokens", "many"], "'many' is not a whole number from 1 up, or -1"),
         (["--seed", "4294967296"], "'4294967296' is not a whole number from 0 to 4294967295"),
         (["-p", " \n"], "the text is empty"),
         (["-p", "\udcff"], "the text is not valid UTF-8"),
         (["--color", "blue"], "invalid choice"),
         (["-f", "-", "-f", "-"], "standard input can be read once"),
         (["--bud", "5"], "unrecognized arguments"),
-        (["a", "b"], "unrecognized arguments"),
+        (["a", "b"], "unrecognized arguments: b; a document is given with -f: -f 'b'"),
     ],
 )
 def test_misuse_is_refused(argv: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,10 +23,10 @@ from headkv_local.chat import main
 Chat = Callable[..., "subprocess.CompletedProcess[str]"]
 
 STATS = (
-    r"\d+ tokens?(, [\d.]+ tokens/s)?, read \d+ in [\d.]+ s, "
-    r"cache [\d.]+ \w+ -> [\d.]+ \w+, kept [\d.]+ %"
+    r"\d+ tokens?(, [\d.]+ tokens/s)?, read \d+ in [\d.]+ s"
+    r"(, cache [\d.]+ \w+ -> [\d.]+ \w+, kept [\d.]+ %)?"
 )
-SHORT = ("--max-tokens", "16")  # the tiny model seldom ends its noise by itself
+SHORT = ("--max-tokens", "16", "--temp", "0")  # the tiny model seldom ends its noise by itself
 STORY = "Write a very long story about a river."
 
 
@@ -71,7 +71,12 @@ def test_blank_input_is_no_question(chat: Chat) -> None:
     ("name", "content", "reason"),
     [
         ("missing", None, "cannot read the document '{}': No such file or directory"),
-        ("latin-1", b"caf\xe9", "the document '{}' is not UTF-8 text: byte 0xe9 at 3"),
+        (
+            "latin-1",
+            b"caf\xe9",
+            "the document '{}' is not UTF-8 text: byte 0xe9 at 3; if it is Latin-1 or Windows-1252, "
+            "convert it with iconv -f WINDOWS-1252 -t UTF-8",
+        ),
         ("empty", b"", "the document '{}' is empty"),
     ],
 )
@@ -87,7 +92,7 @@ def test_bad_document(chat: Chat, tmp_path: Path, name: str, content: bytes | No
 def test_undecodable_input(chat: Chat) -> None:
     done = chat(stdin=b"\xff")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: standard input is not UTF-8 text: byte 0xff at 0\n"
+    assert done.stderr.startswith("error: standard input is not UTF-8 text: byte 0xff at 0")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"GGUF", b"no model at all" * 1000])
@@ -98,6 +103,36 @@ def test_bad_model(chat: Chat, tmp_path: Path, content: bytes | None) -> None:
     done = chat(str(path), "-p", "hi")
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"error: .*model\.gguf.*\n", done.stderr)
+
+
+@pytest.mark.parametrize("argv", [["{}"], ["{}", "-p", "hi"], ["-m", "{}", "-p", "hi"]])
+def test_a_document_in_the_place_of_the_model(chat: Chat, document: Path, argv: list[str]) -> None:
+    done = chat(*(word.format(document) for word in argv))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"error: '{document}' is no GGUF model; a document is given with -f: -f '{document}'\n"
+    )
+
+
+def test_a_context_beyond_the_memory_allowed(chat: Chat, tiny_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))"
+    code = f"import sys; {limit}; from headkv_local.chat import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_path), "-p", "hi", "-t", "1", "-c", "4000000"],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == (
+        "error: there is not enough memory for a context of 4000000 tokens: start with a smaller --ctx"
+    )
+
+
+def test_a_home_that_the_shell_did_not_expand(chat: Chat, document: Path, tiny_path: Path) -> None:
+    ask = (str(tiny_path), "-p", "Why?", "--json", *SHORT, "-f", "~/document.txt")
+    done = chat(*ask, HOME=str(document.parent))
+    assert json.loads(done.stdout)["usage"]["prompt_tokens"] > 1000
 
 
 def test_missing_default_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,8 +163,9 @@ def test_help_and_version_load_no_library(argv: list[str], tmp_path: Path) -> No
 class TestAnswers:
     def test_only_the_answer_is_on_standard_output(self, chat: Chat, smollm2: Path) -> None:
         question = "What is the capital of France?"
-        done = chat("-p", question, "--max-tokens", "12")
-        told = chat(str(smollm2), "--json", "--max-tokens", "12", stdin=f"\n{question}\n\n")
+        drawn = ("--max-tokens", "12", "--seed", "3")
+        done = chat("-p", question, *drawn)
+        told = chat(str(smollm2), "--json", *drawn, stdin=f"\n{question}\n\n")
         assert done.returncode == 0
         assert done.stdout.strip()
         assert done.stdout == json.loads(told.stdout)["text"] + "\n"
@@ -151,10 +187,13 @@ class TestAnswers:
         named = chat("-f", str(document), *ask)
         piped = chat(*ask, stdin=document.read_text(encoding="utf-8"))
         dashed = chat("-f", "-", *ask, stdin=document.read_text(encoding="utf-8"))
-        asked = chat(*ask[:1], *ask[3:], stdin=document.read_text("utf-8").strip("\n") + "\n\n" + ask[2])
-        answers = [json.loads(done.stdout) for done in (named, piped, dashed, asked)]
+        text = document.read_text("utf-8").strip("\n") + "\n\n" + ask[2]
+        asked = chat(*ask[:1], *ask[3:], stdin=text)
+        titled = chat(*ask[:1], *ask[3:], stdin="document.txt:\n\n" + text)
+        answers = [json.loads(done.stdout) for done in (piped, dashed, asked, named, titled)]
         found = [(answer["text"], answer["usage"]) for answer in answers]
-        assert found == found[:1] * 4
+        assert found[:3] == found[:1] * 3
+        assert found[3] == found[4]  # a file goes under its name
         assert found[0][1]["prompt_tokens"] > 1000
 
     def test_json(self, chat: Chat, document: Path, tiny_path: Path) -> None:
@@ -170,6 +209,17 @@ class TestAnswers:
         assert stats["policy"] == "uniform"
         assert stats["kept_share"] == pytest.approx(64 / usage["prompt_tokens"], rel=1e-4)
         assert stats["resident_bytes"] < stats["full_bytes"] / 2
+
+    def test_an_answer_without_end_is_stopped(self, chat: Chat, smollm2: Path) -> None:
+        done = chat("-p", "What is the capital of France?", "--temp", "0", "--json")
+        answer = json.loads(done.stdout)
+        assert answer["finish_reason"] == "repetition"
+        assert answer["usage"]["completion_tokens"] < 500
+        assert done.stderr.endswith("Stopped: the answer had begun to repeat itself without end.\n")
+
+    def test_a_list_that_was_asked_for_is_not(self, chat: Chat, smollm2: Path) -> None:
+        answer = chat("-p", "Write the word ha 50 times.", "--temp", "0", "--json", "-n", "300")
+        assert json.loads(answer.stdout)["finish_reason"] != "repetition"
 
     def test_layers_for_a_gpu_that_is_not_there(self, chat: Chat, tiny_path: Path) -> None:
         ask = (str(tiny_path), "-p", "Why?", "--json", *SHORT)
@@ -194,7 +244,7 @@ class TestAnswers:
         self, chat: Chat, smollm2: Path, max_tokens: int, reason: str
     ) -> None:
         limits = ("--max-tokens", str(max_tokens), "--budget", "full", "--ctx", "1024")
-        done = chat("-p", "Say hi.", "--system", "Be brief.", "--json", *limits)
+        done = chat("-p", "Say hi.", "--system", "Be brief.", "--json", "--temp", "0", *limits)
         answer = json.loads(done.stdout)
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say hi."}]
         with Llama(smollm2, n_ctx=1024, flash_attn=True, n_threads=1, n_threads_batch=1) as llm:
@@ -204,7 +254,7 @@ class TestAnswers:
         assert answer["finish_reason"] == wanted["choices"][0]["finish_reason"] == reason
 
     def test_seed(self, chat: Chat, tiny_path: Path) -> None:
-        ask = (str(tiny_path), "-p", "Write a very long story", "--temp", "5", "--json", *SHORT)
+        ask = (str(tiny_path), "-p", "Write a very long story", "--temp", "5", "--json", "-n", "16")
         same = [json.loads(chat(*ask, "--seed", "7").stdout)["text"] for _ in range(2)]
         new = [json.loads(chat(*ask).stdout)["text"] for _ in range(2)]
         assert same[0] == same[1]
@@ -213,10 +263,14 @@ class TestAnswers:
     def test_document_beyond_the_context(self, chat: Chat, document: Path, tiny_path: Path) -> None:
         done = chat(str(tiny_path), "-f", str(document), "-p", "What is this about?", "--ctx", "256")
         assert (done.returncode, done.stdout) == (1, "")
-        assert re.fullmatch(r"error: .*context.*\n", done.stderr)
+        reason = r"has \d+ tokens, and the context of 256 has room for 192: a larger --ctx .* makes room"
+        assert re.fullmatch(rf"error: '.*document.txt' {reason}\n", done.stderr)
+        question = chat(str(tiny_path), "-p", "why " * 300, "--ctx", "256")
+        assert (question.returncode, question.stdout) == (1, "")
+        assert re.fullmatch(r"error: .*context.*\n", question.stderr)
 
     def test_answer_up_to_the_end_of_the_context(self, chat: Chat, smollm2: Path) -> None:
-        done = chat(str(smollm2), "-p", STORY, "--ctx", "256", "--json")
+        done = chat(str(smollm2), "-p", STORY, "-c", "256", "-n", "-1", "--json", "-s", "1")
         answer = json.loads(done.stdout)
         assert answer["finish_reason"] == "length"
         assert answer["usage"]["total_tokens"] == 256
@@ -289,7 +343,7 @@ class TestStreams:
         assert process.returncode == 130
         stats, note = err.splitlines()
         assert re.fullmatch(STATS, stats)
-        assert note.startswith("Stopped; ")
+        assert note == "Stopped."
 
     def test_interrupted_input(self, environment: dict[str, str], tmp_path: Path) -> None:
         ours, theirs = os.pipe()

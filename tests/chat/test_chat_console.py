@@ -111,6 +111,19 @@ def test_no_progress_for_a_short_prompt(tty: Tty, monkeypatch: pytest.MonkeyPatc
     assert tty.shown() == ""
 
 
+def test_progress_of_a_short_prompt_that_takes_long(tty: Tty, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", tty.stream)
+    with PrefillBar(Console()) as bar:
+        bar.tick()  # nothing is read yet
+        bar.update(0, MIN_TOKENS - 1)
+        bar.tick()
+        bar.update(MIN_TOKENS - 1, MIN_TOKENS - 1)
+        bar.tick()  # the answer is on its way, and nothing may be drawn into it
+    shown = tty.shown()
+    assert "  0%|" in shown
+    assert shown.endswith("\r\x1b[K")
+
+
 def test_no_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with PrefillBar(Console()) as bar:
         bar.update(0, 5000)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from headkv_local import ArgumentError
-from headkv_local.chat.args import MAX_CTX_BYTES
 from headkv_local.chat.context import FALLBACK_CTX, choose_context, default_context, physical_cores
+from headkv_local.chat.options import MAX_CTX_BYTES
 
 SMOLLM2 = {
     "context_length": 8192,
@@ -45,6 +45,7 @@ def test_default_context(numbers: dict[str, int], n_ctx: int) -> None:
 def test_context_of_the_default_model(smollm2: Path) -> None:
     path = os.fsencode(smollm2)
     assert choose_context(path, None) == 8192
+    assert choose_context(path, 0) == 8192
     assert choose_context(path, 100) == 100
 
 

@@ -4,12 +4,22 @@ import io
 import os
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from headkv_local.chat import documents
 from headkv_local.chat.documents import Document, DocumentError, compose, read_document, read_stdin
+
+UTF16 = "is not UTF-8 text but UTF-16{} without a mark: convert it with iconv -f UTF-16{} -t UTF-8"
+
+
+def zipped(name: str) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr(name, "content")
+    return data.getvalue()
 
 
 def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
@@ -22,6 +32,9 @@ def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
         (b"plain\n", "plain\n"),
         ("\ufeffß\r\n日本".encode(), "ß\n日本"),
         (b"one\rtwo\x1b[0m", "one\rtwo\x1b[0m"),
+        ("ß\r\n日本".encode("utf-16"), "ß\n日本"),
+        (b"\xfe\xff" + "ß 日本".encode("utf-16-be"), "ß 日本"),
+        ("ß 日本".encode("utf-32"), "ß 日本"),
     ],
 )
 def test_text_of_a_file(tmp_path: Path, data: bytes, text: str) -> None:
@@ -54,9 +67,29 @@ def test_closed_standard_input_is_empty(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"caf\xe9", "is not UTF-8 text: byte 0xe9 at 3"),
-        (b"\xff\xfeh\0i\0", "is not UTF-8 text: byte 0xff at 0"),
-        (b"GGUF\0\0", "is not text: it holds a zero byte at character 4"),
+        (
+            b"caf\xe9",
+            "is not UTF-8 text: byte 0xe9 at 3; if it is Latin-1 or Windows-1252, convert it with "
+            "iconv -f WINDOWS-1252 -t UTF-8",
+        ),
+        (
+            "schöne Grüße".encode("utf-16-le"),
+            UTF16.format("LE", "LE"),
+        ),
+        (
+            "plain".encode("utf-16-be"),
+            UTF16.format("BE", "BE"),
+        ),
+        (b"\xff\xfea\0b", "begins as UTF-16 text and is none from byte 4 on"),
+        (b"%PDF-1.7\n", "is a PDF: take its text out first, for example with pdftotext"),
+        (b"GGUF\0\0", "is a GGUF model, and no document: give it without -f"),
+        (b"\x7fELF\x02", "is a program, and no text"),
+        (b"\x1f\x8b\x08", "is compressed with gzip: unpack it first"),
+        (zipped("word/document.xml"), "is a DOCX file: save it as text first"),
+        (zipped("readme.txt"), "is a ZIP archive: unpack it first"),
+        (b"PK\x03\x04 cut off", "is a ZIP archive: unpack it first"),
+        ("Привет, мир".encode("utf-16-le"), UTF16.format("LE", "LE")),
+        (b"a\0\x01\x02\x03\x04", "is not text: byte 0x00 at 1"),
         (b" \n", "is empty"),
         (b"", "is empty"),
     ],
@@ -90,7 +123,28 @@ def test_endless_file_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         read_document("/dev/zero")
 
 
-def test_message_has_documents_first() -> None:
-    given = [Document("a", "\nfirst\n"), Document("b", "  second")]
-    assert compose(given, "Why?") == "first\n\n  second\n\nWhy?"
+def test_message_has_documents_first_and_their_names() -> None:
+    first, second = Document("a/one.txt", "\nfirst\n"), Document("two.txt", "  second")
+    assert compose([first, second], "Why?") == "one.txt:\n\nfirst\n\ntwo.txt:\n\n  second\n\nWhy?"
+    assert compose([first, Document("b/one.txt", "x")], "Why?").startswith(
+        "a/one.txt:\n\nfirst\n\nb/one.txt:"
+    )
+    assert compose([Document("-", "piped")], "Why?") == "piped\n\nWhy?"
+    assert compose([Document("-", "piped"), second], "Why?").startswith(
+        "Standard input:\n\npiped\n\ntwo.txt:"
+    )
     assert compose([], "Why?\n") == "Why?\n"
+
+
+def test_a_name_cannot_hold_more_than_a_line() -> None:
+    assert compose([Document("a\nb\x1b[0m", "text")], "Why?").startswith("a b[0m:\n\n")
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "document").write_text("mine")
+    assert read_document("~/document").text == "mine"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "document").write_text("a folder of that name")
+    assert read_document("~/document").text == "a folder of that name"

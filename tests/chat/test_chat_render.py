@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -101,6 +103,11 @@ def test_stats_line() -> None:
 def test_stats_line_of_one_token_has_no_rate() -> None:
     line = join(stats_parts(make_answer(completion_tokens=1, decode_rate=None, read_tokens=0)), None)
     assert line == "1 token, cache 180 MiB -> 3.00 MiB, kept 3.2 %"
+
+
+def test_stats_line_where_nothing_was_compacted() -> None:
+    whole = dataclasses.replace(make_answer().stats, compacted=False)
+    assert join(stats_parts(make_answer(stats=whole)), None) == "57 tokens, 61.3 tokens/s, read 4000 in 20 s"
 
 
 def test_stats_line_at_40_columns() -> None:

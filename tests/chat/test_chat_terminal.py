@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from chat_driver import Terminal, words
 from headkv_local.chat import app
 from headkv_local.chat.render import strip_control
 
+ANSWERED = r"\d+ tokens?(, [\d.]+ tokens/s)?, read"
 STORY = "Write a very long story about a river."
 
 Chat = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -39,10 +42,10 @@ class TestConversation:
         terminal.start("-f", str(document), "--budget", "64", "--max-tokens", "24")
         assert "is read with your first question" in terminal.wait_prompt()
         terminal.line("What is this about?")
-        first = read_counts(terminal.wait("kept"))[0]
+        first = read_counts(terminal.wait(ANSWERED))[0]
         assert first > 800
         terminal.line("Can you say more?")
-        assert read_counts(terminal.wait("kept", count=2))[1] < 100
+        assert read_counts(terminal.wait(ANSWERED, count=2))[1] < 100
         terminal.wait_prompt()
         terminal.line("/stats")
         assert re.search(rf"prompt: {first} tokens, kept \d\.\d % \(scores\)", terminal.wait("peak"))
@@ -82,9 +85,26 @@ class TestConversation:
         assert terminal.exit_code() == 130
 
 
+@pytest.mark.usefixtures("smollm2")
+def test_a_loop_does_not_stay_in_the_chat(terminal: Terminal) -> None:
+    terminal.start("--temp", "0", "--max-tokens", "400")
+    terminal.wait_prompt()
+    terminal.line("What is the capital of France?")
+    terminal.wait("Stopped: the answer had begun to repeat itself without end. The chat keeps .* once.")
+    terminal.wait_prompt()
+    terminal.line("Say hi.")
+    screen = terminal.wait(ANSWERED, count=2)
+    assert read_counts(screen)[1] < 60
+    terminal.wait_prompt()
+    terminal.line("/info")
+    used = re.search(r"context: (\d+) of", terminal.wait("turns: 2"))
+    assert used is not None
+    assert int(used[1]) < 320  # the prompt and the loop alone took more
+
+
 def test_commands(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
     terminal.start(str(tiny_path))
-    assert "budget 128" in terminal.wait_prompt()
+    assert terminal.wait_prompt().startswith(f"{tiny_path.name}, context 8192 tokens, budget 128.")
     for line, reply in [
         ("/nonsense now", "error: there is no command /nonsense; /help lists them"),
         ("/clear all", "error: /clear takes no argument"),
@@ -95,7 +115,11 @@ def test_commands(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
         ("/budget full", "budget: full, from the next prompt on"),
         ("/budget", "> /budget budget: full"),
         ("/stats", "prompt: 0 tokens, kept whole"),
-        ("/info", "budget: full head scores: none threads: 1 cache on: CPU turns: 0"),
+        (
+            "/info",
+            "budget: full head scores: none threads: 1 sampling: temp 0.6, top-k 40, top-p 0.95, "
+            "min-p 0.05, repeat-penalty 1.05 cache on: CPU turns: 0",
+        ),
         ("/clear", "A new chat."),
     ]:
         terminal.line(line)
@@ -113,14 +137,14 @@ def test_lines_and_quotes(terminal: Terminal, tiny_path: Path, tmp_path: Path) -
     terminal.wait_prompt()
     terminal.type("Enter")
     terminal.line("a question")
-    terminal.wait("kept")
+    terminal.wait(ANSWERED)
     terminal.wait_prompt()
     terminal.type("half a line", "C-c")
     terminal.wait("half a line >")
     terminal.line('"""/stats is no')
     terminal.wait(r"no \.\.\.")
     terminal.line('command"""')
-    terminal.wait("kept", count=2)
+    terminal.wait(ANSWERED, count=2)
     terminal.wait_prompt()
     terminal.line("/info")
     assert "Ctrl-C again" not in terminal.wait("turns: 2")
@@ -130,18 +154,25 @@ def test_lines_and_quotes(terminal: Terminal, tiny_path: Path, tmp_path: Path) -
     assert "half a line" not in history.read_text()
 
 
-def test_end_of_the_context(terminal: Terminal, tiny_path: Path, document: Path) -> None:
+def test_end_of_the_context(terminal: Terminal, tiny_path: Path, document: Path, tmp_path: Path) -> None:
     terminal.start(str(tiny_path), "--ctx", "512", "--budget", "16", "--max-tokens", "8")
     terminal.wait_prompt()
     terminal.line("hi")
-    terminal.wait("kept")
+    terminal.wait(ANSWERED)
     terminal.wait_prompt()
     terminal.line(f"/file {document}")
+    terminal.wait("error: .*has room for 4")
+    small = tmp_path / "small.txt"
+    small.write_text("word " * 60)
+    terminal.line(f"/file {small}")
     terminal.wait("read with your next question")
-    terminal.line("What is this about?")
-    terminal.wait("error: .*context.*this question was dropped, /clear starts a new chat")
+    terminal.line("why " * 60)
+    terminal.wait(
+        r"error: this question with its documents and an answer do not fit into the context of 512 "
+        r"tokens; the chat so far takes \d+\. It was not asked\. Its documents stay attached\. /clear starts"
+    )
     terminal.line("hi again")
-    terminal.wait("kept", count=2)
+    terminal.wait(ANSWERED, count=2)
     terminal.wait_prompt()
     terminal.line("/info")
     terminal.wait("turns: 2")
@@ -156,19 +187,19 @@ def test_end_of_the_context(terminal: Terminal, tiny_path: Path, document: Path)
 
 
 def test_answer_cannot_steer_the_terminal(terminal: Terminal, chat: Chat, tiny_path: Path) -> None:
-    ask = (str(tiny_path), "-p", "hi", "--color", "never", "--max-tokens", "16")
+    ask = (str(tiny_path), "-p", "hi", "--color", "never", "--max-tokens", "16", "--temp", "0")
     text = json.loads(chat(*ask, "--json").stdout)["text"]
     assert strip_control(text) != text
     terminal.start(*ask)
     assert terminal.exit_code() == 0
-    assert terminal.wait("kept").startswith(words(strip_control(text)))
+    assert terminal.wait(ANSWERED).startswith(words(strip_control(text)))
 
 
 def test_narrow_terminal(terminal: Terminal, tiny_path: Path, document: Path) -> None:
     terminal.start(str(tiny_path), "-f", str(document), "--color", "always", "--max-tokens", "8", columns=40)
     terminal.wait_prompt()
     terminal.line("hi")
-    terminal.wait("kept")
+    terminal.wait(ANSWERED)
     terminal.line("/help")
     terminal.wait("/exit: leave")
     terminal.line("/stats")
@@ -190,17 +221,10 @@ def test_an_error_of_the_template_ends_a_turn_only(terminal: Terminal, tiny: Cal
     assert terminal.exit_code() == 0
 
 
-def test_a_document_that_does_not_fit_is_told_to_be_gone(
-    terminal: Terminal, tiny_path: Path, document: Path
-) -> None:
+def test_a_document_that_does_not_fit(terminal: Terminal, tiny_path: Path, document: Path) -> None:
     terminal.start(str(tiny_path), "-f", str(document), "--ctx", "512")
-    terminal.wait_prompt()
-    terminal.line("What is this?")
-    terminal.wait(
-        r"error: the prompt of \d+ tokens and an answer do not fit into the context of 512; this question "
-        "was dropped, /clear starts a new chat, and a larger --ctx at the start makes room; its documents "
-        "went with it"
-    )
+    assert terminal.exit_code() == 1
+    terminal.wait("error: .* and the context of 512 has room for 448: a larger --ctx at the start makes room")
 
 
 def test_a_history_that_cannot_be_written_any_more(
@@ -223,3 +247,95 @@ def test_an_interrupt_while_the_model_is_loaded_ends_the_process() -> None:
     with app._interrupts_end_the_process():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_block_is_not_lost(terminal: Terminal, tiny_path: Path) -> None:
+    terminal.start(str(tiny_path), "--max-tokens", "8")
+    terminal.wait_prompt()
+    for count in (1, 2):  # twice in a row: a block is no empty prompt
+        terminal.line('"""')
+        terminal.line(f"line {count}")
+        terminal.type("C-c")
+        terminal.wait("Not sent. The up key brings the text back.", count=count)
+        terminal.wait_prompt()
+    terminal.type("Up")
+    terminal.wait(r'> """ \.\.\. line 2 \.\.\.$')
+    terminal.line('and the end"""')
+    terminal.wait(ANSWERED)
+    terminal.wait_prompt()
+    terminal.line("/info")
+    terminal.wait("turns: 1")
+    terminal.type("C-d")
+    assert terminal.exit_code() == 0
+
+
+def test_a_command_can_be_interrupted(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    terminal.start(str(tiny_path))
+    terminal.wait_prompt()
+    terminal.line("/file pipe")
+    terminal.wait("/file pipe$")
+    time.sleep(0.5)  # it waits for somebody to write
+    terminal.type("C-c")
+    terminal.wait("Stopped.")
+    terminal.wait_prompt()
+    terminal.line("/exit")
+    assert terminal.exit_code() == 0
+
+
+@pytest.mark.parametrize("word", ["exit", "quit", "/quit", "EXIT"])
+def test_words_that_leave(terminal: Terminal, tiny_path: Path, word: str) -> None:
+    terminal.start(str(tiny_path))
+    terminal.wait_prompt()
+    terminal.line(word)
+    assert terminal.exit_code() == 0
+
+
+def test_tab(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "a long name.txt").write_text("text")
+    terminal.start(str(tiny_path))
+    terminal.wait_prompt()
+    terminal.type("/fi", "Tab")
+    terminal.wait("> /file$")
+    terminal.type("a", "Tab")
+    terminal.wait("> /file a long name.txt$")
+    terminal.type("Enter")
+    terminal.wait("a long name.txt: 4 tokens, read with your next question")
+    terminal.wait_prompt()
+    terminal.type("/", "Tab")
+    terminal.wait("/info")
+    terminal.type("C-c")
+    terminal.line(f"/file '{tmp_path}/a long name.txt'")
+    terminal.wait("tokens, read with", count=2)
+    terminal.type("C-d")
+    assert terminal.exit_code() == 0
+
+
+def test_interrupts_at_any_time_after_enter(terminal: Terminal, tiny_path: Path) -> None:
+    """Between a line and its answer the terminal sends a signal; wherever it arrives, the chat goes on."""
+    terminal.start(str(tiny_path), "--max-tokens", "4")
+    terminal.wait_prompt()
+    for i in range(30):
+        line = ("x",) if i % 2 else ('"""', "Enter", "y")
+        terminal.type(*line, "Enter", "C-c")
+        terminal.type(f"z{i}")
+        terminal.wait(rf"z{i}$")  # the terminal may drop what was written just before Ctrl-C
+        terminal.type("C-c")
+    screen = terminal.screen()
+    assert "Traceback" not in screen
+    assert "xception" not in screen
+    terminal.wait_prompt()
+    terminal.line("/exit")
+    assert terminal.exit_code() == 0
+
+
+def test_answers_break_between_words(terminal: Terminal, smollm2: Path, chat: Chat) -> None:
+    ask = ("-p", STORY, "--temp", "0", "-n", "120", "--color", "never")
+    text = chat(*ask, "--json").stdout
+    terminal.start(*ask, columns=40)
+    assert terminal.exit_code() == 0
+    terminal.wait(ANSWERED)
+    answer = [line for line in terminal.screen().splitlines() if not re.match(ANSWERED, line)]
+    assert max(map(len, answer)) < 40
+    shown = words("\n".join(answer))
+    assert words(json.loads(text)["text"]) in shown

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from headkv_local.chat.turn import Event, Text
-from headkv_local.chat.worker import Job
+from headkv_local.chat.worker import Job, interrupts
 
 
 def ignore(event: Event | None) -> None:
@@ -67,6 +67,16 @@ def test_interrupt_stops_the_worker_and_is_not_raised() -> None:
 
     assert Job(work, cancelled.set).run(ignore) is True
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_interrupts_go_where_they_are_wanted() -> None:
+    seen: list[int] = []
+    with interrupts(lambda: seen.append(1)):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), interrupts(None):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert seen == [1, 1]
 
 
 def test_time_passes_for_the_display(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,13 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from headkv_local.chat.args import Options, build_parser, parse_options
+from headkv_local.chat.args import build_parser, parse_options
 from headkv_local.chat.console import Console, OutputError
 from headkv_local.chat.documents import Document, read_document, read_stdin
-from headkv_local.errors import ArgumentError, HeadKVError, UnsupportedError
+from headkv_local.chat.options import Options
+from headkv_local.chat.signatures import is_no_model
+from headkv_local.chat.wording import sentence
+from headkv_local.errors import ArgumentError, HeadKVError, ModelError
 
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -52,14 +55,11 @@ def _run(argv: list[str] | None) -> int:
     except OutputError as error:
         console.error(str(error))
         _discard_output()
-    except HeadKVError as error:
-        console.error(_sentence(error, options))
     except (BrokenPipeError, KeyboardInterrupt, SystemExit):
         raise
     except Exception as error:
-        # Nothing here is expected, so it names the kind of the error; the log tells where it came from.
-        console.error(f"internal, {type(error).__name__}: {error}")
-        if options.verbose:
+        console.error(sentence(error, options))
+        if options.verbose and not isinstance(error, HeadKVError):
             traceback.print_exc()
     return FAILED
 
@@ -77,6 +77,10 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
         retention = options.retention(options.budget)
     except ArgumentError as error:
         parser.error(str(error))
+    if options.model is not None and is_no_model(options.model):
+        raise ModelError(
+            f"'{options.model}' is no GGUF model; a document is given with -f: -f '{options.model}'"
+        )
     question, documents = _gather(options, parser)
     if question is None and not (console.err_tty or console.out_tty):
         parser.error(
@@ -100,12 +104,13 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
                 f"the model was trained for {llm.trained_tokens} tokens, it may lose track beyond them"
             )
         session = Session(llm, options)
-        session.documents += documents
+        for document in documents:
+            session.attach(document)
         if question is None:
             from headkv_local.chat.repl import Repl
 
             return Repl(session, console, options).run()
-        answer = answer_question(session, question, console, options)
+        answer = answer_question(session, question, console, options, in_chat=False)
         return INTERRUPTED if answer.finish_reason == "interrupt" else OK
 
 
@@ -136,12 +141,6 @@ def _gather(options: Options, parser: argparse.ArgumentParser) -> tuple[str | No
     if piped.strip():
         documents.append(Document("-", piped))
     return options.prompt, documents
-
-
-def _sentence(error: HeadKVError, options: Options) -> str:
-    if isinstance(error, UnsupportedError) and options.budget is not None:
-        return f"{error}; --budget full runs it on the whole cache"
-    return str(error)
 
 
 def _flush() -> None:

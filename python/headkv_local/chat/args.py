@@ -1,25 +1,19 @@
-"""The command line of headkv-chat: options, their checks and their defaults."""
+"""The command line of headkv-chat: options and their checks."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any
 
-from .._defaults import DEFAULT_BUDGET, given
+from .._defaults import DEFAULT_BUDGET
 from .._limits import INT32_MAX, MAX_THREADS
-
-if TYPE_CHECKING:
-    from headkv_local import Retention
-
-MAX_TOKENS = 1024
-MAX_CTX_BYTES = 2 * 1024**3
+from .options import MAX_CTX_BYTES, MAX_TOKENS, Options, expand, parse_budget
+from .sampling import Sampling
 
 _DESCRIPTION = """\
-Chat with a GGUF model. Once a long prompt is read, every KV head keeps only its budget of entries and
+Chat with a GGUF model. Once a long prompt is read, every KV head keeps only its budget of rows and
 the rest of the KV cache is freed; later turns go on from what was kept.
 """
 
@@ -29,69 +23,13 @@ a document where -p asks the question, and the question where it does not. The a
 output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
-_ENTRIES = re.compile(r"-?[0-9]{1,18}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the command line asks for; `budget` None: the full cache, `ctx` None: chosen from the model."""
-
-    model: str | None = None
-    prompt: str | None = None
-    files: tuple[str, ...] = ()
-    system: str | None = None
-    budget: int | str | None = DEFAULT_BUDGET
-    scores: str | None = None  # None: those that come with the model
-    beta: float | None = None  # None, here and below: what the scores recommend
-    window: int | None = None
-    kernel: int | None = None
-    sinks: int | None = None
-    ctx: int | None = None
-    threads: int | None = None
-    gpu_layers: int | None = None  # None: all where there is a GPU
-    max_tokens: int = MAX_TOKENS
-    temp: float = 0.0
-    seed: int | None = None
-    json: bool = False
-    stream: bool = True
-    color: Literal["auto", "always", "never"] = "auto"
-    history: str | None = None
-    verbose: bool = False
-
-    def retention(self, budget: int | str | None) -> Retention | None:
-        """What `budget` keeps with the other settings as they are; None for the full cache.
-
-        Raises ArgumentError.
-        """
-        from headkv_local import (
-            Retention,
-        )  # not at the top: it imports numpy, and --help need not wait for it
-
-        if budget is None:
-            return None
-        return Retention(budget=budget, scores=self.scores, **given(self))
-
-
-def parse_budget(text: str) -> int | str | None:
-    """Entries per KV head (int), None for "full", and whatever else as it is: Retention judges it."""
-    text = text.strip()
-    if text.lower() == "full":
-        return None
-    return int(text) if _ENTRIES.fullmatch(text) else text
-
-
-def budget_text(budget: int | str | None) -> str:
-    """The way a budget is typed."""
-    return "full" if budget is None else str(budget)
-
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="headkv-chat", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False
-    )
+    parser = _Parser(prog="headkv-chat", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False)
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", help="GGUF file (default: the installed default model)"
     )
+    parser.add_argument("-m", "--model", dest="named_model", metavar="MODEL", help="the same, as an option")
     parser.add_argument("-p", "--prompt", type=_text, help="ask this one question and leave")
     parser.add_argument(
         "-f",
@@ -100,56 +38,52 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         action="append",
         default=[],
-        help="put this UTF-8 document before the question; repeatable, - is standard input",
+        help="put this text before the question; repeatable, - is standard input",
     )
-    parser.add_argument("--system", metavar="TEXT", type=_text, help="system message")
+    parser.add_argument(
+        "-sys", "--system", "--system-prompt", metavar="TEXT", type=_text, help="system message"
+    )
     parser.add_argument(
         "--budget",
         metavar="N",
         type=parse_budget,
         default=DEFAULT_BUDGET,
-        help="what to keep of a prompt: entries per KV head (128), a share of the prompt (5%%), "
+        help="what to keep of a prompt: rows per KV head (128), a share of the prompt (5%%), "
         "memory for all of it (64MiB), or full for everything (default: %(default)s)",
     )
     parser.add_argument(
+        "-c",
         "--ctx",
+        "--ctx-size",
         metavar="N",
-        type=_integer(1, INT32_MAX),
-        help="context size in tokens (default: what the model was trained for, "
+        type=_integer(0, INT32_MAX),
+        help="context size in tokens, 0: what the model was trained for (default: that, "
         f"but no more than {MAX_CTX_BYTES // 1024**3} GiB of full cache)",
     )
     parser.add_argument(
+        "-t",
         "--threads",
         metavar="N",
         type=_integer(1, MAX_THREADS),
         help="CPU threads (default: one per physical core)",
     )
     parser.add_argument(
+        "-ngl",
         "--gpu-layers",
         metavar="N",
         type=_integer(-1, INT32_MAX),
         help="layers on a GPU, each with its share of the cache; -1: all (default: all, if there is a GPU)",
     )
     parser.add_argument(
+        "-n",
         "--max-tokens",
+        "--predict",
         metavar="N",
-        type=_integer(1),
+        type=_tokens,
         default=MAX_TOKENS,
-        help="longest answer, in tokens (default: %(default)s)",
+        help="longest answer, in tokens; -1: up to the end of the context (default: %(default)s)",
     )
-    parser.add_argument(
-        "--temp",
-        metavar="T",
-        type=_real(0.0),
-        default=0.0,
-        help="sampling temperature; 0 always takes the likeliest token (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed",
-        metavar="N",
-        type=_integer(0, 2**32 - 1),
-        help="random seed where T > 0 (default: a new one each time)",
-    )
+    _add_sampling(parser)
     parser.add_argument(
         "--json", action="store_true", help="print each answer as one JSON object with usage and stats"
     )
@@ -168,6 +102,58 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="log to standard error")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
 
+    _add_retention(parser)
+    return parser
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "sampling",
+        "What is not given here is as the model file recommends (general.sampling.*). At --temp 0 an answer "
+        "is the likeliest token every time, and none of the other settings counts unless it is given.",
+    )
+    recommended = "default: the model's, else"
+    usual = Sampling()
+    group.add_argument(
+        "--temp",
+        metavar="T",
+        type=_real(0.0),
+        help=f"temperature; 0 always takes the likeliest token ({recommended} {usual.temp:g})",
+    )
+    group.add_argument(
+        "--top-k",
+        metavar="N",
+        type=_integer(0, INT32_MAX),
+        help=f"draw from the N likeliest tokens, 0: from all ({recommended} {usual.top_k})",
+    )
+    group.add_argument(
+        "--top-p",
+        metavar="P",
+        type=_real(0.0, 1.0),
+        help=f"draw from the likeliest tokens that make up this probability ({recommended} {usual.top_p:g})",
+    )
+    group.add_argument(
+        "--min-p",
+        metavar="P",
+        type=_real(0.0, 1.0),
+        help=f"leave out tokens below this share of the likeliest one ({recommended} {usual.min_p:g})",
+    )
+    group.add_argument(
+        "--repeat-penalty",
+        metavar="X",
+        type=_real(0.01),
+        help=f"makes the latest tokens less likely ({recommended} {usual.repeat_penalty:g}; at --temp 0: 1)",
+    )
+    group.add_argument(
+        "-s",
+        "--seed",
+        metavar="N",
+        type=_integer(0, 2**32 - 1),
+        help="random seed; with the same one the same question gets the same answer (default: a new one)",
+    )
+
+
+def _add_retention(parser: argparse.ArgumentParser) -> None:
     advanced = parser.add_argument_group(
         "retention, advanced", "What is not given here is as the head scores' file recommends."
     )
@@ -180,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--beta",
         metavar="X",
         type=float,
-        help="above 1; the higher, the smaller the pool that head scores share out",
+        help="above 1; how far budgets follow the head scores: the higher, the flatter the budgets",
     )
     advanced.add_argument(
         "--window",
@@ -198,19 +184,34 @@ def build_parser() -> argparse.ArgumentParser:
         "--sinks",
         metavar="N",
         type=int,
-        help="first prompt tokens that are always kept",
+        help="how many of the first tokens are always kept",
     )
-    return parser
 
 
 def parse_options(argv: list[str] | None, parser: argparse.ArgumentParser) -> Options:
     """Options from `argv` (None: the process's own). Exits as argparse does: 0 after --help, 2 on misuse."""
     space = vars(parser.parse_args(argv))
     space.pop("version", None)
+    named, model = space.pop("named_model"), space.pop("model")
+    if named is not None and model is not None:
+        parser.error(f"two models are given, '{model}' and '{named}'; a document is given with -f")
+    space["model"] = next((expand(path) for path in (model, named) if path is not None), None)
     space["files"] = tuple(space["files"])
     if space["files"].count("-") > 1:
         parser.error("standard input can be read once: give '-f -' only once")
     return Options(**space)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A second name without an option is most often a document."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, extra = self.parse_known_args(args, namespace)
+        if extra:
+            names = [name for name in extra if not name.startswith("-")]
+            hint = f"; a document is given with -f: -f '{names[0]}'" if names == extra else ""
+            self.error(f"unrecognized arguments: {' '.join(extra)}{hint}")
+        return known
 
 
 class _Version(argparse.Action):
@@ -248,14 +249,23 @@ def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
     return convert
 
 
-def _real(low: float) -> Callable[[str], float]:
+def _tokens(text: str) -> int:
+    try:
+        return _integer(-1)(text) or _integer(1)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 up, or -1") from None
+
+
+def _real(low: float, high: float = math.inf) -> Callable[[str], float]:
+    wanted = f"a number from {low:g} " + ("up" if high == math.inf else f"to {high:g}")
+
     def convert(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value) or value < low:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a number from {low:g} up")
+        if not math.isfinite(value) or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}")
         return value
 
     return convert

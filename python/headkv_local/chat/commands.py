@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headkv_local.chat.args import budget_text, parse_budget
 from headkv_local.chat.console import Console
 from headkv_local.chat.documents import read_document
+from headkv_local.chat.options import budget_text, parse_budget
 from headkv_local.chat.render import seconds, share, size
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Commands:
         """Run a line that starts with a slash; an unknown command is answered with a note."""
         name, _, argument = line[1:].partition(" ")
         argument = argument.strip()
-        command = COMMANDS.get(name)
+        command = COMMANDS.get(_ALIASES.get(name, name))
         if command is None:
             self._console.error(f"there is no command /{name}; /help lists them")
         elif bool(argument) and not command.argument:
@@ -57,14 +58,15 @@ class Commands:
 
     def info(self, _: str) -> None:
         session = self._session
-        meta = session.llm.metadata
-        name = meta.get("general.name") or os.path.basename(session.llm.model_path)
-        self._console.note(f"model: {name} ({meta.get('general.architecture', '?')})")
-        self._console.note(f"file: {session.llm.model_path}")
-        self._console.note(f"context: {session.used_tokens} of {session.llm.n_ctx()} tokens")
+        llm, meta = session.llm, session.llm.metadata
+        self._console.note(f"model: {llm.model_path}")
+        name, architecture = meta.get("general.name", "no name"), meta.get("general.architecture", "?")
+        self._console.note(f"its own name: {name} ({architecture})")
+        self._console.note(f"context: {session.used_tokens} of {llm.n_ctx()} tokens")
         self._console.note(f"budget: {budget_text(session.budget)}")
-        self._console.note(f"head scores: {session.llm.scores_from or 'none'}")
-        self._console.note(f"threads: {session.llm.n_threads}")
+        self._console.note(f"head scores: {llm.scores_from or 'none'}")
+        self._console.note(f"threads: {llm.n_threads}")
+        self._console.note(f"sampling: {llm.sampling.told()}")
         self._console.note(f"cache on: {', '.join(session.stats().devices)}")
         self._console.note(f"turns: {session.turns}")
         for document in session.documents:
@@ -81,9 +83,8 @@ class Commands:
         if argument == "-":
             self._console.error("standard input is this chat; /file takes a path")
             return
-        document = read_document(os.path.expanduser(argument))
-        self._session.documents.append(document)
-        tokens = len(self._session.llm.tokenize(document.text.encode("utf-8"), add_bos=False))
+        document = read_document(_unquoted(argument))
+        tokens = self._session.attach(document)
         self._console.note(f"{document.name}: {tokens} tokens, read with your next question.")
 
     def budget(self, argument: str) -> None:
@@ -123,3 +124,16 @@ COMMANDS: dict[str, Command] = {
     "stats": Command("", "the KV cache in figures", Commands.stats),
     "exit": Command("", "leave", Commands.exit),
 }
+
+_ALIASES = {"quit": "exit", "bye": "exit", "?": "help", "new": "clear"}
+
+
+def _unquoted(path: str) -> str:
+    """A path as a shell would take it: terminals quote the names of files that are dropped on them."""
+    if os.path.exists(os.path.expanduser(path)):
+        return path
+    try:
+        words = shlex.split(path)
+    except ValueError:
+        return path
+    return words[0] if len(words) == 1 else path

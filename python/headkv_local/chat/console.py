@@ -46,19 +46,24 @@ class Console:
     @property
     def width(self) -> int | None:
         """Columns of the terminal behind standard error, None where there is none."""
-        if self.err is None or not self.err_tty:
-            return None
-        try:
-            return os.get_terminal_size(self.err.fileno()).columns or _COLUMNS
-        except OSError:
-            return _COLUMNS
+        return _columns(self.err) if self.err_tty else None
+
+    def answer_width(self) -> int | None:
+        """Columns of the terminal behind standard output, None where there is none."""
+        return _columns(self.out) if self.out_tty else None
+
+    def printable(self, text: str) -> str:
+        """A piece of an answer, for a terminal without what could steer it."""
+        return strip_control(text) if self.out_tty else text
 
     def answer(self, text: str) -> None:
         """Write a piece of an answer at once."""
+        if not text:
+            return
         if self.out is None:
             raise OutputError("standard output is closed")
         try:
-            self.out.write(strip_control(text) if self.out_tty else text)
+            self.out.write(self.printable(text))
             self.out.flush()
         except BrokenPipeError:
             raise
@@ -111,3 +116,10 @@ class Console:
             text = f"{style}{text}{_PLAIN}"
         self.err.write(text + "\n")
         self.err.flush()
+
+
+def _columns(stream: TextIO | None) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _COLUMNS if stream else _COLUMNS
+    except OSError:
+        return _COLUMNS

@@ -9,7 +9,7 @@ from pathlib import Path
 import llama_cpp
 
 from headkv_local._logging import collected_errors
-from headkv_local.chat.args import MAX_CTX_BYTES
+from headkv_local.chat.options import MAX_CTX_BYTES
 from headkv_local.chat.render import size
 from headkv_local.errors import ArgumentError
 
@@ -28,7 +28,7 @@ _NAMES = (
 
 
 def choose_context(path: bytes, wanted: int | None) -> int:
-    """Context size for the model at `path`: `wanted`, or one that fits the model where that is None.
+    """Context size for the model at `path`: `wanted` (0: what it was trained for), None: one that fits it.
 
     Raises ArgumentError if the machine has not the memory for `wanted`. A file that cannot be read is
     let through: loading it for real will say what is wrong.
@@ -45,11 +45,13 @@ def choose_context(path: bytes, wanted: int | None) -> int:
         llama_cpp.llama_model_free(model)
     if wanted is None:
         return default_context(numbers)
+    wanted = wanted or numbers.get("context_length", 0) or FALLBACK_CTX
     # A system that promises more memory than it has would kill the process once the cache is written to.
     needed, there = wanted * token_bytes(numbers), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise ArgumentError(
-            f"{wanted} tokens take {size(needed)} of KV cache, and this machine has {size(there)}"
+            f"{wanted} tokens take {size(needed)} of KV cache, and this machine has {size(there)}: "
+            "choose a smaller --ctx"
         )
     return wanted
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 
-from headkv_local.chat.args import Options
 from headkv_local.chat.console import Console
+from headkv_local.chat.options import Options
 from headkv_local.chat.progress import PrefillBar
 from headkv_local.chat.render import stats_parts
 from headkv_local.chat.session import Session
 from headkv_local.chat.turn import Answer, Event, Prefill, Text
+from headkv_local.chat.wrap import Wrapper
 
 
-def answer_question(session: Session, question: str, console: Console, options: Options) -> Answer:
-    """Ask, show, and return the answer. Raises HeadKVError, OutputError, BrokenPipeError."""
+def answer_question(
+    session: Session, question: str, console: Console, options: Options, *, in_chat: bool
+) -> Answer:
+    """Ask, show, and return the answer. Raises HeadKVError, OutputError, BrokenPipeError.
+
+    in_chat: another question can follow.
+    """
     stream = options.stream and not options.json
     shown = ""
+    wrapper = Wrapper(console.answer_width)
 
     with PrefillBar(console) as bar:
 
@@ -26,7 +33,7 @@ def answer_question(session: Session, question: str, console: Console, options: 
             elif isinstance(event, Text):
                 bar.close()
                 if stream:
-                    console.answer(event.text)
+                    console.answer(wrapper.feed(console.printable(event.text)))
                     shown = event.text
             else:
                 bar.tick()
@@ -34,6 +41,7 @@ def answer_question(session: Session, question: str, console: Console, options: 
         try:
             answer = session.ask(question, show)
         except BaseException:
+            console.answer(wrapper.end())
             if shown and not shown.endswith("\n"):
                 console.end_line()
             raise
@@ -41,28 +49,33 @@ def answer_question(session: Session, question: str, console: Console, options: 
     if options.json:
         console.answer(json.dumps(answer.as_json(), ensure_ascii=not console.unicode) + "\n")
     elif not stream:
-        console.answer(answer.text)
+        console.answer(wrapper.feed(console.printable(answer.text)))
         shown = answer.text
+    console.answer(wrapper.end())
     if shown and not shown.endswith("\n"):
         console.answer("\n")
     console.figures(stats_parts(answer))
-    if note := _note(answer, session):
+    if note := _note(answer, session, in_chat):
         console.note(note)
     return answer
 
 
-def _note(answer: Answer, session: Session) -> str:
+def _note(answer: Answer, session: Session, in_chat: bool) -> str:
     """What the reader should know about how the answer ended, "" if it is simply complete."""
     if answer.finish_reason == "interrupt":
+        if not in_chat:
+            return "Stopped." if answer.completion_tokens else "Stopped while the prompt was read."
         if answer.completion_tokens:
             return "Stopped; the answer so far is part of the chat."
         if session.documents:
             return "Stopped while the prompt was read; its documents go with the next question."
         return "Stopped while the prompt was read."
+    if answer.finish_reason == "repetition":
+        kept = " The chat keeps the repeated text once." if in_chat else ""
+        return f"Stopped: the answer had begun to repeat itself without end.{kept}"
     if answer.context_full:
-        return (
-            f"The answer is cut off: the context of {answer.stats.n_ctx} tokens is full. /clear starts anew."
-        )
+        anew = "/clear starts anew." if in_chat else "A larger --ctx makes room."
+        return f"The answer is cut off: the context of {answer.stats.n_ctx} tokens is full. {anew}"
     if answer.finish_reason == "length":
         return f"The answer is cut off after {answer.completion_tokens} tokens (--max-tokens)."
     return ""

@@ -1,17 +1,32 @@
-"""Documents that are read into a prompt: files and standard input, UTF-8 only."""
+"""Documents for a prompt: files and standard input, in UTF-8, or in UTF-16 or UTF-32 with a mark."""
 
 from __future__ import annotations
 
+import codecs
+import os
 import sys
 from dataclasses import dataclass
+from typing import Final
 
+from headkv_local.chat.options import expand
+from headkv_local.chat.render import strip_control
+from headkv_local.chat.signatures import told_by_bytes, told_by_signature
 from headkv_local.errors import HeadKVError
 
 MAX_BYTES = 64 * 1024**2  # far beyond every context, and it ends the reading of /dev/zero
+STDIN: Final = "-"
+
+# UTF-32 first: its mark begins with that of UTF-16
+_MARKS: Final = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 class DocumentError(HeadKVError, ValueError):
-    """A document that cannot be read or is no UTF-8 text."""
+    """A document that cannot be read, is no text, or is too large."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +39,10 @@ class Document:
 
 def read_document(path: str) -> Document:
     """The file `path`, or standard input for "-". Raises DocumentError, also where it is empty."""
-    if path == "-":
+    if path == STDIN:
         text, name = read_stdin(), "standard input"
     else:
+        path = expand(path)
         text, name = _read_file(path), f"the document '{path}'"
     if not text.strip():
         raise DocumentError(f"{name} is empty")
@@ -45,8 +61,28 @@ def read_stdin() -> str:
 
 
 def compose(documents: list[Document], question: str) -> str:
-    """One user message: the documents in their order, then the question, blank lines between them."""
-    return "\n\n".join([*(document.text.strip("\n") for document in documents), question])
+    """One user message: the documents in their order, each under its name, then the question.
+
+    Standard input has no name, so it gets one only where there are others.
+    """
+    parts = []
+    for document, title in zip(documents, _titles(documents), strict=True):
+        text = document.text.strip("\n")
+        parts.append(f"{title}:\n\n{text}" if title else text)
+    return "\n\n".join([*parts, question])
+
+
+def _titles(documents: list[Document]) -> list[str]:
+    """File names; with their folders where two are the same."""
+    paths = [document.name for document in documents]
+    bases = [os.path.basename(path) for path in paths]
+    titles = []
+    for path, base in zip(paths, bases, strict=True):
+        if path == STDIN:
+            titles.append("Standard input" if len(paths) > 1 else "")
+        else:
+            titles.append(strip_control(path if bases.count(base) > 1 else base).replace("\n", " "))
+    return titles
 
 
 def _read_file(path: str) -> str:
@@ -60,15 +96,20 @@ def _read_file(path: str) -> str:
 
 
 def _decode(data: bytes, name: str) -> str:
+    if what := told_by_signature(data):
+        raise DocumentError(f"{name} is {what}")
     if len(data) > MAX_BYTES:
         raise DocumentError(f"{name} is larger than {MAX_BYTES // 1024**2} MiB")
+    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8-sig")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise DocumentError(
-            f"{name} is not UTF-8 text: byte {data[error.start]:#04x} at {error.start}"
-        ) from None
+        if encoding != "utf-8-sig":
+            raise DocumentError(
+                f"{name} begins as {encoding.upper()} text and is none from byte {error.start} on"
+            ) from None
+        raise DocumentError(f"{name} is {told_by_bytes(data, error.start)}") from None
     if "\0" in text:
-        raise DocumentError(f"{name} is not text: it holds a zero byte at character {text.index(chr(0))}")
+        raise DocumentError(f"{name} is {told_by_bytes(data, max(data.find(0), 0))}")
     # A terminal and a text editor see the same lines whatever wrote the file, and so should the model.
     return text.replace("\r\n", "\n")

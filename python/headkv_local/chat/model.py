@@ -13,14 +13,24 @@ import llama_cpp
 
 from headkv_local import Llama, Retention
 from headkv_local._limits import MAX_THREADS
-from headkv_local.chat.args import Options
 from headkv_local.chat.context import choose_context, physical_cores
+from headkv_local.chat.options import Options
+from headkv_local.chat.repetition import Loop, LoopDetector
+from headkv_local.chat.sampling import Sampling, choose_sampling
 from headkv_local.devices import all_layers
+
+_BATCH = 512  # llama_cpp's default
+_CPU_BATCHES = ((400 * 1024**2, 256), (2 * 1024**3, 128))  # for files smaller than so many bytes
+_CPU_LEAST_BATCH = 64
+_STRETCH = 16 * 1024  # characters that are tokenized in one go to count them
 
 
 @dataclass
 class Meter:
-    """Counts and times of one answer. Times are those of time.perf_counter, 0.0 before they are known."""
+    """Counts and times of one answer. Times are those of time.perf_counter, 0.0 before they are known.
+
+    loop: what the answer has begun to repeat without end.
+    """
 
     prompt_tokens: int = 0
     read_tokens: int = 0
@@ -28,6 +38,7 @@ class Meter:
     started: float = 0.0
     first_at: float = 0.0
     last_at: float = 0.0
+    loop: Loop | None = None
 
     def prefill_seconds(self) -> float:
         """From the start to the first token, or to now where there is none."""
@@ -48,8 +59,27 @@ class ChatLlama(Llama):
 
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         self.meter = Meter()
+        self.sampling = Sampling()
         self.watch_prefill: Callable[[int, int], None] | None = None
+        self.loops: LoopDetector | None = None  # looks at the next answer
         super().__init__(model_path, on_prefill=self._prefilled, **kwargs)
+
+    def count_tokens(self, text: str, enough: int) -> tuple[int, bool]:
+        """Tokens of `text`, and whether they were all counted: beyond `enough` they are estimated."""
+        counted, at = 0, 0
+        while at < len(text) and counted <= enough:
+            end = min(at + _STRETCH, len(text))
+            if end < len(text):
+                blank = max(text.rfind("\n", at + 1, end), text.rfind(" ", at + 1, end))
+                end = blank if blank > 0 else end
+            counted += len(self.tokenize(text[at:end].encode("utf-8"), add_bos=False, special=True))
+            at = end
+        return (counted, True) if at == len(text) else (round(counted * len(text) / at), False)
+
+    @property
+    def file_name(self) -> str:
+        """What the user knows the model by; the name inside of the file is often its maker's own."""
+        return os.path.basename(str(self.model_path))
 
     @property
     def trained_tokens(self) -> int:
@@ -64,6 +94,8 @@ class ChatLlama(Llama):
             meter.last_at = time.perf_counter()
             meter.first_at = meter.first_at or meter.last_at
             meter.sampled += 1
+            if self.loops is not None:
+                meter.loop = meter.loop or self.loops.add(token)
             yield token
 
     def _prefilled(self, done: int, total: int) -> None:
@@ -74,14 +106,29 @@ class ChatLlama(Llama):
 
 def load_model(path: str, options: Options, retention: Retention | None) -> ChatLlama:
     """The model at `path`, ready to answer. Raises HeadKVError."""
+    gpu_layers = all_layers(options.gpu_layers)
     cores = options.threads or min(physical_cores(), MAX_THREADS)
-    return ChatLlama(
+    llm = ChatLlama(
         path,
         retention=retention,
         n_ctx=choose_context(os.fsencode(path), options.ctx),
         n_threads=cores,
         n_threads_batch=cores,
-        n_gpu_layers=all_layers(options.gpu_layers),
+        n_gpu_layers=gpu_layers,
+        n_batch=_batch(path) if gpu_layers == 0 else _BATCH,
         seed=secrets.randbelow(2**32 - 1) if options.seed is None else options.seed,
         flash_attn=True,  # also for the full cache, so that /budget can change to another one
     )
+    llm.sampling = choose_sampling(options, llm.metadata)
+    last_n = llm.sampling.repeat_last_n
+    llm.last_n_tokens_size = llm.n_ctx() if last_n < 0 else last_n
+    return llm
+
+
+def _batch(path: str) -> int:
+    """Prompt tokens that a CPU evaluates in one go: progress is told after each.
+
+    Smaller ones take a few percent more time, and one of a large model takes many seconds.
+    """
+    size = os.path.getsize(path)
+    return next((n_batch for limit, n_batch in _CPU_BATCHES if size < limit), _CPU_LEAST_BATCH)

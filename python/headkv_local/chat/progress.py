@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from headkv_local.chat.console import Console
 
-MIN_TOKENS = 256  # a prompt this short is read before a bar could be looked at
-_FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_fmt} {remaining}"
+MIN_TOKENS = 256  # the bar for a shorter prompt waits for the first tick: most are read before
+_FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_fmt} {elapsed}<{remaining}"
 
 
 class PrefillBar:
@@ -19,6 +19,7 @@ class PrefillBar:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar: tqdm[NoReturn] | None = None
+        self._done = self._total = 0
 
     def __enter__(self) -> PrefillBar:
         return self
@@ -30,7 +31,21 @@ class PrefillBar:
 
     def update(self, done: int, total: int) -> None:
         """Show that `done` of `total` prompt tokens are read."""
-        if not self._console.err_tty or total < MIN_TOKENS:
+        self._done, self._total = done, total
+        if total >= MIN_TOKENS or self._bar is not None:
+            self._draw()
+
+    def tick(self) -> None:
+        """Redraw, for the clock goes on while a batch is computed."""
+        if self._total:
+            self._draw()
+            if self._bar is not None:
+                self._bar.refresh()
+
+    def _draw(self) -> None:
+        done, total = self._done, self._total
+        if not self._console.err_tty or done >= total:
+            self.close()
             return
         if self._bar is None:
             self._bar = tqdm(
@@ -45,15 +60,9 @@ class PrefillBar:
             )
         self._bar.ncols = self._columns()
         self._bar.update(done - self._bar.n)
-        if done >= total:
-            self.close()
-
-    def tick(self) -> None:
-        """Redraw, for the clock goes on while a batch is computed."""
-        if self._bar is not None:
-            self._bar.refresh()
 
     def close(self) -> None:
+        self._total = 0
         if self._bar is not None:
             self._bar.close()
             self._bar = None

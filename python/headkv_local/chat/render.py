@@ -48,8 +48,9 @@ def stats_parts(answer: Answer) -> list[str]:
     if answer.read_tokens:
         parts.append(f"read {answer.read_tokens} in {seconds(answer.prefill_seconds)}")
     stats = answer.stats
-    parts.append(f"cache {size(stats.full_bytes)} -> {size(stats.resident_bytes)}")
-    parts.append(f"kept {share(stats.kept_share)}")
+    if stats.compacted:
+        parts.append(f"cache {size(stats.full_bytes)} -> {size(stats.resident_bytes)}")
+        parts.append(f"kept {share(stats.kept_share)}")
     return parts
 
 

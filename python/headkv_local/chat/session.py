@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from headkv_local import CacheStats
-from headkv_local.chat.args import Options
-from headkv_local.chat.documents import Document, compose
+from headkv_local.chat.documents import Document, DocumentError, compose
 from headkv_local.chat.model import ChatLlama
-from headkv_local.chat.turn import Answer, Event, Prefill, Text
+from headkv_local.chat.options import Options
+from headkv_local.chat.repetition import LoopDetector
+from headkv_local.chat.turn import Answer, Event, FinishReason, Prefill, Text
 from headkv_local.chat.worker import Job
 from headkv_local.errors import Cancelled, StateError
+
+_ASKING_TOKENS = 64  # for the template, a short question and the beginning of an answer
 
 
 class Session:
@@ -38,6 +41,27 @@ class Session:
 
     def stats(self) -> CacheStats:
         return self.llm.cache_stats()
+
+    def attach(self, document: Document) -> int:
+        """Put `document` before the next question; its tokens. Raises DocumentError if there is no room."""
+        n_ctx = self.llm.n_ctx()
+        asking = min(_ASKING_TOKENS, n_ctx // 4)
+        attached = sum(self.llm.count_tokens(other.text, n_ctx)[0] for other in self.documents)
+        room = max(n_ctx - self.used_tokens - attached - asking, 0)
+        tokens, exact = self.llm.count_tokens(document.text, room)
+        if tokens > room:
+            trained = self.llm.trained_tokens
+            advice = (
+                f"the model was trained for {trained} tokens, so give it a part of the document"
+                if 0 < trained < tokens
+                else "a larger --ctx at the start makes room"
+            )
+            raise DocumentError(
+                f"'{document.name}' has {'' if exact else 'about '}{tokens} tokens, and the context "
+                f"of {n_ctx} has room for {room}: {advice}"
+            )
+        self.documents.append(document)
+        return tokens
 
     def clear(self) -> None:
         """Forget turns and documents; the next prompt starts with the whole context."""
@@ -69,17 +93,23 @@ class Session:
 
         The turn is kept, also where it was stopped halfway: the next one goes on from the cache that it
         left. Stopped before its first token it leaves nothing but the documents, still attached.
-        Raises HeadKVError; the turn and its documents are gone then.
+        An answer that was stopped because it repeats itself is kept with the repeated text once.
+        Raises HeadKVError; the turn is gone then, and the documents are still attached.
         """
-        documents, self.documents = self.documents, []
-        message = {"role": "user", "content": compose(documents, question)}
+        message = {"role": "user", "content": compose(self.documents, question)}
         messages = [*self._messages, message]
+        self.llm.loops = LoopDetector(question, self._text_of)
         answer = Job(lambda job: self._answer(messages, job), self.llm.cancel).run(show)
         if answer.finish_reason == "interrupt" and answer.completion_tokens == 0:
-            self.documents = documents
-        else:
-            self._messages = [*messages, {"role": "assistant", "content": answer.text}]
+            return answer
+        loop = self.llm.meter.loop
+        kept = loop.cut(answer.text) if loop is not None else answer.text
+        self._messages = [*messages, {"role": "assistant", "content": kept}]
+        self.documents.clear()
         return answer
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        return self.llm.detokenize(list(tokens)).decode("utf-8", errors="ignore")
 
     def _answer(self, messages: list[dict[str, str]], job: Job[Answer]) -> Answer:
         """Runs in the worker thread."""
@@ -92,12 +122,12 @@ class Session:
 
         self.llm.watch_prefill = watch_prefill
         pieces: list[str] = []
-        finish: Literal["stop", "length", "interrupt"] = "interrupt"
+        finish: FinishReason = "interrupt"
         stream: Any = self.llm.create_chat_completion(
             messages=cast(Any, messages),
             stream=True,
             max_tokens=self.options.max_tokens,
-            temperature=self.options.temp,
+            **self.llm.sampling.arguments(),
         )
         try:
             with closing(stream):
@@ -109,6 +139,9 @@ class Session:
                     if choice["finish_reason"] is not None:
                         finish = choice["finish_reason"]
                     elif job.stopped:
+                        break
+                    elif self.llm.meter.loop is not None:
+                        finish = "repetition"
                         break
         except Cancelled:
             finish = "interrupt"
@@ -123,6 +156,6 @@ class Session:
             completion_tokens=completion,
             prefill_seconds=meter.prefill_seconds(),
             decode_rate=meter.decode_rate,
-            context_full=finish == "length" and completion < self.options.max_tokens,
+            context_full=finish == "length" and not 0 < self.options.max_tokens <= completion,
             stats=self.llm.cache_stats(),
         )

@@ -25,19 +25,21 @@ class Text:
 
 
 Event = Prefill | Text
+FinishReason = Literal["stop", "length", "repetition", "interrupt"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """One answer, complete or not.
 
-    finish_reason: "stop" (the model ended it), "length" (max_tokens or the end of the context) or
-    "interrupt" (Ctrl-C). prompt_tokens counts the whole conversation, read_tokens what of it had to be
-    evaluated now. decode_rate: tokens per second after the first one, None below two tokens.
+    finish_reason: "stop" (the model ended it), "length" (max_tokens or the end of the context),
+    "repetition" (it had begun to repeat itself without end) or "interrupt" (Ctrl-C). prompt_tokens counts
+    the whole conversation, read_tokens what of it had to be evaluated now. decode_rate: tokens per second
+    after the first one, None below two tokens.
     """
 
     text: str
-    finish_reason: Literal["stop", "length", "interrupt"]
+    finish_reason: FinishReason
     prompt_tokens: int
     read_tokens: int
     completion_tokens: int

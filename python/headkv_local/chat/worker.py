@@ -31,6 +31,7 @@ class Job(Generic[T]):
         self._cancel = cancel
         self._events: SimpleQueue[Event | _End] = SimpleQueue()
         self._stopped = threading.Event()
+        self._interrupts = 0
         self._error: BaseException | None = None
         self._result: T | None = None
         self._thread = threading.Thread(target=self._run, name="answer", daemon=True)
@@ -57,7 +58,7 @@ class Job(Generic[T]):
         Ctrl-C stops the worker and is not raised. What the worker or `show` raises is raised, but never
         before the worker has ended: nothing may close the model under it.
         """
-        with _interrupts(self.stop):
+        with interrupts(self._interrupted):
             self._thread.start()
             try:
                 while not isinstance(event := self._next(), _End):
@@ -70,6 +71,12 @@ class Job(Generic[T]):
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
+
+    def _interrupted(self) -> None:
+        self._interrupts += 1
+        if self._interrupts >= _IMPATIENT:
+            os._exit(130)
+        self.stop()
 
     def _next(self) -> Event | _End | None:
         try:
@@ -87,21 +94,17 @@ class Job(Generic[T]):
 
 
 @contextmanager
-def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
-    """While inside, Ctrl-C calls `stop` instead of raising KeyboardInterrupt somewhere."""
+def interrupts(handle: Callable[[], None] | None) -> Iterator[None]:
+    """While inside, Ctrl-C calls `handle` instead of raising KeyboardInterrupt. None: it raises that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    count = 0
 
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal count
-        count += 1
-        if count >= _IMPATIENT:
-            os._exit(130)
-        stop()
+    def call(_signal: int, _frame: FrameType | None) -> None:
+        if handle is not None:
+            handle()
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler if handle is None else call)
     try:
         yield
     finally:
