@@ -1,9 +1,9 @@
 """Which native library and which llama_cpp are used.
 
-The wheel holds the Python files of the pinned llama-cpp-python, whose ctypes structs must fit the library, and the
-library where these look for it: _vendor/llama_cpp/lib. The line in headkv_local.pth puts _vendor at the end of
-sys.path, so that any program of the environment finds this llama_cpp where no other one is installed. Once headkv_local
-is imported it stands first.
+The wheel holds the Python files of the pinned llama-cpp-python, whose ctypes structs must fit the library,
+and the library where these look for it: _vendor/llama_cpp/lib. The line in headkv_local.pth puts _vendor at
+the end of sys.path, so that any program of the environment finds this llama_cpp where no other one is
+installed. Once headkv_local is imported it stands first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The CPUs and the memory that this process may use: the machine's, less what a container or an affinity mask holds back."""
+"""The CPUs and the memory that this process may use.
+
+They are the machine's, less what a container or an affinity mask holds back.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +112,7 @@ def _numbers(root: Path, controller: str, name: str) -> Iterator[int]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of the control groups that this process is in, the innermost first. controller "": version 2."""
+    """Folders of this process's control groups, the innermost first. controller "": version 2."""
     for path in _paths(root, controller):
         for mounted_root, mount in _mounts(root, controller):
             # a container sees its own group as the root of the mount, under whatever name it has outside

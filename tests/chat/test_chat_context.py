@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from headkv_local import ArgumentError
-from headkv_local.chat.context import FALLBACK_CTX, choose_context, default_context, physical_cores
+from headkv_local.chat import context
+from headkv_local.chat.context import FALLBACK_CTX, choose_context, default_context, token_bytes
 from headkv_local.chat.options import MAX_CTX_BYTES
 
 SMOLLM2 = {
@@ -62,14 +63,15 @@ def test_context_of_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert capfd.readouterr() == ("", "")
 
 
-def test_cores_are_counted_once_per_pair_of_threads(tmp_path: Path) -> None:
-    cpus = sorted(os.sched_getaffinity(0))
-    for i, cpu in enumerate(cpus):
-        topology = tmp_path / f"cpu{cpu}" / "topology"
-        topology.mkdir(parents=True)
-        (topology / "thread_siblings_list").write_text(f"{i // 2}\n")
-    assert physical_cores(tmp_path) == (len(cpus) + 1) // 2
-
-
-def test_cores_where_the_system_does_not_tell(tmp_path: Path) -> None:
-    assert physical_cores(tmp_path) == len(os.sched_getaffinity(0))
+@pytest.mark.parametrize("limit", [2**30, 400 * 2**20, 2**20])
+def test_context_within_the_memory_of_a_container(
+    smollm2: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of what the weights leave of it, and what was asked for where it is not known to be too much."""
+    path, cost = os.fsencode(smollm2), token_bytes(SMOLLM2)
+    monkeypatch.setattr(context, "memory_total", lambda: limit)
+    left = max((limit - smollm2.stat().st_size) // 2, 0)
+    assert choose_context(path, None) == max(min(8192, left // cost), 1)
+    assert choose_context(path, limit // cost) == limit // cost
+    with pytest.raises(ArgumentError, match="of memory may be used here: choose a smaller --ctx"):
+        choose_context(path, limit // cost + 1)

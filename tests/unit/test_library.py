@@ -44,7 +44,7 @@ def test_llama_cpp_finds_our_library(imports: str) -> None:
 
 
 def test_another_llama_cpp_of_the_environment_is_left_alone(tmp_path: Path) -> None:
-    """It is found by those who do not import this package, as a package of its own comes before a .pth line."""
+    """Who does not import this package finds it: what is installed comes before the line of a .pth file."""
     (tmp_path / "llama_cpp.py").write_text("__version__ = 'theirs'\n")
     assert python("import llama_cpp; print(llama_cpp.__version__)", cwd=tmp_path).stdout == "theirs\n"
     ours = python("import headkv_local, llama_cpp; print(llama_cpp.__version__)", cwd=tmp_path)

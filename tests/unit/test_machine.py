@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,16 @@ def test_memory_is_the_smaller_of_machine_and_limit(monkeypatch: pytest.MonkeyPa
     for limit, total in ((None, 16 * GIB), (GIB, GIB), (64 * GIB, 16 * GIB)):
         monkeypatch.setattr(_machine, "limits", lambda limit=limit: Limits(None, limit))
         assert _machine.memory_total() == total
+
+
+def test_cores_are_counted_once_per_pair_of_threads(tmp_path: Path) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    for i, cpu in enumerate(cpus):
+        topology = tmp_path / f"cpu{cpu}" / "topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(f"{i // 2}\n")
+    assert _machine.physical_cores(tmp_path) == (len(cpus) + 1) // 2
+
+
+def test_cores_where_the_system_does_not_tell(tmp_path: Path) -> None:
+    assert _machine.physical_cores(tmp_path) == len(os.sched_getaffinity(0))

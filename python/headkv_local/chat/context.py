@@ -1,14 +1,14 @@
-"""Sizes that are chosen where the command line leaves them open: context and threads."""
+"""The size of the context, where the command line leaves it open."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
 
 import llama_cpp
 
 from headkv_local._logging import collected_errors
+from headkv_local._machine import memory_total
 from headkv_local.chat.options import MAX_CTX_BYTES
 from headkv_local.chat.render import size
 from headkv_local.errors import ArgumentError
@@ -43,28 +43,31 @@ def choose_context(path: bytes, wanted: int | None) -> int:
         numbers = _numbers(model)
     finally:
         llama_cpp.llama_model_free(model)
+    there = memory_total()
     if wanted is None:
-        return default_context(numbers)
+        return default_context(numbers, None if there is None else there - os.path.getsize(path))
     wanted = wanted or numbers.get("context_length", 0) or FALLBACK_CTX
     # A system that promises more memory than it has would kill the process once the cache is written to.
-    needed, there = wanted * token_bytes(numbers), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
+    needed = wanted * token_bytes(numbers)
+    if there is not None and needed > there:
         raise ArgumentError(
-            f"{wanted} tokens take {size(needed)} of KV cache, and this machine has {size(there)}: "
+            f"{wanted} tokens take {size(needed)} of KV cache, and {size(there)} of memory may be used here: "
             "choose a smaller --ctx"
         )
     return wanted
 
 
-def default_context(numbers: dict[str, int]) -> int:
+def default_context(numbers: dict[str, int], free: int | None = None) -> int:
     """What the model was trained for, or as many tokens as MAX_CTX_BYTES of full cache hold.
 
-    numbers: the model's metadata, by the names of the GGUF keys without their architecture.
+    numbers: the model's metadata, by the names of the GGUF keys without their architecture. free: bytes of
+    memory besides the weights, None where that is not known; the cache takes half of them at most.
     """
     trained, cost = numbers.get("context_length", 0), token_bytes(numbers)
     if trained <= 0 or cost <= 0:
         return FALLBACK_CTX
-    return max(min(trained, MAX_CTX_BYTES // cost), 1)
+    most = MAX_CTX_BYTES if free is None else min(MAX_CTX_BYTES, free // 2)
+    return max(min(trained, most // cost), 1)
 
 
 def token_bytes(numbers: dict[str, int]) -> int:
@@ -87,18 +90,3 @@ def _value(model: llama_cpp.llama_model_p, key: str) -> str:
     buffer = ctypes.create_string_buffer(128)
     length = llama_cpp.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
     return buffer.value.decode("utf-8", errors="replace") if length >= 0 else ""
-
-
-def physical_cores(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Physical cores that this process may use, all usable CPUs where the system does not tell.
-
-    Two threads on one core share its vector units, which is what decoding waits for.
-    """
-    try:
-        usable = os.sched_getaffinity(0)
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
-    try:
-        return len({(cpus / f"cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in usable})
-    except OSError:
-        return len(usable)

@@ -12,8 +12,8 @@ from typing import Any
 import llama_cpp
 
 from headkv_local import Llama, Retention
-from headkv_local._limits import MAX_THREADS
-from headkv_local.chat.context import choose_context, physical_cores
+from headkv_local._machine import default_threads
+from headkv_local.chat.context import choose_context
 from headkv_local.chat.options import Options
 from headkv_local.chat.repetition import Loop, LoopDetector
 from headkv_local.chat.sampling import Sampling, choose_sampling
@@ -107,7 +107,7 @@ class ChatLlama(Llama):
 def load_model(path: str, options: Options, retention: Retention | None) -> ChatLlama:
     """The model at `path`, ready to answer. Raises HeadKVError."""
     gpu_layers = all_layers(options.gpu_layers)
-    cores = options.threads or min(physical_cores(), MAX_THREADS)
+    cores = options.threads or default_threads()
     llm = ChatLlama(
         path,
         retention=retention,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Build:
-    """Texts, "" or "OFF" where there is nothing to say. without: instructions left out, see `make demo WITHOUT=`."""
+    """Texts, "" or "OFF" where there is nothing to say. without: as in `make demo WITHOUT=`."""
 
     date: str
     compiler: str

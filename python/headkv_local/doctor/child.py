@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 N_READ, N_DECODED = 40, 4
-"""Tokens that are read in one batch, which is one product of matrices, and tokens that are decoded one by one."""
+"""Tokens that are read in one batch, and tokens that are decoded one by one: products of other shapes."""
 
 
 def tokens(n_vocab: int) -> list[int]:

@@ -9,8 +9,8 @@ import textwrap
 from typing import Any
 
 _DESCRIPTION = """\
-Decode a few tokens of the default model in a process of its own, compare the result with plain matrix products, and
-print what a bug report needs. Exit code 1 if the library crashes or computes something else.
+Decode a few tokens of the default model in a process of its own, compare the result with plain matrix
+products, and print what a bug report needs. Exit code 1 if the library crashes or computes something else.
 """
 
 

@@ -33,7 +33,7 @@ class Reference:
             x = x + self._attention(f"blk.{layer}.", self._normed(x, f"blk.{layer}.attn_norm"))
             x = x + self._feed_forward(f"blk.{layer}.", self._normed(x, f"blk.{layer}.ffn_norm"))
         output = self._weight("output") if "output.weight" in self._tensors else embeddings
-        return self._normed(x, "output_norm") @ output.T
+        return np.asarray(self._normed(x, "output_norm") @ output.T)
 
     def _attention(self, block: str, x: Array) -> Array:
         n = len(x)
@@ -66,7 +66,7 @@ class Reference:
     def _normed(self, x: Array, name: str) -> Array:
         epsilon = self._number("attention.layer_norm_rms_epsilon")
         scale = np.sqrt((x**2).mean(axis=-1, keepdims=True) + np.float32(epsilon))
-        return x / scale * self._weight(name)
+        return np.asarray(x / scale * self._weight(name))
 
     def _weight(self, name: str) -> Array:
         tensor = self._tensors[f"{name}.weight"]
