@@ -114,3 +114,47 @@ def test_a_tampered_tree_is_refused_by_the_patch_name(tree: Path, patch: Path) -
     assert result.returncode != 0
     assert patch.name in result.stderr
     assert "does not apply" in re.sub(r"\s+", " ", result.stderr)
+
+
+def tile_table_stores(tree: Path, folder: Path) -> set[int]:
+    """Offsets in the table of the tile configuration that are written right before it is loaded."""
+    cpu = tree / "ggml" / "src" / "ggml-cpu"
+    target = folder / "mmq.o"
+    command = [
+        "g++",
+        "-std=c++17",
+        "-O3",
+        "-march=sapphirerapids",
+        "-c",
+        cpu / "amx" / "mmq.cpp",
+        "-o",
+        target,
+    ]
+    for include in (tree / "ggml" / "include", cpu.parent, cpu):
+        command += ["-I", include]
+    subprocess.run(command, check=True)
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", target], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    at = next(i for i, line in enumerate(listing) if "ldtilecfg" in line)
+    place = re.search(r"ldtilecfg\s+(0x\w+)?\((%\w+)\)", listing[at])
+    assert place, listing[at]
+    table = int(place[1] or "0", 16)
+    stores = set()
+    for line in listing[at - 40 : at]:
+        # wider registers clear the whole table before; its constants are narrower
+        store = re.search(rf"\bv?mov\w*\s+(?:%(?:xmm|r)\w*|\$0x\w+),(0x\w+)?\({place[2]}\)", line)
+        if store:
+            stores.add(int(store[1] or "0", 16) - table)
+    return stores
+
+
+@pytest.mark.skipif(not (shutil.which("g++") and shutil.which("objdump")), reason="needs g++ and objdump")
+def test_the_tile_configuration_is_stored_before_it_is_loaded(pinned_tree: Path, tree: Path) -> None:
+    """A machine without AMX can show no more; GCC 13 and newer store it without the patch as well."""
+    assert apply(tree).returncode == 0
+    columns, rows = 16, 48  # where the 64 bytes hold what each tile has of them
+    assert {columns, rows} <= tile_table_stores(tree, tree)
+    version = subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True).stdout
+    if version.startswith("12"):
+        assert not {columns, rows} & tile_table_stores(pinned_tree, tree)

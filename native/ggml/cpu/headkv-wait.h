@@ -16,7 +16,9 @@
 #include <sched.h>
 #endif
 
+#ifndef HEADKV_WAIT_SPINS
 #define HEADKV_WAIT_SPINS 400
+#endif
 
 // Threads that sleep, of all pools. Whoever changes a value looks here first: mostly nobody does, and a call into the
 // kernel is spared. A thread counts itself before the kernel compares the value, so it is seen or sees the change.

