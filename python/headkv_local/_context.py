@@ -126,6 +126,8 @@ class Context(llama_cpp.Llama):  # type: ignore[misc]
         """
         if self._turns.inside:
             self._require_open()
+            if turn is not None and turn is not self._turns.current:
+                raise StateError("a generation cannot go on in a callback of the call that computes")
             yield
             return
         with self._turns.entered(turn) as displaced:

@@ -45,7 +45,7 @@ class Generating(PromptReader):
         if not self._turns.inside:
             turn, own = Turn(), True
         elif turn is None:
-            raise StateError("a generation cannot be begun from a callback of the call that computes")
+            raise StateError("a generation cannot go on in a callback of the call that computes")
         else:
             self._completion = None
         assert turn is not None

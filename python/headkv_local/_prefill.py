@@ -56,7 +56,7 @@ class PromptReader(Decoder):
         ArgumentError for an empty prompt or a budget that is too small for this one.
         """
         if self._turns.inside:
-            raise StateError("a prompt cannot be read from a callback of the call that computes")
+            raise StateError("a prompt cannot be read in a callback of the call that computes")
         with self._using():
             self._begin()
             tokens = list(tokens)

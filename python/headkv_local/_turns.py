@@ -46,6 +46,7 @@ class Turns:
         self._changed = threading.Condition()  # of a lock that its own thread may take again: see leave()
         self._waiting: deque[object] = deque()  # first come, first served
         self._running: int | None = None  # the thread that computes
+        self.current: Turn | None = None  # whose step that is, if it is one
         self._holder: Turn | None = None  # whose tokens the context holds
         self._closed = False
 
@@ -76,13 +77,13 @@ class Turns:
         me = threading.get_ident()
         with self._changed:
             self._wait(me, turn, closing)
-            self._running = me
+            self._running, self.current = me, turn
         try:
             displaced = self._holder if self._holder is not turn else None
             yield displaced
         finally:
             with self._changed:
-                self._running = None
+                self._running = self.current = None
                 if turn is not None and self._holder is turn:
                     turn.thread, turn.stepped = me, monotonic()
                 self._changed.notify_all()
