@@ -396,7 +396,7 @@ def test_numbers_that_llama_cpp_would_end_the_process_for(
 
 
 def test_a_lora_adapter_that_is_none(load: Load, tiny_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="LoRA adapter from lora path: .*nothing: the file does not exist"):
+    with pytest.raises(RuntimeError, match="LoRA adapter from lora path: .*nothing: the file does not exist"):
         load(tiny_path, lora_path=str(tmp_path / "nothing"))
     (tmp_path / "text").write_text("this is no adapter", encoding="utf-8")
     with pytest.raises(ModelError, match="LoRA adapter from lora path: .*text: "):
