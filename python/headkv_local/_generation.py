@@ -110,6 +110,10 @@ class Generating(PromptReader):
                             self._completion = None
                 if turn.cut_off and not stream:
                     result["choices"][0]["text"] += turn.cut_off.decode("utf-8", errors="ignore")
+                if result["choices"][0]["finish_reason"] is not None and not (stream and self.cache):
+                    self._turns.leave(turn)  # it needs the context no more
+                    yield result
+                    return
                 yield result
         except ValueError as error:
             found = None if isinstance(error, HeadKVError) else _TOO_LONG.search(str(error))

@@ -54,12 +54,12 @@ _on_log = llama_cpp.llama_log_callback(_log)
 
 
 def _raised_in_callback(unraisable: sys.UnraisableHookArgs) -> None:
-    """Ctrl-C while llama.cpp logs is raised in the callback, often before its first line, and ctypes hands
-    it here. It is raised again when the thread is back in Python code. Should that be the next callback, it
-    comes here once more, until the call of llama.cpp has returned.
+    """Ctrl-C while llama.cpp calls back is raised in the callback, often before its first line, and ctypes
+    hands it here. It is raised again when the thread is back in Python code. Should that be the next
+    callback, it comes here once more, until the call of llama.cpp has returned.
     """
-    kind = unraisable.exc_type
-    if unraisable.object is _log and not issubclass(kind, Exception):
+    kind, module = unraisable.exc_type, getattr(unraisable.object, "__module__", None) or ""
+    if module.partition(".")[0] in ("headkv_local", "llama_cpp") and not issubclass(kind, Exception):
         # That thread lets go of the interpreter when the callback has returned; only then the new one runs.
         start_new_thread(_raise_in, (get_ident(), kind))
     else:

@@ -75,18 +75,18 @@ class Turns:
             yield None
             return
         me = threading.get_ident()
-        with self._changed:
-            self._wait(me, turn, closing)
-            self._running, self.current = me, turn
-        try:
-            displaced = self._holder if self._holder is not turn else None
-            yield displaced
+        try:  # an interrupt may come at any moment
+            with self._changed:
+                self._wait(me, turn, closing)
+                self._running, self.current = me, turn
+            yield self._holder if self._holder is not turn else None
         finally:
             with self._changed:
-                self._running = self.current = None
-                if turn is not None and self._holder is turn:
-                    turn.thread, turn.stepped = me, monotonic()
-                self._changed.notify_all()
+                if self._running == me:
+                    self._running = self.current = None
+                    if turn is not None and self._holder is turn:
+                        turn.thread, turn.stepped = me, monotonic()
+                    self._changed.notify_all()
 
     def _wait(self, me: int, turn: Turn | None, closing: bool) -> None:
         place = object()

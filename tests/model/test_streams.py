@@ -309,7 +309,7 @@ sys.exit(code)
 
 
 def test_an_interrupt_in_the_log_callback(tiny_path: Path) -> None:
-    """Of any call of llama.cpp."""
+    """Of any call of llama.cpp, and in a logits processor, which is called back as well."""
     program = """
 import logging, os, signal, sys, time
 import llama_cpp
@@ -333,9 +333,16 @@ for _ in range(20):
     except KeyboardInterrupt:
         caught += 1
     logger.removeHandler(handler)
+def interrupt(tokens, logits):
+    os.kill(os.getpid(), signal.SIGINT)
+    return logits
+try:
+    llm("hello", max_tokens=400, logits_processor=llama_cpp.LogitsProcessorList([interrupt]))
+except KeyboardInterrupt:
+    caught += 1
 llm.prefill([1, 2, 3])
 sys.exit(caught)
 """
     command = [sys.executable, "-c", program, str(tiny_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert (done.returncode, done.stderr) == (20, "")
+    assert (done.returncode, done.stderr) == (21, "")
