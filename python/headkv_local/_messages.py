@@ -30,9 +30,8 @@ class Chatting(Generating):
         """chosen: whether the caller has given a chat format or a handler."""
         handler = llama_chat_format.chat_formatter_to_chat_completion_handler(_templates.plain_text)
         self._chat_handlers[_templates.PLAIN_TEXT] = handler
-        self._has_template = "tokenizer.chat_template" in self.metadata
         self._said: set[str] = set()
-        if not chosen and not self._has_template:
+        if not chosen and "tokenizer.chat_template" not in self.metadata:
             self.chat_format = _templates.PLAIN_TEXT  # llama_cpp would take that of Llama 2
 
     def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
@@ -98,6 +97,8 @@ class Chatting(Generating):
 
     def _n_unstable(self, ends: str, later: str) -> int:
         """Tokens at the end of a prompt that the next turn does not begin with."""
+        if not ends:
+            return 0
         now, then = (self.tokenize(text.encode("utf-8"), False, True) for text in (ends, later))
         n_same = next(
             (i for i, (a, b) in enumerate(zip(now, then, strict=False)) if a != b), min(len(now), len(then))

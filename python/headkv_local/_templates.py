@@ -18,10 +18,13 @@ from .errors import ArgumentError, HeadKVError, ModelError
 Message = dict[str, Any]
 Render = Callable[[list[Message]], str]
 
+_SYSTEM: Final = ("system", "developer")
+
 PLAIN_TEXT: Final = "plain-text"
-_PRINTED_LIST: Final = re.compile(r"['\"]type['\"]\s*:\s*['\"]text['\"]")
+_PRINTED_LIST: Final = re.compile(r"['\"]type['\"]\s*:\s*['\"]text['\"]", re.IGNORECASE)
 _ANSWER: Final = {"role": "assistant", "content": "Yes."}
 _QUESTION: Final = {"role": "user", "content": "Why?"}
+_SWITCH: Final = re.compile(r"/(?:no_?)?think")  # templates act on it, and may take it out
 _FEW: Final = 256  # characters that the start of an answer may take
 
 
@@ -164,8 +167,8 @@ def _as_parts(content: Any) -> Any:
 def _merged(messages: list[Message]) -> list[Message]:
     """Texts of system messages at the beginning of the first question."""
     as_strings = [_with_content(message, _as_string) for message in messages]
-    system = [m["content"] for m in as_strings if m.get("role") == "system" and m.get("content")]
-    others = [m for m in as_strings if m.get("role") != "system"]
+    system = [m["content"] for m in as_strings if m.get("role") in _SYSTEM and m.get("content")]
+    others = [m for m in as_strings if m.get("role") not in _SYSTEM]
     first = next((i for i, m in enumerate(others) if m.get("role") == "user"), None)
     if not system or first is None:
         return messages
@@ -189,21 +192,23 @@ def _lost(messages: list[Message], prompt: str, render: Render) -> str | None:
             marks[mark] = f"{name}: {_shortened(content)}"
             return mark
 
-        probe.append(_with_content(message, marked))
+        # what an assistant says to a call of a tool is thinking to some templates: it may be left out later
+        probe.append(message if message.get("tool_calls") else _with_content(message, marked))
     try:
         written = render(probe)
     except Exception:  # a template that reads its messages, not only writes them
         written = None
     if written is not None:
-        if _PRINTED_LIST.search(written) and not _PRINTED_LIST.search(json.dumps([_texts(m) for m in probe])):
-            return "the kind of its message parts"
+        in_parts = any(isinstance(message.get("content"), list) for message in messages)
+        if in_parts and _PRINTED_LIST.search(written):
+            return "the difference between text and its parts"
         folded = written.casefold()
         for mark, what in marks.items():
             if mark not in folded:
                 return what
     bare = _bare(prompt)
     for i, message in enumerate(messages, start=1):
-        if message.get("role") in ("user", "system", "developer"):
+        if message.get("role") in ("user", *_SYSTEM):
             for text in _texts(message):
                 as_json = (_bare(json.dumps(text, ensure_ascii=ascii)[1:-1]) for ascii in (True, False))
                 if _bare(text) not in bare and not any(each in bare for each in as_json):
@@ -212,8 +217,8 @@ def _lost(messages: list[Message], prompt: str, render: Render) -> str | None:
 
 
 def _bare(text: str) -> str:
-    """Without what templates change: white space, and capitals."""
-    return "".join(text.split()).casefold()
+    """Without what templates change: white space, capitals, and the switch for thinking."""
+    return "".join(_SWITCH.sub("", text).split()).casefold()
 
 
 def _shortened(text: str) -> str:

@@ -26,7 +26,7 @@ HISTORY = [
     {"role": "system", "content": "Be brief, please."},
     {"role": "user", "content": 'A "first"\n\nquestion: ä <b>'},
     {"role": "assistant", "content": "<think>so</think>An answer."},
-    {"role": "user", "content": "  And a second one?\n"},
+    {"role": "user", "content": "  And a second one? /no_think\n"},
 ]
 NO_THOUGHTS = "{{ m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content'] }}"
 
@@ -59,6 +59,8 @@ WHOLE = {
     "no system role, parts": NO_SYSTEM + loop(PARTS),
     "system dropped": ONLY.replace("ROLES", "['user', 'assistant']"),
     "none": "",
+    "switches taken out": loop("{{ m['content'].replace('/no_think', '').strip() }}"),
+    "first parts only": loop("{{ m['content'] if m['content'] is string else m['content'][0]['text'] }}"),
 }
 
 
@@ -68,10 +70,14 @@ def test_all_of_a_chat_is_in_its_prompt(prompt_of: Callable[..., str], template:
     messages = HISTORY
     if given == "parts":
         messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in HISTORY]
+        messages[1]["content"] = [
+            {"type": "text", "text": text} for text in HISTORY[1]["content"].split("\n\n")
+        ]
     prompt = prompt_of(template, messages).casefold()
     for message in HISTORY:
-        text = message["content"].split("</think>")[-1].strip().casefold()
-        assert text in prompt or json.dumps(text, ensure_ascii=False)[1:-1] in prompt
+        for text in message["content"].split("</think>")[-1].replace("/no_think", "").split("\n\n"):
+            text = text.strip().casefold()
+            assert text in prompt or json.dumps(text, ensure_ascii=False)[1:-1] in prompt
     assert "'type'" not in prompt
     assert prompt.count("question: ä") == 1
 
@@ -144,7 +150,7 @@ def test_without_a_template_a_chat_is_plain_text_and_that_is_said_once(
         llm.create_chat_completion(HISTORY, max_tokens=1)
     prompt = llm.detokenize(llm.input_ids[: llm.n_tokens].tolist()).decode()
     assert prompt.startswith("Be brief, please.\nUser: A")
-    assert prompt.endswith("one?\n\nAssistant:")
+    assert prompt.endswith("one? /no_think\n\nAssistant:")
     (record,) = caplog.records
     assert (record.levelno, "no chat template" in record.message) == (logging.WARNING, True)
 
