@@ -130,10 +130,11 @@ class Context(llama_cpp.Llama):  # type: ignore[misc]
                 raise StateError("a generation cannot go on in a callback of the call that computes")
             yield
             return
-        with self._turns.entered(turn) as displaced:
+        token = CancelToken.current() if turn is None else turn.token
+        with self._turns.entered(turn, token) as displaced:
             self._require_open()
             try:
-                with self._under(CancelToken.current() if turn is None else turn.token):
+                with self._under(token):
                     if displaced is not None and not (beside and displaced.thread == threading.get_ident()):
                         self._set_aside(displaced)
                         self._turns.hold(None)

@@ -16,6 +16,8 @@ from .errors import StateError
 PATIENCE: Final = 1.0
 """Seconds after which a stream that nobody takes tokens from makes way; it goes on where it was, later."""
 
+_TICK: Final = 0.1
+
 
 class Turn:
     """One generation, from its first token to its end. Between its steps it is a suspended generator."""
@@ -48,7 +50,7 @@ class Turns:
         self._running: int | None = None  # the thread that computes
         self.current: Turn | None = None  # whose step that is, if it is one
         self._holder: Turn | None = None  # whose tokens the context holds
-        self._closed = False
+        self._closed = self._waking = False
 
     @property
     def forked(self) -> bool:
@@ -65,11 +67,16 @@ class Turns:
     @property
     def inside(self) -> bool:
         """Whether this thread computes already: what it calls is a part of that."""
-        return self._running == threading.get_ident()
+        return self._running == threading.get_ident() and not self.forked
 
     @contextmanager
-    def entered(self, turn: Turn | None, closing: bool = False) -> Iterator[Turn | None]:
-        """Use the context; turn: whose step this is, None for a call of its own. Yields who is displaced."""
+    def entered(
+        self, turn: Turn | None, token: CancelToken | None = None, closing: bool = False
+    ) -> Iterator[Turn | None]:
+        """Use the context; turn: whose step this is, None for a call of its own. Yields who is displaced.
+
+        token: ends the waiting too.
+        """
         self.require_own_process()
         if self.inside:
             yield None
@@ -77,7 +84,7 @@ class Turns:
         me = threading.get_ident()
         try:  # an interrupt may come at any moment
             with self._changed:
-                self._wait(me, turn, closing)
+                self._wait(me, turn, token, closing)
                 self._running, self.current = me, turn
             yield self._holder if self._holder is not turn else None
         finally:
@@ -86,16 +93,18 @@ class Turns:
                     self._running = self.current = None
                     if turn is not None and self._holder is turn:
                         turn.thread, turn.stepped = me, monotonic()
-                    self._changed.notify_all()
+                    self._wake()
 
-    def _wait(self, me: int, turn: Turn | None, closing: bool) -> None:
+    def _wait(self, me: int, turn: Turn | None, token: CancelToken | None, closing: bool) -> None:
         place = object()
         self._waiting.append(place)
         try:
             while True:
                 if self._closed and not closing:
                     raise StateError("this Llama has been closed")
-                holder, patience = self._holder, None
+                if token is not None:
+                    token._raise_if_cancelled()
+                holder, patience = self._holder, float("inf")
                 if self._running is None:
                     if closing or (holder in (None, turn) and self._waiting[0] is place):
                         return
@@ -105,10 +114,21 @@ class Turns:
                         patience = holder.stepped + PATIENCE - monotonic()
                         if patience <= 0:
                             return
-                self._changed.wait(patience)
+                if token is not None:  # whose cancel() may be called by a signal handler, which cannot wake
+                    patience = min(patience, _TICK)
+                self._changed.wait(None if patience == float("inf") else patience)
         finally:
             self._waiting.remove(place)
-            self._changed.notify_all()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Under the lock, but the garbage collector may bring the same thread here again from within."""
+        if not self._waking:
+            self._waking = True
+            try:
+                self._changed.notify_all()
+            finally:
+                self._waking = False
 
     def hold(self, turn: Turn | None) -> None:
         """For those inside: from now on the context holds the tokens of this turn; None: of no turn."""
@@ -121,10 +141,10 @@ class Turns:
         with self._changed:
             if self._holder is turn:
                 self._holder = None
-                self._changed.notify_all()
+                self._wake()
 
     def close(self) -> None:
         """Those who wait, and those who come, get StateError."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            self._wake()

@@ -231,6 +231,28 @@ def test_a_token_stops_its_stream_and_no_other(load: Load, tiny_path: Path) -> N
         next(plain)
 
 
+def test_a_token_stops_the_waiting(load: Load, tiny_path: Path) -> None:
+    stop, waits = CancelToken(), threading.Event()
+
+    def ask() -> None:
+        with stop:
+            llm.prefill(PROMPTS[1])
+
+    def on_prefill(done: int, total: int) -> None:
+        if done == 0:
+            with beside(ask) as raised:
+                while not llm._turns._waiting:
+                    time.sleep(0.001)
+                stop.cancel()
+                waits.set()
+            assert [type(error) for error in raised] == [Cancelled]
+
+    llm = load(tiny_path, retention=Retention(budget=32), on_prefill=on_prefill)
+    llm.prefill(PROMPTS[0])
+    assert waits.is_set()
+    assert llm.n_tokens == len(PROMPTS[0])
+
+
 def test_a_token_stops_a_decode(load: Load, tiny_path: Path) -> None:
     reached, stop = threading.Event(), CancelToken()
     llm = load(
