@@ -37,7 +37,7 @@ def refuse_before_loading(
     if missing == "":
         raise ModelError(f"Model path does not exist: {path}")  # to the end: callers take the path from it
     if missing is not None:
-        raise ModelError(f"the model file {path!r} cannot be opened: {missing}")
+        raise ModelError(f"Failed to load model from file: {path!r} cannot be opened: {missing}")
     if adapter := kwargs.get("lora_path"):
         require_adapter(os.fspath(adapter))
     for name, least, most in (

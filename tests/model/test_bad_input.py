@@ -407,7 +407,7 @@ def test_a_lora_adapter_that_is_none(load: Load, tiny_path: Path, tmp_path: Path
     ("name", "cause"), [("m\udcff.gguf", "UTF-8"), ("m" * 5000, "File name too long")], ids=["bytes", "long"]
 )
 def test_a_file_name_that_cannot_be_used(tmp_path: Path, name: str, cause: str) -> None:
-    with pytest.raises(ModelError, match=f"the model file .* cannot be opened: .*{cause}"):
+    with pytest.raises(ModelError, match=f"Failed to load model from file: .* cannot be opened: .*{cause}"):
         Llama(tmp_path / name)
 
 
