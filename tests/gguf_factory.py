@@ -97,7 +97,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, chat_template: str) -> int:
     writer.add_bos_token_id(tokens.index("<|endoftext|>"))
     writer.add_eos_token_id(tokens.index("<|im_end|>"))
     writer.add_add_bos_token(False)
-    writer.add_chat_template(chat_template)
+    if chat_template:
+        writer.add_chat_template(chat_template)
     return len(tokens)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,26 @@ from llama_cpp import llama_get_logits_ith
 from headkv_local import Llama, _native
 
 Logits = npt.NDArray[np.float32]
+
+
+@contextmanager
+def beside(work: Callable[[], None]) -> Iterator[list[BaseException]]:
+    """Runs work in another thread meanwhile; what that raised is in the list afterwards."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield raised
+    finally:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def random_tokens(n: int, seed: int = 0) -> list[int]:

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from . import _library
+from ._cancel import CancelToken
 from .errors import (
     ArgumentError,
     Cancelled,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArgumentError",
     "CacheStats",
+    "CancelToken",
     "Cancelled",
     "ContextFullError",
     "HeadKVError",

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ._gguf import ARCHITECTURE
 from ._limits import INT32_MAX, KV_TYPES, MAX_THREADS
-from .errors import ArgumentError, ModelError, OutOfMemoryError, UnsupportedError
+from .errors import AdapterError, ArgumentError, HeadKVError, LoadMemoryError, ModelError, UnsupportedError
 from .retention import Retention
 
 # "failed to allocate CUDA0 buffer of size 123", "unable to allocate CUDA0 buffer",
@@ -36,9 +32,14 @@ def refuse_before_loading(
                 raise UnsupportedError(f"a model loaded with {setting}=True has no prompt to compact")
         if flash_attn is not None and not flash_attn:
             raise UnsupportedError("a KV cache can be compacted with flash attention only: flash_attn is off")
-    _require_file("model", model_path)
-    if kwargs.get("lora_path"):
-        _require_file("LoRA adapter", kwargs["lora_path"])
+    path = os.fspath(model_path)
+    missing = why_no_file(path)
+    if missing == "":
+        raise ModelError(f"Model path does not exist: {path}")  # to the end: callers take the path from it
+    if missing is not None:
+        raise ModelError(f"Failed to load model from file: {path!r} cannot be opened: {missing}")
+    if adapter := kwargs.get("lora_path"):
+        require_adapter(os.fspath(adapter))
     for name, least, most in (
         ("n_ctx", 0, INT32_MAX),  # 0: what the model was trained for
         ("n_batch", 1, INT32_MAX),
@@ -55,43 +56,33 @@ def refuse_before_loading(
             raise ArgumentError(f"{name} must be one of {known}, not {kwargs[name]!r}")
 
 
-def _require_file(kind: str, path: str | os.PathLike[str]) -> None:
-    """Raises ModelError."""
-    name = os.fspath(path)
+def why_no_file(path: str) -> str | None:
+    """Why a file cannot be opened, "" if it does not exist; None if it is one."""
     try:
-        name.encode()
-        found, is_file = Path(name).exists(), Path(name).is_file()
+        path.encode()
+        found, is_file = Path(path).exists(), Path(path).is_file()
     except (OSError, ValueError) as error:  # too long, or no UTF-8: llama_cpp hands file names on as that
-        cause = error.strerror if isinstance(error, OSError) else "llama.cpp takes names in UTF-8 only"
-        raise ModelError(f"the {kind} file {name!r} cannot be opened: {cause}") from error
+        return str(error.strerror) if isinstance(error, OSError) else "llama.cpp takes names in UTF-8 only"
     if not found:
-        raise ModelError(f"the {kind} file {name} does not exist")
-    if not is_file:
-        raise ModelError(f"the {kind} {name} is not a file")
+        return ""
+    return None if is_file else "it is not a file"
 
 
-@contextmanager
-def interrupts_afterwards() -> Iterator[None]:
-    """Ctrl-C meanwhile is a KeyboardInterrupt at the end. In a callback of llama.cpp it would be lost."""
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    interrupts: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if interrupts:
-            raise KeyboardInterrupt
+def require_adapter(path: str, lines: list[str] | None = None) -> None:
+    """Raise AdapterError for a file that is none, or that llama.cpp refused with these errors."""
+    reason = why_no_file(path) if lines is None else "; ".join(lines)
+    if reason is not None:
+        text = f"Failed to initialize LoRA adapter from lora path: {path}"
+        raise AdapterError(f"{text}: {reason or 'the file does not exist'}")
 
 
 def load_error(error: BaseException, lines: list[str]) -> BaseException:
     """What an exception of llama_cpp's constructor means; lines: llama.cpp's errors, the cause.
 
-    Any other exception is handed back as it is.
+    llama_cpp's sentence stays: its users know errors by that. Any other exception is handed back as it is.
     """
+    if isinstance(error, MemoryError) and not isinstance(error, HeadKVError):  # of NumPy
+        return _no_memory(f"no memory for the context: make n_ctx smaller ({error or 'Python had none'})")
     if type(error) is not ValueError:
         return error
     text = str(error)
@@ -99,9 +90,10 @@ def load_error(error: BaseException, lines: list[str]) -> BaseException:
     if text.startswith(("Failed to load model", "Failed to get vocab")):
         where = _full_device(lines)
         if where:
-            return OutOfMemoryError(
-                f"no memory for the model on {where}: give it fewer layers (n_gpu_layers), or use a smaller "
-                f"quantization ({reason})"
+            return _no_memory(
+                f"{text}: no memory for the model on {where}: give it fewer layers (n_gpu_layers), or use a "
+                f"smaller quantization ({reason})",
+                setting="n_gpu_layers",
             )
         if f"architecture: '{ARCHITECTURE}'" in reason:
             path = text.partition(": ")[2]
@@ -110,9 +102,17 @@ def load_error(error: BaseException, lines: list[str]) -> BaseException:
     if text.startswith("Failed to create llama_context"):
         if "alloc" in reason or "memory" in reason:
             where = _full_device(lines)
-            place = f" on {where}: make n_ctx or n_gpu_layers smaller ({reason})" if where else f": {reason}"
-            return OutOfMemoryError(f"no memory for the context{place}")
-        return ArgumentError(f"the context cannot be made: {reason}")
+            place, settings = (f" on {where}", "n_ctx or n_gpu_layers") if where else ("", "n_ctx")
+            return _no_memory(f"{text}: no memory for the context{place}: make {settings} smaller ({reason})")
+        return ArgumentError(f"{text}: the context cannot be made: {reason}")
+    if text.startswith("Failed to create llama_batch"):
+        return _no_memory(f"{text}: no memory for a batch: make n_batch or n_ctx smaller ({reason})")
+    return error
+
+
+def _no_memory(text: str, setting: str = "n_ctx") -> LoadMemoryError:
+    error = LoadMemoryError(text)
+    error.setting = setting
     return error
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import sys
 import threading
+from _thread import get_ident, start_new_thread
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
@@ -34,8 +36,7 @@ class _PerThread(threading.local):
 _thread = _PerThread()
 
 
-@llama_cpp.llama_log_callback  # type: ignore[misc]
-def _on_log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+def _log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
     if _logger.logger.level == logging.DEBUG:  # what verbose=True sets
         _logger.llama_log_callback(level, text, user_data)
     if level != _CONTINUED:
@@ -47,6 +48,29 @@ def _on_log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
         logger.log(_thread.level, "%s", line)
         if _thread.errors is not None and _thread.level >= logging.ERROR:
             _thread.errors.append(line.strip())
+
+
+_on_log = llama_cpp.llama_log_callback(_log)
+
+
+def _raised_in_callback(unraisable: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C while llama.cpp calls back is raised in the callback, often before its first line, and ctypes
+    hands it here. It is raised again when the thread is back in Python code. Should that be the next
+    callback, it comes here once more, until the call of llama.cpp has returned.
+    """
+    kind, module = unraisable.exc_type, getattr(unraisable.object, "__module__", None) or ""
+    if module.partition(".")[0] in ("headkv_local", "llama_cpp") and not issubclass(kind, Exception):
+        # That thread lets go of the interpreter when the callback has returned; only then the new one runs.
+        start_new_thread(_raise_in, (get_ident(), kind))
+    else:
+        _hook_before(unraisable)
+
+
+def _raise_in(thread: int, kind: type[BaseException]) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))
+
+
+_hook_before = sys.unraisablehook
 
 
 @contextmanager
@@ -69,6 +93,7 @@ def install() -> None:
     for module in (llama, _internals, llama_chat_format):
         vars(module)["suppress_stdout_stderr"] = _no_swap
     llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
+    sys.unraisablehook = _raised_in_callback
 
 
 install()

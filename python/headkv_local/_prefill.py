@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +12,9 @@ import numpy.typing as npt
 from . import _native
 from ._decoder import Decoder
 from ._sentences import sentence_ends
+from ._turns import Turn
 from .budgets import ModelShape
-from .errors import ArgumentError, ContextFullError, HeadKVError, StateError, UnsupportedError
+from .errors import ArgumentError, HeadKVError, StateError, UnsupportedError
 from .retention import Retention
 from .stats import PromptRecord
 
@@ -42,8 +42,8 @@ class PromptReader(Decoder):
     _scores_from: str | None = None
     on_prefill: Callable[[int, int], None] | None = None
 
-    # set from the start of generate() until it evaluates its prompt: to an object of that call's own
-    _unread: object | None = None
+    _unread: Turn | None = None  # a generation, from its start until it evaluates its prompt
+    _reread: str | None = None
 
     _prompt = PromptRecord()
     _reading = False
@@ -55,51 +55,14 @@ class PromptReader(Decoder):
         len(tokens), and the logits of the last one are there. Raises what eval() raises, and
         ArgumentError for an empty prompt or a budget that is too small for this one.
         """
-        with self._calls:
-            self._require_open()
-            self._forget_cancel()
+        if self._turns.inside:
+            raise StateError("a prompt cannot be read in a callback of the call that computes")
+        with self._using():
+            self._begin()
             tokens = list(tokens)
+            self._note_reread(tokens)
             self._rewind(tokens)
             self._read(tokens[self._reuse(tokens) :])
-
-    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
-        """As llama_cpp.Llama.generate(); the prompt is compacted before the first token is sampled."""
-        self._require_open()
-        self._forget_cancel()
-        mark = self._unread = object()
-        completing, self._completing = self._completing, False
-        tokens = list(tokens)
-        steps = super().generate(tokens, *args, **kwargs)
-        sent, answer = None, list[int]()
-        try:
-            if kwargs.get("reset", args[6] if len(args) > 6 else True):
-                with self._calls:
-                    self._require_open()
-                    self._rewind(tokens)
-            while True:
-                with self._calls:
-                    self._require_open()
-                    try:
-                        token = steps.send(sent)
-                    except StopIteration:
-                        return
-                    except ContextFullError:
-                        if not (completing and answer):
-                            raise
-                        # llama_cpp asks for the rest of a character beyond its max_tokens
-                        self._cut_off = self.detokenize(answer, prev_tokens=tokens)
-                        return
-                if completing:
-                    answer.append(token)
-                sent = yield token
-        except ValueError as error:
-            if not isinstance(error, HeadKVError):
-                self._require_room(1)  # llama_cpp writes drafts behind the end of its array of tokens
-            raise
-        finally:
-            steps.close()
-            if self._unread is mark:  # this may run late, when another generate() has begun
-                self._unread = None
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those that the KV cache holds.
@@ -107,18 +70,51 @@ class PromptReader(Decoder):
         Raises ContextFullError, Cancelled, OutOfMemoryError, and ArgumentError for tokens that the model
         does not have. What was evaluated until then stays in the cache.
         """
-        with self._calls:
-            self._require_open()
-            if self._unread is None:
+        with self._using(beside=True):
+            turn, self._unread = self._unread, None
+            if turn is None:
                 self._evaluate(tokens)
-                return
-            self._unread = None
-            self._read(list(tokens))
+            else:
+                self._read(list(tokens), turn.n_stable)
+
+    def _read_for(self, turn: Turn, tokens: list[int], anew: bool) -> None:
+        """Prepare for a generation, whose eval() reads its prompt. anew: not behind what the cache holds."""
+        self._begin()
+        self._unread = turn
+        if anew:
+            self._note_reread(tokens, turn.rewritten)
+            self._rewind(tokens)
 
     def reset(self) -> None:
         """Forget all tokens. A compacted cache gets room for the next prompt when that is read."""
-        super().reset()
-        self._prompt = PromptRecord()
+        with self._using():
+            super().reset()
+            self._prompt = PromptRecord()
+
+    @property
+    def reread_reason(self) -> str | None:
+        """Why the last prompt was read whole although an earlier one was compacted; None where it was not."""
+        return self._reread
+
+    def _note_reread(self, tokens: list[int], rewritten: bool = False) -> None:
+        self._reread = None
+        if not self._compacted():
+            return
+        n = _native.get_stats(self._address).n_prompt
+        held = self.input_ids[: min(n, len(tokens))]
+        differ = np.flatnonzero(held != np.asarray(tokens[: len(held)], dtype=np.int64))
+        if len(differ) == 0 and len(tokens) >= n:
+            return
+        n_same = int(differ[0]) if len(differ) else len(tokens)
+        self._reread = (
+            f"the prompt goes on otherwise than the compacted one from token {n_same} of {n} on"
+            + (
+                ": the model's chat template writes messages in another way when others follow"
+                if rewritten
+                else ""
+            )
+        )
+        _logger.info("the prompt is read whole: %s", self._reread)
 
     def _compacted(self) -> bool:
         try:
@@ -163,15 +159,19 @@ class PromptReader(Decoder):
         self.reset()
         return 0
 
-    def _read(self, tokens: list[int]) -> None:
-        """Evaluate what of a prompt is not in the cache yet, and compact the cache."""
+    def _read(self, tokens: list[int], n_stable: int | None = None) -> None:
+        """Evaluate what of a prompt is not in the cache yet, and compact the cache.
+
+        n_stable: how many tokens of the prompt later ones begin with. The others are no part of what is
+        compacted: they can be taken back. None: all.
+        """
         self._reading = True
         try:
-            self._read_prompt(tokens)
+            self._read_prompt(tokens, n_stable)
         finally:
             self._reading = False
 
-    def _read_prompt(self, tokens: list[int]) -> None:
+    def _read_prompt(self, tokens: list[int], n_stable: int | None) -> None:
         if self.n_tokens == 0:
             self.reset()
         n_prompt = self.n_tokens + len(tokens)
@@ -182,11 +182,12 @@ class PromptReader(Decoder):
         if self._compacted():  # a later turn: the new tokens go behind what was kept
             self._evaluate(tokens, _Progress(self.on_prefill, len(tokens)).add)
             return
-        caps = self._caps_for(n_prompt)
+        n_compacted = n_prompt if n_stable is None or n_stable <= 0 else n_stable
+        caps = self._caps_for(n_compacted)
         if self._retention is not None:
             _native.reserve(self._address, n_prompt)
         if caps is not None:
-            self._read_and_compact(tokens, n_prompt, self._settled_retention, caps)
+            self._read_and_compact(tokens, n_prompt, n_compacted, self._settled_retention, caps)
             return
         self._prompt = PromptRecord()
         started = perf_counter()
@@ -210,34 +211,44 @@ class PromptReader(Decoder):
         return None
 
     def _read_and_compact(
-        self, tokens: list[int], n_prompt: int, retention: Retention, caps: npt.NDArray[np.int32]
+        self,
+        tokens: list[int],
+        n_prompt: int,
+        n_compacted: int,
+        retention: Retention,
+        caps: npt.NDArray[np.int32],
     ) -> None:
-        """If this fails, the cache holds whole what was evaluated until then."""
+        """Read n_prompt tokens, compact the first n_compacted; tokens: those that the cache does not hold.
+
+        If this fails, the cache holds whole what was evaluated until then.
+        """
         self._prompt = PromptRecord()
-        n_last = retention.n_observed(n_prompt)
+        n_last = retention.n_observed(n_compacted)
         _native.set_budgets(self._address, caps)
 
         # all last tokens are decoded under observation, also what of them is in the cache already
-        again = self.input_ids[n_prompt - n_last : self.n_tokens].tolist()
-        if again and not self._truncate(n_prompt - n_last):
+        again = self.input_ids[n_compacted - n_last : self.n_tokens].tolist()
+        if again and not self._truncate(n_compacted - n_last):
             raise StateError("the end of the prompt cannot be taken back: call reset() first")
         tokens = again + tokens
+        n_behind = n_prompt - n_compacted
+        n_before = len(tokens) - n_last - n_behind
 
         progress = _Progress(self.on_prefill, len(tokens))
         started = perf_counter()
-        self._evaluate(tokens[:-n_last], progress.add)
+        self._evaluate(tokens[:n_before], progress.add)
         self._wait()
         observing = perf_counter()
         _native.observe(self._address, _native.OBSERVE_WINDOW)
         try:
-            self._evaluate(tokens[-n_last:])
+            self._evaluate(tokens[n_before : n_before + n_last])
         finally:
             _native.observe(self._address, _native.OBSERVE_OFF)  # waits for the device
         logits = self._logits()
-        _native.set_sentences(self._address, sentence_ends(self.input_ids[:n_prompt], self._piece))
+        _native.set_sentences(self._address, sentence_ends(self.input_ids[:n_compacted], self._piece))
         observed = perf_counter()
         self._prompt = PromptRecord(  # before the cache is compacted: other threads may ask at once
-            n_tokens=n_prompt,
+            n_tokens=n_compacted,
             policy=retention.policy,
             scores_from=self._scores_from,
             prefill_seconds=observed - started,
@@ -249,5 +260,6 @@ class PromptReader(Decoder):
         except HeadKVError:
             self._prompt = PromptRecord()
             raise
-        _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
-        progress.add(n_last)
+        _logger.info("the prompt of %d tokens was compacted to %d rows", n_compacted, int(caps.sum()))
+        self._evaluate(tokens[len(tokens) - n_behind :])
+        progress.add(n_last + n_behind)

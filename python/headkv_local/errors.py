@@ -22,6 +22,9 @@ class StateError(HeadKVError, RuntimeError):
 class OutOfMemoryError(HeadKVError, MemoryError):
     """Memory could not be had; what the KV cache held before the call is still there."""
 
+    setting: str | None = None
+    """The argument of Llama that asks for less memory when it is smaller: "n_ctx", "n_gpu_layers"."""
+
 
 class ContextFullError(StateError, ValueError):
     """The tokens do not fit into the context. Also a ValueError, as llama-cpp-python raises here."""
@@ -33,6 +36,28 @@ class Cancelled(HeadKVError):
 
 class ModelError(HeadKVError, ValueError):
     """A model file that is missing or cannot be loaded."""
+
+
+class AdapterError(ModelError, RuntimeError):
+    """A LoRA adapter that is missing or cannot be used. Also what llama-cpp-python raises here."""
+
+
+class LoadMemoryError(OutOfMemoryError, ValueError):
+    """No memory for the model or its context. Also a ValueError, as llama-cpp-python raises here."""
+
+
+class DecodeMemoryError(OutOfMemoryError, RuntimeError):
+    """No memory to decode. Also a RuntimeError, as llama-cpp-python raises here."""
+
+
+class BatchError(ArgumentError, RuntimeError):
+    """A batch that llama.cpp refuses. Also a RuntimeError, as llama-cpp-python raises here."""
+
+
+class StateMismatchError(StateError, KeyError):
+    """A saved state that does not fit. Also a KeyError: to llama-cpp-python's caches it is a miss."""
+
+    __str__ = Exception.__str__  # a KeyError shows its text in quotes
 
 
 class ScoresError(HeadKVError, ValueError):

@@ -8,26 +8,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
-from llama_cpp.llama import LlamaState
 
 from . import _native, devices
 from ._defaults import DEFAULTS
-from ._load import interrupts_afterwards, load_error, refuse_before_loading
+from ._load import load_error, refuse_before_loading, require_adapter
 from ._logging import collected_errors
-from ._prefill import PromptReader
+from ._messages import Chatting
 from ._snapshot import native_stats, stock_stats
-from .errors import ArgumentError, ModelError, ScoresError, StateError, UnsupportedError
+from .errors import ArgumentError, ScoresError, StateError, UnsupportedError
 from .retention import Retention
 from .scores import HeadScores
-from .stats import CacheStats, PromptRecord
+from .stats import CacheStats
 
 _logger = logging.getLogger("headkv_local")
 
 
-class Llama(PromptReader):
+class Llama(Chatting):
     """A llama_cpp.Llama whose KV heads each keep only their share of a prompt.
 
     When generate() (and all that is built on it) or prefill() has read a prompt, the KV cache is
@@ -36,9 +34,13 @@ class Llama(PromptReader):
     begin with the one in the cache is read anew. A prompt that fits into the budget is kept whole.
     retention=None behaves as llama_cpp.Llama.
 
-    One thread at a time may use it, but cancel(), close(), cache_stats(), retention_mask() and tokenize() may
-    be called from others meanwhile. Start processes by "spawn", not by "fork": llama.cpp's threads do not
-    survive that.
+    Several threads may use it: one generation goes after another. A call waits while another thread computes
+    or takes tokens from a stream. A stream that nobody has taken tokens from for a second makes way and is
+    set aside, as is one of the thread that calls; it goes on where it was with its next token, and that
+    costs as much as save_state() and load_state(). eval() and sample() of the thread that takes the stream
+    go on in what it has left. cancel(), close(), cache_stats(), retention_mask() and tokenize() do not
+    wait. Start processes by "spawn", not by "fork": llama.cpp's threads do not survive that, and a child
+    gets StateError.
 
     model_path: the GGUF file.
     retention: what to keep. Needs flash attention, one sequence, and a model without sliding window,
@@ -73,15 +75,15 @@ class Llama(PromptReader):
         self._open()
         with collected_errors() as lines:
             try:
-                with interrupts_afterwards():
-                    super().__init__(
-                        os.fspath(model_path),
-                        flash_attn=retention is not None if flash_attn is None else flash_attn,
-                        verbose=verbose,
-                        **kwargs,
-                    )
+                super().__init__(
+                    os.fspath(model_path),
+                    flash_attn=retention is not None if flash_attn is None else flash_attn,
+                    verbose=verbose,
+                    **kwargs,
+                )
                 if self.lora_path and not self._lora_adapter:
-                    raise ModelError(f"{self.lora_path} is no LoRA adapter: {'; '.join(lines)}")
+                    require_adapter(self.lora_path, lines)
+                self._arrange_chat(chosen=any(kwargs.get(key) for key in ("chat_format", "chat_handler")))
                 self._make_room()
                 self._make_cancellable()
                 self._retain(retention)
@@ -111,8 +113,7 @@ class Llama(PromptReader):
 
     @retention.setter
     def retention(self, retention: Retention | None) -> None:
-        with self._calls:
-            self._require_open()
+        with self._using():
             if not isinstance(retention, Retention | None):
                 raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
             if self._reading:
@@ -177,7 +178,7 @@ class Llama(PromptReader):
         tells no sizes: they are computed then for a cache of n_ctx cells in all layers, which overstates
         sliding-window models and leaves out the state of recurrent ones.
         """
-        with self._closing:
+        with self._still():
             self._require_open()
             while True:
                 prompt = self._prompt
@@ -193,41 +194,10 @@ class Llama(PromptReader):
 
         All True while nothing is compacted. May be called from any thread, as cache_stats().
         """
-        with self._closing:
+        with self._still():
             while True:
                 stats = self.cache_stats()
                 if not stats.compacted:
                     return np.ones((*stats.kept.shape, stats.prompt_tokens), dtype=np.bool_)
                 with suppress(StateError, ArgumentError):  # another thread has changed the cache since
                     return _native.get_mask(self._address)
-
-    def save_state(self) -> LlamaState:
-        """All that load_state() needs to go on from here, compacted or not.
-
-        A generate() after it has to begin with the compacted prompt, else it reads its own anew. It goes on
-        from what the saving Llama kept and computed, whatever retention and adapters the loading one has.
-        """
-        with self._calls:
-            self._require_open()
-            state = super().save_state()
-            vars(state)["headkv_prompt"] = self._prompt
-            return state
-
-    def load_state(self, state: LlamaState) -> None:
-        """Go on from a saved state. StateError if it does not fit; the cache is empty then."""
-        with self._calls:
-            self._require_open()
-            self.reset()
-            try:
-                with collected_errors() as lines:
-                    self._n_logits = 0  # whatever there was of them
-                    super().load_state(state)
-            except (RuntimeError, ValueError) as error:
-                llama_cpp.llama_memory_clear(self._ctx.memory, True)
-                self.reset()
-                raise StateError(
-                    f"the state does not fit this model and context: {'; '.join(lines) or error}"
-                ) from error
-            finally:
-                self._make_room()  # the state brings an array as long as its own context
-            self._prompt = vars(state).get("headkv_prompt", PromptRecord())

@@ -14,7 +14,8 @@ class CacheStats:
     """A snapshot. Sizes are bytes of ggml's own buffers, times are seconds of the last prompt."""
 
     prompt_tokens: int
-    """Tokens of the prompt, kept or not."""
+    """Tokens of the prompt, kept or not. Where a chat template begins an answer with a text that it leaves
+    out of earlier answers, these tokens count as tail."""
     tail_tokens: int
     """Tokens decoded after the prompt."""
     n_ctx: int

@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from headkv_local import Cancelled, Llama, Retention, StateError
-from helpers import random_tokens
+from helpers import beside, random_tokens
 
 Load = Callable[..., Llama]
 BUDGET = 32
-
-
-@contextmanager
-def beside(work: Callable[[], None]) -> Iterator[list[BaseException]]:
-    """Runs work in another thread meanwhile; what that raised is in the list afterwards."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield raised
-    finally:
-        thread.join(60)
-        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("flash_attn", [True, False], ids=["compacted", "never compacted"])

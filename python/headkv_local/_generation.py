@@ -1,0 +1,183 @@
+"""Generations in turns: whole ones after each other, and streams that go on where others came between."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama_cpp.llama import LlamaState
+
+from . import _states
+from ._prefill import PromptReader
+from ._turns import Turn
+from .errors import Cancelled, ContextFullError, HeadKVError, StateError, StateMismatchError
+from .stats import PromptRecord
+
+_TOO_LONG = re.compile(r"Requested tokens \((\d+)\) exceed context window of (\d+)")
+
+
+@dataclass
+class _Aside:
+    """What a suspended stream needs to go on."""
+
+    state: LlamaState
+    prompt: PromptRecord
+    sampler: Any
+    n_logits: int
+    cancelled: bool
+
+
+class Generating(PromptReader):
+    """A PromptReader whose generations do not mix, in whatever threads they run."""
+
+    _completion: Turn | None = None  # whose generate() comes next
+
+    def _open(self) -> None:
+        super()._open()
+        self._rendering = threading.local()  # what create_chat_completion() tells the calls that it makes
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
+        """As llama_cpp.Llama.generate(); the prompt is compacted before the first token is sampled."""
+        turn, own = self._completion, False
+        if not self._turns.inside:
+            turn, own = Turn(), True
+        elif turn is None:
+            raise StateError("a generation cannot go on in a callback of the call that computes")
+        else:
+            self._completion = None
+        assert turn is not None
+        tokens = list(tokens)
+        steps = super().generate(tokens, *args, **kwargs)
+        sent, answer = None, list[int]()
+        begun = False
+        try:
+            while True:
+                with self._using(turn):
+                    if not begun:
+                        begun = True
+                        self._read_for(turn, tokens, kwargs.get("reset", args[6] if len(args) > 6 else True))
+                    try:
+                        token = steps.send(sent)
+                    except StopIteration:
+                        return
+                    except ContextFullError:
+                        if own or not answer:
+                            raise
+                        # llama_cpp asks for the rest of a character beyond its max_tokens
+                        turn.cut_off = self.detokenize(answer, prev_tokens=tokens)
+                        return
+                if not own:
+                    answer.append(token)
+                sent = yield token
+        except ValueError as error:
+            if not isinstance(error, HeadKVError):
+                self._require_room(1)  # llama_cpp writes drafts behind the end of its array of tokens
+            raise
+        finally:
+            steps.close()
+            if self._unread is turn:  # this may run late, when another generate() has begun
+                self._unread = None
+            if own:
+                self._turns.leave(turn)
+
+    def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        self._require_open()
+        turn = Turn()
+        n_unstable, turn.rewritten = getattr(self._rendering, "ending", None) or (0, False)
+        if n_unstable:
+            turn.n_stable = len(kwargs["prompt"]) - n_unstable
+        return self._completed(turn, super()._create_completion(*args, **kwargs), bool(kwargs.get("stream")))
+
+    def _completed(
+        self, turn: Turn, results: Generator[Any, None, None], stream: bool
+    ) -> Generator[Any, None, None]:
+        """The results of llama_cpp's generator, which belong to one turn."""
+        begun = False
+        try:
+            while True:
+                with self._using(turn):
+                    if not begun:
+                        begun, self._completion = True, turn
+                    try:
+                        result = next(results)
+                    except StopIteration:
+                        return
+                    finally:
+                        if self._completion is turn:
+                            self._completion = None
+                if turn.cut_off and not stream:
+                    result["choices"][0]["text"] += turn.cut_off.decode("utf-8", errors="ignore")
+                if result["choices"][0]["finish_reason"] is not None and not (stream and self.cache):
+                    self._turns.leave(turn)  # it needs the context no more
+                    yield result
+                    return
+                yield result
+        except ValueError as error:
+            found = None if isinstance(error, HeadKVError) else _TOO_LONG.search(str(error))
+            if found is None:
+                raise
+            raise ContextFullError(
+                f"{found[0]}: the prompt of {found[1]} tokens and an answer do not fit into the context of "
+                f"{found[2]}"
+            ) from error
+        finally:
+            results.close()
+            self._turns.leave(turn)
+
+    def save_state(self) -> LlamaState:
+        """All that load_state() needs to go on from here, compacted or not, also in another process.
+
+        A generate() after it has to begin with the compacted prompt, else it reads its own anew. It goes on
+        from what the saving Llama kept and computed, whatever retention and adapters the loading one has.
+        The state says which model it is of.
+        """
+        with self._using(beside=True):
+            state = _states.sign(self, _states.capture(self))
+            vars(state)["headkv_prompt"] = self._prompt
+            return state
+
+    def load_state(self, state: LlamaState) -> None:
+        """Go on from a saved state, whatever n_batch it was saved with.
+
+        StateError (also a KeyError) if it is of another model or does not fit. What the cache holds stays
+        then, except where only llama.cpp finds out: the cache is empty then.
+        """
+        with self._using():
+            _states.require_fitting(self, state)
+            self._restore(state, vars(state).get("headkv_prompt", PromptRecord()))
+            self._seed = state.seed
+
+    def _restore(self, state: LlamaState, prompt: PromptRecord) -> None:
+        self.reset()
+        self._n_logits = 0  # whatever there was of them
+        _states.restore(self, state)
+        self._prompt = prompt
+
+    def _set_aside(self, turn: Turn) -> None:
+        cancelled, self._unread = self._cancelled, None
+        self._forget_cancel()
+        try:
+            state = _states.capture(self)
+        except (MemoryError, StateMismatchError):
+            turn.lost = True
+        else:
+            turn.aside = _Aside(state, self._prompt, self._sampler, self._n_logits, cancelled)
+
+    def _bring_back(self, turn: Turn) -> None:
+        """If others have used the context since the last step of the turn."""
+        if turn.lost:
+            raise StateError("another call came between, and there was no memory to set this stream aside")
+        aside, turn.aside = turn.aside, None
+        if aside is None:
+            return
+        self._restore(aside.state, aside.prompt)
+        self._sampler = aside.sampler
+        if aside.cancelled:
+            raise Cancelled("cancelled")
+        if self.draft_model is not None:  # what of the drafts is right is still to be sampled
+            again = self.input_ids[self.n_tokens - aside.n_logits : self.n_tokens].tolist()
+            if self._truncate(self.n_tokens - aside.n_logits):
+                self._evaluate(again)

@@ -1,0 +1,106 @@
+"""Chats: what was asked is what the model reads, and the next turn can go on from it."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any, Final
+
+import llama_cpp
+from llama_cpp import llama_chat_format
+
+from . import _templates
+from ._generation import Generating
+
+_logger = logging.getLogger("headkv_local")
+
+_SIGNATURE: Final = inspect.signature(llama_cpp.Llama.create_chat_completion)
+# these write more than one prompt
+_WITH_TOOLS: Final = ("functionary", "functionary-v1", "functionary-v2", "chatml-function-calling")
+
+
+class _Rendered(Exception):
+    """Ends a handler where it has rendered its prompt."""
+
+
+class Chatting(Generating):
+    """A Generating whose chats lose nothing in the model's template."""
+
+    def _arrange_chat(self, chosen: bool) -> None:
+        """chosen: whether the caller has given a chat format or a handler."""
+        handler = llama_chat_format.chat_formatter_to_chat_completion_handler(_templates.plain_text)
+        self._chat_handlers[_templates.PLAIN_TEXT] = handler
+        self._said: set[str] = set()
+        if not chosen and "tokenizer.chat_template" not in self.metadata:
+            self.chat_format = _templates.PLAIN_TEXT  # llama_cpp would take that of Llama 2
+
+    def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
+        """As llama_cpp.Llama.create_chat_completion(), but the model reads what was asked.
+
+        Message parts are handed on as text, and text as parts, where the model's chat template takes only
+        the other. A system message is put before the first question where the template knows none. A
+        template that leaves out a message is a ModelError, as is one that fails; one that refuses the
+        messages is an ArgumentError. A model without a template gets plain text: "User: ...", "Assistant:".
+
+        Where the template begins an answer with a text that it leaves out of earlier answers (a thinking
+        block), that text is no part of the compacted prompt: the next turn goes on from there.
+        """
+        self._require_open()
+        if self.chat_handler is not None or self.chat_format in _WITH_TOOLS:
+            return super().create_chat_completion(messages, *args, **kwargs)
+        given: dict[str, Any] = dict(_SIGNATURE.bind(self, messages, *args, **kwargs).arguments)
+        for name in ("self", "messages"):
+            del given[name]
+        if self.chat_format == _templates.PLAIN_TEXT:
+            self._say(logging.WARNING, "the model has no chat template: its chats are written as plain text")
+
+        def render(form: list[_templates.Message]) -> str:
+            return self._render(form, given)
+
+        form, prompt, change = _templates.fitted(list(messages), render, self._template_name())
+        if change:
+            self._say(logging.WARNING, f"{self._template_name()} knows no system role: {change}")
+        ends, later, rewritten = _templates.ending(form, prompt, render)
+        self._rendering.ending = (self._n_unstable(ends, later), rewritten)
+        try:
+            return super().create_chat_completion(form, **given)
+        finally:
+            self._rendering.ending = None
+
+    def _template_name(self) -> str:
+        if self.chat_format in self._chat_handlers and self.chat_format != _templates.PLAIN_TEXT:
+            return "the model's chat template"
+        return f"the chat format {self.chat_format!r}"
+
+    def _say(self, level: int, text: str) -> None:
+        """Once."""
+        if text not in self._said:
+            self._said.add(text)
+            _logger.log(level, text)
+
+    def _render(self, messages: list[_templates.Message], given: dict[str, Any]) -> str:
+        """The prompt that these messages make. A handler makes tokens of it first of all."""
+        self._rendering.ends_there = True
+        try:
+            super().create_chat_completion(messages, **given)
+        except _Rendered as rendered:
+            return str(rendered.args[0])
+        finally:
+            self._rendering.ends_there = False
+        raise AssertionError(f"the chat format {self.chat_format!r} makes no prompt")
+
+    def tokenize(self, text: bytes, *args: Any, **kwargs: Any) -> list[int]:
+        """As llama_cpp.Llama.tokenize(); from any thread."""
+        if getattr(self._rendering, "ends_there", False):
+            raise _Rendered(text.decode("utf-8"))
+        return super().tokenize(text, *args, **kwargs)
+
+    def _n_unstable(self, ends: str, later: str) -> int:
+        """Tokens at the end of a prompt that the next turn does not begin with."""
+        if not ends:
+            return 0
+        now, then = (self.tokenize(text.encode("utf-8"), False, True) for text in (ends, later))
+        n_same = next(
+            (i for i, (a, b) in enumerate(zip(now, then, strict=False)) if a != b), min(len(now), len(then))
+        )
+        return len(now) - n_same

@@ -1,0 +1,109 @@
+"""Saved states: small, of one model, loaded by any process and with any n_batch."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+from llama_cpp import LlamaDiskCache, LlamaRAMCache
+
+from headkv_local import Llama, Retention, StateError
+from helpers import greedy, random_tokens
+
+Load = Callable[..., Llama]
+TOKENS = random_tokens(600)
+RETENTION = Retention(budget=32)
+
+
+@pytest.mark.parametrize("logits_all", [False, True])
+def test_a_state_holds_what_is_used(load: Load, tiny_path: Path, logits_all: bool) -> None:
+    llm = load(tiny_path, n_ctx=2048, retention=RETENTION, logits_all=logits_all)
+    llm.prefill(TOKENS)
+    scores = llm.scores[:600].nbytes if logits_all else 0
+    assert len(pickle.dumps(llm.save_state())) < llm.cache_stats().resident_bytes + scores + 10_000
+
+
+@pytest.mark.parametrize("retention", [None, RETENTION])
+def test_a_state_of_another_batch_context_and_process(
+    load: Load, tiny_path: Path, tmp_path: Path, retention: Retention | None
+) -> None:
+    program = f"""
+import pickle, sys
+from headkv_local import Llama, Retention
+llm = Llama(sys.argv[1], n_ctx=1536, n_batch=64, flash_attn=True, n_threads=1, retention={retention!r})
+llm.prefill({TOKENS})
+pickle.dump(llm.save_state(), open(sys.argv[2], "wb"))
+"""
+    subprocess.run([sys.executable, "-c", program, str(tiny_path), str(tmp_path / "state")], check=True)
+    state = pickle.loads((tmp_path / "state").read_bytes())
+    same = load(tiny_path, n_ctx=1536, n_batch=64, flash_attn=True, retention=retention)
+    same.prefill(TOKENS)
+    wanted = greedy(same, 10)
+    for arguments in ({"n_batch": 512}, {"n_batch": 16, "n_ctx": 768}, {"logits_all": True}):
+        llm = load(tiny_path, flash_attn=True, retention=retention, **arguments)
+        llm.load_state(state)
+        read: list[int] = []
+        llm.on_prefill = lambda done, total, read=read: read.append(total)  # type: ignore[misc]
+        answer = llm.generate([*TOKENS, wanted[0]], temp=0.0)
+        assert [next(answer) for _ in range(9)] == wanted[1:]
+        assert max(read) < 10
+
+
+def test_states_that_are_refused_leave_the_cache_alone(
+    load: Load, tiny: Callable[..., Path], tiny_path: Path
+) -> None:
+    llm = load(tiny_path, n_ctx=512, retention=RETENTION)
+    llm.prefill(TOKENS[:300])
+    mask = llm.retention_mask()
+
+    def saved(path: Path, **arguments: Any) -> Any:
+        other = load(path, flash_attn=True, **arguments)
+        other.prefill(TOKENS)
+        return other.save_state()
+
+    unsigned, newer = saved(tiny_path), saved(tiny_path)
+    del vars(unsigned)["headkv_made_by"]
+    vars(newer)["headkv_made_by"]["version"] = 99
+    stock = llama_cpp.Llama(str(tiny_path), n_ctx=512, verbose=False)
+    stock.eval(TOKENS[:100])
+    for state, sentence in (
+        (saved(tiny(seed=5)), r"is of the model tiny \(\d+-llama.gguf\), not of tiny \(\d+-llama.gguf\)"),
+        (saved(tiny(arch="qwen2")), r"is of the model tiny \(\d+-qwen2.gguf\)"),
+        (saved(tiny_path), "holds 600 tokens, and the context has room for 512"),
+        (stock.save_state(), "does not say which model it is of"),
+        (unsigned, "does not say which model it is of"),
+        (newer, "has format 99, and this version of headkv-local reads 1"),
+        (b"a file", "a bytes is no saved state"),
+    ):
+        with pytest.raises(StateError, match=f"^[^']*{sentence}"):
+            llm.load_state(state)
+        assert llm.n_tokens == 300
+        assert np.array_equal(llm.retention_mask(), mask)
+
+
+@pytest.mark.parametrize("disk", [True, False])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_cache_of_another_model_or_context_is_a_miss(
+    load: Load, tiny: Callable[..., Path], tiny_path: Path, tmp_path: Path, disk: bool
+) -> None:
+    cache = LlamaDiskCache(str(tmp_path / "cache")) if disk else LlamaRAMCache()
+    prompt: Any = TOKENS[:200]
+    plain = [
+        load(tiny_path, n_batch=64, retention=RETENTION),
+        load(tiny_path, n_batch=512, retention=RETENTION),
+        load(tiny(seed=5), retention=RETENTION),
+        load(tiny_path, type_k=8, retention=RETENTION),
+        load(tiny_path, n_ctx=256, retention=RETENTION),
+    ]
+    for llm in plain:
+        wanted = llm.create_completion(prompt, max_tokens=10, temperature=0.0)["choices"][0]
+        llm.reset()
+        llm.set_cache(cache)
+        assert llm.create_completion(prompt, max_tokens=10, temperature=0.0)["choices"][0] == wanted

@@ -1,0 +1,133 @@
+"""The words that users of llama_cpp know its errors by, and the types that they catch, are ours too."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+
+from headkv_local import HeadKVError, Llama, OutOfMemoryError, Retention, _native
+from headkv_local._load import load_error
+from helpers import random_tokens
+
+TOO_LONG = r"Requested tokens \((\d+)\) exceed context window of (\d+)"  # llama_cpp.server and others
+
+CALLS: dict[str, tuple[str, type[Exception], Callable[[Any, Path], Any]]] = {
+    "long completion": (TOO_LONG, ValueError, lambda llm, _: llm("a " * 2000, max_tokens=5)),
+    "long stream": (TOO_LONG, ValueError, lambda llm, _: list(llm("a " * 2000, stream=True))),
+    "long chat": (
+        TOO_LONG,
+        ValueError,
+        lambda llm, _: llm.create_chat_completion([{"role": "user", "content": "a " * 2000}]),
+    ),
+    "logprobs": (
+        r"^logprobs is not supported for models created with logits_all=False$",
+        ValueError,
+        lambda llm, _: llm("a", logprobs=1),
+    ),
+    "embed": (
+        r"^Llama model must be created with embedding=True to call this method$",
+        RuntimeError,
+        lambda llm, _: llm.embed("a"),
+    ),
+    "tool": (
+        r"^Tool choice 'b' not found in tools\.$",
+        ValueError,
+        lambda llm, _: llm.create_chat_completion(
+            [{"role": "user", "content": "a"}],
+            tools=[{"type": "function", "function": {"name": "a", "parameters": {}}}],
+            tool_choice={"type": "function", "function": {"name": "b"}},
+        ),
+    ),
+    "no model": (
+        r"^Model path does not exist: (.+)nothing\.gguf$",
+        ValueError,
+        lambda llm, folder: type(llm)(model_path=str(folder / "nothing.gguf")),
+    ),
+    "no GGUF": (
+        r"^Failed to load model from file: (.+)text",
+        ValueError,
+        lambda llm, folder: type(llm)(model_path=str(folder / "text"), verbose=False),
+    ),
+    "no context": (
+        r"^Failed to create llama_context",
+        ValueError,
+        lambda llm, _: type(llm)(model_path=llm.model_path, type_v=8, flash_attn=False, verbose=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("kind", [llama_cpp.Llama, Llama])
+def test_the_same_words(tiny_path: Path, tmp_path: Path, name: str, kind: Any) -> None:
+    """llama_cpp.Llama itself is asked too: these are its words."""
+    words, error, call = CALLS[name]
+    (tmp_path / "text").write_text("no GGUF file", encoding="utf-8")
+    llm = kind(model_path=str(tiny_path), n_ctx=512, n_threads=1, verbose=False)
+    with pytest.raises(error, match=words):
+        call(llm, tmp_path)
+
+
+@pytest.mark.parametrize("call", ["eval", "prefill", "generate"])
+def test_a_full_context(load: Callable[..., Llama], tiny_path: Path, call: str) -> None:
+    llm = load(tiny_path, n_ctx=512, retention=Retention(budget=32))
+    for error in (ValueError, RuntimeError):
+        with pytest.raises(error, match=TOO_LONG) as caught:
+            list(getattr(llm, call)(random_tokens(600)) or ())
+        assert re.search(TOO_LONG, str(caught.value)).groups() == ("600", "512")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(1, ValueError), (-1, ValueError), (-2, MemoryError), (-3, RuntimeError)]
+)
+def test_a_decode_that_fails(
+    load: Callable[..., Llama], tiny_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: Any
+) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32))
+    monkeypatch.setattr(_native, "last_error", lambda ctx: "no memory for a test" if code == -2 else "")
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_decode", lambda *_: code)
+    with pytest.raises(RuntimeError, match=f"llama_decode returned {code}") as caught:
+        llm.eval([1, 2, 3])
+    assert isinstance(caught.value, HeadKVError)
+    assert isinstance(caught.value, error)
+    if code == -2:
+        assert isinstance(caught.value, OutOfMemoryError)
+        assert caught.value.setting == "n_ctx"
+        assert str(caught.value).endswith("no memory for a test: make n_ctx smaller")
+    monkeypatch.undo()
+    llm.eval([1, 2, 3])
+
+
+def test_pythons_memory_error_says_what_to_change() -> None:
+    error = load_error(np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("i4")), [])
+    assert isinstance(error, OutOfMemoryError)
+    assert error.setting == "n_ctx"
+    assert "make n_ctx smaller" in str(error)
+
+
+def test_a_context_without_memory_for_it(tiny_path: Path) -> None:
+    program = """
+import resource, sys
+from headkv_local import Llama, OutOfMemoryError, Retention
+llm = Llama(sys.argv[1], n_ctx=512)  # what is loaded once is
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+for arguments in ({}, {"retention": Retention(budget=32)}, {"logits_all": True}):
+    try:
+        Llama(sys.argv[1], n_ctx=2**31 - 256, n_threads=1, **arguments)
+    except OutOfMemoryError as error:
+        assert isinstance(error, ValueError) and error.setting == "n_ctx", repr(error)
+        assert "make n_ctx smaller" in str(error), error
+    else:
+        sys.exit("it was made")
+assert len(llm("hello", max_tokens=2)["choices"]) == 1
+"""
+    command = [sys.executable, "-c", program, str(tiny_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,217 @@
+"""Chat templates: what was asked is in the prompt, and the next turn goes on from the compacted one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headkv_local import ArgumentError, Llama, ModelError, Retention
+
+Load = Callable[..., Llama]
+LOOP = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n<TEXT><|im_end|>\n{% endfor %}"
+OPEN = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+PARTS = "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+)
+ONLY = (
+    "{% for m in messages if m['role'] in ROLES %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+)
+HISTORY = [
+    {"role": "system", "content": "Be brief, please."},
+    {"role": "user", "content": 'A "first"\n\nquestion: ä <b>'},
+    {"role": "assistant", "content": "<think>so</think>An answer."},
+    {"role": "user", "content": "  And a second one? /no_think\n"},
+]
+NO_THOUGHTS = "{{ m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content'] }}"
+
+
+def loop(text: str) -> str:
+    return LOOP.replace("<TEXT>", text) + OPEN
+
+
+@pytest.fixture
+def prompt_of(load: Load, tiny: Callable[..., Path]) -> Callable[..., str]:
+    """The prompt that a model with this template has read of these messages."""
+
+    def prompt_of(template: str, messages: Any, **arguments: Any) -> str:
+        llm = load(tiny(chat_template=template), retention=Retention(budget=64))
+        llm.create_chat_completion(messages, max_tokens=1, temperature=0.0, **arguments)
+        return llm.detokenize(llm.input_ids[: llm.n_tokens].tolist(), special=True).decode()
+
+    return prompt_of
+
+
+WHOLE = {
+    "as it is": loop("{{ m['content'] }}"),
+    "trimmed": loop("{{ m['content'] | trim }}"),
+    "parts": loop(PARTS),
+    "either": loop("{% if m['content'] is string %}{{ m['content'] }}{% else %}" + PARTS + "{% endif %}"),
+    "as JSON": loop("{{ m['content'] | tojson }}"),
+    "upper case": loop("{{ m['content'] | upper }}"),
+    "no thoughts": loop(NO_THOUGHTS),
+    "no system role": NO_SYSTEM + loop("{{ m['content'] }}"),
+    "no system role, parts": NO_SYSTEM + loop(PARTS),
+    "system dropped": ONLY.replace("ROLES", "['user', 'assistant']"),
+    "none": "",
+    "switches taken out": loop("{{ m['content'].replace('/no_think', '').strip() }}"),
+    "first parts only": loop("{{ m['content'] if m['content'] is string else m['content'][0]['text'] }}"),
+}
+
+
+@pytest.mark.parametrize("template", WHOLE.values(), ids=WHOLE)
+@pytest.mark.parametrize("given", ["text", "parts"])
+def test_all_of_a_chat_is_in_its_prompt(prompt_of: Callable[..., str], template: str, given: str) -> None:
+    messages = HISTORY
+    if given == "parts":
+        messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in HISTORY]
+        messages[1]["content"] = [
+            {"type": "text", "text": text} for text in HISTORY[1]["content"].split("\n\n")
+        ]
+    prompt = prompt_of(template, messages).casefold()
+    for message in HISTORY:
+        for text in message["content"].split("</think>")[-1].replace("/no_think", "").split("\n\n"):
+            text = text.strip().casefold()
+            assert text in prompt or json.dumps(text, ensure_ascii=False)[1:-1] in prompt
+    assert "'type'" not in prompt
+    assert prompt.count("question: ä") == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "lost"),
+    [
+        (ONLY.replace("ROLES", "['system', 'assistant']"), r"message 2 \(user\): 'A \"first\" question"),
+        (ONLY.replace("ROLES", "['system', 'user']"), r"message 3 \(assistant\)"),
+        (loop("{{ m['contents'] }}"), r"message 1 \(system\): 'Be brief, please.'"),
+        ("{{ messages[-1]['content'] }}", r"message \d \("),
+        (loop("{{ m['content'][:12] }}"), r"a part of message 1 \(system\)"),
+        (loop("{{ m['content'] if m['content'] | length < 20 else '' }}"), r"a part of message 2 \(user\)"),
+    ],
+)
+def test_what_a_template_leaves_out_is_named(
+    load: Load, tiny: Callable[..., Path], template: str, lost: str
+) -> None:
+    llm = load(tiny(chat_template=template))
+    with pytest.raises(ModelError, match=f"^the model's chat template leaves out {lost}"):
+        llm.create_chat_completion(HISTORY, max_tokens=1)
+    assert llm.n_tokens == 0
+    assert llm("hello", max_tokens=2)["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "sentence"),
+    [
+        ("{% for m in messages %}{{ m", ModelError, "is broken: TemplateSyntaxError: "),
+        ("{{ nothing.there.is }}", ModelError, "is broken: UndefinedError: 'nothing' is undefined"),
+        ("{{ 1 + messages }}", ModelError, "is broken: TypeError: "),
+        ("{{ raise_exception('roles must alternate') }}", ArgumentError, "refuses .*: roles must alternate"),
+    ],
+)
+def test_a_broken_template_is_the_models(
+    load: Load, tiny: Callable[..., Path], template: str, error: type[Exception], sentence: str
+) -> None:
+    llm = load(tiny(chat_template=template))
+    for stream in (False, True):
+        with pytest.raises(error, match=f"^the model's chat template {sentence}"):
+            llm.create_chat_completion(HISTORY, max_tokens=1, stream=stream)
+    assert llm("hello", max_tokens=2)["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    "chat_format", ["mistral-instruct", "llama-2", "chatml", "gemma", "zephyr", "alpaca"]
+)
+def test_formats_of_llama_cpp_lose_nothing_either(load: Load, tiny_path: Path, chat_format: str) -> None:
+    llm = load(tiny_path, chat_format=chat_format)
+    llm.create_chat_completion(HISTORY, max_tokens=1)
+    prompt = llm.detokenize(llm.input_ids[: llm.n_tokens].tolist(), special=True).decode()
+    assert all(m["content"].split("</think>")[-1].strip() in prompt for m in HISTORY)
+    with pytest.raises(Exception, match="Invalid chat handler: nothing"):
+        load(tiny_path, chat_format="nothing").create_chat_completion(HISTORY)
+
+
+def test_pictures_are_refused(load: Load, tiny_path: Path) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:"}}
+    with pytest.raises(ArgumentError, match="message 1 has a part of type 'image_url'"):
+        load(tiny_path).create_chat_completion([{"role": "user", "content": [picture]}])
+
+
+def test_without_a_template_a_chat_is_plain_text_and_that_is_said_once(
+    load: Load, tiny: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    llm = load(tiny(chat_template=""))
+    assert llm("hello", max_tokens=1)["usage"]["completion_tokens"] == 1
+    assert caplog.text == ""
+    for _ in range(2):
+        llm.create_chat_completion(HISTORY, max_tokens=1)
+    prompt = llm.detokenize(llm.input_ids[: llm.n_tokens].tolist()).decode()
+    assert prompt.startswith("Be brief, please.\nUser: A")
+    assert prompt.endswith("one? /no_think\n\nAssistant:")
+    (record,) = caplog.records
+    assert (record.levelno, "no chat template" in record.message) == (logging.WARNING, True)
+
+
+OPENED = {
+    "nothing": ("", "{{ m['content'] }}"),
+    "<think>": ("<think>\n", NO_THOUGHTS),
+    "an empty block": ("<think>\n\n</think>\n\n", NO_THOUGHTS),
+    "a blank": (" ", "{{ m['content'] | trim }}"),
+}
+
+
+@pytest.mark.parametrize(("opened", "text"), OPENED.values(), ids=OPENED)
+def test_a_turn_reads_only_what_is_new(load: Load, tiny: Callable[..., Path], opened: str, text: str) -> None:
+    template = LOOP.replace("<TEXT>", text) + OPEN.replace(
+        "assistant\n", "assistant\n{{ '" + opened.replace("\n", "\\n") + "' }}"
+    )
+    reads: list[int] = []
+    llm = load(
+        tiny(chat_template=template),
+        n_ctx=2048,
+        retention=Retention(budget=64),
+        on_prefill=lambda done, total: reads.append(total) if done == 0 else None,
+    )
+    messages = [{"role": "user", "content": "A line of the document. " * 30 + "What is it about?"}]
+    masks = []
+    for question in ("And then?", "Why?", "When?"):
+        answer = llm.create_chat_completion(messages, max_tokens=8, temperature=0.0)
+        masks.append(llm.retention_mask())
+        assert llm.reread_reason is None
+        assert answer["usage"]["prompt_tokens"] - llm.cache_stats().prompt_tokens >= 0
+        prompt = llm.detokenize(llm.input_ids[: llm.n_tokens].tolist(), special=True)
+        assert f"assistant\n{opened}".encode() in prompt
+        messages += [
+            {"role": "assistant", "content": "Because " + "it was so " * len(masks)},
+            {"role": "user", "content": question},
+        ]
+    assert reads[0] > 500
+    assert max(reads[1:]) < 100
+    assert all((mask == masks[0]).all() for mask in masks)
+    first = llm.create_chat_completion(messages, max_tokens=8, temperature=0.0)["choices"][0]["message"]
+    again = llm.create_chat_completion(messages, max_tokens=8, temperature=0.0)["choices"][0]["message"]
+    assert first == again
+
+
+def test_a_whole_read_is_explained(load: Load, tiny: Callable[..., Path]) -> None:
+    """A template that writes the system message before the last question, as some do."""
+    template = (
+        "{% for m in messages %}{% if loop.last %}SYSTEM{% endif %}{{ m['role'] }}: {{ m['content'] }}\n"
+        "{% endfor %}assistant:"
+    )
+    llm = load(tiny(chat_template=template), retention=Retention(budget=64))
+    messages = [{"role": "user", "content": "A line of the document. " * 20}]
+    llm.create_chat_completion(messages, max_tokens=4)
+    assert llm.reread_reason is None
+    messages += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Why?"}]
+    llm.create_chat_completion(messages, max_tokens=4)
+    assert "token 0 of " in str(llm.reread_reason)
+    assert "the model's chat template writes messages in another way" in str(llm.reread_reason)
+    llm.prefill([1, 2, 3])
+    assert "template" not in str(llm.reread_reason)
+    llm.reset()
+    llm.prefill([4, 5, 6])
+    assert llm.reread_reason is None
