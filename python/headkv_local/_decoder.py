@@ -14,6 +14,8 @@ import numpy.typing as npt
 from . import _native
 from ._context import Context
 from ._logging import collected_errors
+from ._machine import default_threads
+from ._threads import FreeCores
 from .errors import (
     ArgumentError,
     BatchError,
@@ -23,8 +25,10 @@ from .errors import (
     HeadKVError,
     InternalError,
     StateError,
+    UnsupportedError,
 )
 
+_ONE_PART = 256  # cells of a full cache that one thread looks at alone, whatever their number
 _DECODE_FAILED = re.compile(r"llama_decode returned (-?\d+)")
 
 
@@ -35,6 +39,30 @@ class Decoder(Context):
     scores: npt.NDArray[np.single]
 
     _n_logits = 0  # tokens that the last decode has left logits of
+    _free_cores: FreeCores | None = None  # where the caller leaves the number of threads open
+
+    def _choose_threads(self, kwargs: dict[str, Any]) -> None:
+        """For llama_cpp's constructor, which would take half of the machine's CPUs."""
+        if not kwargs.get("n_threads"):
+            self._free_cores = FreeCores()
+        for name in ("n_threads", "n_threads_batch"):
+            kwargs[name] = kwargs.get(name) or default_threads()
+
+    def _fit_threads(self) -> None:
+        """Before a token is decoded. Not where the result would depend on it: flash attention over a longer
+        full cache adds up as many parts as there are threads."""
+        cores = self._free_cores
+        if cores is None or not cores.due:
+            return
+        fits = self.n_tokens < _ONE_PART or not self.context_params.flash_attn_type or self._compacted()
+        n_threads = cores.threads() if fits else cores.default
+        llama_cpp.llama_set_n_threads(self._ctx.ctx, n_threads, self.n_threads_batch)
+
+    def _compacted(self) -> bool:
+        try:
+            return _native.get_stats(self._address).n_prompt > 0
+        except UnsupportedError:
+            return False
 
     def _wait(self) -> None:
         """Until all that was asked for is computed: a decode returns while a GPU is still at it."""
@@ -76,6 +104,8 @@ class Decoder(Context):
                     raise Cancelled("cancelled")
                 piece = tokens[start : start + self.n_batch]
                 self._n_logits = 0
+                if len(piece) == 1:
+                    self._fit_threads()
                 super().eval(piece)
                 self._n_logits = len(piece) if self._logits_all else 1
                 done(len(piece))

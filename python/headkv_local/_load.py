@@ -9,6 +9,7 @@ from typing import Any
 
 from ._gguf import ARCHITECTURE
 from ._limits import INT32_MAX, KV_TYPES, MAX_THREADS
+from ._memory import refuse_too_large
 from .errors import AdapterError, ArgumentError, HeadKVError, LoadMemoryError, ModelError, UnsupportedError
 from .retention import Retention
 
@@ -44,7 +45,7 @@ def refuse_before_loading(
         ("n_ctx", 0, INT32_MAX),  # 0: what the model was trained for
         ("n_batch", 1, INT32_MAX),
         ("n_ubatch", 1, INT32_MAX),
-        ("n_threads", 0, MAX_THREADS),  # 0 and None: llama_cpp's own choice
+        ("n_threads", 0, MAX_THREADS),  # 0 and None: ours
         ("n_threads_batch", 0, MAX_THREADS),
     ):
         number = kwargs.get(name)
@@ -54,6 +55,8 @@ def refuse_before_loading(
         if kwargs.get(name) is not None and kwargs[name] not in KV_TYPES.values():
             known = ", ".join(f"{number} ({text})" for text, number in KV_TYPES.items())
             raise ArgumentError(f"{name} must be one of {known}, not {kwargs[name]!r}")
+    if not kwargs.get("vocab_only"):
+        refuse_too_large(path, kwargs)
 
 
 def why_no_file(path: str) -> str | None:

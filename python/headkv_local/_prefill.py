@@ -14,7 +14,7 @@ from ._decoder import Decoder
 from ._sentences import sentence_ends
 from ._turns import Turn
 from .budgets import ModelShape
-from .errors import ArgumentError, HeadKVError, StateError, UnsupportedError
+from .errors import ArgumentError, HeadKVError, StateError
 from .retention import Retention
 from .stats import PromptRecord
 
@@ -115,12 +115,6 @@ class PromptReader(Decoder):
             )
         )
         _logger.info("the prompt is read whole: %s", self._reread)
-
-    def _compacted(self) -> bool:
-        try:
-            return _native.get_stats(self._address).n_prompt > 0
-        except UnsupportedError:
-            return False
 
     def _shape(self) -> ModelShape:
         stats = _native.get_stats(self._address)

@@ -68,6 +68,7 @@ class Llama(Chatting):
         **kwargs: Any,
     ) -> None:
         refuse_before_loading(model_path, retention, flash_attn, kwargs)
+        self._choose_threads(kwargs)
         devices.check_before_loading(kwargs)
         self.on_prefill = on_prefill
         if kwargs.get("draft_model") is not None:

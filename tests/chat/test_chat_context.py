@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from headkv_local import ArgumentError
+from headkv_local._memory import Numbers, token_bytes
 from headkv_local.chat import context
-from headkv_local.chat.context import FALLBACK_CTX, choose_context, default_context, token_bytes
+from headkv_local.chat.context import FALLBACK_CTX, choose_context, default_context
 from headkv_local.chat.options import MAX_CTX_BYTES
 
-SMOLLM2 = {
+SMOLLM2: dict[str, int] = {
     "context_length": 8192,
     "block_count": 30,
     "embedding_length": 576,
@@ -40,11 +40,16 @@ LLAMA_8B = {
     ],
 )
 def test_default_context(numbers: dict[str, int], n_ctx: int) -> None:
-    assert default_context(numbers) == n_ctx
+    assert default_context(lists(numbers)) == n_ctx
+
+
+def lists(numbers: dict[str, int]) -> Numbers:
+    """As metadata has them: one, or one per layer."""
+    return {key: [number] for key, number in numbers.items()}
 
 
 def test_context_of_the_default_model(smollm2: Path) -> None:
-    path = os.fsencode(smollm2)
+    path = str(smollm2)
     assert choose_context(path, None) == 8192
     assert choose_context(path, 0) == 8192
     assert choose_context(path, 100) == 100
@@ -52,14 +57,14 @@ def test_context_of_the_default_model(smollm2: Path) -> None:
 
 def test_context_beyond_the_memory(smollm2: Path) -> None:
     with pytest.raises(ArgumentError, match="2000000000 tokens take 42915 GiB of KV cache"):
-        choose_context(os.fsencode(smollm2), 2_000_000_000)
+        choose_context(str(smollm2), 2_000_000_000)
 
 
 def test_context_of_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
-    assert choose_context(os.fsencode(broken), None) == FALLBACK_CTX
-    assert choose_context(os.fsencode(tmp_path / "missing"), 100) == 100
+    assert choose_context(str(broken), None) == FALLBACK_CTX
+    assert choose_context(str(tmp_path / "missing"), 100) == 100
     assert capfd.readouterr() == ("", "")
 
 
@@ -68,7 +73,7 @@ def test_context_within_the_memory_of_a_container(
     smollm2: Path, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of what the weights leave of it, and what was asked for where it is not known to be too much."""
-    path, cost = os.fsencode(smollm2), token_bytes(SMOLLM2)
+    path, cost = str(smollm2), token_bytes(lists(SMOLLM2))
     monkeypatch.setattr(context, "memory_total", lambda: limit)
     left = max((limit - smollm2.stat().st_size) // 2, 0)
     assert choose_context(path, None) == max(min(8192, left // cost), 1)

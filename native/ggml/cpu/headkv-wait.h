@@ -17,7 +17,7 @@
 #endif
 
 #ifndef HEADKV_WAIT_SPINS
-#define HEADKV_WAIT_SPINS 400
+#define HEADKV_WAIT_SPINS 2000
 #endif
 
 // Threads that sleep, of all pools. Whoever changes a value looks here first: mostly nobody does, and a call into the

@@ -12,7 +12,6 @@ from typing import Any
 import llama_cpp
 
 from headkv_local import Llama, Retention
-from headkv_local._machine import default_threads
 from headkv_local.chat.context import choose_context
 from headkv_local.chat.options import Options
 from headkv_local.chat.repetition import Loop, LoopDetector
@@ -107,13 +106,12 @@ class ChatLlama(Llama):
 def load_model(path: str, options: Options, retention: Retention | None) -> ChatLlama:
     """The model at `path`, ready to answer. Raises HeadKVError."""
     gpu_layers = all_layers(options.gpu_layers)
-    cores = options.threads or default_threads()
     llm = ChatLlama(
         path,
         retention=retention,
-        n_ctx=choose_context(os.fsencode(path), options.ctx),
-        n_threads=cores,
-        n_threads_batch=cores,
+        n_ctx=choose_context(path, options.ctx),
+        n_threads=options.threads,
+        n_threads_batch=options.threads,
         n_gpu_layers=gpu_layers,
         n_batch=_batch(path) if gpu_layers == 0 else _BATCH,
         seed=secrets.randbelow(2**32 - 1) if options.seed is None else options.seed,

@@ -1,0 +1,90 @@
+"""What a context would take, from the model's metadata, before anything is loaded."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, Final
+
+from . import _native
+from ._ggml import Gguf
+from ._machine import memory_total
+from .errors import HeadKVError, LoadMemoryError
+
+_F16: Final = 1
+_BYTES: Final = {
+    0: 4.0,
+    1: 2.0,
+    30: 2.0,
+    8: 34 / 32,
+    6: 22 / 32,
+    7: 24 / 32,
+    2: 18 / 32,
+    3: 20 / 32,
+    20: 18 / 32,
+}
+"""Bytes per value of the cache's types, by ggml's numbers."""
+
+_KEYS: Final = (
+    "context_length",
+    "block_count",
+    "embedding_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+)
+_OTHER_CACHES: Final = (
+    "attention.sliding_window",
+    "attention.kv_lora_rank",
+    "ssm.conv_kernel",
+    "wkv.head_size",
+)
+
+Numbers = dict[str, list[int]]
+
+
+def metadata(path: str) -> Numbers:
+    """Whole numbers under the model's architecture, by key without it; one, or one per layer.
+
+    Empty for a file that cannot be read: loading it for real says what is wrong.
+    """
+    with suppress(HeadKVError, OSError):
+        _native.model_id(path)  # finds whatever is wrong with the file
+        found = Gguf(path)
+        arch = found.text("general.architecture")
+        values = {key: found.integers(f"{arch}.{key}") for key in (*_KEYS, *_OTHER_CACHES)}
+        return {key: value for key, value in values.items() if value}
+    return {}
+
+
+def token_bytes(numbers: Numbers, type_k: int = _F16, type_v: int = _F16) -> int:
+    """Full KV cache per token in bytes if all layers have one, 0 if the metadata does not tell."""
+    layers = numbers.get("block_count", [0])[0]
+    heads = numbers.get("attention.head_count", [0])
+    kv_heads = numbers.get("attention.head_count_kv", heads)
+    n_kv_heads = sum(kv_heads) if len(kv_heads) > 1 else layers * kv_heads[0]
+    d_head = [numbers.get("embedding_length", [0])[0] // max(*heads, 1)]
+    d_k, d_v = (numbers.get(f"attention.{name}_length", d_head)[0] for name in ("key", "value"))
+    return int(n_kv_heads * (d_k * _BYTES[type_k] + d_v * _BYTES[type_v]))
+
+
+def refuse_too_large(path: str, kwargs: dict[str, Any]) -> None:
+    """Raise LoadMemoryError for a context that is larger than all memory that this process may use.
+
+    A system that promises more memory than it has, or a container's limit, would end the process once the
+    cache is written to. Caches that do not hold all positions in all layers are left to llama.cpp.
+    """
+    there = memory_total()
+    numbers = metadata(path)
+    if there is None or any(key in numbers for key in _OTHER_CACHES):
+        return
+    n_ctx = kwargs.get("n_ctx", 512) or numbers.get("context_length", [0])[0]
+    types = (kwargs.get(name) for name in ("type_k", "type_v"))
+    needed = n_ctx * token_bytes(numbers, *(_F16 if kind is None else kind for kind in types))
+    if needed > there:
+        error = LoadMemoryError(
+            f"Failed to create llama_context: {n_ctx} tokens take {needed / 2**30:.1f} GiB of KV cache, and "
+            f"this process may use {there / 2**30:.1f} GiB: make n_ctx smaller"
+        )
+        error.setting = "n_ctx"
+        raise error

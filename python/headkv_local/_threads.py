@@ -1,0 +1,57 @@
+"""How many threads decode where the caller leaves it open: as many as there are free cores now.
+
+Threads wait for each other some hundred times per token. Where other processes need the cores, two threads
+are slower than one: each waits for the other to get a core again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from ._machine import default_threads
+
+_INTERVAL: Final = 0.25  # seconds between two looks at the load
+_SPARE: Final = 0.25  # cores that others may use before a thread less decodes
+
+
+class FreeCores:
+    """Looks at the load of the cores that this process may use. Linux only: elsewhere the default stays."""
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self.default = default_threads()
+        self._stat = stat
+        self._looked = -_INTERVAL
+        self._before: tuple[float, float] | None = None  # seconds that the cores, and this process, were busy
+        self._threads = self.default
+
+    @property
+    def due(self) -> bool:
+        return self.default > 1 and monotonic() - self._looked >= _INTERVAL
+
+    def threads(self) -> int:
+        """One for each core that others have left free since the last look, at least one."""
+        now = monotonic()
+        passed, self._looked = now - self._looked, now
+        before, self._before = self._before, self._busy()
+        if before is not None and self._before is not None:
+            others = (self._before[0] - before[0] - (self._before[1] - before[1])) / passed
+            free = len(os.sched_getaffinity(0)) - others
+            self._threads = max(1, min(self.default, int(free + _SPARE)))
+        return self._threads
+
+    def _busy(self) -> tuple[float, float] | None:
+        try:
+            lines = self._stat.read_text(encoding="utf-8").splitlines()
+            ours = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}
+        except (OSError, AttributeError):
+            return None
+        ticks = 0
+        for name, *fields in (line.split() for line in lines):
+            if name in ours:  # user, nice, system, idle, iowait, irq, softirq, steal
+                numbers = [int(field) for field in fields[:8]]
+                ticks += sum(numbers) - sum(numbers[3:5])
+        used = os.times()
+        return ticks / os.sysconf("SC_CLK_TCK"), used.user + used.system
