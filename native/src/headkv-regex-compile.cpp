@@ -13,6 +13,9 @@ namespace {
 struct node {
     virtual ~node()                                     = default;
     virtual void emit(headkv_regex_program & dst) const = 0;
+
+    // whether it may match without taking a character
+    virtual bool may_be_empty() const { return true; }
 };
 
 using node_ptr = std::unique_ptr<node>;
@@ -29,6 +32,8 @@ struct set_node : node {
         dst.sets.push_back(set);
         put(dst, op::set, dst.sets.size() - 1);
     }
+
+    bool may_be_empty() const override { return false; }
 };
 
 struct edge_node : node {
@@ -62,6 +67,10 @@ struct sequence_node : node {
             part->emit(dst);
         }
     }
+
+    bool may_be_empty() const override {
+        return std::all_of(parts.begin(), parts.end(), [](const auto & part) { return part->may_be_empty(); });
+    }
 };
 
 struct alternatives_node : node {
@@ -81,6 +90,10 @@ struct alternatives_node : node {
         for (const size_t jump : jumps) {
             dst.code[jump].x = dst.code.size();
         }
+    }
+
+    bool may_be_empty() const override {
+        return std::any_of(choices.begin(), choices.end(), [](const auto & choice) { return choice->may_be_empty(); });
     }
 };
 
@@ -112,6 +125,8 @@ struct repeat_node : node {
             dst.code[split].y = greedy ? dst.code.size() : split + 1;
         }
     }
+
+    bool may_be_empty() const override { return least == 0 || inner->may_be_empty(); }
 };
 
 class parser {
@@ -175,6 +190,9 @@ private:
             }
         } else if (!take(U"*")) {
             return inner;
+        }
+        if (most == no_limit && inner->may_be_empty()) { // a loop at one place: the matcher would have to notice
+            fail("what may be empty cannot be repeated without end");
         }
         const bool greedy = !take(U"?");
         return std::make_unique<repeat_node>(std::move(inner), least, most, greedy);
