@@ -21,12 +21,11 @@ SOURCES := $(shell find native python scores CMakeLists.txt pyproject.toml -type
 
 C_FILES := $(shell find native -type f -name "*.cpp" -o -name "*.h" -o -name "*.c" -o -name "*.cu" -o -name "*.cuh")
 
-DEFINES := HEADKV_BUILD_TESTS=ON \
+# CMake remembers what it was given: what may be nothing is said every time
+DEFINES := HEADKV_BUILD_TESTS=ON 'HEADKV_WITHOUT=$(WITHOUT)' 'HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR)' \
 	$(if $(CUDA)$(PTX),GGML_CUDA=ON) \
 	$(if $(PTX),HEADKV_PTX=ON) \
-	$(if $(CUDA_ARCHS),'CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHS)') \
-	$(if $(WITHOUT),'HEADKV_WITHOUT=$(WITHOUT)') \
-	$(if $(LLAMA_CPP_DIR),HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR))
+	$(if $(CUDA_ARCHS),'CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHS)')
 
 .PHONY: demo test wheel lint format results install clean always
 
@@ -39,10 +38,11 @@ test: install
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
 
 wheel: $(VENV)/base.stamp
+	$(if $(CUDA)$(PTX)$(WITHOUT),$(error make wheel builds for every kind of CPU: CUDA, PTX and WITHOUT are for make install))
 	rm -rf build/wheel
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel \
 		-C build-dir=build/portable -C cmake.define.HEADKV_PORTABLE=ON \
-		$(if $(LLAMA_CPP_DIR),-C cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR)) .
+		-C 'cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR)' .
 	@du -h build/wheel/*.whl
 
 lint: install $(VENV)/tools.stamp
