@@ -52,10 +52,10 @@ class Decoder(Context):
         """Before a token is decoded. Not where the result would depend on it: flash attention over a longer
         full cache adds up as many parts as there are threads."""
         cores = self._free_cores
-        if cores is None or not cores.due:
+        if cores is None or cores.default == 1:
             return
-        fits = self.n_tokens < _ONE_PART or not self.context_params.flash_attn_type or self._compacted()
-        n_threads = cores.threads() if fits else cores.default
+        free = self.n_tokens < _ONE_PART or not self.context_params.flash_attn_type or self._compacted()
+        n_threads = cores.threads() if free else cores.default
         llama_cpp.llama_set_n_threads(self._ctx.ctx, n_threads, self.n_threads_batch)
 
     def _compacted(self) -> bool:

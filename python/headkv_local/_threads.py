@@ -27,14 +27,13 @@ class FreeCores:
         self._before: tuple[float, float] | None = None  # seconds that the cores, and this process, were busy
         self._threads = self.default
 
-    @property
-    def due(self) -> bool:
-        return self.default > 1 and monotonic() - self._looked >= _INTERVAL
-
     def threads(self) -> int:
-        """One for each core that others have left free since the last look, at least one."""
+        """One for each core that others have left free between the last two looks, at least one."""
         now = monotonic()
-        passed, self._looked = now - self._looked, now
+        passed = now - self._looked
+        if passed < _INTERVAL:
+            return self._threads
+        self._looked = now
         before, self._before = self._before, self._busy()
         if before is not None and self._before is not None:
             others = (self._before[0] - before[0] - (self._before[1] - before[1])) / passed

@@ -105,6 +105,8 @@ class Llama(Chatting):
     def __getstate__(self) -> dict[str, Any]:
         self._require_open()
         state: dict[str, Any] = super().__getstate__()
+        if self._free_cores is not None:  # left open, also where it is loaded
+            state |= {"n_threads": None}
         return state | {"retention": self._retention, "on_prefill": self.on_prefill}
 
     @property
