@@ -145,6 +145,6 @@ def _mounts(root: Path, controller: str) -> Iterator[tuple[str, Path]]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8", errors="surrogateescape").strip()  # names of mounts are bytes
     except OSError:
         return ""

@@ -22,7 +22,7 @@ def machine(folder: Path, mounts: str, groups: str, files: dict[str, str]) -> Pa
     for name, text in {"proc/self/mountinfo": mounts, "proc/self/cgroup": groups, **files}.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="latin-1")  # names in these files are bytes of any kind
     return folder
 
 
@@ -33,7 +33,8 @@ def test_version_2_with_the_groups_above(tmp_path: Path) -> None:
         "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
         "sys/fs/cgroup/a/b/memory.max": f"{4 * GIB}\n",
     }
-    root = machine(tmp_path, V2.format(root="/"), "0::/a/b\n", files)
+    mounts = "29 23 8:1 / /mnt/Bücher rw - ext4 /dev/sda1 rw\n" + V2.format(root="/")
+    root = machine(tmp_path, mounts, "0::/a/b\n", files)
     assert _machine.limits(root) == Limits(1.5, 3 * GIB)
 
 
