@@ -8,6 +8,7 @@ from typing import Any, Final
 from . import _native
 from ._ggml import Gguf
 from ._machine import memory_total
+from .devices import gpus
 from .errors import HeadKVError, LoadMemoryError
 
 _F16: Final = 1
@@ -34,6 +35,7 @@ _KEYS: Final = (
     "attention.value_length",
 )
 _OTHER_CACHES: Final = (
+    "attention.causal",  # of models without a cache: it says no
     "attention.sliding_window",
     "attention.kv_lora_rank",
     "ssm.conv_kernel",
@@ -53,7 +55,11 @@ def metadata(path: str) -> Numbers:
         found = Gguf(path)
         arch = found.text("general.architecture")
         values = {key: found.integers(f"{arch}.{key}") for key in (*_KEYS, *_OTHER_CACHES)}
-        return {key: value for key, value in values.items() if value}
+        return {
+            key: value
+            for key, value in values.items()
+            if value or (value is not None and key in _OTHER_CACHES)
+        }
     return {}
 
 
@@ -72,11 +78,15 @@ def refuse_too_large(path: str, kwargs: dict[str, Any]) -> None:
     """Raise LoadMemoryError for a context that is larger than all memory that this process may use.
 
     A system that promises more memory than it has, or a container's limit, would end the process once the
-    cache is written to. Caches that do not hold all positions in all layers are left to llama.cpp.
+    cache is written to. Caches that do not hold all positions in all layers are left to llama.cpp, as are
+    those that may be on a GPU, whose driver says when it has no room.
     """
     there = memory_total()
+    on_gpu = kwargs.get("n_gpu_layers") and kwargs.get("offload_kqv", True) and gpus()
+    if there is None or on_gpu:
+        return
     numbers = metadata(path)
-    if there is None or any(key in numbers for key in _OTHER_CACHES):
+    if any(key in numbers for key in _OTHER_CACHES):
         return
     n_ctx = kwargs.get("n_ctx", 512) or numbers.get("context_length", [0])[0]
     types = (kwargs.get(name) for name in ("type_k", "type_v"))

@@ -6,15 +6,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import gguf
 import llama_cpp
 import numpy as np
 import pytest
 
-from headkv_local import HeadKVError, Llama, OutOfMemoryError, Retention, _native
+from headkv_local import HeadKVError, Llama, OutOfMemoryError, Retention, _memory, _native
 from headkv_local._load import load_error
+from headkv_local.errors import LoadMemoryError
 from helpers import random_tokens
 
 TOO_LONG = r"Requested tokens \((\d+)\) exceed context window of (\d+)"  # llama_cpp.server and others
@@ -131,3 +134,38 @@ assert len(llm("hello", max_tokens=2)["choices"]) == 1
     command = [sys.executable, "-c", program, str(tiny_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gpus", "refused"),
+    [
+        ({}, (), True),
+        ({"n_gpu_layers": -1}, (), True),
+        ({"n_gpu_layers": -1}, ("one",), False),
+        ({"n_gpu_layers": -1, "offload_kqv": False}, ("one",), True),
+        ({"type_k": 8, "type_v": 8}, (), False),
+    ],
+)
+def test_a_cache_beyond_a_containers_memory(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], gpus: Any, refused: bool
+) -> None:
+    """Which is that of the machine, not of its GPU."""
+    monkeypatch.setattr(_memory, "memory_total", lambda: 6 << 20)  # 8,192 tokens take 8 MiB
+    monkeypatch.setattr(_memory, "gpus", lambda: gpus)
+    sentence = "Failed to create llama_context: 8192 tokens take 0.0 GiB .* make n_ctx smaller$"
+    with pytest.raises(LoadMemoryError, match=sentence) if refused else nullcontext():
+        _memory.refuse_too_large(str(tiny_path), {"n_ctx": 0} | arguments)
+
+
+def test_models_without_a_cache_are_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "bert.gguf", "bert")
+    for add in (writer.add_block_count, writer.add_head_count, writer.add_embedding_length):
+        add(64)
+    writer.add_causal_attention(False)
+    writer.add_tensor("token_embd.weight", np.zeros((1, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    monkeypatch.setattr(_memory, "memory_total", lambda: 1)
+    _memory.refuse_too_large(str(tmp_path / "bert.gguf"), {"n_ctx": 8192, "embedding": True})
