@@ -15,12 +15,21 @@ from ._generation import Generating
 _logger = logging.getLogger("headkv_local")
 
 _SIGNATURE: Final = inspect.signature(llama_cpp.Llama.create_chat_completion)
-# these write more than one prompt
-_WITH_TOOLS: Final = ("functionary", "functionary-v1", "functionary-v2", "chatml-function-calling")
+_PLAIN_TEXT: Final = llama_chat_format.chat_formatter_to_chat_completion_handler(_templates.plain_text)
 
 
 class _Rendered(Exception):
     """Ends a handler where it has rendered its prompt."""
+
+
+class _Renderer:
+    """Stands for a Llama whose handler makes tokens of its prompt first of all."""
+
+    def __init__(self, chat_handler: Any) -> None:
+        self.chat_handler = chat_handler
+
+    def tokenize(self, text: bytes, *_: Any, **__: Any) -> list[int]:
+        raise _Rendered(text.decode("utf-8"))
 
 
 class Chatting(Generating):
@@ -28,8 +37,7 @@ class Chatting(Generating):
 
     def _arrange_chat(self, chosen: bool) -> None:
         """chosen: whether the caller has given a chat format or a handler."""
-        handler = llama_chat_format.chat_formatter_to_chat_completion_handler(_templates.plain_text)
-        self._chat_handlers[_templates.PLAIN_TEXT] = handler
+        self._chat_handlers[_templates.PLAIN_TEXT] = _PLAIN_TEXT
         self._said: set[str] = set()
         if not chosen and "tokenizer.chat_template" not in self.metadata:
             self.chat_format = _templates.PLAIN_TEXT  # llama_cpp would take that of Llama 2
@@ -44,18 +52,29 @@ class Chatting(Generating):
 
         Where the template begins an answer with a text that it leaves out of earlier answers (a thinking
         block), that text is no part of the compacted prompt: the next turn goes on from there.
+
+        A handler of the caller's own, or one that writes several prompts, gets the messages as they are.
         """
         self._require_open()
-        if self.chat_handler is not None or self.chat_format in _WITH_TOOLS:
+        handler = (
+            self.chat_handler
+            or self._chat_handlers.get(self.chat_format)
+            or llama_chat_format.get_chat_completion_handler(self.chat_format)
+        )
+        if getattr(handler, "__code__", None) is not _PLAIN_TEXT.__code__:  # not made of a formatter
             return super().create_chat_completion(messages, *args, **kwargs)
         given: dict[str, Any] = dict(_SIGNATURE.bind(self, messages, *args, **kwargs).arguments)
         for name in ("self", "messages"):
             del given[name]
-        if self.chat_format == _templates.PLAIN_TEXT:
+        if handler is _PLAIN_TEXT:
             self._say(logging.WARNING, "the model has no chat template: its chats are written as plain text")
 
         def render(form: list[_templates.Message]) -> str:
-            return self._render(form, given)
+            try:
+                llama_cpp.Llama.create_chat_completion(_Renderer(handler), form, **given)
+            except _Rendered as rendered:
+                return str(rendered.args[0])
+            raise AssertionError("a formatter's handler makes tokens of its prompt")
 
         form, prompt, change = _templates.fitted(list(messages), render, self._template_name())
         if change:
@@ -68,6 +87,8 @@ class Chatting(Generating):
             self._rendering.ending = None
 
     def _template_name(self) -> str:
+        if self.chat_handler is not None:
+            return "the chat handler"
         if self.chat_format in self._chat_handlers and self.chat_format != _templates.PLAIN_TEXT:
             return "the model's chat template"
         return f"the chat format {self.chat_format!r}"
@@ -77,23 +98,6 @@ class Chatting(Generating):
         if text not in self._said:
             self._said.add(text)
             _logger.log(level, text)
-
-    def _render(self, messages: list[_templates.Message], given: dict[str, Any]) -> str:
-        """The prompt that these messages make. A handler makes tokens of it first of all."""
-        self._rendering.ends_there = True
-        try:
-            super().create_chat_completion(messages, **given)
-        except _Rendered as rendered:
-            return str(rendered.args[0])
-        finally:
-            self._rendering.ends_there = False
-        raise AssertionError(f"the chat format {self.chat_format!r} makes no prompt")
-
-    def tokenize(self, text: bytes, *args: Any, **kwargs: Any) -> list[int]:
-        """As llama_cpp.Llama.tokenize(); from any thread."""
-        if getattr(self._rendering, "ends_there", False):
-            raise _Rendered(text.decode("utf-8"))
-        return super().tokenize(text, *args, **kwargs)
 
     def _n_unstable(self, ends: str, later: str) -> int:
         """Tokens at the end of a prompt that the next turn does not begin with."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from headkv_local import ArgumentError, Llama, ModelError, Retention
 
@@ -215,3 +216,34 @@ def test_a_whole_read_is_explained(load: Load, tiny: Callable[..., Path]) -> Non
     llm.reset()
     llm.prefill([4, 5, 6])
     assert llm.reread_reason is None
+
+
+def test_handlers_of_the_callers_own_get_the_messages_as_they_are(load: Load, tiny_path: Path) -> None:
+    """Whatever they do: no prompt, two of them, tokens that nobody reads."""
+    messages, seen = [{"role": "user", "content": [{"type": "image_url"}]}], []
+
+    def handler(*, llama: Llama, messages: Any, **_: Any) -> Any:
+        seen.append(
+            (messages, len(llama.tokenize(b"ab")), llama("abc", max_tokens=1)["usage"]["prompt_tokens"])
+        )
+        return "canned"
+
+    assert load(tiny_path, chat_handler=handler).create_chat_completion(messages) == "canned"
+    assert [(given is messages, *numbers) for given, *numbers in seen] == [(True, 2, 3)]
+
+
+def test_a_formatter_of_the_callers_own_is_checked(load: Load, tiny_path: Path) -> None:
+    formatter = Jinja2ChatFormatter("{{ messages[0]['role'] }}", eos_token="", bos_token="")
+    llm = load(tiny_path, chat_handler=formatter.to_chat_handler())
+    with pytest.raises(ModelError, match="^the chat handler leaves out message 1"):
+        llm.create_chat_completion(HISTORY, max_tokens=1)
+
+
+def test_a_tokenizer_of_the_callers_own(tiny_path: Path) -> None:
+    class Own(Llama):
+        def tokenize(self, text: bytes, *_: Any, **__: Any) -> list[int]:
+            return list(text)
+
+    with Own(tiny_path, n_ctx=512, n_threads=1) as llm:
+        usage = llm.create_chat_completion([{"role": "user", "content": "text"}], max_tokens=1)["usage"]
+    assert usage["prompt_tokens"] == len("<|im_start|>user\ntext<|im_end|>\n<|im_start|>assistant\n")
