@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import llama_cpp
+from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import _native
 from ._cancel import CancelToken
 from ._turns import Turn, Turns
-from .errors import OutOfMemoryError, StateError
+from .errors import OutOfMemoryError, StateError, UnsupportedError
 
 
 class _Closed:
@@ -177,10 +178,19 @@ class Context(llama_cpp.Llama):  # type: ignore[misc]
         if self._token is not None:
             self._token._raise_if_cancelled()
 
+    def _has_tokenizer(self) -> bool:
+        return bool(llama_cpp.llama_vocab_type(self._model.vocab) != llama_cpp.LLAMA_VOCAB_TYPE_NONE)
+
+    def _require_tokenizer(self) -> None:
+        """Where there is none, llama.cpp ends the process."""
+        if isinstance(self.tokenizer_, LlamaTokenizer) and not self._has_tokenizer():
+            raise UnsupportedError("the model has no tokenizer: prefill(), eval() and generate() take tokens")
+
     def tokenize(self, *args: Any, **kwargs: Any) -> list[int]:
         """As llama_cpp.Llama.tokenize(); from any thread."""
         with self._still():
             self._require_open()
+            self._require_tokenizer()
             tokens: list[int] = super().tokenize(*args, **kwargs)
             return tokens
 
@@ -188,6 +198,7 @@ class Context(llama_cpp.Llama):  # type: ignore[misc]
         """As llama_cpp.Llama.detokenize(); from any thread."""
         with self._still():
             self._require_open()
+            self._require_tokenizer()
             text: bytes = super().detokenize(*args, **kwargs)
             return text
 

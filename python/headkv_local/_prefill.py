@@ -191,7 +191,7 @@ class PromptReader(Decoder):
 
     def _piece(self, token: int) -> bytes:
         """The text of a token, with the space before it, whatever tokenizer the user has set."""
-        piece: bytes = self._model.detokenize([token])
+        piece: bytes = self._model.detokenize([token]) if self._has_tokenizer() else b""
         return piece
 
     def _caps_for(self, n_prompt: int) -> npt.NDArray[np.int32] | None:

@@ -13,6 +13,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
+import gguf_factory
 from headkv_local import (
     ArgumentError,
     ContextFullError,
@@ -453,3 +454,25 @@ except KeyboardInterrupt:
     command = [sys.executable, "-c", program, str(tiny_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (7, "")
+
+
+@pytest.mark.parametrize("retention", [None, Retention(budget=64)])
+def test_a_model_without_a_tokenizer(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retention: Retention | None
+) -> None:
+    def none(writer: Any, template: str) -> int:
+        writer.add_tokenizer_model("no_vocab")
+        writer.add_vocab_size(288)
+        return 288
+
+    monkeypatch.setattr(gguf_factory, "_add_vocabulary", none)
+    llm = load(gguf_factory.TinyModel().write(tmp_path / "none.gguf"), retention=retention)
+    for call in (
+        lambda: llm.tokenize(b"text"),
+        lambda: llm.detokenize([1, 2]),
+        lambda: llm("text"),
+        lambda: llm.create_chat_completion([{"role": "user", "content": "text"}]),
+    ):
+        with pytest.raises(UnsupportedError, match="^the model has no tokenizer"):
+            call()
+    assert len(list(zip(llm.generate(list(range(200)), temp=0.0), range(3), strict=False))) == 3
