@@ -83,6 +83,10 @@ def require_fitting(llm: Any, state: Any) -> None:
         )
     if made_by["model_id"] != _identity(llm):
         raise StateMismatchError(f"the state is of the model {made_by['model']}, not of {_name(llm)}")
+    if len(state.input_ids) < state.n_tokens:
+        raise StateMismatchError(
+            f"the state is damaged: it has {len(state.input_ids)} of its {state.n_tokens} tokens"
+        )
     if state.n_tokens > llm.n_ctx():
         raise StateMismatchError(
             f"the state holds {state.n_tokens} tokens, and the context has room for {llm.n_ctx()}"

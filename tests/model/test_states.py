@@ -68,9 +68,10 @@ def test_states_that_are_refused_leave_the_cache_alone(
         other.prefill(TOKENS)
         return other.save_state()
 
-    unsigned, newer = saved(tiny_path), saved(tiny_path)
+    unsigned, newer, cut = saved(tiny_path), saved(tiny_path), saved(tiny_path)
     del vars(unsigned)["headkv_made_by"]
     vars(newer)["headkv_made_by"]["version"] = 99
+    cut.input_ids = cut.input_ids[:9]
     stock = llama_cpp.Llama(str(tiny_path), n_ctx=512, verbose=False)
     stock.eval(TOKENS[:100])
     for state, sentence in (
@@ -80,6 +81,7 @@ def test_states_that_are_refused_leave_the_cache_alone(
         (stock.save_state(), "does not say which model it is of"),
         (unsigned, "does not say which model it is of"),
         (newer, "has format 99, and this version of headkv-local reads 1"),
+        (cut, "is damaged: it has 9 of its 600 tokens"),
         (b"a file", "a bytes is no saved state"),
     ):
         with pytest.raises(StateError, match=f"^[^']*{sentence}"):
