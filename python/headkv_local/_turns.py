@@ -31,7 +31,6 @@ class Turn:
         self.lost = False  # there was no memory to set it aside
         self.thread = 0  # that took its last token
         self.stepped = 0.0  # when
-        self.nests = False  # a completion, whose generate() is a part of it
 
 
 class Turns:
@@ -97,8 +96,8 @@ class Turns:
 
     def _wait(self, me: int, turn: Turn | None, token: CancelToken | None, closing: bool) -> None:
         place = object()
-        self._waiting.append(place)
         try:
+            self._waiting.append(place)
             while True:
                 if self._closed and not closing:
                     raise StateError("this Llama has been closed")
@@ -118,7 +117,8 @@ class Turns:
                     patience = min(patience, _TICK)
                 self._changed.wait(None if patience == float("inf") else patience)
         finally:
-            self._waiting.remove(place)
+            if place in self._waiting:  # not if interrupted at once
+                self._waiting.remove(place)
             self._wake()
 
     def _wake(self) -> None:
@@ -138,6 +138,8 @@ class Turns:
     def leave(self, turn: Turn) -> None:
         """The turn has ended. May be called at any moment, by the garbage collector too."""
         turn.aside = None
+        if self.forked:  # another thread may have held the lock
+            return
         with self._changed:
             if self._holder is turn:
                 self._holder = None
