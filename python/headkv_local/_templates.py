@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from llama_cpp import llama_chat_format
@@ -127,11 +127,15 @@ def _texts(message: Message) -> list[str]:
 
 def _require_text(messages: list[Message]) -> None:
     for i, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ArgumentError(f"message {i} must be a dict with a role, not {_shortened(str(message))}")
         content = message.get("content")
         for part in content if isinstance(content, list) else ():
             if not isinstance(part, dict) or part.get("type") != "text":
                 kind = part.get("type") if isinstance(part, dict) else type(part).__name__
                 raise ArgumentError(f"message {i} has a part of type {kind!r}: this model reads text only")
+        if any("\ud800" <= c <= "\udfff" for text in _texts(message) for c in set(text)):
+            raise ArgumentError(f"message {i} has half a character, which is no text in UTF-8")
 
 
 def _forms(messages: list[Message]) -> Iterator[tuple[str, list[Message]]]:

@@ -141,6 +141,12 @@ def test_pictures_are_refused(load: Load, tiny_path: Path) -> None:
         load(tiny_path).create_chat_completion([{"role": "user", "content": [picture]}])
 
 
+@pytest.mark.parametrize("bad", ["text", {"content": "text"}, {"role": "user", "content": "\ud83d"}])
+def test_what_is_no_message_is_not_the_templates_fault(load: Load, tiny_path: Path, bad: Any) -> None:
+    with pytest.raises(ArgumentError, match="^message 2 "):
+        load(tiny_path).create_chat_completion([HISTORY[1], bad])
+
+
 def test_without_a_template_a_chat_is_plain_text_and_that_is_said_once(
     load: Load, tiny: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
