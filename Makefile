@@ -22,10 +22,11 @@ SOURCES := $(shell find native python scores CMakeLists.txt pyproject.toml -type
 C_FILES := $(shell find native -type f -name "*.cpp" -o -name "*.h" -o -name "*.c" -o -name "*.cu" -o -name "*.cuh")
 
 # CMake remembers what it was given: what may be nothing is said every time
-DEFINES := HEADKV_BUILD_TESTS=ON 'HEADKV_WITHOUT=$(WITHOUT)' 'HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR)' \
-	$(if $(CUDA)$(PTX),GGML_CUDA=ON) \
-	$(if $(PTX),HEADKV_PTX=ON) \
-	$(if $(CUDA_ARCHS),'CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHS)')
+SOURCE  := -C 'cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR)'
+DEFINES := -C cmake.define.HEADKV_BUILD_TESTS=ON -C 'cmake.define.HEADKV_WITHOUT=$(WITHOUT)' $(SOURCE) \
+	$(if $(CUDA)$(PTX),-C cmake.define.GGML_CUDA=ON) \
+	$(if $(PTX),-C cmake.define.HEADKV_PTX=ON) \
+	$(if $(CUDA_ARCHS),-C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHS)')
 
 .PHONY: demo test wheel lint format results install clean always
 
@@ -42,7 +43,7 @@ wheel: $(VENV)/base.stamp
 	rm -rf build/wheel
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel \
 		-C build-dir=build/portable -C cmake.define.HEADKV_PORTABLE=ON \
-		-C 'cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR)' .
+		$(SOURCE) .
 	@du -h build/wheel/*.whl
 
 lint: install $(VENV)/tools.stamp
@@ -82,7 +83,7 @@ $(BUILD)/settings: always
 $(BUILD)/installed.stamp: $(VENV)/base.stamp $(BUILD)/settings $(SOURCES)
 	rm -f build/*/installed.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation \
-		-C build-dir=$(BUILD) $(DEFINES:%=-C cmake.define.%) '.[test]'
+		-C build-dir=$(BUILD) $(DEFINES) '.[test]'
 	$(BIN)/headkv doctor --check
 	touch $@
 

@@ -1,0 +1,31 @@
+"""What `make` hands on to CMake: all that was asked for, this time and not the last."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def make(*arguments: str) -> str:
+    """What it would do, or why it does nothing."""
+    done = subprocess.run(
+        ["make", "--dry-run", "-W", "CMakeLists.txt", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout + done.stderr
+
+
+def test_options_of_an_earlier_make_are_taken_back() -> None:
+    """CMake remembers them in the build folder: what is not asked for has to be said too."""
+    for asked, handed_on in (("", ""), ("amx", "amx"), ("amx avx512", "amx avx512")):
+        words = shlex.split(make("install", f"WITHOUT={asked}", "LLAMA_CPP_DIR=/a b"))
+        assert f"cmake.define.HEADKV_WITHOUT={handed_on}" in words
+        assert "cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=/a b" in words
+    assert "cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=" in shlex.split(make("wheel"))
+
+
+def test_a_portable_wheel_takes_no_options_of_one_machine() -> None:
+    for option in ("CUDA=1", "PTX=1", "WITHOUT=amx"):
+        assert "make wheel builds for every kind of CPU" in make("wheel", option)
