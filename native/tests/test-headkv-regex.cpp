@@ -132,9 +132,9 @@ static void same_as_std(const std::vector<std::vector<std::string>> & lists) {
 // Small expressions of every kind that is supported, on all texts over a few letters.
 static void same_as_std_by_kind() {
     for (const std::string pattern : { "a*?b",     "a+?",         "(a|ab)(c|bc)?", "(a*){2}", "(a|b*){1,2}c",
-                                       "a{2}",     "a{2,}",       "a{1,2}?b",      "^a",    "b$",
-                                       "\\bab\\b", "a\\B",        "[^a]",          ".",     "(?=ab)a",
-                                       "(?!ab)a.", "(?=(a|b)+c)", "((?=a)[^b])*c", "",      "a|",
+                                       "a{2}",     "a{2,}",       "a{1,2}?b",      "^a",      "b$",
+                                       "\\bab\\b", "a\\B",        "[^a]",          ".",       "(?=ab)a",
+                                       "(?!ab)a.", "(?=(a|b)+c)", "((?=a)[^b])*c", "",        "a|",
                                        "(?:)",     "[a-]b" }) {
         for (int n = 0; n <= 6; ++n) {
             for (int code = 0; code < 1 << (2 * n); ++code) {
