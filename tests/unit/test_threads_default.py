@@ -30,7 +30,9 @@ class Machine:
         self.ours += seconds * ours
         self.busy += seconds * (others + ours)
         ticks = round(self.busy * TICK)
-        self.stat.write_text(f"cpu 0 0 0 0\ncpu0 {ticks} 0 0 500 70 0 0 0 9 9\ncpu5 0 0 0 1\ncpu3 900000 0 0 1\n")
+        self.stat.write_text(
+            f"cpu 0 0 0 0\ncpu0 {ticks} 0 0 500 70 0 0 0 9 9\ncpu5 0 0 0 1\ncpu3 900000 0 0 1\n"
+        )
 
 
 @pytest.mark.parametrize(("others", "threads"), [(0.0, 4), (0.2, 4), (1.0, 3), (1.9, 2), (3.0, 1), (4.0, 1)])
