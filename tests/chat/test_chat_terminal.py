@@ -215,9 +215,29 @@ def test_an_error_of_the_template_ends_a_turn_only(terminal: Terminal, tiny: Cal
     terminal.start(str(tiny(chat_template="{{ foo.bar.baz }}")))
     terminal.wait_prompt()
     terminal.line("hello")
-    terminal.wait("error: UndefinedError: 'foo' is undefined")
-    terminal.wait_prompt()
+    terminal.wait("error: the model's chat template is broken: UndefinedError: 'foo' is undefined; another")
+    assert "completions" not in terminal.wait_prompt()
     terminal.line("/exit")
+    assert terminal.exit_code() == 0
+
+
+def test_a_template_that_makes_every_turn_read_all(terminal: Terminal, tiny: Callable[..., Path]) -> None:
+    """It writes the number of messages first. Said where a part was read before, and not after /clear."""
+    model = tiny(chat_template="{{ messages|length }}{% for m in messages %} {{ m['content'] }}{% endfor %}")
+    terminal.start(str(model), "--budget", "16", "--max-tokens", "4")
+    for turn in (1, 2, 3, 4):
+        terminal.wait_prompt()
+        if turn == 3:
+            terminal.line("/clear")
+            terminal.wait("A new chat.")
+        terminal.line("why " * 20)
+        terminal.wait(ANSWERED, count=turn)
+        screen = terminal.wait_prompt()
+        assert screen.count("The prompt was read as a whole: ") == turn // 2
+    assert "chat template writes messages in another way when others follow." in screen
+    read = read_counts(screen)
+    assert read[0] == read[2] < read[1]
+    terminal.type("C-d")
     assert terminal.exit_code() == 0
 
 
