@@ -345,6 +345,7 @@ def test_interrupts_at_any_time_after_enter(terminal: Terminal, tiny_path: Path)
     screen = terminal.screen()
     assert "Traceback" not in screen
     assert "xception" not in screen
+    terminal.type("C-l")  # draws anew what the terminal has dropped
     terminal.wait_prompt()
     terminal.line("/exit")
     assert terminal.exit_code() == 0
