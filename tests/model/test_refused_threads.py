@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -36,7 +37,7 @@ with Llama(sys.argv[1], n_ctx=512, n_threads=4, n_threads_batch=4) as llm:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs LD_PRELOAD")
+@pytest.mark.skipif(sys.platform != "linux" or not which("cc"), reason="needs LD_PRELOAD and cc")
 def test_threads_that_are_refused_change_no_answer(tiny_path: Path, tmp_path: Path) -> None:
     (tmp_path / "refuses.c").write_text(REFUSES)
     library = tmp_path / "refuses.so"
