@@ -35,7 +35,7 @@ demo: install
 
 # GPUs are hidden: what needs one is in tests/gpu
 test: install
-	CUDA_VISIBLE_DEVICES= $(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
+	CUDA_VISIBLE_DEVICES= $(BIN)/ctest --test-dir $(BUILD) --parallel 2 --output-on-failure --no-tests=error
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
 
 wheel: $(VENV)/base.stamp

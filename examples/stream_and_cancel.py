@@ -2,6 +2,9 @@
 
     python examples/stream_and_cancel.py [MODEL.gguf]
 
+cancel() stops whatever runs. Where several threads use the model, or the work may not have begun yet, use a
+CancelToken: it stops one piece of work and no other.
+
 The default model prints
 
     read 0 of 972 tokens

@@ -9,8 +9,9 @@ between `<!-- NAME.output begin ... -->` and `<!-- NAME.output end -->`. NAME.js
     {"figures": [{"figure", "value", "unit", "goal", "commit", "date", "cpu", "command"}, ...]}
         single figures, each with its own run; a value of null has not been measured
     {"commit", "date", "cpu", "command", "columns": [...], "rows": [[...], ...], "output": [line, ...]}
-        one run: what `measure` writes. COMMAND is `headkv bench speed`, `headkv bench quality` or the demo
-        (`python -m headkv_local.demo`) with its options, as installed beside the Python that runs this script
+        one run: what `measure` writes. COMMAND is `headkv bench speed`, `headkv bench quality`, the demo
+        (`python -m headkv_local.demo`) or `python docs/results/threads.py`, with its options, as installed
+        beside the Python that runs this script
 """
 
 from __future__ import annotations
@@ -112,7 +113,9 @@ def measure(name: str, command: Sequence[str]) -> None:
 
 def rows_of(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of what a command's --json holds."""
-    columns, rows = {"demo": _demo, "quality": _quality, "speed": _speed}[data["bench"]](data)
+    columns, rows = {"demo": _demo, "quality": _quality, "speed": _speed, "threads": _threads}[data["bench"]](
+        data
+    )
     return columns, rows
 
 
@@ -176,6 +179,16 @@ def _speed(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         )
     columns = ["prompt, budget", "prefill, stock t/s", "prefill, ours", "decode, stock t/s", "decode, ours"]
     return [*columns, "of short stock", "added", "cache, full", "peak", "compacted"], rows
+
+
+def _threads(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    kinds = ("idle", "busy")
+    rows = [[str(one["threads"]), *(_rates(one[kind]) for kind in kinds)] for one in data["results"]]
+    return ["n_threads", *(f"{kind} cores, tokens/s: mean (range)" for kind in kinds)], rows
+
+
+def _rates(rates: list[float]) -> str:
+    return f"{sum(rates) / len(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
 
 
 def _right(task: dict[str, Any]) -> str:

@@ -25,10 +25,10 @@ static std::vector<size_t> split_by_std(const std::basic_string<CharT> & text, c
     const std::basic_regex<CharT> regex(pattern, std::regex_constants::optimize | std::regex_constants::nosubs);
 
     std::vector<size_t> res;
-    auto begin = text.begin();
+    auto begin = text.cbegin();
     for (const size_t part : parts) {
         std::ptrdiff_t done = 0;
-        for (std::regex_iterator it(begin, begin + part, regex), end = decltype(it)(); it != end; ++it) {
+        for (std::regex_iterator<decltype(begin)> it(begin, begin + part, regex), end; it != end; ++it) {
             if (it->position() > done) {
                 res.push_back(it->position() - done);
             }

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from llama_cpp import llama_chat_format
 
-from .errors import ArgumentError, HeadKVError, ModelError
+from .errors import ArgumentError, HeadKVError, TemplateError
 
 Message = dict[str, Any]
 Render = Callable[[list[Message]], str]
@@ -62,7 +62,7 @@ def fitted(messages: list[Message], render: Render, template: str) -> tuple[list
     """The messages in the first form that the template writes whole; the rendered prompt; what was changed.
 
     render: raises what the template raises. template: its name in errors. ArgumentError for messages that
-    the template refuses, ModelError where it fails or leaves something out.
+    the template refuses, TemplateError where it fails or leaves something out.
     """
     _require_text(messages)
     failures: list[HeadKVError] = []
@@ -78,7 +78,9 @@ def fitted(messages: list[Message], render: Render, template: str) -> tuple[list
         if lost is None:
             return form, prompt, change
         failures.append(
-            ModelError(f"{template} leaves out {lost}: the answer would be to something else than was asked")
+            TemplateError(
+                f"{template} leaves out {lost}: the answer would be to something else than was asked"
+            )
         )
     raise failures[0]
 
@@ -113,7 +115,7 @@ def _common(a: str, b: str) -> int:
 def _explained(error: Exception, template: str) -> HeadKVError:
     if type(error) is ValueError:  # raise_exception() of the template
         return ArgumentError(f"{template} refuses these messages: {error}")
-    return ModelError(f"{template} is broken: {type(error).__name__}: {error} (completions work without it)")
+    return TemplateError(f"{template} is broken: {type(error).__name__}: {error}")
 
 
 def _texts(message: Message) -> list[str]:

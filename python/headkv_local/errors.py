@@ -38,6 +38,13 @@ class ModelError(HeadKVError, ValueError):
     """A model file that is missing or cannot be loaded."""
 
 
+class TemplateError(ModelError):
+    """The model's chat template fails, or leaves out what was asked; args[0] says no more than that."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} (completions work without it)"
+
+
 class AdapterError(ModelError, RuntimeError):
     """A LoRA adapter that is missing or cannot be used. Also what llama-cpp-python raises here."""
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +16,18 @@ from headkv_local.demo import __main__ as demo
 from headkv_local.demo.material import document
 
 ROOT = Path(__file__).parents[2]
-_SPEC = spec_from_file_location("make_results", ROOT / "docs" / "results" / "make.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-make = module_from_spec(_SPEC)
-_SPEC.loader.exec_module(make)
+
+
+def script(name: str) -> Any:
+    spec = spec_from_file_location(name, ROOT / "docs" / "results" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make = script("make")
 
 
 @pytest.mark.parametrize("page", make.PAGES, ids=lambda page: page.name)
@@ -81,13 +89,14 @@ def test_measuring_commands_give_what_the_tables_need(
     common = ["--model", str(tiny_path), "--threads", "1", "--json"]
     speed = ["--prompt-tokens", "64", "--budget", "16", "--repeat", "1", "--compactions", "1", "--no-rss"]
     quality = ["--lengths", "900", "--budgets", "64", "--samples", "1", "--tasks", "needle", "--plain"]
-    found = [tmp_path / f"{name}.json" for name in ("speed", "quality", "demo")]
+    found = [tmp_path / f"{name}.json" for name in ("speed", "quality", "demo", "threads")]
     assert cli.main(["bench", "speed", *speed, "--decode-tokens", "8", *common, str(found[0])]) == 0
     assert cli.main(["bench", "quality", *quality, *common, str(found[1])]) == 0
     assert demo.main(["--questions", "1", "--budget", "64", *common, str(found[2])]) == 0
+    script("threads").main(["--tokens", "4", "--runs", "1", *common[:2], "--json", str(found[3])])
     capsys.readouterr()
     run = {"commit": "abc", "date": "2026-01-01", "cpu": "one"}
-    for path, first in zip(found, ("64, 16", "full", "full"), strict=True):
+    for path, first in zip(found, ("64, 16", "full", "full", "open"), strict=True):
         columns, rows = make.rows_of(json.loads(path.read_text(encoding="utf-8")))
         assert rows[0][0] == first
         assert {len(row) for row in rows} == {len(columns)}

@@ -34,6 +34,7 @@ def make_answer(**changes: object) -> Answer:
         "finish_reason": "stop",
         "prompt_tokens": 4000,
         "read_tokens": 4000,
+        "reread_reason": None,
         "completion_tokens": 57,
         "prefill_seconds": 20.08,
         "decode_rate": 61.34,

@@ -65,14 +65,14 @@ class TestConversation:
         terminal.wait_prompt()
 
         terminal.line(STORY)  # the document goes with it
-        terminal.wait(rf"{STORY}( [A-Za-z,.]+){{3}}")
+        terminal.wait(rf"{STORY}( [^\s\d%|]+){{3}}")
         terminal.type("C-c")
         screen = terminal.wait("Stopped; the answer so far is part of the chat.")
         assert read_counts(screen)[0] + read_counts(screen)[1] > 800
         terminal.wait_prompt()
 
         terminal.line("Please go on.")
-        terminal.wait(r"Please go on\.( [A-Za-z,.]+){3}")
+        terminal.wait(r"Please go on\.( [^\s\d%|]+){3}")
         terminal.type("C-c")
         screen = terminal.wait("part of the chat", count=2)
         assert read_counts(screen)[2] < 100
@@ -198,8 +198,9 @@ def test_answer_cannot_steer_the_terminal(terminal: Terminal, chat: Chat, tiny_p
 def test_narrow_terminal(terminal: Terminal, tiny_path: Path, document: Path) -> None:
     terminal.start(str(tiny_path), "-f", str(document), "--color", "always", "--max-tokens", "8", columns=40)
     terminal.wait_prompt()
-    terminal.line("hi")
+    terminal.line("hi " * 20)
     terminal.wait(ANSWERED)
+    assert "\n... " not in terminal.screen()  # where a long line goes on no new one begins
     terminal.line("/help")
     terminal.wait("/exit: leave")
     terminal.line("/stats")
@@ -215,9 +216,29 @@ def test_an_error_of_the_template_ends_a_turn_only(terminal: Terminal, tiny: Cal
     terminal.start(str(tiny(chat_template="{{ foo.bar.baz }}")))
     terminal.wait_prompt()
     terminal.line("hello")
-    terminal.wait("error: UndefinedError: 'foo' is undefined")
-    terminal.wait_prompt()
+    terminal.wait("error: the model's chat template is broken: UndefinedError: 'foo' is undefined; another")
+    assert "completions" not in terminal.wait_prompt()
     terminal.line("/exit")
+    assert terminal.exit_code() == 0
+
+
+def test_a_template_that_makes_every_turn_read_all(terminal: Terminal, tiny: Callable[..., Path]) -> None:
+    """It writes the number of messages first. Said where a part was read before, and not after /clear."""
+    model = tiny(chat_template="{{ messages|length }}{% for m in messages %} {{ m['content'] }}{% endfor %}")
+    terminal.start(str(model), "--budget", "16", "--max-tokens", "4")
+    for turn in (1, 2, 3, 4):
+        terminal.wait_prompt()
+        if turn == 3:
+            terminal.line("/clear")
+            terminal.wait("A new chat.")
+        terminal.line("why " * 20)
+        terminal.wait(ANSWERED, count=turn)
+        screen = terminal.wait_prompt()
+        assert screen.count("The prompt was read as a whole: ") == turn // 2
+    assert "chat template writes messages in another way when others follow." in screen
+    read = read_counts(screen)
+    assert read[0] == read[2] < read[1]
+    terminal.type("C-d")
     assert terminal.exit_code() == 0
 
 
@@ -324,6 +345,7 @@ def test_interrupts_at_any_time_after_enter(terminal: Terminal, tiny_path: Path)
     screen = terminal.screen()
     assert "Traceback" not in screen
     assert "xception" not in screen
+    terminal.type("C-l")  # draws anew what the terminal has dropped
     terminal.wait_prompt()
     terminal.line("/exit")
     assert terminal.exit_code() == 0

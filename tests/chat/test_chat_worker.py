@@ -3,11 +3,20 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import pytest
 
+from headkv_local import CancelToken
 from headkv_local.chat.turn import Event, Text
 from headkv_local.chat.worker import Job, interrupts
+
+
+def until_stopped() -> None:
+    token = CancelToken.current()
+    assert token is not None
+    while not token.cancelled:
+        time.sleep(0.001)
 
 
 def ignore(event: Event | None) -> None:
@@ -26,7 +35,7 @@ def test_events_are_shown_in_the_callers_thread_and_in_order() -> None:
         if isinstance(event, Text):
             seen.append((event.text, threading.get_ident()))
 
-    worker = Job(work, lambda: None).run(show)
+    worker = Job(work).run(show)
     assert seen == [(str(i), threading.get_ident()) for i in range(100)]
     assert worker != threading.get_ident()
 
@@ -36,36 +45,34 @@ def test_error_of_the_worker_is_raised() -> None:
         raise LookupError("inside")
 
     with pytest.raises(LookupError, match="inside"):
-        Job(work, lambda: None).run(ignore)
+        Job(work).run(ignore)
 
 
 def test_error_of_show_stops_the_worker_first() -> None:
-    cancelled = threading.Event()
     ended = threading.Event()
 
     def work(job: Job[None]) -> None:
         job.emit(Text("first"))
-        cancelled.wait()
+        until_stopped()
         ended.set()
 
     def show(event: Event | None) -> None:
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        Job(work, cancelled.set).run(show)
+        Job(work).run(show)
     assert ended.is_set()
 
 
 def test_interrupt_stops_the_worker_and_is_not_raised() -> None:
-    cancelled = threading.Event()
     before = signal.getsignal(signal.SIGINT)
 
-    def work(job: Job[bool]) -> bool:
+    def work(job: Job[str]) -> str:
         os.kill(os.getpid(), signal.SIGINT)
-        cancelled.wait()
-        return job.stopped
+        until_stopped()
+        return "stopped"
 
-    assert Job(work, cancelled.set).run(ignore) is True
+    assert Job(work).run(ignore) == "stopped"
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -87,4 +94,4 @@ def test_time_passes_for_the_display(monkeypatch: pytest.MonkeyPatch) -> None:
         if event is None:
             ticked.set()
 
-    assert Job(lambda job: ticked.wait(10), lambda: None).run(show)
+    assert Job(lambda job: ticked.wait(10)).run(show)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -107,6 +108,27 @@ def test_a_stream_may_go_from_thread_to_thread(
         assert request.result(60) == other
         found.append(pool.submit(next, stream).result())
     assert found[:N] == wanted
+
+
+@RETENTIONS
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+def test_streams_share_a_pool_of_threads(
+    load: Load, tiny_path: Path, retention: Retention | None, n_threads: int
+) -> None:
+    """As asynchronous servers take them: each next() in the thread that is free, several at once."""
+    llm = load(tiny_path, retention=retention)
+    wanted = [answer(llm, prompt) for prompt in PROMPTS[:2]]
+
+    async def take(pool: ThreadPoolExecutor, prompt: list[int]) -> list[int]:
+        stream = llm.generate(prompt, temp=0.0)
+        call = asyncio.get_running_loop().run_in_executor
+        return [await call(pool, next, stream) for _ in range(N)]
+
+    async def take_all() -> list[list[int]]:
+        with ThreadPoolExecutor(n_threads) as pool:
+            return await asyncio.gather(*(take(pool, prompt) for prompt in PROMPTS[:2]))
+
+    assert asyncio.run(asyncio.wait_for(take_all(), 60)) == wanted
 
 
 def test_nobody_waits_for_a_stream_that_waits_for_him(load: Load, tiny_path: Path) -> None:

@@ -108,7 +108,11 @@ def test_what_a_template_leaves_out_is_named(
     ("template", "error", "sentence"),
     [
         ("{% for m in messages %}{{ m", ModelError, "is broken: TemplateSyntaxError: "),
-        ("{{ nothing.there.is }}", ModelError, "is broken: UndefinedError: 'nothing' is undefined"),
+        (
+            "{{ nothing.there.is }}",
+            ModelError,
+            "is broken: UndefinedError: 'nothing' is undefined .completions work",
+        ),
         ("{{ 1 + messages }}", ModelError, "is broken: TypeError: "),
         ("{{ raise_exception('roles must alternate') }}", ArgumentError, "refuses .*: roles must alternate"),
     ],

@@ -17,13 +17,14 @@ from headkv_local import ArgumentError, Llama, Retention
 from .._limits import KV_TYPES
 from .._load import load_error
 from .._logging import collected_errors
+from .._machine import default_threads
 
 _DISABLE = "HEADKV_DISABLE"  # read by the library when a context is made
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all contexts of a run share. n_threads: None leaves it to llama-cpp-python (half the CPUs)."""
+    """What all contexts of a run share. n_threads: None is one per core that may be used."""
 
     model: str
     n_threads: int | None = None
@@ -33,13 +34,14 @@ class Setup:
     n_gpu_layers: int = 0
 
     def options(self, n_ctx: int) -> dict[str, Any]:
+        n_threads = self.n_threads or default_threads()  # the same for stock contexts and ours
         return {
             "model_path": self.model,
             "n_ctx": n_ctx,
             "n_batch": self.n_batch,
             "n_ubatch": self.n_batch,
-            "n_threads": self.n_threads,
-            "n_threads_batch": self.n_threads,
+            "n_threads": n_threads,
+            "n_threads_batch": n_threads,
             "n_gpu_layers": self.n_gpu_layers,
             "type_k": KV_TYPES[self.type_k],
             "type_v": KV_TYPES[self.type_v],

@@ -10,7 +10,9 @@ from headkv_local.chat.progress import PrefillBar
 from headkv_local.chat.render import stats_parts
 from headkv_local.chat.session import Session
 from headkv_local.chat.turn import Answer, Event, Prefill, Text
+from headkv_local.chat.wording import no_room
 from headkv_local.chat.wrap import Wrapper
+from headkv_local.errors import ContextFullError
 
 
 def answer_question(
@@ -40,10 +42,12 @@ def answer_question(
 
         try:
             answer = session.ask(question, show)
-        except BaseException:
+        except BaseException as error:
             console.answer(wrapper.end())
             if shown and not shown.endswith("\n"):
                 console.end_line()
+            if isinstance(error, ContextFullError):
+                raise ContextFullError(no_room(session, in_chat)) from error
             raise
 
     if options.json:
@@ -55,6 +59,8 @@ def answer_question(
     if shown and not shown.endswith("\n"):
         console.answer("\n")
     console.figures(stats_parts(answer))
+    if answer.reread_reason is not None:
+        console.note(f"The prompt was read as a whole: {answer.reread_reason}.")
     if note := _note(answer, session, in_chat):
         console.note(note)
     return answer

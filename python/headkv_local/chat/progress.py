@@ -11,6 +11,8 @@ from headkv_local.chat.console import Console
 
 MIN_TOKENS = 256  # the bar for a shorter prompt waits for the first tick: most are read before
 _FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_fmt} {elapsed}<{remaining}"
+_NARROW = 60  # with fewer columns the rate would push the time left out of the line
+_NARROW_FORMAT = _FORMAT.replace("{rate_fmt} ", "")
 
 
 class PrefillBar:
@@ -51,14 +53,14 @@ class PrefillBar:
             self._bar = tqdm(
                 total=total,
                 file=self._console.err,
-                bar_format=_FORMAT,
                 unit="tok",
                 leave=False,
                 ncols=self._columns(),
+                bar_format=self._format(),
                 mininterval=0,
                 miniters=1,
             )
-        self._bar.ncols = self._columns()
+        self._bar.ncols, self._bar.bar_format = self._columns(), self._format()
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
@@ -67,6 +69,9 @@ class PrefillBar:
             self._bar.close()
             self._bar = None
             self._console.erase_line()
+
+    def _format(self) -> str:
+        return _FORMAT if self._columns() >= _NARROW else _NARROW_FORMAT
 
     def _columns(self) -> int:
         # Room for the ^C that the terminal itself writes after the bar, lest it break the line.

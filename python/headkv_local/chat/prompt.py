@@ -65,7 +65,7 @@ class Prompt:
             history=self._history,
             output=output,
             key_bindings=_bindings(),
-            prompt_continuation="... ",
+            prompt_continuation=lambda width, line, wrapped: "" if wrapped else "... ",
             completer=ChatCompleter({name: entry.argument for name, entry in COMMANDS.items()}),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,

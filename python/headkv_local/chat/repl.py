@@ -10,7 +10,7 @@ from headkv_local.chat.prompt import Dropped, Prompt
 from headkv_local.chat.session import Session
 from headkv_local.chat.wording import sentence
 from headkv_local.chat.worker import interrupts
-from headkv_local.errors import ContextFullError, HeadKVError
+from headkv_local.errors import HeadKVError
 
 _LEAVING = frozenset(("exit", "quit"))
 
@@ -69,8 +69,6 @@ class Repl:
             self._console.error("what was typed is not UTF-8")
         except (Leave, OutputError, BrokenPipeError):
             raise
-        except ContextFullError:
-            self._console.error(self._full())
         except (HeadKVError, MemoryError) as error:
             self._console.error(sentence(error, self._options))
         except ValueError as error:
@@ -86,16 +84,3 @@ class Repl:
         )
         for document in self._session.documents:
             self._console.note(f"{document.name} is read with your first question.")
-
-    def _full(self) -> str:
-        """A question that the context has no room for."""
-        session = self._session
-        attached = bool(session.documents)
-        taken = f"; the chat so far takes {session.used_tokens}" if session.turns else ""
-        stay = " Its documents stay attached." if attached else ""
-        larger = " A larger --ctx at the start makes room." if not session.turns else ""
-        return (
-            f"this question{' with its documents' * attached} and an answer do not fit into the context of "
-            f"{session.llm.n_ctx()} tokens{taken}. It was not asked.{stay} /clear starts a new chat"
-            f"{' without them' * attached}.{larger}"
-        )

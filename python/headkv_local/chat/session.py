@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any, cast
 
 from headkv_local import CacheStats
 from headkv_local.chat.documents import Document, DocumentError, compose
-from headkv_local.chat.model import ChatLlama
+from headkv_local.chat.model import ChatLlama, Meter
 from headkv_local.chat.options import Options
 from headkv_local.chat.repetition import LoopDetector
 from headkv_local.chat.turn import Answer, Event, FinishReason, Prefill, Text
@@ -99,7 +100,7 @@ class Session:
         message = {"role": "user", "content": compose(self.documents, question)}
         messages = [*self._messages, message]
         self.llm.loops = LoopDetector(question, self._text_of)
-        answer = Job(lambda job: self._answer(messages, job), self.llm.cancel).run(show)
+        answer = Job(lambda job: self._answer(messages, job)).run(show)
         if answer.finish_reason == "interrupt" and answer.completion_tokens == 0:
             return answer
         loop = self.llm.meter.loop
@@ -116,11 +117,9 @@ class Session:
 
         def watch_prefill(done: int, total: int) -> None:
             job.emit(Prefill(done, total))
-            # A request that came before the model was at work is not remembered by it.
-            if job.stopped:
-                self.llm.cancel()
 
         self.llm.watch_prefill = watch_prefill
+        self.llm.meter = Meter(started=time.perf_counter())  # the job may be stopped before it generates
         pieces: list[str] = []
         finish: FinishReason = "interrupt"
         stream: Any = self.llm.create_chat_completion(
@@ -138,8 +137,6 @@ class Session:
                         job.emit(Text(piece))
                     if choice["finish_reason"] is not None:
                         finish = choice["finish_reason"]
-                    elif job.stopped:
-                        break
                     elif self.llm.meter.loop is not None:
                         finish = "repetition"
                         break
@@ -153,6 +150,7 @@ class Session:
             finish_reason=finish,
             prompt_tokens=meter.prompt_tokens,
             read_tokens=meter.read_tokens,
+            reread_reason=self.llm.reread_reason if meter.read_tokens else None,
             completion_tokens=completion,
             prefill_seconds=meter.prefill_seconds(),
             decode_rate=meter.decode_rate,

@@ -34,14 +34,16 @@ class Answer:
 
     finish_reason: "stop" (the model ended it), "length" (max_tokens or the end of the context),
     "repetition" (it had begun to repeat itself without end) or "interrupt" (Ctrl-C). prompt_tokens counts
-    the whole conversation, read_tokens what of it had to be evaluated now. decode_rate: tokens per second
-    after the first one, None below two tokens.
+    the whole conversation, read_tokens what of it had to be evaluated now. reread_reason: why that was all
+    of it although an earlier turn had read a part, else None. decode_rate: tokens per second after the first
+    one, None below two tokens.
     """
 
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
     read_tokens: int
+    reread_reason: str | None
     completion_tokens: int
     prefill_seconds: float
     decode_rate: float | None
@@ -61,6 +63,7 @@ class Answer:
             },
             "stats": {
                 "read_tokens": self.read_tokens,
+                "reread_reason": self.reread_reason,
                 "prefill_seconds": round(self.prefill_seconds, 6),
                 "decode_rate": None if self.decode_rate is None else round(self.decode_rate, 3),
                 "n_ctx": stats.n_ctx,

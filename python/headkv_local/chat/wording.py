@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from headkv_local.chat.options import Options
-from headkv_local.errors import ContextFullError, HeadKVError, UnsupportedError
+from typing import TYPE_CHECKING
 
-_NAMES = (
-    ("n_ctx", "--ctx"),
-    ("n_gpu_layers", "--gpu-layers"),
-)  # as the library calls them, and as the chat does
+from headkv_local.chat.options import Options
+from headkv_local.errors import HeadKVError, OutOfMemoryError, TemplateError, UnsupportedError
+
+if TYPE_CHECKING:
+    from headkv_local.chat.session import Session
 
 
 def sentence(error: Exception, options: Options) -> str:
@@ -17,19 +17,44 @@ def sentence(error: Exception, options: Options) -> str:
         return _no_memory(error, options)
     if isinstance(error, UnsupportedError) and options.budget is not None:
         return f"{error}; --budget full runs it on the whole cache"
-    if isinstance(error, ContextFullError):
-        return f"{error}; a larger --ctx makes room"
+    if isinstance(error, TemplateError):
+        return f"{error.args[0]}; another file of this model may bring one that works"
     if isinstance(error, HeadKVError):
         return str(error)
     return f"internal, {type(error).__name__}: {error}"
 
 
+def no_room(session: Session, in_chat: bool) -> str:
+    """A question that the context has no room for."""
+    attached = bool(session.documents)
+    what = f"this question{' with its documents' * attached} and an answer do not fit into the context of"
+    taken = f"; the chat so far takes {session.used_tokens}" if session.turns else ""
+    larger = "" if session.turns else " A larger --ctx at the start makes room."
+    if not in_chat:
+        return f"{what} {session.llm.n_ctx()} tokens.{larger}"
+    stay = " Its documents stay attached." if attached else ""
+    without = " without them" if attached else ""
+    return (
+        f"{what} {session.llm.n_ctx()} tokens{taken}. It was not asked.{stay} /clear starts a new chat"
+        f"{without}.{larger}"
+    )
+
+
 def _no_memory(error: MemoryError, options: Options) -> str:
-    told = str(error)
-    if "for the model" in told:
-        for library, chat in _NAMES:
-            told = told.replace(library, chat)
-        return told
-    of = f" of {options.ctx} tokens" if options.ctx else ""
-    fewer = ", or with fewer --gpu-layers" if options.gpu_layers != 0 and "CUDA" in told else ""
-    return f"there is not enough memory for a context{of}: start with a smaller --ctx{fewer}"
+    setting = error.setting if isinstance(error, OutOfMemoryError) else None
+    if setting == "n_gpu_layers":
+        return (
+            "there is not enough memory for the model on the GPU: start with fewer --gpu-layers, or use a "
+            "smaller quantization"
+        )
+    if setting == "n_ctx":
+        of = f" of {options.ctx} tokens" if options.ctx else ""
+        fewer = ", or with fewer --gpu-layers" if _on_gpu(options) else ""
+        return f"there is not enough memory for a context{of}: start with a smaller --ctx{fewer}"
+    return "there is not enough memory"
+
+
+def _on_gpu(options: Options) -> bool:
+    from headkv_local.devices import all_layers, gpus  # imports the library
+
+    return all_layers(options.gpu_layers) != 0 and bool(gpus())

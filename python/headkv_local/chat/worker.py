@@ -11,6 +11,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Generic, TypeVar
 
+from headkv_local import CancelToken
 from headkv_local.chat.turn import Event
 
 T = TypeVar("T")
@@ -24,33 +25,24 @@ class _End:
 
 
 class Job(Generic[T]):
-    """`work` in a thread. It is handed this job, to emit events and to see whether it shall stop."""
+    """`work` in a thread. It is handed this job, to emit events; what it calls of a Llama can be stopped."""
 
-    def __init__(self, work: Callable[[Job[T]], T], cancel: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[Job[T]], T]) -> None:
         self._work = work
-        self._cancel = cancel
+        self._token = CancelToken()
         self._events: SimpleQueue[Event | _End] = SimpleQueue()
-        self._stopped = threading.Event()
         self._interrupts = 0
         self._error: BaseException | None = None
         self._result: T | None = None
         self._thread = threading.Thread(target=self._run, name="answer", daemon=True)
 
-    # for the worker
-
-    @property
-    def stopped(self) -> bool:
-        return self._stopped.is_set()
-
     def emit(self, event: Event) -> None:
+        """For the worker: show this."""
         self._events.put(event)
 
-    # for the main thread
-
     def stop(self) -> None:
-        """Ask the worker to stop. It does so at its next event, or where `cancel` interrupts it."""
-        self._stopped.set()
-        self._cancel()
+        """For any thread: what the worker calls of a Llama, now or later, raises Cancelled."""
+        self._token.cancel()
 
     def run(self, show: Callable[[Event | None], None]) -> T:
         """Start, show every event in this thread (None: time has passed), return the result.
@@ -86,7 +78,8 @@ class Job(Generic[T]):
 
     def _run(self) -> None:
         try:
-            self._result = self._work(self)
+            with self._token:
+                self._result = self._work(self)
         except BaseException as error:
             self._error = error
         finally:

@@ -173,7 +173,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--questions", type=positive, metavar="N", help="only the first N of them")
     parser.add_argument(
-        "--threads", type=threads, metavar="N", help="CPU threads (default: llama.cpp's choice)"
+        "--threads", type=threads, metavar="N", help="CPU threads (default: as free cores allow)"
     )
     parser.add_argument(
         "--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)"

@@ -38,6 +38,12 @@ def run(options: argparse.Namespace) -> int:
 
     width = max(20, shutil.get_terminal_size().columns - 1)
     for name, value in [*facts(build, verdict.about), ("check", verdict.text)]:
-        lines = textwrap.wrap(f"{name}: {value}", width, subsequent_indent="    ", break_on_hyphens=False)
+        lines = textwrap.wrap(
+            f"{name}: {value}",
+            width,
+            subsequent_indent="    ",
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
         print("\n".join(lines))
     return int(verdict.ok is False)

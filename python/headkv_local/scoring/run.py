@@ -40,7 +40,7 @@ Bar = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """n_threads: None leaves it to llama-cpp-python. examples: None stands for the project's own.
+    """n_threads: None is one per core that may be used. examples: None stands for the project's own.
 
     advice: beta, window, kernel and sinks to recommend with the scores; Retention's where it has none.
     """

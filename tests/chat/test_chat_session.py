@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headkv_local import CancelToken
+from headkv_local.chat.model import load_model
+from headkv_local.chat.options import Options
+from headkv_local.chat.session import Session
+
+
+@pytest.fixture
+def session(tiny_path: Path) -> Iterator[Session]:
+    options = Options(budget=16, threads=1, ctx=1024, max_tokens=4, temp=0.0)
+    with load_model(str(tiny_path), options, options.retention(16)) as llm:
+        yield Session(llm, options)  # type: ignore[arg-type]
+
+
+def test_a_stop_that_comes_before_the_model_is_at_work(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is asked, and nothing of the turn before is taken for its answer."""
+    ask = session.llm.create_chat_completion
+
+    def stopped_first(*args: Any, **kwargs: Any) -> Any:
+        token = CancelToken.current()
+        assert token is not None
+        os.kill(os.getpid(), signal.SIGINT)
+        while not token.cancelled:
+            time.sleep(0.001)
+        return ask(*args, **kwargs)
+
+    session.ask("why " * 20, lambda event: None)
+    used = session.used_tokens
+    with monkeypatch.context() as patched:
+        patched.setattr(session.llm, "create_chat_completion", stopped_first)
+        answer = session.ask("And then?", lambda event: None)
+    assert (answer.text, answer.finish_reason) == ("", "interrupt")
+    assert (answer.prompt_tokens, answer.read_tokens, answer.completion_tokens) == (0, 0, 0)
+    assert answer.prefill_seconds < 60
+    assert (session.turns, session.used_tokens) == (1, used)
+    later = session.ask("And then?", lambda event: None)
+    assert (session.turns, later.reread_reason) == (2, None)
+    assert 0 < later.read_tokens < later.prompt_tokens
