@@ -14,7 +14,8 @@ from ._generation import Generating
 
 _logger = logging.getLogger("headkv_local")
 
-_SIGNATURE: Final = inspect.signature(llama_cpp.Llama.create_chat_completion)
+_STOCK: Final = llama_cpp.Llama.create_chat_completion  # llama_cpp.Llama may be set to ours later
+_SIGNATURE: Final = inspect.signature(_STOCK)
 _PLAIN_TEXT: Final = llama_chat_format.chat_formatter_to_chat_completion_handler(_templates.plain_text)
 
 
@@ -71,7 +72,7 @@ class Chatting(Generating):
 
         def render(form: list[_templates.Message]) -> str:
             try:
-                llama_cpp.Llama.create_chat_completion(_Renderer(handler), form, **given)
+                _STOCK(_Renderer(handler), form, **given)
             except _Rendered as rendered:
                 return str(rendered.args[0])
             raise AssertionError("a formatter's handler makes tokens of its prompt")
