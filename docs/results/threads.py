@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -48,13 +48,19 @@ def rate(llm: Llama, n_tokens: int) -> float:
     return n_tokens / (perf_counter() - start)
 
 
-def measure(model: str, n_threads: int | None, n_tokens: int, n_runs: int) -> dict[str, Any]:
-    with Llama(model, n_ctx=WARM_UP + n_tokens + 32, n_threads=n_threads) as llm:
-        rates = {}
+def measure(model: str, n_tokens: int, n_runs: int) -> list[dict[str, Any]]:
+    """All settings in turn, run by run: what else happens on the machine meets each of them."""
+    settings = (None, *sorted({1, default_threads()}))
+    results: list[dict[str, Any]] = [{"threads": n or "open", "idle": [], "busy": []} for n in settings]
+    with ExitStack() as stack:
+        n_ctx = WARM_UP + n_tokens + 32
+        models = [stack.enter_context(Llama(model, n_ctx=n_ctx, n_threads=n)) for n in settings]
         for name, n_others in (("idle", 0), ("busy", os.cpu_count() or 1)):
             with busy_cores(n_others):
-                rates[name] = [rate(llm, n_tokens) for _ in range(n_runs)]
-    return {"threads": n_threads or "open", **rates}
+                for _ in range(n_runs):
+                    for llm, result in zip(models, results, strict=True):
+                        result[name].append(rate(llm, n_tokens))
+    return results
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -68,10 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     model = options.model or str(default_model_path())
-    results: list[dict[str, Any]] = []
-    for n_threads in (None, *sorted({1, default_threads()})):
-        results.append(measure(model, n_threads, options.tokens, options.runs))
-        print(results[-1], file=sys.stderr, flush=True)
+    results = measure(model, options.tokens, options.runs)
+    for result in results:
+        print(result, file=sys.stderr)
     data = {"bench": "threads", "environment": report.environment(), "results": results}
     report.save(data, options.json)
 
