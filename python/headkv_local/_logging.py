@@ -14,7 +14,7 @@ import sys
 import threading
 from _thread import get_ident, start_new_thread
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Final
 
 import llama_cpp
@@ -31,6 +31,9 @@ class _PerThread(threading.local):
     level = logging.INFO
     text = ""
     errors: list[str] | None = None
+
+    def __init__(self) -> None:
+        self.to_raise: list[type[BaseException]] = []  # what a callback of llama.cpp could not raise
 
 
 _thread = _PerThread()
@@ -61,13 +64,16 @@ def _raised_in_callback(unraisable: sys.UnraisableHookArgs) -> None:
     kind, module = unraisable.exc_type, getattr(unraisable.object, "__module__", None) or ""
     if module.partition(".")[0] in ("headkv_local", "llama_cpp") and not issubclass(kind, Exception):
         # That thread lets go of the interpreter when the callback has returned; only then the new one runs.
-        start_new_thread(_raise_in, (get_ident(), kind))
+        _thread.to_raise.append(kind)
+        start_new_thread(_raise_in, (get_ident(), _thread.to_raise))
     else:
         _hook_before(unraisable)
 
 
-def _raise_in(thread: int, kind: type[BaseException]) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))
+def _raise_in(thread: int, to_raise: list[type[BaseException]]) -> None:
+    with suppress(IndexError):  # it is raised already
+        kind = to_raise.pop()
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))
 
 
 _hook_before = sys.unraisablehook
@@ -75,12 +81,17 @@ _hook_before = sys.unraisablehook
 
 @contextmanager
 def collected_errors() -> Iterator[list[str]]:
-    """The error lines that llama.cpp logs from this thread meanwhile."""
+    """The error lines that llama.cpp logs from this thread meanwhile.
+
+    Raises what was to be raised in a callback, if a busy machine has not got round to it yet.
+    """
     before, _thread.errors = _thread.errors, []
     try:
         yield _thread.errors
     finally:
         _thread.errors = before
+    with suppress(IndexError):
+        raise _thread.to_raise.pop()
 
 
 def _no_swap(disable: bool = True) -> AbstractContextManager[None]:
