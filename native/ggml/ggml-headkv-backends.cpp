@@ -19,7 +19,7 @@ const char * headkv_backends_dir(void) {
             return std::string();
         }
         const std::string path = info.dli_fname;
-        const size_t slash = path.rfind('/');
+        const size_t slash     = path.rfind('/');
         return slash == std::string::npos ? std::string() : path.substr(0, slash);
     }();
     return dir.empty() ? nullptr : dir.c_str();

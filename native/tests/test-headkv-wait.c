@@ -1,5 +1,5 @@
-// A barrier made of headkv_wait() and headkv_wake(), as ggml's is, whose threads sleep at once: none is left asleep, and
-// none goes on before all have arrived.
+// A barrier made of headkv_wait() and headkv_wake(), as ggml's is, whose threads sleep at once: none is left asleep,
+// and none goes on before all have arrived.
 
 #define HEADKV_WAIT_SPINS 0
 
