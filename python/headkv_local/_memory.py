@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final
 
 from . import _native
@@ -50,6 +52,14 @@ def metadata(path: str) -> Numbers:
 
     Empty for a file that cannot be read: loading it for real says what is wrong.
     """
+    with suppress(OSError):
+        status = os.stat(path)
+        return _metadata(path, status.st_size, status.st_mtime_ns)
+    return {}
+
+
+@lru_cache(maxsize=4)  # asked for by tools that choose a context, and again when the model is loaded
+def _metadata(path: str, size: int, changed: int) -> Numbers:
     with suppress(HeadKVError, OSError):
         _native.model_id(path)  # finds whatever is wrong with the file
         found = Gguf(path)

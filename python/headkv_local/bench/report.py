@@ -14,6 +14,7 @@ from typing import Any
 
 import llama_cpp
 
+from headkv_local._machine import cpu_name
 from headkv_local.devices import gpus
 
 _Z = 1.959964  # 95 % of a normal distribution
@@ -48,7 +49,7 @@ def environment() -> dict[str, Any]:
         "llama_cpp_python": llama_cpp.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": cpu_name(),
         "cpus": os.cpu_count(),
         "gpus": [gpu.description for gpu in gpus()],
     }
@@ -94,12 +95,3 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     cells = [line[0].ljust(widths[0])]
     cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
     return "  ".join(cells).rstrip()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
