@@ -21,6 +21,7 @@ HEADKV = Path(sys.executable).parent / "headkv"
 
 # takes the place of what libllama calls to compute a graph
 INSTEAD = """
+#include <unistd.h>
 struct sched; struct graph;
 int ggml_backend_sched_graph_compute_async(struct sched * s, struct graph * g) { (void) s; (void) g; %s }
 """
@@ -64,6 +65,7 @@ def test_the_installed_library_decodes_right() -> None:
             "ended its process with SIG(ILL|TRAP) when it had to read a prompt: CPU .*, built by",
         ),
         ("return 0;", "computes noise"),
+        ("_exit(0);", "left its process without a word when it had to read a prompt: CPU .*, built by"),
         ("return -1;", "failed when it had to read a prompt"),
     ],
 )

@@ -19,6 +19,7 @@ from .build import Build
 NMSE_MAX: Final = 0.02
 """Weights are unpacked to another precision than the reference's, which gives 1e-3 at most; noise gives 1."""
 
+LAST_STAGE: Final = "leave"  # of child.py
 _TIMEOUT_SECONDS: Final = 300
 _SUSPECTS: Final = (("amx", "amx_tile"), ("avx512", "avx512f"))  # name for WITHOUT, flag of the CPU
 
@@ -55,6 +56,10 @@ def check(build: Build) -> Verdict:
         if done.returncode > 0:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             return Verdict(False, f"the library failed when it had to {stage}: {reason}")
+        if stage != LAST_STAGE:
+            return Verdict(
+                False, f"the library left its process without a word when it had to {stage}: {_advice(build)}"
+            )
         about = json.loads((Path(folder) / "about.json").read_text(encoding="utf-8"))
         return _compared(model, Path(folder) / "logits.npy", about, build)
 
