@@ -94,7 +94,7 @@ def compact_natively(
     _native.configure(ctx, window, kernel, 4)
     _native.set_budgets(ctx, np.broadcast_to(np.int32(caps), (stats.n_layer, stats.n_head_kv)))
     llm.eval(tokens[:-window])
-    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    _native.observe(ctx, _native.OBSERVE_TOKENS, len(tokens) - window, window)
     llm.eval(tokens[-window:])
     _native.observe(ctx, _native.OBSERVE_OFF)
     if ends is not None:

@@ -5,9 +5,10 @@
 //   headkv_configure   once per context
 //   headkv_set_budgets once per context, or before any prompt
 //   headkv_reserve     may be left out
-//   llama_decode       all prompt tokens but the last window of them, better two
-//   headkv_observe     HEADKV_OBSERVE_WINDOW
-//   llama_decode       the rest: its attention to the prompt is recorded
+//   headkv_observe     HEADKV_OBSERVE_TOKENS: the question at the prompt's end, or the last 128 tokens or so
+//   llama_decode       the prompt: the attention of those tokens to it is recorded
+//   llama_decode, llama_memory_seq_rm  may be left out: a question that stands elsewhere, read once more after the
+//                      prompt as a part of what is observed, and taken back
 //   headkv_set_sentences  may be left out
 //   headkv_compact     every KV head keeps its share, the rest of the KV cache is freed
 //   llama_decode       the answer; llama_memory_clear() or a whole-sequence llama_memory_seq_rm()
@@ -46,7 +47,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 5,
+    HEADKV_ABI_VERSION = 6,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
@@ -65,7 +66,7 @@ enum headkv_const {
     HEADKV_ERR_SCORES_VALUE   = -12, // not finite, negative, all zero, or out of range
 
     HEADKV_OBSERVE_OFF    = 0,
-    HEADKV_OBSERVE_WINDOW = 1,
+    HEADKV_OBSERVE_TOKENS = 1,
     HEADKV_OBSERVE_ROWS   = 2,
 };
 
@@ -117,8 +118,8 @@ HEADKV_API const char * headkv_last_error(const struct llama_context * ctx);
 // more than one sequence, sliding window, recurrent or MLA layers, ALiBi, an encoder, ...
 HEADKV_API int32_t headkv_supported(const struct llama_context * ctx);
 
-//   window: the last prompt tokens, which are always kept. Their attention selects what else is kept, together
-//           with that of up to as many tokens before them                       >= 1
+//   window: the last prompt tokens, which are always kept; as many before them while all of these are at most half of
+//           a cap                                                               >= 1
 //   kernel: width of the max-pool over positions, within a sentence             >= 1, odd
 //   sinks : first prompt positions, which are always kept where a cap has room for more than the window   >= 0
 // Forgets the budgets and what was recorded. Makes headkv_cancel() work, for which it takes the context's abort
@@ -136,12 +137,15 @@ HEADKV_API int32_t headkv_set_budgets(struct llama_context * ctx, const int32_t 
 // HEADKV_ERR_STATE on a compacted cache, HEADKV_ERR_MEMORY without that room; the cache stays as it was.
 HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 
-// Forget what was recorded, and from now on record for every decoded token ...
-//   HEADKV_OBSERVE_WINDOW: how much attention each KV head pays to every position; for headkv_compact()
+// Forget what was recorded, and from now on record while tokens are decoded ...
+//   HEADKV_OBSERVE_TOKENS: how much attention each KV head pays to every position, over n tokens from position `first`
+//                          on; for headkv_compact(). What else is decoded is not recorded.
 //   HEADKV_OBSERVE_ROWS  : the attention of each query head, of the last token only; for headkv_get_rows()
 //   HEADKV_OBSERVE_OFF   : nothing any more; what was recorded is kept
-// HEADKV_ERR_STATE on a compacted cache, HEADKV_ERR_MEMORY without room for the records.
-HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what);
+// first, n: of HEADKV_OBSERVE_TOKENS. The range must reach to the end of the prompt that is compacted, or farther:
+// tokens after it that are taken back when they were decoded observe, and are no part of the prompt. HEADKV_ERR_STATE
+// on a compacted cache, HEADKV_ERR_MEMORY without room for the records.
+HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what, int32_t first, int32_t n);
 
 // Where the sentences of the prompt end, as it is in the cache now. The max-pool does not reach from one sentence
 // into the next; without this call all of the prompt is one.
@@ -152,15 +156,16 @@ HEADKV_API int32_t headkv_set_sentences(struct llama_context * ctx, const uint8_
 
 // Select, gather the kept rows into the pool, free the full cache and make a small one for new tokens.
 //   seq: 0, the only sequence that there can be
-// HEADKV_ERR_STATE : nothing decoded, no budgets, compacted already, or the recorded tokens are not
-//                    exactly the last ones, one to two windows of them
+// HEADKV_ERR_STATE : nothing decoded, no budgets, compacted already, or not all tokens recorded that were to be
+//                    observed
 // HEADKV_ERR_MEMORY: pool or tail could not be allocated
 // On any failure the full cache and the record stay as they were, and the call can be tried again.
 HEADKV_API int32_t headkv_compact(struct llama_context * ctx, int32_t seq);
 
-// The attention recorded for each prompt position, before pooling: root mean square over the recorded tokens
-// and the query heads of the group. w: row-major [n_layer][n_head_kv][n_prompt], n: its length.
-// HEADKV_ERR_STATE without a complete record (compaction frees it), HEADKV_ERR_UNSUPPORTED without any in a layer.
+// The attention recorded for each prompt position, before the max-pool: the power mean with exponent 4 over the
+// observed tokens and the query heads of the group, where a token counts for positions at least 16 before it, for
+// others as 0. w: row-major [n_layer][n_head_kv][n_prompt], n: its length. HEADKV_ERR_STATE without a complete record
+// (compaction frees it), HEADKV_ERR_UNSUPPORTED without any in a layer.
 HEADKV_API int32_t headkv_get_attention(const struct llama_context * ctx, float * w, size_t n);
 
 // What the last decoded token's query heads attended to in one layer: w[n_head][n_tokens in the cache],

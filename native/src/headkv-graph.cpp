@@ -12,14 +12,17 @@ static const llama_kv_cache_headkv_context * get_context(const llama_memory_cont
 
 namespace {
 
-// has no tensor: refuses that a graph outlives a compaction, a grown tail or a change of observation
+// what is read while tokens are observed; refuses that a graph outlives a compaction, a grown tail or an observation
 class llm_graph_input_headkv : public llm_graph_input_i {
 public:
-    explicit llm_graph_input_headkv(const llama_kv_cache_headkv * mem) : mem(mem), epoch(mem->get_epoch()) {}
+    llm_graph_input_headkv(const llama_kv_cache_headkv * mem, const headkv_observer::inputs & in)
+        : mem(mem),
+          in(in),
+          epoch(mem->get_epoch()) {}
 
     void set_input(const llama_ubatch * ubatch) override {
         GGML_UNUSED(ubatch);
-        mem->on_compute();
+        mem->on_compute(in);
     }
 
     bool can_reuse(const llm_graph_params & params) override {
@@ -29,6 +32,7 @@ public:
 
 private:
     const llama_kv_cache_headkv * mem;
+    const headkv_observer::inputs in;
     const uint64_t epoch;
 };
 
@@ -36,7 +40,13 @@ private:
 
 void headkv_build_inp(llm_graph_result * res, const llama_kv_cache_context * mctx) {
     if (const auto * headkv = get_context(mctx)) {
-        res->add_input(std::make_unique<llm_graph_input_headkv>(headkv->get_mem()));
+        const auto * mem = headkv->get_mem();
+
+        headkv_observer::inputs in = {};
+        if (!headkv->is_full()) {
+            in = mem->build_inputs(res->get_ctx(), mctx->get_n_kv());
+        }
+        res->add_input(std::make_unique<llm_graph_input_headkv>(mem, in));
     }
 }
 
@@ -49,7 +59,7 @@ ggml_tensor * headkv_build_attn(const llm_graph_context & gctx, const llama_kv_c
     }
     const auto * mem = headkv->get_mem();
 
-    // a ubatch that only reserves memory is larger than any that is observed
+    // what only reserves memory has no tokens that could be observed
     if (!headkv->is_full()) {
         uint32_t ikv;
         if (const auto * obs = mem->get_observer(il, ikv)) {

@@ -4,20 +4,115 @@
 #include "llama-batch.h"
 #include "llama-graph.h"
 #include "llama-hparams.h"
+#include "llama-kv-cells.h"
 
 #include "ggml-backend.h"
 
 #include <algorithm>
 
+// Attention of a ubatch's observed tokens to the whole prompt is at most that large: the compute buffer should not grow
+// for the end of the prompt by more. On a device CUDA multiplies no more columns by K without a copy of K in F32.
+static constexpr size_t n_bytes_max   = 32u * 1024 * 1024;
+static constexpr size_t n_columns_max = 16;
+
+static bool is_on_device(const std::vector<headkv_layer_shape> & shapes) {
+    return std::any_of(shapes.begin(), shapes.end(),
+                       [](const headkv_layer_shape & s) { return !ggml_backend_buft_is_host(s.buft); });
+}
+
 headkv_observer::headkv_observer(mode mode, const std::vector<headkv_layer_shape> & shapes, uint32_t n_cells,
-                                 uint32_t n_heads)
+                                 uint32_t n_heads, llama_pos first, uint32_t n)
     : what(mode),
       n_heads(n_heads),
+      range_first(first),
+      range_n(n),
+      on_device(is_on_device(shapes)),
       bufs(shapes.size()) {
     for (const auto & s : shapes) {
         records.push_back(bufs.new_tensor(s.buft, GGML_TYPE_F32, n_cells, n_heads, "obs", s.il));
     }
     bufs.alloc();
+}
+
+uint32_t headkv_observer::limit(llama_pos p0, uint32_t n_max, size_t n_kv, size_t n_head) const {
+    if (!on || what == ROWS || p0 >= range_first + (llama_pos) range_n) {
+        return n_max;
+    }
+    const size_t n_before  = std::max(0, range_first - p0);
+    const size_t n_in_room = n_bytes_max / (sizeof(float) * n_kv * n_head);
+
+    return std::min<size_t>(n_max, n_before + std::clamp<size_t>(n_in_room, 1, on_device ? n_columns_max : n_max));
+}
+
+bool headkv_observer::aim(const llama_ubatch & ubatch, const llama_kv_cells & cells) {
+    if (!on) {
+        return true;
+    }
+    const view before = std::move(aimed);
+    aimed             = {};
+
+    if (what == ROWS) {
+        aimed.i0 = ubatch.n_tokens - 1;
+        aimed.n  = 1;
+        last     = ubatch.pos[aimed.i0];
+        n_tokens++;
+        return before.n > 0 && before.i0 == aimed.i0;
+    }
+
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        const llama_pos p = ubatch.pos[i];
+        if (p < range_first || p >= range_first + (llama_pos) range_n) {
+            continue;
+        }
+        aimed.i0 = aimed.pos.empty() ? i : aimed.i0;
+        aimed.pos.push_back(p);
+        last = std::max(last, p);
+    }
+    aimed.n   = aimed.pos.size();
+    n_tokens += aimed.n;
+    if (aimed.n == 0) {
+        return before.n == 0;
+    }
+
+    const uint32_t n_used = cells.used_max_p1();
+    const auto is_near    = [&](uint32_t c) {
+        return !cells.is_empty(c) && cells.pos_get(c) > aimed.pos.front() - headkv_gap;
+    };
+    while (aimed.first < n_used && !is_near(aimed.first)) {
+        aimed.first++;
+    }
+    for (uint32_t c = aimed.first; c < n_used; ++c) {
+        aimed.cells.push_back(cells.is_empty(c) ? std::numeric_limits<llama_pos>::max() : cells.pos_get(c));
+    }
+    return false;
+}
+
+headkv_observer::inputs headkv_observer::build_inputs(ggml_context * ctx, uint32_t n_kv, uint32_t n_gqa) {
+    in = {};
+    if (what == TOKENS && aims()) {
+        in.ones = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 1, aimed.n * n_gqa, n_heads);
+        in.far  = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_kv - aimed.first, aimed.n);
+        ggml_set_input(in.ones);
+        ggml_set_input(in.far);
+    }
+    return in;
+}
+
+void headkv_observer::set_inputs(const inputs & in) const {
+    if (!in.far) {
+        return;
+    }
+    const std::vector<float> ones(ggml_nelements(in.ones), 1.0f);
+    ggml_backend_tensor_set(in.ones, ones.data(), 0, ggml_nbytes(in.ones));
+
+    const size_t n_cells = in.far->ne[0]; // with what of the cache is not in use, and not looked at
+
+    std::vector<float> far(n_cells * aimed.n, 0.0f);
+    for (uint32_t i = 0; i < aimed.n; ++i) {
+        std::transform(aimed.cells.begin(), aimed.cells.end(), &far[i * n_cells],
+                       [&](llama_pos p) { return p <= aimed.pos[i] - headkv_gap ? 1.0f : 0.0f; });
+    }
+    ggml_backend_tensor_set(in.far, far.data(), 0, ggml_nbytes(in.far));
 }
 
 // Whether CUDA would make a copy of K in F32 in memory that it ends the process without: its products take heads of a
@@ -31,8 +126,12 @@ void headkv_observer::build(const llm_graph_context & gctx, uint32_t ikv, ggml_t
                             ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale) const {
     ggml_context * ctx = gctx.ctx0;
 
-    const int64_t n_kv     = k->ne[2];
-    const int64_t n_tokens = q->ne[2];
+    const int64_t n_kv  = k->ne[2];
+    const int64_t n     = aimed.n;
+    const int64_t first = aimed.first;
+
+    q       = ggml_view_3d(ctx, q, q->ne[0], q->ne[1], n, q->nb[1], q->nb[2], aimed.i0 * q->nb[2]);
+    kq_mask = ggml_view_2d(ctx, kq_mask, kq_mask->ne[0], n, kq_mask->nb[1], aimed.i0 * kq_mask->nb[1]);
 
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
     k = ggml_permute(ctx, k, 0, 2, 1, 3);
@@ -40,7 +139,7 @@ void headkv_observer::build(const llm_graph_context & gctx, uint32_t ikv, ggml_t
         k = ggml_cast(ctx, k, GGML_TYPE_F32); // lack of memory for this one is an error
     }
 
-    // [n_kv, n_tokens, n_head]
+    // [n_kv, n, n_head]
     ggml_tensor * w = ggml_mul_mat(ctx, k, q);
     ggml_prec_set_acc(w, GGML_PREC_F32);
 
@@ -53,37 +152,47 @@ void headkv_observer::build(const llm_graph_context & gctx, uint32_t ikv, ggml_t
     w = ggml_soft_max_ext(ctx, w, kq_mask, kq_scale, 0.0f);
     ggml_soft_max_add_sinks(w, sinks);
 
-    ggml_tensor * record = ggml_view_2d(ctx, records[ikv], n_kv, n_heads, records[ikv]->nb[1], 0);
+    ggml_tensor * record = records[ikv];
 
     if (what == ROWS) {
-        w = ggml_view_2d(ctx, w, n_kv, n_heads, w->nb[2], (n_tokens - 1) * w->nb[1]);
+        record = ggml_view_2d(ctx, record, n_kv, n_heads, record->nb[1], 0);
+        w      = ggml_view_2d(ctx, w, n_kv, n_heads, w->nb[2], 0);
         ggml_build_forward_expand(gctx.gf, ggml_cpy(ctx, w, record));
         return;
     }
 
-    // the query heads of a GQA group are neighbours: [n_kv, n_tokens*n_gqa, n_head_kv] -> sum over the rows
-    w = ggml_reshape_3d(ctx, w, n_kv, w->ne[1] * w->ne[2] / n_heads, n_heads);
-    w = ggml_cont(ctx, ggml_transpose(ctx, ggml_sqr(ctx, w)));
-    w = ggml_reshape_2d(ctx, ggml_sum_rows(ctx, w), n_kv, n_heads);
+    w = ggml_sqr(ctx, ggml_sqr(ctx, w));
 
-    ggml_build_forward_expand(gctx.gf, ggml_add_inplace(ctx, record, w));
-}
-
-void headkv_observer::add(const llama_ubatch & ubatch) {
-    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-        first = n_tokens == 0 ? ubatch.pos[i] : std::min(first, ubatch.pos[i]);
-        last  = n_tokens == 0 ? ubatch.pos[i] : std::max(last, ubatch.pos[i]);
-        n_tokens++;
+    // w: [n_cells, n, n_head], the query heads of a GQA group are neighbours -> sum over their rows, [n_cells, 1,
+    // n_heads]
+    const auto add = [&](ggml_tensor * w, int64_t cell) {
+        w = ggml_view_3d(ctx, w, w->ne[0], in.ones->ne[1], n_heads, w->nb[1], in.ones->ne[1] * w->nb[1], 0);
+        w = ggml_out_prod(ctx, w, in.ones);
+        ggml_build_forward_expand(gctx.gf,
+                                  ggml_add_inplace(ctx,
+                                                   ggml_view_3d(ctx, record, w->ne[0], 1, n_heads, record->nb[1],
+                                                                record->nb[1], cell * record->nb[0]),
+                                                   w));
+    };
+    const auto cells = [&](int64_t from, int64_t to) {
+        return ggml_view_3d(ctx, w, to - from, n, w->ne[2], w->nb[1], w->nb[2], from * w->nb[0]);
+    };
+    if (first > 0) {
+        add(cells(0, first), 0);
     }
+    add(ggml_mul(ctx, cells(first, n_kv), in.far), first);
 }
 
 void headkv_observer::remove(llama_pos p0) {
-    broken = broken || (n_tokens > 0 && p0 <= last);
+    if (p0 <= last) {
+        valid = std::min(valid, p0);
+    }
 }
 
-bool headkv_observer::covers(uint32_t n_min, uint32_t n_max, llama_pos last_pos) const {
-    return !broken && n_min <= n_tokens && n_tokens <= n_max && last == last_pos &&
-           first == last_pos - (llama_pos) n_tokens + 1;
+bool headkv_observer::covers(uint32_t n_prompt) const {
+    const llama_pos end = range_first + (llama_pos) range_n;
+
+    return n_tokens == range_n && last == end - 1 && end >= (llama_pos) n_prompt && (llama_pos) n_prompt <= valid;
 }
 
 void headkv_observer::read(uint32_t ikv, uint32_t n, std::vector<float> & res) const {

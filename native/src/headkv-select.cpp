@@ -8,10 +8,11 @@ static inline float larger(float a, float b) {
     return a > b ? a : b;
 }
 
-headkv_parts headkv_divide(uint32_t n_prompt, uint32_t n_observed, const uint8_t * ends, const headkv_params & params) {
-    const uint32_t n_sinks = std::min(params.sinks, n_prompt - n_observed);
+headkv_parts headkv_divide(uint32_t n_prompt, const uint8_t * ends, const headkv_params & params) {
+    const uint32_t n_recent = (uint32_t) std::min<uint64_t>((uint64_t) 2 * params.window, n_prompt);
+    const uint32_t n_sinks  = std::min(params.sinks, n_prompt - n_recent);
 
-    return { n_sinks, n_prompt - n_observed - n_sinks, n_observed, ends ? ends + n_sinks : nullptr };
+    return { n_sinks, n_prompt - n_recent - n_sinks, n_recent, ends ? ends + n_sinks : nullptr };
 }
 
 // one sentence; x, res: [n]
@@ -98,14 +99,14 @@ void headkv_select(const float * w, const float * votes, const headkv_parts & pa
         return;
     }
 
-    const uint32_t n_window = std::min({ params.window, parts.observed, cap });
+    const uint32_t n_window = std::min({ params.window, parts.recent, cap });
     const uint32_t n_first  = std::min(parts.sinks, cap - n_window);
     const uint32_t n_rest   = cap - n_window - n_first;
 
-    // of the rest, what was observed before the window, within half of the cap; all of it where few others are left
+    // of the rest, what is recent before the window, within half of the cap; all of it where few others are left
     const uint32_t n_half = std::max(cap / 2, n_window) - n_window;
     const uint32_t n_more =
-        std::max(std::min({ parts.observed - n_window, n_half, n_rest }), n_rest - std::min(parts.candidates, n_rest));
+        std::max(std::min({ parts.recent - n_window, n_half, n_rest }), n_rest - std::min(parts.candidates, n_rest));
 
     const uint32_t n_last = n_window + n_more;
     const uint32_t n_best = n_rest - n_more;

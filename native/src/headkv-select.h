@@ -14,24 +14,23 @@ struct headkv_params {
 struct headkv_parts {
     uint32_t sinks;
     uint32_t candidates; // kept where attention says so
-    uint32_t observed;   // the last ones, whose attention was recorded
+    uint32_t recent;     // the last ones, two windows of them
 
     const uint8_t * ends; // [candidates] not 0 where a sentence ends, or nullptr: all of them are one
 
-    uint32_t n_prompt() const { return sinks + candidates + observed; }
+    uint32_t n_prompt() const { return sinks + candidates + recent; }
 };
 
-// n_observed: at most n_prompt
-// ends      : [n_prompt] or nullptr, as in headkv_parts
-headkv_parts headkv_divide(uint32_t n_prompt, uint32_t n_observed, const uint8_t * ends, const headkv_params & params);
+// ends: [n_prompt] or nullptr, as in headkv_parts
+headkv_parts headkv_divide(uint32_t n_prompt, const uint8_t * ends, const headkv_params & params);
 
 // Choose what the KV heads keep of a prompt: HeadKV's selection (arXiv 2410.19258, section 3.3) with a vote of all
 // heads, see docs/method.md, "Selection".
 //
 //   w: [n_prompt] attention that the observed tokens pay to each position, of one KV head
 //
-// Only the attention to candidates counts. That to the sinks and among the observed tokens is large whatever the
-// prompt says, and would leak into its neighbours.
+// Only the attention to candidates counts. That to the sinks is large whatever the prompt says, and would leak into its
+// neighbours.
 //
 // The max-pool stays inside a sentence, and what is looked at counts less with every position on the way: little less
 // for those behind it, where the answer stands more often ("the code is 123"), than for those ahead of it.
@@ -49,7 +48,7 @@ void headkv_vote(const float * w, const headkv_parts & parts, double weight, con
 //   votes: [candidates] of all heads, or nullptr: the head decides alone
 //   keep : positions, ascending; min(cap, n_prompt) of them
 //
-// First the window, then the sinks; then what was observed before the window while that and the window are at most
-// half of the cap; the rest are the best candidates by pooled attention times votes. Ties go to the lower position.
+// First the window, then the sinks; then the recent ones before the window while they and the window are at most half
+// of the cap; the rest are the best candidates by pooled attention times votes. Ties go to the lower position.
 void headkv_select(const float * w, const float * votes, const headkv_parts & parts, uint32_t cap,
                    const headkv_params & params, std::vector<int32_t> & keep);

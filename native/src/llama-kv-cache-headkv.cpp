@@ -20,12 +20,6 @@
 // cells of the tail right after compaction; it doubles when it is full
 static constexpr uint32_t n_tail_min = 128;
 
-// Tokens of a ubatch under observation: CUDA multiplies no more columns by K without a copy of K in F32. Fewer where
-// their attention to the whole prompt, and a transposed copy of it, would not fit into so many bytes: the compute
-// buffer should not grow for the end of the prompt beyond what its other tokens take.
-static constexpr uint32_t n_ubatch_observed  = 16;
-static constexpr size_t n_bytes_observed_max = 64u * 1024 * 1024;
-
 // a dormant cache has a multiple of so many cells, as long as the context has: the stock cache attends to as many at
 // once
 static constexpr uint32_t n_live_pad = 256;
@@ -211,13 +205,13 @@ llama_memory_context_ptr llama_kv_cache_headkv::init_batch(llama_batch_allocr & 
 
         balloc.split_reset();
 
-        if (obs && obs->on) {
-            n_ubatch = std::min(n_ubatch, get_n_ubatch_observed(balloc.get_n_tokens()));
-        }
+        const llama_pos p0 = live->seq_pos_max(0) + 1;
+        const size_t n_kv  = live->get_cells(0).get_used() + balloc.get_n_tokens();
 
         std::vector<llama_ubatch> ubatches;
         while (true) {
-            auto ubatch = balloc.split_simple(n_ubatch);
+            const llama_pos p = p0 + (llama_pos) balloc.get_n_used();
+            auto ubatch = balloc.split_simple(obs ? obs->limit(p, n_ubatch, n_kv, model.hparams.n_head()) : n_ubatch);
             if (ubatch.n_tokens == 0) {
                 break;
             }
@@ -241,13 +235,6 @@ llama_memory_context_ptr llama_kv_cache_headkv::init_batch(llama_batch_allocr & 
     }
 
     return std::make_unique<llama_kv_cache_headkv_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
-}
-
-uint32_t llama_kv_cache_headkv::get_n_ubatch_observed(uint32_t n_new) const {
-    const size_t n_kv    = live->get_cells(0).get_used() + n_new;
-    const size_t n_bytes = 2 * sizeof(float) * n_kv * model.hparams.n_head(); // of one token
-
-    return std::clamp<size_t>(n_bytes_observed_max / n_bytes, 1, n_ubatch_observed);
 }
 
 llama_memory_context_ptr llama_kv_cache_headkv::init_full() {
@@ -294,23 +281,24 @@ bool llama_kv_cache_headkv::get_can_shift() const {
 }
 
 void llama_kv_cache_headkv::clear(bool data) {
-    if (pool || live->get_cells(0).get_used() > 0) {
-        n_expected = 0; // of an empty cache: its prompt is still to come
-    }
+    const bool is_empty = !pool && live->get_cells(0).get_used() == 0; // the prompt is still to come
 
     if (pool || obs) {
         wait();
     }
     const std::lock_guard<std::mutex> lock(mutex);
 
+    if (!is_empty) {
+        n_expected = 0;
+        obs.reset();
+    }
     pool.reset();
-    obs.reset();
     ends.clear();
 
     live->clear(data);
 
     n_live     = 0;
-    bytes_peak = total_size(*live);
+    bytes_peak = total_size(*live) + (obs ? obs->get_buffers().size() : 0);
     epoch++;
 }
 
@@ -531,9 +519,14 @@ void llama_kv_cache_headkv::expect(int32_t n) {
     }
 }
 
-void llama_kv_cache_headkv::observe(int32_t what) {
+void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n) {
     if (what < HEADKV_OBSERVE_OFF || what > HEADKV_OBSERVE_ROWS) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no kind of observation %d", what));
+    }
+    if (what == HEADKV_OBSERVE_TOKENS && (first < 0 || n < 1 || n > (int32_t) n_ctx - first)) {
+        throw headkv_error(
+            HEADKV_ERR_ARGUMENT,
+            format("%d tokens from position %d on cannot be observed in a context of %u", n, first, n_ctx));
     }
     if (pool) {
         throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it is observed again");
@@ -547,8 +540,8 @@ void llama_kv_cache_headkv::observe(int32_t what) {
         const bool rows = what == HEADKV_OBSERVE_ROWS;
 
         reserve(0);
-        auto next = std::make_unique<headkv_observer>(rows ? headkv_observer::ROWS : headkv_observer::WINDOW, shapes,
-                                                      n_ctx, rows ? model.hparams.n_head() : n_head_kv);
+        auto next = std::make_unique<headkv_observer>(rows ? headkv_observer::ROWS : headkv_observer::TOKENS, shapes,
+                                                      n_ctx, rows ? model.hparams.n_head() : n_head_kv, first, n);
         const std::lock_guard<std::mutex> lock(mutex);
         update_peak(next->get_buffers().size());
         obs = std::move(next);
@@ -602,7 +595,8 @@ std::vector<float> llama_kv_cache_headkv::read_attention(uint32_t ikv, const std
 
     const float scale = 1.0f / (obs->get_n_tokens() * (model.hparams.n_head() / n_head_kv));
     for (float & x : w) {
-        x = x > 0.0f ? std::sqrt(scale * x) : 0.0f; // a model that makes NaN is no reason to select at random
+        x = x > 0.0f ? std::sqrt(std::sqrt(scale * x))
+                     : 0.0f; // a model that makes NaN is no reason to select at random
     }
     return w;
 }
@@ -655,10 +649,10 @@ void llama_kv_cache_headkv::compact(uint32_t n_threads) {
         throw headkv_error(HEADKV_ERR_STATE,
                            format("the prompt of %u tokens is shorter than the window of %u", n_prompt, params.window));
     }
-    if (!has_window_record(n_prompt)) {
+    if (!has_record(n_prompt)) {
         throw headkv_error(HEADKV_ERR_STATE,
-                           format("the last %u to %u prompt tokens, and only they, must be decoded under observation",
-                                  params.window, 2 * params.window));
+                           "all tokens that are to be observed must be decoded, the prompt's last one "
+                           "among them or behind it, and none of the prompt be taken back since");
     }
 
     // select
@@ -667,7 +661,7 @@ void llama_kv_cache_headkv::compact(uint32_t n_threads) {
 
     headkv_keep keep(shapes.size(), std::vector<std::vector<int32_t>>(n_head_kv));
 
-    const auto parts = headkv_divide(n_prompt, obs->get_n_tokens(), ends.empty() ? nullptr : ends.data(), params);
+    const auto parts = headkv_divide(n_prompt, ends.empty() ? nullptr : ends.data(), params);
     const auto votes = get_votes(cell, parts, n_threads);
 
     // layers do not depend on each other, so the number of threads changes nothing but the time
@@ -740,8 +734,8 @@ void llama_kv_cache_headkv::compact(uint32_t n_threads) {
 
 void llama_kv_cache_headkv::get_attention(float * w, size_t n) const {
     const auto cell = get_prompt_cells();
-    if (!has_window_record(cell.size())) {
-        throw headkv_error(HEADKV_ERR_STATE, "there is no complete record of the window's attention");
+    if (!has_record(cell.size())) {
+        throw headkv_error(HEADKV_ERR_STATE, "there is no complete record of the observed tokens' attention");
     }
     require_length(n, shapes.size() * n_head_kv * cell.size());
 
@@ -820,9 +814,8 @@ headkv_stats llama_kv_cache_headkv::get_stats() const {
     return res;
 }
 
-bool llama_kv_cache_headkv::has_window_record(size_t n_prompt) const {
-    return obs && obs->get_mode() == headkv_observer::WINDOW &&
-           obs->covers(params.window, 2 * params.window, (llama_pos) n_prompt - 1);
+bool llama_kv_cache_headkv::has_record(size_t n_prompt) const {
+    return obs && obs->get_mode() == headkv_observer::TOKENS && obs->covers(n_prompt);
 }
 
 void llama_kv_cache_headkv::require_length(size_t n, size_t n_expected) const {
@@ -862,7 +855,7 @@ uint32_t llama_kv_cache_headkv::ikv_of(int32_t il) const {
 }
 
 const headkv_observer * llama_kv_cache_headkv::get_observer(int32_t il, uint32_t & ikv) const {
-    if (!obs || !obs->on) {
+    if (!obs || !obs->aims()) {
         return nullptr;
     }
     ikv = ikv_of(il);
@@ -873,13 +866,20 @@ const headkv_pool::layer * llama_kv_cache_headkv::get_pool(int32_t il) const {
     return pool ? &pool->get_layer(ikv_of(il)) : nullptr;
 }
 
-void llama_kv_cache_headkv::on_compute() const {
+headkv_observer::inputs llama_kv_cache_headkv::build_inputs(ggml_context * ctx, uint32_t n_kv) const {
+    return obs ? obs->build_inputs(ctx, n_kv, model.hparams.n_head() / n_head_kv) : headkv_observer::inputs{};
+}
+
+void llama_kv_cache_headkv::on_compute(const headkv_observer::inputs & in) const {
+    if (obs) {
+        obs->set_inputs(in);
+    }
     n_splits = lctx ? ggml_backend_sched_get_n_splits(lctx->get_sched()) : 0;
 }
 
 void llama_kv_cache_headkv::on_apply(const llama_ubatch & ubatch) {
-    if (obs && obs->on) {
-        obs->add(ubatch);
+    if (obs && !obs->aim(ubatch, live->get_cells(0))) {
+        epoch++;
     }
     ends.clear(); // those of the prompt without this ubatch
     count_live();

@@ -74,7 +74,7 @@ public:
     void set_budgets(const int32_t * caps, size_t n);
     void expect(int32_t n);
     void set_sentences(const uint8_t * ends, size_t n);
-    void observe(int32_t what);
+    void observe(int32_t what, int32_t first, int32_t n);
     void compact(uint32_t n_threads);
 
     void get_attention(float * w, size_t n) const;
@@ -97,9 +97,10 @@ public:
     // the pool of layer il, nullptr when dormant
     const headkv_pool::layer * get_pool(int32_t il) const;
 
-    // the ubatch is about to be computed: before its graph is built, and when it is there
+    // The ubatch is about to be computed: before its graph is built, while it is, and when it is there.
     void on_apply(const llama_ubatch & ubatch);
-    void on_compute() const;
+    headkv_observer::inputs build_inputs(ggml_context * ctx, uint32_t n_kv) const;
+    void on_compute(const headkv_observer::inputs & in) const;
 
     // of the last failure on this context, since the last batch began
     std::string last_error;
@@ -123,19 +124,16 @@ private:
     // make room for n_new more tokens in the live cache; throws if there is none
     void reserve(uint32_t n_new);
 
-    // how many tokens are decoded at once under observation, where a batch of n_new is to be decoded
-    uint32_t get_n_ubatch_observed(uint32_t n_new) const;
-
     // all positions of the live cache in order: cell[p]; throws unless they are 0, 1, ...
     std::vector<uint32_t> get_prompt_cells() const;
 
-    // is the attention of the end of a prompt of n_prompt tokens recorded, of one to two windows and no more
-    bool has_window_record(size_t n_prompt) const;
+    // is the attention of all tokens recorded that are to select from a prompt of n_prompt tokens
+    bool has_record(size_t n_prompt) const;
 
     // what was recorded of a layer, by position: [rows][n_prompt]
     std::vector<float> read_record(uint32_t ikv, const std::vector<uint32_t> & cell) const;
 
-    // what selects: the root mean square of the recorded attention, [n_head_kv][n_prompt]
+    // what selects: the power mean of the recorded attention, [n_head_kv][n_prompt]
     std::vector<float> read_attention(uint32_t ikv, const std::vector<uint32_t> & cell) const;
 
     // what the heads that have more than the smallest cap look at: [n_candidates], empty where none has more

@@ -1,5 +1,6 @@
 // Observing the end of a long prompt of a model with many heads: the memory that it computes in is bounded, which takes
-// several ubatches, and what they record together is what the same tokens record one by one.
+// several ubatches, and what they record together is what the same tokens record one by one. So do observed tokens that
+// are a part of a ubatch, and those that are taken back after it.
 
 #include "headkv.h"
 #include "tiny-model.h"
@@ -12,24 +13,28 @@ static constexpr int n_layer    = 1;
 static constexpr int n_head     = 512;
 static constexpr int n_head_kv  = 8;
 static constexpr int n_prompt   = 2048;
-static constexpr int n_observed = 16;
-static constexpr size_t n_bytes = (size_t) 2 * sizeof(float) * n_prompt * n_head; // observing one token takes these
-static constexpr size_t limit   = 64u * 1024 * 1024;
+static constexpr int n_observed = 40;
+static constexpr size_t n_bytes = sizeof(float) * n_prompt * n_head; // observing one token takes these
+static constexpr size_t limit   = 32u * 1024 * 1024;
 static_assert(n_observed * n_bytes >= 2 * limit, "else there is nothing to test");
 
 static bool decode(llama_context * ctx, int p0, int n) {
     return tiny_model_decode(ctx, p0, n) == 0;
 }
 
-// the last tokens of the prompt, in batches of n_batch -> [n_head_kv][n_prompt], empty if that failed
-static std::vector<float> observe(llama_context * ctx, int n_batch) {
-    bool ok =
-        llama_memory_seq_rm(llama_get_memory(ctx), 0, n_prompt - n_observed, -1) && headkv_observe(ctx, 1) == HEADKV_OK;
-    for (int i = 0; ok && i < n_observed; i += n_batch) {
-        ok = decode(ctx, n_prompt - n_observed + i, n_batch);
+// The last tokens of the prompt, decoded in batches of n_batch from position `from` on, n_behind of them no part of it
+// -> [n_head_kv][n_prompt - n_behind], empty if that failed.
+static std::vector<float> observe(llama_context * ctx, int from, int n_batch, int n_behind = 0) {
+    bool ok = llama_memory_seq_rm(llama_get_memory(ctx), 0, from, -1) &&
+              headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_observed, n_observed) == HEADKV_OK;
+    for (int p = from; ok && p < n_prompt; p += n_batch) {
+        ok = decode(ctx, p, std::min(n_batch, n_prompt - p));
     }
-    std::vector<float> res((size_t) n_layer * n_head_kv * n_prompt);
-    ok = ok && headkv_observe(ctx, 0) == HEADKV_OK && headkv_get_attention(ctx, res.data(), res.size()) == HEADKV_OK;
+    ok = ok && (n_behind == 0 || llama_memory_seq_rm(llama_get_memory(ctx), 0, n_prompt - n_behind, -1));
+
+    std::vector<float> res((size_t) n_layer * n_head_kv * (n_prompt - n_behind));
+    ok = ok && headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0) == HEADKV_OK &&
+         headkv_get_attention(ctx, res.data(), res.size()) == HEADKV_OK;
     if (!ok) {
         printf("%s\n", headkv_last_error(ctx));
         res.clear();
@@ -56,16 +61,18 @@ int main() {
     params.n_threads_batch      = 2;
     params.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     llama_context_ptr ctx(llama_init_from_model(model.get(), params));
-    if (!ctx || headkv_configure(ctx.get(), n_observed / 2, 7, 4) != HEADKV_OK || !decode(ctx.get(), 0, n_prompt)) {
+    if (!ctx || headkv_configure(ctx.get(), 8, 7, 4) != HEADKV_OK || !decode(ctx.get(), 0, n_prompt)) {
         printf("FAIL: the prompt could not be decoded\n");
         return 1;
     }
 
-    const auto one_by_one = observe(ctx.get(), 1);
+    const auto one_by_one = observe(ctx.get(), n_prompt - n_observed, 1);
     const size_t before   = tiny_model_compute_bytes(ctx.get());
-    const auto together   = observe(ctx.get(), n_observed);
+    const auto together   = observe(ctx.get(), n_prompt - n_observed, n_observed);
     const size_t after    = tiny_model_compute_bytes(ctx.get());
-    if (one_by_one.empty() || together.empty()) {
+    const auto within     = observe(ctx.get(), n_prompt - 300, 200);
+    const auto taken_back = observe(ctx.get(), n_prompt - 300, 300, n_observed / 2);
+    if (one_by_one.empty() || together.empty() || within.empty() || taken_back.empty()) {
         printf("FAIL: nothing was recorded\n");
         return 1;
     }
@@ -73,20 +80,38 @@ int main() {
     int n_fail = 0;
 
     printf("compute buffers: %zu bytes, %zu with observation\n", before, after);
-    if (after > std::max(before, limit + limit / 32)) { // the observed tokens take a little besides
+    if (after > std::max(before, limit + limit / 16)) { // the observed tokens take a little besides
         printf("FAIL: that is more than it should take\n");
         n_fail++;
     }
 
-    float worst = 0.0f;
-    double sum  = 0.0;
-    for (size_t i = 0; i < together.size(); ++i) {
-        worst  = std::max(worst, std::fabs(together[i] - one_by_one[i]) / (1e-4f + one_by_one[i]));
-        sum   += together[i];
+    double sum = 0.0;
+    for (const float x : one_by_one) {
+        sum += x;
     }
-    printf("attention: %.3f recorded, largest relative difference %.2e\n", sum, worst);
-    if (!(worst <= 1e-3f) || !(sum > 0.0)) {
-        printf("FAIL: the ubatches recorded something else than single tokens\n");
+    const auto compare = [&](const char * what, const std::vector<float> & other) {
+        const int n = other.size() / n_head_kv;
+        float worst = 0.0f;
+        for (int h = 0; h < n_head_kv; ++h) {
+            for (int p = 0; p < n; ++p) {
+                const float wanted = one_by_one[h * n_prompt + p];
+                worst              = std::max(worst, std::fabs(other[h * n + p] - wanted) / (1e-4f + wanted));
+            }
+        }
+        printf("%s: largest relative difference %.2e\n", what, worst);
+        if (!(worst <= 1e-3f)) {
+            printf("FAIL: something else was recorded than by single tokens\n");
+            n_fail++;
+        }
+    };
+    compare("in ubatches", together);
+    compare("within larger ubatches", within);
+    compare("taken back", taken_back);
+
+    const float * last = &one_by_one[n_prompt - 17];
+    printf("attention: %.3f recorded; %g, %g at the last positions that are far enough\n", sum, last[0], last[1]);
+    if (!(sum > 0.0) || !(last[0] > 0.0f) || last[1] != 0.0f) {
+        printf("FAIL: a token counts for positions 16 before it, and for none that is nearer\n");
         n_fail++;
     }
 

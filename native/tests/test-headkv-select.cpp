@@ -41,13 +41,14 @@ static float pooled(const std::vector<float> & w, const sentence_ends & ends, in
 }
 
 // candidates of a prompt: [first, last)
-static std::pair<int, int> candidates(int n, int n_observed, const headkv_params & params) {
-    return { std::min((int) params.sinks, n - n_observed), n - n_observed };
+static std::pair<int, int> candidates(int n, const headkv_params & params) {
+    const int last = std::max(0, n - 2 * (int) params.window);
+    return { std::min((int) params.sinks, last), last };
 }
 
-static std::vector<double> vote_plain(const std::vector<float> & w, const sentence_ends & ends, int n_observed,
-                                      double weight, const headkv_params & params) {
-    const auto [first, last] = candidates(w.size(), n_observed, params);
+static std::vector<double> vote_plain(const std::vector<float> & w, const sentence_ends & ends, double weight,
+                                      const headkv_params & params) {
+    const auto [first, last] = candidates(w.size(), params);
 
     double sum = 0.0;
     for (int p = first; p < last; ++p) {
@@ -61,10 +62,10 @@ static std::vector<double> vote_plain(const std::vector<float> & w, const senten
 }
 
 // one position after the other, until the cap is full
-static std::vector<int32_t> select_plain(const std::vector<float> & w, const sentence_ends & ends, int n_observed,
-                                         const float * votes, int cap, const headkv_params & params) {
+static std::vector<int32_t> select_plain(const std::vector<float> & w, const sentence_ends & ends, const float * votes,
+                                         int cap, const headkv_params & params) {
     const int n              = w.size();
-    const auto [first, last] = candidates(n, n_observed, params);
+    const auto [first, last] = candidates(n, params);
 
     std::vector<std::pair<float, int>> best; // ascending: best first, then the lower position
     for (int p = first; p < last; ++p) {
@@ -78,10 +79,11 @@ static std::vector<int32_t> select_plain(const std::vector<float> & w, const sen
             order.push_back(p);
         }
     };
-    const int n_window = std::min((int) params.window, n_observed);
+    const int n_recent = n - last;
+    const int n_window = std::min((int) params.window, n_recent);
     take(n - 1, last - 1, -1, n_window);
     take(0, first, 1, n);
-    const int n_more = std::max(0, std::min(n_observed, cap / 2) - n_window);
+    const int n_more = std::max(0, std::min(n_recent, cap / 2) - n_window);
     take(n - 1 - n_window, last - 1, -1, n_more);
     for (const auto & [rank, p] : best) {
         order.push_back(p);
@@ -110,7 +112,7 @@ static void bench() {
         for (const uint32_t cap : { 128u, 512u, 1024u }) {
             std::vector<int32_t> keep;
             const headkv_params params;
-            const auto parts = headkv_divide(n, 2 * params.window, ends.data(), params);
+            const auto parts = headkv_divide(n, ends.data(), params);
             std::vector<double> votes(parts.candidates);
             const auto start = std::chrono::steady_clock::now();
             for (int h = 0; h < n_head; ++h) {
@@ -165,17 +167,15 @@ int main(int argc, char ** argv) {
             end = rng() % (i % 4 == 1 ? 3 : 30) == 0;
         }
 
-        // any number up to the prompt's length, most often one to two windows
-        const uint32_t n_observed = std::min<uint32_t>(n, i % 7 ? params.window + rng() % (params.window + 1) : rng());
-        const auto parts          = headkv_divide(n, n_observed, ends.empty() ? nullptr : ends.data(), params);
+        const auto parts = headkv_divide(n, ends.empty() ? nullptr : ends.data(), params);
 
         const double weight = rng() % 5;
 
         std::vector<double> votes(parts.candidates);
         headkv_vote(w.data(), parts, weight, params, votes.data());
 
-        if (votes != vote_plain(w, ends, n_observed, weight, params)) {
-            printf("FAIL run %d: vote of %u positions, observed %u, kernel %u, sinks %u\n", i, n, n_observed,
+        if (votes != vote_plain(w, ends, weight, params)) {
+            printf("FAIL run %d: vote of %u positions, window %u, kernel %u, sinks %u\n", i, n, params.window,
                    params.kernel, params.sinks);
             n_fail++;
         }
@@ -189,10 +189,10 @@ int main(int argc, char ** argv) {
         std::vector<int32_t> keep = { 7 }; // what was there before must go
         headkv_select(w.data(), with, parts, cap, params, keep);
 
-        if (keep != select_plain(w, ends, n_observed, with, cap, params)) {
-            printf("FAIL run %d: n_prompt %u, observed %u, cap %u, window %u, kernel %u, sinks %u, %s votes, %s "
+        if (keep != select_plain(w, ends, with, cap, params)) {
+            printf("FAIL run %d: n_prompt %u, cap %u, window %u, kernel %u, sinks %u, %s votes, %s "
                    "sentences\n",
-                   i, n, n_observed, cap, params.window, params.kernel, params.sinks, with ? "with" : "without",
+                   i, n, cap, params.window, params.kernel, params.sinks, with ? "with" : "without",
                    ends.empty() ? "no" : "with");
             n_fail++;
         }

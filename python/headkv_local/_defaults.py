@@ -7,6 +7,9 @@ from typing import Any, Final
 DEFAULT_BUDGET: Final = 128
 """Mean entries per KV head."""
 
+DEFAULT_OBSERVE: Final = 128
+"""Last tokens of a prompt that select, where it is not known which ask."""
+
 DEFAULTS: Final[dict[str, Any]] = {"beta": 1.3, "window": 8, "kernel": 29, "sinks": 4}
 """The settings that a file of head scores can recommend: fields of Retention and of HeadScores, keys in the
 file, options of the commands."""

@@ -37,7 +37,7 @@ class Generating(PromptReader):
 
     def _open(self) -> None:
         super()._open()
-        self._rendering = threading.local()  # what create_chat_completion() tells the calls that it makes
+        self._rendering = threading.local()  # .chat: what create_chat_completion() tells the calls it makes
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
         """As llama_cpp.Llama.generate(); the prompt is compacted before the first token is sampled."""
@@ -86,9 +86,12 @@ class Generating(PromptReader):
     def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         self._require_open()
         turn = Turn()
-        n_unstable, turn.rewritten = getattr(self._rendering, "ending", None) or (0, False)
-        if n_unstable:
-            turn.n_stable = len(kwargs["prompt"]) - n_unstable
+        chat = getattr(self._rendering, "chat", None)
+        if chat is not None:
+            turn.rewritten = chat.rewritten
+            if chat.n_unstable:
+                turn.n_stable = len(kwargs["prompt"]) - chat.n_unstable
+            turn.question = self._question_of(kwargs["prompt"], chat.messages)
         return self._completed(turn, super()._create_completion(*args, **kwargs), bool(kwargs.get("stream")))
 
     def _completed(
@@ -178,6 +181,7 @@ class Generating(PromptReader):
         if aside.cancelled:
             raise Cancelled("cancelled")
         if self.draft_model is not None:  # what of the drafts is right is still to be sampled
-            again = self.input_ids[self.n_tokens - aside.n_logits : self.n_tokens].tolist()
-            if self._truncate(self.n_tokens - aside.n_logits):
+            start = self.n_tokens - aside.n_logits
+            again = self.input_ids[start : self.n_tokens].tolist()
+            if (start > 0 or not self._compacted()) and self._truncate(start):
                 self._evaluate(again)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import llama_cpp
 from llama_cpp import llama_chat_format
@@ -17,6 +17,16 @@ _logger = logging.getLogger("headkv_local")
 _STOCK: Final = llama_cpp.Llama.create_chat_completion  # llama_cpp.Llama may be set to ours later
 _SIGNATURE: Final = inspect.signature(_STOCK)
 _PLAIN_TEXT: Final = llama_chat_format.chat_formatter_to_chat_completion_handler(_templates.plain_text)
+
+
+class _Chat(NamedTuple):
+    """What is known of the prompt that a chat's messages were rendered to."""
+
+    messages: list[_templates.Message]
+    n_unstable: int
+    """Tokens at its end that the next turn does not begin with."""
+    rewritten: bool
+    """Whether the next turn begins with less than the messages."""
 
 
 class _Rendered(Exception):
@@ -51,6 +61,10 @@ class Chatting(Generating):
         template that leaves out a message is a ModelError, as is one that fails; one that refuses the
         messages is an ArgumentError. A model without a template gets plain text: "User: ...", "Assistant:".
 
+        The last user message asks: what is kept of the prompt is what it looks at. Parts of it that are
+        documents can be marked, {"type": "text", "text": ..., "document": True}: the others ask. Of a long
+        message without marks the end asks, and a short first paragraph.
+
         Where the template begins an answer with a text that it leaves out of earlier answers (a thinking
         block), that text is no part of the compacted prompt: the next turn goes on from there.
 
@@ -81,11 +95,11 @@ class Chatting(Generating):
         if change:
             self._say(logging.WARNING, f"{self._template_name()} knows no system role: {change}")
         ends, later, rewritten = _templates.ending(form, prompt, render)
-        self._rendering.ending = (self._n_unstable(ends, later), rewritten)
+        self._rendering.chat = _Chat(list(messages), self._n_unstable(ends, later), rewritten)
         try:
             return super().create_chat_completion(form, **given)
         finally:
-            self._rendering.ending = None
+            self._rendering.chat = None
 
     def _template_name(self) -> str:
         if self.chat_handler is not None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _native
 from ._decoder import Decoder
+from ._pieces import Pieces
+from ._progress import Progress
+from ._question import Observers, checked, ending, observers, question_of
 from ._sentences import sentence_ends
 from ._turns import Turn
 from .budgets import ModelShape
@@ -19,19 +23,6 @@ from .retention import Retention
 from .stats import PromptRecord
 
 _logger = logging.getLogger("headkv_local")
-
-
-class _Progress:
-    """Adds up what was done and tells a callback, with 0 first."""
-
-    def __init__(self, callback: Callable[[int, int], None] | None, total: int) -> None:
-        self._callback, self._done, self._total = callback, 0, total
-        self.add(0)
-
-    def add(self, n: int) -> None:
-        self._done += n
-        if self._callback is not None and self._total > 0:
-            self._callback(self._done, self._total)
 
 
 class PromptReader(Decoder):
@@ -48,21 +39,26 @@ class PromptReader(Decoder):
     _prompt = PromptRecord()
     _reading = False
 
-    def prefill(self, tokens: Sequence[int]) -> None:
+    def prefill(self, tokens: Sequence[int], question: slice | Sequence[slice] | None = None) -> None:
         """Read tokens as a prompt and compact the cache, as generate() does before it samples.
 
+        question: the tokens that ask, as a slice of the prompt, or several; wherever they stand, what they
+        look at is kept. None: the last tokens ask (`Retention.observe`).
+
         What the cache already holds of the prompt is not evaluated again. Afterwards n_tokens is
-        len(tokens), and the logits of the last one are there. Raises what eval() raises, and
-        ArgumentError for an empty prompt or a budget that is too small for this one.
+        len(tokens), and the logits of the last one are there. Raises what eval() raises, and ArgumentError
+        for an empty prompt, a budget that is too small for this one, and a question that is empty, not
+        inside the prompt, or longer than the rest of it.
         """
         if self._turns.inside:
             raise StateError("a prompt cannot be read in a callback of the call that computes")
         with self._using():
             self._begin()
             tokens = list(tokens)
+            parts = checked(question, len(tokens))
             self._note_reread(tokens)
             self._rewind(tokens)
-            self._read(tokens[self._reuse(tokens) :])
+            self._read(tokens[self._reuse(tokens) :], Turn(parts))
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those that the KV cache holds.
@@ -75,7 +71,7 @@ class PromptReader(Decoder):
             if turn is None:
                 self._evaluate(tokens)
             else:
-                self._read(list(tokens), turn.n_stable)
+                self._read(list(tokens), turn)
 
     def _read_for(self, turn: Turn, tokens: list[int], anew: bool) -> None:
         """Prepare for a generation, whose eval() reads its prompt. anew: not behind what the cache holds."""
@@ -133,9 +129,13 @@ class PromptReader(Decoder):
         if self._n_logits == 0 and n < self._n_ctx:  # of a state; whatever is decoded makes room for them
             self._evaluate(tokens[-1:])
             self._truncate(n)
+        self._put_back(self._prompt.logits)
+
+    def _put_back(self, before: npt.NDArray[np.float32] | None) -> None:
+        """The logits of the last token, after others were evaluated and taken back."""
         logits = self._logits()
-        if logits is not None:
-            logits[:] = self._prompt.logits
+        if logits is not None and before is not None:
+            logits[:] = before
             self._n_logits = 1
             self._requires_eval = False
 
@@ -153,19 +153,15 @@ class PromptReader(Decoder):
         self.reset()
         return 0
 
-    def _read(self, tokens: list[int], n_stable: int | None = None) -> None:
-        """Evaluate what of a prompt is not in the cache yet, and compact the cache.
-
-        n_stable: how many tokens of the prompt later ones begin with. The others are no part of what is
-        compacted: they can be taken back. None: all.
-        """
+    def _read(self, tokens: list[int], turn: Turn) -> None:
+        """Evaluate what of a turn's prompt is not in the cache yet, and compact the cache."""
         self._reading = True
         try:
-            self._read_prompt(tokens, n_stable)
+            self._read_prompt(tokens, turn)
         finally:
             self._reading = False
 
-    def _read_prompt(self, tokens: list[int], n_stable: int | None) -> None:
+    def _read_prompt(self, tokens: list[int], turn: Turn) -> None:
         if self.n_tokens == 0:
             self.reset()
         n_prompt = self.n_tokens + len(tokens)
@@ -174,20 +170,31 @@ class PromptReader(Decoder):
         self._require_known(tokens)
         self._require_room(len(tokens))
         if self._compacted():  # a later turn: the new tokens go behind what was kept
-            self._evaluate(tokens, _Progress(self.on_prefill, len(tokens)).add)
+            self._evaluate_all(tokens)
             return
-        n_compacted = n_prompt if n_stable is None or n_stable <= 0 else n_stable
+        n_compacted = n_prompt if turn.n_stable is None or turn.n_stable <= 0 else turn.n_stable
         caps = self._caps_for(n_compacted)
         if self._retention is not None:
             _native.reserve(self._address, n_prompt)
         if caps is not None:
-            self._read_and_compact(tokens, n_prompt, n_compacted, self._settled_retention, caps)
+            self._read_and_compact(tokens, n_prompt, n_compacted, turn.question, caps)
             return
         self._prompt = PromptRecord()
         started = perf_counter()
-        self._evaluate(tokens, _Progress(self.on_prefill, len(tokens)).add)
+        self._evaluate_all(tokens)
         self._wait()
         self._prompt = PromptRecord(n_tokens=n_prompt, prefill_seconds=perf_counter() - started)
+
+    def _evaluate_all(self, tokens: list[int]) -> None:
+        progress = Progress(self.on_prefill, len(tokens))
+        self._evaluate(tokens, progress.add)
+        progress.end()
+
+    def _question_of(self, tokens: list[int], messages: list[dict[str, Any]]) -> tuple[slice, ...]:
+        """Where a prompt that was made of messages asks."""
+        if self._retention is None or not self._has_tokenizer():
+            return ()
+        return question_of(tokens, self._piece, messages, self._settled_retention.observe)
 
     def _piece(self, token: int) -> bytes:
         """The text of a token, with the space before it, whatever tokenizer the user has set."""
@@ -209,45 +216,48 @@ class PromptReader(Decoder):
         tokens: list[int],
         n_prompt: int,
         n_compacted: int,
-        retention: Retention,
+        question: tuple[slice, ...],
         caps: npt.NDArray[np.int32],
     ) -> None:
         """Read n_prompt tokens, compact the first n_compacted; tokens: those that the cache does not hold.
 
         If this fails, the cache holds whole what was evaluated until then.
         """
+        retention = self._settled_retention
         self._prompt = PromptRecord()
-        n_last = retention.n_observed(n_compacted)
+        held = self.input_ids[: self.n_tokens].tolist()
+        first, again = self._observers((held + tokens)[:n_compacted], question)
         _native.set_budgets(self._address, caps)
 
-        # all last tokens are decoded under observation, also what of them is in the cache already
-        again = self.input_ids[n_compacted - n_last : self.n_tokens].tolist()
-        if again and not self._truncate(n_compacted - n_last):
+        # all observed tokens are decoded under observation, also what of them is in the cache already
+        tokens = held[first:] + tokens
+        if first < self.n_tokens and not self._truncate(first):
             raise StateError("the end of the prompt cannot be taken back: call reset() first")
-        tokens = again + tokens
         n_behind = n_prompt - n_compacted
-        n_before = len(tokens) - n_last - n_behind
 
-        progress = _Progress(self.on_prefill, len(tokens))
+        progress = Progress(self.on_prefill, len(tokens) + len(again))
         started = perf_counter()
-        self._evaluate(tokens[:n_before], progress.add)
-        self._wait()
-        observing = perf_counter()
-        _native.observe(self._address, _native.OBSERVE_WINDOW)
+        _native.observe(self._address, _native.OBSERVE_TOKENS, first, n_compacted + len(again) - first)
         try:
-            self._evaluate(tokens[n_before : n_before + n_last])
+            self._evaluate(tokens[: len(tokens) - n_behind], progress.add)
+            logits = self._logits()
+            logits = None if logits is None else logits.copy()
+            if again:
+                try:
+                    self._evaluate([int(self.input_ids[i]) for i in again], progress.add)
+                finally:
+                    self._truncate(n_compacted)
+                self._put_back(logits)
         finally:
             _native.observe(self._address, _native.OBSERVE_OFF)  # waits for the device
-        logits = self._logits()
         _native.set_sentences(self._address, sentence_ends(self.input_ids[:n_compacted], self._piece))
-        observed = perf_counter()
+        read = perf_counter()
         self._prompt = PromptRecord(  # before the cache is compacted: other threads may ask at once
             n_tokens=n_compacted,
             policy=retention.policy,
             scores_from=self._scores_from,
-            prefill_seconds=observed - started,
-            observe_seconds=observed - observing,
-            logits=None if logits is None else logits.copy(),
+            prefill_seconds=read - started,
+            logits=logits,
         )
         try:
             _native.compact(self._address)
@@ -255,5 +265,22 @@ class PromptReader(Decoder):
             self._prompt = PromptRecord()
             raise
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_compacted, int(caps.sum()))
-        self._evaluate(tokens[len(tokens) - n_behind :])
-        progress.add(n_last + n_behind)
+        self._evaluate(tokens[len(tokens) - n_behind :], progress.add)
+        progress.end()
+
+    def _observers(self, prompt: list[int], question: tuple[slice, ...]) -> Observers:
+        retention, n_prompt = self._settled_retention, len(prompt)
+        inside = [slice(part.start, min(part.stop, n_prompt)) for part in question if part.start < n_prompt]
+        if not inside:
+            inside = [slice(ending(Pieces(prompt, self._piece), n_prompt, retention.observe), n_prompt)]
+        found = observers(n_prompt, inside, 2 * retention.window)
+        room = self._n_ctx - n_prompt
+        if len(found.again) > room:
+            _logger.warning(
+                "the context has room for %d of the %d tokens of the question before the document: only so many "
+                "select",
+                room,
+                len(found.again),
+            )
+            found = found._replace(again=found.again[len(found.again) - room :])
+        return found

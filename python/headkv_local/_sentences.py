@@ -9,6 +9,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ._pieces import Pieces
+
 
 def _any_of(characters: str) -> bytes:
     return b"(?:" + b"|".join(re.escape(c.encode()) for c in characters) + b")"
@@ -25,10 +27,7 @@ def sentence_ends(tokens: npt.NDArray[Any], piece: Callable[[int], bytes]) -> np
 
     tokens: ids, int (n,). piece: the text of a token, in UTF-8; it may hold a part of a character.
     """
-    ids, which = np.unique(tokens, return_inverse=True)
-    pieces = [piece(int(token)) for token in ids]
-    text = b"".join(pieces[i] for i in which)
-    behind = np.cumsum(np.array([len(p) for p in pieces], dtype=np.int64)[which])
+    prompt = Pieces(tokens, piece)
     ends = np.zeros(len(tokens), dtype=np.uint8)
-    ends[np.searchsorted(behind, [match.end() for match in _END.finditer(text)])] = 1
+    ends[prompt.token_at([match.end() for match in _END.finditer(prompt.text)])] = 1
     return ends

@@ -22,9 +22,10 @@ _TICK: Final = 0.1
 class Turn:
     """One generation, from its first token to its end. Between its steps it is a suspended generator."""
 
-    def __init__(self) -> None:
+    def __init__(self, question: tuple[slice, ...] = ()) -> None:
         self.token = CancelToken.current()
         self.n_stable: int | None = None  # tokens of its prompt that later turns begin with; None: all
+        self.question = question  # tokens of its prompt that ask; empty: not known
         self.rewritten = False  # whether later turns begin with less than its messages
         self.cut_off = b""  # the answer that llama_cpp leaves out of a completion, for the context was full
         self.aside: Any = None  # what the context held for it, while others use that

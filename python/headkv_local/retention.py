@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ._defaults import DEFAULT_BUDGET, DEFAULTS, given
+from ._defaults import DEFAULT_BUDGET, DEFAULT_OBSERVE, DEFAULTS, given
 from ._limits import INT32_MAX
 from .budgets import (
     Budget,
@@ -30,12 +30,12 @@ from .scores import HeadScores
 class Retention:
     """How much every KV head keeps of a prompt, and what selects it.
 
-    The last tokens of the prompt, up to two windows of them, select. Their attention to each position is
-    averaged (root mean square) over the tokens and the query heads of a GQA group, and max-pooled within each
-    sentence. The result is multiplied by the votes of all heads; a head weighs as much as its cap exceeds the
-    smallest one, and with equal caps there is no vote. Each KV head keeps its best entries, the window, and
-    the first `sinks` positions; all of them count in the budget. From HeadKV-R2, arXiv 2410.19258, section
-    3.3; docs/method.md names the differences.
+    The tokens that ask select: the question, where Llama knows it, else the last tokens of the prompt. Their
+    attention to each position is averaged (power mean, exponent 4) over the tokens and the query heads of a
+    GQA group, and max-pooled within each sentence. The result is multiplied by the votes of all heads; a head
+    weighs as much as its cap exceeds the smallest one, and with equal caps there is no vote. Each KV head
+    keeps its best entries, the window, and the first `sinks` positions; all of them count in the budget. From
+    HeadKV-R2, arXiv 2410.19258, section 3.3; docs/method.md names the differences.
 
     budget: mean entries per KV head (int, at least `window`), "5%" of the prompt (made at least `window`),
         or "64MiB" of K and V rows for the whole model (also KiB, GiB). 128 if neither it nor caps is given.
@@ -49,6 +49,8 @@ class Retention:
         before them while all of these are at most half of what it keeps.
     kernel: width of the max-pool, in positions, odd; it never reaches beyond the sentence.
     sinks: first positions that are always kept, where a head keeps more than the window.
+    observe: last tokens of the prompt that select where the question is not known, at least 1. They are
+        not kept for that.
 
     beta, window, kernel and sinks that are not given are those that the scores' file recommends, else
     1.3, 8, 29 and 4 (docs/experiments.md has why). Write a new Retention to change
@@ -66,6 +68,7 @@ class Retention:
     window: int = None  # type: ignore[assignment]
     kernel: int = None  # type: ignore[assignment]
     sinks: int = None  # type: ignore[assignment]
+    observe: int = DEFAULT_OBSERVE
 
     def __post_init__(self) -> None:
         self._set("_given", frozenset(given(self)))
@@ -73,6 +76,7 @@ class Retention:
             self._set(name, DEFAULTS[name])
         self._set("window", _int_of("window", self.window, 1))
         self._set("sinks", _int_of("sinks", self.sinks, 0))
+        self._set("observe", _int_of("observe", self.observe, 1))
         self._set("kernel", _int_of("kernel", self.kernel, 1))
         if self.kernel % 2 == 0:
             raise ArgumentError(f"kernel must be odd, not {self.kernel}")
@@ -119,11 +123,13 @@ class Retention:
         """This retention with these scores, and with what they recommend where nothing was given."""
         settings = {name: getattr(self, name) for name in self._given}
         advice = {name: getattr(scores, name) for name in DEFAULTS.keys() - self._given}
-        return Retention(budget=self.budget, scores=np.asarray(scores.scores), **settings, **advice)
-
-    def n_observed(self, n_prompt: int) -> int:
-        """How many last tokens of a prompt, longer than the window, are to be decoded under observation."""
-        return min(2 * self.window, n_prompt - 1)
+        return Retention(
+            budget=self.budget,
+            scores=np.asarray(scores.scores),
+            observe=self.observe,
+            **settings,
+            **advice,
+        )
 
     def caps_for(self, shape: ModelShape, n_prompt: int) -> npt.NDArray[np.int32]:
         """Entries to keep per KV head of a prompt of n_prompt tokens, int32 (n_layer, n_head_kv).
@@ -178,6 +184,7 @@ class Retention:
             self.window,
             self.kernel,
             self.sinks,
+            self.observe,
         )
 
 

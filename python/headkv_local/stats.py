@@ -41,9 +41,7 @@ class CacheStats:
     peak_bytes: int
     """The most that was held at once since the cache was last cleared."""
     prefill_seconds: float
-    """Decoding the prompt, the observation window included; without what selection and compaction took."""
-    observe_seconds: float
-    """Decoding the observed tokens, recording, and finding sentences: more than what observing costs."""
+    """Decoding the prompt, with what observing took; without selection and compaction."""
     select_seconds: float
     """Choosing the entries."""
     compact_seconds: float
@@ -69,6 +67,5 @@ class PromptRecord:
     policy: Literal["uniform", "scores", "caps"] = "uniform"
     scores_from: str | None = None
     prefill_seconds: float = 0.0
-    observe_seconds: float = 0.0
     logits: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     """What its last token predicts, (n_vocab,): that token cannot be decoded again once others are gone."""

@@ -43,8 +43,8 @@ def test_speed(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts = {name: values["n"] for name, values in result["samples"].items()}
     per_pass = n_decode - n_decode // 8  # the first step of every block is not counted
     assert counts == {
-        "observed_plain": 6,
-        "observed_recorded": 6,
+        "end_plain": 6,
+        "end_recorded": 6,
         "recording": 6,
         "select": 6,
         "compact": 6,

@@ -123,21 +123,29 @@ def test_endless_file_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         read_document("/dev/zero")
 
 
+def message(*documents: Document) -> str:
+    """As a template that takes no parts gets it."""
+    *parts, question = compose(list(documents), "Why?")
+    assert all(part.get("document") for part in parts)
+    assert question == {"type": "text", "text": "Why?"}
+    return "\n".join(part["text"] for part in [*parts, question])
+
+
 def test_message_has_documents_first_and_their_names() -> None:
-    first, second = Document("a/one.txt", "\nfirst\n"), Document("two.txt", "  second")
-    assert compose([first, second], "Why?") == "one.txt:\n\nfirst\n\ntwo.txt:\n\n  second\n\nWhy?"
-    assert compose([first, Document("b/one.txt", "x")], "Why?").startswith(
-        "a/one.txt:\n\nfirst\n\nb/one.txt:"
+    first, second, piped = (
+        Document("a/one.txt", "\nfirst\n"),
+        Document("two.txt", "  second"),
+        Document("-", "x"),
     )
-    assert compose([Document("-", "piped")], "Why?") == "piped\n\nWhy?"
-    assert compose([Document("-", "piped"), second], "Why?").startswith(
-        "Standard input:\n\npiped\n\ntwo.txt:"
-    )
+    assert message(first, second) == "one.txt:\n\nfirst\n\ntwo.txt:\n\n  second\n\nWhy?"
+    assert message(first, Document("b/one.txt", "x")).startswith("a/one.txt:\n\nfirst\n\nb/one.txt:")
+    assert message(piped) == "x\n\nWhy?"
+    assert message(piped, second).startswith("Standard input:\n\nx\n\ntwo.txt:")
     assert compose([], "Why?\n") == "Why?\n"
 
 
 def test_a_name_cannot_hold_more_than_a_line() -> None:
-    assert compose([Document("a\nb\x1b[0m", "text")], "Why?").startswith("a b[0m:\n\n")
+    assert message(Document("a\nb\x1b[0m", "text")).startswith("a b[0m:\n\n")
 
 
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,6 @@ def make_answer(**changes: object) -> Answer:
         tail_bytes=2**20,
         peak_bytes=181 * 2**20,
         row_bytes=256,
-        observe_seconds=0.05,
         select_seconds=0.01,
         compact_seconds=0.02,
         prefill_seconds=20.0,

@@ -82,7 +82,7 @@ def select_plainly(
 ) -> Mask:
     """The library's selection written the plain way: (n_layer, n_head_kv, n_prompt) to the same shape."""
     n = attention.shape[-1]
-    first, last = retention.sinks, n - retention.n_observed(n)
+    first, last = retention.sinks, n - 2 * retention.window
     candidates = attention[..., first:last]
     pooled = pooled_plainly(candidates, ends[first:last], retention)
     shares = pooled / candidates.sum(axis=-1, keepdims=True, dtype=np.float64)
@@ -102,7 +102,7 @@ def select_plainly(
 def attention_held(found: Mask, wanted: Mask, attention: Attention) -> tuple[float, float]:
     """Attention to the chosen entries of one mask over that of the other: of all heads, of the worst."""
     n = attention.shape[-1]
-    chosen = slice(RETENTION.sinks, n - RETENTION.n_observed(n))
+    chosen = slice(RETENTION.sinks, n - 2 * RETENTION.window)
     has, should = ((attention * m)[..., chosen].sum(axis=-1, dtype=np.float64) for m in (found, wanted))
     shares = np.divide(has, should, out=np.ones_like(has), where=should > 0)
     return float(has.sum() / should.sum()), float(shares.min())
@@ -174,10 +174,10 @@ def splits(options: argparse.Namespace) -> tuple[bool, str, Figures]:
     counts: dict[str, int] = {}
     with opened(options) as llm:
         *prompt, token = text_tokens(llm, options.prompt_tokens + 1)
-        last = RETENTION.n_observed(len(prompt))
+        last = 2 * RETENTION.window
 
         def decode(name: str, tokens: list[int], observed: int = _native.OBSERVE_OFF) -> None:
-            _native.observe(int(llm.ctx), observed)
+            _native.observe(int(llm.ctx), observed, llm.n_tokens, len(tokens))
             llm.eval(tokens)
             _native.observe(int(llm.ctx), _native.OBSERVE_OFF)
             counts[name] = llm.cache_stats().n_splits
@@ -188,7 +188,7 @@ def splits(options: argparse.Namespace) -> tuple[bool, str, Figures]:
         decode("token, observed", [token], _native.OBSERVE_ROWS)
         llm.reset()
         llm.prefill(prompt[:-last])
-        decode("tokens, observed", prompt[-last:], _native.OBSERVE_WINDOW)
+        decode("tokens, observed", prompt[-last:], _native.OBSERVE_TOKENS)
         llm.reset()
         llm.retention = Retention(budget=BUDGET, scores="uniform")
         llm.prefill(prompt)
@@ -233,7 +233,7 @@ def memory(options: argparse.Namespace) -> tuple[bool, str, Figures]:
         llm.prefill(tokens)  # the backend takes memory of its own as it first needs it, and keeps it
         llm.reset()
         llm.retention = None
-        llm.eval(tokens[: -RETENTION.n_observed(len(tokens))])  # the cache has its full size again
+        llm.eval(tokens[: -RETENTION.observe])  # the cache has its full size again
         llm.retention = Retention(budget=BUDGET, scores="uniform")
         before = device_memory.free_bytes(llm.cache_stats().devices)
         llm.prefill(tokens)

@@ -130,7 +130,7 @@ def test_a_prompt_shorter_than_the_window(load: Load, tiny_path: Path) -> None:
     llm.reset()
     ctx = llm.ctx
     _native.set_budgets(ctx, np.full((2, 2), 32))
-    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    _native.observe(ctx, _native.OBSERVE_TOKENS, 0, 10)
     llm.eval(TOKENS[:10])
     _native.observe(ctx, _native.OBSERVE_OFF)
     with pytest.raises(StateError, match="window"):
@@ -144,11 +144,11 @@ def test_a_record_is_not_used_after_the_cache_has_grown_under_it(load: Load, tin
     """Cells may have moved then."""
     llm = in_256_cells(load, tiny_path)
     ctx = int(llm.ctx)
-    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    _native.observe(ctx, _native.OBSERVE_TOKENS, llm.n_tokens, 8)
     llm.eval(TOKENS[250:254])
     llm.eval(TOKENS[254:258])  # there were 256 cells
     _native.observe(ctx, _native.OBSERVE_OFF)
-    with pytest.raises(StateError, match="observation"):
+    with pytest.raises(StateError, match="observed"):
         _native.compact(ctx)
     llm.reset()
     assert_usable(llm)
@@ -178,7 +178,7 @@ def test_memory_may_be_reserved_anew_while_tokens_are_observed(load: Load, tiny_
         ctx = int(llm.ctx)
         _native.set_budgets(ctx, np.full((2, 2), 32, dtype=np.int32))
         llm.eval(TOKENS[:290])
-        _native.observe(ctx, _native.OBSERVE_WINDOW)
+        _native.observe(ctx, _native.OBSERVE_TOKENS, 290, 10)
         if anew:
             assert llama_cpp.llama_set_adapter_cvec(llm.ctx, None, 0, llm.n_embd(), 0, 0) == 0
         llm.eval(TOKENS[290:300])
@@ -213,28 +213,29 @@ def test_calls_of_the_c_api_out_of_order(load: Load, tiny_path: Path) -> None:
     refused(StateError, _native.compact)  # no budgets
     _native.set_budgets(ctx, caps)
     refused(StateError, _native.compact)  # nothing observed
-    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    for bad_range in ((-1, 8), (200, 0), (200, -1), (1020, 5), (2**31 - 1, 2**31 - 1)):
+        refused(ArgumentError, _native.observe, _native.OBSERVE_TOKENS, *bad_range)
+    _native.observe(ctx, _native.OBSERVE_TOKENS, 200, 8)
     llm.eval(TOKENS[200:205])
-    _native.observe(ctx, _native.OBSERVE_OFF)
-    refused(StateError, _native.compact)  # fewer tokens observed than the window
-    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    refused(StateError, _native.compact)  # not all of the range
     llm.eval(TOKENS[205:225])
     _native.observe(ctx, _native.OBSERVE_OFF)
-    refused(StateError, _native.compact)  # more
-    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    refused(StateError, _native.compact)  # the prompt goes on after it
+    _native.observe(ctx, _native.OBSERVE_TOKENS, 225, 8)
     llm.eval(TOKENS[225:233])
     _native.observe(ctx, _native.OBSERVE_OFF)
     weights = _native.get_attention(ctx)
     assert weights.shape == (2, 2, 233)
-    assert (weights.sum(axis=2) > 1 - 1e-3).all()  # of softmax rows, whose means add up to 1
     assert weights.min() >= 0
     assert weights.max() <= 1
+    assert (weights[:, :, :209] > 0).any(axis=2).all()
+    assert (weights[:, :, 217:] == 0).all()  # less than 16 before the last one
     refused(ArgumentError, _native.set_sentences, np.zeros(232, np.uint8))  # one less than there are tokens
     _native.set_sentences(ctx, np.zeros(233, np.uint8))
     llm.eval(TOKENS[:1])
     refused(StateError, _native.compact)  # the observed tokens are not the last ones
     llm.prefill([*TOKENS[:225]])
-    _native.observe(ctx, _native.OBSERVE_WINDOW)
+    _native.observe(ctx, _native.OBSERVE_TOKENS, 225, 8)
     llm.eval(TOKENS[225:233])
     _native.observe(ctx, _native.OBSERVE_OFF)
     refused(ArgumentError, _native.compact, 1)  # another sequence
@@ -242,7 +243,7 @@ def test_calls_of_the_c_api_out_of_order(load: Load, tiny_path: Path) -> None:
     _native.compact(ctx)
     assert (_native.get_kept(ctx) == 32).all()
     refused(StateError, _native.compact)  # twice
-    refused(StateError, _native.observe, True)
+    refused(StateError, _native.observe, _native.OBSERVE_TOKENS, 225, 8)
     refused(StateError, _native.reserve, 500)
     refused(StateError, _native.set_sentences, np.zeros(233, np.uint8))
     refused(StateError, _native.configure, 8, 7, 4)

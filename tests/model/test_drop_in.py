@@ -70,7 +70,7 @@ def test_chat_formats(
     llm = load(tiny_path, retention=retention, chat_format=chat_format)
     reply = llm.create_chat_completion(QUESTION, max_tokens=12, temperature=0.0)
     assert reply["choices"][0]["message"]["role"] == "assistant"
-    assert reply["usage"]["completion_tokens"] >= 12
+    assert reply["usage"]["completion_tokens"] >= 12 or reply["choices"][0]["finish_reason"] == "stop"
     check_compacted(llm)
     chunks = list(llm.create_chat_completion(QUESTION, max_tokens=12, temperature=0.0, stream=True))
     assert chunks[-1]["choices"][0]["finish_reason"] in ("length", "stop")

@@ -42,7 +42,7 @@ def test_stats_of_a_compacted_cache(load: Load, tiny_path: Path) -> None:
     assert stats.full_bytes == 1024 * 4 * stats.row_bytes == empty.full_bytes == empty.resident_bytes
     assert stats.resident_bytes == stats.pool_bytes + stats.tail_bytes < stats.full_bytes
     assert stats.peak_bytes >= stats.full_bytes + stats.pool_bytes
-    assert 0 < stats.observe_seconds < stats.prefill_seconds
+    assert stats.prefill_seconds > 0
     assert stats.select_seconds > 0
     assert stats.compact_seconds > 0
 
@@ -86,10 +86,9 @@ def test_generate_goes_on_after_prefill(load: Load, tiny_path: Path) -> None:
 
 def test_the_first_token_comes_from_the_full_cache(load: Load, tiny_path: Path) -> None:
     full, ours = load(tiny_path, flash_attn=True), load(tiny_path, retention=Retention(budget=32))
-    full.eval(TOKENS[:-16])
-    full.eval(TOKENS[-16:])
-    ours.prefill(TOKENS)
-    assert np.allclose(last_logits(full), last_logits(ours), atol=1e-3)
+    full.eval(TOKENS)
+    ours.prefill(TOKENS)  # observing changes nothing of what is computed
+    assert np.array_equal(last_logits(full), last_logits(ours))
 
 
 def test_scores_decide_who_keeps_how_much(load: Load, tiny_path: Path) -> None:
@@ -160,8 +159,8 @@ def test_progress(load: Load, tiny_path: Path) -> None:
 
     llm = load(tiny_path, retention=Retention(budget=32), n_batch=100, on_prefill=on_prefill)
     llm.prefill(TOKENS)
-    assert calls == [(0, 300), (100, 300), (200, 300), (284, 300), (300, 300)]
-    assert compacted == [False] * 4 + [True]
+    assert calls == [(0, 300), (100, 300), (200, 300), (300, 300)]
+    assert compacted == [False] * 3 + [True]
     calls.clear()
     assert next(llm.generate([*TOKENS, 1, 2, 3])) >= 0
     assert calls == [(0, 3), (3, 3)]
@@ -176,7 +175,7 @@ def test_an_error_in_the_progress_callback_stops_the_prompt(load: Load, tiny_pat
             raise RuntimeError("enough")
 
     llm = load(tiny_path, retention=Retention(budget=32), n_batch=100, on_prefill=on_prefill)
-    for stop in (0, 200, 284):
+    for stop in (0, 100, 200):
         llm.reset()
         with pytest.raises(RuntimeError, match="^enough$"):
             llm.prefill(TOKENS)
@@ -187,7 +186,7 @@ def test_an_error_in_the_progress_callback_stops_the_prompt(load: Load, tiny_pat
     assert (llm.retention_mask().sum(axis=2) == 32).all()
 
 
-def test_prefix_reuse_decodes_the_whole_window_again(load: Load, tiny_path: Path) -> None:
+def test_prefix_reuse_decodes_all_observed_tokens_again(load: Load, tiny_path: Path) -> None:
     """What is in the cache of a prompt is not read again, but for its last tokens, to observe them."""
     calls: list[tuple[int, int]] = []
     llm = load(tiny_path, on_prefill=lambda *call: calls.append(call), flash_attn=True)
@@ -195,7 +194,7 @@ def test_prefix_reuse_decodes_the_whole_window_again(load: Load, tiny_path: Path
     llm.retention = Retention(budget=32)
     calls.clear()
     llm.prefill(TOKENS)
-    assert calls[-1] == (16, 16)
+    assert calls[-1][0] == calls[-1][1] <= 128
     reused = llm.retention_mask()
 
     llm.reset()
@@ -204,7 +203,7 @@ def test_prefix_reuse_decodes_the_whole_window_again(load: Load, tiny_path: Path
     llm.retention = Retention(budget=32)
     calls.clear()
     assert next(llm.generate(TOKENS)) >= 0
-    assert calls[-1] == (16, 16)
+    assert calls[-1][0] == calls[-1][1] <= 128
     assert (llm.retention_mask() & reused).sum() / reused.sum() > 0.95
 
     llm.reset()

@@ -24,17 +24,16 @@ def resident():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
 
-seen = {}
-def on_prefill(done, total):
-    seen[done] = resident()
-
-llm = Llama(sys.argv[1], n_ctx=4608, n_threads=1, n_threads_batch=1, retention=Retention(budget=128),
-            on_prefill=on_prefill)
+llm = Llama(sys.argv[1], n_ctx=4608, n_threads=1, n_threads_batch=1, retention=Retention(budget=128))
+llm.retention = None
+llm.prefill(random_tokens(4000))
+before = resident()
+llm.retention = Retention(budget=128)
 llm.prefill(random_tokens(4000))
 stats = llm.cache_stats()
 numbers = {name: getattr(stats, name) for name in (
     "prompt_tokens", "full_bytes", "resident_bytes", "pool_bytes", "tail_bytes", "peak_bytes", "row_bytes")}
-print(json.dumps(numbers | {"kept": int(stats.kept.sum()), "before": seen[3984], "after": seen[4000]}))
+print(json.dumps(numbers | {"kept": int(stats.kept.sum()), "before": before, "after": resident()}))
 """
 
 STARVED = """

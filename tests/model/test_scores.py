@@ -138,24 +138,25 @@ def test_a_path_without_scores(load: Load, model: Path, tmp_path: Path) -> None:
 
 
 def test_rows_of_attention_are_softmax_rows(load: Load, model: Path) -> None:
-    """What head scores are measured from: each row sums to 1; the window records their mean square."""
+    """What head scores are measured from: each row sums to 1; selection records their power mean."""
     llm = load(model, flash_attn=True)
     ctx = llm.ctx
-    window = 4
-    llm.eval(TOKENS[:-window])
+    n_observed, n = 4, len(TOKENS)
+    llm.eval(TOKENS[:-n_observed])
     _native.observe(ctx, _native.OBSERVE_ROWS)
     rows = []
-    for token in TOKENS[-window:]:
+    for token in TOKENS[-n_observed:]:
         llm.eval([token])
-        row = np.zeros((2, 4, len(TOKENS)), np.float32)
+        row = np.zeros((2, 4, n), np.float32)
         row[:, :, : llm.n_tokens] = _native.get_rows(ctx)
         rows.append(row)
     assert np.allclose(np.sum(rows, axis=3), 1, atol=1e-5)
 
     llm.reset()
-    _native.configure(ctx, window, 7, 4)
-    llm.eval(TOKENS[:-window])
-    _native.observe(ctx, _native.OBSERVE_WINDOW)
-    llm.eval(TOKENS[-window:])
-    squares = np.square(rows).mean(axis=0).reshape(2, 2, 2, -1).mean(axis=2)
-    assert np.allclose(_native.get_attention(ctx), np.sqrt(squares), atol=2e-4)
+    _native.configure(ctx, 8, 7, 4)
+    _native.observe(ctx, _native.OBSERVE_TOKENS, n - n_observed, n_observed)
+    llm.eval(TOKENS[:-n_observed])
+    llm.eval(TOKENS[-n_observed:])
+    far = np.arange(n) <= np.arange(n - n_observed, n)[:, None] - 16  # (observed, n)
+    powers = ((np.array(rows) * far[:, None, None]) ** 4).mean(axis=0).reshape(2, 2, 2, -1).mean(axis=2)
+    assert np.allclose(_native.get_attention(ctx), powers**0.25, atol=1e-5)

@@ -44,7 +44,7 @@ def test_sentences_are_forgotten_with_what_they_were_of(load: Load, tiny_path: P
     _native.set_budgets(llm.ctx, np.full((2, 2), 64, dtype=np.int32))
     llm.eval(TOKENS[:-8])
     _native.set_sentences(llm.ctx, ones[:-8])
-    _native.observe(llm.ctx, _native.OBSERVE_WINDOW)
+    _native.observe(llm.ctx, _native.OBSERVE_TOKENS, len(TOKENS) - 8, 8)
     llm.eval(TOKENS[-8:])
     _native.compact(llm.ctx)
     assert np.array_equal(_native.get_mask(llm.ctx), pooled)  # tokens were decoded

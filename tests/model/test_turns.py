@@ -436,7 +436,7 @@ def test_the_c_api_goes_on_after_refusals(load: Load, tiny_path: Path) -> None:
     wanted = greedy(llm, 5)
     llm.prefill([*TOKENS, *wanted[:1]])
     with pytest.raises(StateError):
-        _native.observe(llm.ctx, _native.OBSERVE_WINDOW)
+        _native.observe(llm.ctx, _native.OBSERVE_TOKENS, 0, 8)
     with pytest.raises(StateError):
         _native.compact(llm.ctx)
     assert greedy(llm, 4) == wanted[1:]

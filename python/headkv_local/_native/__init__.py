@@ -115,9 +115,9 @@ _ERRORS: Final[dict[int, type[HeadKVError]]] = {
     lib.HEADKV_ERR_SCORES_VALUE: ScoresError,
 }
 
-OBSERVE_OFF, OBSERVE_WINDOW, OBSERVE_ROWS = (
+OBSERVE_OFF, OBSERVE_TOKENS, OBSERVE_ROWS = (
     int(lib.HEADKV_OBSERVE_OFF),
-    int(lib.HEADKV_OBSERVE_WINDOW),
+    int(lib.HEADKV_OBSERVE_TOKENS),
     int(lib.HEADKV_OBSERVE_ROWS),
 )
 
@@ -161,9 +161,9 @@ def reserve(ctx: int, n: int) -> None:
     _call("headkv_reserve", ctx, n)
 
 
-def observe(ctx: int, what: int) -> None:
-    """what: OBSERVE_OFF, OBSERVE_WINDOW or OBSERVE_ROWS."""
-    _call("headkv_observe", ctx, what)
+def observe(ctx: int, what: int, first: int = 0, n: int = 0) -> None:
+    """what: OBSERVE_OFF, OBSERVE_ROWS, or OBSERVE_TOKENS: n of them from position `first` on."""
+    _call("headkv_observe", ctx, what, first, n)
 
 
 def set_sentences(ctx: int, ends: npt.NDArray[np.uint8]) -> None:

@@ -68,7 +68,7 @@ def measure(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memo
         tokens = text_tokens(llm, n_prompt)
         with Watch(llm.cache_stats().devices) as watch:
             device_before = watch.least
-            llm.eval(tokens[: -retention.n_observed(n_prompt)])
+            llm.eval(tokens[: -retention.observe] or tokens[:1])
             before = resident_bytes()
             device_full = free_bytes(llm.cache_stats().devices)
             llm.retention = retention

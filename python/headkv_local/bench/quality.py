@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headkv_local import ArgumentError, Llama
+from headkv_local import ArgumentError, Llama, Retention
 from headkv_local.budgets import ModelShape
 
 from .contexts import Setup, check_length, greedy, last_logits, n_ctx_for, open_headkv, text_of
@@ -101,12 +101,7 @@ def _try_all(
     n_layer, n_head_kv = stats.kept.shape
     shape = ModelShape(n_layer, n_head_kv, n_head_kv, stats.row_bytes)  # nothing here depends on query heads
     retentions = [policy.retention(shape, len(tokens)) for policy in policies]
-    n_last = min((r.n_observed(len(tokens)) for r in retentions if r is not None), default=1)
-    if len(tokens) <= n_last:
-        raise ArgumentError(
-            f"a prompt of {len(tokens)} tokens is not longer than the {n_last} that are observed"
-        )
-    llm.eval(tokens[:-n_last])
+    llm.eval(tokens[: max(1, len(tokens) - Retention().observe)])
     state = KeptState(llm)
     for policy, retention in zip(policies, retentions, strict=True):
         started = time.perf_counter()

@@ -43,9 +43,9 @@ class Samples:
     prefill_stock: list[list[float]] = field(default_factory=list)
     prefill_headkv: list[list[float]] = field(default_factory=list)
     """Batch by batch, a list for each pass."""
-    observed_plain: list[float] = field(default_factory=list)
-    """The observed tokens decoded without recording."""
-    observed_recorded: list[float] = field(default_factory=list)
+    end_plain: list[float] = field(default_factory=list)
+    """The prompt's end, from the batch with the first observed token on, decoded without recording."""
+    end_recorded: list[float] = field(default_factory=list)
     recording: list[float] = field(default_factory=list)
     """The difference of the two, each time."""
     select: list[float] = field(default_factory=list)
@@ -63,7 +63,6 @@ class Speed:
 
     n_prompt: int
     budget: int | str
-    n_observed: int
     short_depth: int
     stats: CacheStats
     samples: Samples
@@ -72,12 +71,12 @@ class Speed:
     @property
     def prefill_stock(self) -> float:
         """Seconds to read the whole prompt."""
-        return self._prefill_seconds(self.samples.prefill_stock)
+        return _by_batch(self.samples.prefill_stock)
 
     @property
     def prefill_headkv(self) -> float:
         """The same with our cache, without what observing and compacting take."""
-        return self._prefill_seconds(self.samples.prefill_headkv)
+        return _by_batch(self.samples.prefill_headkv)
 
     @property
     def first_token_headkv(self) -> float:
@@ -89,17 +88,6 @@ class Speed:
         """Seconds that the compaction of one prompt takes: what observing adds, selection, moving rows."""
         s = self.samples
         return median(s.recording) + median(s.select) + median(s.compact)
-
-    @property
-    def cost_with_observed(self) -> float:
-        """The same with all of the observed tokens' decode counted as cost."""
-        s = self.samples
-        return median(s.observed_recorded) + median(s.select) + median(s.compact)
-
-    def _prefill_seconds(self, passes: list[list[float]]) -> float:
-        """Batch by batch the median over the passes; the observed tokens' share was not measured."""
-        seconds: float = sum(median(batch) for batch in zip(*passes, strict=True))
-        return seconds * self.n_prompt / (self.n_prompt - self.n_observed)
 
     @property
     def short_ratio(self) -> float:
@@ -138,7 +126,6 @@ class Speed:
             "decode_ratio_to_short_q1": self.short_ratio_q1,
             "cost_seconds": self.cost,
             "cost_share_of_prefill": self.cost / prefill,
-            "cost_share_with_observed": self.cost_with_observed / prefill,
             "cache": {
                 "devices": self.stats.devices,
                 "n_splits": self.stats.n_splits,
@@ -177,7 +164,7 @@ def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> lis
         for budget in settings.budgets
     }
     stats: dict[int | str, CacheStats] = {}
-    n_observed = Retention().n_observed(n_prompt)  # of every budget
+    n_head = _before_observed(n_prompt, setup.n_batch)
     with ExitStack() as stack:
         ours = stack.enter_context(open_headkv(setup, n_ctx_for(n_total)))
         check_length(ours, n_total)
@@ -189,12 +176,12 @@ def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> lis
         _warm_up(stock, ours, prompt[: setup.n_batch])
         for i in range(settings.repeat):
             tell(f"prompt {n_prompt}: pass {i + 1} of {settings.repeat}")
-            state = _prefill(stock, ours, prompt, n_observed, setup.n_batch, prefill)
+            state = _prefill(stock, ours, prompt, n_head, setup.n_batch, prefill)
             for budget in settings.budgets:
                 tell(f"prompt {n_prompt}: pass {i + 1} of {settings.repeat}, budget {budget}")
                 retention = Retention(budget=budget, scores="uniform")
                 stats[budget] = _compact(
-                    ours, state, prompt, retention, settings.compactions, samples[budget]
+                    ours, state, prompt, n_head, retention, settings.compactions, samples[budget]
                 )
                 if not stats[budget].compacted:
                     raise ArgumentError(f"a budget of {budget} keeps all of {n_prompt} prompt tokens")
@@ -205,7 +192,6 @@ def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> lis
         Speed(
             n_prompt=n_prompt,
             budget=budget,
-            n_observed=n_observed,
             short_depth=_short_depth(settings, stats[budget]),
             stats=stats[budget],
             samples=samples[budget],
@@ -213,6 +199,17 @@ def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> lis
         )
         for budget in settings.budgets
     ]
+
+
+def _by_batch(passes: list[list[float]]) -> float:
+    """Seconds for all batches: of each the median over the passes."""
+    seconds: float = sum(median(batch) for batch in zip(*passes, strict=True))
+    return seconds
+
+
+def _before_observed(n_prompt: int, n_batch: int) -> int:
+    """How many tokens of a prompt are in batches without any that is observed."""
+    return max(0, n_prompt - Retention().observe) // n_batch * n_batch
 
 
 def _short_depth(settings: Settings, stats: CacheStats) -> int:
@@ -264,39 +261,45 @@ def _prefill(
     stock: llama_cpp.Llama,
     ours: Llama,
     prompt: Sequence[int],
-    n_observed: int,
+    n_head: int,
     n_batch: int,
     samples: Samples,
 ) -> KeptState:
-    """Read the prompt with both; the state of ours before the observed tokens, where compactions begin."""
-    head, observed = prompt[:-n_observed], prompt[-n_observed:]
+    """Read the prompt with both; the state of ours after n_head tokens, where compactions begin."""
     stock.reset()
     ours.reset()
     ours.retention = None
-    times = prefill_in_turns({"stock": stock, "headkv": ours}, head, n_batch)
-    samples.prefill_stock.append(times["stock"])
-    samples.prefill_headkv.append(times["headkv"])
-    stock.eval(observed)
-    return KeptState(ours)
+    llms = {"stock": stock, "headkv": ours}
+    head = prefill_in_turns(llms, prompt[:n_head], n_batch)
+    state = KeptState(ours)
+    end = prefill_in_turns(llms, prompt[n_head:], n_batch)
+    samples.prefill_stock.append(head["stock"] + end["stock"])
+    samples.prefill_headkv.append(head["headkv"] + end["headkv"])
+    return state
 
 
 def _compact(
-    ours: Llama, state: KeptState, prompt: Sequence[int], retention: Retention, n: int, samples: Samples
+    ours: Llama,
+    state: KeptState,
+    prompt: Sequence[int],
+    n_head: int,
+    retention: Retention,
+    n: int,
+    samples: Samples,
 ) -> CacheStats:
     """Observe and compact n times, each time from the same state, with the cache as warm for both timings."""
-    window = prompt[-retention.n_observed(len(prompt)) :]
     for _ in range(n):
         state.restore(ours)  # a compacted cache gets its full size back
         ours.retention = None
         for _ in range(2):
-            plain = timed_eval(ours, window)
-            ours.n_tokens -= len(window)  # the next eval() drops what lies behind
+            plain = timed_eval(ours, prompt[n_head:])
+            ours.n_tokens = n_head  # the next eval() drops what lies behind
         ours.retention = retention
         ours.prefill(prompt)
         stats = ours.cache_stats()
-        samples.observed_plain.append(plain)
-        samples.observed_recorded.append(stats.observe_seconds)
-        samples.recording.append(stats.observe_seconds - plain)
+        samples.end_plain.append(plain)
+        samples.end_recorded.append(stats.prefill_seconds)
+        samples.recording.append(stats.prefill_seconds - plain)
         samples.select.append(stats.select_seconds)
         samples.compact.append(stats.compact_seconds)
     return stats

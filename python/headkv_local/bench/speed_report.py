@@ -79,13 +79,12 @@ def _costs(speed: Speed) -> str:
     s, prefill = speed.samples, speed.prefill_stock
     goal = COST_GOAL if "CPU" in speed.stats.devices else COST_GOAL_GPU
     parts = {
-        "observed tokens, recording": median(s.observed_recorded),
-        "observed tokens, plain": median(s.observed_plain),
+        "end of the prompt, recording": median(s.end_recorded),
+        "end of the prompt, plain": median(s.end_plain),
         "recording (difference)": median(s.recording),
         "selection": median(s.select),
         "compaction": median(s.compact),
         "added by all of it": speed.cost,
-        "with all of the observed tokens": speed.cost_with_observed,
     }
     rows = [(name, f"{part * 1e3:.1f}", f"{part / prefill:.2%}") for name, part in parts.items()]
     return (

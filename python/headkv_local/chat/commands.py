@@ -106,7 +106,7 @@ class Commands:
         full, now, peak = (size(n) for n in (stats.full_bytes, stats.resident_bytes, stats.peak_bytes))
         self._console.figures([f"cache: {full} full", f"{now} now", f"{peak} peak"])
         if stats.compacted:
-            work = stats.observe_seconds + stats.select_seconds + stats.compact_seconds
+            work = stats.select_seconds + stats.compact_seconds
             self._console.note(
                 f"times: prefill {seconds(stats.prefill_seconds)}, compaction {1000 * work:.0f} ms"
             )

@@ -6,7 +6,7 @@ import codecs
 import os
 import sys
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from headkv_local.chat.options import expand
 from headkv_local.chat.render import strip_control
@@ -60,16 +60,20 @@ def read_stdin() -> str:
     return _decode(data, "standard input")
 
 
-def compose(documents: list[Document], question: str) -> str:
-    """One user message: the documents in their order, each under its name, then the question.
+def compose(documents: list[Document], question: str) -> str | list[dict[str, Any]]:
+    """The content of one user message: the documents in their order, each under its name, then the question.
 
-    Standard input has no name, so it gets one only where there are others.
+    Standard input has no name, so it gets one only where there are others. Documents are marked as such; the
+    template puts a line end between two parts.
     """
-    parts = []
+    if not documents:
+        return question
+    parts: list[dict[str, Any]] = []
     for document, title in zip(documents, _titles(documents), strict=True):
         text = document.text.strip("\n")
-        parts.append(f"{title}:\n\n{text}" if title else text)
-    return "\n\n".join([*parts, question])
+        text = f"{title}:\n\n{text}\n" if title else f"{text}\n"
+        parts.append({"type": "text", "text": text, "document": True})
+    return [*parts, {"type": "text", "text": question}]
 
 
 def _titles(documents: list[Document]) -> list[str]:

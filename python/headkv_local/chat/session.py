@@ -28,7 +28,7 @@ class Session:
         self.budget = options.budget
         self.documents: list[Document] = []
         self._budget_waits = False
-        self._messages: list[dict[str, str]] = []
+        self._messages: list[dict[str, Any]] = []
         self.clear()
 
     @property
@@ -112,7 +112,7 @@ class Session:
     def _text_of(self, tokens: Sequence[int]) -> str:
         return self.llm.detokenize(list(tokens)).decode("utf-8", errors="ignore")
 
-    def _answer(self, messages: list[dict[str, str]], job: Job[Answer]) -> Answer:
+    def _answer(self, messages: list[dict[str, Any]], job: Job[Answer]) -> Answer:
         """Runs in the worker thread."""
 
         def watch_prefill(done: int, total: int) -> None:

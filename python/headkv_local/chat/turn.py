@@ -79,7 +79,6 @@ class Answer:
                 "pool_bytes": stats.pool_bytes,
                 "tail_bytes": stats.tail_bytes,
                 "peak_bytes": stats.peak_bytes,
-                "observe_seconds": round(stats.observe_seconds, 6),
                 "select_seconds": round(stats.select_seconds, 6),
                 "compact_seconds": round(stats.compact_seconds, 6),
             },
