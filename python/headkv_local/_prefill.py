@@ -277,10 +277,9 @@ class PromptReader(Decoder):
         room = self._n_ctx - n_prompt
         if len(found.again) > room:
             _logger.warning(
-                "the context has room for %d of the %d tokens of the question before the document: only so many "
-                "select",
-                room,
+                "the context has no room for the question of %d tokens before the document: only its last %d select",
                 len(found.again),
+                room,
             )
             found = found._replace(again=found.again[len(found.again) - room :])
         return found

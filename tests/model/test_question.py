@@ -1,0 +1,148 @@
+"""The question selects: wherever it stands, whatever follows it, and without a trace in the cache."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headkv_local import ArgumentError, Cancelled, CancelToken, Llama, Retention
+from headkv_local.bench.contexts import last_logits
+from headkv_local.bench.haystack import cut, hide
+from headkv_local.chat.documents import Document, compose
+from helpers import greedy, random_tokens
+
+Load = Callable[..., Llama]
+TOKENS = random_tokens(300)
+FIRST = slice(2, 12)
+
+FACT = "The access code of the warehouse in Lisbon is 48213."
+ASK = "What is the access code of the warehouse in Lisbon"
+POLITE = (
+    "? Please look carefully through the whole text before you answer, and give me only the number, without "
+    "any explanation or other words. Thank you."
+)
+ENDINGS = {
+    "nothing": "?",
+    "instruction": "? Answer with the number only.",
+    "place": " mentioned in the text above? Answer with the number only.",
+    "polite": POLITE,
+    "two lines": "?\nAnswer with the number only.\n\nDo not write anything else, please.",
+    "german": "? Bitte antworte nur mit der Zahl, ohne weitere Erklärungen. Vielen Dank für deine Hilfe!",
+}
+
+
+@pytest.fixture(scope="module")
+def chat(smollm2: Path) -> Any:
+    llm = Llama(str(smollm2), n_ctx=2048, verbose=False, retention=Retention(budget=64))
+    yield llm
+    llm.close()
+
+
+@pytest.fixture(scope="module")
+def document(chat: Llama) -> str:
+    def count(text: str) -> int:
+        return len(chat.tokenize(text.encode(), add_bos=False))
+
+    return hide(cut(700, count, start=40), [FACT], 0.4, count)
+
+
+def answer(llm: Llama, content: Any) -> str:
+    llm.reset()
+    reply: Any = llm.create_chat_completion(
+        [{"role": "user", "content": content}], max_tokens=32, temperature=0.0
+    )
+    assert (llm.cache_stats().kept.mean(), llm.cache_stats().compacted) == (64, True)
+    return str(reply["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+def test_what_follows_the_question(chat: Llama, document: str, end: str) -> None:
+    assert "48213" in answer(chat, f"{document}\n\n{ASK}{ENDINGS[end]}")
+
+
+def test_a_document_of_the_chat(chat: Llama, document: str) -> None:
+    assert "48213" in answer(chat, compose([Document("notes.txt", document)], ASK + POLITE))
+
+
+def test_a_question_before_the_document(chat: Llama, document: str) -> None:
+    """As a text, and with the document marked."""
+    ask = f"{ASK}{ENDINGS['instruction']}"
+    parts = [{"type": "text", "text": f"{ask}\n"}, {"type": "text", "text": document, "document": True}]
+    assert "48213" in answer(chat, f"{ask}\n\n{document}")
+    assert "48213" in answer(chat, parts)
+
+
+def test_a_question_before_the_document_leaves_no_trace(load: Load, tiny_path: Path) -> None:
+    """It is read once more, and taken back: the logits are those of the prompt, also of what comes next."""
+    llm, full = load(tiny_path, retention=Retention(budget=32)), load(tiny_path, flash_attn=True)
+    llm.prefill(TOKENS)
+    before = llm.retention_mask()
+    llm.reset()
+    llm.prefill(TOKENS, question=FIRST)
+    stats = llm.cache_stats()
+    assert (llm.n_tokens, stats.prompt_tokens, stats.tail_tokens) == (300, 300, 0)
+    assert not np.array_equal(llm.retention_mask(), before)
+    full.eval(TOKENS)
+    assert np.array_equal(last_logits(full), last_logits(llm))
+    assert len(greedy(llm, 5)) == 5
+
+    again = [last_logits(llm).copy()]
+    for question in (FIRST, [FIRST]):  # another context holds the same then
+        other = load(tiny_path, retention=Retention(budget=32))
+        other.prefill(TOKENS, question=question)
+        greedy(other, 5)
+        again.append(last_logits(other).copy())
+    assert np.array_equal(again[0], again[1])
+    assert np.array_equal(again[0], again[2])
+
+
+def test_a_question_needs_room_only_where_there_is_some(
+    load: Load, tiny_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    llm = load(tiny_path, n_ctx=512, retention=Retention(budget=32))
+    tokens = random_tokens(508)
+    with caplog.at_level(logging.WARNING, "headkv_local"):
+        llm.prefill(tokens, question=FIRST)
+    assert (
+        "no room for the question of 10 tokens before the document: only its last 4 select" in caplog.text
+    )
+    assert llm.cache_stats().compacted
+    assert len(greedy(llm, 4)) == 4
+    llm.reset()
+    llm.prefill(random_tokens(512), question=FIRST)
+    assert llm.cache_stats().compacted
+
+
+def test_a_cancel_while_the_question_is_read_again(load: Load, tiny_path: Path) -> None:
+    """The prompt is in the cache as a whole then, and nothing else."""
+    token = CancelToken()
+
+    def on_prefill(done: int, total: int) -> None:
+        if stop and done >= 300:
+            token.cancel()
+
+    stop = True
+    llm = load(tiny_path, n_batch=100, retention=Retention(budget=32), on_prefill=on_prefill)
+    with token, pytest.raises(Cancelled):
+        llm.prefill(TOKENS, question=slice(2, 142))
+    assert (llm.n_tokens, llm.cache_stats().compacted) == (300, False)
+    stop = False
+    llm.prefill(TOKENS, question=slice(2, 142))
+    assert llm.cache_stats().compacted
+
+
+def test_a_question_that_cannot_be_one_changes_nothing(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32))
+    llm.prefill(TOKENS[:200])
+    mask = llm.retention_mask()
+    for question in (slice(290, 301), slice(5, 5), slice(0, 200)):
+        with pytest.raises(ArgumentError):
+            llm.prefill(TOKENS, question=question)
+        assert np.array_equal(llm.retention_mask(), mask)
+    with pytest.raises(ArgumentError, match="observe must be an int of at least 1, not 0"):
+        Retention(observe=0)

@@ -1,0 +1,129 @@
+"""Which tokens of a prompt ask: found in its text, or told by the caller."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from headkv_local import ArgumentError
+from headkv_local._pieces import Pieces
+from headkv_local._question import checked, ending, observers, question_of
+
+LINE = "The harbour was quiet, and the cranes stood still in the fog of the morning. "
+DOCUMENT = "\n".join(LINE * 5 for _ in range(6))
+ASK, TELL = "What is the code of the archive in Oslo?", "Name the code of the archive in Oslo."
+N_LAST = 60
+
+
+def spelled(text: str) -> list[bytes]:
+    """Words as tokens, with the space before them, and line ends."""
+    return [piece.encode() for piece in re.findall(r"\n+| ?[^ \n]+| ", text)]
+
+
+def found(messages: list[dict[str, Any]], rendered: str) -> list[str]:
+    pieces = spelled(rendered)
+    parts = question_of(range(len(pieces)), pieces.__getitem__, messages, N_LAST)
+    return [b"".join(pieces[part]).decode().strip() for part in parts]
+
+
+def asked(content: Any) -> list[str]:
+    text = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+    return found(
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}],
+        f"<system> Be brief. <user> {text} <assistant>",
+    )
+
+
+def part(text: str, document: bool = False) -> dict[str, Any]:
+    return {"type": "text", "text": text, **({"document": True} if document else {})}
+
+
+def test_a_short_message_asks_as_a_whole() -> None:
+    assert asked(f"Please. {ASK} Thank you.") == [f"Please. {ASK} Thank you."]
+
+
+def test_what_is_not_a_marked_document_asks() -> None:
+    document = part(DOCUMENT, document=True)
+    assert asked([document, part(TELL)]) == [TELL]
+    assert asked([part(TELL), document]) == [TELL]
+    assert asked([part("One?"), document, part("Two!"), part(LINE, document=True), part("Three.")]) == [
+        "One?",
+        "Two!",
+        "Three.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (f"{DOCUMENT}\n\n{ASK}", [ASK]),
+        (f"{DOCUMENT}\n\n{TELL}\nNo other words.", [f"{TELL}\nNo other words."]),
+        (f"{ASK}\n\n{DOCUMENT}", [ASK]),
+        (f"{ASK}\n\n{DOCUMENT}\n\n{ASK}", [ASK, ASK]),
+        (f"Harbours of the north\n\n{DOCUMENT}\n\n{ASK}", [ASK]),
+    ],
+)
+def test_lines_and_question_marks_tell_a_question_from_a_document(content: str, wanted: list[str]) -> None:
+    assert [text.strip() for text in asked(content)] == wanted
+
+
+def test_both_ends_ask_where_no_mark_tells() -> None:
+    first, last = asked(f"{TELL}\n\n{DOCUMENT}")
+    assert first == TELL
+    assert last.endswith("in the fog of the morning.")
+    assert len(last.split()) == N_LAST  # a line that is longer
+
+
+def test_a_message_that_the_template_has_changed_is_not_found() -> None:
+    assert found([{"role": "user", "content": "Why?"}], "<user> WHY? <assistant>") == []
+    assert found([{"role": "assistant", "content": "Why?"}], "Why?") == []
+    assert found([], "Why?") == []
+
+
+def test_the_last_lines_that_are_whole() -> None:
+    pieces = spelled(f"{DOCUMENT}\n\n{ASK} {LINE * 2}")
+    prompt = Pieces(range(len(pieces)), pieces.__getitem__)
+    n = len(pieces)
+    assert (
+        b"".join(pieces[ending(prompt, n, N_LAST) :]).decode().strip().startswith("is the code")
+    )  # "fog...\n\nWhat"
+    assert ending(prompt, n, 20) == n - 20  # no line begins there
+    assert ending(prompt, n, 10 * n) == 0
+
+
+def test_who_observes() -> None:
+    assert observers(1000, [slice(900, 990)], 16) == (900, ())
+    assert observers(1000, [slice(995, 1000)], 16) == (984, ())  # some models ask in the last tokens
+    assert observers(1000, [slice(5, 8)], 16) == (984, (5, 6, 7))
+    assert observers(1000, [slice(5, 7), slice(600, 602), slice(950, 980)], 16) == (950, (5, 6, 600, 601))
+    assert observers(20, [slice(0, 20)], 16) == (1, ())
+
+
+def test_bounds_are_those_of_python() -> None:
+    assert checked(None, 100) == ()
+    assert checked(slice(-20, None), 100) == (slice(80, 100),)
+    assert checked([slice(90, 95), slice(None, 3)], 100) == (slice(0, 3), slice(90, 95))
+
+
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [
+        (slice(90, 101), r"slice\(90, 101, None\), is not inside the prompt of 100 tokens"),
+        (slice(-101, None), "not inside the prompt of 100 tokens"),
+        (slice(200, 210), "not inside the prompt of 100 tokens"),
+        (slice(5, 5), "the question is empty"),
+        (slice(9, 5), "the question is empty"),
+        ([], "the question is empty"),
+        (slice(40, None), "the question of 60 tokens is longer than the document, the other 40 tokens"),
+        ([slice(0, 30), slice(70, 100)], "longer than the document"),
+        (slice(0, 10, 2), "must be a slice of the prompt's tokens"),
+        (slice(0.5, 10), "whole numbers"),
+        ([7], "must be a slice"),
+    ],
+)
+def test_a_question_that_cannot_be_one(question: Any, text: str) -> None:
+    with pytest.raises(ArgumentError, match=text) as caught:
+        checked(question, 100)
+    assert "\n" not in str(caught.value)
