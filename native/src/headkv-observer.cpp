@@ -21,11 +21,11 @@ static bool is_on_device(const std::vector<headkv_layer_shape> & shapes) {
 }
 
 headkv_observer::headkv_observer(mode mode, const std::vector<headkv_layer_shape> & shapes, uint32_t n_cells,
-                                 uint32_t n_heads, llama_pos first, uint32_t n)
+                                 uint32_t n_heads, llama_pos first, std::vector<float> weights)
     : what(mode),
       n_heads(n_heads),
       range_first(first),
-      range_n(n),
+      range_weights(std::move(weights)),
       on_device(is_on_device(shapes)),
       bufs(shapes.size()) {
     for (const auto & s : shapes) {
@@ -35,7 +35,7 @@ headkv_observer::headkv_observer(mode mode, const std::vector<headkv_layer_shape
 }
 
 uint32_t headkv_observer::limit(llama_pos p0, uint32_t n_max, size_t n_kv, size_t n_head) const {
-    if (!on || what == ROWS || p0 >= range_first + (llama_pos) range_n) {
+    if (!on || what == ROWS || p0 >= range_end()) {
         return n_max;
     }
     const size_t n_before  = std::max(0, range_first - p0);
@@ -61,11 +61,12 @@ bool headkv_observer::aim(const llama_ubatch & ubatch, const llama_kv_cells & ce
 
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
         const llama_pos p = ubatch.pos[i];
-        if (p < range_first || p >= range_first + (llama_pos) range_n) {
+        if (p < range_first || p >= range_end()) {
             continue;
         }
         aimed.i0 = aimed.pos.empty() ? i : aimed.i0;
         aimed.pos.push_back(p);
+        aimed.weights.push_back(range_weights[p - range_first]);
         last = std::max(last, p);
     }
     aimed.n   = aimed.pos.size();
@@ -90,9 +91,9 @@ bool headkv_observer::aim(const llama_ubatch & ubatch, const llama_kv_cells & ce
 headkv_observer::inputs headkv_observer::build_inputs(ggml_context * ctx, uint32_t n_kv, uint32_t n_gqa) {
     in = {};
     if (what == TOKENS && aims()) {
-        in.ones = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 1, aimed.n * n_gqa, n_heads);
+        in.rows = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 1, aimed.n * n_gqa, n_heads);
         in.far  = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_kv - aimed.first, aimed.n);
-        ggml_set_input(in.ones);
+        ggml_set_input(in.rows);
         ggml_set_input(in.far);
     }
     return in;
@@ -102,8 +103,11 @@ void headkv_observer::set_inputs(const inputs & in) const {
     if (!in.far) {
         return;
     }
-    const std::vector<float> ones(ggml_nelements(in.ones), 1.0f);
-    ggml_backend_tensor_set(in.ones, ones.data(), 0, ggml_nbytes(in.ones));
+    std::vector<float> rows(ggml_nelements(in.rows));
+    for (size_t i = 0; i < rows.size(); ++i) {
+        rows[i] = aimed.weights[i % aimed.n];
+    }
+    ggml_backend_tensor_set(in.rows, rows.data(), 0, ggml_nbytes(in.rows));
 
     const size_t n_cells = in.far->ne[0]; // with what of the cache is not in use, and not looked at
 
@@ -166,8 +170,8 @@ void headkv_observer::build(const llm_graph_context & gctx, uint32_t ikv, ggml_t
     // w: [n_cells, n, n_head], the query heads of a GQA group are neighbours -> sum over their rows, [n_cells, 1,
     // n_heads]
     const auto add = [&](ggml_tensor * w, int64_t cell) {
-        w = ggml_view_3d(ctx, w, w->ne[0], in.ones->ne[1], n_heads, w->nb[1], in.ones->ne[1] * w->nb[1], 0);
-        w = ggml_out_prod(ctx, w, in.ones);
+        w = ggml_view_3d(ctx, w, w->ne[0], in.rows->ne[1], n_heads, w->nb[1], in.rows->ne[1] * w->nb[1], 0);
+        w = ggml_out_prod(ctx, w, in.rows);
         ggml_build_forward_expand(gctx.gf,
                                   ggml_add_inplace(ctx,
                                                    ggml_view_3d(ctx, record, w->ne[0], 1, n_heads, record->nb[1],
@@ -190,9 +194,8 @@ void headkv_observer::remove(llama_pos p0) {
 }
 
 bool headkv_observer::covers(uint32_t n_prompt) const {
-    const llama_pos end = range_first + (llama_pos) range_n;
-
-    return n_tokens == range_n && last == end - 1 && end >= (llama_pos) n_prompt && (llama_pos) n_prompt <= valid;
+    return n_tokens == range_weights.size() && last == range_end() - 1 && range_end() >= (llama_pos) n_prompt &&
+           (llama_pos) n_prompt <= valid;
 }
 
 void headkv_observer::read(uint32_t ikv, uint32_t n, std::vector<float> & res) const {

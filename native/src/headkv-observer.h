@@ -20,17 +20,19 @@ static constexpr llama_pos headkv_gap = 16;
 // Records the attention that tokens pay to the cells of the full cache, while their ubatch is decoded: a view of its q,
 // where the layer's K is, by ordinary graph nodes, one set per layer. Two kinds of record:
 //
-//   TOKENS: per KV head, the sum of fourth powers over the tokens of a range and the query heads of the GQA group
+//   TOKENS: per KV head, the sum of fourth powers over the tokens of a range, each with its weight, and the query heads
+//           of the GQA group
 //   ROWS:   per query head, the row of the last token of the last ubatch
 class headkv_observer {
 public:
     enum mode { TOKENS, ROWS };
 
     // n_heads  : columns, KV heads or query heads
-    // first, n : TOKENS: positions of the range; what else is decoded is not recorded
+    // first    : TOKENS: position where the range begins; what else is decoded is not recorded
+    // weights  : TOKENS: of each token of the range
     // allocates; throws headkv_error, std::bad_alloc
     headkv_observer(mode mode, const std::vector<headkv_layer_shape> & shapes, uint32_t n_cells, uint32_t n_heads,
-                    llama_pos first, uint32_t n);
+                    llama_pos first, std::vector<float> weights);
 
     // How many tokens from position p0 on may be one ubatch, of n_max at most. Observed ones of a ubatch are bounded:
     // n_kv cells, n_head query heads.
@@ -44,7 +46,7 @@ public:
 
     // what the nodes of all layers read of the host
     struct inputs {
-        ggml_tensor * ones; // [1, n*n_gqa, n_head_kv] F32: sums over rows
+        ggml_tensor * rows; // [1, n*n_gqa, n_head_kv] F32: weights, to sum rows with
         ggml_tensor * far;  // [n_kv - first, n]       F32: 1 where the token counts for the cell, else 0
     };
 
@@ -63,6 +65,8 @@ public:
 
     // Is the whole range recorded, for a prompt of n tokens: up to its last token, or farther.
     bool covers(uint32_t n_prompt) const;
+
+    llama_pos range_end() const { return range_first + (llama_pos) range_weights.size(); }
 
     // is the token at position `pos` the last one recorded
     bool has_seen(llama_pos pos) const { return pos < valid && last == pos; }
@@ -85,13 +89,14 @@ private:
         uint32_t n     = 0;           // tokens
         uint32_t first = 0;           // cells before this one are far from all of them
         std::vector<llama_pos> pos;   // [n]
+        std::vector<float> weights;   // [n]
         std::vector<llama_pos> cells; // positions from cell `first` on, none: the largest there is
     };
 
     const mode what;
     const uint32_t n_heads;
     const llama_pos range_first;
-    const uint32_t range_n;
+    const std::vector<float> range_weights;
     const bool on_device; // is any layer
 
     headkv_buffers bufs;

@@ -96,10 +96,10 @@ int32_t headkv_reserve(llama_context * ctx, int32_t n) {
     });
 }
 
-int32_t headkv_observe(llama_context * ctx, int32_t what, int32_t first, int32_t n) {
+int32_t headkv_observe(llama_context * ctx, int32_t what, int32_t first, int32_t n, const float * weights) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         ctx->synchronize();
-        mem.observe(what, first, n);
+        mem.observe(what, first, n, weights);
     });
 }
 

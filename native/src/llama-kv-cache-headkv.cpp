@@ -519,7 +519,7 @@ void llama_kv_cache_headkv::expect(int32_t n) {
     }
 }
 
-void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n) {
+void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, const float * weights) {
     if (what < HEADKV_OBSERVE_OFF || what > HEADKV_OBSERVE_ROWS) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no kind of observation %d", what));
     }
@@ -527,6 +527,13 @@ void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n) {
         throw headkv_error(
             HEADKV_ERR_ARGUMENT,
             format("%d tokens from position %d on cannot be observed in a context of %u", n, first, n_ctx));
+    }
+    std::vector<float> weigh(what == HEADKV_OBSERVE_TOKENS ? n : 0, 1.0f);
+    if (weights) {
+        std::copy(weights, weights + weigh.size(), weigh.begin());
+    }
+    if (std::any_of(weigh.begin(), weigh.end(), [](float x) { return !(x >= 0.0f && x <= 1.0f); })) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "the weight of an observed token must be from 0 to 1");
     }
     if (pool) {
         throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it is observed again");
@@ -541,7 +548,7 @@ void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n) {
 
         reserve(0);
         auto next = std::make_unique<headkv_observer>(rows ? headkv_observer::ROWS : headkv_observer::TOKENS, shapes,
-                                                      n_ctx, rows ? model.hparams.n_head() : n_head_kv, first, n);
+                                                      n_ctx, rows ? model.hparams.n_head() : n_head_kv, first, std::move(weigh));
         const std::lock_guard<std::mutex> lock(mutex);
         update_peak(next->get_buffers().size());
         obs = std::move(next);

@@ -74,7 +74,7 @@ public:
     void set_budgets(const int32_t * caps, size_t n);
     void expect(int32_t n);
     void set_sentences(const uint8_t * ends, size_t n);
-    void observe(int32_t what, int32_t first, int32_t n);
+    void observe(int32_t what, int32_t first, int32_t n, const float * weights);
     void compact(uint32_t n_threads);
 
     void get_attention(float * w, size_t n) const;

@@ -109,9 +109,9 @@ static bool prefill(llama_context * ctx) {
 }
 
 static bool observe(llama_context * ctx) {
-    return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window) == HEADKV_OK &&
+    return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) == HEADKV_OK &&
            decode(ctx, n_prompt - n_window, n_window) == 0 &&
-           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0) == HEADKV_OK;
+           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK;
 }
 
 // run step() with its N-th allocation failing, N = 1, 2, ...; true from reported() means that the failure was
@@ -209,7 +209,7 @@ int main(int argc, char ** argv) {
     for (const fail_kind kind : { FAIL_BUFFER, FAIL_NEW }) {
         torture(
             "observe", kind,
-            [&]() { return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window) == HEADKV_OK; },
+            [&]() { return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) == HEADKV_OK; },
             from_memory, [&]() { return prefill(ctx); }, [&]() { return observe(ctx) && compact() && goes_on(); });
 
         torture(
@@ -282,7 +282,7 @@ int main(int argc, char ** argv) {
             "decode under observation", FAIL_BUFFER, [&]() { return observe(ctx); },
             [&]() {
                 // a smaller batch fits what was planned for the one that failed
-                return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window) == HEADKV_OK &&
+                return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) == HEADKV_OK &&
                        decode(ctx, n_prompt - n_window, n_window - 1) == 0 &&
                        llama_memory_seq_rm(llama_get_memory(ctx), 0, n_prompt - n_window, -1);
             },

@@ -26,14 +26,14 @@ static bool decode(llama_context * ctx, int p0, int n) {
 // -> [n_head_kv][n_prompt - n_behind], empty if that failed.
 static std::vector<float> observe(llama_context * ctx, int from, int n_batch, int n_behind = 0) {
     bool ok = llama_memory_seq_rm(llama_get_memory(ctx), 0, from, -1) &&
-              headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_observed, n_observed) == HEADKV_OK;
+              headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_observed, n_observed, nullptr) == HEADKV_OK;
     for (int p = from; ok && p < n_prompt; p += n_batch) {
         ok = decode(ctx, p, std::min(n_batch, n_prompt - p));
     }
     ok = ok && (n_behind == 0 || llama_memory_seq_rm(llama_get_memory(ctx), 0, n_prompt - n_behind, -1));
 
     std::vector<float> res((size_t) n_layer * n_head_kv * (n_prompt - n_behind));
-    ok = ok && headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0) == HEADKV_OK &&
+    ok = ok && headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK &&
          headkv_get_attention(ctx, res.data(), res.size()) == HEADKV_OK;
     if (!ok) {
         printf("%s\n", headkv_last_error(ctx));

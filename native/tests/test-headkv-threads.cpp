@@ -22,9 +22,9 @@ static const std::vector<int32_t> caps = { 20, 100, 64, 64, 8, 128 };
 
 static bool one_round(llama_context * ctx) {
     return headkv_reserve(ctx, n_prompt) == HEADKV_OK && tiny_model_decode(ctx, 0, n_prompt - n_observed) == 0 &&
-           headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_observed, n_observed) == HEADKV_OK &&
+           headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_observed, n_observed, nullptr) == HEADKV_OK &&
            tiny_model_decode(ctx, n_prompt - n_observed, n_observed) == 0 &&
-           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0) == HEADKV_OK && headkv_compact(ctx, 0) == HEADKV_OK &&
+           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK && headkv_compact(ctx, 0) == HEADKV_OK &&
            tiny_model_decode(ctx, n_prompt, n_more) == 0 && llama_memory_seq_rm(llama_get_memory(ctx), 0, -1, -1);
 }
 

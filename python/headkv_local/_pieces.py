@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+_LINE_END: Final = re.compile(rb"\n\s*")
 
 
 class Pieces:
@@ -26,14 +29,19 @@ class Pieces:
         """The tokens that hold the last bytes of texts, by where the texts end."""
         return np.searchsorted(self._ends, ends)
 
-    def tokens_of(self, start: int, end: int) -> slice:
-        """The tokens that hold the bytes from start to end, which are some."""
+    def tokens_of(self, start: int, end: int) -> tuple[int, int]:
+        """The first token with the bytes from start to end, which are some, and the one after the last."""
         first, last = self.token_at([start + 1, end])
-        return slice(int(first), int(last) + 1)
+        return int(first), int(last) + 1
 
-    def start_of(self, token: int) -> int:
-        """Where the text of a token begins."""
+    def text_of(self, first: int, end: int) -> str:
+        """Of the tokens from first on, and before end."""
+        return self.text[self._start_of(first) : self._start_of(end)].decode(errors="ignore")
+
+    def end_of_line(self, token: int) -> int:
+        """The first token after the line that a token is in."""
+        match = _LINE_END.search(self.text, self._start_of(token))
+        return self.n_tokens if match is None else self.tokens_of(*match.span())[1]
+
+    def _start_of(self, token: int) -> int:
         return int(self._ends[token - 1]) if token > 0 else 0
-
-    def text_of(self, part: slice) -> str:
-        return self.text[self.start_of(part.start) : self.start_of(part.stop)].decode(errors="ignore")

@@ -14,7 +14,7 @@ from . import _native
 from ._decoder import Decoder
 from ._pieces import Pieces
 from ._progress import Progress
-from ._question import Observers, checked, ending, observers, question_of
+from ._question import Observers, Part, checked, ending, observers, question_of
 from ._sentences import sentence_ends
 from ._turns import Turn
 from .budgets import ModelShape
@@ -190,7 +190,7 @@ class PromptReader(Decoder):
         self._evaluate(tokens, progress.add)
         progress.end()
 
-    def _question_of(self, tokens: list[int], messages: list[dict[str, Any]]) -> tuple[slice, ...]:
+    def _question_of(self, tokens: list[int], messages: list[dict[str, Any]]) -> tuple[Part, ...]:
         """Where a prompt that was made of messages asks."""
         if self._retention is None or not self._has_tokenizer():
             return ()
@@ -216,7 +216,7 @@ class PromptReader(Decoder):
         tokens: list[int],
         n_prompt: int,
         n_compacted: int,
-        question: tuple[slice, ...],
+        question: tuple[Part, ...],
         caps: npt.NDArray[np.int32],
     ) -> None:
         """Read n_prompt tokens, compact the first n_compacted; tokens: those that the cache does not hold.
@@ -226,7 +226,7 @@ class PromptReader(Decoder):
         retention = self._settled_retention
         self._prompt = PromptRecord()
         held = self.input_ids[: self.n_tokens].tolist()
-        first, again = self._observers((held + tokens)[:n_compacted], question)
+        first, again, weights = self._observers((held + tokens)[:n_compacted], question)
         _native.set_budgets(self._address, caps)
 
         # all observed tokens are decoded under observation, also what of them is in the cache already
@@ -237,7 +237,7 @@ class PromptReader(Decoder):
 
         progress = Progress(self.on_prefill, len(tokens) + len(again))
         started = perf_counter()
-        _native.observe(self._address, _native.OBSERVE_TOKENS, first, n_compacted + len(again) - first)
+        _native.observe(self._address, _native.OBSERVE_TOKENS, first, len(weights), weights)
         try:
             self._evaluate(tokens[: len(tokens) - n_behind], progress.add)
             logits = self._logits()
@@ -268,18 +268,23 @@ class PromptReader(Decoder):
         self._evaluate(tokens[len(tokens) - n_behind :], progress.add)
         progress.end()
 
-    def _observers(self, prompt: list[int], question: tuple[slice, ...]) -> Observers:
+    def _observers(self, prompt: list[int], question: tuple[Part, ...]) -> Observers:
         retention, n_prompt = self._settled_retention, len(prompt)
-        inside = [slice(part.start, min(part.stop, n_prompt)) for part in question if part.start < n_prompt]
-        if not inside:
-            inside = [slice(ending(Pieces(prompt, self._piece), n_prompt, retention.observe), n_prompt)]
-        found = observers(n_prompt, inside, 2 * retention.window)
+        inside = [part._replace(stop=min(part.stop, n_prompt)) for part in question if part.start < n_prompt]
+        found = observers(
+            n_prompt,
+            inside or ending(Pieces(prompt, self._piece), n_prompt, retention.observe),
+            2 * retention.window,
+        )
         room = self._n_ctx - n_prompt
         if len(found.again) > room:
             _logger.warning(
-                "the context has no room for the question of %d tokens before the document: only its last %d select",
+                "no room for the question of %d tokens before the document: its last %d select",
                 len(found.again),
                 room,
             )
-            found = found._replace(again=found.again[len(found.again) - room :])
+            n_least = len(found.again) - room
+            found = found._replace(
+                again=found.again[n_least:], weights=found.weights[: len(found.weights) - n_least]
+            )
         return found

@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from ._pieces import Pieces
 from .errors import ArgumentError
 
@@ -15,12 +18,25 @@ _ENDING: Final = 32
 _OPENING: Final = 64
 """Tokens that a question before a document may take, where nobody says which part is which."""
 
-_SHORTEST: Final = 16
-"""Tokens, with those of a chat template, that a question has at least."""
+_MAYBE: Final = 1 / 16
+"""Weight of tokens that a question may be in, beside those that look like one: as if they paid half the
+attention, for the mean is of fourth powers."""
 
 _DOCUMENT: Final = "document"
-_LINE_END: Final = re.compile(rb"\n\s*")
 _MARK: Final = re.compile("[?\uff1f\u061f]")  # of a question: Latin and others, full width, Arabic
+
+
+class Part(NamedTuple):
+    """Tokens of a prompt that ask, or may."""
+
+    start: int
+    stop: int
+    weight: float = 1.0
+    """Of each of them, in the mean of the observed attention."""
+
+    @property
+    def n(self) -> int:
+        return self.stop - self.start
 
 
 class Observers(NamedTuple):
@@ -28,33 +44,41 @@ class Observers(NamedTuple):
 
     first: int
     """From this position to the prompt's end."""
-    again: tuple[int, ...] = ()
+    again: tuple[int, ...]
     """Positions of a question that stood before what it asks about: it could not look at that."""
+    weights: npt.NDArray[np.float32]
+    """Of all of these tokens, in their order."""
 
 
-def observers(n_prompt: int, question: Sequence[slice], n_least: int) -> Observers:
+def observers(n_prompt: int, question: Sequence[Part], n_least: int) -> Observers:
     """Who observes a prompt of n_prompt tokens.
 
     question: parts of the prompt, in their order. n_least: last tokens that observe in any case, since some
     models ask there.
     """
-    first = n_prompt - n_least
-    again: list[int] = []
-    for part in question:
-        if part.stop >= n_prompt - _ENDING:
-            first = min(first, part.start)
+    border = n_prompt - _ENDING
+    last: list[Part] = []
+    again: tuple[int, ...] = ()
+    for part in reversed(question):
+        if part.stop >= border:
+            last.append(part)
+            border = part.start
         else:
-            again.extend(range(part.start, part.stop))
-    return Observers(max(1, first), tuple(again))
+            again = (*range(part.start, part.stop), *again)
+    first = max(1, min([n_prompt - n_least, *(part.start for part in last)]))
+    weights = np.ones(n_prompt - first + len(again), dtype=np.float32)
+    for part in last:
+        weights[max(0, part.start - first) : part.stop - first] = part.weight
+    return Observers(first, again, weights)
 
 
-def checked(question: slice | Sequence[slice] | None, n_prompt: int) -> tuple[slice, ...]:
+def checked(question: slice | Sequence[slice] | None, n_prompt: int) -> tuple[Part, ...]:
     """The parts with their bounds in numbers. ArgumentError for what cannot be a question of this prompt."""
     if question is None:
         return ()
     parts = [question] if isinstance(question, slice) else list(question)
-    found = sorted((_checked(part, n_prompt) for part in parts), key=lambda part: part.start)
-    n_question = sum(part.stop - part.start for part in found)
+    found = tuple(sorted(_checked(part, n_prompt) for part in parts))
+    n_question = sum(part.n for part in found)
     if n_question == 0:
         raise ArgumentError("the question is empty: it must have at least one token")
     if 2 * n_question > n_prompt:
@@ -62,10 +86,10 @@ def checked(question: slice | Sequence[slice] | None, n_prompt: int) -> tuple[sl
             f"the question of {n_question} tokens is longer than the document, the other "
             f"{max(0, n_prompt - n_question)} tokens of the prompt"
         )
-    return tuple(found)
+    return found
 
 
-def _checked(part: Any, n_prompt: int) -> slice:
+def _checked(part: Any, n_prompt: int) -> Part:
     if not isinstance(part, slice) or part.step not in (None, 1):
         raise ArgumentError(f"a question must be a slice of the prompt's tokens, not {part!r}")
     try:
@@ -77,18 +101,17 @@ def _checked(part: Any, n_prompt: int) -> slice:
         raise ArgumentError(f"the question, {part!r}, is not inside the prompt of {n_prompt} tokens")
     if stop <= start:
         raise ArgumentError("the question is empty: it must have at least one token")
-    return slice(start, stop)
+    return Part(start, stop)
 
 
 def question_of(
     tokens: Sequence[int], piece: Callable[[int], bytes], messages: Sequence[Mapping[str, Any]], n_last: int
-) -> tuple[slice, ...]:
+) -> tuple[Part, ...]:
     """Where the last user message asks, in the tokens of a prompt made of the messages.
 
     Of a message with parts that are marked as documents ("document": True), all other parts. Else the whole
-    message if it has n_last tokens at most. A longer one holds a document: the last lines of it, as many as
-    are whole within n_last tokens, and the first line if that is short, for a question may stand first. If
-    only one of the two has a question mark, only that. Empty if the message is not found.
+    message if it has n_last tokens at most. A longer one holds a document: its last n_last tokens may ask,
+    and its first line if that is short, for a question may stand first. Empty if the message is not found.
     """
     message = next((m for m in reversed(messages) if m.get("role") == "user"), None)
     content = message.get("content") if message else None
@@ -96,7 +119,7 @@ def question_of(
         content = [{"text": content}]
     parts = [p for p in content or () if isinstance(p.get("text"), str) and p["text"].strip()]
     prompt = Pieces(tokens, piece)
-    found: list[slice] = []
+    found: list[Part] = []
     end = len(prompt.text)
     for part in reversed(parts):
         text = part["text"].strip().encode("utf-8", errors="ignore")
@@ -104,34 +127,42 @@ def question_of(
         if start < 0:
             return ()
         if not part.get(_DOCUMENT):
-            found.append(prompt.tokens_of(start, start + len(text)))
+            found.insert(0, Part(*prompt.tokens_of(start, start + len(text))))
         end = start
-    found.reverse()
     if any(part.get(_DOCUMENT) for part in parts) or not found:
         return tuple(found)
-    whole = slice(found[0].start, found[-1].stop)
-    if whole.stop - whole.start <= n_last:
+    whole = Part(found[0].start, found[-1].stop)
+    if whole.n <= n_last:
         return (whole,)
-    last = slice(ending(prompt, whole.stop, n_last), whole.stop)
-    first = slice(whole.start, _end_of_line(prompt, whole.start))
-    if first.stop - first.start > _OPENING or first.stop > last.start:
-        return (last,)
-    both = (first, last)
-    asking = tuple(part for part in both if _MARK.search(prompt.text_of(part)))
-    return asking or both
+    first = Part(whole.start, prompt.end_of_line(whole.start))
+    if first.n > _OPENING or first.stop > whole.stop - n_last:
+        return ending(prompt, whole.stop, n_last)
+    last = ending(prompt, whole.stop, n_last, alone=False)
+    asks = _MARK.search(prompt.text_of(last[-1].start, whole.stop))
+    if asks and not _MARK.search(prompt.text_of(*first[:2])):
+        return last
+    return (first, *last)
 
 
-def ending(prompt: Pieces, end: int, n_last: int) -> int:
-    """The first token of the lines that end before token `end` and are whole within n_last tokens.
+def ending(prompt: Pieces, end: int, n_last: int, alone: bool = True) -> tuple[Part, ...]:
+    """Of the n_last tokens before token `end`: what may ask, and what asks.
 
-    The first of n_last tokens, where no line begins among them early enough for as many as a question has.
+    That is the last lines with a question mark, one after the other, and what follows them; without any
+    mark the last line, if it is short. If it is not, all may ask; with full weight where nothing else does.
     """
     start = max(0, end - n_last)
-    line = _end_of_line(prompt, start)
-    return line if start > 0 and end - line >= _SHORTEST else start
-
-
-def _end_of_line(prompt: Pieces, token: int) -> int:
-    """The first token after the line that a token is in."""
-    match = _LINE_END.search(prompt.text, prompt.start_of(token))
-    return prompt.n_tokens if match is None else prompt.tokens_of(match.start(), match.end()).stop
+    lines = [start]
+    while (line := prompt.end_of_line(lines[-1])) < end:
+        lines.append(line)
+    bounds = list(zip(lines, [*lines[1:], end], strict=True))
+    marked = [bool(_MARK.search(prompt.text_of(*line))) for line in bounds]
+    if True in marked:
+        i = len(marked) - 1 - marked[::-1].index(True)
+        while i > 0 and marked[i - 1]:
+            i -= 1
+        asks = lines[i]
+    elif len(lines) > 1 and end - lines[-1] <= _OPENING:
+        asks = lines[-1]
+    else:
+        return (Part(start, end, 1.0 if alone else _MAYBE),)
+    return (Part(start, asks, _MAYBE), Part(asks, end)) if asks > start else (Part(start, end),)

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any, Final
 
 from ._cancel import CancelToken
+from ._question import Part
 from .errors import StateError
 
 PATIENCE: Final = 1.0
@@ -22,7 +23,7 @@ _TICK: Final = 0.1
 class Turn:
     """One generation, from its first token to its end. Between its steps it is a suspended generator."""
 
-    def __init__(self, question: tuple[slice, ...] = ()) -> None:
+    def __init__(self, question: tuple[Part, ...] = ()) -> None:
         self.token = CancelToken.current()
         self.n_stable: int | None = None  # tokens of its prompt that later turns begin with; None: all
         self.question = question  # tokens of its prompt that ask; empty: not known

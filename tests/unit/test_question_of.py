@@ -9,7 +9,7 @@ import pytest
 
 from headkv_local import ArgumentError
 from headkv_local._pieces import Pieces
-from headkv_local._question import checked, ending, observers, question_of
+from headkv_local._question import Part, checked, ending, observers, question_of
 
 LINE = "The harbour was quiet, and the cranes stood still in the fog of the morning. "
 DOCUMENT = "\n".join(LINE * 5 for _ in range(6))
@@ -23,9 +23,10 @@ def spelled(text: str) -> list[bytes]:
 
 
 def found(messages: list[dict[str, Any]], rendered: str) -> list[str]:
+    """What asks with full weight."""
     pieces = spelled(rendered)
     parts = question_of(range(len(pieces)), pieces.__getitem__, messages, N_LAST)
-    return [b"".join(pieces[part]).decode().strip() for part in parts]
+    return [b"".join(pieces[part.start : part.stop]).decode().strip() for part in parts if part.weight == 1]
 
 
 def asked(content: Any) -> list[str]:
@@ -59,7 +60,9 @@ def test_what_is_not_a_marked_document_asks() -> None:
     ("content", "wanted"),
     [
         (f"{DOCUMENT}\n\n{ASK}", [ASK]),
-        (f"{DOCUMENT}\n\n{TELL}\nNo other words.", [f"{TELL}\nNo other words."]),
+        (f"{DOCUMENT}\n\n{ASK}\nNo other words.\n\nThanks.", [f"{ASK}\nNo other words.\n\nThanks."]),
+        (f"{DOCUMENT}\n\n1. {ASK}\n2. {ASK}\nAnswer both.", [f"1. {ASK}\n2. {ASK}\nAnswer both."]),
+        (f"{DOCUMENT}\n\n{TELL}", [TELL]),
         (f"{ASK}\n\n{DOCUMENT}", [ASK]),
         (f"{ASK}\n\n{DOCUMENT}\n\n{ASK}", [ASK, ASK]),
         (f"Harbours of the north\n\n{DOCUMENT}\n\n{ASK}", [ASK]),
@@ -69,11 +72,9 @@ def test_lines_and_question_marks_tell_a_question_from_a_document(content: str, 
     assert [text.strip() for text in asked(content)] == wanted
 
 
-def test_both_ends_ask_where_no_mark_tells() -> None:
-    first, last = asked(f"{TELL}\n\n{DOCUMENT}")
-    assert first == TELL
-    assert last.endswith("in the fog of the morning.")
-    assert len(last.split()) == N_LAST  # a line that is longer
+def test_without_a_mark_both_ends_may_ask() -> None:
+    assert asked(f"{TELL}\n\n{DOCUMENT}") == [TELL]  # the last line is long
+    assert asked(f"{TELL}\n\n{DOCUMENT}\n\n{TELL}") == [TELL, TELL]
 
 
 def test_a_message_that_the_template_has_changed_is_not_found() -> None:
@@ -82,29 +83,32 @@ def test_a_message_that_the_template_has_changed_is_not_found() -> None:
     assert found([], "Why?") == []
 
 
-def test_the_last_lines_that_are_whole() -> None:
-    pieces = spelled(f"{DOCUMENT}\n\n{ASK} {LINE * 2}")
-    prompt = Pieces(range(len(pieces)), pieces.__getitem__)
-    n = len(pieces)
-    assert (
-        b"".join(pieces[ending(prompt, n, N_LAST) :]).decode().strip().startswith("is the code")
-    )  # "fog...\n\nWhat"
-    assert ending(prompt, n, 20) == n - 20  # no line begins there
-    assert ending(prompt, n, 10 * n) == 0
+def test_what_else_may_ask_weighs_little() -> None:
+    pieces = spelled(f"{DOCUMENT}\n\n{ASK} {LINE}")
+    prompt, n = Pieces(range(len(pieces)), pieces.__getitem__), len(pieces)
+    before, asks = ending(prompt, n, N_LAST)
+    assert (before.start, before.stop, asks.stop) == (n - N_LAST, asks.start, n)
+    assert before.weight == 1 / 16
+    assert b"".join(pieces[asks.start :]).decode() == f"{ASK} {LINE}"
+    assert ending(prompt, n - 60, 20) == (Part(n - 80, n - 60),)  # in the middle of a line
+    assert ending(prompt, n - 60, 20, alone=False) == (Part(n - 80, n - 60, 1 / 16),)
 
 
 def test_who_observes() -> None:
-    assert observers(1000, [slice(900, 990)], 16) == (900, ())
-    assert observers(1000, [slice(995, 1000)], 16) == (984, ())  # some models ask in the last tokens
-    assert observers(1000, [slice(5, 8)], 16) == (984, (5, 6, 7))
-    assert observers(1000, [slice(5, 7), slice(600, 602), slice(950, 980)], 16) == (950, (5, 6, 600, 601))
-    assert observers(20, [slice(0, 20)], 16) == (1, ())
+    first, again, weights = observers(1000, [Part(900, 950, 1 / 16), Part(950, 990)], 16)
+    assert (first, again) == (900, ())
+    assert weights.tolist() == [1 / 16] * 50 + [1] * 50
+    assert observers(1000, [Part(995, 1000)], 16)[:2] == (984, ())  # some models ask in the last tokens
+    assert observers(1000, [Part(5, 8)], 16)[:2] == (984, (5, 6, 7))
+    first, again, weights = observers(1000, [Part(5, 7), Part(600, 602), Part(950, 980)], 16)
+    assert (first, again, len(weights)) == (950, (5, 6, 600, 601), 54)
+    assert observers(20, [Part(0, 20)], 16)[:2] == (1, ())
 
 
 def test_bounds_are_those_of_python() -> None:
     assert checked(None, 100) == ()
-    assert checked(slice(-20, None), 100) == (slice(80, 100),)
-    assert checked([slice(90, 95), slice(None, 3)], 100) == (slice(0, 3), slice(90, 95))
+    assert checked(slice(-20, None), 100) == (Part(80, 100),)
+    assert checked([slice(90, 95), slice(None, 3)], 100) == (Part(0, 3), Part(90, 95))
 
 
 @pytest.mark.parametrize(

@@ -161,9 +161,17 @@ def reserve(ctx: int, n: int) -> None:
     _call("headkv_reserve", ctx, n)
 
 
-def observe(ctx: int, what: int, first: int = 0, n: int = 0) -> None:
-    """what: OBSERVE_OFF, OBSERVE_ROWS, or OBSERVE_TOKENS: n of them from position `first` on."""
-    _call("headkv_observe", ctx, what, first, n)
+def observe(
+    ctx: int, what: int, first: int = 0, n: int = 0, weights: npt.NDArray[np.float32] | None = None
+) -> None:
+    """what: OBSERVE_OFF, OBSERVE_ROWS, or OBSERVE_TOKENS: n of them from position `first` on.
+
+    weights: (n,), each from 0 to 1; None: all are 1.
+    """
+    flat = ffi.NULL
+    if weights is not None:
+        flat = ffi.from_buffer("float[]", np.ascontiguousarray(weights, dtype=np.float32))
+    _call("headkv_observe", ctx, what, first, n, flat)
 
 
 def set_sentences(ctx: int, ends: npt.NDArray[np.uint8]) -> None:
