@@ -170,6 +170,7 @@ def test_arithmetic_of_the_table() -> None:
     full, uniform = wordings_report.summary(outcomes)
     assert (full["found"], full["asked"], full["of_full"]) == (9, 16, 1.0)
     assert (uniform["label"], uniform["found"], uniform["of_full"]) == ("uniform 64", 7, 7 / 9)
+    assert full["families"]["ending"]["worst"] == "ending-c"
     ending = uniform["families"]["ending"]
     assert (ending["found"], ending["asked"], ending["of_full"]) == (5, 12, 5 / 7)
     assert ending["worst"] == "ending-b"  # of what the full cache finds; it finds nothing of ending-c

@@ -117,12 +117,13 @@ def run(
 
 def _samples(llm: Llama, task: str, length: int, settings: Settings) -> list[Sample]:
     template = len((plain_tokens if settings.plain else chat_tokens)(llm, ""))
-    n_tokens = length - template
-    make = samples if settings.is_plain else wide_samples
+    given = settings.n_samples, length - template, lambda s: _count(llm, s)
     try:
-        return make(
-            task, settings.n_samples, n_tokens, lambda s: _count(llm, s), settings.seed, settings.haystacks
-        )
+        if settings.is_plain:
+            return samples(task, *given, settings.seed, settings.haystacks)
+        # so that no set is tuned on the documents of another
+        sets = sorted({wording.set for wording in settings.wordings})
+        return wide_samples(task, *given, f"{settings.seed}/{'/'.join(sets)}", settings.haystacks)
     except ValueError as error:
         raise ArgumentError(f"prompts of {length} tokens cannot be made: {error}") from error
 

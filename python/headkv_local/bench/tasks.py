@@ -44,7 +44,7 @@ def samples(
 
 
 def wide_samples(
-    task: str, n_samples: int, n_tokens: int, count: Count, seed: int, kinds: Sequence[str] = ("prose",)
+    task: str, n_samples: int, n_tokens: int, count: Count, seed: int | str, kinds: Sequence[str] = ("prose",)
 ) -> list[Sample]:
     """The same, with the facts of more questions in every document: the task's other kinds, then magic()."""
     rng = random.Random(f"{seed}/{task}/{n_tokens}/wide")

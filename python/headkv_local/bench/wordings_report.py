@@ -139,13 +139,14 @@ def _prompt(outcome: Outcome) -> tuple[int, str, int, str]:
 
 
 def _worst(cells: _Cells, length: int, label: str, family: str, wordings: Iterable[str]) -> str | None:
-    """The wording with the smallest share of what the full cache finds, else of what was asked."""
+    """The wording with the smallest share of what the full cache finds; of the full cache itself, of what
+    was asked."""
     tried = {name: cell for name in wordings if (cell := cells.get((length, label, family, name)))}
-    if any(cell.full is not None for cell in tried.values()):
-        tried = {name: cell for name, cell in tried.items() if cell.full}
-    if not tried:
-        return None
-    return min(tried, key=lambda name: tried[name].found / (tried[name].full or tried[name].asked))
+    if label == FULL or all(cell.full is None for cell in tried.values()):
+        shares = {name: cell.found / cell.asked for name, cell in tried.items()}
+    else:
+        shares = {name: cell.of_full for name, cell in tried.items() if cell.of_full is not None}
+    return min(shares, key=shares.__getitem__) if shares else None
 
 
 def _families(outcomes: Iterable[Outcome]) -> dict[str, list[str]]:
