@@ -50,15 +50,17 @@ class PromptReader(Decoder):
         for an empty prompt, a budget that is too small for this one, and a question that is empty, not
         inside the prompt, or longer than the rest of it.
         """
+        tokens = list(tokens)
+        self._prefill(tokens, checked(question, len(tokens)))
+
+    def _prefill(self, tokens: list[int], question: tuple[Part, ...]) -> None:
         if self._turns.inside:
             raise StateError("a prompt cannot be read in a callback of the call that computes")
         with self._using():
             self._begin()
-            tokens = list(tokens)
-            parts = checked(question, len(tokens))
             self._note_reread(tokens)
             self._rewind(tokens)
-            self._read(tokens[self._reuse(tokens) :], Turn(parts))
+            self._read(tokens[self._reuse(tokens) :], Turn(question))
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those that the KV cache holds.

@@ -145,7 +145,7 @@ def _forms(messages: list[Message]) -> Iterator[tuple[str, list[Message]]]:
     merged = _merged(messages)
     for change, form in (
         ("", messages),
-        ("", [_with_content(message, _as_string) for message in messages]),
+        ("", [as_text(message) for message in messages]),
         ("", [_with_content(message, _as_parts) for message in messages]),
         ("the system message is put before the first question", merged),
         (
@@ -156,6 +156,11 @@ def _forms(messages: list[Message]) -> Iterator[tuple[str, list[Message]]]:
         if form not in seen:
             seen.append(form)
             yield change, form
+
+
+def as_text(message: Message) -> Message:
+    """The message with its parts as one text."""
+    return _with_content(message, _as_string)
 
 
 def _with_content(message: Message, change: Callable[[Any], Any]) -> Message:
@@ -172,7 +177,7 @@ def _as_parts(content: Any) -> Any:
 
 def _merged(messages: list[Message]) -> list[Message]:
     """Texts of system messages at the beginning of the first question."""
-    as_strings = [_with_content(message, _as_string) for message in messages]
+    as_strings = [as_text(message) for message in messages]
     system = [m["content"] for m in as_strings if m.get("role") in _SYSTEM and m.get("content")]
     others = [m for m in as_strings if m.get("role") not in _SYSTEM]
     first = next((i for i, m in enumerate(others) if m.get("role") == "user"), None)

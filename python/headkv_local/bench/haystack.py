@@ -31,12 +31,13 @@ def paragraphs() -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def cut(n_tokens: int, count: Count, start: int = 0) -> list[str]:
+def cut(n_tokens: int, count: Count, start: int = 0, source: Sequence[str] | None = None) -> list[str]:
     """Consecutive paragraphs from number `start` on (wrapping round), together as many as fit n_tokens.
 
-    The last one is cut between two words. Raises ValueError if the text is shorter than that.
+    The last one is cut between two words. source: other texts without an empty line, to take in place of
+    paragraphs(). Raises ValueError if the text is shorter than that.
     """
-    source = paragraphs()
+    source = paragraphs() if source is None else source
     taken: list[str] = []
     left = n_tokens
     for i in range(len(source)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from headkv_local.budgets import ModelShape
 FULL = "full"
 RECENT = "recent"
 UNIFORM = "uniform"
+SCORES = "scores"
+KINDS = (FULL, RECENT, UNIFORM, SCORES)
 
 
 @dataclass(frozen=True)
@@ -61,22 +63,34 @@ def by_scores(name: str, scores: HeadScores, budget: int | str, settings: Mappin
 
 
 def all_of(
-    budgets: Sequence[int | str], scores: Mapping[str, HeadScores], settings: Mapping[str, Any]
+    budgets: Sequence[int | str],
+    scores: Mapping[str, HeadScores],
+    settings: Mapping[str, Any],
+    kinds: Collection[str] = KINDS,
 ) -> list[Policy]:
-    """The full cache, then every way at each budget in turn.
+    """The full cache, then every way at each budget in turn; of these the given kinds.
 
     What selects is the same for uniform budgets as for the first scores: window, kernel and sinks that these
-    recommend, unless settings say otherwise.
+    recommend, unless settings say otherwise. Raises ArgumentError if nothing is left to try.
     """
-    return [full(), *(policy for budget in budgets for policy in _at(budget, scores, settings))]
+    made = [full()] if FULL in kinds else []
+    made += [policy for budget in budgets for policy in _at(budget, scores, settings, kinds)]
+    if not made:
+        raise ArgumentError("of the policies only scores are wanted, and the model has no head scores")
+    return made
 
 
-def _at(budget: int | str, scores: Mapping[str, HeadScores], settings: Mapping[str, Any]) -> Iterator[Policy]:
+def _at(
+    budget: int | str, scores: Mapping[str, HeadScores], settings: Mapping[str, Any], kinds: Collection[str]
+) -> Iterator[Policy]:
     base = Retention(**{**given(next(iter(scores.values()), None)), **settings})
-    yield recent(budget, base)
-    yield uniform(budget, base)
-    for name, one in scores.items():
-        yield by_scores(name, one, budget, settings)
+    if RECENT in kinds:
+        yield recent(budget, base)
+    if UNIFORM in kinds:
+        yield uniform(budget, base)
+    if SCORES in kinds:
+        for name, one in scores.items():
+            yield by_scores(name, one, budget, settings)
 
 
 def parse_budget(text: str) -> int | str:

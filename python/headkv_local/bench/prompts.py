@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from headkv_local import ArgumentError
 
+from .._templates import fitted
+
 _TEMPLATE = "tokenizer.chat_template"
 
 
 def chat_tokens(llm: llama_cpp.Llama, content: str) -> list[int]:
     """The message with the opening of the answer behind it. Raises ArgumentError without a chat template."""
+    return tokens_of(llm, chat_prompt(llm, [{"role": "user", "content": content}]))
+
+
+def chat_prompt(llm: llama_cpp.Llama, messages: list[dict[str, Any]]) -> str:
+    """Messages with the opening of the answer behind them, put into the template as a chat would.
+
+    Raises ArgumentError without a chat template, and what create_chat_completion() raises for one that
+    does not take the messages.
+    """
     formatter = chat_formatter(llm)
     if formatter is None:
         raise ArgumentError("the model has no chat template; --plain asks it without one")
-    prompt = formatter(messages=[{"role": "user", "content": content}]).prompt
+    return fitted(messages, lambda form: str(formatter(messages=form).prompt), "the model's chat template")[1]
+
+
+def tokens_of(llm: llama_cpp.Llama, prompt: str) -> list[int]:
     return list(llm.tokenize(prompt.encode(), add_bos=False, special=True))
 
 

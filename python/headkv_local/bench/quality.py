@@ -1,4 +1,4 @@
-"""Answers from the full cache and from compacted ones: one prefill per sample for all policies."""
+"""Answers from the full cache and from compacted ones. A document is read once for all of them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headkv_local import ArgumentError, Llama, Retention
+from headkv_local import ArgumentError, Llama
+from headkv_local._question import Part
+from headkv_local._templates import as_text
 from headkv_local.budgets import ModelShape
 
+from .cases import Case, by_beginning, chat_case, plain_case
 from .contexts import Setup, check_length, greedy, last_logits, n_ctx_for, open_headkv, text_of
 from .policies import Policy
 from .prompts import chat_tokens, plain_tokens
+from .questions import Question
 from .state import KeptState
-from .tasks import Sample, right, samples
+from .tasks import Sample, n_right, samples, wide_samples
+from .wordings import PLAIN, Wording
 
 _ROOM = 256  # context for what the chat template adds, and for the gold answer
+_WORDS = 768  # for what a wording adds
+
+MARKED, TEXT, UNKNOWN = WAYS = ("marked", "text", "unknown")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """n_samples: of every task and length."""
+    """n_samples: of every task and length. max_tokens: of an answer, for each question in it.
+
+    question: how it is known which tokens ask. MARKED: the document is marked in its message, as in the
+    chat. TEXT: the message is one text. UNKNOWN: only tokens are read.
+    """
 
     tasks: tuple[str, ...]
     lengths: tuple[int, ...]
@@ -30,6 +42,14 @@ class Settings:
     seed: int = 0
     max_tokens: int = 24
     plain: bool = False
+    wordings: tuple[Wording, ...] = (PLAIN,)
+    haystacks: tuple[str, ...] = ("prose",)
+    question: str = MARKED
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but the plain wording is tried."""
+        return self.wordings == (PLAIN,)
 
 
 @dataclass(frozen=True)
@@ -47,14 +67,28 @@ class Outcome:
     expected: str
     answer: str
     right: bool
-    nll: float
-    """Mean negative log-likelihood of the tokens of what is expected, behind the gold answer's beginning."""
+    nll: float | None
+    """Mean negative log-likelihood of the tokens of what is expected, behind the gold answer's beginning.
+
+    None for wordings that ask for an answer of another form."""
     kept_share: float
     kept_bytes: int
     """K and V rows of the prompt that are kept."""
     resident_bytes: int
     seconds: float
     """From the restored state to the answer's end."""
+    sample: int
+    """Its number among those of the length and task."""
+    wording: str
+    family: str
+    set: str
+    haystack: str
+    asked: int
+    """Questions that the answer had to answer."""
+    found: int
+    """Those of them that it answered."""
+    question: str
+    """How it was known which tokens ask: see Settings."""
 
     @property
     def label(self) -> str:
@@ -64,78 +98,118 @@ class Outcome:
 def run(
     setup: Setup, settings: Settings, policies: Sequence[Policy], tell: Callable[[str], None] = lambda _: None
 ) -> Iterator[Outcome]:
-    """Every sample of every length and task under every policy.
+    """Every sample of every length and task in every wording under every policy.
 
     Raises ArgumentError for lengths that the model or the haystack does not have.
     """
-    with open_headkv(setup, n_ctx_for(max(settings.lengths) + settings.max_tokens + _ROOM)) as llm:
-        check_length(llm, max(settings.lengths) + settings.max_tokens)
+    max_tokens = settings.max_tokens * max(wording.n_asked for wording in settings.wordings)
+    n_tokens = max(settings.lengths) + max_tokens + (0 if settings.is_plain else _WORDS)
+    with open_headkv(setup, n_ctx_for(n_tokens + _ROOM)) as llm:
+        check_length(llm, n_tokens)
         for length in settings.lengths:
             for task in settings.tasks:
                 made = _samples(llm, task, length, settings)
                 for i, sample in enumerate(made):
-                    tell(f"prompt {length}, {task}: sample {i + 1} of {len(made)}")
-                    yield from _try_all(llm, sample, length, settings, policies)
+                    where = f"prompt {length}, {task}: sample {i + 1} of {len(made)}"
+                    for beginning, group in by_beginning(_cases(llm, sample, i, settings)):
+                        state = _beginning(llm, beginning)
+                        for case in group:
+                            tell(where if settings.is_plain else f"{where}, {case.wording.name}")
+                            for policy in policies:
+                                yield _try(llm, state, case, length, settings, policy)
 
 
 def _samples(llm: Llama, task: str, length: int, settings: Settings) -> list[Sample]:
-    template = len(_prompt(llm, "", settings))
+    template = len((plain_tokens if settings.plain else chat_tokens)(llm, ""))
+    given = settings.n_samples, length - template, lambda s: _count(llm, s)
     try:
-        return samples(task, settings.n_samples, length - template, lambda s: _count(llm, s), settings.seed)
+        if settings.is_plain:
+            return samples(task, *given, settings.seed, settings.haystacks)
+        # so that no set is tuned on the documents of another
+        sets = sorted({wording.set for wording in settings.wordings})
+        return wide_samples(task, *given, f"{settings.seed}/{'/'.join(sets)}", settings.haystacks)
     except ValueError as error:
         raise ArgumentError(f"prompts of {length} tokens cannot be made: {error}") from error
 
 
-def _prompt(llm: Llama, content: str, settings: Settings) -> list[int]:
-    return (plain_tokens if settings.plain else chat_tokens)(llm, content)
+def _cases(llm: Llama, sample: Sample, number: int, settings: Settings) -> list[Case]:
+    if settings.plain:
+        return [plain_case(llm, sample, number)]
+    return [chat_case(llm, sample, number, wording) for wording in settings.wordings]
 
 
-def _try_all(
-    llm: Llama, sample: Sample, length: int, settings: Settings, policies: Sequence[Policy]
-) -> Iterator[Outcome]:
-    tokens = _prompt(llm, sample.content, settings)
-    lead, gold = _gold(llm, sample, settings)
+def _beginning(llm: Llama, tokens: list[int]) -> KeptState:
     llm.reset()
     llm.retention = None
+    if tokens:
+        llm.eval(tokens)
+    return KeptState(llm)
+
+
+def _try(
+    llm: Llama, state: KeptState, case: Case, length: int, settings: Settings, policy: Policy
+) -> Outcome:
+    """state: a beginning of the case's prompt, in the full cache."""
+    tokens, asked = case.tokens, case.asked
+    started = time.perf_counter()
+    state.restore(llm)
+    llm.retention = None
+    llm.retention = policy.retention(_shape(llm), len(tokens))
+    llm._prefill(tokens, _parts(llm, case, settings.question))
+    stats = llm.cache_stats()
+    answer = text_of(llm, greedy(llm, settings.max_tokens * len(asked)))
+    found = n_right(asked, case.others, answer)
+    likelihood = None
+    if case.wording is PLAIN:
+        llm.n_tokens = len(tokens)  # the next eval() drops what lies behind
+        likelihood = nll(llm, *_gold(llm, asked[0], settings))
+    return Outcome(
+        length=length,
+        task=case.sample.task,
+        kind=asked[0].kind,
+        policy=policy.name,
+        budget=policy.budget,
+        depth=case.depth,
+        prompt_tokens=len(tokens),
+        expected=", ".join(one.expected for one in asked),
+        answer=answer,
+        right=found == len(asked),
+        nll=likelihood,
+        kept_share=stats.kept_share,
+        kept_bytes=int(stats.kept.sum()) * stats.row_bytes,
+        resident_bytes=stats.resident_bytes,
+        seconds=time.perf_counter() - started,
+        sample=case.number,
+        wording=case.wording.name,
+        family=case.wording.family,
+        set=case.wording.set,
+        haystack=case.sample.haystack,
+        asked=len(asked),
+        found=found,
+        question=settings.question,
+    )
+
+
+def _parts(llm: Llama, case: Case, asked: str) -> tuple[Part, ...]:
+    """The parts of the prompt that ask; empty where that is not known."""
+    if asked == UNKNOWN or not case.messages:
+        return ()
+    messages = case.messages if asked == MARKED else [as_text(message) for message in case.messages]
+    return llm._question_of(case.tokens, messages)
+
+
+def _shape(llm: Llama) -> ModelShape:
     stats = llm.cache_stats()
     n_layer, n_head_kv = stats.kept.shape
-    shape = ModelShape(n_layer, n_head_kv, n_head_kv, stats.row_bytes)  # nothing here depends on query heads
-    retentions = [policy.retention(shape, len(tokens)) for policy in policies]
-    llm.eval(tokens[: max(1, len(tokens) - Retention().observe)])
-    state = KeptState(llm)
-    for policy, retention in zip(policies, retentions, strict=True):
-        started = time.perf_counter()
-        state.restore(llm)
-        llm.retention = retention
-        llm.prefill(tokens)
-        stats = llm.cache_stats()
-        answer = text_of(llm, greedy(llm, settings.max_tokens))
-        llm.n_tokens = len(tokens)  # the next eval() drops what lies behind
-        yield Outcome(
-            length=length,
-            task=sample.task,
-            kind=sample.question.kind,
-            policy=policy.name,
-            budget=policy.budget,
-            depth=sample.depth,
-            prompt_tokens=len(tokens),
-            expected=sample.question.expected,
-            answer=answer,
-            right=right(sample.question, answer),
-            nll=nll(llm, lead, gold),
-            kept_share=stats.kept_share,
-            kept_bytes=int(stats.kept.sum()) * stats.row_bytes,
-            resident_bytes=stats.resident_bytes,
-            seconds=time.perf_counter() - started,
-        )
+    return ModelShape(n_layer, n_head_kv, n_head_kv, stats.row_bytes)  # nothing here depends on query heads
 
 
-def _gold(llm: Llama, sample: Sample, settings: Settings) -> tuple[list[int], list[int]]:
+def _gold(llm: Llama, question: Question, settings: Settings) -> tuple[list[int], list[int]]:
     """The tokens of the gold answer: its beginning, and what is expected."""
     space = " " if settings.plain else ""  # behind "Answer:"
-    begin = space + sample.question.lead
+    begin = space + question.lead
     lead = llm.tokenize(begin.encode(), add_bos=False, special=False)
-    whole = llm.tokenize(f"{begin} {sample.question.expected}".encode(), add_bos=False, special=False)
+    whole = llm.tokenize(f"{begin} {question.expected}".encode(), add_bos=False, special=False)
     same = 0
     while same < len(lead) and lead[same] == whole[same]:
         same += 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._defaults import given
 from .options import LIST, Help, add_common, positive, positives, setup_of, tell
+from .questions import SINGLE_FACT, TASKS
 
 if TYPE_CHECKING:
     from headkv_local import HeadScores
@@ -22,13 +23,38 @@ def add_parser(kinds: Any) -> None:
     add_common(parser)
     add = parser.add_argument
     add("--seed", type=int, default=0, help="chooses haystacks and questions")
-    add("--max-tokens", type=positive, default=24, metavar="N", help="length of an answer")
+    add(
+        "--max-tokens",
+        type=positive,
+        metavar="N",
+        help="length of an answer (default: 24, with --wordings 32 for each question)",
+    )
     recommended = "(default: what the scores recommend, else Retention's)"
     add("--window", type=int, help=f"observation window, in tokens {recommended}")
     add("--kernel", type=int, help=f"width of the max-pool {recommended}")
     add("--sinks", type=int, help=f"first positions always kept {recommended}")
     add("--plain", action="store_true", help="ask without a chat template, for base models")
-    add("--tasks", type=_tasks, default="needle,keys,hops,prose", metavar="NAME[,...]", help="what is asked")
+    names = "NAME[,...]"
+    add("--tasks", type=_tasks, metavar=names, help="what is asked (default: all, with --wordings needle)")
+    add(
+        "--wordings",
+        default="plain",
+        metavar=names,
+        help="how it is asked: plain, the sets development and test, or names of wordings",
+    )
+    add("--haystacks", type=_haystacks, default=("prose",), metavar=names, help="prose, code, table, chat")
+    add(
+        "--question",
+        choices=("marked", "text", "unknown"),
+        default="marked",
+        help="how it is known which tokens ask: the document is marked, one text, or not at all",
+    )
+    add(
+        "--policies",
+        type=_policies,
+        metavar=names,
+        help="which of full, recent, uniform, scores to try (default: all)",
+    )
     add("--lengths", type=positives, default=(1000, 2000, 4000), metavar=LIST, help="prompt lengths")
     add("--budgets", default="32,64,128,256", metavar=LIST, help="as --budget of speed")
     add("--samples", type=positive, default=4, metavar="N", help="prompts per task and length")
@@ -39,8 +65,12 @@ def add_parser(kinds: Any) -> None:
 
 
 def _quality(options: argparse.Namespace) -> None:
-    from . import policies, quality, quality_report, report
+    from . import policies, quality, quality_report, report, wordings, wordings_report
 
+    asked = wordings.chosen(options.wordings)
+    is_plain = asked == (wordings.PLAIN,)
+    if not is_plain:
+        _require_wide(options)
     setup = setup_of(options)
     scores = _scores(options.scores, setup.model)
     report.check_target(options.json)
@@ -49,27 +79,35 @@ def _quality(options: argparse.Namespace) -> None:
 
         plot.check(options.png)
     settings = quality.Settings(
-        tasks=options.tasks,
+        tasks=options.tasks or (tuple(TASKS) if is_plain else ("needle",)),
         lengths=options.lengths,
         n_samples=options.samples,
         seed=options.seed,
-        max_tokens=options.max_tokens,
+        max_tokens=options.max_tokens or (24 if is_plain else 32),
         plain=options.plain,
+        wordings=asked,
+        haystacks=options.haystacks,
+        question=options.question,
     )
-    tried = policies.all_of(policies.parse_budgets(options.budgets), scores, given(options))
+    budgets = policies.parse_budgets(options.budgets)
+    tried = policies.all_of(budgets, scores, given(options), options.policies or policies.KINDS)
     outcomes: list[quality.Outcome] = []
     try:
         for outcome in quality.run(setup, settings, tried, tell):
             outcomes.append(outcome)
     finally:  # what was measured before an interrupt is worth its table
         if outcomes:
-            lines = quality_report.summary(outcomes)
             sources = {name: dict(one.source) for name, one in scores.items()}
             inputs = {"settings": given(options), "scores": sources}
             data = quality_report.document(setup, settings, inputs, outcomes)
-            report.write(quality_report.table(lines), data, options.json)
+            if is_plain:
+                text = quality_report.table(data["summary"])
+            else:
+                heading = wordings_report.heading(setup.model, settings)
+                text = f"{heading}\n\n{wordings_report.table(outcomes)}"
+            report.write(text, data, options.json)
             if options.png is not None:
-                plot.write_png(lines, options.png)
+                plot.write_png(data["summary"], options.png)
 
 
 def _scores(files: str | None, model: str) -> dict[str, HeadScores]:
@@ -92,11 +130,36 @@ def _scores(files: str | None, model: str) -> dict[str, HeadScores]:
     return named
 
 
-def _tasks(text: str) -> tuple[str, ...]:
-    from .questions import TASKS
+def _require_wide(options: argparse.Namespace) -> None:
+    """Raises ArgumentError for options that only go with the wording plain."""
+    from headkv_local import ArgumentError
 
+    composed = [task for task in options.tasks or () if task not in SINGLE_FACT]
+    if composed:
+        raise ArgumentError(
+            f"the answers of {composed[0]} do not stand in one place: only --wordings plain asks for them"
+        )
+    if options.plain:
+        raise ArgumentError("wordings are chat messages: --plain, which has none, goes with --wordings plain")
+    if options.png is not None:
+        raise ArgumentError("--png plots likelihoods, which only --wordings plain measures")
+
+
+def _tasks(text: str) -> tuple[str, ...]:
+    return _names(text, "task", tuple(TASKS))
+
+
+def _haystacks(text: str) -> tuple[str, ...]:
+    return _names(text, "haystack", ("prose", "code", "table", "chat"))
+
+
+def _policies(text: str) -> tuple[str, ...]:
+    return _names(text, "policy", ("full", "recent", "uniform", "scores"))
+
+
+def _names(text: str, what: str, known: tuple[str, ...]) -> tuple[str, ...]:
     names = tuple(text.split(","))
     for name in names:
-        if name not in TASKS:
-            raise argparse.ArgumentTypeError(f"{name!r} is no task: {', '.join(TASKS)}")
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is no {what}: {', '.join(known)}")
     return tuple(dict.fromkeys(names))

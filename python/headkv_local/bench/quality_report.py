@@ -7,7 +7,7 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
-from . import report
+from . import report, wordings_report
 from .contexts import Setup
 from .quality import Outcome, Settings
 
@@ -36,9 +36,10 @@ def document(
         "bench": "quality",
         "environment": report.environment(),
         "setup": asdict(setup),
-        "settings": asdict(settings),
+        "settings": {**asdict(settings), "wordings": [wording.name for wording in settings.wordings]},
+        "sets": list(dict.fromkeys(wording.set for wording in settings.wordings)),
         "policies": policies,
-        "summary": summary(outcomes),
+        "summary": summary(outcomes) if settings.is_plain else wordings_report.summary(outcomes),
         "outcomes": [asdict(outcome) for outcome in outcomes],
     }
 
@@ -57,12 +58,12 @@ def _line(group: Sequence[Outcome]) -> dict[str, Any]:
         "total": len(group),
         "share": hits / len(group),
         "wilson_95": report.wilson(hits, len(group)),
-        "nll": mean(outcome.nll for outcome in group),
+        "nll": _nll(group),
         "tasks": {
             task: {
                 "right": sum(outcome.right for outcome in of_task),
                 "total": len(of_task),
-                "nll": mean(outcome.nll for outcome in of_task),
+                "nll": _nll(of_task),
             }
             for task, of_task in tasks.items()
         },
@@ -72,6 +73,10 @@ def _line(group: Sequence[Outcome]) -> dict[str, Any]:
         "resident_bytes": mean(outcome.resident_bytes for outcome in group),
         "seconds": mean(outcome.seconds for outcome in group),
     }
+
+
+def _nll(group: Sequence[Outcome]) -> float:
+    return mean(outcome.nll for outcome in group if outcome.nll is not None)
 
 
 def _table(length: int, lines: Sequence[dict[str, Any]]) -> str:

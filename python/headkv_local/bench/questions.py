@@ -24,6 +24,8 @@ _JOBS = ("postmaster", "dentist", "locksmith", "librarian", "beekeeper", "notary
 _VEHICLES = ("fire engine", "motor scooter", "donkey cart", "milk van", "steamroller", "minibus")
 _ROOFING = ("birch bark", "old sailcloth", "river clay", "goat hides", "oyster shells")
 _HEAVY = ("loom", "harmonium", "anvil", "sewing machine", "cradle")
+_FINISHES = ("amber", "velvet", "hollow", "silver", "crooked", "mossy")
+_EMBLEMS = ("lantern", "compass", "thimble", "anchor", "feather", "hourglass")
 _INSTRUMENTS = ("bassoon", "mandolin", "bagpipes", "trombone", "zither")
 
 
@@ -186,6 +188,13 @@ def sundays(rng: random.Random) -> Question:
     )
 
 
+def magic(rng: random.Random) -> Question:
+    """One of two needles as RULER words them."""
+    finishes, emblems = rng.sample(_FINISHES, 2), rng.sample(_EMBLEMS, 2)
+    names = [f"{finish}-{emblem}" for finish, emblem in zip(finishes, emblems, strict=True)]
+    return _one_of(rng, "magic", [f"special magic number for {name}" for name in names])
+
+
 TASKS: Mapping[str, tuple[Maker, ...]] = {
     "needle": (access_code, locker, ticket),
     "keys": (alarms, badges, postcodes),
@@ -194,6 +203,9 @@ TASKS: Mapping[str, tuple[Maker, ...]] = {
 }
 """needle: one fact. keys: one of four facts that differ in a name. hops: two facts that have to be put
 together, and others like them. prose: a detail of a story."""
+
+SINGLE_FACT = ("needle", "keys", "prose")
+"""Tasks whose answer stands in one place."""
 
 
 def _one_of(rng: random.Random, kind: str, names: list[str]) -> Question:
