@@ -42,7 +42,13 @@ def add_parser(kinds: Any) -> None:
         metavar=names,
         help="how it is asked: plain, the sets development and test, or names of wordings",
     )
-    add("--haystacks", type=_haystacks, default=("prose",), metavar=names, help="prose, code, table, chat")
+    add(
+        "--haystacks",
+        type=_haystacks,
+        default="prose",
+        metavar=names,
+        help="what hides facts: prose, code, table, chat",
+    )
     add(
         "--question",
         choices=("marked", "text", "unknown"),
