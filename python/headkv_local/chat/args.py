@@ -172,7 +172,7 @@ def _add_retention(parser: argparse.ArgumentParser) -> None:
         "--window",
         metavar="N",
         type=int,
-        help="observation window: last prompt tokens whose attention selects",
+        help="last prompt tokens that every KV head keeps",
     )
     advanced.add_argument(
         "--kernel",
