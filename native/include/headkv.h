@@ -142,9 +142,10 @@ HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 //                          on, each with its weight; for headkv_compact(). What else is decoded is not recorded.
 //   HEADKV_OBSERVE_ROWS  : the attention of each query head, of the last token only; for headkv_get_rows()
 //   HEADKV_OBSERVE_OFF   : nothing any more; what was recorded is kept
-// first, n, weights: of HEADKV_OBSERVE_TOKENS. weights: [n], each from 0 to 1, or NULL: all are 1. The range must reach to the end of the prompt that is compacted, or farther:
-// tokens after it that are taken back when they were decoded observe, and are no part of the prompt. HEADKV_ERR_STATE
-// on a compacted cache, HEADKV_ERR_MEMORY without room for the records.
+// first, n, weights: of HEADKV_OBSERVE_TOKENS. weights: [n], each from 0 to 1, or NULL: all are 1. The range must reach
+// to the end of the prompt that is compacted, or farther: tokens after it that are taken back when they were decoded
+// observe, and are no part of the prompt. HEADKV_ERR_STATE on a compacted cache, HEADKV_ERR_MEMORY without room for the
+// records.
 HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what, int32_t first, int32_t n,
                                   const float * weights);
 
@@ -163,8 +164,8 @@ HEADKV_API int32_t headkv_set_sentences(struct llama_context * ctx, const uint8_
 // On any failure the full cache and the record stay as they were, and the call can be tried again.
 HEADKV_API int32_t headkv_compact(struct llama_context * ctx, int32_t seq);
 
-// The attention recorded for each prompt position, before the max-pool: the weighted power mean with exponent 4 over the
-// observed tokens and the query heads of the group, where a token counts for positions at least 16 before it, for
+// The attention recorded for each prompt position, before the max-pool: the weighted power mean with exponent 4 over
+// the observed tokens and the query heads of the group, where a token counts for positions at least 16 before it, for
 // others as 0. w: row-major [n_layer][n_head_kv][n_prompt], n: its length. HEADKV_ERR_STATE without a complete record
 // (compaction frees it), HEADKV_ERR_UNSUPPORTED without any in a layer.
 HEADKV_API int32_t headkv_get_attention(const struct llama_context * ctx, float * w, size_t n);

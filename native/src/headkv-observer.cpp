@@ -7,13 +7,16 @@
 #include "llama-kv-cells.h"
 
 #include "ggml-backend.h"
+#include "ggml-headkv.h"
 
 #include <algorithm>
 
-// Attention of a ubatch's observed tokens to the whole prompt is at most that large: the compute buffer should not grow
-// for the end of the prompt by more. On a device CUDA multiplies no more columns by K without a copy of K in F32.
+// What observing a ubatch's tokens writes is at most that large: memory should not grow for the end of the prompt by
+// more. On a device, where it is written by single ops, CUDA multiplies no more columns by K without a copy of K in
+// F32.
 static constexpr size_t n_bytes_max   = 32u * 1024 * 1024;
 static constexpr size_t n_columns_max = 16;
+static constexpr size_t n_queries     = 32;
 
 static bool is_on_device(const std::vector<headkv_layer_shape> & shapes) {
     return std::any_of(shapes.begin(), shapes.end(),
@@ -39,7 +42,8 @@ uint32_t headkv_observer::limit(llama_pos p0, uint32_t n_max, size_t n_kv, size_
         return n_max;
     }
     const size_t n_before  = std::max(0, range_first - p0);
-    const size_t n_in_room = n_bytes_max / (sizeof(float) * n_kv * n_head);
+    const size_t n_at_once = on_device ? 1 : n_queries; // the CPU's op sums up so many queries before it writes
+    const size_t n_in_room = n_bytes_max * n_at_once / (sizeof(float) * n_kv * n_head);
 
     return std::min<size_t>(n_max, n_before + std::clamp<size_t>(n_in_room, 1, on_device ? n_columns_max : n_max));
 }
@@ -130,61 +134,33 @@ void headkv_observer::build(const llm_graph_context & gctx, uint32_t ikv, ggml_t
                             ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale) const {
     ggml_context * ctx = gctx.ctx0;
 
-    const int64_t n_kv  = k->ne[2];
-    const int64_t n     = aimed.n;
-    const int64_t first = aimed.first;
+    const int64_t n_kv = k->ne[2];
+    const int64_t n    = aimed.n;
 
     q       = ggml_view_3d(ctx, q, q->ne[0], q->ne[1], n, q->nb[1], q->nb[2], aimed.i0 * q->nb[2]);
     kq_mask = ggml_view_2d(ctx, kq_mask, kq_mask->ne[0], n, kq_mask->nb[1], aimed.i0 * kq_mask->nb[1]);
 
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
     k = ggml_permute(ctx, k, 0, 2, 1, 3);
+
     if (is_copied_by_device(k)) {
         k = ggml_cast(ctx, k, GGML_TYPE_F32); // lack of memory for this one is an error
     }
 
-    // [n_kv, n, n_head]
-    ggml_tensor * w = ggml_mul_mat(ctx, k, q);
-    ggml_prec_set_acc(w, GGML_PREC_F32);
+    ggml_tensor * record = ggml_view_2d(ctx, records[ikv], n_kv, n_heads, records[ikv]->nb[1], 0);
 
-    if (gctx.hparams.attn_soft_cap) {
-        const float cap = gctx.hparams.f_attn_logit_softcapping;
-        // the cap applies to the scaled logits
-        w        = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, w, kq_scale / cap)), cap);
-        kq_scale = 1.0f;
-    }
-    w = ggml_soft_max_ext(ctx, w, kq_mask, kq_scale, 0.0f);
-    ggml_soft_max_add_sinks(w, sinks);
-
-    ggml_tensor * record = records[ikv];
+    const float cap = gctx.hparams.attn_soft_cap ? gctx.hparams.f_attn_logit_softcapping : 0.0f;
 
     if (what == ROWS) {
-        record = ggml_view_2d(ctx, record, n_kv, n_heads, record->nb[1], 0);
-        w      = ggml_view_2d(ctx, w, n_kv, n_heads, w->nb[2], 0);
+        ggml_tensor * w = ggml_headkv_attn_weights(ctx, q, k, kq_mask, sinks, kq_scale, cap);
+        w               = ggml_view_2d(ctx, w, n_kv, n_heads, w->nb[2], 0);
         ggml_build_forward_expand(gctx.gf, ggml_cpy(ctx, w, record));
-        return;
+    } else if (on_device) {
+        ggml_headkv_record_by_ops(ctx, gctx.gf, record, q, k, kq_mask, sinks, in.rows, in.far, kq_scale, cap);
+    } else {
+        ggml_build_forward_expand(
+            gctx.gf, ggml_headkv_record(ctx, record, q, k, kq_mask, sinks, in.rows, in.far, kq_scale, cap));
     }
-
-    w = ggml_sqr(ctx, ggml_sqr(ctx, w));
-
-    // w: [n_cells, n, n_head], the query heads of a GQA group are neighbours -> sum over their rows, [n_cells, 1,
-    // n_heads]
-    const auto add = [&](ggml_tensor * w, int64_t cell) {
-        w = ggml_view_3d(ctx, w, w->ne[0], in.rows->ne[1], n_heads, w->nb[1], in.rows->ne[1] * w->nb[1], 0);
-        w = ggml_out_prod(ctx, w, in.rows);
-        ggml_build_forward_expand(gctx.gf,
-                                  ggml_add_inplace(ctx,
-                                                   ggml_view_3d(ctx, record, w->ne[0], 1, n_heads, record->nb[1],
-                                                                record->nb[1], cell * record->nb[0]),
-                                                   w));
-    };
-    const auto cells = [&](int64_t from, int64_t to) {
-        return ggml_view_3d(ctx, w, to - from, n, w->ne[2], w->nb[1], w->nb[2], from * w->nb[0]);
-    };
-    if (first > 0) {
-        add(cells(0, first), 0);
-    }
-    add(ggml_mul(ctx, cells(first, n_kv), in.far), first);
 }
 
 void headkv_observer::remove(llama_pos p0) {

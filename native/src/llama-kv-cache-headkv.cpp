@@ -547,8 +547,9 @@ void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, cons
         const bool rows = what == HEADKV_OBSERVE_ROWS;
 
         reserve(0);
-        auto next = std::make_unique<headkv_observer>(rows ? headkv_observer::ROWS : headkv_observer::TOKENS, shapes,
-                                                      n_ctx, rows ? model.hparams.n_head() : n_head_kv, first, std::move(weigh));
+        auto next =
+            std::make_unique<headkv_observer>(rows ? headkv_observer::ROWS : headkv_observer::TOKENS, shapes, n_ctx,
+                                              rows ? model.hparams.n_head() : n_head_kv, first, std::move(weigh));
         const std::lock_guard<std::mutex> lock(mutex);
         update_peak(next->get_buffers().size());
         obs = std::move(next);

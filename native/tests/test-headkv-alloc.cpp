@@ -209,7 +209,9 @@ int main(int argc, char ** argv) {
     for (const fail_kind kind : { FAIL_BUFFER, FAIL_NEW }) {
         torture(
             "observe", kind,
-            [&]() { return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) == HEADKV_OK; },
+            [&]() {
+                return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) == HEADKV_OK;
+            },
             from_memory, [&]() { return prefill(ctx); }, [&]() { return observe(ctx) && compact() && goes_on(); });
 
         torture(
@@ -282,7 +284,8 @@ int main(int argc, char ** argv) {
             "decode under observation", FAIL_BUFFER, [&]() { return observe(ctx); },
             [&]() {
                 // a smaller batch fits what was planned for the one that failed
-                return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) == HEADKV_OK &&
+                return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) ==
+                           HEADKV_OK &&
                        decode(ctx, n_prompt - n_window, n_window - 1) == 0 &&
                        llama_memory_seq_rm(llama_get_memory(ctx), 0, n_prompt - n_window, -1);
             },

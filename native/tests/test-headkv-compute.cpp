@@ -59,8 +59,8 @@ static bool compact(llama_context * ctx) {
            headkv_set_budgets(ctx, caps.data(), caps.size()) == HEADKV_OK &&
            headkv_reserve(ctx, n_prompt) == HEADKV_OK && decode(ctx, 0, n_prompt - n_window) &&
            headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) == HEADKV_OK &&
-           decode(ctx, n_prompt - n_window, n_window) && headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK &&
-           headkv_compact(ctx, 0) == HEADKV_OK;
+           decode(ctx, n_prompt - n_window, n_window) &&
+           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK && headkv_compact(ctx, 0) == HEADKV_OK;
 }
 
 static std::vector<float> logits(llama_context * ctx, int i = -1) {

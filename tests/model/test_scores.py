@@ -159,4 +159,4 @@ def test_rows_of_attention_are_softmax_rows(load: Load, model: Path) -> None:
     llm.eval(TOKENS[-n_observed:])
     far = np.arange(n) <= np.arange(n - n_observed, n)[:, None] - 16  # (observed, n)
     powers = ((np.array(rows) * far[:, None, None]) ** 4).mean(axis=0).reshape(2, 2, 2, -1).mean(axis=2)
-    assert np.allclose(_native.get_attention(ctx), powers**0.25, atol=1e-5)
+    assert np.allclose(_native.get_attention(ctx), powers**0.25, atol=2e-4)
