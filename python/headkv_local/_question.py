@@ -111,7 +111,8 @@ def question_of(
 
     Of a message with parts that are marked as documents ("document": True), all other parts. Else the whole
     message if it has n_last tokens at most. A longer one holds a document: its last n_last tokens may ask,
-    and its first line if that is short, for a question may stand first. Empty if the message is not found.
+    and its first lines if they are short, for a question may stand first. If only one of the two has a
+    question mark, it asks. Empty if the message is not found.
     """
     message = next((m for m in reversed(messages) if m.get("role") == "user"), None)
     content = message.get("content") if message else None
@@ -134,28 +135,40 @@ def question_of(
     whole = Part(found[0].start, found[-1].stop)
     if whole.n <= n_last:
         return (whole,)
-    first = Part(whole.start, prompt.end_of_line(whole.start))
-    if first.n > _OPENING or first.stop > whole.stop - n_last:
-        return ending(prompt, whole.stop, n_last)
-    last = ending(prompt, whole.stop, n_last, alone=False)
-    asks = _MARK.search(prompt.text_of(last[-1].start, whole.stop))
-    if asks and not _MARK.search(prompt.text_of(*first[:2])):
+    last = ending(prompt, whole.stop, n_last)
+    first = _opening(prompt, whole.start, min(whole.start + _OPENING, whole.stop - n_last))
+    if first is None:
         return last
+    asks_first, asks_last = (_has_mark(prompt, part) for part in (first, last[-1]))
+    if asks_last and not asks_first:
+        return last
+    if asks_first != asks_last or len(last) == 1:
+        return (first, Part(last[0].start, whole.stop, _MAYBE))
     return (first, *last)
 
 
-def ending(prompt: Pieces, end: int, n_last: int, alone: bool = True) -> tuple[Part, ...]:
-    """Of the n_last tokens before token `end`: what may ask, and what asks.
+def _opening(prompt: Pieces, start: int, end: int) -> Part | None:
+    """The first line, if it ends before token `end`; with those up to the first with a question mark."""
+    first, stop = None, start
+    while (stop := prompt.end_of_line(stop)) <= end:
+        part = Part(start, stop)
+        if _has_mark(prompt, part):
+            return part
+        first = first or part
+    return first
 
-    That is the last lines with a question mark, one after the other, and what follows them; without any
-    mark the last line, if it is short. If it is not, all may ask; with full weight where nothing else does.
+
+def ending(prompt: Pieces, end: int, n_last: int) -> tuple[Part, ...]:
+    """Of the n_last tokens before token `end`: what may ask, and what asks. In one, where nothing tells.
+
+    What asks are the last lines with a question mark, one after the other, and what follows them; without any
+    mark the last line, if it is short.
     """
     start = max(0, end - n_last)
     lines = [start]
     while (line := prompt.end_of_line(lines[-1])) < end:
         lines.append(line)
-    bounds = list(zip(lines, [*lines[1:], end], strict=True))
-    marked = [bool(_MARK.search(prompt.text_of(*line))) for line in bounds]
+    marked = [_has_mark(prompt, Part(*line)) for line in zip(lines, [*lines[1:], end], strict=True)]
     if True in marked:
         i = len(marked) - 1 - marked[::-1].index(True)
         while i > 0 and marked[i - 1]:
@@ -164,5 +177,9 @@ def ending(prompt: Pieces, end: int, n_last: int, alone: bool = True) -> tuple[P
     elif len(lines) > 1 and end - lines[-1] <= _OPENING:
         asks = lines[-1]
     else:
-        return (Part(start, end, 1.0 if alone else _MAYBE),)
+        return (Part(start, end),)
     return (Part(start, asks, _MAYBE), Part(asks, end)) if asks > start else (Part(start, end),)
+
+
+def _has_mark(prompt: Pieces, part: Part) -> bool:
+    return _MARK.search(prompt.text_of(part.start, part.stop)) is not None

@@ -64,6 +64,7 @@ def test_what_is_not_a_marked_document_asks() -> None:
         (f"{DOCUMENT}\n\n1. {ASK}\n2. {ASK}\nAnswer both.", [f"1. {ASK}\n2. {ASK}\nAnswer both."]),
         (f"{DOCUMENT}\n\n{TELL}", [TELL]),
         (f"{ASK}\n\n{DOCUMENT}", [ASK]),
+        (f"Read this first.\n{ASK}\n\n{DOCUMENT}\n\nYour answer:", [f"Read this first.\n{ASK}"]),
         (f"{ASK}\n\n{DOCUMENT}\n\n{ASK}", [ASK, ASK]),
         (f"Harbours of the north\n\n{DOCUMENT}\n\n{ASK}", [ASK]),
     ],
@@ -91,7 +92,6 @@ def test_what_else_may_ask_weighs_little() -> None:
     assert before.weight == 1 / 16
     assert b"".join(pieces[asks.start :]).decode() == f"{ASK} {LINE}"
     assert ending(prompt, n - 60, 20) == (Part(n - 80, n - 60),)  # in the middle of a line
-    assert ending(prompt, n - 60, 20, alone=False) == (Part(n - 80, n - 60, 1 / 16),)
 
 
 def test_who_observes() -> None:
