@@ -147,6 +147,8 @@ def _demo(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _quality(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     lines = data["summary"]
+    if "families" in lines[0]:
+        return _wordings(lines)
     tasks = list(dict.fromkeys(task for line in lines for task in line["tasks"]))
     rows = [
         [
@@ -159,6 +161,22 @@ def _quality(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for line in lines
     ]
     return ["policy", "kept", *tasks, "all", "NLL"], rows
+
+
+def _wordings(lines: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    rows = [["all", *map(_of_full, lines)]]
+    for name in lines[0]["families"]:
+        families = [line["families"][name] for line in lines]
+        worst = [_of_full(family["wordings"][family["worst"]]) for family in families]
+        rows.append(
+            [name, *(f"{_of_full(one)}; worst {least}" for one, least in zip(families, worst, strict=True))]
+        )
+    return ["questions", *(line["label"] for line in lines)], rows
+
+
+def _of_full(one: dict[str, Any]) -> str:
+    share = "" if one["of_full"] is None else f" ({one['of_full']:.0%})"
+    return f"{one['found']}/{one['asked']}{share}"
 
 
 def _speed(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

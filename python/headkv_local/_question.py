@@ -18,9 +18,9 @@ _ENDING: Final = 32
 _OPENING: Final = 64
 """Tokens that a question before a document may take, where nobody says which part is which."""
 
-_MAYBE: Final = 1 / 16
-"""Weight of tokens that a question may be in, beside those that look like one: as if they paid half the
-attention, for the mean is of fourth powers."""
+_MAYBE: Final = 0.1**4
+"""Weight of tokens that a question may be in, beside those that look like one: as if they paid a tenth of the
+attention, for the mean is of fourth powers. Where what looks like a question looks nowhere, they select."""
 
 _DOCUMENT: Final = "document"
 _MARK: Final = re.compile("[?\uff1f\u061f]")  # of a question: Latin and others, full width, Arabic

@@ -89,15 +89,15 @@ def test_what_else_may_ask_weighs_little() -> None:
     prompt, n = Pieces(range(len(pieces)), pieces.__getitem__), len(pieces)
     before, asks = ending(prompt, n, N_LAST)
     assert (before.start, before.stop, asks.stop) == (n - N_LAST, asks.start, n)
-    assert before.weight == 1 / 16
+    assert before.weight == 0.1**4
     assert b"".join(pieces[asks.start :]).decode() == f"{ASK} {LINE}"
     assert ending(prompt, n - 60, 20) == (Part(n - 80, n - 60),)  # in the middle of a line
 
 
 def test_who_observes() -> None:
-    first, again, weights = observers(1000, [Part(900, 950, 1 / 16), Part(950, 990)], 16)
+    first, again, weights = observers(1000, [Part(900, 950, 0.1**4), Part(950, 990)], 16)
     assert (first, again) == (900, ())
-    assert weights.tolist() == [1 / 16] * 50 + [1] * 50
+    assert weights.tolist() == pytest.approx([0.1**4] * 50 + [1] * 50)
     assert observers(1000, [Part(995, 1000)], 16)[:2] == (984, ())  # some models ask in the last tokens
     assert observers(1000, [Part(5, 8)], 16)[:2] == (984, (5, 6, 7))
     first, again, weights = observers(1000, [Part(5, 7), Part(600, 602), Part(950, 980)], 16)
