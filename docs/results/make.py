@@ -166,12 +166,14 @@ def _quality(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _wordings(lines: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     rows = [["all", *map(_of_full, lines)]]
     for name in lines[0]["families"]:
-        families = [line["families"][name] for line in lines]
-        worst = [_of_full(family["wordings"][family["worst"]]) for family in families]
-        rows.append(
-            [name, *(f"{_of_full(one)}; worst {least}" for one, least in zip(families, worst, strict=True))]
-        )
+        rows.append([name, *(_family(line["families"][name]) for line in lines)])
     return ["questions", *(line["label"] for line in lines)], rows
+
+
+def _family(family: dict[str, Any]) -> str:
+    """With its worst wording, where the full cache answers any."""
+    worst = family["wordings"].get(family["worst"])
+    return _of_full(family) + (f"; worst {_of_full(worst)}" if worst else "")
 
 
 def _of_full(one: dict[str, Any]) -> str:
