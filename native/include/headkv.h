@@ -142,10 +142,10 @@ HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 //                          on, each with its weight; for headkv_compact(). What else is decoded is not recorded.
 //   HEADKV_OBSERVE_ROWS  : the attention of each query head, of the last token only; for headkv_get_rows()
 //   HEADKV_OBSERVE_OFF   : nothing any more; what was recorded is kept
-// first, n, weights: of HEADKV_OBSERVE_TOKENS. weights: [n], each from 0 to 1, or NULL: all are 1. The range must reach
-// to the end of the prompt that is compacted, or farther: tokens after it that are taken back when they were decoded
-// observe, and are no part of the prompt. HEADKV_ERR_STATE on a compacted cache, HEADKV_ERR_MEMORY without room for the
-// records.
+// first, n, weights: of HEADKV_OBSERVE_TOKENS. weights: [n], each from 0 to 1 and not all 0, or NULL: all are 1. The
+// range must reach to the end of the prompt that is compacted, or farther: tokens after it that are taken back when
+// they were decoded observe, and are no part of the prompt. HEADKV_ERR_STATE on a compacted cache, HEADKV_ERR_MEMORY
+// without room for the records.
 HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what, int32_t first, int32_t n,
                                   const float * weights);
 

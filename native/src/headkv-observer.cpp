@@ -174,6 +174,13 @@ bool headkv_observer::covers(uint32_t n_prompt) const {
            (llama_pos) n_prompt <= valid;
 }
 
+bool headkv_observer::counts() const {
+    const size_t n_near = std::max(0, headkv_gap - range_first);
+
+    return std::any_of(range_weights.begin() + std::min(n_near, range_weights.size()), range_weights.end(),
+                       [](float weight) { return weight > 0.0f; });
+}
+
 void headkv_observer::read(uint32_t ikv, uint32_t n, std::vector<float> & res) const {
     const size_t size = n * sizeof(float);
 

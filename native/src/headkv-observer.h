@@ -68,6 +68,9 @@ public:
 
     llama_pos range_end() const { return range_first + (llama_pos) range_weights.size(); }
 
+    // does any token of the range count for any position: none does in a prompt that is shorter than the gap
+    bool counts() const;
+
     // is the token at position `pos` the last one recorded
     bool has_seen(llama_pos pos) const { return pos < valid && last == pos; }
 

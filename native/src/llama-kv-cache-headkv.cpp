@@ -535,6 +535,9 @@ void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, cons
     if (std::any_of(weigh.begin(), weigh.end(), [](float x) { return !(x >= 0.0f && x <= 1.0f); })) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, "the weight of an observed token must be from 0 to 1");
     }
+    if (what == HEADKV_OBSERVE_TOKENS && *std::max_element(weigh.begin(), weigh.end()) == 0.0f) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "at least one observed token must have a weight above 0");
+    }
     if (pool) {
         throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it is observed again");
     }
@@ -596,7 +599,7 @@ std::vector<float> llama_kv_cache_headkv::read_record(uint32_t ikv, const std::v
 
 std::vector<float> llama_kv_cache_headkv::read_attention(uint32_t ikv, const std::vector<uint32_t> & cell) const {
     std::vector<float> w = read_record(ikv, cell);
-    if (std::none_of(w.begin(), w.end(), [](float x) { return x > 0.0f; })) {
+    if (obs->counts() && std::none_of(w.begin(), w.end(), [](float x) { return x > 0.0f; })) {
         throw headkv_error(HEADKV_ERR_UNSUPPORTED,
                            format("the attention of layer %d could not be recorded", shapes[ikv].il));
     }

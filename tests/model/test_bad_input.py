@@ -215,6 +215,8 @@ def test_calls_of_the_c_api_out_of_order(load: Load, tiny_path: Path) -> None:
     refused(StateError, _native.compact)  # nothing observed
     for bad_range in ((-1, 8), (200, 0), (200, -1), (1020, 5), (2**31 - 1, 2**31 - 1)):
         refused(ArgumentError, _native.observe, _native.OBSERVE_TOKENS, *bad_range)
+    for bad_weights in ([0, 0], [1, -1], [2, 1], [float("nan"), 1], [float("inf"), 1]):
+        refused(ArgumentError, _native.observe, _native.OBSERVE_TOKENS, 200, 2, np.array(bad_weights))
     _native.observe(ctx, _native.OBSERVE_TOKENS, 200, 8)
     llm.eval(TOKENS[200:205])
     refused(StateError, _native.compact)  # not all of the range

@@ -186,6 +186,16 @@ def test_an_error_in_the_progress_callback_stops_the_prompt(load: Load, tiny_pat
     assert (llm.retention_mask().sum(axis=2) == 32).all()
 
 
+@pytest.mark.parametrize("n_prompt", [9, 12, 16, 17, 24])
+def test_a_prompt_of_a_few_tokens_is_compacted(load: Load, tiny_path: Path, n_prompt: int) -> None:
+    """No token stands far enough before another one to be looked at: the window and the first are kept."""
+    llm = load(tiny_path, retention=Retention(budget=8))
+    llm.prefill(TOKENS[:n_prompt])
+    assert (llm.cache_stats().kept == 8).all()
+    assert llm.retention_mask()[:, :, -8:].all()
+    assert len(greedy(llm, 3)) == 3
+
+
 def test_prefix_reuse_decodes_all_observed_tokens_again(load: Load, tiny_path: Path) -> None:
     """What is in the cache of a prompt is not read again, but for its last tokens, to observe them."""
     calls: list[tuple[int, int]] = []
