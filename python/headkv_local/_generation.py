@@ -91,7 +91,7 @@ class Generating(PromptReader):
             turn.rewritten = chat.rewritten
             if chat.n_unstable:
                 turn.n_stable = len(kwargs["prompt"]) - chat.n_unstable
-            turn.question = self._question_of(kwargs["prompt"], chat.messages)
+            turn.messages = chat.messages
         return self._completed(turn, super()._create_completion(*args, **kwargs), bool(kwargs.get("stream")))
 
     def _completed(

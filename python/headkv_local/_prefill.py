@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ from . import _native
 from ._decoder import Decoder
 from ._pieces import Pieces
 from ._progress import Progress
-from ._question import Observers, Part, checked, ending, observers, question_of
+from ._question import Observers, checked, ending, observers, question_of
 from ._sentences import sentence_ends
 from ._turns import Turn
 from .budgets import ModelShape
@@ -51,16 +50,16 @@ class PromptReader(Decoder):
         inside the prompt, or longer than the rest of it.
         """
         tokens = list(tokens)
-        self._prefill(tokens, checked(question, len(tokens)))
+        self._prefill(tokens, Turn(question=checked(question, len(tokens))))
 
-    def _prefill(self, tokens: list[int], question: tuple[Part, ...]) -> None:
+    def _prefill(self, tokens: list[int], turn: Turn) -> None:
         if self._turns.inside:
             raise StateError("a prompt cannot be read in a callback of the call that computes")
         with self._using():
             self._begin()
             self._note_reread(tokens)
             self._rewind(tokens)
-            self._read(tokens[self._reuse(tokens) :], Turn(question))
+            self._read(tokens[self._reuse(tokens) :], turn)
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those that the KV cache holds.
@@ -179,7 +178,7 @@ class PromptReader(Decoder):
         if self._retention is not None:
             _native.reserve(self._address, n_prompt)
         if caps is not None:
-            self._read_and_compact(tokens, n_prompt, n_compacted, turn.question, caps)
+            self._read_and_compact(tokens, n_prompt, n_compacted, turn, caps)
             return
         self._prompt = PromptRecord()
         started = perf_counter()
@@ -191,12 +190,6 @@ class PromptReader(Decoder):
         progress = Progress(self.on_prefill, len(tokens))
         self._evaluate(tokens, progress.add)
         progress.end()
-
-    def _question_of(self, tokens: list[int], messages: list[dict[str, Any]]) -> tuple[Part, ...]:
-        """Where a prompt that was made of messages asks."""
-        if self._retention is None or not self._has_tokenizer():
-            return ()
-        return question_of(tokens, self._piece, messages, self._settled_retention.observe)
 
     def _piece(self, token: int) -> bytes:
         """The text of a token, with the space before it, whatever tokenizer the user has set."""
@@ -218,7 +211,7 @@ class PromptReader(Decoder):
         tokens: list[int],
         n_prompt: int,
         n_compacted: int,
-        question: tuple[Part, ...],
+        turn: Turn,
         caps: npt.NDArray[np.int32],
     ) -> None:
         """Read n_prompt tokens, compact the first n_compacted; tokens: those that the cache does not hold.
@@ -228,7 +221,8 @@ class PromptReader(Decoder):
         retention = self._settled_retention
         self._prompt = PromptRecord()
         held = self.input_ids[: self.n_tokens].tolist()
-        first, again, weights = self._observers((held + tokens)[:n_compacted], question)
+        prompt = Pieces((held + tokens)[:n_compacted], self._piece)
+        first, again, weights = self._observers(prompt, turn)
         _native.set_budgets(self._address, caps)
 
         # all observed tokens are decoded under observation, also what of them is in the cache already
@@ -252,7 +246,7 @@ class PromptReader(Decoder):
                 self._put_back(logits)
         finally:
             _native.observe(self._address, _native.OBSERVE_OFF)  # waits for the device
-        _native.set_sentences(self._address, sentence_ends(self.input_ids[:n_compacted], self._piece))
+        _native.set_sentences(self._address, sentence_ends(prompt))
         read = perf_counter()
         self._prompt = PromptRecord(  # before the cache is compacted: other threads may ask at once
             n_tokens=n_compacted,
@@ -270,14 +264,14 @@ class PromptReader(Decoder):
         self._evaluate(tokens[len(tokens) - n_behind :], progress.add)
         progress.end()
 
-    def _observers(self, prompt: list[int], question: tuple[Part, ...]) -> Observers:
-        retention, n_prompt = self._settled_retention, len(prompt)
-        inside = [part._replace(stop=min(part.stop, n_prompt)) for part in question if part.start < n_prompt]
-        found = observers(
-            n_prompt,
-            inside or ending(Pieces(prompt, self._piece), n_prompt, retention.observe),
-            2 * retention.window,
+    def _observers(self, prompt: Pieces, turn: Turn) -> Observers:
+        retention, n_prompt = self._settled_retention, prompt.n_tokens
+        question = (
+            turn.question
+            or question_of(prompt, turn.messages, retention.observe)
+            or ending(prompt, n_prompt, retention.observe)
         )
+        found = observers(n_prompt, question, 2 * retention.window)
         room = self._n_ctx - n_prompt
         if len(found.again) > room:
             _logger.warning(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -104,9 +104,7 @@ def _checked(part: Any, n_prompt: int) -> Part:
     return Part(start, stop)
 
 
-def question_of(
-    tokens: Sequence[int], piece: Callable[[int], bytes], messages: Sequence[Mapping[str, Any]], n_last: int
-) -> tuple[Part, ...]:
+def question_of(prompt: Pieces, messages: Sequence[Mapping[str, Any]], n_last: int) -> tuple[Part, ...]:
     """Where the last user message asks, in the tokens of a prompt made of the messages.
 
     Of a message with parts that are marked as documents ("document": True), all other parts. Else the whole
@@ -119,7 +117,6 @@ def question_of(
     if isinstance(content, str):
         content = [{"text": content}]
     parts = [p for p in content or () if isinstance(p.get("text"), str) and p["text"].strip()]
-    prompt = Pieces(tokens, piece)
     found: list[Part] = []
     end = len(prompt.text)
     for part in reversed(parts):

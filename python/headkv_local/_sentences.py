@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +21,8 @@ _CJK_STOP: Final = _any_of("。！？") + _any_of("」』”’）") + b"*"  # n
 _END: Final = re.compile(_STOP + rb"|\n(?![a-z])|" + _CJK_STOP)
 
 
-def sentence_ends(tokens: npt.NDArray[Any], piece: Callable[[int], bytes]) -> npt.NDArray[np.uint8]:
-    """1 for the last token of every sentence and of every line, else 0: (n,).
-
-    tokens: ids, int (n,). piece: the text of a token, in UTF-8; it may hold a part of a character.
-    """
-    prompt = Pieces(tokens, piece)
-    ends = np.zeros(len(tokens), dtype=np.uint8)
+def sentence_ends(prompt: Pieces) -> npt.NDArray[np.uint8]:
+    """1 for the last token of every sentence and of every line, else 0: (n_tokens,)."""
+    ends = np.zeros(prompt.n_tokens, dtype=np.uint8)
     ends[prompt.token_at([match.end() for match in _END.finditer(prompt.text)])] = 1
     return ends

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any, Final
@@ -23,10 +23,11 @@ _TICK: Final = 0.1
 class Turn:
     """One generation, from its first token to its end. Between its steps it is a suspended generator."""
 
-    def __init__(self, question: tuple[Part, ...] = ()) -> None:
+    def __init__(self, question: tuple[Part, ...] = (), messages: Sequence[Mapping[str, Any]] = ()) -> None:
         self.token = CancelToken.current()
         self.n_stable: int | None = None  # tokens of its prompt that later turns begin with; None: all
-        self.question = question  # tokens of its prompt that ask; empty: not known
+        self.question = question  # tokens of its prompt that ask; empty: not told
+        self.messages = messages  # that its prompt was made of; empty: not known
         self.rewritten = False  # whether later turns begin with less than its messages
         self.cut_off = b""  # the answer that llama_cpp leaves out of a completion, for the context was full
         self.aside: Any = None  # what the context held for it, while others use that

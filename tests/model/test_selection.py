@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headkv_local import Llama, Retention, _native
+from headkv_local._pieces import Pieces
 from headkv_local._sentences import sentence_ends
 from helpers import compact_natively, random_tokens
 
@@ -72,4 +73,4 @@ def test_llama_tells_where_they_end(load: Load, smollm2: Path) -> None:
         b"Nobody knows it.",
     ]
     assert b"".join(sentences) == llm.detokenize(tokens)
-    assert np.array_equal(ends, sentence_ends(np.array(tokens), lambda token: llm.detokenize([token])))
+    assert np.array_equal(ends, sentence_ends(Pieces(tokens, lambda token: llm.detokenize([token]))))

@@ -25,7 +25,7 @@ def spelled(text: str) -> list[bytes]:
 def found(messages: list[dict[str, Any]], rendered: str) -> list[str]:
     """What asks with full weight."""
     pieces = spelled(rendered)
-    parts = question_of(range(len(pieces)), pieces.__getitem__, messages, N_LAST)
+    parts = question_of(Pieces(range(len(pieces)), pieces.__getitem__), messages, N_LAST)
     return [b"".join(pieces[part.start : part.stop]).decode().strip() for part in parts if part.weight == 1]
 
 

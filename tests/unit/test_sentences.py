@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headkv_local._pieces import Pieces
 from headkv_local._sentences import sentence_ends
 
 
@@ -16,7 +17,7 @@ def last_tokens(pieces: list[bytes]) -> list[int]:
     """Numbers of the tokens that end a sentence; equal pieces are the same token."""
     words = sorted(set(pieces))
     tokens = np.array([words.index(piece) for piece in pieces], dtype=np.intc)
-    ends = sentence_ends(tokens, lambda token: words[token])
+    ends = sentence_ends(Pieces(tokens, lambda token: words[token]))
     assert ends.dtype == np.uint8
     assert ends.shape == (len(pieces),)
     assert set(ends.tolist()) <= {0, 1}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from headkv_local import ArgumentError, Llama
-from headkv_local._question import Part
 from headkv_local._templates import as_text
+from headkv_local._turns import Turn
 from headkv_local.budgets import ModelShape
 
 from .cases import Case, by_beginning, chat_case, plain_case
@@ -25,7 +25,7 @@ from .wordings import PLAIN, Wording
 _ROOM = 256  # context for what the chat template adds, and for the gold answer
 _WORDS = 768  # for what a wording adds
 
-MARKED, TEXT, UNKNOWN = WAYS = ("marked", "text", "unknown")
+MARKED, TEXT, UNKNOWN = "marked", "text", "unknown"
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _try(
     state.restore(llm)
     llm.retention = None
     llm.retention = policy.retention(_shape(llm), len(tokens))
-    llm._prefill(tokens, _parts(llm, case, settings.question))
+    llm._prefill(tokens, _turn(case, settings.question))
     stats = llm.cache_stats()
     answer = text_of(llm, greedy(llm, settings.max_tokens * len(asked)))
     found = n_right(asked, case.others, answer)
@@ -190,12 +190,11 @@ def _try(
     )
 
 
-def _parts(llm: Llama, case: Case, asked: str) -> tuple[Part, ...]:
-    """The parts of the prompt that ask; empty where that is not known."""
-    if asked == UNKNOWN or not case.messages:
-        return ()
-    messages = case.messages if asked == MARKED else [as_text(message) for message in case.messages]
-    return llm._question_of(case.tokens, messages)
+def _turn(case: Case, asked: str) -> Turn:
+    """What is known of the prompt when it is read."""
+    if asked == UNKNOWN:
+        return Turn()
+    return Turn(messages=case.messages if asked == MARKED else list(map(as_text, case.messages)))
 
 
 def _shape(llm: Llama) -> ModelShape:
