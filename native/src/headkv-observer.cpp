@@ -16,7 +16,6 @@
 // F32.
 static constexpr size_t n_bytes_max   = 32u * 1024 * 1024;
 static constexpr size_t n_columns_max = 16;
-static constexpr size_t n_queries     = 32;
 
 static bool is_on_device(const std::vector<headkv_layer_shape> & shapes) {
     return std::any_of(shapes.begin(), shapes.end(),
@@ -42,7 +41,7 @@ uint32_t headkv_observer::limit(llama_pos p0, uint32_t n_max, size_t n_kv, size_
         return n_max;
     }
     const size_t n_before  = std::max(0, range_first - p0);
-    const size_t n_at_once = on_device ? 1 : n_queries; // the CPU's op sums up so many queries before it writes
+    const size_t n_at_once = on_device ? 1 : GGML_HEADKV_RECORD_QUERIES;
     const size_t n_in_room = n_bytes_max * n_at_once / (sizeof(float) * n_kv * n_head);
 
     return std::min<size_t>(n_max, n_before + std::clamp<size_t>(n_in_room, 1, on_device ? n_columns_max : n_max));

@@ -16,6 +16,7 @@
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 #include "ggml-impl.h"
+#include "headkv-rows.h"
 #include "ops.h"
 #include "vec.h"
 
@@ -34,9 +35,6 @@ constexpr int64_t tile_queries   = 16; // queries (tokens x GQA group) of a tile
 constexpr int64_t padded(int64_t n) {
     return (n + 15) / 16 * 16;
 }
-
-// floats behind each thread's part of the work buffer, against false sharing
-constexpr size_t n_pad_f32 = 256 / sizeof(float);
 
 struct headkv_attn {
     const ggml_tensor * q;
@@ -112,38 +110,6 @@ struct headkv_attn {
     // more than the sum of n_chunks() over the heads: the head table is not known when the graph is planned
     int64_t n_chunks_max() const { return k_pool->ne[1] / chunk_size + n_head_kv * (n_kv / chunk_size + 2); }
 };
-
-// n rows of n_embd values as F32: a pointer to them, or to their widened copy in buf; nb is the stride of the
-// rows and becomes that of the result
-const float * rows_f32(ggml_type type, const char * rows, size_t & nb, int64_t n, int64_t n_embd, float * buf) {
-    if (type == GGML_TYPE_F32) {
-        return (const float *) rows;
-    }
-
-    // rows of the pool lie side by side: one long row converts faster than many short ones
-    const bool dense     = nb == ggml_row_size(type, n_embd);
-    const int64_t n_conv = dense ? 1 : n;
-    const int64_t n_each = dense ? n * n_embd : n_embd;
-
-    for (int64_t j = 0; j < n_conv; ++j) {
-        const char * src = rows + j * nb;
-        float * dst      = buf + j * n_embd;
-        switch (type) {
-        case GGML_TYPE_F16:
-            ggml_cpu_fp16_to_fp32((const ggml_fp16_t *) src, dst, n_each);
-            break;
-        case GGML_TYPE_BF16:
-            ggml_cpu_bf16_to_fp32((const ggml_bf16_t *) src, dst, n_each);
-            break;
-        default:
-            ggml_get_type_traits(type)->to_float(src, dst, n_each);
-            break;
-        }
-    }
-
-    nb = n_embd * sizeof(float);
-    return buf;
-}
 
 // n rows will be read soon: a decode step reads all of the cache once, so most of it comes from far away
 void prefetch(const char * rows, size_t nb, int64_t n, size_t size) {

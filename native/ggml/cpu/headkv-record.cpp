@@ -10,7 +10,9 @@
 
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
+#include "ggml-headkv.h"
 #include "ggml-impl.h"
+#include "headkv-rows.h"
 #include "ops.h"
 #include "vec.h"
 
@@ -23,10 +25,9 @@
 
 namespace {
 
-constexpr int64_t nq      = 32;   // queries of a block
-constexpr int64_t n_tile  = 64;   // cells that are looked at at once
-constexpr int64_t n_kept  = 8192; // cells whose logits are kept between the passes
-constexpr size_t n_pad_32 = 64;   // floats behind each thread's part of the work buffer, against false sharing
+constexpr int64_t nq     = GGML_HEADKV_RECORD_QUERIES; // of a block
+constexpr int64_t n_tile = 64;                         // cells that are looked at at once
+constexpr int64_t n_kept = 8192;                       // cells whose logits are kept between the passes
 
 // C[m][nq] += A[m][k] * B[k][nq]
 void multiply(float * C, const float * A, const float * B, int m, int k) {
@@ -95,7 +96,7 @@ struct headkv_record {
     int64_t n_cells_kept() const { return std::min(n_kept, n_kv); }
 
     // of a thread: queries, a tile of K, the logits that are kept, a tile of others
-    size_t scratch_size() const { return d * nq + n_tile * d + (n_cells_kept() + n_tile) * nq + n_pad_32; }
+    size_t scratch_size() const { return d * nq + n_tile * d + (n_cells_kept() + n_tile) * nq + n_pad_f32; }
 };
 
 // one block of queries of one KV head
@@ -141,17 +142,13 @@ struct headkv_record_item {
         return (const ggml_fp16_t *) ((const char *) a.mask->data + token(i) * a.mask->nb[1]);
     }
 
+    // the m cells from c on, row by row -> k
     void read_k(int64_t c, int64_t m) {
-        const char * src  = (const char *) a.k->data + c * a.k->nb[1] + h * a.k->nb[2];
-        const auto to_f32 = a.k->type == GGML_TYPE_F16 ? nullptr : ggml_get_type_traits(a.k->type)->to_float;
-        for (int64_t j = 0; j < m; ++j, src += a.k->nb[1]) {
-            if (a.k->type == GGML_TYPE_F32) {
-                memcpy(k + j * a.d, src, a.d * sizeof(float));
-            } else if (to_f32) {
-                to_f32(src, k + j * a.d, a.d);
-            } else {
-                ggml_cpu_fp16_to_fp32((const ggml_fp16_t *) src, k + j * a.d, a.d);
-            }
+        const char * src   = (const char *) a.k->data + c * a.k->nb[1] + h * a.k->nb[2];
+        size_t nb          = a.k->nb[1];
+        const float * rows = rows_f32(a.k->type, src, nb, m, a.d, k);
+        for (int64_t j = 0; rows != k && j < m; ++j) {
+            memcpy(k + j * a.d, (const char *) rows + j * nb, a.d * sizeof(float));
         }
     }
 

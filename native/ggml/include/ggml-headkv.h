@@ -27,6 +27,9 @@ GGML_API struct ggml_tensor * ggml_headkv_attn(struct ggml_context * ctx, struct
                                                struct ggml_tensor * v_tail, struct ggml_tensor * mask,
                                                struct ggml_tensor * sinks, float scale, float logit_softcap);
 
+// Queries that ggml_headkv_record() sums up before it writes n_kv values.
+#define GGML_HEADKV_RECORD_QUERIES 32
+
 // How much attention each KV head pays to each cell, added to what is recorded already, in one op of the CPU backend:
 //
 //   record[p][h] += sum over tokens t, query heads of KV head h, of weights[t] * far[p][t] * softmax(...)[p]^4
