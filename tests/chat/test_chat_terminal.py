@@ -339,13 +339,14 @@ def test_interrupts_at_any_time_after_enter(terminal: Terminal, tiny_path: Path)
     for i in range(30):
         line = ("x",) if i % 2 else ('"""', "Enter", "y")
         terminal.type(*line, "Enter", "C-c")
-        terminal.type(f"z{i}")
-        terminal.wait(rf"z{i}$")  # the terminal may drop what was written just before Ctrl-C
-        terminal.type("C-u")  # a second Ctrl-C before the prompt has seen a key would leave, as it should
+        # The terminal echoes keys before the prompt reads them, and may drop what was written just before
+        # Ctrl-C: only what the prompt draws anew has been read by it, and can be taken back.
+        terminal.type(f"z{i}", "C-l")
+        terminal.wait(rf"> z{i}$")
+        terminal.type("C-u")
     screen = terminal.screen()
     assert "Traceback" not in screen
     assert "xception" not in screen
-    terminal.type("C-l")  # draws anew what the terminal has dropped
     terminal.wait_prompt()
     terminal.line("/exit")
     assert terminal.exit_code() == 0
