@@ -19,7 +19,7 @@
 // comment says otherwise, a failing call leaves the context exactly as it was.
 //
 // One context is to be used by one thread at a time. Others may call meanwhile what says so: headkv_cancel(),
-// headkv_last_error() and what tells of the cache, headkv_get_stats(), _kept(), _mask() and _device_bytes().
+// headkv_last_error() and what tells of the cache, headkv_get_stats(), _layers(), _mask() and _device_bytes().
 #pragma once
 
 #include <stddef.h>
@@ -47,7 +47,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 6,
+    HEADKV_ABI_VERSION = 7,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
@@ -86,20 +86,27 @@ struct headkv_scores_info {
     int64_t n_texts; // headkv.method and all headkv.source.*
 };
 
-// All sizes in bytes are those of ggml's own buffers, all times in microseconds.
+// A layer that retains: one whose attention reaches to all positions. Layers with a sliding window and recurrent layers
+// are bounded already and stay as they are.
+struct headkv_layer {
+    int32_t il;        // index in the model
+    int32_t n_head;    // query heads
+    int32_t n_head_kv; // KV heads
+    int32_t row_bytes; // K and V of one entry of one KV head
+};
+
+// Of the layers that retain. All sizes in bytes are those of ggml's own buffers, all times in microseconds.
 struct headkv_stats {
     int64_t n_layer;
-    int64_t n_head;       // query heads per layer
-    int64_t n_head_kv;    // KV heads per layer
+    int64_t n_head_kv;    // KV heads, summed over the layers
     int64_t n_ctx;        // positions that the context can hold
-    int64_t n_prompt;     // positions of the compacted prompt, 0 when nothing is compacted
-    int64_t n_kept;       // pool rows, summed over layers and KV heads
-    int64_t n_live;       // tokens in the live cache: the prompt before compaction, the tail after it
-    int64_t row_bytes;    // K and V of one entry of one KV head
-    int64_t bytes_full;   // live cache at full size (n_ctx cells)
-    int64_t bytes_live;   // live cache as it is now
-    int64_t bytes_pool;   // kept rows and head tables
-    int64_t bytes_obs;    // recorded attention, freed by compaction
+    int64_t n_tokens;     // positions that it holds
+    int64_t n_prompt;     // those of the compacted prompt, 0 when nothing is compacted
+    int64_t n_kept;       // its kept entries, the window included, summed over layers and KV heads
+    int64_t bytes_full;   // cells at full size (n_ctx of them)
+    int64_t bytes_cells;  // cells as they are now
+    int64_t bytes_kept;   // kept rows and head tables
+    int64_t bytes_record; // recorded attention, freed by compaction
     int64_t bytes_peak;   // most that the three held together since the last clear
     int64_t t_select_us;  // last compaction: choosing the entries
     int64_t t_compact_us; // last compaction: moving rows, freeing the full cache, fitting compute buffers
@@ -109,25 +116,24 @@ struct headkv_stats {
 // The ABI of the loaded library; compare it with HEADKV_ABI_VERSION before any other call.
 HEADKV_API int32_t headkv_abi_version(void);
 
-// Text of this thread's last error on this context, "" without one. llama_decode() clears the text of the thread that
-// uses the context. Valid until this thread's next headkv or llama_decode call. With ctx NULL, or a context that
-// cannot be compacted: text of this thread's last error.
-HEADKV_API const char * headkv_last_error(const struct llama_context * ctx);
+// Text of this thread's last error, "" without one; also why llama_decode() was refused by the cache, which clears the
+// text first. Valid until this thread's next headkv or llama_decode call.
+HEADKV_API const char * headkv_last_error(void);
 
 // HEADKV_ERR_UNSUPPORTED with the reason if the context can never be compacted: flash attention off,
-// more than one sequence, sliding window, recurrent or MLA layers, ALiBi, an encoder, ...
+// more than one sequence, MLA or sparse attention, ALiBi, an encoder, no layer of full attention, ...
 HEADKV_API int32_t headkv_supported(const struct llama_context * ctx);
 
 //   window: the last prompt tokens, which are always kept; as many before them while all of these are at most half of
 //           a cap                                                               >= 1
 //   kernel: width of the max-pool over positions, within a sentence             >= 1, odd
-//   sinks : first prompt positions, which are always kept where a cap has room for more than the window   >= 0
+//   first_tokens: prompt positions that are always kept where a cap has room for more than the window   >= 0
 // Forgets the budgets and what was recorded. Makes headkv_cancel() work, for which it takes the context's abort
 // callback. HEADKV_ERR_STATE while the cache is compacted.
-HEADKV_API int32_t headkv_configure(struct llama_context * ctx, int32_t window, int32_t kernel, int32_t sinks);
+HEADKV_API int32_t headkv_configure(struct llama_context * ctx, int32_t window, int32_t kernel, int32_t first_tokens);
 
-// caps: entries to keep per KV head, row-major [n_layer][n_head_kv], window and sinks included.
-//   n : n_layer*n_head_kv
+// caps: entries to keep of each KV head of each layer that retains, in their order, window and first tokens included.
+//   n : KV heads in all
 // Each at least the window; a cap above the prompt keeps the whole prompt for that head.
 HEADKV_API int32_t headkv_set_budgets(struct llama_context * ctx, const int32_t * caps, size_t n);
 
@@ -156,36 +162,39 @@ HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what, int3
 // Holds until a token is decoded or removed, or the cache is compacted. HEADKV_ERR_STATE if it is already.
 HEADKV_API int32_t headkv_set_sentences(struct llama_context * ctx, const uint8_t * ends, size_t n);
 
-// Select, gather the kept rows into the pool, free the full cache and make a small one for new tokens.
+// Select, gather the kept rows, free the full cache and make a small one for new tokens.
 //   seq: 0, the only sequence that there can be
 // HEADKV_ERR_STATE : nothing decoded, no budgets, compacted already, or not all tokens recorded that were to be
 //                    observed
-// HEADKV_ERR_MEMORY: pool or tail could not be allocated
+// HEADKV_ERR_MEMORY: kept rows or cells could not be allocated
 // On any failure the full cache and the record stay as they were, and the call can be tried again.
 HEADKV_API int32_t headkv_compact(struct llama_context * ctx, int32_t seq);
 
 // The attention recorded for each prompt position, before the max-pool: the weighted power mean with exponent 4 over
 // the observed tokens and the query heads of the group, where a token counts for positions at least 16 before it, for
-// others as 0. w: row-major [n_layer][n_head_kv][n_prompt], n: its length. HEADKV_ERR_STATE without a complete record
+// others as 0. w: [KV heads of all layers][n_prompt], n: its length. HEADKV_ERR_STATE without a complete record
 // (compaction frees it), HEADKV_ERR_UNSUPPORTED without any in a layer.
 HEADKV_API int32_t headkv_get_attention(const struct llama_context * ctx, float * w, size_t n);
 
-// What the last decoded token's query heads attended to in one layer: w[n_head][n_tokens in the cache],
-// n: its length. Softmax rows: each sums to 1 (less with attention sinks). For measuring head scores.
-// HEADKV_ERR_STATE if rows are not being recorded.
+// What the last decoded token's query heads attended to in one layer, number `layer` of those that retain:
+// w[n_head of the layer][n_tokens in the cache], n: its length. Softmax rows: each sums to 1 (less with attention
+// sinks). For measuring head scores. HEADKV_ERR_STATE if rows are not being recorded.
 HEADKV_API int32_t headkv_get_rows(const struct llama_context * ctx, int32_t layer, float * w, size_t n);
 
-// The next four may be called from any thread.
-
-// Entries kept per KV head: kept[n_layer][n_head_kv], n: its length. HEADKV_ERR_STATE if not compacted.
-HEADKV_API int32_t headkv_get_kept(const struct llama_context * ctx, int32_t * kept, size_t n);
+// The next three may be called from any thread, and what tells of devices below.
 
 // The retention mask: 1 where the prompt position was kept, else 0. mask: row-major
-// [n_layer][n_head_kv][n_prompt], n: its length. HEADKV_ERR_STATE if not compacted.
+// [KV heads of all layers][n_prompt], n: its length. HEADKV_ERR_STATE if not compacted.
 HEADKV_API int32_t headkv_get_mask(const struct llama_context * ctx, uint8_t * mask, size_t n);
 
+// The layers that retain, n of them: n_layer of struct headkv_stats.
+HEADKV_API int32_t headkv_get_layers(const struct llama_context * ctx, struct headkv_layer * layers, size_t n);
+
 // size: sizeof(struct headkv_stats) of the caller.
-HEADKV_API int32_t headkv_get_stats(const struct llama_context * ctx, struct headkv_stats * stats, size_t size);
+// kept: entries kept of each KV head, all 0 when nothing is compacted; n: its length, KV heads in all. Or NULL and 0.
+// All of it is of one moment.
+HEADKV_API int32_t headkv_get_stats(const struct llama_context * ctx, struct headkv_stats * stats, size_t size,
+                                    int32_t * kept, size_t n);
 
 // Where the KV cache is now: bytes[ggml_backend_dev_count()], n: its length, in ggml's order of devices. Of any
 // context, also one that can never be compacted.
@@ -198,7 +207,7 @@ HEADKV_API int32_t headkv_cancel_clear(struct llama_context * ctx);
 
 // Head scores from the metadata of a GGUF file, a sidecar or a model; everything in it is checked.
 // On success *scores is to be freed with headkv_scores_free(), on failure it is NULL and the code one of
-// HEADKV_ERR_FILE, HEADKV_ERR_SCORES_*, HEADKV_ERR_MEMORY, with the cause as headkv_last_error(NULL).
+// HEADKV_ERR_FILE, HEADKV_ERR_SCORES_*, HEADKV_ERR_MEMORY, with the cause as headkv_last_error().
 HEADKV_API int32_t headkv_scores_load(const char * path, struct headkv_scores ** scores);
 HEADKV_API void headkv_scores_free(struct headkv_scores * scores);
 

@@ -24,7 +24,7 @@ static size_t device_of(ggml_backend_buffer_type_t buft) {
 }
 
 int32_t headkv_get_device_bytes(const llama_context * ctx, int64_t * bytes, size_t n) {
-    return headkv_guard_plain(headkv_thread_error, [&]() {
+    return headkv_guard([&]() {
         headkv_require_pointer(ctx);
         headkv_require_pointer(bytes);
         headkv_require_size(n, ggml_backend_dev_count());

@@ -14,11 +14,14 @@ public:
     const int32_t code;
 };
 
+// of this thread's last call of the C API that failed, or of its last llama_decode() that our cache refused
+inline thread_local std::string headkv_error_text;
+
 // remember an error's text, or at least what went wrong when there is no memory left for it
-inline void headkv_set_error(std::string & dst, const char * text) noexcept {
+inline void headkv_set_error(const char * text) noexcept {
     try {
-        dst = text;
+        headkv_error_text = text;
     } catch (const std::bad_alloc &) {
-        dst.assign("out of memory"); // fits into an empty string
+        headkv_error_text.assign("out of memory"); // fits into an empty string
     }
 }

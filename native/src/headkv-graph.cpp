@@ -5,17 +5,12 @@
 
 #include "ggml-headkv.h"
 
-static const llama_kv_cache_headkv_context * get_context(const llama_memory_context_i * mctx) {
-    const auto * res = dynamic_cast<const llama_kv_cache_headkv_context *>(mctx);
-    return res && res->get_mem() ? res : nullptr;
-}
-
 namespace {
 
-// what is read while tokens are observed; refuses that a graph outlives a compaction, a grown tail or an observation
+// what is read while tokens are observed; refuses that a graph outlives a compaction, other cells or an observation
 class llm_graph_input_headkv : public llm_graph_input_i {
 public:
-    llm_graph_input_headkv(const llama_kv_cache_headkv * mem, const headkv_observer::inputs & in)
+    llm_graph_input_headkv(const llama_kv_cache_headkv * mem, const headkv_record_inputs & in)
         : mem(mem),
           in(in),
           epoch(mem->get_epoch()) {}
@@ -26,24 +21,22 @@ public:
     }
 
     bool can_reuse(const llm_graph_params & params) override {
-        const auto * headkv = get_context(params.mctx);
-        return headkv && headkv->get_mem()->get_epoch() == epoch;
+        GGML_UNUSED(params);
+        return mem->get_epoch() == epoch;
     }
 
 private:
-    const llama_kv_cache_headkv * mem;
-    const headkv_observer::inputs in;
+    const llama_kv_cache_headkv * mem; // the context's own, and so are its graphs
+    const headkv_record_inputs in;
     const uint64_t epoch;
 };
 
 } // namespace
 
 void headkv_build_inp(llm_graph_result * res, const llama_kv_cache_context * mctx) {
-    if (const auto * headkv = get_context(mctx)) {
-        const auto * mem = headkv->get_mem();
-
-        headkv_observer::inputs in = {};
-        if (!headkv->is_full()) {
+    if (const auto * mem = llama_kv_cache_headkv::find(mctx)) {
+        headkv_record_inputs in;
+        if (!llama_kv_cache_headkv::is_full(mctx)) {
             in = mem->build_inputs(res->get_ctx(), mctx->get_n_kv());
         }
         res->add_input(std::make_unique<llm_graph_input_headkv>(mem, in));
@@ -53,22 +46,20 @@ void headkv_build_inp(llm_graph_result * res, const llama_kv_cache_context * mct
 ggml_tensor * headkv_build_attn(const llm_graph_context & gctx, const llama_kv_cache_context * mctx, ggml_tensor * q,
                                 ggml_tensor * k, ggml_tensor * v, ggml_tensor * kq_mask, ggml_tensor * sinks,
                                 float kq_scale, int il) {
-    const auto * headkv = get_context(mctx);
-    if (!headkv) {
+    const auto * mem = llama_kv_cache_headkv::find(mctx);
+    if (!mem) {
         return nullptr;
     }
-    const auto * mem = headkv->get_mem();
 
     // what only reserves memory has no tokens that could be observed
-    if (!headkv->is_full()) {
-        uint32_t ikv;
-        if (const auto * obs = mem->get_observer(il, ikv)) {
-            obs->build(gctx, ikv, q, k, kq_mask, sinks, kq_scale);
+    if (!llama_kv_cache_headkv::is_full(mctx)) {
+        if (const auto * obs = mem->get_observer()) {
+            obs->build(gctx, mem->ikv_of(il), { q, k, kq_mask, sinks, kq_scale });
         }
     }
 
-    const auto * pool = mem->get_pool(il);
-    if (!pool) {
+    const auto * kept = mem->get_kept(il);
+    if (!kept) {
         return nullptr;
     }
 
@@ -76,7 +67,7 @@ ggml_tensor * headkv_build_attn(const llm_graph_context & gctx, const llama_kv_c
     const auto & hparams = gctx.hparams;
 
     ggml_tensor * cur =
-        ggml_headkv_attn(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), pool->k, pool->v, pool->rows,
+        ggml_headkv_attn(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), kept->k, kept->v, kept->rows,
                          ggml_permute(ctx, k, 0, 2, 1, 3), ggml_permute(ctx, v, 0, 2, 1, 3), kq_mask, sinks, kq_scale,
                          hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f);
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "headkv-buffers.h"
+#include "headkv-record.h"
 
 #include "llama.h"
 
@@ -9,7 +9,6 @@
 #include <vector>
 
 class llama_kv_cells;
-struct headkv_layer_shape;
 struct llama_ubatch;
 struct llm_graph_context;
 
@@ -17,8 +16,7 @@ struct llm_graph_context;
 // the text says.
 static constexpr llama_pos headkv_gap = 16;
 
-// Records the attention that tokens pay to the cells of the full cache, while their ubatch is decoded: a view of its q,
-// where the layer's K is, by ordinary graph nodes, one set per layer. Two kinds of record:
+// Which tokens' attention is recorded while their ubatch is decoded, and the records of all layers. Two kinds:
 //
 //   TOKENS: per KV head, the sum of fourth powers over the tokens of a range, each with its weight, and the query heads
 //           of the GQA group
@@ -27,16 +25,15 @@ class headkv_observer {
 public:
     enum mode { TOKENS, ROWS };
 
-    // n_heads  : columns, KV heads or query heads
     // first    : TOKENS: position where the range begins; what else is decoded is not recorded
     // weights  : TOKENS: of each token of the range
     // allocates; throws headkv_error, std::bad_alloc
-    headkv_observer(mode mode, const std::vector<headkv_layer_shape> & shapes, uint32_t n_cells, uint32_t n_heads,
-                    llama_pos first, std::vector<float> weights);
+    headkv_observer(mode mode, const std::vector<headkv_layer_shape> & shapes, uint32_t n_cells, llama_pos first,
+                    std::vector<float> weights);
 
     // How many tokens from position p0 on may be one ubatch, of n_max at most. Observed ones of a ubatch are bounded:
-    // n_kv cells, n_head query heads.
-    uint32_t limit(llama_pos p0, uint32_t n_max, size_t n_kv, size_t n_head) const;
+    // n_kv cells.
+    uint32_t limit(llama_pos p0, uint32_t n_max, size_t n_kv) const;
 
     // This ubatch is about to be decoded; cells: with its tokens. False if graphs built before are of no use for it.
     bool aim(const llama_ubatch & ubatch, const llama_kv_cells & cells);
@@ -44,21 +41,14 @@ public:
     // is anything of the ubatch to be recorded
     bool aims() const { return on && aimed.n > 0; }
 
-    // what the nodes of all layers read of the host
-    struct inputs {
-        ggml_tensor * rows; // [1, n*n_gqa, n_head_kv] F32: weights, to sum rows with
-        ggml_tensor * far;  // [n_kv - first, n]       F32: 1 where the token counts for the cell, else 0
-    };
-
     // for the graph that is made next
-    inputs build_inputs(ggml_context * ctx, uint32_t n_kv, uint32_t n_gqa);
-    void set_inputs(const inputs & in) const;
+    headkv_record_inputs build_inputs(ggml_context * ctx, uint32_t n_kv);
+    void set_inputs(const headkv_record_inputs & in) const;
 
-    // add the recording of one layer to the graph
-    //   q: [n_embd_head_k, n_head,    n_tokens]
-    //   k: [n_embd_head_k, n_head_kv, n_kv]
-    void build(const llm_graph_context & gctx, uint32_t ikv, ggml_tensor * q, ggml_tensor * k, ggml_tensor * kq_mask,
-               ggml_tensor * sinks, float kq_scale) const;
+    // add the recording of layer ikv to the graph
+    void build(const llm_graph_context & gctx, uint32_t ikv, const headkv_attention & attn) const {
+        records[ikv].build(gctx, attn, aimed.i0, aimed.n, in);
+    }
 
     // positions from p0 on are taken out of the cache: what was recorded is of use for those before
     void remove(llama_pos p0);
@@ -74,14 +64,16 @@ public:
     // is the token at position `pos` the last one recorded
     bool has_seen(llama_pos pos) const { return pos < valid && last == pos; }
 
-    // one layer's record of the first n cells: res[h*n + cell]
-    void read(uint32_t ikv, uint32_t n, std::vector<float> & res) const;
+    // what was recorded of layer ikv, by position: [rows][n_prompt]; cell[p]: the cell of position p
+    std::vector<float> read(uint32_t ikv, const std::vector<uint32_t> & cell) const;
 
     mode get_mode() const { return what; }
 
     uint32_t get_n_tokens() const { return n_tokens; }
 
-    const headkv_buffers & get_buffers() const { return bufs; }
+    size_t size() const; // bytes of the buffers
+
+    void add_breakdown(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const;
 
     bool on = true;
 
@@ -97,16 +89,16 @@ private:
     };
 
     const mode what;
-    const uint32_t n_heads;
     const llama_pos range_first;
     const std::vector<float> range_weights;
-    const bool on_device; // is any layer
 
-    headkv_buffers bufs;
-    std::vector<ggml_tensor *> records; // per layer: [n_cells, n_heads] F32
+    bool on_device      = false; // is any layer
+    uint32_t n_head_max = 0;     // query heads of a layer
+
+    std::vector<headkv_record> records; // per layer
 
     view aimed;
-    inputs in = {}; // of the graph that is made
+    headkv_record_inputs in; // of the graph that is made
 
     uint32_t n_tokens = 0;
     llama_pos last    = -1;

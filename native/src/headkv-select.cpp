@@ -9,10 +9,10 @@ static inline float larger(float a, float b) {
 }
 
 headkv_parts headkv_divide(uint32_t n_prompt, const uint8_t * ends, const headkv_params & params) {
-    const uint32_t n_recent = (uint32_t) std::min<uint64_t>((uint64_t) 2 * params.window, n_prompt);
-    const uint32_t n_sinks  = std::min(params.sinks, n_prompt - n_recent);
+    const uint32_t n_recent       = (uint32_t) std::min<uint64_t>((uint64_t) 2 * params.window, n_prompt);
+    const uint32_t n_first_tokens = std::min(params.first_tokens, n_prompt - n_recent);
 
-    return { n_sinks, n_prompt - n_recent - n_sinks, n_recent, ends ? ends + n_sinks : nullptr };
+    return { n_first_tokens, n_prompt - n_recent - n_first_tokens, n_recent, ends ? ends + n_first_tokens : nullptr };
 }
 
 // one sentence; x, res: [n]
@@ -43,7 +43,7 @@ static std::vector<float> max_pool(const float * x, const headkv_parts & parts, 
 
     std::vector<float> res(n);
 
-    x += parts.sinks;
+    x += parts.first;
     for (uint32_t first = 0, last; first < n; first = last) {
         last = n;
         if (parts.ends) {
@@ -58,7 +58,7 @@ static std::vector<float> max_pool(const float * x, const headkv_parts & parts, 
 
 void headkv_vote(const float * w, const headkv_parts & parts, double weight, const headkv_params & params,
                  double * votes) {
-    const double sum = std::accumulate(w + parts.sinks, w + parts.sinks + parts.candidates, 0.0);
+    const double sum = std::accumulate(w + parts.first, w + parts.first + parts.candidates, 0.0);
     if (!(sum > 0.0)) {
         return; // looks at none of them
     }
@@ -100,7 +100,7 @@ void headkv_select(const float * w, const float * votes, const headkv_parts & pa
     }
 
     const uint32_t n_window = std::min({ params.window, parts.recent, cap });
-    const uint32_t n_first  = std::min(parts.sinks, cap - n_window);
+    const uint32_t n_first  = std::min(parts.first, cap - n_window);
     const uint32_t n_rest   = cap - n_window - n_first;
 
     // of the rest, what is recent before the window, within half of the cap; all of it where few others are left
@@ -120,7 +120,7 @@ void headkv_select(const float * w, const float * votes, const headkv_parts & pa
         for (uint32_t i = 0; votes && i < parts.candidates; ++i) {
             rank[i] *= votes[i];
         }
-        append_best(rank, n_best, parts.sinks, keep);
+        append_best(rank, n_best, parts.first, keep);
     }
     for (uint32_t p = n_prompt - n_last; p < n_prompt; ++p) {
         keep.push_back(p);

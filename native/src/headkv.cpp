@@ -12,42 +12,21 @@
 #include <cstring>
 #include <new>
 
-static llama_kv_cache_headkv * get_mem(const llama_context * ctx) {
-    return ctx ? dynamic_cast<llama_kv_cache_headkv *>(ctx->get_memory()) : nullptr;
-}
-
 static llama_kv_cache_headkv & require_mem(const llama_context * ctx) {
     if (!ctx) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, "the context is NULL");
     }
-    auto * mem = get_mem(ctx);
-    if (!mem) {
-        const std::string reason = llama_kv_cache_headkv::unsupported(ctx->get_model(), ctx->get_cparams());
-        throw headkv_error(HEADKV_ERR_UNSUPPORTED,
-                           reason.empty() ? "the architecture keeps a KV cache of its own kind" : reason);
+    const std::string reason = llama_kv_cache_headkv::unsupported(*ctx);
+    if (!reason.empty()) {
+        throw headkv_error(HEADKV_ERR_UNSUPPORTED, reason);
     }
-    if (!ctx->get_cparams().flash_attn) {
-        throw headkv_error(HEADKV_ERR_UNSUPPORTED, "flash attention was turned off: a device lacks it");
-    }
-    return *mem;
+    return *llama_kv_cache_headkv::find(ctx->get_memory());
 }
 
-// run f(memory) on a context that can be compacted, in the thread that uses it
+// run f(memory) on a context that can be compacted
 template <typename F>
 static int32_t guard(const llama_context * ctx, F && f) {
-    auto * mem = get_mem(ctx);
-
-    headkv_thread_error_of = nullptr;
-    return headkv_guard_plain(mem ? mem->last_error : headkv_thread_error, [&]() { f(require_mem(ctx)); });
-}
-
-// the same in any thread
-template <typename F>
-static int32_t guard_any_thread(const llama_context * ctx, F && f) {
-    const int32_t res = headkv_guard_plain(headkv_thread_error, [&]() { f(require_mem(ctx)); });
-
-    headkv_thread_error_of = res == HEADKV_OK ? nullptr : get_mem(ctx);
-    return res;
+    return headkv_guard([&]() { f(require_mem(ctx)); });
 }
 
 static bool abort_if_cancelled(void * data) {
@@ -58,19 +37,18 @@ int32_t headkv_abi_version(void) {
     return HEADKV_ABI_VERSION;
 }
 
-const char * headkv_last_error(const llama_context * ctx) {
-    const auto * mem = get_mem(ctx);
-    return mem && headkv_thread_error_of != mem ? mem->last_error.c_str() : headkv_thread_error.c_str();
+const char * headkv_last_error(void) {
+    return headkv_error_text.c_str();
 }
 
 int32_t headkv_supported(const llama_context * ctx) {
     return guard(ctx, [](llama_kv_cache_headkv &) {});
 }
 
-int32_t headkv_configure(llama_context * ctx, int32_t window, int32_t kernel, int32_t sinks) {
+int32_t headkv_configure(llama_context * ctx, int32_t window, int32_t kernel, int32_t first_tokens) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         ctx->synchronize();
-        mem.configure(window, kernel, sinks);
+        mem.configure(window, kernel, first_tokens);
         ctx->set_abort_callback(abort_if_cancelled, &mem);
     });
 }
@@ -129,34 +107,38 @@ int32_t headkv_get_rows(const llama_context * ctx, int32_t layer, float * w, siz
     });
 }
 
-int32_t headkv_get_kept(const llama_context * ctx, int32_t * kept, size_t n) {
-    return guard_any_thread(ctx, [&](llama_kv_cache_headkv & mem) {
-        headkv_require_pointer(kept);
-        mem.get_kept(kept, n);
+int32_t headkv_get_layers(const llama_context * ctx, headkv_layer * layers, size_t n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(layers);
+        const auto & shapes = mem.get_shapes();
+        headkv_require_length(n, shapes.size());
+        std::transform(shapes.begin(), shapes.end(), layers, [](const headkv_layer_shape & s) {
+            return headkv_layer{ s.il, (int32_t) s.n_head, (int32_t) s.n_head_kv, (int32_t) s.row_bytes() };
+        });
     });
 }
 
 int32_t headkv_get_mask(const llama_context * ctx, uint8_t * mask, size_t n) {
-    return guard_any_thread(ctx, [&](llama_kv_cache_headkv & mem) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(mask);
         mem.get_mask(mask, n);
     });
 }
 
-int32_t headkv_get_stats(const llama_context * ctx, headkv_stats * stats, size_t size) {
-    return guard_any_thread(ctx, [&](llama_kv_cache_headkv & mem) {
+int32_t headkv_get_stats(const llama_context * ctx, headkv_stats * stats, size_t size, int32_t * kept, size_t n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(stats);
         headkv_require_size(size, sizeof(*stats));
-        *stats = mem.get_stats();
+        *stats = mem.get_stats(kept, n);
     });
 }
 
 int32_t headkv_cancel(llama_context * ctx) {
-    return guard_any_thread(ctx, [](llama_kv_cache_headkv & mem) { mem.cancelled = true; });
+    return guard(ctx, [](llama_kv_cache_headkv & mem) { mem.cancelled = true; });
 }
 
 int32_t headkv_cancel_clear(llama_context * ctx) {
-    return guard_any_thread(ctx, [](llama_kv_cache_headkv & mem) { mem.cancelled = false; });
+    return guard(ctx, [](llama_kv_cache_headkv & mem) { mem.cancelled = false; });
 }
 
 //
@@ -164,7 +146,7 @@ int32_t headkv_cancel_clear(llama_context * ctx) {
 //
 
 int32_t headkv_scores_load(const char * path, headkv_scores ** scores) {
-    return headkv_guard_plain(headkv_thread_error, [&]() {
+    return headkv_guard([&]() {
         headkv_require_pointer(scores);
         *scores = nullptr;
         headkv_require_pointer(path);
@@ -177,7 +159,7 @@ void headkv_scores_free(headkv_scores * scores) {
 }
 
 int32_t headkv_scores_get_info(const headkv_scores * scores, headkv_scores_info * info, size_t size) {
-    return headkv_guard_plain(headkv_thread_error, [&]() {
+    return headkv_guard([&]() {
         headkv_require_pointer(scores);
         headkv_require_pointer(info);
         headkv_require_size(size, sizeof(*info));
@@ -187,7 +169,7 @@ int32_t headkv_scores_get_info(const headkv_scores * scores, headkv_scores_info 
 }
 
 int32_t headkv_scores_get(const headkv_scores * scores, float * w, size_t n) {
-    return headkv_guard_plain(headkv_thread_error, [&]() {
+    return headkv_guard([&]() {
         headkv_require_pointer(scores);
         headkv_require_pointer(w);
         headkv_require_size(n, scores->scores.size());
@@ -204,7 +186,7 @@ const char * headkv_scores_text(const headkv_scores * scores, int64_t i) {
 }
 
 int32_t headkv_model_id(const char * path, char * id, size_t size) {
-    return headkv_guard_plain(headkv_thread_error, [&]() {
+    return headkv_guard([&]() {
         headkv_require_pointer(path);
         headkv_require_pointer(id);
         const std::string res = headkv_model_id(path);

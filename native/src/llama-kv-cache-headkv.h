@@ -2,9 +2,10 @@
 
 #include "llama-kv-cache.h"
 
+#include "headkv-compact.h"
+#include "headkv-kept.h"
+#include "headkv-layer.h"
 #include "headkv-observer.h"
-#include "headkv-pool.h"
-#include "headkv-select.h"
 #include "headkv.h"
 
 #include <atomic>
@@ -16,24 +17,45 @@
 // llama_kv_cache_headkv
 //
 
-// KV cache with per-head retention. Composes a stock cache, the *live* one, and a pool:
+// KV cache with per-head retention: a llama_kv_cache, and kept rows.
 //
-//   dormant:   all tokens are in the live cache, there is no pool, graphs are the stock ones
-//   compacted: the prompt is in the pool, newer tokens are in the live cache, then called the tail
+//   dormant:   all tokens are in cells, there are no kept rows, everything is the base class's
+//   compacted: the prompt is in kept rows but for the window, which is in cells with all newer tokens: the tail
 //
-// The live cache is made with n_ctx cells. As a tail it starts small and grows when needed. After clear() it is still
-// small, and gets room for the next prompt when that is expected, else for n_ctx cells with the next batch.
-
-class llama_kv_cache_headkv : public llama_memory_i {
+// It stands wherever llama.cpp makes a cache of full attention: the plain memory, the base half of a sliding-window
+// memory, the attention half of a hybrid one. Its layers are those that retain.
+//
+// It is made with n_ctx cells. After compaction there are few, and more when they are needed. After clear() there are
+// still few, and there is room for the next prompt when that is expected, else for n_ctx cells with the next batch.
+class llama_kv_cache_headkv : public llama_kv_cache {
 public:
-    // nullptr if the model or the context cannot be compacted: the stock cache is to be used then
-    static llama_kv_cache_headkv * create(const llama_model & model, const llama_memory_params & params,
-                                          const llama_cparams & cparams, const layer_filter_cb & filter);
-
-    // why create() returns nullptr, "" if it does not
-    static std::string unsupported(const llama_model & model, const llama_cparams & cparams);
+    // In place of a llama_kv_cache, with the arguments of its constructor. Composites do not know what a context is
+    // for, so this cache is made for contexts too that can never be compacted; it stays dormant then.
+    template <typename... Args>
+    static std::unique_ptr<llama_kv_cache> make(Args &&... args) {
+        if (is_disabled()) {
+            return std::make_unique<llama_kv_cache>(std::forward<Args>(args)...);
+        }
+        return std::unique_ptr<llama_kv_cache>(new llama_kv_cache_headkv(std::forward<Args>(args)...));
+    }
 
     ~llama_kv_cache_headkv() override = default;
+
+    //
+    // headkv-support.cpp
+    //
+
+    static bool is_disabled(); // by HEADKV_DISABLE
+
+    // why a context can never be compacted, "" if it can
+    static std::string unsupported(const llama_context & ctx);
+
+    // the cache in a context's memory, wherever it lies; nullptr if there is none
+    static llama_kv_cache_headkv * find(llama_memory_i * mem);
+    static llama_kv_cache_headkv * find(const llama_kv_cache_context * mctx);
+
+    // of no batch: what is built with it only reserves memory
+    static bool is_full(const llama_kv_cache_context * mctx) { return mctx->ubatches.empty(); }
 
     //
     // llama_memory_i
@@ -45,12 +67,12 @@ public:
 
     llama_memory_context_ptr init_update(llama_context * lctx, bool optimize) override;
 
-    // not while compacted: the pool's keys cannot be rotated to other positions
+    // not while compacted: kept keys cannot be rotated to other positions
     bool get_can_shift() const override;
 
     void clear(bool data) override;
 
-    // while compacted: false, and nothing is done, if the range touches the pool without holding all of it
+    // while compacted: false, and nothing is done, if the range touches the kept rows without holding all of them
     bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) override;
     void seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
     void seq_keep(llama_seq_id seq_id) override;
@@ -62,15 +84,26 @@ public:
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
 
-    // dormant: the stock format. compacted: a magic word, the pool, the stock format of the tail
+    // dormant: the stock format. compacted: a magic word, the kept rows, the stock format of the cells
     void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
     void state_read(llama_io_read_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
+
+    //
+    // llama_kv_cache
+    //
+
+    // Where the cells have to become more: llama.cpp lets only apply() change a memory, but here an allocation that
+    // fails can still be reported, and what is planned for a batch depends on the cells.
+    slot_info_vec_t prepare(const std::vector<llama_ubatch> & ubatches) override;
+    void apply_ubatch(const slot_info & sinfo, const llama_ubatch & ubatch) override;
+    bool can_seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const override;
+    void state_clear(llama_seq_id seq_id) override;
 
     //
     // headkv API, see headkv.h; all of it throws headkv_error, std::bad_alloc
     //
 
-    void configure(int32_t window, int32_t kernel, int32_t sinks);
+    void configure(int32_t window, int32_t kernel, int32_t first_tokens);
     void set_budgets(const int32_t * caps, size_t n);
     void expect(int32_t n);
     void set_sentences(const uint8_t * ends, size_t n);
@@ -79,10 +112,12 @@ public:
 
     void get_attention(float * w, size_t n) const;
     void get_rows(int32_t layer, float * w, size_t n) const;
+
+    const std::vector<headkv_layer_shape> & get_shapes() const { return shapes; }
+
     // these may be called while another thread is in here
-    void get_kept(int32_t * kept, size_t n) const;
+    headkv_stats get_stats(int32_t * kept, size_t n) const;
     void get_mask(uint8_t * mask, size_t n) const;
-    headkv_stats get_stats() const;
 
     //
     // graph_build API
@@ -91,87 +126,92 @@ public:
     // graphs built in another epoch must not be reused
     uint64_t get_epoch() const { return epoch; }
 
-    // the recorder of layer il, nullptr when nothing is to be recorded; sets ikv, the layer's index in the cache
-    const headkv_observer * get_observer(int32_t il, uint32_t & ikv) const;
+    // what records, nullptr when nothing is to be recorded
+    const headkv_observer * get_observer() const { return obs && obs->aims() ? obs.get() : nullptr; }
 
-    // the pool of layer il, nullptr when dormant
-    const headkv_pool::layer * get_pool(int32_t il) const;
+    // the kept rows of layer il, nullptr where there are none
+    const headkv_kept * get_kept(int32_t il) const;
 
-    // The ubatch is about to be computed: before its graph is built, while it is, and when it is there.
-    void on_apply(const llama_ubatch & ubatch);
-    headkv_observer::inputs build_inputs(ggml_context * ctx, uint32_t n_kv) const;
-    void on_compute(const headkv_observer::inputs & in) const;
+    uint32_t ikv_of(int32_t il) const { return map_layer_ids.at(il); }
 
-    // of the last failure on this context, since the last batch began
-    std::string last_error;
+    // The ubatch is about to be computed: while its graph is built, and when it is there.
+    headkv_record_inputs build_inputs(ggml_context * ctx, uint32_t n_kv) const;
+    void on_compute(const headkv_record_inputs & in) const;
 
     std::atomic<bool> cancelled = false;
 
 private:
-    llama_kv_cache_headkv(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
-                          const layer_filter_cb & filter);
+    llama_kv_cache_headkv(const llama_model & model, const llama_hparams & hparams, ggml_type type_k, ggml_type type_v,
+                          bool v_trans, bool offload, bool unified, uint32_t kv_size, uint32_t n_seq_max,
+                          uint32_t n_pad, uint32_t n_swa, llama_swa_type swa_type, llama_memory_t mem_other,
+                          const layer_filter_cb & filter, const layer_reuse_cb & reuse, const layer_share_cb & share);
 
-    std::unique_ptr<llama_kv_cache> make_live(uint32_t n_cells) const;
+    //
+    // headkv-resize.cpp: the same cache with another number of cells
+    //
+
+    // throws headkv_error
+    std::unique_ptr<llama_kv_cache> make_cells(uint32_t n_cells) const;
+
+    // cannot fail
+    void swap_cells(llama_kv_cache & other);
+
+    // positions from p0 on, in their order; cell[p]: the cell of position p
+    void copy_cells(llama_kv_cache & to, const std::vector<uint32_t> & cell, uint32_t p0) const;
+
+    // cells for n_needed tokens after kept rows that end at `end`
+    uint32_t tail_cells(uint32_t n_needed, uint32_t end) const;
+
+    // room for n_new more tokens; throws headkv_error if there is none
+    void grow(uint32_t n_new);
 
     // Until no device is at the cache any more. To be called before rows are moved or buffers freed in what llama.cpp
     // calls, for it does not wait for a batch before the next one; what headkv.h offers waits there.
     void wait() const;
 
-    // Reserve compute buffers anew if the live cache has another size than they are for: in them are the mask, and
-    // CUDA's copy of a layer's quantized K and V. What fails in it does no harm.
-    void reserve_compute() const;
+    // Reserve compute buffers anew if they are for another number of cells: in them are the mask, and CUDA's copy of a
+    // layer's quantized K and V. What fails in it does no harm.
+    void fit_compute() const;
 
-    // make room for n_new more tokens in the live cache; throws if there is none
-    void reserve(uint32_t n_new);
+    uint32_t n_used() const { return get_cells(0).get_used(); }
+    uint32_t kept_end() const { return kept ? kept->end : 0; }
+    static size_t size_of(const llama_kv_cache & cells); // bytes
 
-    // all positions of the live cache in order: cell[p]; throws unless they are 0, 1, ...
+    void on_apply(const llama_ubatch & ubatch);
+
+    // all positions in cells in order: cell[p]; throws unless they are 0, 1, ...
     std::vector<uint32_t> get_prompt_cells() const;
 
     // is the attention of all tokens recorded that are to select from a prompt of n_prompt tokens
     bool has_record(size_t n_prompt) const;
 
-    // what was recorded of a layer, by position: [rows][n_prompt]
-    std::vector<float> read_record(uint32_t ikv, const std::vector<uint32_t> & cell) const;
-
-    // what selects: the power mean of the recorded attention, [n_head_kv][n_prompt]
-    std::vector<float> read_attention(uint32_t ikv, const std::vector<uint32_t> & cell) const;
-
-    // what the heads that have more than the smallest cap look at: [n_candidates], empty where none has more
-    std::vector<float> get_votes(const std::vector<uint32_t> & cell, const headkv_parts & parts,
-                                 uint32_t n_threads) const;
-
-    void require_length(size_t n, size_t n_expected) const;
-    void require_pool() const;
+    void require_kept() const;
     void update_peak(size_t extra);
-    void count_live();
+    void count_cells();
 
-    uint32_t ikv_of(int32_t il) const;
-
-    const llama_model & model;
-    const ggml_type type_k;
-    const ggml_type type_v;
+    const ggml_type type_of_k;
+    const ggml_type type_of_v;
     const bool offload;
     const uint32_t n_ctx;
-    const uint32_t n_head_kv;
-    const layer_filter_cb filter;
+    const bool is_shared; // with a draft model's cache
+
+    bool retains = false; // else all of this is the base class's
+    bool placing = false; // the base class tries where ubatches can be
 
     llama_context * lctx = nullptr; // whose memory this is; known from its first batch on
 
-    // Held where what other threads may ask for changes: the three below, n_live, bytes_peak and the times. The one
-    // thread that changes them reads them without.
+    // Held where what other threads may ask for changes: the two below, cells, n_cells, bytes_peak and the times. The
+    // one thread that changes them reads them without.
     mutable std::mutex mutex;
 
-    std::unique_ptr<llama_kv_cache> live;
-    std::unique_ptr<headkv_pool> pool;
+    std::unique_ptr<headkv_kept_prompt> kept;
     std::unique_ptr<headkv_observer> obs;
 
-    std::vector<headkv_layer_shape> shapes; // of the cached layers, in the order of the live cache
+    std::vector<headkv_layer_shape> shapes; // of the layers that retain, in their order
+    uint32_t n_heads = 0;                   // KV heads, summed over them
 
-    headkv_params params;
-    std::vector<int32_t> caps; // [n_layer*n_head_kv], empty until set
-    uint32_t n_expected = 0;   // tokens of the prompt, 0 if not known; until the next clear()
-
-    std::vector<uint8_t> ends; // [n_prompt] not 0 where a sentence ends, empty if not known; of one prompt only
+    headkv_caps plan;
+    uint32_t n_expected = 0; // tokens of the prompt, 0 if not known; until the next clear()
 
     uint64_t epoch = 0;
 
@@ -179,7 +219,7 @@ private:
 
     mutable std::atomic<int32_t> n_splits = 0; // of the last graph
 
-    uint32_t n_live      = 0; // cells of the live cache in use, of whole ubatches
+    uint32_t n_cells     = 0; // in use, of whole ubatches
     size_t bytes_full    = 0;
     size_t bytes_peak    = 0;
     int64_t t_select_us  = 0;
@@ -187,36 +227,7 @@ private:
 };
 
 //
-// llama_kv_cache_headkv_context
-//
-
-// Is the live cache's batch context, so that graphs can use it as any other llama_kv_cache_context.
-class llama_kv_cache_headkv_context : public llama_kv_cache_context {
-public:
-    // used for errors
-    explicit llama_kv_cache_headkv_context(llama_memory_status status);
-
-    // used to create a full-cache context
-    llama_kv_cache_headkv_context(llama_kv_cache_headkv * mem, llama_kv_cache * live);
-
-    // used to create a batch processing context from a batch
-    llama_kv_cache_headkv_context(llama_kv_cache_headkv * mem, llama_kv_cache * live, slot_info_vec_t sinfos,
-                                  std::vector<llama_ubatch> ubatches);
-
-    bool apply() override;
-
-    const llama_kv_cache_headkv * get_mem() const { return mem; }
-
-    // of no batch: what is built with it only reserves memory
-    bool is_full() const { return full; }
-
-private:
-    llama_kv_cache_headkv * mem = nullptr;
-    const bool full             = false;
-};
-
-//
-// call sites in llama-graph.cpp; both do nothing for contexts of other memories
+// call sites in llama-graph.cpp; both do nothing for other caches
 //
 
 // an input that ties the graph to the epoch it was built in

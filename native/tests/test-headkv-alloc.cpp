@@ -172,7 +172,7 @@ int main(int argc, char ** argv) {
         const std::vector<int32_t> caps = { 20, 200, 64, 64, 8, 128 };
         if (headkv_configure(ctx, n_window, 7, 4) != HEADKV_OK ||
             headkv_set_budgets(ctx, caps.data(), caps.size()) != HEADKV_OK) {
-            printf("%s\n", headkv_last_error(ctx));
+            printf("%s\n", headkv_last_error());
             exit(1);
         }
     };
@@ -204,7 +204,7 @@ int main(int argc, char ** argv) {
     const auto goes_on = [&]() {
         return mask(ctx) == mask_ref && decode(ctx, n_prompt, n_more) == 0 && logits(ctx) == logits_ref;
     };
-    const auto from_memory = [&]() { return strlen(headkv_last_error(ctx)) > 0; };
+    const auto from_memory = [&]() { return strlen(headkv_last_error()) > 0; };
 
     for (const fail_kind kind : { FAIL_BUFFER, FAIL_NEW }) {
         torture(
@@ -218,8 +218,9 @@ int main(int argc, char ** argv) {
             "compact", kind, compact,
             [&]() {
                 headkv_stats stats;
-                return headkv_get_stats(ctx, &stats, sizeof(stats)) == HEADKV_OK && stats.n_live == n_prompt &&
-                       stats.bytes_pool == 0 && stats.bytes_live == stats.bytes_full && from_memory();
+                return headkv_get_stats(ctx, &stats, sizeof(stats), nullptr, 0) == HEADKV_OK &&
+                       stats.n_tokens == n_prompt && stats.bytes_kept == 0 && stats.bytes_cells == stats.bytes_full &&
+                       from_memory();
             },
             [&]() { return prefill(ctx) && observe(ctx); }, goes_on);
     }
@@ -243,8 +244,8 @@ int main(int argc, char ** argv) {
         "room for a prompt", FAIL_BUFFER, [&]() { return headkv_reserve(ctx, n_prompt) == HEADKV_OK; },
         [&]() {
             headkv_stats stats;
-            return headkv_get_stats(ctx, &stats, sizeof(stats)) == HEADKV_OK && stats.bytes_live < stats.bytes_full &&
-                   from_memory();
+            return headkv_get_stats(ctx, &stats, sizeof(stats), nullptr, 0) == HEADKV_OK &&
+                   stats.bytes_cells < stats.bytes_full && from_memory();
         },
         [&]() {
             bool ok = prefill(ctx) && observe(ctx) && compact();

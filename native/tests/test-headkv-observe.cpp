@@ -36,7 +36,7 @@ static std::vector<float> observe(llama_context * ctx, int from, int n_batch, in
     ok = ok && headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK &&
          headkv_get_attention(ctx, res.data(), res.size()) == HEADKV_OK;
     if (!ok) {
-        printf("%s\n", headkv_last_error(ctx));
+        printf("%s\n", headkv_last_error());
         res.clear();
     }
     return res;

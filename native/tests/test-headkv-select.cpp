@@ -23,8 +23,8 @@ static float faded(float factor, int d) {
     return res;
 }
 
-// pooled attention of one position: the largest of those around it, the further the less; none of them a sink, of the
-// window, or of another sentence
+// pooled attention of one position: the largest of those around it, the further the less; none of them a first token,
+// of the window, or of another sentence
 static float pooled(const std::vector<float> & w, const sentence_ends & ends, int p, int first, int last,
                     const headkv_params & params) {
     const auto ends_at = [&](int i) { return !ends.empty() && ends[i]; };
@@ -43,7 +43,7 @@ static float pooled(const std::vector<float> & w, const sentence_ends & ends, in
 // candidates of a prompt: [first, last)
 static std::pair<int, int> candidates(int n, const headkv_params & params) {
     const int last = std::max(0, n - 2 * (int) params.window);
-    return { std::min((int) params.sinks, last), last };
+    return { std::min((int) params.first_tokens, last), last };
 }
 
 static std::vector<double> vote_plain(const std::vector<float> & w, const sentence_ends & ends, double weight,
@@ -143,9 +143,9 @@ int main(int argc, char ** argv) {
         const uint32_t n = 1 + rng() % (i % 10 ? 200 : 3000);
 
         headkv_params params;
-        params.window = 1 + rng() % 12;
-        params.kernel = i % 50 ? 1 + 2 * (rng() % 12) : 1 + 2 * (rng() % 2000); // also wider than the prompt
-        params.sinks  = rng() % 6;
+        params.window       = 1 + rng() % 12;
+        params.kernel       = i % 50 ? 1 + 2 * (rng() % 12) : 1 + 2 * (rng() % 2000); // also wider than the prompt
+        params.first_tokens = rng() % 6;
 
         if (i == 0) {
             params.kernel = 0x7fffffff;
@@ -175,8 +175,8 @@ int main(int argc, char ** argv) {
         headkv_vote(w.data(), parts, weight, params, votes.data());
 
         if (votes != vote_plain(w, ends, weight, params)) {
-            printf("FAIL run %d: vote of %u positions, window %u, kernel %u, sinks %u\n", i, n, params.window,
-                   params.kernel, params.sinks);
+            printf("FAIL run %d: vote of %u positions, window %u, kernel %u, first tokens %u\n", i, n, params.window,
+                   params.kernel, params.first_tokens);
             n_fail++;
         }
 
@@ -190,9 +190,9 @@ int main(int argc, char ** argv) {
         headkv_select(w.data(), with, parts, cap, params, keep);
 
         if (keep != select_plain(w, ends, with, cap, params)) {
-            printf("FAIL run %d: n_prompt %u, cap %u, window %u, kernel %u, sinks %u, %s votes, %s "
+            printf("FAIL run %d: n_prompt %u, cap %u, window %u, kernel %u, first tokens %u, %s votes, %s "
                    "sentences\n",
-                   i, n, cap, params.window, params.kernel, params.sinks, with ? "with" : "without",
+                   i, n, cap, params.window, params.kernel, params.first_tokens, with ? "with" : "without",
                    ends.empty() ? "no" : "with");
             n_fail++;
         }

@@ -1,0 +1,119 @@
+// The same cache with another number of cells.
+
+#include "headkv-error.h"
+#include "headkv-io.h"
+#include "llama-impl.h"
+#include "llama-kv-cache-headkv.h"
+
+#include <algorithm>
+
+// a dormant cache has a multiple of so many cells, as long as the context has: the stock cache attends to as many at
+// once
+static constexpr uint32_t n_dormant_pad = 256;
+
+// cells right after compaction; they double when they are full
+static constexpr uint32_t n_tail_min = 128;
+
+// The filters that this cache was made with may be gone; what they said is known.
+std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::make_cells(uint32_t n_cells) const {
+    const auto holds = [&](int32_t il) { return map_layer_ids.count(il) > 0; };
+    const auto reads = [&](int32_t il) {
+        const int32_t of = holds(il) ? (int32_t) layers[map_layer_ids.at(il)].il : il;
+        return of == il ? -1 : of;
+    };
+    try {
+        return std::make_unique<llama_kv_cache>(model, hparams, type_of_k, type_of_v, v_trans, offload,
+                                                /*unified =*/true, n_cells, n_seq_max, n_pad, n_swa, swa_type, nullptr,
+                                                holds, reads, nullptr);
+    } catch (const std::exception &) {
+        throw headkv_error(HEADKV_ERR_MEMORY, format("no memory for a KV cache of %u cells", n_cells));
+    }
+}
+
+void llama_kv_cache_headkv::swap_cells(llama_kv_cache & other) {
+    GGML_ASSERT(map_layer_ids == other.map_layer_ids);
+
+    std::swap(ctxs_bufs, other.ctxs_bufs);
+    std::swap(v_heads, other.v_heads);
+    std::swap(v_cells, other.v_cells); // a reference: what it refers to is exchanged
+    std::swap(layers, other.layers);
+}
+
+void llama_kv_cache_headkv::copy_cells(llama_kv_cache & to, const std::vector<uint32_t> & cell, uint32_t p0) const {
+    std::vector<uint8_t> row;
+    const auto copy = [&](const ggml_tensor * src, ggml_tensor * dst) {
+        const size_t size = src->nb[1];
+        row.resize(size);
+        for (uint32_t p = p0; p < cell.size(); ++p) {
+            ggml_backend_tensor_get(src, row.data(), cell[p] * size, size);
+            ggml_backend_tensor_set(dst, row.data(), (p - p0) * size, size);
+        }
+    };
+    for (size_t i = 0; i < layers.size(); ++i) {
+        copy(layers[i].k, to.layers[i].k);
+        copy(layers[i].v, to.layers[i].v);
+    }
+    for (uint32_t p = p0; p < cell.size(); ++p) {
+        to.v_cells[0].pos_set(p - p0, p);
+        to.v_cells[0].ext_set(p - p0, v_cells[0].ext_get(cell[p]));
+        to.v_cells[0].seq_add(p - p0, 0);
+    }
+    to.v_heads[0] = cell.size() - p0;
+}
+
+uint32_t llama_kv_cache_headkv::tail_cells(uint32_t n_needed, uint32_t end) const {
+    uint32_t n_cells = n_tail_min;
+    while (n_cells < n_needed) {
+        n_cells *= 2;
+    }
+    return std::min(n_cells, n_ctx - end);
+}
+
+void llama_kv_cache_headkv::grow(uint32_t n_new) {
+    const uint32_t n_limit  = n_ctx - kept_end();
+    const uint32_t n_before = n_used();
+    const uint32_t n_needed = n_before + n_new;
+    if (n_needed > n_limit) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("the context of %u positions is full: %u are taken, %u more were asked for", n_ctx,
+                                  kept_end() + n_before, n_new));
+    }
+    // a prompt gets room for all of it, if it is known how long it is, else for the whole context
+    const uint32_t n_room = kept ? n_needed : std::max(n_needed, n_expected > 0 ? n_expected : n_ctx);
+    const uint32_t n_now  = get_size();
+    if (n_room <= n_now && (kept || n_now == n_ctx || n_now % n_dormant_pad == 0)) {
+        return;
+    }
+
+    uint32_t n_next = GGML_PAD(n_room, n_dormant_pad);
+    if (kept) {
+        n_next = tail_cells(n_room, kept->end);
+    } else if (n_before > 0) { // rows have to move, but not each time
+        for (n_next = n_dormant_pad; n_next < n_room; n_next *= 2) {}
+    }
+    n_next = std::min(n_next, n_limit);
+
+    if (get_has_shift()) { // is not carried over
+        throw headkv_error(HEADKV_ERR_STATE, "positions were shifted, and the next batch is to rotate their keys: "
+                                             "decode it first");
+    }
+    wait();
+
+    auto next = make_cells(n_next);
+    if (n_before > 0) {
+        headkv_io_write io_write;
+        llama_kv_cache::state_write(io_write, 0);
+        headkv_io_read io_read(io_write.data);
+        next->state_read(io_read, 0);
+    }
+
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        update_peak(size_of(*next));
+        swap_cells(*next);
+    }
+    if (obs) {
+        obs->remove(0); // the cells may have moved
+    }
+    epoch++;
+}

@@ -1,0 +1,261 @@
+// What headkv.h asks of the cache: what to keep, what to record, and compaction.
+
+#include "headkv-error.h"
+#include "headkv-guard.h"
+#include "llama-impl.h"
+#include "llama-kv-cache-headkv.h"
+
+#include <algorithm>
+#include <limits>
+
+void llama_kv_cache_headkv::configure(int32_t window, int32_t kernel, int32_t first_tokens) {
+    if (window < 1 || window > (int32_t) n_ctx) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("window must be from 1 to %u, not %d", n_ctx, window));
+    }
+    if (kernel < 1 || kernel % 2 == 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("kernel must be odd and positive, not %d", kernel));
+    }
+    if (first_tokens < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("first_tokens must not be negative, not %d", first_tokens));
+    }
+    if (kept) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it is configured anew");
+    }
+
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        obs.reset(); // of another window, or left by a compaction that failed
+    }
+    epoch++;
+
+    plan.params = { (uint32_t) window, (uint32_t) kernel, (uint32_t) first_tokens };
+    plan.caps.clear();
+    plan.ends.clear();
+}
+
+void llama_kv_cache_headkv::set_budgets(const int32_t * next, size_t n) {
+    headkv_require_length(n, n_heads);
+
+    size_t i = 0;
+    for (const auto & shape : shapes) {
+        for (uint32_t h = 0; h < shape.n_head_kv; ++h, ++i) {
+            if (next[i] < (int32_t) plan.params.window) {
+                throw headkv_error(HEADKV_ERR_ARGUMENT,
+                                   format("the cap of layer %d, KV head %u is %d, less than the window of %u", shape.il,
+                                          h, next[i], plan.params.window));
+            }
+        }
+    }
+
+    plan.caps.assign(next, next + n);
+}
+
+void llama_kv_cache_headkv::set_sentences(const uint8_t * next, size_t n) {
+    if (kept) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted already");
+    }
+    headkv_require_length(n, n_used());
+
+    plan.ends.assign(next, next + n);
+}
+
+void llama_kv_cache_headkv::expect(int32_t n) {
+    if (n < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("a prompt cannot have %d tokens", n));
+    }
+    if (n > (int32_t) n_ctx) {
+        throw headkv_error(HEADKV_ERR_STATE, format("the context has %u positions, not %d", n_ctx, n));
+    }
+    if (kept) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it gets room for another prompt");
+    }
+
+    const uint32_t before = n_expected;
+    n_expected            = n;
+    try {
+        grow(0);
+    } catch (...) {
+        n_expected = before;
+        throw;
+    }
+}
+
+void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, const float * weights) {
+    if (what < HEADKV_OBSERVE_OFF || what > HEADKV_OBSERVE_ROWS) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no kind of observation %d", what));
+    }
+    if (what == HEADKV_OBSERVE_TOKENS && (first < 0 || n < 1 || n > (int32_t) n_ctx - first)) {
+        throw headkv_error(
+            HEADKV_ERR_ARGUMENT,
+            format("%d tokens from position %d on cannot be observed in a context of %u", n, first, n_ctx));
+    }
+    std::vector<float> weigh(what == HEADKV_OBSERVE_TOKENS ? n : 0, 1.0f);
+    if (weights) {
+        std::copy(weights, weights + weigh.size(), weigh.begin());
+    }
+    if (std::any_of(weigh.begin(), weigh.end(), [](float x) { return !(x >= 0.0f && x <= 1.0f); })) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "the weight of an observed token must be from 0 to 1");
+    }
+    if (what == HEADKV_OBSERVE_TOKENS && *std::max_element(weigh.begin(), weigh.end()) == 0.0f) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "at least one observed token must have a weight above 0");
+    }
+    if (kept) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it is observed again");
+    }
+
+    if (what == HEADKV_OBSERVE_OFF) {
+        if (obs) {
+            obs->on = false;
+        }
+    } else {
+        grow(0);
+        auto next = std::make_unique<headkv_observer>(what == HEADKV_OBSERVE_ROWS ? headkv_observer::ROWS
+                                                                                  : headkv_observer::TOKENS,
+                                                      shapes, n_ctx, first, std::move(weigh));
+        const std::lock_guard<std::mutex> lock(mutex);
+        update_peak(next->size());
+        obs = std::move(next);
+    }
+
+    epoch++;
+}
+
+std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells() const {
+    const auto & cells = get_cells(0);
+
+    std::vector<uint32_t> res(cells.get_used(), std::numeric_limits<uint32_t>::max());
+    if (res.empty()) {
+        throw headkv_error(HEADKV_ERR_STATE, "there is no prompt in the cache");
+    }
+
+    for (uint32_t i = 0; i < cells.size(); ++i) {
+        if (cells.is_empty(i)) {
+            continue;
+        }
+        const llama_pos p = cells.pos_get(i);
+        if (p < 0 || p >= (llama_pos) res.size()) {
+            throw headkv_error(HEADKV_ERR_STATE, "the positions in the cache have gaps");
+        }
+        res[p] = i;
+    }
+    if (std::find(res.begin(), res.end(), std::numeric_limits<uint32_t>::max()) != res.end()) {
+        throw headkv_error(HEADKV_ERR_STATE, "several tokens in the cache have the same position");
+    }
+
+    return res;
+}
+
+void llama_kv_cache_headkv::compact(uint32_t n_threads) {
+    if (kept) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted already");
+    }
+    if (plan.caps.empty()) {
+        throw headkv_error(HEADKV_ERR_STATE, "no budgets are set");
+    }
+
+    const auto cell = get_prompt_cells();
+
+    const uint32_t n_prompt = cell.size();
+    const uint32_t n_window = plan.params.window;
+
+    if (n_prompt < n_window) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("the prompt of %u tokens is shorter than the window of %u", n_prompt, n_window));
+    }
+    if (!has_record(n_prompt)) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           "all tokens that are to be observed must be decoded, the prompt's last one "
+                           "among them or behind it, and none of the prompt be taken back since");
+    }
+
+    // select
+
+    const int64_t t_start_us = ggml_time_us();
+
+    auto keep = headkv_choose(*obs, shapes, cell, plan, n_threads);
+
+    // allocate
+
+    const int64_t t_select_end_us = ggml_time_us();
+
+    auto next      = std::make_unique<headkv_kept_prompt>();
+    next->n_prompt = n_prompt;
+    next->end      = n_prompt - n_window;
+    for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
+        for (auto & positions : keep[ikv]) {
+            positions.resize(positions.size() - n_window); // the window stays in cells
+        }
+        next->layers.push_back(std::make_unique<headkv_kept>(shapes[ikv], std::move(keep[ikv])));
+    }
+
+    auto tail = make_cells(tail_cells(n_window, next->end));
+
+    headkv_gather gather;
+    for (const auto & layer : next->layers) {
+        layer->add_to(gather);
+    }
+    gather.prepare();
+
+    // move
+
+    for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
+        next->layers[ikv]->fill(gather, layers[ikv].k, layers[ikv].v, cell);
+    }
+    copy_cells(*tail, cell, next->end);
+
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        update_peak(next->size() + size_of(*tail));
+    }
+
+    // commit; nothing can fail from here on
+
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        kept = std::move(next);
+        swap_cells(*tail);
+        obs.reset();
+        n_cells      = n_window;
+        t_select_us  = t_select_end_us - t_start_us;
+        t_compact_us = ggml_time_us() - t_select_end_us;
+    }
+    plan.ends.clear();
+    epoch++;
+
+    tail.reset(); // by now the full cache
+    fit_compute();
+
+    const std::lock_guard<std::mutex> lock(mutex);
+    t_compact_us = ggml_time_us() - t_select_end_us;
+}
+
+void llama_kv_cache_headkv::get_attention(float * w, size_t n) const {
+    const auto cell = get_prompt_cells();
+    if (!has_record(cell.size())) {
+        throw headkv_error(HEADKV_ERR_STATE, "there is no complete record of the observed tokens' attention");
+    }
+    headkv_require_length(n, n_heads * cell.size());
+
+    for (uint32_t ikv = 0; ikv < shapes.size(); ++ikv) {
+        const std::vector<float> layer = headkv_read_attention(*obs, shapes, ikv, cell);
+        w                              = std::copy(layer.begin(), layer.end(), w);
+    }
+}
+
+void llama_kv_cache_headkv::get_rows(int32_t layer, float * w, size_t n) const {
+    const auto cell = get_prompt_cells();
+    if (!obs || obs->get_mode() != headkv_observer::ROWS || !obs->has_seen((llama_pos) cell.size() - 1)) {
+        throw headkv_error(HEADKV_ERR_STATE, "the attention of the last token is not recorded");
+    }
+    if (layer < 0 || layer >= (int32_t) shapes.size()) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no layer %d, there are %zu", layer, shapes.size()));
+    }
+    headkv_require_length(n, shapes[layer].n_head * cell.size());
+
+    const std::vector<float> rows = obs->read(layer, cell);
+    std::copy(rows.begin(), rows.end(), w);
+}
+
+bool llama_kv_cache_headkv::has_record(size_t n_prompt) const {
+    return obs && obs->get_mode() == headkv_observer::TOKENS && obs->covers(n_prompt);
+}
