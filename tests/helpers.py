@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import llama_get_logits_ith
 
-from headkv_local import Llama, _native
+from headkv_local import Llama
+from headkv_local._core import native
 
 Logits = npt.NDArray[np.float32]
 
@@ -90,13 +91,13 @@ def compact_natively(
     llm: with flash attention on, an empty cache and no retention.
     """
     ctx = int(llm.ctx)
-    stats = _native.get_stats(ctx)
-    _native.configure(ctx, window, kernel, 4)
-    _native.set_budgets(ctx, np.broadcast_to(np.int32(caps), (stats.n_layer, stats.n_head_kv)))
+    stats = native.get_stats(ctx)
+    native.configure(ctx, window, kernel, 4)
+    native.set_budgets(ctx, np.broadcast_to(np.int32(caps), (stats.n_layer, stats.n_head_kv)))
     llm.eval(tokens[:-window])
-    _native.observe(ctx, _native.OBSERVE_TOKENS, len(tokens) - window, window)
+    native.observe(ctx, native.OBSERVE_TOKENS, len(tokens) - window, window)
     llm.eval(tokens[-window:])
-    _native.observe(ctx, _native.OBSERVE_OFF)
+    native.observe(ctx, native.OBSERVE_OFF)
     if ends is not None:
-        _native.set_sentences(ctx, ends)
-    _native.compact(ctx)
+        native.set_sentences(ctx, ends)
+    native.compact(ctx)

@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Any
 
 from headkv_local import Llama, default_model_path
-from headkv_local._machine import default_threads
+from headkv_local._core.machine import default_threads
 from headkv_local.bench import report
 
 PROMPT = b"The harbour"

@@ -6,8 +6,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from . import _library
-from ._cancel import CancelToken
+from ._core import library as _library
+from ._core.cancel import CancelToken
 from .errors import (
     ArgumentError,
     Cancelled,

@@ -21,7 +21,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._limits import INT32_MAX
+from ._core.limits import INT32_MAX
 from .errors import ArgumentError
 
 _UNITS: Final = {"kib": 2**10, "mib": 2**20, "gib": 2**30}

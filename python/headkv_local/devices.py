@@ -6,8 +6,8 @@ import logging
 import os
 from typing import Any
 
-from . import _cuda_driver, _ggml
-from ._ggml import Device
+from ._core import cuda_driver, ggml
+from ._core.ggml import Device
 from .errors import UnsupportedError
 
 __all__ = ["Device", "all_layers", "devices", "gpus", "require_gpu", "set_aside"]
@@ -17,7 +17,7 @@ _logger = logging.getLogger("headkv_local")
 
 def devices() -> tuple[Device, ...]:
     """All that this build can compute on, the CPU among them; memory as the drivers report it now."""
-    return tuple(_ggml.devices())
+    return tuple(ggml.devices())
 
 
 def gpus() -> tuple[Device, ...]:
@@ -37,7 +37,7 @@ def set_aside(wanted: int | None) -> str:
     Nothing is said of GPUs that are hidden on purpose: CUDA_VISIBLE_DEVICES set to nothing.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
-    expected = wanted != 0 if wanted is not None else bool(_ggml.cuda_archs()) and not hidden
+    expected = wanted != 0 if wanted is not None else bool(ggml.cuda_archs()) and not hidden
     if not expected or gpus():
         return ""
     asked = "" if wanted is None else "--gpu-layers is set aside, "
@@ -52,21 +52,21 @@ def require_gpu(n_gpu_layers: int) -> None:
 
 def why_no_gpu() -> str:
     """One sentence; to be asked where gpus() is empty."""
-    if not _ggml.cuda_archs():
+    if not ggml.cuda_archs():
         return "this build of headkv-local has no GPU support: build it with `make install CUDA=1`"
-    problem = _cuda_driver.ask().problem
+    problem = cuda_driver.ask().problem
     return f"there is no usable GPU: {problem or 'the driver is older than the CUDA of this build'}"
 
 
 def check_before_loading(kwargs: dict[str, Any]) -> None:
     """Raise for a GPU that the kernels do not run on, which CUDA would abort on; say where no GPU is used."""
-    check_architectures(_ggml.cuda_archs(), _cuda_driver.ask().gpus if gpus() else ())
+    check_architectures(ggml.cuda_archs(), cuda_driver.ask().gpus if gpus() else ())
     layers = kwargs.get("n_gpu_layers", 0)
     if layers != 0 and not gpus():
         _logger.warning("n_gpu_layers=%s is set aside, all runs on the CPU: %s", layers, why_no_gpu())
 
 
-def check_architectures(built_for: str, found: tuple[_cuda_driver.Gpu, ...]) -> None:
+def check_architectures(built_for: str, found: tuple[cuda_driver.Gpu, ...]) -> None:
     """Raises UnsupportedError for a GPU older than any architecture that was built for.
 
     built_for: as ggml lists it, "750,900" for 7.5 and 9.0.

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _native, devices
-from ._defaults import DEFAULTS
-from ._load import load_error, refuse_before_loading, require_adapter
-from ._logging import collected_errors
-from ._messages import Chatting
-from ._snapshot import native_stats, stock_stats
+from . import devices
+from ._core import native
+from ._core.defaults import DEFAULTS
+from ._core.load import load_error, refuse_before_loading, require_adapter
+from ._core.logging import collected_errors
+from ._core.messages import Chatting
+from ._core.snapshot import native_stats, stock_stats
 from .errors import ArgumentError, ScoresError, StateError, UnsupportedError
 from .retention import Retention
 from .scores import HeadScores
@@ -134,7 +135,7 @@ class Llama(Chatting):
 
     def _make_cancellable(self) -> None:
         try:  # gives the context its abort callback
-            _native.configure(self._address, *(DEFAULTS[name] for name in ("window", "kernel", "sinks")))
+            native.configure(self._address, *(DEFAULTS[name] for name in ("window", "kernel", "sinks")))
         except UnsupportedError:
             return
         self._cancellable = True
@@ -142,10 +143,10 @@ class Llama(Chatting):
     def _retain(self, retention: Retention | None) -> None:
         scores_from = None
         if retention is not None:
-            _native.supported(self._address)
+            native.supported(self._address)
             settled, scores_from = self._settled(retention)
             settled.caps_for(self._shape(), settled.window + 1)  # refuses what fits no prompt of this model
-            _native.configure(self._address, settled.window, settled.kernel, settled.sinks)
+            native.configure(self._address, settled.window, settled.kernel, settled.sinks)
             self._settled_retention = settled
         self._retention, self._scores_from = retention, scores_from
 
@@ -203,4 +204,4 @@ class Llama(Chatting):
                 if not stats.compacted:
                     return np.ones((*stats.kept.shape, stats.prompt_tokens), dtype=np.bool_)
                 with suppress(StateError, ArgumentError):  # another thread has changed the cache since
-                    return _native.get_mask(self._address)
+                    return native.get_mask(self._address)

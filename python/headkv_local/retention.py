@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ._defaults import DEFAULT_BUDGET, DEFAULT_OBSERVE, DEFAULTS, given
-from ._limits import INT32_MAX
+from ._core.defaults import DEFAULT_BUDGET, DEFAULT_OBSERVE, DEFAULTS, given
+from ._core.limits import INT32_MAX
 from .budgets import (
     Budget,
     ModelShape,

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from . import _gguf, _native
+from ._core import native
+from ._gguf import reading, writing
 from .errors import ArgumentError, ScoresAbsentError, ScoresError, UnsupportedError
 
 SUFFIX = ".headkv.gguf"
@@ -67,7 +68,7 @@ class HeadScores:
 
         Raises ScoresAbsentError for a GGUF without scores, ScoresError for anything else that is wrong.
         """
-        raw = _native.load_scores(os.fspath(path))
+        raw = native.load_scores(os.fspath(path))
         method = raw.texts.pop("headkv.method")
         prefix = "headkv.source."
         source = {key.removeprefix(prefix): text for key, text in raw.texts.items()}
@@ -90,7 +91,7 @@ class HeadScores:
         except ScoresAbsentError:
             pass
         try:
-            model_id = _native.model_id(os.fspath(model_path))
+            model_id = native.model_id(os.fspath(model_path))
         except ScoresError:
             return None  # a file without weights is no model of ours
         for shipped in sorted(SHIPPED.glob(f"*{SUFFIX}")):
@@ -110,7 +111,7 @@ class HeadScores:
                 f"model has {wanted[0]} layers of {wanted[1]} and {wanted[2]}"
             )
         recorded = self.source.get("model_id")
-        actual = _native.model_id(os.fspath(model_path)) if recorded is not None else None
+        actual = native.model_id(os.fspath(model_path)) if recorded is not None else None
         if recorded != actual:
             raise ScoresError(
                 f"the head scores were measured on another model file: they name {recorded}, this is {actual}"
@@ -122,9 +123,9 @@ class HeadScores:
         Raises ArgumentError if the file exists and force is not set, or if something in here breaks the
         format; OSError if the file cannot be written.
         """
-        target = _gguf.target(path, force=force)
-        with _gguf.replacing(target) as temporary:
-            _gguf.write_metadata(temporary, self._metadata())
+        target = writing.target(path, force=force)
+        with writing.replacing(target) as temporary:
+            writing.write_metadata(temporary, self._metadata())
             self._verify(temporary)
 
     def embed(
@@ -135,25 +136,25 @@ class HeadScores:
         The copy is streamed, checked, and appears complete or not at all. Raises as to_sidecar(), and
         ScoresError if the model is no readable GGUF file, UnsupportedError if it is split into several.
         """
-        target = _gguf.target(path, force=force)
-        model_id = _native.model_id(os.fspath(model_path))  # also finds whatever is wrong with the file
-        n_parts = _gguf.n_parts(model_path)
+        target = writing.target(path, force=force)
+        model_id = native.model_id(os.fspath(model_path))  # also finds whatever is wrong with the file
+        n_parts = reading.n_parts(model_path)
         if n_parts > 1:
             raise UnsupportedError(
                 f"{os.fspath(model_path)} is one of {n_parts} files of a model, and a copy of it alone would "
                 f"not load: keep the head scores in the sidecar {sidecar_path(model_path)}"
             )
-        with _gguf.replacing(target) as temporary:
-            _gguf.write_metadata(temporary, self._metadata())
+        with writing.replacing(target) as temporary:
+            writing.write_metadata(temporary, self._metadata())
             self._verify(temporary)
-            _gguf.copy_with_metadata(Path(model_path), temporary)
+            writing.copy_with_metadata(Path(model_path), temporary)
             self._verify(temporary)
-            if _native.model_id(str(temporary)) != model_id:
+            if native.model_id(str(temporary)) != model_id:
                 raise ScoresError(f"the copy of {os.fspath(model_path)} is not what was to be written")
 
-    def _metadata(self) -> dict[str, _gguf.Value]:
+    def _metadata(self) -> dict[str, writing.Value]:
         n_layer, n_head = self.scores.shape
-        values: dict[str, _gguf.Value] = {
+        values: dict[str, writing.Value] = {
             "headkv.version": 1,
             "headkv.method": self.method,
             "headkv.block_count": n_layer,
@@ -201,5 +202,5 @@ def sidecar_path(model_path: str | os.PathLike[str]) -> Path:
     path = Path(model_path)
     if not path.name:
         raise ArgumentError(f"{os.fspath(model_path)!r} is no name for a file")
-    split = _gguf.SPLIT.fullmatch(path.name)
+    split = reading.SPLIT.fullmatch(path.name)
     return path.with_name((split[1] if split else path.stem) + SUFFIX)

@@ -28,7 +28,8 @@ from hostile_gguf import (
     sidecar,
 )
 
-from headkv_local import HeadScores, ScoresAbsentError, ScoresError, _native, cli
+from headkv_local import HeadScores, ScoresAbsentError, ScoresError, cli
+from headkv_local._core import native
 
 CASES = cases()
 ROOT = Path(__file__).parents[2]
@@ -36,14 +37,14 @@ ROOT = Path(__file__).parents[2]
 
 def load(path: Path) -> tuple[str, str]:
     """What headkv_scores_load() returns: the name of the code, and the last error's text."""
-    handle = _native.ffi.new("struct headkv_scores **")
-    code = _native._functions["headkv_scores_load"](os.fsencode(path), handle)
-    names = {getattr(_native.lib, name): name for name in dir(_native.lib) if name.startswith("HEADKV_")}
-    if code == _native.lib.HEADKV_OK:
-        _native._functions["headkv_scores_free"](handle[0])
+    handle = native.ffi.new("struct headkv_scores **")
+    code = native._functions["headkv_scores_load"](os.fsencode(path), handle)
+    names = {getattr(native.lib, name): name for name in dir(native.lib) if name.startswith("HEADKV_")}
+    if code == native.lib.HEADKV_OK:
+        native._functions["headkv_scores_free"](handle[0])
         return "OK", ""
-    assert handle[0] == _native.ffi.NULL
-    return next(n for c, n in names.items() if c == code).removeprefix("HEADKV_ERR_"), _native.last_error(0)
+    assert handle[0] == native.ffi.NULL
+    return next(n for c, n in names.items() if c == code).removeprefix("HEADKV_ERR_"), native.last_error(0)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -75,7 +76,7 @@ def test_hostile_file(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[s
 
     # its identity: what is wrong with the scores alone does not matter, what is wrong with the file does
     with pytest.raises(ScoresError, match=case.says if case.code == "FILE" else "holds no tensors"):
-        _native.model_id(str(path))
+        native.model_id(str(path))
 
 
 def test_there_are_enough_of_them() -> None:
@@ -249,7 +250,7 @@ def test_scores_of_another_model(given: str | int, tmp_path: Path) -> None:
     value = scalar(U32, given) if isinstance(given, int) else scalar(STR, given)
     file.keys.append((name, value))
     path.write_bytes(file.content())
-    actual = _native.model_id(str(path))
+    actual = native.model_id(str(path))
     said = f"another model file: they name {given}, this is {actual}$"
     with pytest.raises(ScoresError, match=said):
         HeadScores.from_gguf(path).check_model(*SHAPE, path)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from headkv_local import ArgumentError
-from headkv_local._memory import Numbers, token_bytes
+from headkv_local._core.memory import Numbers, token_bytes
 from headkv_local.chat import context
 from headkv_local.chat.context import FALLBACK_CTX, choose_context, default_context
 from headkv_local.chat.options import MAX_CTX_BYTES

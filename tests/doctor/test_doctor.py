@@ -79,7 +79,7 @@ def test_a_library_that_dies_or_is_wrong_is_named(tmp_path: Path, body: str, fou
 
 def test_what_is_suspected_is_in_the_cpu_and_in_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     build = Build.installed()
-    monkeypatch.setattr(check._machine, "cpu_flags", lambda: frozenset({"amx_tile", "avx512f"}))
+    monkeypatch.setattr(check, "cpu_flags", lambda: frozenset({"amx_tile", "avx512f"}))
     for without, command in (
         ("", "`make demo WITHOUT='amx'`"),
         ("amx", "`make demo WITHOUT='amx avx512'`"),

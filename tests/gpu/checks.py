@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from headkv_local import Llama, Retention, _native
-from headkv_local._limits import KV_TYPES
+from headkv_local import Llama, Retention
+from headkv_local._core import native
+from headkv_local._core.limits import KV_TYPES
 from headkv_local.bench import device_memory
 from headkv_local.bench.contexts import last_logits
 from headkv_local.bench.text import text_tokens
@@ -119,17 +120,17 @@ class Compacted(NamedTuple):
 
 def compacted(options: argparse.Namespace) -> Compacted:
     with opened(options, retention=RETENTION) as llm:
-        set_sentences, seen = _native.set_sentences, []
+        set_sentences, seen = native.set_sentences, []
 
         def spied(ctx: int, ends: npt.NDArray[np.uint8]) -> None:  # the last call before compaction
-            seen.extend((_native.get_attention(ctx), ends.astype(np.int64)))
+            seen.extend((native.get_attention(ctx), ends.astype(np.int64)))
             set_sentences(ctx, ends)
 
-        _native.set_sentences = spied
+        native.set_sentences = spied
         try:
             llm.prefill(text_tokens(llm, options.prompt_tokens))
         finally:
-            _native.set_sentences = set_sentences
+            native.set_sentences = set_sentences
         stats = llm.cache_stats()
         plain = select_plainly(*seen, RETENTION, stats.kept)
         return Compacted(llm.retention_mask(), plain, seen[0], stats.devices)
@@ -176,19 +177,19 @@ def splits(options: argparse.Namespace) -> tuple[bool, str, Figures]:
         *prompt, token = text_tokens(llm, options.prompt_tokens + 1)
         last = 2 * RETENTION.window
 
-        def decode(name: str, tokens: list[int], observed: int = _native.OBSERVE_OFF) -> None:
-            _native.observe(int(llm.ctx), observed, llm.n_tokens, len(tokens))
+        def decode(name: str, tokens: list[int], observed: int = native.OBSERVE_OFF) -> None:
+            native.observe(int(llm.ctx), observed, llm.n_tokens, len(tokens))
             llm.eval(tokens)
-            _native.observe(int(llm.ctx), _native.OBSERVE_OFF)
+            native.observe(int(llm.ctx), native.OBSERVE_OFF)
             counts[name] = llm.cache_stats().n_splits
 
         llm.prefill(prompt[:-last])
         decode("tokens", prompt[-last:])
         decode("token", [token])
-        decode("token, observed", [token], _native.OBSERVE_ROWS)
+        decode("token, observed", [token], native.OBSERVE_ROWS)
         llm.reset()
         llm.prefill(prompt[:-last])
-        decode("tokens, observed", prompt[-last:], _native.OBSERVE_TOKENS)
+        decode("tokens, observed", prompt[-last:], native.OBSERVE_TOKENS)
         llm.reset()
         llm.retention = Retention(budget=BUDGET, scores="uniform")
         llm.prefill(prompt)
@@ -239,7 +240,7 @@ def memory(options: argparse.Namespace) -> tuple[bool, str, Figures]:
         llm.prefill(tokens)
         stats = llm.cache_stats()
         after = device_memory.free_bytes(stats.devices)
-        held = sum(_native.get_device_bytes(int(llm.ctx)))
+        held = sum(native.get_device_bytes(int(llm.ctx)))
     needed = int(stats.kept.sum()) * stats.row_bytes + stats.tail_bytes
     freed = None if before is None or after is None else after - before
     least = LEAST_FREED * (stats.full_bytes - held)

@@ -24,8 +24,8 @@ from headkv_local import (
     Retention,
     StateError,
     UnsupportedError,
-    _native,
 )
+from headkv_local._core import native
 from helpers import compact_natively, greedy, random_tokens
 
 Load = Callable[..., Llama]
@@ -44,7 +44,7 @@ def in_256_cells(load: Load, path: Path) -> Llama:
     llm = load(path, flash_attn=True)
     compact_natively(llm, TOKENS[:300], 32)
     llm.reset()
-    _native.reserve(int(llm.ctx), 250)
+    native.reserve(int(llm.ctx), 250)
     llm.eval(TOKENS[:250])
     return llm
 
@@ -129,12 +129,12 @@ def test_a_prompt_shorter_than_the_window(load: Load, tiny_path: Path) -> None:
     assert len(greedy(llm, 3)) == 3
     llm.reset()
     ctx = llm.ctx
-    _native.set_budgets(ctx, np.full((2, 2), 32))
-    _native.observe(ctx, _native.OBSERVE_TOKENS, 0, 10)
+    native.set_budgets(ctx, np.full((2, 2), 32))
+    native.observe(ctx, native.OBSERVE_TOKENS, 0, 10)
     llm.eval(TOKENS[:10])
-    _native.observe(ctx, _native.OBSERVE_OFF)
+    native.observe(ctx, native.OBSERVE_OFF)
     with pytest.raises(StateError, match="window"):
-        _native.compact(ctx)
+        native.compact(ctx)
     assert len(greedy(llm, 3)) == 3
     llm.reset()
     assert_usable(llm)
@@ -144,12 +144,12 @@ def test_a_record_is_not_used_after_the_cache_has_grown_under_it(load: Load, tin
     """Cells may have moved then."""
     llm = in_256_cells(load, tiny_path)
     ctx = int(llm.ctx)
-    _native.observe(ctx, _native.OBSERVE_TOKENS, llm.n_tokens, 8)
+    native.observe(ctx, native.OBSERVE_TOKENS, llm.n_tokens, 8)
     llm.eval(TOKENS[250:254])
     llm.eval(TOKENS[254:258])  # there were 256 cells
-    _native.observe(ctx, _native.OBSERVE_OFF)
+    native.observe(ctx, native.OBSERVE_OFF)
     with pytest.raises(StateError, match="observed"):
-        _native.compact(ctx)
+        native.compact(ctx)
     llm.reset()
     assert_usable(llm)
 
@@ -162,9 +162,9 @@ def test_a_cache_does_not_grow_while_keys_wait_to_be_rotated(load: Load, tiny_pa
     llm._ctx.kv_cache_seq_shift(0, 20, -1, -10)
     llm.n_tokens = 240
     with pytest.raises(StateError, match="rotate"):
-        _native.reserve(ctx, 600)
+        native.reserve(ctx, 600)
     llm.eval(TOKENS[:1])
-    _native.reserve(ctx, 600)
+    native.reserve(ctx, 600)
     llm.eval(TOKENS[:100])
     llm.reset()
     assert_usable(llm)
@@ -176,14 +176,14 @@ def test_memory_may_be_reserved_anew_while_tokens_are_observed(load: Load, tiny_
     for anew in (False, True):
         llm = load(tiny_path, flash_attn=True)
         ctx = int(llm.ctx)
-        _native.set_budgets(ctx, np.full((2, 2), 32, dtype=np.int32))
+        native.set_budgets(ctx, np.full((2, 2), 32, dtype=np.int32))
         llm.eval(TOKENS[:290])
-        _native.observe(ctx, _native.OBSERVE_TOKENS, 290, 10)
+        native.observe(ctx, native.OBSERVE_TOKENS, 290, 10)
         if anew:
             assert llama_cpp.llama_set_adapter_cvec(llm.ctx, None, 0, llm.n_embd(), 0, 0) == 0
         llm.eval(TOKENS[290:300])
-        _native.observe(ctx, _native.OBSERVE_OFF)
-        _native.compact(ctx)
+        native.observe(ctx, native.OBSERVE_OFF)
+        native.compact(ctx)
         masks.append(llm.retention_mask())
     assert np.array_equal(*masks)
 
@@ -198,58 +198,58 @@ def test_calls_of_the_c_api_out_of_order(load: Load, tiny_path: Path) -> None:
             call(ctx, *arguments)
         assert "\n" not in str(caught.value)
 
-    refused(StateError, _native.compact)  # nothing decoded, no budgets
+    refused(StateError, native.compact)  # nothing decoded, no budgets
     for arguments in ((0, 7, 4), (-1, 7, 4), (8, 6, 4), (8, 0, 4), (8, 7, -1), (2000, 7, 4)):
-        refused(ArgumentError, _native.configure, *arguments)
-    _native.configure(ctx, 8, 7, 4)
+        refused(ArgumentError, native.configure, *arguments)
+    native.configure(ctx, 8, 7, 4)
     for bad in (caps[:1], np.full((3, 2), 32), caps * 0, caps - 25, -caps):
-        refused(ArgumentError, _native.set_budgets, bad)
-    refused(StateError, _native.get_mask)
-    refused(StateError, _native.get_kept)
-    refused(StateError, _native.get_attention)
-    refused(ArgumentError, _native.reserve, -1)
-    refused(StateError, _native.reserve, 1025)  # one more than the context has
+        refused(ArgumentError, native.set_budgets, bad)
+    refused(StateError, native.get_mask)
+    refused(StateError, native.get_kept)
+    refused(StateError, native.get_attention)
+    refused(ArgumentError, native.reserve, -1)
+    refused(StateError, native.reserve, 1025)  # one more than the context has
     llm.eval(TOKENS[:200])
-    refused(StateError, _native.compact)  # no budgets
-    _native.set_budgets(ctx, caps)
-    refused(StateError, _native.compact)  # nothing observed
+    refused(StateError, native.compact)  # no budgets
+    native.set_budgets(ctx, caps)
+    refused(StateError, native.compact)  # nothing observed
     for bad_range in ((-1, 8), (200, 0), (200, -1), (1020, 5), (2**31 - 1, 2**31 - 1)):
-        refused(ArgumentError, _native.observe, _native.OBSERVE_TOKENS, *bad_range)
+        refused(ArgumentError, native.observe, native.OBSERVE_TOKENS, *bad_range)
     for bad_weights in ([0, 0], [1, -1], [2, 1], [float("nan"), 1], [float("inf"), 1]):
-        refused(ArgumentError, _native.observe, _native.OBSERVE_TOKENS, 200, 2, np.array(bad_weights))
-    _native.observe(ctx, _native.OBSERVE_TOKENS, 200, 8)
+        refused(ArgumentError, native.observe, native.OBSERVE_TOKENS, 200, 2, np.array(bad_weights))
+    native.observe(ctx, native.OBSERVE_TOKENS, 200, 8)
     llm.eval(TOKENS[200:205])
-    refused(StateError, _native.compact)  # not all of the range
+    refused(StateError, native.compact)  # not all of the range
     llm.eval(TOKENS[205:225])
-    _native.observe(ctx, _native.OBSERVE_OFF)
-    refused(StateError, _native.compact)  # the prompt goes on after it
-    _native.observe(ctx, _native.OBSERVE_TOKENS, 225, 8)
+    native.observe(ctx, native.OBSERVE_OFF)
+    refused(StateError, native.compact)  # the prompt goes on after it
+    native.observe(ctx, native.OBSERVE_TOKENS, 225, 8)
     llm.eval(TOKENS[225:233])
-    _native.observe(ctx, _native.OBSERVE_OFF)
-    weights = _native.get_attention(ctx)
+    native.observe(ctx, native.OBSERVE_OFF)
+    weights = native.get_attention(ctx)
     assert weights.shape == (2, 2, 233)
     assert weights.min() >= 0
     assert weights.max() <= 1
     assert (weights[:, :, :209] > 0).any(axis=2).all()
     assert (weights[:, :, 217:] == 0).all()  # less than 16 before the last one
-    refused(ArgumentError, _native.set_sentences, np.zeros(232, np.uint8))  # one less than there are tokens
-    _native.set_sentences(ctx, np.zeros(233, np.uint8))
+    refused(ArgumentError, native.set_sentences, np.zeros(232, np.uint8))  # one less than there are tokens
+    native.set_sentences(ctx, np.zeros(233, np.uint8))
     llm.eval(TOKENS[:1])
-    refused(StateError, _native.compact)  # the observed tokens are not the last ones
+    refused(StateError, native.compact)  # the observed tokens are not the last ones
     llm.prefill([*TOKENS[:225]])
-    _native.observe(ctx, _native.OBSERVE_TOKENS, 225, 8)
+    native.observe(ctx, native.OBSERVE_TOKENS, 225, 8)
     llm.eval(TOKENS[225:233])
-    _native.observe(ctx, _native.OBSERVE_OFF)
-    refused(ArgumentError, _native.compact, 1)  # another sequence
-    refused(ArgumentError, _native.compact, -1)
-    _native.compact(ctx)
-    assert (_native.get_kept(ctx) == 32).all()
-    refused(StateError, _native.compact)  # twice
-    refused(StateError, _native.observe, _native.OBSERVE_TOKENS, 225, 8)
-    refused(StateError, _native.reserve, 500)
-    refused(StateError, _native.set_sentences, np.zeros(233, np.uint8))
-    refused(StateError, _native.configure, 8, 7, 4)
-    refused(StateError, _native.get_attention)
+    native.observe(ctx, native.OBSERVE_OFF)
+    refused(ArgumentError, native.compact, 1)  # another sequence
+    refused(ArgumentError, native.compact, -1)
+    native.compact(ctx)
+    assert (native.get_kept(ctx) == 32).all()
+    refused(StateError, native.compact)  # twice
+    refused(StateError, native.observe, native.OBSERVE_TOKENS, 225, 8)
+    refused(StateError, native.reserve, 500)
+    refused(StateError, native.set_sentences, np.zeros(233, np.uint8))
+    refused(StateError, native.configure, 8, 7, 4)
+    refused(StateError, native.get_attention)
     assert len(greedy(llm, 3)) == 3
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headkv_local import Llama, Retention, UnsupportedError, _native
+from headkv_local import Llama, Retention, UnsupportedError
+from headkv_local._core import native
 from helpers import forced_logits, greedy_logits, random_tokens
 
 Load = Callable[..., Llama]
@@ -25,9 +26,9 @@ def stock(load: Load, monkeypatch: pytest.MonkeyPatch) -> Load:
             context.setenv("HEADKV_DISABLE", "1")
             llm = load(path, **arguments)
             with pytest.raises(UnsupportedError, match="HEADKV_DISABLE"):
-                _native.supported(llm.ctx)
+                native.supported(llm.ctx)
         with pytest.raises(UnsupportedError):
-            _native.get_stats(llm.ctx)
+            native.get_stats(llm.ctx)
         return llm
 
     return opener

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from llama_cpp import llama_get_memory, llama_memory_seq_rm
 
-from headkv_local import Llama, Retention, _native
-from headkv_local._limits import KV_TYPES
+from headkv_local import Llama, Retention
+from headkv_local._core import native
+from headkv_local._core.limits import KV_TYPES
 from helpers import compact_natively, forced_logits, greedy_logits, nmse, random_tokens
 
 Load = Callable[..., Llama]
@@ -96,7 +97,7 @@ def test_what_was_dropped_is_not_attended_to(load: Load, tiny_path: Path) -> Non
     for cap in (16, 64, 200, 300):
         ours = load(tiny_path, flash_attn=True)
         compact_natively(ours, tokens, cap)
-        assert int(_native.get_stats(ours.ctx).n_kept) == 4 * cap
+        assert int(native.get_stats(ours.ctx).n_kept) == 4 * cap
         distances.append(nmse(forced_logits(ours, answer)[1:], wanted[1:]))
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 100 * distances[-1]

@@ -40,13 +40,14 @@ STARVED = """
 import json, resource, sys
 import numpy as np
 from helpers import forced_logits, random_tokens
-from headkv_local import Llama, OutOfMemoryError, Retention, _native
+from headkv_local import Llama, OutOfMemoryError, Retention
+from headkv_local._core import native
 
 def address_space():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * resource.getpagesize()
 
-compact = _native.compact
+compact = native.compact
 def starved(ctx, room):
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + room, resource.RLIM_INFINITY))
     try:
@@ -65,7 +66,7 @@ full.close()
 llm = Llama(sys.argv[1], retention=Retention(budget=2000), **arguments)
 failures = 0
 for room in range(0, 200 << 20, 4 << 20):
-    _native.compact = lambda ctx: starved(ctx, room)
+    native.compact = lambda ctx: starved(ctx, room)
     try:
         llm.prefill(tokens)
         break

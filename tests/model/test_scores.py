@@ -10,7 +10,8 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from headkv_local import HeadScores, Llama, Retention, ScoresAbsentError, ScoresError, _native
+from headkv_local import HeadScores, Llama, Retention, ScoresAbsentError, ScoresError
+from headkv_local._core import native
 from headkv_local.scores import sidecar_path
 from helpers import last_logits, random_tokens
 
@@ -21,7 +22,7 @@ RAW = np.array([[0, 8, 0, 0], [1, 0, 0, 1]], dtype=np.float32)  # of 2 layers, 4
 
 
 def scores_of(model: Path, **fields: object) -> HeadScores:
-    source = {"model": model.name, "model_id": _native.model_id(str(model)), "samples": 3}
+    source = {"model": model.name, "model_id": native.model_id(str(model)), "samples": 3}
     return HeadScores(scores=RAW, n_head_kv=2, method="r", source=source, **fields)  # type: ignore[arg-type]
 
 
@@ -143,20 +144,20 @@ def test_rows_of_attention_are_softmax_rows(load: Load, model: Path) -> None:
     ctx = llm.ctx
     n_observed, n = 4, len(TOKENS)
     llm.eval(TOKENS[:-n_observed])
-    _native.observe(ctx, _native.OBSERVE_ROWS)
+    native.observe(ctx, native.OBSERVE_ROWS)
     rows = []
     for token in TOKENS[-n_observed:]:
         llm.eval([token])
         row = np.zeros((2, 4, n), np.float32)
-        row[:, :, : llm.n_tokens] = _native.get_rows(ctx)
+        row[:, :, : llm.n_tokens] = native.get_rows(ctx)
         rows.append(row)
     assert np.allclose(np.sum(rows, axis=3), 1, atol=1e-5)
 
     llm.reset()
-    _native.configure(ctx, 8, 7, 4)
-    _native.observe(ctx, _native.OBSERVE_TOKENS, n - n_observed, n_observed)
+    native.configure(ctx, 8, 7, 4)
+    native.observe(ctx, native.OBSERVE_TOKENS, n - n_observed, n_observed)
     llm.eval(TOKENS[:-n_observed])
     llm.eval(TOKENS[-n_observed:])
     far = np.arange(n) <= np.arange(n - n_observed, n)[:, None] - 16  # (observed, n)
     powers = ((np.array(rows) * far[:, None, None]) ** 4).mean(axis=0).reshape(2, 2, 2, -1).mean(axis=2)
-    assert np.allclose(_native.get_attention(ctx), powers**0.25, atol=2e-4)
+    assert np.allclose(native.get_attention(ctx), powers**0.25, atol=2e-4)

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from headkv_local import Llama, Retention, _native
-from headkv_local._pieces import Pieces
-from headkv_local._sentences import sentence_ends
+from headkv_local import Llama, Retention
+from headkv_local._core import native
+from headkv_local._core.pieces import Pieces
+from headkv_local._core.sentences import sentence_ends
 from helpers import compact_natively, random_tokens
 
 Load = Callable[..., Llama]
@@ -21,7 +22,7 @@ Mask = npt.NDArray[np.bool_]
 def mask_of(llm: Llama, kernel: int, ends: npt.NDArray[np.uint8] | None) -> Mask:
     llm.reset()
     compact_natively(llm, TOKENS, 64, kernel=kernel, ends=ends)
-    return _native.get_mask(llm.ctx)
+    return native.get_mask(llm.ctx)
 
 
 def test_the_pool_stays_inside_a_sentence(load: Load, tiny_path: Path) -> None:
@@ -38,17 +39,17 @@ def test_sentences_are_forgotten_with_what_they_were_of(load: Load, tiny_path: P
     ones, pooled = np.ones(len(TOKENS), np.uint8), mask_of(llm, 29, None)
     llm.reset()
     llm.eval(TOKENS)
-    _native.set_sentences(llm.ctx, ones)
+    native.set_sentences(llm.ctx, ones)
     assert np.array_equal(mask_of(llm, 29, None), pooled)  # the cache was cleared
     llm.reset()
-    _native.configure(llm.ctx, 8, 29, 4)
-    _native.set_budgets(llm.ctx, np.full((2, 2), 64, dtype=np.int32))
+    native.configure(llm.ctx, 8, 29, 4)
+    native.set_budgets(llm.ctx, np.full((2, 2), 64, dtype=np.int32))
     llm.eval(TOKENS[:-8])
-    _native.set_sentences(llm.ctx, ones[:-8])
-    _native.observe(llm.ctx, _native.OBSERVE_TOKENS, len(TOKENS) - 8, 8)
+    native.set_sentences(llm.ctx, ones[:-8])
+    native.observe(llm.ctx, native.OBSERVE_TOKENS, len(TOKENS) - 8, 8)
     llm.eval(TOKENS[-8:])
-    _native.compact(llm.ctx)
-    assert np.array_equal(_native.get_mask(llm.ctx), pooled)  # tokens were decoded
+    native.compact(llm.ctx)
+    assert np.array_equal(native.get_mask(llm.ctx), pooled)  # tokens were decoded
 
 
 def test_llama_tells_where_they_end(load: Load, smollm2: Path) -> None:
@@ -57,12 +58,12 @@ def test_llama_tells_where_they_end(load: Load, smollm2: Path) -> None:
     text = "The archive is old. Its code (see e.g. the book) is 12.5!\nNobody knows it. " * 12
     tokens = llm.tokenize(text.encode())
     told: list[npt.NDArray[np.uint8]] = []
-    set_sentences = _native.set_sentences
-    _native.set_sentences = lambda ctx, ends: (told.append(ends), set_sentences(ctx, ends))[1]
+    set_sentences = native.set_sentences
+    native.set_sentences = lambda ctx, ends: (told.append(ends), set_sentences(ctx, ends))[1]
     try:
         llm.prefill(tokens)
     finally:
-        _native.set_sentences = set_sentences
+        native.set_sentences = set_sentences
     (ends,) = told
     starts = [0, *(np.flatnonzero(ends) + 1).tolist()]
     sentences = [llm.detokenize(tokens[a:b]) for a, b in zip(starts, [*starts[1:], None], strict=True)]

@@ -15,8 +15,9 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from headkv_local import HeadKVError, Llama, OutOfMemoryError, Retention, _memory, _native
-from headkv_local._load import load_error
+from headkv_local import HeadKVError, Llama, OutOfMemoryError, Retention
+from headkv_local._core import memory, native
+from headkv_local._core.load import load_error
 from headkv_local.errors import LoadMemoryError
 from helpers import random_tokens
 
@@ -94,7 +95,7 @@ def test_a_decode_that_fails(
     load: Callable[..., Llama], tiny_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: Any
 ) -> None:
     llm = load(tiny_path, retention=Retention(budget=32))
-    monkeypatch.setattr(_native, "last_error", lambda ctx: "no memory for a test" if code == -2 else "")
+    monkeypatch.setattr(native, "last_error", lambda ctx: "no memory for a test" if code == -2 else "")
     monkeypatch.setattr(llama_cpp.llama_cpp, "llama_decode", lambda *_: code)
     with pytest.raises(RuntimeError, match=f"llama_decode returned {code}") as caught:
         llm.eval([1, 2, 3])
@@ -150,11 +151,11 @@ def test_a_cache_beyond_a_containers_memory(
     tiny_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], gpus: Any, refused: bool
 ) -> None:
     """Which is that of the machine, not of its GPU."""
-    monkeypatch.setattr(_memory, "memory_total", lambda: 6 << 20)  # 8,192 tokens take 8 MiB
-    monkeypatch.setattr(_memory, "gpus", lambda: gpus)
+    monkeypatch.setattr(memory, "memory_total", lambda: 6 << 20)  # 8,192 tokens take 8 MiB
+    monkeypatch.setattr(memory, "gpus", lambda: gpus)
     sentence = "Failed to create llama_context: 8192 tokens take 0.0 GiB .* make n_ctx smaller$"
     with pytest.raises(LoadMemoryError, match=sentence) if refused else nullcontext():
-        _memory.refuse_too_large(str(tiny_path), {"n_ctx": 0} | arguments)
+        memory.refuse_too_large(str(tiny_path), {"n_ctx": 0} | arguments)
 
 
 def test_models_without_a_cache_are_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,5 +168,5 @@ def test_models_without_a_cache_are_not_refused(tmp_path: Path, monkeypatch: pyt
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    monkeypatch.setattr(_memory, "memory_total", lambda: 1)
-    _memory.refuse_too_large(str(tmp_path / "bert.gguf"), {"n_ctx": 8192, "embedding": True})
+    monkeypatch.setattr(memory, "memory_total", lambda: 1)
+    memory.refuse_too_large(str(tmp_path / "bert.gguf"), {"n_ctx": 8192, "embedding": True})

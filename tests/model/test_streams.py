@@ -18,7 +18,7 @@ import llama_cpp
 import pytest
 
 from headkv_local import Cancelled, CancelToken, Llama, Retention, StateError
-from headkv_local._turns import PATIENCE
+from headkv_local._core.turns import PATIENCE
 from helpers import beside, random_tokens
 
 Load = Callable[..., Llama]

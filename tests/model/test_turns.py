@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from llama_cpp import LlamaRAMCache
 
-from headkv_local import Cancelled, ContextFullError, Llama, Retention, StateError, _native
+from headkv_local import Cancelled, ContextFullError, Llama, Retention, StateError
+from headkv_local._core import native
 from helpers import compact_natively, forced_logits, greedy, last_logits, nmse, random_tokens
 
 Load = Callable[..., Llama]
@@ -123,7 +124,7 @@ def test_room_for_a_prompt_of_another_length(load: Load, tiny_path: Path, expect
     llm, stock = (load(tiny_path, flash_attn=True) for _ in range(2))
     compact_natively(llm, random_tokens(700, seed=1), 32)
     llm.reset()
-    _native.reserve(int(llm.ctx), expected)
+    native.reserve(int(llm.ctx), expected)
     for each in (llm, stock):
         each.eval(TOKENS)
     stats = llm.cache_stats()
@@ -421,7 +422,7 @@ def test_retention_can_be_set_after_a_compaction_that_failed(
 ) -> None:
     llm = load(tiny_path, retention=Retention(budget=32))
     with monkeypatch.context() as context:
-        context.setattr(_native, "compact", lambda ctx: _native.get_mask(ctx))  # refused at this point
+        context.setattr(native, "compact", lambda ctx: native.get_mask(ctx))  # refused at this point
         with pytest.raises(StateError):
             llm.prefill(TOKENS)
     assert llm.n_tokens == 300
@@ -436,7 +437,7 @@ def test_the_c_api_goes_on_after_refusals(load: Load, tiny_path: Path) -> None:
     wanted = greedy(llm, 5)
     llm.prefill([*TOKENS, *wanted[:1]])
     with pytest.raises(StateError):
-        _native.observe(llm.ctx, _native.OBSERVE_TOKENS, 0, 8)
+        native.observe(llm.ctx, native.OBSERVE_TOKENS, 0, 8)
     with pytest.raises(StateError):
-        _native.compact(llm.ctx)
+        native.compact(llm.ctx)
     assert greedy(llm, 4) == wanted[1:]

@@ -14,13 +14,15 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from headkv_local import ArgumentError, HeadScores, ScoresError, UnsupportedError, _gguf, _native, cli
+from headkv_local import ArgumentError, HeadScores, ScoresError, UnsupportedError, cli
+from headkv_local._core import native
+from headkv_local._gguf import reading
 
 RAW = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 def scores_for(model: Path | None = None, **fields: object) -> HeadScores:
-    source = {} if model is None else {"model_id": _native.model_id(str(model))}
+    source = {} if model is None else {"model_id": native.model_id(str(model))}
     given: dict[str, object] = {"scores": RAW, "n_head_kv": 2, "method": "r", "source": source}
     return HeadScores(**(given | fields))  # type: ignore[arg-type]
 
@@ -154,7 +156,7 @@ def test_only_the_keys_differ_in_a_copy(model: Path, tmp_path: Path) -> None:
             new.shape.tolist(),
         )
         assert np.array_equal(old.data, new.data)
-    assert _native.model_id(str(twice)) == _native.model_id(str(model))
+    assert native.model_id(str(twice)) == native.model_id(str(model))
 
 
 def test_a_model_with_an_alignment_of_its_own(model: Path, tmp_path: Path) -> None:
@@ -261,8 +263,8 @@ def test_no_folder_for_the_copy(model: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_the_shape_of_a_model(tiny: Callable[..., Path], smollm2: Path) -> None:
-    assert _gguf.model_shape(tiny(n_layer=3, n_head=4, n_head_kv=1)) == (3, 4, 1)
-    assert _gguf.model_shape(smollm2) == (30, 9, 3)
+    assert reading.model_shape(tiny(n_layer=3, n_head=4, n_head_kv=1)) == (3, 4, 1)
+    assert reading.model_shape(smollm2) == (30, 9, 3)
 
 
 @pytest.mark.parametrize(
@@ -290,13 +292,13 @@ def test_a_model_without_a_usable_shape(
     path = tmp_path / "odd.gguf"
     path.write_bytes(_model_with(keys))
     with pytest.raises(error, match=said):
-        _gguf.model_shape(path)
+        reading.model_shape(path)
 
 
 def test_all_layers_alike_as_an_array(tmp_path: Path) -> None:
     path = tmp_path / "array.gguf"
     path.write_bytes(_model_with({"block_count": 2, "attention.head_count": [4, 4]}))
-    assert _gguf.model_shape(path) == (2, 4, 4)
+    assert reading.model_shape(path) == (2, 4, 4)
 
 
 def _model_with(keys: dict[str, object]) -> bytes:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headkv_local import HeadScores, _native, cli
+from headkv_local import HeadScores, cli
+from headkv_local._core import native
 
 LISTS = {f"{layer}-{head}": [layer, head, 0.5] for layer in range(2) for head in range(4)}
 TSV = "0.25\t0\n1.000000000000000000e+00\t5.0e-01\n"
@@ -32,7 +33,7 @@ def test_lists_of_scores_per_head(kind: str, tiny_path: Path, tmp_path: Path) ->
     assert found.source["model"] == tiny_path.name
     assert found.source["data"] == f"published.json, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
     found.check_model(2, 4, 2, tiny_path)
-    assert found.source["model_id"] == _native.model_id(str(tiny_path))
+    assert found.source["model_id"] == native.model_id(str(tiny_path))
 
 
 def test_duo_patterns_are_spread_over_the_group(tiny_path: Path, tmp_path: Path) -> None:

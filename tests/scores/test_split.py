@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from gguf_factory import TinyModel
-from headkv_local import HeadScores, Llama, Retention, ScoresError, UnsupportedError, _gguf, _native, cli
+from headkv_local import HeadScores, Llama, Retention, ScoresError, UnsupportedError, cli
+from headkv_local._core import native
+from headkv_local._core.ggml import Gguf
+from headkv_local._gguf import reading, writing
 from headkv_local.scores import sidecar_path
 from helpers import last_logits, random_tokens
 
@@ -34,7 +37,7 @@ def first(tmp_path: Path) -> Path:
 
 
 def scores_of(model: Path, method: str = "r") -> HeadScores:
-    source = {"model_id": _native.model_id(str(model))}
+    source = {"model_id": native.model_id(str(model))}
     scores = np.array([[0, 8, 0, 0], [1, 0, 0, 1]], dtype=np.float32)
     return HeadScores(scores=scores, n_head_kv=2, method=method, source=source)
 
@@ -48,8 +51,8 @@ def fails(said: str, capsys: pytest.CaptureFixture[str], *arguments: object) -> 
 
 
 def test_it_is_the_model_in_one_file(first: Path, tiny_path: Path, load: Load) -> None:
-    assert _native.model_id(str(first)) == _native.model_id(str(tiny_path))
-    assert _gguf.model_shape(first) == _gguf.model_shape(tiny_path)
+    assert native.model_id(str(first)) == native.model_id(str(tiny_path))
+    assert reading.model_shape(first) == reading.model_shape(tiny_path)
     logits = []
     for path in (first, tiny_path):
         llm = load(path)
@@ -59,16 +62,16 @@ def test_it_is_the_model_in_one_file(first: Path, tiny_path: Path, load: Load) -
 
 
 def test_every_weight_counts(first: Path) -> None:
-    whole = _native.model_id(str(first))
+    whole = native.model_id(str(first))
     for i in range(N_PARTS):
         path = part(first.parent, i + 1)
         content = bytearray(path.read_bytes())
         content[-1] ^= 0xFF
         path.write_bytes(content)
-        assert _native.model_id(str(first)) != whole
+        assert native.model_id(str(first)) != whole
         content[-1] ^= 0xFF
         path.write_bytes(content)
-    assert _native.model_id(str(first)) == whole
+    assert native.model_id(str(first)) == whole
 
 
 def test_its_sidecar_is_named_after_the_whole(
@@ -103,10 +106,10 @@ def test_scores_are_not_embedded_into_one_of_its_files(
 
 
 def test_scores_that_were_embedded_before_it_was_split_are_found(first: Path) -> None:
-    _gguf.write_metadata(first.with_name("keys.gguf"), scores_of(first, "embedded")._metadata())
-    found = _gguf.Gguf(str(first))
+    writing.write_metadata(first.with_name("keys.gguf"), scores_of(first, "embedded")._metadata())
+    found = Gguf(str(first))
     start = found.data_offset
-    found.replace("headkv.", _gguf.Gguf(str(first.with_name("keys.gguf"))))
+    found.replace("headkv.", Gguf(str(first.with_name("keys.gguf"))))
     first.write_bytes(found.to_bytes() + first.read_bytes()[start:])
     scores, where = HeadScores.find(first) or (None, None)
     assert scores is not None
@@ -129,19 +132,19 @@ def test_a_part_that_is_not_there_or_not_what_its_name_says(first: Path, tmp_pat
     second, last = part(tmp_path, 2), part(tmp_path, N_PARTS)
     for path in (second, last):
         with pytest.raises(ScoresError, match=f"^{path} is part . of a model in 3 files: name the first$"):
-            _native.model_id(str(path))
+            native.model_id(str(path))
     renamed = Path(shutil.copy(first, tmp_path / "model.gguf"))
     with pytest.raises(ScoresError, match="found only if its name ends in -00001-of-00003.gguf$"):
-        _native.model_id(str(renamed))
+        native.model_id(str(renamed))
     shutil.copy(second, last)
     with pytest.raises(ScoresError, match=f"^{last} is not part 3 of 3, as its name says$"):
-        _native.model_id(str(first))
+        native.model_id(str(first))
     last.write_bytes(b"GGUF")
     with pytest.raises(ScoresError, match=f"^{last} is damaged: it ends within its header$"):
-        _native.model_id(str(first))
+        native.model_id(str(first))
     last.unlink()
     with pytest.raises(ScoresError, match=f"^{last} cannot be opened: No such file or directory$"):
-        _native.model_id(str(first))
+        native.model_id(str(first))
 
 
 def test_no_output_replaces_a_part(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headkv_local import HeadKVError, Llama, Retention, __version__, _native
+from headkv_local import HeadKVError, Llama, Retention, __version__
+from headkv_local._core import native
 from headkv_local.cli import main
 from headkv_local.scores import HeadScores
 from headkv_local.scoring import dataset, samples
@@ -48,7 +49,7 @@ def test_teacher_forced_from_end_to_end(
     assert date.fromisoformat(str(source.pop("date")))
     assert source == {
         "model": tiny_path.name,
-        "model_id": _native.model_id(str(tiny_path)),
+        "model_id": native.model_id(str(tiny_path)),
         "samples": "4",
         "samples_tried": "4",
         "seed": "7",

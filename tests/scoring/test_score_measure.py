@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headkv_local import Llama, _native
+from headkv_local import Llama
+from headkv_local._core import native
 from headkv_local.scoring.attention import needle_share
 from headkv_local.scoring.measure import ANSWER_TOKENS, Observed, observe
 from headkv_local.scoring.prompt import Prompt
@@ -38,11 +39,11 @@ def test_score_is_of_the_rows_that_produce_the_answer(llm: Llama) -> None:
     found = observe(llm, PROMPT, answer)
     llm.reset()
     llm.eval(PROMPT.tokens[:-1])
-    _native.observe(int(llm.ctx), _native.OBSERVE_ROWS)
+    native.observe(int(llm.ctx), native.OBSERVE_ROWS)
     wanted = np.zeros((2, 4))
     for token in [PROMPT.tokens[-1], *answer[:-1]]:
         llm.eval([token])
-        rows = _native.get_rows(int(llm.ctx))
+        rows = native.get_rows(int(llm.ctx))
         assert np.allclose(rows.sum(axis=-1), 1, atol=1e-3)
         wanted += needle_share(rows, PROMPT.needle, 200)
     assert np.array_equal(found.score, wanted)

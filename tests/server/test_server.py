@@ -21,7 +21,8 @@ import uvicorn
 from llama_cpp.server import app
 from llama_cpp.server.settings import ModelSettings, ServerSettings
 
-from headkv_local import Llama, Retention, _library
+from headkv_local import Llama, Retention
+from headkv_local._core import library
 from helpers import beside
 
 TIMEOUT = 120
@@ -60,7 +61,7 @@ def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     try:
         with httpx.Client(base_url=_address(process, log), timeout=TIMEOUT, trust_env=False) as client:
             maps = Path(f"/proc/{process.pid}/maps").read_text()
-            assert str(_library.library_path()) in maps
+            assert str(library.library_path()) in maps
             yield client
         process.terminate()
         process.wait(TIMEOUT)

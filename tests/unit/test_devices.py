@@ -10,18 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from headkv_local import (
-    Llama,
-    OutOfMemoryError,
-    Retention,
-    UnsupportedError,
-    _cuda_driver,
-    _ggml,
-    _native,
-    devices,
-)
-from headkv_local._cuda_driver import Gpu
-from headkv_local._load import load_error
+from headkv_local import Llama, OutOfMemoryError, Retention, UnsupportedError, devices
+from headkv_local._core import cuda_driver, ggml, native
+from headkv_local._core.cuda_driver import Gpu
+from headkv_local._core.load import load_error
 
 has_gpu = bool(devices.gpus())
 no_gpu = pytest.mark.skipif(has_gpu, reason="there is a GPU")
@@ -32,7 +24,7 @@ def test_the_cpu_is_a_device() -> None:
     assert not cpu.is_gpu
     assert cpu.description
     assert cpu.bytes_total >= cpu.bytes_free > 0
-    assert _ggml.device_names() == [device.name for device in devices.devices()]
+    assert ggml.device_names() == [device.name for device in devices.devices()]
 
 
 def test_the_stats_name_where_the_cache_lies(tiny_path: Path, load: Callable[..., Llama]) -> None:
@@ -41,7 +33,7 @@ def test_the_stats_name_where_the_cache_lies(tiny_path: Path, load: Callable[...
     stats = llm.cache_stats()
     assert stats.compacted
     assert stats.devices == ("CPU",)
-    held = dict(zip(_ggml.device_names(), _native.get_device_bytes(llm.ctx), strict=True))
+    held = dict(zip(ggml.device_names(), native.get_device_bytes(llm.ctx), strict=True))
     assert held["CPU"] == sum(held.values()) == stats.resident_bytes
     assert stats.n_splits >= 1
 
@@ -50,7 +42,7 @@ def test_a_stock_cache_is_named_too(tiny_path: Path, load: Callable[..., Llama])
     llm = load(tiny_path, flash_attn=False, n_gpu_layers=0)
     llm.prefill([1, 2, 3])
     assert llm.cache_stats().devices == ("CPU",)
-    assert sum(_native.get_device_bytes(llm.ctx)) == llm.cache_stats().full_bytes
+    assert sum(native.get_device_bytes(llm.ctx)) == llm.cache_stats().full_bytes
 
 
 @no_gpu
@@ -94,7 +86,7 @@ def test_what_was_asked_for_is_taken() -> None:
 def test_a_tool_says_why_it_uses_no_gpu(
     wanted: int | None, archs: str, visible: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_ggml, "cuda_archs", lambda: archs)
+    monkeypatch.setattr(ggml, "cuda_archs", lambda: archs)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -103,7 +95,7 @@ def test_a_tool_says_why_it_uses_no_gpu(
 
 
 def test_the_reason_fits_the_build() -> None:
-    if _ggml.cuda_archs():
+    if ggml.cuda_archs():
         assert "driver" in devices.why_no_gpu()
     else:
         assert "CUDA=1" in devices.why_no_gpu()
@@ -175,7 +167,7 @@ int cuDeviceGetAttribute(int * value, int what, int dev) { *value = what == 75 ?
 
 
 def test_without_a_driver() -> None:
-    driver = _cuda_driver.ask("libno-such-driver.so.1")
+    driver = cuda_driver.ask("libno-such-driver.so.1")
     assert driver.gpus == ()
     assert driver.problem == "the NVIDIA driver is not installed: there is no libno-such-driver.so.1"
 
@@ -198,4 +190,4 @@ def test_a_driver_is_asked_through_its_c_interface(
     source.write_text(DRIVER)
     flags = ["-shared", "-fPIC", "-w", f"-DINIT={init}", f"-DCOUNT={count}"]
     subprocess.run(["cc", *flags, str(source), "-o", str(library)], check=True)
-    assert _cuda_driver.ask(str(library)) == _cuda_driver.Driver(problem, gpus)
+    assert cuda_driver.ask(str(library)) == cuda_driver.Driver(problem, gpus)

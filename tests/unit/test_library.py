@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from headkv_local import _library
+from headkv_local._core import library
 
 
 def python(code: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +29,7 @@ def python(code: str, cwd: Path | None = None, **environment: str) -> subprocess
 def other_library(tmp_path: Path) -> Path:
     """A folder with a library that works as well as ours, but is not ours."""
     folder = tmp_path / "other"
-    shutil.copytree(_library.library_dir(), folder)
+    shutil.copytree(library.library_dir(), folder)
     return folder
 
 
@@ -40,7 +40,7 @@ def test_llama_cpp_finds_our_library(imports: str) -> None:
         "print(llama_cpp.llama_cpp._base_path, 'LLAMA_CPP_LIB_PATH' in os.environ)\n"
         "llama_cpp.llama_backend_init(); print(llama_cpp.llama_supports_mmap())"
     )
-    assert python(code).stdout.split() == [str(_library.library_dir()), "False", "True"]
+    assert python(code).stdout.split() == [str(library.library_dir()), "False", "True"]
 
 
 def test_another_llama_cpp_of_the_environment_is_left_alone(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_another_library_in_the_environment_is_set_aside(other_library: Path) ->
         "import headkv_local, llama_cpp.llama_cpp as c; print(c._base_path)"
     )
     done = python(code, LLAMA_CPP_LIB_PATH=str(other_library))
-    assert done.stdout.strip() == str(_library.library_dir())
+    assert done.stdout.strip() == str(library.library_dir())
     assert f"LLAMA_CPP_LIB_PATH={other_library} is set aside" in done.stderr
 
 
@@ -75,7 +75,7 @@ def test_llama_cpp_imported_before_with_another_library(other_library: Path) -> 
 
 def test_llama_cpp_imported_before_with_our_library() -> None:
     code = "import llama_cpp, headkv_local; print(headkv_local.Llama.__mro__[-2].__module__)"
-    done = python(code, LLAMA_CPP_LIB_PATH=str(_library.library_dir()))
+    done = python(code, LLAMA_CPP_LIB_PATH=str(library.library_dir()))
     assert done.stdout.strip() == "llama_cpp.llama", done.stderr
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from headkv_local import _machine
-from headkv_local._machine import Limits
+from headkv_local._core import machine
+from headkv_local._core.machine import Limits
 
 GIB = 2**30
 V2 = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
@@ -18,7 +18,7 @@ V1 = (
 )
 
 
-def machine(folder: Path, mounts: str, groups: str, files: dict[str, str]) -> Path:
+def computer(folder: Path, mounts: str, groups: str, files: dict[str, str]) -> Path:
     for name, text in {"proc/self/mountinfo": mounts, "proc/self/cgroup": groups, **files}.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,8 +34,8 @@ def test_version_2_with_the_groups_above(tmp_path: Path) -> None:
         "sys/fs/cgroup/a/b/memory.max": f"{4 * GIB}\n",
     }
     mounts = "29 23 8:1 / /mnt/Bücher rw - ext4 /dev/sda1 rw\n" + V2.format(root="/")
-    root = machine(tmp_path, mounts, "0::/a/b\n", files)
-    assert _machine.limits(root) == Limits(1.5, 3 * GIB)
+    root = computer(tmp_path, mounts, "0::/a/b\n", files)
+    assert machine.limits(root) == Limits(1.5, 3 * GIB)
 
 
 def test_version_1(tmp_path: Path) -> None:
@@ -48,8 +48,8 @@ def test_version_1(tmp_path: Path) -> None:
         "sys/fs/cgroup/memory/a/memory.limit_in_bytes": f"{GIB}\n",
     }
     groups = "5:memory:/a\n4:cpu,cpuacct:/a\n1:name=systemd:/\n0::/\n"
-    root = machine(tmp_path, V1.format(root="/"), groups, files)
-    assert _machine.limits(root) == Limits(0.5, GIB)
+    root = computer(tmp_path, V1.format(root="/"), groups, files)
+    assert machine.limits(root) == Limits(0.5, GIB)
 
 
 @pytest.mark.parametrize("seen_as", ["/docker/123", "/"])
@@ -57,29 +57,29 @@ def test_a_container_sees_its_group_as_the_root(tmp_path: Path, seen_as: str) ->
     """Its mount shows the group itself, which /proc names as it is called outside, or as "/"."""
     files = {"sys/fs/cgroup/cpu.max": "50000 100000\n", "sys/fs/cgroup/memory.max": f"{GIB}\n"}
     mounted = V2.format(root="/docker/123" if seen_as != "/" else "/")
-    root = machine(tmp_path, mounted, f"0::{seen_as}\n", files)
-    assert _machine.limits(root) == Limits(0.5, GIB)
+    root = computer(tmp_path, mounted, f"0::{seen_as}\n", files)
+    assert machine.limits(root) == Limits(0.5, GIB)
 
 
 def test_no_limits_and_no_control_groups(tmp_path: Path) -> None:
     files = {"sys/fs/cgroup/cpu.max": "max 100000\n", "sys/fs/cgroup/memory.max": "max\n"}
-    root = machine(tmp_path / "none", V2.format(root="/"), "0::/\n", files)
-    assert _machine.limits(root) == Limits(None, None)
-    assert _machine.limits(tmp_path / "empty") == Limits(None, None)
+    root = computer(tmp_path / "none", V2.format(root="/"), "0::/\n", files)
+    assert machine.limits(root) == Limits(None, None)
+    assert machine.limits(tmp_path / "empty") == Limits(None, None)
 
 
 @pytest.mark.parametrize(("quota", "threads"), [(None, 8), (0.5, 1), (1.0, 1), (1.5, 2), (3.0, 3), (64.0, 8)])
 def test_threads_follow_the_quota(quota: float | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_machine, "physical_cores", lambda: 8)
-    monkeypatch.setattr(_machine, "limits", lambda: Limits(quota, None))
-    assert _machine.default_threads() == threads
+    monkeypatch.setattr(machine, "physical_cores", lambda: 8)
+    monkeypatch.setattr(machine, "limits", lambda: Limits(quota, None))
+    assert machine.default_threads() == threads
 
 
 def test_memory_is_the_smaller_of_machine_and_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_machine, "physical_memory", lambda: 16 * GIB)
+    monkeypatch.setattr(machine, "physical_memory", lambda: 16 * GIB)
     for limit, total in ((None, 16 * GIB), (GIB, GIB), (64 * GIB, 16 * GIB)):
-        monkeypatch.setattr(_machine, "limits", lambda limit=limit: Limits(None, limit))
-        assert _machine.memory_total() == total
+        monkeypatch.setattr(machine, "limits", lambda limit=limit: Limits(None, limit))
+        assert machine.memory_total() == total
 
 
 def test_cores_are_counted_once_per_pair_of_threads(tmp_path: Path) -> None:
@@ -88,8 +88,8 @@ def test_cores_are_counted_once_per_pair_of_threads(tmp_path: Path) -> None:
         topology = tmp_path / f"cpu{cpu}" / "topology"
         topology.mkdir(parents=True)
         (topology / "thread_siblings_list").write_text(f"{i // 2}\n")
-    assert _machine.physical_cores(tmp_path) == (len(cpus) + 1) // 2
+    assert machine.physical_cores(tmp_path) == (len(cpus) + 1) // 2
 
 
 def test_cores_where_the_system_does_not_tell(tmp_path: Path) -> None:
-    assert _machine.physical_cores(tmp_path) == len(os.sched_getaffinity(0))
+    assert machine.physical_cores(tmp_path) == len(os.sched_getaffinity(0))

@@ -11,11 +11,12 @@ from types import ModuleType
 
 import pytest
 
-from headkv_local import HeadKVError, LibraryConflictError, _library, _native
+from headkv_local import HeadKVError, LibraryConflictError
+from headkv_local._core import library, native
 
 ROOT = Path(__file__).parents[2]
 HEADER = ROOT / "native" / "include" / "headkv.h"
-BUILD_ABI = ROOT / "python" / "headkv_local" / "_native" / "build_abi.py"
+BUILD_ABI = ROOT / "python" / "headkv_local" / "_core" / "native" / "build_abi.py"
 
 
 def build(header: Path, output: Path) -> ModuleType:
@@ -30,12 +31,12 @@ def build(header: Path, output: Path) -> ModuleType:
 
 def test_the_binding_has_what_the_header_declares(tmp_path: Path) -> None:
     declared = re.findall(r"^HEADKV_API .*?(headkv_\w+)\(", HEADER.read_text(encoding="utf-8"), re.MULTILINE)
-    assert tuple(declared) == _native.SURFACE
+    assert tuple(declared) == native.SURFACE
     ffi = build(HEADER, tmp_path / "_abi.py").ffi
-    assert tuple(name for name, _ in ffi.typeof("struct headkv_stats").fields) == _native.NativeStats._fields
+    assert tuple(name for name, _ in ffi.typeof("struct headkv_stats").fields) == native.NativeStats._fields
     codes = ffi.typeof("enum headkv_const").relements
-    assert _native.lib.headkv_abi_version() == codes["HEADKV_ABI_VERSION"]
-    assert set(_native._ERRORS) == {code for name, code in codes.items() if name.startswith("HEADKV_ERR")}
+    assert native.lib.headkv_abi_version() == codes["HEADKV_ABI_VERSION"]
+    assert set(native._ERRORS) == {code for name, code in codes.items() if name.startswith("HEADKV_ERR")}
 
 
 def test_a_library_of_another_abi_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,24 +44,24 @@ def test_a_library_of_another_abi_is_refused(tmp_path: Path, monkeypatch: pytest
     text, n = re.subn(r"(HEADKV_ABI_VERSION\s*=\s*)\d+", r"\g<1>99", HEADER.read_text(encoding="utf-8"))
     assert n == 1
     header.write_text(text, encoding="utf-8")
-    monkeypatch.setitem(sys.modules, "headkv_local._native._abi", build(header, tmp_path / "_abi.py"))
+    monkeypatch.setitem(sys.modules, "headkv_local._core.native._abi", build(header, tmp_path / "_abi.py"))
     with pytest.raises(LibraryConflictError, match="this package needs ABI 99"):
-        _native._open()
+        native._open()
 
 
 def test_a_library_without_our_functions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = _library.library_path().name.replace("llama", "ggml-base")
-    monkeypatch.setattr(_native, "library_path", lambda: _library.library_dir() / name)
+    name = library.library_path().name.replace("llama", "ggml-base")
+    monkeypatch.setattr(native, "library_path", lambda: library.library_dir() / name)
     with pytest.raises(LibraryConflictError, match="headkv_abi_version"):
-        _native._open()
+        native._open()
 
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_library, "library_dir", lambda: tmp_path)
+    monkeypatch.setattr(library, "library_dir", lambda: tmp_path)
     with pytest.raises(LibraryConflictError, match=f"{tmp_path}.* is missing"):
-        _native._open()
+        native._open()
 
 
 def test_calls_on_no_context_are_refused_with_a_sentence() -> None:
     with pytest.raises(HeadKVError, match=r"\w+ \w+"):
-        _native.supported(0)
+        native.supported(0)

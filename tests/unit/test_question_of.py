@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from headkv_local import ArgumentError
-from headkv_local._pieces import Pieces
-from headkv_local._question import Part, checked, ending, observers, question_of
+from headkv_local._core.pieces import Pieces
+from headkv_local._core.question import Part, checked, ending, observers, question_of
 
 LINE = "The harbour was quiet, and the cranes stood still in the fog of the morning. "
 DOCUMENT = "\n".join(LINE * 5 for _ in range(6))

@@ -10,8 +10,9 @@ from pathlib import Path
 import llama_cpp
 import pytest
 
-from headkv_local import Llama, Retention, _threads
-from headkv_local._threads import FreeCores
+from headkv_local import Llama, Retention
+from headkv_local._core import threads
+from headkv_local._core.threads import FreeCores
 
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -21,8 +22,8 @@ class Machine:
 
     def __init__(self, stat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stat, self.now, self.ours, self.busy = stat, 100.0, 0.0, 0.0
-        monkeypatch.setattr(_threads, "default_threads", lambda: 4)
-        monkeypatch.setattr(_threads, "monotonic", lambda: self.now)
+        monkeypatch.setattr(threads, "default_threads", lambda: 4)
+        monkeypatch.setattr(threads, "monotonic", lambda: self.now)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5}, raising=False)
         monkeypatch.setattr(os, "times", lambda: os.times_result((self.ours, 0.0, 0.0, 0.0, 0.0)))
         self.pass_time(0.0, 0.0, 0.0)

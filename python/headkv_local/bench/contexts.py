@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from headkv_local import ArgumentError, Llama, Retention
 
-from .._limits import KV_TYPES
-from .._load import load_error
-from .._logging import collected_errors
-from .._machine import default_threads
+from .._core.limits import KV_TYPES
+from .._core.load import load_error
+from .._core.logging import collected_errors
+from .._core.machine import default_threads
 
 _DISABLE = "HEADKV_DISABLE"  # read by the library when a context is made
 

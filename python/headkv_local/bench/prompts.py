@@ -9,7 +9,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from headkv_local import ArgumentError
 
-from .._templates import fitted
+from .._core.templates import fitted
 
 _TEMPLATE = "tokenizer.chat_template"
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from headkv_local import ArgumentError, Llama
-from headkv_local._templates import as_text
-from headkv_local._turns import Turn
+from headkv_local._core.templates import as_text
+from headkv_local._core.turns import Turn
 from headkv_local.budgets import ModelShape
 
 from .cases import Case, by_beginning, chat_case, plain_case

@@ -14,7 +14,7 @@ from typing import Any
 
 import llama_cpp
 
-from headkv_local._machine import cpu_name
+from headkv_local._core.machine import cpu_name
 from headkv_local.devices import gpus
 
 _Z = 1.959964  # 95 % of a normal distribution

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from headkv_local._machine import memory_total
-from headkv_local._memory import Numbers, metadata, token_bytes
+from headkv_local._core.machine import memory_total
+from headkv_local._core.memory import Numbers, metadata, token_bytes
 from headkv_local.chat.options import MAX_CTX_BYTES
 from headkv_local.chat.render import size
 from headkv_local.errors import ArgumentError

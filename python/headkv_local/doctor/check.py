@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from .. import _machine
+from .._core.machine import cpu_flags, cpu_name
 from ..errors import ModelError
 from ..models import default_model_path
 from .build import Build
@@ -88,8 +88,8 @@ def _compared(model: Path, logits: Path, about: dict[str, Any], build: Build) ->
 
 def _advice(build: Build) -> str:
     """What the fault may come from, and the command that builds without it."""
-    machine = f"CPU {_machine.cpu_name()}, built by {build.compiler}"
-    flags, without = _machine.cpu_flags(), build.without.split()
+    machine = f"CPU {cpu_name()}, built by {build.compiler}"
+    flags, without = cpu_flags(), build.without.split()
     for name, flag in _SUSPECTS:
         if flag in flags and name not in without:
             command = f"make demo WITHOUT={' '.join([*without, name])!r}"

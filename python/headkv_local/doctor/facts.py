@@ -8,7 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, _cuda_driver, _library, _machine
+from .. import __version__
+from .._core import cuda_driver, library, machine
 from ..errors import ModelError
 from ..models import default_model_path
 from .build import Build
@@ -16,11 +17,11 @@ from .build import Build
 
 def facts(build: Build, about: dict[str, Any]) -> list[tuple[str, str]]:
     """about: of the process that has used the library, empty where that died."""
-    limits = _machine.limits()
+    limits = machine.limits()
     quota = "no limit" if limits.cpus is None else f"limit {limits.cpus:g} CPUs"
     memory = "no limit" if limits.memory is None else f"limit {_gib(limits.memory)}"
-    total = _machine.physical_memory()
-    driver = _cuda_driver.ask()
+    total = machine.physical_memory()
+    driver = cuda_driver.ask()
     gpus = "; ".join(f"{gpu.name} ({gpu.architecture / 10:g})" for gpu in driver.gpus)
     not_known = "not known, the library died"
     return [
@@ -28,13 +29,13 @@ def facts(build: Build, about: dict[str, Any]) -> list[tuple[str, str]]:
         ("build", f"{build.date}, {build.compiler}, {build.type}, {build.options()}"),
         ("llama.cpp", build.llama_cpp),
         ("system", f"{platform.platform()}, Python {platform.python_version()}"),
-        ("CPU", _machine.cpu_name()),
-        ("CPUs", f"{os.cpu_count()}, {_machine.default_threads()} threads by default, {quota}"),
+        ("CPU", machine.cpu_name()),
+        ("CPUs", f"{os.cpu_count()}, {machine.default_threads()} threads by default, {quota}"),
         ("memory", f"{'not known' if total is None else _gib(total)}, {memory}"),
         ("CPU features used", _features(about["features"]) if about else not_known),
         ("devices", "; ".join(about.get("devices", [not_known]))),
         ("NVIDIA driver", gpus or driver.problem),
-        ("library", about.get("library", str(_library.library_dir()))),
+        ("library", about.get("library", str(library.library_dir()))),
         ("llama_cpp", about.get("llama_cpp", not_known)),
         ("environment", ", ".join(_environment()) or "nothing set"),
         ("default model", _model()),

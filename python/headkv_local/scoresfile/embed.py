@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import _gguf
+from .._gguf import reading, writing
 from ..scores import HeadScores
 
 
@@ -11,6 +11,6 @@ def embed(scores: HeadScores, model: str, output: str, *, force: bool = False) -
 
     ScoresError, with both values, for another model's scores.
     """
-    _gguf.target(output, force=force)  # before the model is read
-    scores.check_model(*_gguf.model_shape(model), model)
+    writing.target(output, force=force)  # before the model is read
+    scores.check_model(*reading.model_shape(model), model)
     scores.embed(model, output, force=force)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._defaults import given
+from .._core.defaults import given
 from ..scores import HeadScores, sidecar_path
 from .files import Found
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .._defaults import given
+from .._core.defaults import given
 from ..bench.options import Help, layers, positive, threads
 
 _LIST = "N[,N...]"

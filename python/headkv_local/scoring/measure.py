@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .. import _native
+from .._core import native
 from ..bench.contexts import likeliest
 from ..llama import Llama
 from .attention import needle_share
@@ -44,20 +44,20 @@ def observe(llm: Llama, prompt: Prompt, forced: list[int] | None) -> Observed:
             following = likeliest(llm) if forced is None else forced[len(answer)]
             if following is None:
                 break
-            share = needle_share(_native.get_rows(int(llm.ctx)), prompt.needle, n_prompt)
+            share = needle_share(native.get_rows(int(llm.ctx)), prompt.needle, n_prompt)
             score = share if score is None else score + share
             token = following
             answer.append(token)
     if score is None:  # the answer is empty
-        stats = _native.get_stats(int(llm.ctx))
+        stats = native.get_stats(int(llm.ctx))
         score = np.zeros((stats.n_layer, stats.n_head))
     return Observed(score, str(llm.detokenize(answer), "utf-8", errors="replace"))
 
 
 @contextmanager
 def _rows_observed(llm: Llama) -> Iterator[None]:
-    _native.observe(int(llm.ctx), _native.OBSERVE_ROWS)
+    native.observe(int(llm.ctx), native.OBSERVE_ROWS)
     try:
         yield
     finally:
-        _native.observe(int(llm.ctx), _native.OBSERVE_OFF)
+        native.observe(int(llm.ctx), native.OBSERVE_OFF)

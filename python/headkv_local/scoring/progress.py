@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._gguf import replacing
+from .._gguf.writing import replacing
 from ..errors import ArgumentError
 
 Settings = Mapping[str, Any]

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, _gguf, _native
-from .._defaults import DEFAULTS
+from .. import __version__
+from .._core import native
+from .._core.defaults import DEFAULTS
+from .._gguf import writing
 from ..bench import haystack
 from ..bench.contexts import n_ctx_for
 from ..errors import ArgumentError
@@ -72,7 +74,7 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
     lengths that the model was not trained for (where others are left, those are skipped, and told), and
     where too few samples are answered correctly; ModelError and UnsupportedError for the model itself.
     """
-    _gguf.target(options.output, force=options.force, model=options.model)
+    writing.target(options.output, force=options.force, model=options.model)
     Retention(budget="100%", **options.advice)  # refuses what can never work
     data = dataset.load(options.method, options.examples)
     lengths = _usable_lengths(options, tell)
@@ -84,8 +86,8 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
         n_gpu_layers=options.n_gpu_layers,
         flash_attn=True,
     ) as llm:
-        _native.supported(int(llm.ctx))
-        stats = _native.get_stats(int(llm.ctx))
+        native.supported(int(llm.ctx))
+        stats = native.get_stats(int(llm.ctx))
         settings = _settings(options, data, lengths)
         progress = Progress(options.output, settings, (stats.n_layer, stats.n_head), force=options.force)
         measuring = _Measuring(llm, options, lengths, progress, bar)
@@ -173,7 +175,7 @@ def _settings(options: Options, data: Dataset, lengths: tuple[int, ...]) -> dict
     return {
         "version": __version__,
         "model": Path(options.model).name,
-        "model_id": _native.model_id(options.model),
+        "model_id": native.model_id(options.model),
         "method": options.method,
         "teacher_forced": options.teacher_forced,
         "samples": options.n_samples,

@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._pieces import Pieces
-from .errors import ArgumentError
+from ..errors import ArgumentError
+from .pieces import Pieces
 
 _ENDING: Final = 32
 """Tokens after a question that the chat template may add: the message's end, the beginning of the answer."""

@@ -9,39 +9,39 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from . import _ggml, _native
-from .errors import StateError
-from .stats import CacheStats, PromptRecord
+from ..errors import StateError
+from ..stats import CacheStats, PromptRecord
+from . import ggml, native
 
 
 def native_stats(ctx: int, prompt: PromptRecord) -> CacheStats:
     """UnsupportedError for a context that can never be compacted."""
-    native, kept = _of_one_moment(ctx)
+    numbers, kept = _of_one_moment(ctx)
     compacted = kept is not None
     if kept is not None:
-        n_prompt, n_tail = native.n_prompt, native.n_live
+        n_prompt, n_tail = numbers.n_prompt, numbers.n_live
     else:
-        n_prompt, n_tail = _divided(native.n_live, prompt)
-        kept = np.full((native.n_layer, native.n_head_kv), n_prompt, dtype=np.int32)
+        n_prompt, n_tail = _divided(numbers.n_live, prompt)
+        kept = np.full((numbers.n_layer, numbers.n_head_kv), n_prompt, dtype=np.int32)
     return CacheStats(
         prompt_tokens=n_prompt,
         tail_tokens=n_tail,
-        n_ctx=native.n_ctx,
+        n_ctx=numbers.n_ctx,
         compacted=compacted,
         policy=prompt.policy if compacted else "full",
         scores_from=prompt.scores_from if compacted else None,
         kept=kept,
-        row_bytes=native.row_bytes,
-        full_bytes=native.bytes_full,
-        resident_bytes=native.bytes_live + native.bytes_pool + native.bytes_obs,
-        pool_bytes=native.bytes_pool,
-        tail_bytes=native.bytes_live if compacted else 0,
-        peak_bytes=native.bytes_peak,
+        row_bytes=numbers.row_bytes,
+        full_bytes=numbers.bytes_full,
+        resident_bytes=numbers.bytes_live + numbers.bytes_pool + numbers.bytes_obs,
+        pool_bytes=numbers.bytes_pool,
+        tail_bytes=numbers.bytes_live if compacted else 0,
+        peak_bytes=numbers.bytes_peak,
         prefill_seconds=prompt.prefill_seconds,
-        select_seconds=native.t_select_us / 1e6 if compacted else 0.0,
-        compact_seconds=native.t_compact_us / 1e6 if compacted else 0.0,
+        select_seconds=numbers.t_select_us / 1e6 if compacted else 0.0,
+        compact_seconds=numbers.t_compact_us / 1e6 if compacted else 0.0,
         devices=_devices(ctx),
-        n_splits=native.n_splits,
+        n_splits=numbers.n_splits,
     )
 
 
@@ -74,23 +74,23 @@ def stock_stats(llm: llama_cpp.Llama, prompt: PromptRecord) -> CacheStats:
     )
 
 
-def _of_one_moment(ctx: int) -> tuple[_native.NativeStats, npt.NDArray[np.int32] | None]:
+def _of_one_moment(ctx: int) -> tuple[native.NativeStats, npt.NDArray[np.int32] | None]:
     """The numbers and the entries kept (None: not compacted), asked again where another thread compacted or
     cleared the cache in between.
     """
     while True:
-        native = _native.get_stats(ctx)
-        if native.n_prompt == 0:
-            return native, None
+        numbers = native.get_stats(ctx)
+        if numbers.n_prompt == 0:
+            return numbers, None
         with suppress(StateError):
-            kept = _native.get_kept(ctx)
-            if kept.sum() == native.n_kept:
-                return native, kept
+            kept = native.get_kept(ctx)
+            if kept.sum() == numbers.n_kept:
+                return numbers, kept
 
 
 def _devices(ctx: int) -> tuple[str, ...]:
     """Names of the devices that hold the cache; the CPU's where there is none."""
-    held = zip(_ggml.device_names(), _native.get_device_bytes(ctx), strict=True)
+    held = zip(ggml.device_names(), native.get_device_bytes(ctx), strict=True)
     return tuple(name for name, n_bytes in held if n_bytes > 0) or ("CPU",)
 
 

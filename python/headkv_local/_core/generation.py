@@ -10,11 +10,11 @@ from typing import Any
 
 from llama_cpp.llama import LlamaState
 
-from . import _states
-from ._prefill import PromptReader
-from ._turns import Turn
-from .errors import Cancelled, ContextFullError, HeadKVError, StateError, StateMismatchError
-from .stats import PromptRecord
+from ..errors import Cancelled, ContextFullError, HeadKVError, StateError, StateMismatchError
+from ..stats import PromptRecord
+from . import states
+from .prefill import PromptReader
+from .turns import Turn
 
 _TOO_LONG = re.compile(r"Requested tokens \((\d+)\) exceed context window of (\d+)")
 
@@ -138,7 +138,7 @@ class Generating(PromptReader):
         The state says which model it is of.
         """
         with self._using(beside=True):
-            state = _states.sign(self, _states.capture(self))
+            state = states.sign(self, states.capture(self))
             vars(state)["headkv_prompt"] = self._prompt
             return state
 
@@ -149,21 +149,21 @@ class Generating(PromptReader):
         then, except where only llama.cpp finds out: the cache is empty then.
         """
         with self._using():
-            _states.require_fitting(self, state)
+            states.require_fitting(self, state)
             self._restore(state, vars(state).get("headkv_prompt", PromptRecord()))
             self._seed = state.seed
 
     def _restore(self, state: LlamaState, prompt: PromptRecord) -> None:
         self.reset()
         self._n_logits = 0  # whatever there was of them
-        _states.restore(self, state)
+        states.restore(self, state)
         self._prompt = prompt
 
     def _set_aside(self, turn: Turn) -> None:
         cancelled, self._unread = self._cancelled, None
         self._forget_cancel()
         try:
-            state = _states.capture(self)
+            state = states.capture(self)
         except (MemoryError, StateMismatchError):
             turn.lost = True
         else:

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ._pieces import Pieces
+from .pieces import Pieces
 
 
 def _any_of(characters: str) -> bytes:

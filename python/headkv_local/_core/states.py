@@ -11,9 +11,9 @@ import llama_cpp
 import numpy as np
 from llama_cpp.llama import LlamaState
 
-from . import _native
-from ._logging import collected_errors
-from .errors import HeadKVError, StateMismatchError
+from ..errors import HeadKVError, StateMismatchError
+from . import native
+from .logging import collected_errors
 
 VERSION: Final = 1
 _MARK: Final = "headkv_made_by"
@@ -98,7 +98,7 @@ def _identity(llm: Any) -> str:
     if "headkv_identity" not in vars(llm):
         identity = repr(sorted((k, v) for k, v in llm.metadata.items() if k.startswith("general.")))
         with suppress(HeadKVError):
-            identity = _native.model_id(llm.model_path)
+            identity = native.model_id(llm.model_path)
         vars(llm)["headkv_identity"] = identity
     return str(vars(llm)["headkv_identity"])
 

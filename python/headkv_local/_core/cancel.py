@@ -6,7 +6,7 @@ from contextlib import suppress
 from contextvars import ContextVar, Token
 from typing import Protocol
 
-from .errors import Cancelled
+from ..errors import Cancelled
 
 
 class _Stoppable(Protocol):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ._limits import MAX_THREADS
+from .limits import MAX_THREADS
 
 _ROOT: Final = Path("/")
 _UNLIMITED: Final = 1 << 60  # cgroup v1 writes a number near 2^63 where there is no limit

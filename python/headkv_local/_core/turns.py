@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any, Final
 
-from ._cancel import CancelToken
-from ._question import Part
-from .errors import StateError
+from ..errors import StateError
+from .cancel import CancelToken
+from .question import Part
 
 PATIENCE: Final = 1.0
 """Seconds after which a stream that nobody takes tokens from makes way; it goes on where it was, later."""

@@ -9,17 +9,17 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from . import _native
-from ._decoder import Decoder
-from ._pieces import Pieces
-from ._progress import Progress
-from ._question import Observers, checked, ending, observers, question_of
-from ._sentences import sentence_ends
-from ._turns import Turn
-from .budgets import ModelShape
-from .errors import ArgumentError, HeadKVError, StateError
-from .retention import Retention
-from .stats import PromptRecord
+from ..budgets import ModelShape
+from ..errors import ArgumentError, HeadKVError, StateError
+from ..retention import Retention
+from ..stats import PromptRecord
+from . import native
+from .decoder import Decoder
+from .pieces import Pieces
+from .progress import Progress
+from .question import Observers, checked, ending, observers, question_of
+from .sentences import sentence_ends
+from .turns import Turn
 
 _logger = logging.getLogger("headkv_local")
 
@@ -97,7 +97,7 @@ class PromptReader(Decoder):
         self._reread = None
         if not self._compacted():
             return
-        n = _native.get_stats(self._address).n_prompt
+        n = native.get_stats(self._address).n_prompt
         held = self.input_ids[: min(n, len(tokens))]
         differ = np.flatnonzero(held != np.asarray(tokens[: len(held)], dtype=np.int64))
         if len(differ) == 0 and len(tokens) >= n:
@@ -114,7 +114,7 @@ class PromptReader(Decoder):
         _logger.info("the prompt is read whole: %s", self._reread)
 
     def _shape(self) -> ModelShape:
-        stats = _native.get_stats(self._address)
+        stats = native.get_stats(self._address)
         return ModelShape(stats.n_layer, stats.n_head, stats.n_head_kv, stats.row_bytes)
 
     def _rewind(self, tokens: list[int]) -> None:
@@ -176,7 +176,7 @@ class PromptReader(Decoder):
         n_compacted = n_prompt if turn.n_stable is None or turn.n_stable <= 0 else turn.n_stable
         caps = self._caps_for(n_compacted)
         if self._retention is not None:
-            _native.reserve(self._address, n_prompt)
+            native.reserve(self._address, n_prompt)
         if caps is not None:
             self._read_and_compact(tokens, n_prompt, n_compacted, turn, caps)
             return
@@ -223,7 +223,7 @@ class PromptReader(Decoder):
         held = self.input_ids[: self.n_tokens].tolist()
         prompt = Pieces((held + tokens)[:n_compacted], self._piece)
         first, again, weights = self._observers(prompt, turn)
-        _native.set_budgets(self._address, caps)
+        native.set_budgets(self._address, caps)
 
         # all observed tokens are decoded under observation, also what of them is in the cache already
         tokens = held[first:] + tokens
@@ -233,7 +233,7 @@ class PromptReader(Decoder):
 
         progress = Progress(self.on_prefill, len(tokens) + len(again))
         started = perf_counter()
-        _native.observe(self._address, _native.OBSERVE_TOKENS, first, len(weights), weights)
+        native.observe(self._address, native.OBSERVE_TOKENS, first, len(weights), weights)
         try:
             self._evaluate(tokens[: len(tokens) - n_behind], progress.add)
             logits = self._logits()
@@ -245,8 +245,8 @@ class PromptReader(Decoder):
                     self._truncate(n_compacted)
                 self._put_back(logits)
         finally:
-            _native.observe(self._address, _native.OBSERVE_OFF)  # waits for the device
-        _native.set_sentences(self._address, sentence_ends(prompt))
+            native.observe(self._address, native.OBSERVE_OFF)  # waits for the device
+        native.set_sentences(self._address, sentence_ends(prompt))
         read = perf_counter()
         self._prompt = PromptRecord(  # before the cache is compacted: other threads may ask at once
             n_tokens=n_compacted,
@@ -256,7 +256,7 @@ class PromptReader(Decoder):
             logits=logits,
         )
         try:
-            _native.compact(self._address)
+            native.compact(self._address)
         except HeadKVError:
             self._prompt = PromptRecord()
             raise

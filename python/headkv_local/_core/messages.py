@@ -9,20 +9,20 @@ from typing import Any, Final, NamedTuple
 import llama_cpp
 from llama_cpp import llama_chat_format
 
-from . import _templates
-from ._generation import Generating
+from . import templates
+from .generation import Generating
 
 _logger = logging.getLogger("headkv_local")
 
 _STOCK: Final = llama_cpp.Llama.create_chat_completion  # llama_cpp.Llama may be set to ours later
 _SIGNATURE: Final = inspect.signature(_STOCK)
-_PLAIN_TEXT: Final = llama_chat_format.chat_formatter_to_chat_completion_handler(_templates.plain_text)
+_PLAIN_TEXT: Final = llama_chat_format.chat_formatter_to_chat_completion_handler(templates.plain_text)
 
 
 class _Chat(NamedTuple):
     """What is known of the prompt that a chat's messages were rendered to."""
 
-    messages: list[_templates.Message]
+    messages: list[templates.Message]
     n_unstable: int
     """Tokens at its end that the next turn does not begin with."""
     rewritten: bool
@@ -48,10 +48,10 @@ class Chatting(Generating):
 
     def _arrange_chat(self, chosen: bool) -> None:
         """chosen: whether the caller has given a chat format or a handler."""
-        self._chat_handlers[_templates.PLAIN_TEXT] = _PLAIN_TEXT
+        self._chat_handlers[templates.PLAIN_TEXT] = _PLAIN_TEXT
         self._said: set[str] = set()
         if not chosen and "tokenizer.chat_template" not in self.metadata:
-            self.chat_format = _templates.PLAIN_TEXT  # llama_cpp would take that of Llama 2
+            self.chat_format = templates.PLAIN_TEXT  # llama_cpp would take that of Llama 2
 
     def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
         """As llama_cpp.Llama.create_chat_completion(), but the model reads what was asked.
@@ -84,17 +84,17 @@ class Chatting(Generating):
         if handler is _PLAIN_TEXT:
             self._say(logging.WARNING, "the model has no chat template: its chats are written as plain text")
 
-        def render(form: list[_templates.Message]) -> str:
+        def render(form: list[templates.Message]) -> str:
             try:
                 _STOCK(_Renderer(handler), form, **given)
             except _Rendered as rendered:
                 return str(rendered.args[0])
             raise AssertionError("a formatter's handler makes tokens of its prompt")
 
-        form, prompt, change = _templates.fitted(list(messages), render, self._template_name())
+        form, prompt, change = templates.fitted(list(messages), render, self._template_name())
         if change:
             self._say(logging.WARNING, f"{self._template_name()} knows no system role: {change}")
-        ends, later, rewritten = _templates.ending(form, prompt, render)
+        ends, later, rewritten = templates.ending(form, prompt, render)
         self._rendering.chat = _Chat(list(messages), self._n_unstable(ends, later), rewritten)
         try:
             return super().create_chat_completion(form, **given)
@@ -104,7 +104,7 @@ class Chatting(Generating):
     def _template_name(self) -> str:
         if self.chat_handler is not None:
             return "the chat handler"
-        if self.chat_format in self._chat_handlers and self.chat_format != _templates.PLAIN_TEXT:
+        if self.chat_format in self._chat_handlers and self.chat_format != templates.PLAIN_TEXT:
             return "the model's chat template"
         return f"the chat format {self.chat_format!r}"
 

@@ -16,9 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import _logging  # noqa: F401 - first of all, so that whatever the library says goes to logging
-from .._library import library_path
-from ..errors import (
+from ...errors import (
     ArgumentError,
     HeadKVError,
     InternalError,
@@ -29,6 +27,8 @@ from ..errors import (
     StateError,
     UnsupportedError,
 )
+from .. import logging  # noqa: F401 - first of all, so that whatever the library says goes to logging
+from ..library import library_path
 
 SURFACE: Final = (
     "headkv_abi_version",

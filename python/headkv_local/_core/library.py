@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from .errors import LibraryConflictError
+from ..errors import LibraryConflictError
 
 _VARIABLE: Final = "LLAMA_CPP_LIB_PATH"  # llama_cpp takes the library from there
 _FILE_NAME: Final = {"win32": "llama.dll", "darwin": "libllama.dylib"}.get(sys.platform, "libllama.so")
@@ -24,7 +24,7 @@ _logger = logging.getLogger("headkv_local")  # without a handler: Python shows i
 
 def vendor_dir() -> Path:
     """The folder with this package's llama_cpp."""
-    return Path(__file__).resolve().parent / "_vendor"
+    return Path(__file__).resolve().parent.parent / "_vendor"
 
 
 def library_dir() -> Path:

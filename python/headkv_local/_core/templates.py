@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from llama_cpp import llama_chat_format
 
-from .errors import ArgumentError, HeadKVError, TemplateError
+from ..errors import ArgumentError, HeadKVError, TemplateError
 
 Message = dict[str, Any]
 Render = Callable[[list[Message]], str]

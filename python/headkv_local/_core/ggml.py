@@ -7,10 +7,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from ._native import encoded, ffi, lib, text_of
-from .errors import ScoresError
+from ..errors import ScoresError
+from .native import encoded, ffi, lib, text_of
 
 _GPUS: Final = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
+
+SIDECAR: Final = "headkv"  # architecture of a file of head scores: no model loader takes it for a model
 
 _STRING, _ARRAY = 8, 9
 _INTEGERS: Final = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 10: "u8", 11: "i8"}

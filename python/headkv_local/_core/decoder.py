@@ -11,12 +11,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from . import _native
-from ._context import Context
-from ._logging import collected_errors
-from ._machine import default_threads
-from ._threads import FreeCores
-from .errors import (
+from ..errors import (
     ArgumentError,
     BatchError,
     Cancelled,
@@ -27,6 +22,11 @@ from .errors import (
     StateError,
     UnsupportedError,
 )
+from . import native
+from .context import Context
+from .logging import collected_errors
+from .machine import default_threads
+from .threads import FreeCores
 
 _ONE_PART = 256  # cells of a full cache that one thread looks at alone, whatever their number
 _DECODE_FAILED = re.compile(r"llama_decode returned (-?\d+)")
@@ -60,7 +60,7 @@ class Decoder(Context):
 
     def _compacted(self) -> bool:
         try:
-            return _native.get_stats(self._address).n_prompt > 0
+            return native.get_stats(self._address).n_prompt > 0
         except UnsupportedError:
             return False
 
@@ -165,7 +165,7 @@ class Decoder(Context):
             return Cancelled("cancelled")
         reason = "; ".join(lines)
         if code != -1:  # -1: the batch was refused before our cache was asked
-            reason = _native.last_error(self._address) or reason
+            reason = native.last_error(self._address) or reason
         text = f"llama_decode returned {code}: {reason or 'llama.cpp gave no reason'}"
         if code == -1:
             return BatchError(text)

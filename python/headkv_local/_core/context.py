@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 import llama_cpp
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
-from . import _native
-from ._cancel import CancelToken
-from ._turns import Turn, Turns
-from .errors import OutOfMemoryError, StateError, UnsupportedError
+from ..errors import OutOfMemoryError, StateError, UnsupportedError
+from . import native
+from .cancel import CancelToken
+from .turns import Turn, Turns
 
 
 class _Closed:
@@ -93,7 +93,7 @@ class Context(llama_cpp.Llama):  # type: ignore[misc]
     def _stop(self) -> None:
         self._cancelled = True
         if self._cancellable:
-            _native.cancel(self._address)
+            native.cancel(self._address)
 
     def _stop_for(self, token: CancelToken) -> None:
         with self._closing:
@@ -170,7 +170,7 @@ class Context(llama_cpp.Llama):  # type: ignore[misc]
                 return
             self._cancelled = False
             if self._cancellable:
-                _native.cancel_clear(self._address)
+                native.cancel_clear(self._address)
 
     def _begin(self) -> None:
         """A prompt begins: requests to stop were meant for what came before, other than its own token's."""

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ._gguf import ARCHITECTURE
-from ._limits import INT32_MAX, KV_TYPES, MAX_THREADS
-from ._memory import refuse_too_large
-from .errors import AdapterError, ArgumentError, HeadKVError, LoadMemoryError, ModelError, UnsupportedError
-from .retention import Retention
+from ..errors import AdapterError, ArgumentError, HeadKVError, LoadMemoryError, ModelError, UnsupportedError
+from ..retention import Retention
+from .ggml import SIDECAR
+from .limits import INT32_MAX, KV_TYPES, MAX_THREADS
+from .memory import refuse_too_large
 
 # "failed to allocate CUDA0 buffer of size 123", "unable to allocate CUDA0 buffer",
 # "allocating 1.0 MiB on device 0"
@@ -98,7 +98,7 @@ def load_error(error: BaseException, lines: list[str]) -> BaseException:
                 f"smaller quantization ({reason})",
                 setting="n_gpu_layers",
             )
-        if f"architecture: '{ARCHITECTURE}'" in reason:
+        if f"architecture: '{SIDECAR}'" in reason:
             path = text.partition(": ")[2]
             return ModelError(f"{path} holds head scores and no model: load the model that they are of")
         return ModelError(f"{text}: {reason}")

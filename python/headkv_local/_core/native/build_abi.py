@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
     header, output = (Path(argument) for argument in arguments)
     ffi = cffi.FFI()
     ffi.cdef(cdef_of(header.read_text(encoding="utf-8")) + GGML)
-    ffi.set_source("headkv_local._native._abi", None)
+    ffi.set_source("headkv_local._core.native._abi", None)
     ffi.emit_python_code(str(output))
 
 

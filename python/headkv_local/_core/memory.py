@@ -7,11 +7,11 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
-from . import _native
-from ._ggml import Gguf
-from ._machine import memory_total
-from .devices import gpus
-from .errors import HeadKVError, LoadMemoryError
+from ..devices import gpus
+from ..errors import HeadKVError, LoadMemoryError
+from . import native
+from .ggml import Gguf
+from .machine import memory_total
 
 _F16: Final = 1
 _BYTES: Final = {
@@ -61,7 +61,7 @@ def metadata(path: str) -> Numbers:
 @lru_cache(maxsize=4)  # asked for by tools that choose a context, and again when the model is loaded
 def _metadata(path: str, size: int, changed: int) -> Numbers:
     with suppress(HeadKVError, OSError):
-        _native.model_id(path)  # finds whatever is wrong with the file
+        native.model_id(path)  # finds whatever is wrong with the file
         found = Gguf(path)
         arch = found.text("general.architecture")
         values = {key: found.integers(f"{arch}.{key}") for key in (*_KEYS, *_OTHER_CACHES)}

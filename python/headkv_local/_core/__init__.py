@@ -1,0 +1,1 @@
+"""What the public modules are made of; the only package that calls the native library."""

@@ -1,0 +1,58 @@
+"""What a model's GGUF file says of its shape, and which files a split model has."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+
+from .._core import native
+from .._core.ggml import Gguf
+from ..errors import ScoresError, UnsupportedError
+
+SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # how llama.cpp names the files of a split model
+
+
+def model_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """(n_layer, n_head, n_head_kv) of a model, from its metadata.
+
+    Raises ScoresError for what is no readable model, UnsupportedError where layers differ in their heads.
+    """
+    name = os.fspath(path)
+    native.model_id(name)  # finds whatever is wrong with the file
+    found = Gguf(name)
+    architecture = found.text("general.architecture")
+    if architecture is None:
+        raise ScoresError(f"{name} names no architecture: it is no model")
+
+    def count(key: str) -> int | None:
+        values = found.integers(f"{architecture}.{key}")
+        if values is None:
+            return None
+        if len(set(values)) > 1:
+            raise UnsupportedError(f"{name} has layers of different {architecture}.{key}")
+        if not values or values[0] < 1:
+            raise ScoresError(f"{name} has no usable {architecture}.{key}")
+        return values[0]
+
+    n_layer, n_head = count("block_count"), count("attention.head_count")
+    if n_layer is None or n_head is None:
+        raise ScoresError(f"{name} does not say how many layers and heads it has: it is no model")
+    n_head_kv = count("attention.head_count_kv") or n_head
+    if n_head % n_head_kv != 0:
+        raise ScoresError(f"{name} has {n_head} query heads, which its {n_head_kv} KV heads do not divide")
+    return n_layer, n_head, n_head_kv
+
+
+def n_parts(path: str | os.PathLike[str]) -> int:
+    """How many files the model is split into. path: a file that the native library has read before."""
+    return max(Gguf(os.fspath(path)).integers("split.count") or [1])
+
+
+def parts(path: Path) -> list[Path]:
+    """The files of a split model, by the names that llama.cpp gives them; of others the file itself."""
+    match = SPLIT.fullmatch(path.name)
+    if match is None:
+        return [path]
+    return sorted(path.parent.glob(f"{glob.escape(match[1])}-*-of-{match[2]}.gguf"))
