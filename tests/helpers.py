@@ -91,9 +91,9 @@ def compact_natively(
     llm: with flash attention on, an empty cache and no retention.
     """
     ctx = int(llm.ctx)
-    stats = native.get_stats(ctx)
+    shape = native.model_shape(ctx)
     native.configure(ctx, window, kernel, 4)
-    native.set_budgets(ctx, np.broadcast_to(np.int32(caps), (stats.n_layer, stats.n_head_kv)))
+    native.set_budgets(ctx, np.broadcast_to(np.int32(caps), (shape.n_layer, shape.n_head_kv)))
     llm.eval(tokens[:-window])
     native.observe(ctx, native.OBSERVE_TOKENS, len(tokens) - window, window)
     llm.eval(tokens[-window:])

@@ -184,8 +184,9 @@ bool llama_kv_cache_headkv::can_seq_rm(llama_seq_id seq_id, llama_pos p0, llama_
     p0 = std::max(p0, 0);
     p1 = p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1;
 
-    // kept rows are those of sequence 0, the only one that can have tokens; -1 is any sequence
-    return !kept || seq_id > 0 || p0 >= p1 || p0 >= (llama_pos) kept->end || (p0 == 0 && p1 > seq_pos_max(0));
+    // Kept rows are those of sequence 0, the only one that can have tokens; -1 is any sequence. The window is in cells,
+    // but what was kept was chosen for it.
+    return !kept || seq_id > 0 || p0 >= p1 || p0 >= (llama_pos) kept->n_prompt || (p0 == 0 && p1 > seq_pos_max(0));
 }
 
 bool llama_kv_cache_headkv::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
@@ -253,12 +254,6 @@ void llama_kv_cache_headkv::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos
 
 llama_pos llama_kv_cache_headkv::seq_pos_min(llama_seq_id seq_id) const {
     return kept && seq_id == 0 ? 0 : llama_kv_cache::seq_pos_min(seq_id);
-}
-
-llama_pos llama_kv_cache_headkv::seq_pos_max(llama_seq_id seq_id) const {
-    const llama_pos res = llama_kv_cache::seq_pos_max(seq_id);
-
-    return kept && seq_id == 0 && res < 0 ? (llama_pos) kept->end - 1 : res;
 }
 
 std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_headkv::memory_breakdown() const {

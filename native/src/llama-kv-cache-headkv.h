@@ -72,7 +72,7 @@ public:
 
     void clear(bool data) override;
 
-    // while compacted: false, and nothing is done, if the range touches the kept rows without holding all of them
+    // while compacted: false, and nothing is done, if the range touches the prompt without holding all of it
     bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) override;
     void seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
     void seq_keep(llama_seq_id seq_id) override;
@@ -80,7 +80,6 @@ public:
     void seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) override;
 
     llama_pos seq_pos_min(llama_seq_id seq_id) const override;
-    llama_pos seq_pos_max(llama_seq_id seq_id) const override;
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
 

@@ -13,10 +13,11 @@ the total is b*L*H, or the whole prompt where that is less.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,26 @@ _UNITS: Final = {"kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BUDGET: Final = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(%|kib|mib|gib)\s*", re.IGNORECASE)
 
 
+class LayerShape(NamedTuple):
+    """A layer that retains: one whose attention reaches to all positions."""
+
+    il: int
+    """Its index in the model."""
+    n_head: int
+    """Query heads."""
+    n_head_kv: int
+    """KV heads."""
+    row_bytes: int
+    """Bytes of K and V of one entry of one KV head."""
+
+
 class ModelShape(NamedTuple):
-    """What budgets need to know about a model."""
+    """What budgets need to know about a model: its layers that retain.
+
+    Arrays over KV heads are (n_layer, n_head_kv). Where layers differ, n_head and n_head_kv are those of the
+    layer that has most, row_bytes is the mean over all KV heads, and what an array holds of KV heads that a
+    layer does not have is 0.
+    """
 
     n_layer: int
     n_head: int
@@ -38,11 +57,36 @@ class ModelShape(NamedTuple):
     """KV heads per layer."""
     row_bytes: int
     """Bytes of K and V of one entry of one KV head."""
+    layers: tuple[LayerShape, ...] = ()
+    """The layers, in their order; empty: all are alike, and all of the model."""
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerShape]) -> ModelShape:
+        n_heads = sum(layer.n_head_kv for layer in layers)
+        return cls(
+            len(layers),
+            max(layer.n_head for layer in layers),
+            max(layer.n_head_kv for layer in layers),
+            sum(layer.n_head_kv * layer.row_bytes for layer in layers) // n_heads,
+            tuple(layers),
+        )
 
     @property
     def n_heads(self) -> int:
-        """KV heads in the whole model, L*H."""
-        return self.n_layer * self.n_head_kv
+        """KV heads in all layers."""
+        return int(self.heads.sum())
+
+    @property
+    def heads(self) -> npt.NDArray[np.bool_]:
+        """Which KV heads there are, bool (n_layer, n_head_kv)."""
+        counts = [layer.n_head_kv for layer in self.layers] or [self.n_head_kv] * self.n_layer
+        return np.arange(self.n_head_kv) < np.asarray(counts)[:, None]
+
+    def by_head(self, flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(n_heads, ...) -> (n_layer, n_head_kv, ...), 0 for KV heads that a layer does not have."""
+        res = np.zeros((self.n_layer, self.n_head_kv, *flat.shape[1:]), dtype=flat.dtype)
+        res[self.heads] = flat
+        return res
 
 
 @dataclass(frozen=True)
@@ -108,7 +152,7 @@ def parse_budget(budget: object, window: int) -> Budget:
 def kv_head_scores(scores: npt.NDArray[np.float64], shape: ModelShape) -> npt.NDArray[np.float64]:
     """Score per KV head, summing to 1: (n_layer, n_head) or (n_layer, n_head_kv) -> (n_layer, n_head_kv).
 
-    Scores of query heads are summed over the GQA group.
+    Scores of query heads are summed over the GQA group. In a layer with fewer heads the first ones count.
     """
     by_query_head, by_kv_head = (shape.n_layer, shape.n_head), (shape.n_layer, shape.n_head_kv)
     if scores.shape not in (by_query_head, by_kv_head):
@@ -117,7 +161,12 @@ def kv_head_scores(scores: npt.NDArray[np.float64], shape: ModelShape) -> npt.ND
             f"this model, not {scores.shape}"
         )
     scaled = scores / scores.max()  # the sum of very large scores would overflow
-    grouped: npt.NDArray[np.float64] = scaled.reshape(*by_kv_head, -1).sum(axis=2)
+    grouped = np.zeros(by_kv_head)
+    for row, found, n_heads in zip(grouped, scaled, shape.heads.sum(axis=1), strict=True):
+        n_head = n_heads if scores.shape == by_kv_head else n_heads * (shape.n_head // shape.n_head_kv)
+        row[:n_heads] = found[:n_head].reshape(n_heads, -1).sum(axis=1)
+    if not grouped.any():
+        raise ArgumentError("scores must not be 0 for all KV heads of this model")
     normalised: npt.NDArray[np.float64] = grouped / grouped.sum()
     return normalised
 
@@ -136,7 +185,7 @@ def headkv_caps(
     """
     mean = total / shape.n_heads
     base = window + (mean - window) * (1 - 1 / beta)
-    shares = _poured(total - base * shape.n_heads, scores.ravel(), n_prompt - base)
+    shares = _poured(total - base * shape.n_heads, scores[shape.heads], n_prompt - base)
     return _rounded(base + shares, total, n_prompt, shape)
 
 
@@ -169,4 +218,4 @@ def _rounded(
     caps = np.floor(exact).astype(np.int64)
     remainder = np.where(caps < n_prompt, exact - caps, -1.0)
     caps[np.argsort(-remainder, kind="stable")[: total - int(caps.sum())]] += 1
-    return caps.astype(np.int32).reshape(shape.n_layer, shape.n_head_kv)
+    return shape.by_head(caps.astype(np.int32))

@@ -151,14 +151,16 @@ class Retention:
                     f"caps must have the shape {(shape.n_layer, shape.n_head_kv)} (layers, KV heads) for "
                     f"this model, not {caps.shape}"
                 )
-            clipped: npt.NDArray[np.int32] = np.minimum(caps, n_prompt).astype(np.int32)
+            clipped: npt.NDArray[np.int32] = np.where(shape.heads, np.minimum(caps, n_prompt), 0).astype(
+                np.int32
+            )
             return clipped
         if self.policy == "scores":
             if self.wants_scores:
                 raise ArgumentError("the head scores are not loaded yet: with_scores() puts them in")
             scores = kv_head_scores(np.asarray(self.scores, dtype=np.float64), shape)
         if n_prompt <= self.window:
-            return np.full((shape.n_layer, shape.n_head_kv), n_prompt, dtype=np.int32)
+            return shape.by_head(np.full(shape.n_heads, n_prompt, dtype=np.int32))
         total = self._parsed_budget().total(shape, n_prompt, self.window)
         if scores is None:
             return uniform_caps(total, shape, n_prompt)

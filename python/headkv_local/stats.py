@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from .budgets import LayerShape
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CacheStats:
@@ -27,9 +29,13 @@ class CacheStats:
     scores_from: str | None = None
     """The file whose head scores made the budgets, "given" for HeadScores; None where none did."""
     kept: npt.NDArray[np.int32]
-    """Prompt entries kept per KV head, (n_layer, n_head_kv)."""
+    """Prompt entries kept per KV head of the layers that retain, (n_layer, n_head_kv); 0 where a layer has
+    fewer KV heads than others."""
     row_bytes: int
-    """K and V of one entry of one KV head."""
+    """K and V of one entry of one KV head; the mean where layers differ."""
+    layers: tuple[LayerShape, ...] = ()
+    """The layers that retain: those whose attention reaches to all positions. Layers with a sliding window
+    and recurrent layers are bounded already, and not counted here. Empty where nothing can be compacted."""
     full_bytes: int
     """The KV cache at full size, n_ctx cells."""
     resident_bytes: int
@@ -54,8 +60,18 @@ class CacheStats:
     @property
     def kept_share(self) -> float:
         """Share of the prompt's entries that is kept, 1.0 for an empty cache."""
-        entries = self.prompt_tokens * self.kept.size
+        n_heads = sum(layer.n_head_kv for layer in self.layers) or self.kept.size
+        entries = self.prompt_tokens * n_heads
         return float(self.kept.sum()) / entries if entries else 1.0
+
+    @property
+    def kept_bytes(self) -> int:
+        """K and V of all kept entries."""
+        if not self.layers:
+            return int(self.kept.sum()) * self.row_bytes
+        return sum(
+            int(kept.sum()) * layer.row_bytes for kept, layer in zip(self.kept, self.layers, strict=True)
+        )
 
 
 @dataclass(frozen=True)

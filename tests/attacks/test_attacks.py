@@ -44,7 +44,7 @@ def load(path: Path) -> tuple[str, str]:
         native._functions["headkv_scores_free"](handle[0])
         return "OK", ""
     assert handle[0] == native.ffi.NULL
-    return next(n for c, n in names.items() if c == code).removeprefix("HEADKV_ERR_"), native.last_error(0)
+    return next(n for c, n in names.items() if c == code).removeprefix("HEADKV_ERR_"), native.last_error()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -95,7 +95,7 @@ def test_a_decode_that_fails(
     load: Callable[..., Llama], tiny_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: Any
 ) -> None:
     llm = load(tiny_path, retention=Retention(budget=32))
-    monkeypatch.setattr(native, "last_error", lambda ctx: "no memory for a test" if code == -2 else "")
+    monkeypatch.setattr(native, "last_error", lambda: "no memory for a test" if code == -2 else "")
     monkeypatch.setattr(llama_cpp.llama_cpp, "llama_decode", lambda *_: code)
     with pytest.raises(RuntimeError, match=f"llama_decode returned {code}") as caught:
         llm.eval([1, 2, 3])

@@ -59,7 +59,7 @@ def test_the_tail_doubles_and_loses_nothing(load: Load, tiny_path: Path) -> None
     assert done == n_tail == ours.cache_stats().tail_tokens
     assert sizes == sorted(sizes)
     assert len(set(sizes)) >= 4
-    assert sizes[-1] <= 4 * 256 * (2048 - 300)
+    assert sizes[-1] <= 4 * 256 * (2048 - 300 + 8)  # with the window
 
 
 def test_taking_back_the_tail(load: Load, tiny_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_taking_back_the_tail(load: Load, tiny_path: Path) -> None:
     assert np.isfinite(first).all()
 
 
-def test_the_pool_is_removed_as_a_whole_or_not_at_all(load: Load, tiny_path: Path) -> None:
+def test_a_compacted_prompt_is_removed_as_a_whole_or_not_at_all(load: Load, tiny_path: Path) -> None:
     llm = load(tiny_path, retention=Retention(budget=32))
     llm.prefill(TOKENS)
     llm.eval(TOKENS[:20])

@@ -60,7 +60,7 @@ class Decoder(Context):
 
     def _compacted(self) -> bool:
         try:
-            return native.get_stats(self._address).n_prompt > 0
+            return native.get_stats(self._address)[0].n_prompt > 0
         except UnsupportedError:
             return False
 
@@ -165,7 +165,7 @@ class Decoder(Context):
             return Cancelled("cancelled")
         reason = "; ".join(lines)
         if code != -1:  # -1: the batch was refused before our cache was asked
-            reason = native.last_error(self._address) or reason
+            reason = native.last_error() or reason
         text = f"llama_decode returned {code}: {reason or 'llama.cpp gave no reason'}"
         if code == -1:
             return BatchError(text)

@@ -97,7 +97,7 @@ class PromptReader(Decoder):
         self._reread = None
         if not self._compacted():
             return
-        n = native.get_stats(self._address).n_prompt
+        n = native.get_stats(self._address)[0].n_prompt
         held = self.input_ids[: min(n, len(tokens))]
         differ = np.flatnonzero(held != np.asarray(tokens[: len(held)], dtype=np.int64))
         if len(differ) == 0 and len(tokens) >= n:
@@ -114,8 +114,7 @@ class PromptReader(Decoder):
         _logger.info("the prompt is read whole: %s", self._reread)
 
     def _shape(self) -> ModelShape:
-        stats = native.get_stats(self._address)
-        return ModelShape(stats.n_layer, stats.n_head, stats.n_head_kv, stats.row_bytes)
+        return native.model_shape(self._address)
 
     def _rewind(self, tokens: list[int]) -> None:
         """If tokens are the prompt that was compacted, go back to its end, with its logits.

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-from contextlib import suppress
 
 import llama_cpp
 import numpy as np
-import numpy.typing as npt
 
-from ..errors import StateError
 from ..stats import CacheStats, PromptRecord
 from . import ggml, native
 
 
 def native_stats(ctx: int, prompt: PromptRecord) -> CacheStats:
     """UnsupportedError for a context that can never be compacted."""
-    numbers, kept = _of_one_moment(ctx)
-    compacted = kept is not None
-    if kept is not None:
-        n_prompt, n_tail = numbers.n_prompt, numbers.n_live
+    shape = native.model_shape(ctx)
+    numbers, kept = native.get_stats(ctx)
+    compacted = numbers.n_prompt > 0
+    if compacted:
+        n_prompt = numbers.n_prompt
+        n_tail = numbers.n_tokens - n_prompt
     else:
-        n_prompt, n_tail = _divided(numbers.n_live, prompt)
-        kept = np.full((numbers.n_layer, numbers.n_head_kv), n_prompt, dtype=np.int32)
+        n_prompt, n_tail = _divided(numbers.n_tokens, prompt)
+        kept = np.where(shape.heads, np.int32(n_prompt), np.int32(0))
     return CacheStats(
         prompt_tokens=n_prompt,
         tail_tokens=n_tail,
@@ -31,11 +30,12 @@ def native_stats(ctx: int, prompt: PromptRecord) -> CacheStats:
         policy=prompt.policy if compacted else "full",
         scores_from=prompt.scores_from if compacted else None,
         kept=kept,
-        row_bytes=numbers.row_bytes,
+        row_bytes=shape.row_bytes,
+        layers=shape.layers,
         full_bytes=numbers.bytes_full,
-        resident_bytes=numbers.bytes_live + numbers.bytes_pool + numbers.bytes_obs,
-        pool_bytes=numbers.bytes_pool,
-        tail_bytes=numbers.bytes_live if compacted else 0,
+        resident_bytes=numbers.bytes_cells + numbers.bytes_kept + numbers.bytes_record,
+        pool_bytes=numbers.bytes_kept,
+        tail_bytes=numbers.bytes_cells if compacted else 0,
         peak_bytes=numbers.bytes_peak,
         prefill_seconds=prompt.prefill_seconds,
         select_seconds=numbers.t_select_us / 1e6 if compacted else 0.0,
@@ -72,20 +72,6 @@ def stock_stats(llm: llama_cpp.Llama, prompt: PromptRecord) -> CacheStats:
         compact_seconds=0.0,
         devices=_devices(llm.ctx),
     )
-
-
-def _of_one_moment(ctx: int) -> tuple[native.NativeStats, npt.NDArray[np.int32] | None]:
-    """The numbers and the entries kept (None: not compacted), asked again where another thread compacted or
-    cleared the cache in between.
-    """
-    while True:
-        numbers = native.get_stats(ctx)
-        if numbers.n_prompt == 0:
-            return numbers, None
-        with suppress(StateError):
-            kept = native.get_kept(ctx)
-            if kept.sum() == numbers.n_kept:
-                return numbers, kept
 
 
 def _devices(ctx: int) -> tuple[str, ...]:

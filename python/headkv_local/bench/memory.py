@@ -82,7 +82,7 @@ def measure(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memo
         peak_bytes=stats.peak_bytes,
         pool_bytes=stats.pool_bytes,
         tail_bytes=stats.tail_bytes,
-        kept_bytes=int(stats.kept.sum()) * stats.row_bytes,
+        kept_bytes=stats.kept_bytes,
         row_bytes=stats.row_bytes,
         rss_before=before,
         rss_after=after,

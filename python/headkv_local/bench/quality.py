@@ -176,7 +176,7 @@ def _try(
         right=found == len(asked),
         nll=likelihood,
         kept_share=stats.kept_share,
-        kept_bytes=int(stats.kept.sum()) * stats.row_bytes,
+        kept_bytes=stats.kept_bytes,
         resident_bytes=stats.resident_bytes,
         seconds=time.perf_counter() - started,
         sample=case.number,
@@ -199,6 +199,8 @@ def _turn(case: Case, asked: str) -> Turn:
 
 def _shape(llm: Llama) -> ModelShape:
     stats = llm.cache_stats()
+    if stats.layers:
+        return ModelShape.of(stats.layers)
     n_layer, n_head_kv = stats.kept.shape
     return ModelShape(n_layer, n_head_kv, n_head_kv, stats.row_bytes)  # nothing here depends on query heads
 

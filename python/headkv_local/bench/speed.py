@@ -129,7 +129,7 @@ class Speed:
             "cache": {
                 "devices": self.stats.devices,
                 "n_splits": self.stats.n_splits,
-                "kept_bytes": int(self.stats.kept.sum()) * self.stats.row_bytes,
+                "kept_bytes": self.stats.kept_bytes,
                 "full_bytes": self.stats.full_bytes,
                 "resident_bytes": self.stats.resident_bytes,
                 "peak_bytes": self.stats.peak_bytes,

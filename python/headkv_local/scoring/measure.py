@@ -49,8 +49,8 @@ def observe(llm: Llama, prompt: Prompt, forced: list[int] | None) -> Observed:
             token = following
             answer.append(token)
     if score is None:  # the answer is empty
-        stats = native.get_stats(int(llm.ctx))
-        score = np.zeros((stats.n_layer, stats.n_head))
+        shape = native.model_shape(int(llm.ctx))
+        score = np.zeros((shape.n_layer, shape.n_head))
     return Observed(score, str(llm.detokenize(answer), "utf-8", errors="replace"))
 
 

@@ -87,16 +87,16 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
         flash_attn=True,
     ) as llm:
         native.supported(int(llm.ctx))
-        stats = native.get_stats(int(llm.ctx))
+        shape = native.model_shape(int(llm.ctx))
         settings = _settings(options, data, lengths)
-        progress = Progress(options.output, settings, (stats.n_layer, stats.n_head), force=options.force)
+        progress = Progress(options.output, settings, (shape.n_layer, shape.n_head), force=options.force)
         measuring = _Measuring(llm, options, lengths, progress, bar)
         try:
             method, data, tally = _first_that_works(measuring, data, tell)
         except ArgumentError:
             progress.remove()  # the same settings would end here again
             raise
-        scores = _head_scores(options, settings, data, method, tally, stats.n_head_kv)
+        scores = _head_scores(options, settings, data, method, tally, shape.n_head_kv)
     scores.to_sidecar(options.output, force=options.force)
     progress.remove()
     return Result(scores, tally)

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ...budgets import LayerShape, ModelShape
 from ...errors import (
     ArgumentError,
     HeadKVError,
@@ -42,8 +43,8 @@ SURFACE: Final = (
     "headkv_compact",
     "headkv_get_attention",
     "headkv_get_rows",
-    "headkv_get_kept",
     "headkv_get_mask",
+    "headkv_get_layers",
     "headkv_get_stats",
     "headkv_get_device_bytes",
     "headkv_cancel",
@@ -62,17 +63,15 @@ class NativeStats(NamedTuple):
     """struct headkv_stats, field by field."""
 
     n_layer: int
-    n_head: int
     n_head_kv: int
     n_ctx: int
+    n_tokens: int
     n_prompt: int
     n_kept: int
-    n_live: int
-    row_bytes: int
     bytes_full: int
-    bytes_live: int
-    bytes_pool: int
-    bytes_obs: int
+    bytes_cells: int
+    bytes_kept: int
+    bytes_record: int
     bytes_peak: int
     t_select_us: int
     t_compact_us: int
@@ -122,14 +121,14 @@ OBSERVE_OFF, OBSERVE_TOKENS, OBSERVE_ROWS = (
 )
 
 
-def _check(code: int, ctx: int) -> None:
+def _check(code: int) -> None:
     if code != lib.HEADKV_OK:
-        text = last_error(ctx) or f"the native library returned {code} and no reason"
+        text = last_error() or f"the native library returned {code} and no reason"
         raise _ERRORS.get(code, InternalError)(text)
 
 
 def _call(name: str, ctx: int, *arguments: Any) -> None:
-    _check(_functions[name](ffi.cast("struct llama_context *", ctx), *arguments), ctx)
+    _check(_functions[name](ffi.cast("struct llama_context *", ctx), *arguments))
 
 
 def _filled(name: str, ctx: int, ctype: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -137,22 +136,26 @@ def _filled(name: str, ctx: int, ctype: str, array: npt.NDArray[Any]) -> npt.NDA
     return array
 
 
-def last_error(ctx: int) -> str:
-    text = _functions["headkv_last_error"](ffi.cast("struct llama_context *", ctx))
-    return bytes(ffi.string(text)).decode("utf-8", errors="replace") if text else ""
+def last_error() -> str:
+    """Of this thread's last call."""
+    text = _functions["headkv_last_error"]()
+    return bytes(ffi.string(text)).decode("utf-8", errors="replace")
 
 
 def supported(ctx: int) -> None:
     _call("headkv_supported", ctx)
 
 
-def configure(ctx: int, window: int, kernel: int, sinks: int) -> None:
-    _call("headkv_configure", ctx, window, kernel, sinks)
+def configure(ctx: int, window: int, kernel: int, first_tokens: int) -> None:
+    _call("headkv_configure", ctx, window, kernel, first_tokens)
 
 
 def set_budgets(ctx: int, caps: npt.NDArray[np.int32]) -> None:
     """caps: (n_layer, n_head_kv)."""
-    flat = np.ascontiguousarray(caps, dtype=np.int32)
+    heads = model_shape(ctx).heads
+    if np.shape(caps) != heads.shape:
+        raise ArgumentError(f"caps must have the shape {heads.shape}, not {np.shape(caps)}")
+    flat = np.ascontiguousarray(np.asarray(caps)[heads], dtype=np.int32)
     _call("headkv_set_budgets", ctx, ffi.from_buffer("int32_t[]", flat), flat.size)
 
 
@@ -185,39 +188,46 @@ def compact(ctx: int, seq: int = 0) -> None:
 
 
 def get_attention(ctx: int) -> npt.NDArray[np.float32]:
-    """(n_layer, n_head_kv, n_prompt), n_prompt being all tokens of the live cache."""
-    stats = get_stats(ctx)
-    shape = (stats.n_layer, stats.n_head_kv, stats.n_live)
-    return _filled("headkv_get_attention", ctx, "float[]", np.empty(shape, dtype=np.float32))
+    """(n_layer, n_head_kv, n_prompt), n_prompt being all tokens in the cache."""
+    shape, n_tokens = model_shape(ctx), get_stats(ctx)[0].n_tokens
+    flat = np.empty((shape.n_heads, n_tokens), dtype=np.float32)
+    return shape.by_head(_filled("headkv_get_attention", ctx, "float[]", flat))
 
 
 def get_rows(ctx: int) -> npt.NDArray[np.float32]:
     """(n_layer, n_head, n_tokens in the cache): what the last decoded token attended to."""
-    stats = get_stats(ctx)
-    rows = np.empty((stats.n_layer, stats.n_head, stats.n_live), dtype=np.float32)
-    for layer in range(stats.n_layer):
-        _call("headkv_get_rows", ctx, layer, ffi.from_buffer("float[]", rows[layer]), rows[layer].size)
+    shape, n_tokens = model_shape(ctx), get_stats(ctx)[0].n_tokens
+    rows = np.zeros((shape.n_layer, shape.n_head, n_tokens), dtype=np.float32)
+    for i, layer in enumerate(shape.layers):
+        row = rows[i, : layer.n_head]
+        _call("headkv_get_rows", ctx, i, ffi.from_buffer("float[]", row, require_writable=True), row.size)
     return rows
-
-
-def get_kept(ctx: int) -> npt.NDArray[np.int32]:
-    """(n_layer, n_head_kv)."""
-    stats = get_stats(ctx)
-    shape = (stats.n_layer, stats.n_head_kv)
-    return _filled("headkv_get_kept", ctx, "int32_t[]", np.empty(shape, dtype=np.int32))
 
 
 def get_mask(ctx: int) -> npt.NDArray[np.bool_]:
     """(n_layer, n_head_kv, n_prompt)."""
-    stats = get_stats(ctx)
-    shape = (stats.n_layer, stats.n_head_kv, stats.n_prompt)
-    return _filled("headkv_get_mask", ctx, "uint8_t[]", np.empty(shape, dtype=np.uint8)).astype(np.bool_)
+    shape, n_prompt = model_shape(ctx), get_stats(ctx)[0].n_prompt
+    flat = np.empty((shape.n_heads, n_prompt), dtype=np.uint8)
+    return shape.by_head(_filled("headkv_get_mask", ctx, "uint8_t[]", flat).astype(np.bool_))
 
 
-def get_stats(ctx: int) -> NativeStats:
+def get_stats(ctx: int) -> tuple[NativeStats, npt.NDArray[np.int32]]:
+    """The numbers, and the entries kept per KV head, (n_layer, n_head_kv), of one moment."""
+    shape = model_shape(ctx)
     stats = ffi.new("struct headkv_stats *")
-    _call("headkv_get_stats", ctx, stats, ffi.sizeof("struct headkv_stats"))
-    return NativeStats(*(int(getattr(stats, field)) for field in NativeStats._fields))
+    kept = np.empty(shape.n_heads, dtype=np.int32)
+    pointer = ffi.from_buffer("int32_t[]", kept, require_writable=True)
+    _call("headkv_get_stats", ctx, stats, ffi.sizeof("struct headkv_stats"), pointer, kept.size)
+    return NativeStats(*(int(getattr(stats, field)) for field in NativeStats._fields)), shape.by_head(kept)
+
+
+def model_shape(ctx: int) -> ModelShape:
+    """The layers that retain."""
+    stats = ffi.new("struct headkv_stats *")
+    _call("headkv_get_stats", ctx, stats, ffi.sizeof("struct headkv_stats"), ffi.NULL, 0)
+    layers = ffi.new("struct headkv_layer[]", int(stats.n_layer))
+    _call("headkv_get_layers", ctx, layers, len(layers))
+    return ModelShape.of([LayerShape(x.il, x.n_head, x.n_head_kv, x.row_bytes) for x in layers])
 
 
 def get_device_bytes(ctx: int) -> list[int]:
@@ -227,7 +237,7 @@ def get_device_bytes(ctx: int) -> list[int]:
     code = _functions["headkv_get_device_bytes"](
         ffi.cast("struct llama_context *", ctx), pointer, n_bytes.size
     )
-    _check(code, 0)  # contexts that are not ours keep no error
+    _check(code)
     return [int(n) for n in n_bytes]
 
 
@@ -250,12 +260,12 @@ class RawScores(NamedTuple):
 
 def load_scores(path: str) -> RawScores:
     handle = ffi.new("struct headkv_scores **")
-    _check(_functions["headkv_scores_load"](encoded(path), handle), 0)
+    _check(_functions["headkv_scores_load"](encoded(path), handle))
     raw = ffi.gc(handle[0], _functions["headkv_scores_free"])
     info = ffi.new("struct headkv_scores_info *")
-    _check(_functions["headkv_scores_get_info"](raw, info, ffi.sizeof("struct headkv_scores_info")), 0)
+    _check(_functions["headkv_scores_get_info"](raw, info, ffi.sizeof("struct headkv_scores_info")))
     scores = np.empty((int(info.n_layer), int(info.n_head)), dtype=np.float32)
-    _check(_functions["headkv_scores_get"](raw, ffi.from_buffer("float[]", scores), scores.size), 0)
+    _check(_functions["headkv_scores_get"](raw, ffi.from_buffer("float[]", scores), scores.size))
     return RawScores(
         scores=scores,
         n_head_kv=int(info.n_head_kv),
@@ -277,7 +287,7 @@ def load_scores(path: str) -> RawScores:
 def model_id(path: str) -> str:
     """Identity of a model's weights, the same with and without embedded scores, split and in one file."""
     text = ffi.new("char[64]")
-    _check(_functions["headkv_model_id"](encoded(path), text, 64), 0)
+    _check(_functions["headkv_model_id"](encoded(path), text, 64))
     return text_of(text)
 
 
