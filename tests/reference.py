@@ -47,14 +47,17 @@ class Stock:
         flash: bool = False,
         n_ctx: int = 512,
         n_ubatch: int = 64,
+        swa_full: bool = True,
         scores: Scores | None = None,
     ) -> None:
-        """scores: without flash attention only."""
+        """swa_full: sliding windows get cells for the whole context, which is llama.cpp's own choice.
+        scores: without flash attention only."""
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = 0
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = n_ctx
         params.n_ubatch = n_ubatch
+        params.swa_full = swa_full
         params.n_threads = params.n_threads_batch = 1
         params.flash_attn_type = int(flash)  # LLAMA_FLASH_ATTN_TYPE_DISABLED is 0, _ENABLED 1
         self._scores = scores
@@ -84,6 +87,10 @@ class Stock:
         """The first n_prompt in one batch, the others one by one: the logits after the prompt and after
         each of the others, (1 + len(tokens) - n_prompt, n_vocab)."""
         return np.array([self.read(tokens[:n_prompt]), *(self.read([token]) for token in tokens[n_prompt:])])
+
+    def clear(self) -> None:
+        """Forget all that was read."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._ctx), True)
 
     def close(self) -> None:
         llama_cpp.llama_free(self._ctx)

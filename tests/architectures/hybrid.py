@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .family import Family, Keys, experts
+from .family import Family, Keys, experts, one_dense_layer, sections, with_keys
 
 if TYPE_CHECKING:
     from gguf_factory import TinyModel
 
 
+def _every_other(model: TinyModel) -> Keys:
+    """Heads of K and V in the second layer, the fourth, and so on: not as many in each of them."""
+    kinds = [il % 4 for il in range(model.layers)]
+    return {"attention.head_count_kv": [(0, model.n_head_kv, 0, model.n_head)[kind] for kind in kinds]}
+
+
+def _in_thirds(model: TinyModel) -> Keys:
+    """Each layer is one of: recurrent, attention, feed-forward."""
+    kinds = [il % 3 for il in range(model.layers)]
+    return {
+        "attention.head_count_kv": [model.n_head_kv if kind == 1 else 0 for kind in kinds],
+        "feed_forward_length": [model.n_ff if kind == 2 else 0 for kind in kinds],
+    }
+
+
 def _delta_net(model: TinyModel) -> Keys:
-    """Every other layer has full attention, the others a gated delta net."""
     return {
         "full_attention_interval": 2,
         "ssm.conv_kernel": 4,
@@ -22,23 +36,16 @@ def _delta_net(model: TinyModel) -> Keys:
     }
 
 
-def _qwen35(model: TinyModel) -> Keys:
-    eighth = model.head_dim // 8
-    return _delta_net(model) | {"rope.dimension_sections": [2 * eighth, eighth, eighth, 0]}
+def mamba1(model: TinyModel) -> Keys:
+    return {
+        "ssm.conv_kernel": 4,
+        "ssm.inner_size": 2 * model.n_embd,
+        "ssm.state_size": 16,
+        "ssm.time_step_rank": 16,
+    }
 
 
-def _alternating(model: TinyModel, *, head_count: bool) -> Keys:
-    """K and V in every other layer; their number of heads grows, where there is room for it."""
-    kv = [
-        0 if il % 2 == 0 else model.n_head_kv if il % 4 == 1 else model.n_head for il in range(model.layers)
-    ]
-    keys: Keys = {"attention.head_count_kv": kv}
-    if head_count:
-        keys["attention.head_count"] = [model.n_head if n else 0 for n in kv]
-    return keys
-
-
-def _mamba2(model: TinyModel) -> Keys:
+def mamba2(model: TinyModel) -> Keys:
     return {
         "ssm.conv_kernel": 4,
         "ssm.inner_size": 2 * model.n_embd,
@@ -48,35 +55,17 @@ def _mamba2(model: TinyModel) -> Keys:
     }
 
 
-def _mamba1(model: TinyModel) -> Keys:
-    return {
-        "ssm.conv_kernel": 4,
-        "ssm.inner_size": 2 * model.n_embd,
-        "ssm.state_size": 16,
-        "ssm.time_step_rank": 16,
-    }
-
-
-def _nemotron_h(model: TinyModel) -> Keys:
-    """Each layer is one of: recurrent, attention, feed-forward."""
-    kinds = [il % 3 for il in range(model.layers)]
-    return _mamba2(model) | {
-        "attention.head_count_kv": [model.n_head_kv if kind == 1 else 0 for kind in kinds],
-        "feed_forward_length": [model.n_ff if kind == 2 else 0 for kind in kinds],
-    }
-
-
 HYBRID: dict[str, Family] = {
-    "qwen3next": Family(keys=lambda model: _delta_net(model) | experts(model), n_layer=4),
-    "qwen35": Family(keys=_qwen35, n_layer=4),
-    "qwen35moe": Family(keys=lambda model: _qwen35(model) | experts(model), n_layer=4),
-    "lfm2": Family(
-        keys=lambda model: _alternating(model, head_count=False) | {"shortconv.l_cache": 3}, n_layer=4
-    ),
-    "granitehybrid": Family(
-        keys=lambda model: _mamba2(model) | _alternating(model, head_count=False), n_layer=4
-    ),
-    "nemotron_h": Family(keys=_nemotron_h, n_layer=6),
-    "falcon-h1": Family(keys=_mamba2),
-    "jamba": Family(keys=lambda model: _mamba1(model) | _alternating(model, head_count=False), n_layer=4),
+    "qwen3next": Family(keys=with_keys(_delta_net, experts), n_layer=4),
+    "qwen35": Family(keys=with_keys(_delta_net, sections), n_layer=4),
+    "qwen35moe": Family(keys=with_keys(_delta_net, sections, experts), n_layer=4),
+    "lfm2": Family(keys=with_keys(_every_other, shortconv__l_cache=3), n_layer=4),
+    "lfm2moe": Family(keys=with_keys(_every_other, one_dense_layer, shortconv__l_cache=3), n_layer=4),
+    "granitehybrid": Family(keys=with_keys(mamba2, _every_other), n_layer=4),
+    "nemotron_h": Family(keys=with_keys(mamba2, _in_thirds), n_layer=6),
+    "nemotron_h_moe": Family(keys=with_keys(mamba2, _in_thirds, experts), n_layer=6),
+    "falcon-h1": Family(keys=mamba2),
+    "jamba": Family(keys=with_keys(mamba1, _every_other), n_layer=4),
+    "plamo2": Family(keys=with_keys(mamba2, _every_other, ssm__group_count=0), n_layer=4),
+    "minimax-01": Family(keys=with_keys(experts, full_attention_interval=2, residual_scale=1.0), n_layer=4),
 }

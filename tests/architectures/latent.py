@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .family import Family, Keys
+from .family import Family, Keys, one_dense_layer, with_keys
 
 if TYPE_CHECKING:
     from gguf_factory import TinyModel
@@ -22,12 +22,31 @@ def _latent(model: TinyModel) -> Keys:
         "attention.q_lora_rank": _RANK,
         "attention.kv_lora_rank": _RANK,
         "rope.dimension_count": _ROPE,
-        "leading_dense_block_count": model.layers,
-        "expert_feed_forward_length": model.n_ff,
-        "expert_shared_count": 1,
+    }
+
+
+def _indexer(model: TinyModel) -> Keys:
+    return {
+        "attention.indexer.head_count": 2,
+        "attention.indexer.key_length": 64,
+        "attention.indexer.top_k": 512,
+    }
+
+
+def _decompressed(model: TinyModel) -> Keys:
+    """K and V are cached as those of other models are."""
+    return {
+        "attention.head_count_kv": model.n_head,
+        "attention.q_lora_rank": _RANK,
+        "attention.kv_lora_rank": _RANK,
+        "rope.dimension_count": _ROPE,
     }
 
 
 LATENT: dict[str, Family] = {
-    "deepseek2": Family(keys=_latent),
+    "deepseek2": Family(keys=with_keys(_latent, one_dense_layer), n_layer=3),
+    "mistral4": Family(keys=with_keys(_latent, one_dense_layer), n_layer=3),
+    "deepseek32": Family(keys=with_keys(_latent, one_dense_layer, _indexer), n_layer=3),
+    "glm-dsa": Family(keys=with_keys(_latent, one_dense_layer, _indexer), n_layer=3),
+    "minicpm3": Family(keys=_decompressed),
 }

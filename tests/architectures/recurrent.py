@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .family import Family, Keys
+from .family import Family, Keys, with_keys
+from .hybrid import mamba1, mamba2
 
 if TYPE_CHECKING:
     from gguf_factory import TinyModel
 
 
-def _mamba(model: TinyModel) -> Keys:
+def _no_heads(model: TinyModel) -> Keys:
     return {
         "feed_forward_length": 0,
         "attention.head_count": 0,
@@ -18,13 +19,10 @@ def _mamba(model: TinyModel) -> Keys:
         "attention.key_length": None,
         "attention.value_length": None,
         "rope.dimension_count": None,
-        "ssm.conv_kernel": 4,
-        "ssm.inner_size": 2 * model.n_embd,
-        "ssm.state_size": 16,
-        "ssm.time_step_rank": 16,
     }
 
 
 RECURRENT: dict[str, Family] = {
-    "mamba": Family(keys=_mamba),
+    "mamba": Family(keys=with_keys(_no_heads, mamba1)),
+    "mamba2": Family(keys=with_keys(_no_heads, mamba2)),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import gguf
 import llama_cpp
 from llama_cpp import llama_cpp as bindings
 
+_QUANTIZATION = re.compile(r"(?<!gate_inp)\.(input_)?scale")  # of matrices in four bits: others have none
 _GGML = bindings._lib  # ggml's own functions are found through it
 
 
@@ -43,8 +45,8 @@ def name_of(tensor: int) -> str:
 
 
 def tensors_of(arch: str, add_metadata: Callable[[gguf.GGUFWriter], None]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, the rows of a matrix first. Optional tensors are among them, but for those of which
-    another form was made. ValueError if llama.cpp takes no such model."""
+    """Names and shapes, the rows of a matrix first. Optional ones are among them, but for
+    scales of quantized matrices. ValueError if llama.cpp takes no such model."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metadata.gguf"
         writer = gguf.GGUFWriter(path, arch)
@@ -60,7 +62,8 @@ def tensors_of(arch: str, add_metadata: Callable[[gguf.GGUFWriter], None]) -> di
         shape = list(TensorHead.from_address(tensor).ne)
         while len(shape) > 1 and shape[-1] == 1:
             shape.pop()
-        found[name_of(tensor)] = tuple(reversed(shape))
+        if not _QUANTIZATION.search(name := name_of(tensor)):
+            found[name] = tuple(reversed(shape))
 
     callback = bindings.llama_model_set_tensor_data_t(note)
     params = llama_cpp.llama_model_default_params()

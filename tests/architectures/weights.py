@@ -18,7 +18,7 @@ RULES: tuple[Rule, ...] = (
     (r"rope_freqs|rope_factors", 1.0, 0.0),
     (r"attn_sinks", 0.0, 1.0),
     (r"ssm_a", -1.0, 0.3),
-    (r"ssm_dt\.bias", -2.0, 0.5),
+    (r"ssm_dt\.bias", -5.0, 0.5),
     (r"(ssm_d|layer_output_scale\.weight|altup_correct_scale\.weight|\.scale)$", 1.0, 0.1),
     (r"norm[^.]*(\.weight)?$", 1.0, 0.1),
     (r"attn_[qk]\.bias|attn_qkv\.bias", 0.0, 0.3),
