@@ -1,0 +1,106 @@
+"""Which of llama.cpp's architectures can be compacted: a Markdown table, from a run of a tiny model of each.
+
+    python tests/architecture_table.py [--llama-cpp build/cpu/llama.cpp] [ARCHITECTURE...]
+
+Each row comes from a process of its own, so that one that dies is a row as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+from architectures import FAMILIES
+from gguf_factory import TinyModel
+from headkv_local import HeadKVError, Llama, Retention
+from helpers import greedy, last_logits, random_tokens
+
+_HEAD = ("architecture", "memory", "compacted", "why not")
+_ONE = "--one"
+
+
+def names_of(source: Path) -> list[str]:
+    """The architectures that llama.cpp names in src/llama-arch.cpp."""
+    names = re.findall(r'\{\s*LLM_ARCH_\w+,\s*"([^"]+)"', source.read_text(encoding="utf-8"))
+    return sorted(set(names) - {"(unknown)"})
+
+
+def row_of(arch: str, path: Path) -> tuple[str, str, str, str]:
+    """Make the tiny model, read 300 tokens with a budget of a quarter, and go on."""
+    TinyModel(arch=arch).write(path)
+    threads = {"n_threads": 1, "n_threads_batch": 1}
+    try:
+        with Llama(path, n_ctx=512, n_ubatch=64, retention=Retention(budget=75), **threads) as llm:
+            llm.prefill(random_tokens(300))
+            if not llm.cache_stats().compacted:
+                return arch, memory_of(path), "no", "the prompt was not compacted"
+            greedy(llm, 8)
+            assert np.isfinite(last_logits(llm)).all()
+            return arch, memory_of(path), "yes", ""
+    except HeadKVError as error:
+        return arch, memory_of(path), "no", str(error).replace(str(path), "the model")
+
+
+def memory_of(path: Path) -> str:
+    """What llama.cpp remembers a sequence in, by its own account."""
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = 0
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+    ctx = llama_cpp.llama_init_from_model(model, llama_cpp.llama_context_default_params())
+    recurrent, hybrid = llama_cpp.llama_model_is_recurrent(model), llama_cpp.llama_model_is_hybrid(model)
+    kinds = [
+        *(["KV cache"] if llama_cpp.llama_get_memory(ctx) and not recurrent else []),
+        *(["sliding windows"] if llama_cpp.llama_model_n_swa(model) else []),
+        *(["recurrent"] if recurrent or hybrid else []),
+    ]
+    llama_cpp.llama_free(ctx)
+    llama_cpp.llama_model_free(model)
+    return ", ".join(kinds) or "none"
+
+
+def _print(*cells: str) -> None:
+    print("|", " | ".join(cell.replace("|", "\\|") for cell in cells), "|", flush=True)
+
+
+def _in_a_process(arch: str) -> tuple[str, ...]:
+    if arch not in FAMILIES:
+        return arch, "", "", "no fixture"
+    command = [sys.executable, str(Path(__file__)), _ONE, arch]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"GGML_NO_BACKTRACE": "1"}
+    )
+    if done.returncode == 0:
+        return tuple(done.stdout.rstrip("\n").split("\t"))
+    said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+    return arch, "", "no", f"the process ended with {done.returncode}: {said}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("architectures", nargs="*", metavar="ARCHITECTURE", help="these alone")
+    parser.add_argument("--llama-cpp", type=Path, default=Path("build/cpu/llama.cpp"), metavar="FOLDER")
+    parser.add_argument(_ONE, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        with tempfile.TemporaryDirectory() as folder:
+            print("\t".join(row_of(options.one, Path(folder) / "tiny.gguf")))
+        return
+    names = options.architectures or names_of(options.llama_cpp / "src" / "llama-arch.cpp")
+    _print(*_HEAD)
+    _print(*("---" for _ in _HEAD))
+    with ThreadPoolExecutor(2) as pool:
+        for row in pool.map(_in_a_process, names):
+            _print(*row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Transformers whose layers all have full attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .family import Family, Keys, mixed_heads, sections, with_keys
+
+if TYPE_CHECKING:
+    from gguf_factory import TinyModel
+
+_BIAS = r"attn_.*\.bias|ffn_.*\.bias"
+
+
+def _multi_head(model: TinyModel) -> Keys:
+    return {"attention.head_count_kv": model.n_head}
+
+
+def _alibi(model: TinyModel) -> Keys:
+    return {"attention.max_alibi_bias": 16.0, "attention.clamp_kqv": 8.0}
+
+
+def _mixed(model: TinyModel) -> Keys:
+    return {"attention.head_count_kv": mixed_heads(model)}
+
+
+def _apertus(model: TinyModel) -> Keys:
+    return {
+        "xielu.alpha_n": [0.8] * model.layers,
+        "xielu.alpha_p": [0.8] * model.layers,
+        "xielu.beta": [0.5] * model.layers,
+        "xielu.eps": [1e-6] * model.layers,
+    }
+
+
+_PLAIN = (
+    "falcon starcoder qwen plamo codeshell orion internlm2 minicpm starcoder2 xverse olmo chatglm "
+    "glm4 bitnet jais2 nemotron exaone arcee ernie4_5 hunyuan-dense hunyuan_vl smollm3 seed_oss "
+    "pangu-embedded mistral3 maincoder nanbeige stablelm phi2 command-r qwen2 gemma cogvlm pockettts"
+).split()
+
+DENSE: dict[str, Family] = {name: Family() for name in _PLAIN} | {
+    "llama": Family(without=_BIAS),
+    "qwen3": Family(without=_BIAS),
+    "qwen2vl": Family(keys=sections),
+    "qwen3vl": Family(keys=with_keys(sections, n_deepstack_layers=0)),
+    "paddleocr": Family(keys=sections),
+    "exaone4": Family(without=_BIAS),
+    "phi3": Family(keys=lambda model: {"attention.sliding_window": model.window}),
+    "deci": Family(keys=_mixed, n_layer=4),
+    "openelm": Family(keys=_mixed, n_layer=4),
+    "gpt2": Family(keys=_multi_head),
+    "gptneox": Family(keys=with_keys(_multi_head, use_parallel_residual=True)),
+    "granite": Family(keys=with_keys(logit_scale=1.0)),
+    "talkie": Family(keys=with_keys(_multi_head, logit_scale=1.0)),
+    "apertus": Family(keys=_apertus),
+    "mpt": Family(keys=with_keys(_multi_head, _alibi), without=r"bias|attn_[qk]_norm|ffn_act"),
+    "bloom": Family(keys=with_keys(_multi_head, _alibi)),
+    "refact": Family(keys=_alibi),
+    "jais": Family(keys=with_keys(_multi_head, _alibi)),
+    "baichuan": Family(keys=_multi_head),
+}

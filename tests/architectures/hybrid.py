@@ -1,0 +1,71 @@
+"""Recurrent layers beside layers with full attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .family import Family, Keys, experts, one_dense_layer, sections, with_keys
+
+if TYPE_CHECKING:
+    from gguf_factory import TinyModel
+
+
+def _every_other(model: TinyModel) -> Keys:
+    """Heads of K and V in the second layer, the fourth, and so on: not as many in each of them."""
+    kinds = [il % 4 for il in range(model.layers)]
+    return {"attention.head_count_kv": [(0, model.n_head_kv, 0, model.n_head)[kind] for kind in kinds]}
+
+
+def _in_thirds(model: TinyModel) -> Keys:
+    """Each layer is one of: recurrent, attention, feed-forward."""
+    kinds = [il % 3 for il in range(model.layers)]
+    return {
+        "attention.head_count_kv": [model.n_head_kv if kind == 1 else 0 for kind in kinds],
+        "feed_forward_length": [model.n_ff if kind == 2 else 0 for kind in kinds],
+    }
+
+
+def _delta_net(model: TinyModel) -> Keys:
+    return {
+        "full_attention_interval": 2,
+        "ssm.conv_kernel": 4,
+        "ssm.inner_size": 128,
+        "ssm.state_size": 32,
+        "ssm.time_step_rank": 4,
+        "ssm.group_count": 2,
+    }
+
+
+def mamba1(model: TinyModel) -> Keys:
+    return {
+        "ssm.conv_kernel": 4,
+        "ssm.inner_size": 2 * model.n_embd,
+        "ssm.state_size": 16,
+        "ssm.time_step_rank": 16,
+    }
+
+
+def mamba2(model: TinyModel) -> Keys:
+    return {
+        "ssm.conv_kernel": 4,
+        "ssm.inner_size": 2 * model.n_embd,
+        "ssm.state_size": 32,
+        "ssm.time_step_rank": 8,
+        "ssm.group_count": 2,
+    }
+
+
+HYBRID: dict[str, Family] = {
+    "qwen3next": Family(keys=with_keys(_delta_net, experts), n_layer=4),
+    "qwen35": Family(keys=with_keys(_delta_net, sections), n_layer=4),
+    "qwen35moe": Family(keys=with_keys(_delta_net, sections, experts), n_layer=4),
+    "lfm2": Family(keys=with_keys(_every_other, shortconv__l_cache=3), n_layer=4),
+    "lfm2moe": Family(keys=with_keys(_every_other, one_dense_layer, shortconv__l_cache=3), n_layer=4),
+    "granitehybrid": Family(keys=with_keys(mamba2, _every_other), n_layer=4),
+    "nemotron_h": Family(keys=with_keys(mamba2, _in_thirds), n_layer=6),
+    "nemotron_h_moe": Family(keys=with_keys(mamba2, _in_thirds, experts), n_layer=6),
+    "falcon-h1": Family(keys=mamba2),
+    "jamba": Family(keys=with_keys(mamba1, _every_other), n_layer=4),
+    "plamo2": Family(keys=with_keys(mamba2, _every_other, ssm__group_count=0), n_layer=4),
+    "minimax-01": Family(keys=with_keys(experts, full_attention_interval=2, residual_scale=1.0), n_layer=4),
+}

@@ -1,0 +1,38 @@
+"""The tiny models themselves: llama.cpp runs each of them, and what they say depends on their cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from architectures import VARIANTS
+from helpers import nmse, random_tokens
+from reference import Stock
+
+N_PROMPT = 300
+TOKENS = random_tokens(N_PROMPT + 10)
+CHANGED = [*TOKENS[:5], (TOKENS[5] + 1) % 256, *TOKENS[6:]]
+
+# ALiBi hardly sees that far
+_FAINT = {"bloom": 2.0, "mpt": 2.0}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_tiny_model(tiny: Callable[..., Path], name: str) -> None:
+    path = tiny(**VARIANTS[name])
+    with Stock(path, swa_full=False) as stock:
+        logits = stock.read_each(TOKENS, N_PROMPT)
+        stock.clear()
+        again = stock.read_each(TOKENS, N_PROMPT)
+        stock.clear()
+        changed = stock.read_each(CHANGED, N_PROMPT)
+    assert np.isfinite(logits).all()
+    assert (logits.std(axis=1) > 0.3).all()
+    assert np.array_equal(logits, again)
+    with Stock(path, flash=True, swa_full=False) as stock:
+        distance = nmse(stock.read_each(TOKENS, N_PROMPT), logits)
+    assert distance < 1e-3
+    assert nmse(changed[-1], logits[-1]) > _FAINT.get(name, 10) * distance
