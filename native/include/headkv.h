@@ -2,15 +2,12 @@
 //
 // Order of calls for one prompt:
 //
-//   headkv_configure   once per context
-//   headkv_set_budgets once per context, or before any prompt
 //   headkv_reserve     may be left out
 //   headkv_observe     HEADKV_OBSERVE_TOKENS: the question at the prompt's end, or the last 128 tokens or so
 //   llama_decode       the prompt: the attention of those tokens to it is recorded
 //   llama_decode, llama_memory_seq_rm  may be left out: a question that stands elsewhere, read once more after the
 //                      prompt as a part of what is observed, and taken back
-//   headkv_set_sentences  may be left out
-//   headkv_compact     every KV head keeps its share, the rest of the KV cache is freed
+//   headkv_compact     by a plan: every KV head keeps its share, the rest of the KV cache is freed
 //   llama_decode       the answer; llama_memory_clear() or a whole-sequence llama_memory_seq_rm()
 //                      makes room for the next prompt
 //
@@ -72,6 +69,24 @@ enum headkv_const {
 
 struct llama_context;
 
+// What to keep of a prompt.
+struct headkv_plan {
+    int32_t window; // the last prompt tokens, which are always kept; as many before them while all of these are at
+                    // most half of a cap                                                      >= 1
+    int32_t kernel; // width of the max-pool over positions, within a sentence                  >= 1, odd
+    int32_t first_tokens; // prompt positions that are always kept where a cap has room for more than the window  >= 0
+
+    // Entries to keep of each KV head of each layer that retains, in their order, window and first tokens included.
+    // Each at least the window; a cap above the prompt keeps the whole prompt for that head.
+    const int32_t * caps;
+    size_t n_caps; // KV heads in all
+
+    // Where the sentences of the prompt end: [n_ends], not 0 for the last position of a sentence. The max-pool does not
+    // reach from one sentence into the next. NULL and 0: all of the prompt is one.
+    const uint8_t * ends;
+    size_t n_ends; // tokens in the cache
+};
+
 // head scores as read from a GGUF file
 struct headkv_scores;
 
@@ -124,19 +139,6 @@ HEADKV_API const char * headkv_last_error(void);
 // more than one sequence, MLA or sparse attention, ALiBi, an encoder, no layer of full attention, ...
 HEADKV_API int32_t headkv_supported(const struct llama_context * ctx);
 
-//   window: the last prompt tokens, which are always kept; as many before them while all of these are at most half of
-//           a cap                                                               >= 1
-//   kernel: width of the max-pool over positions, within a sentence             >= 1, odd
-//   first_tokens: prompt positions that are always kept where a cap has room for more than the window   >= 0
-// Forgets the budgets and what was recorded. Makes headkv_cancel() work, for which it takes the context's abort
-// callback. HEADKV_ERR_STATE while the cache is compacted.
-HEADKV_API int32_t headkv_configure(struct llama_context * ctx, int32_t window, int32_t kernel, int32_t first_tokens);
-
-// caps: entries to keep of each KV head of each layer that retains, in their order, window and first tokens included.
-//   n : KV heads in all
-// Each at least the window; a cap above the prompt keeps the whole prompt for that head.
-HEADKV_API int32_t headkv_set_budgets(struct llama_context * ctx, const int32_t * caps, size_t n);
-
 // Room for a prompt of n tokens, those in the cache included, or for the whole context with 0. With more tokens it
 // grows. Holds until the prompt is cleared. Without this call, a cache that was compacted and cleared gets cells for
 // the whole context with the next token; that can be GiB.
@@ -155,20 +157,13 @@ HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what, int32_t first, int32_t n,
                                   const float * weights);
 
-// Where the sentences of the prompt end, as it is in the cache now. The max-pool does not reach from one sentence
-// into the next; without this call all of the prompt is one.
-//   ends: [n], not 0 for the last position of a sentence
-//   n   : tokens in the cache
-// Holds until a token is decoded or removed, or the cache is compacted. HEADKV_ERR_STATE if it is already.
-HEADKV_API int32_t headkv_set_sentences(struct llama_context * ctx, const uint8_t * ends, size_t n);
-
-// Select, gather the kept rows, free the full cache and make a small one for new tokens.
-//   seq: 0, the only sequence that there can be
-// HEADKV_ERR_STATE : nothing decoded, no budgets, compacted already, or not all tokens recorded that were to be
-//                    observed
-// HEADKV_ERR_MEMORY: kept rows or cells could not be allocated
+// Select, gather the kept rows, free the full cache and make a small one for new tokens. Sequence 0 is the only one.
+//   size: sizeof(struct headkv_plan) of the caller
+// HEADKV_ERR_ARGUMENT: a plan that does not fit the model or the prompt
+// HEADKV_ERR_STATE   : nothing decoded, compacted already, or not all tokens recorded that were to be observed
+// HEADKV_ERR_MEMORY  : kept rows or cells could not be allocated
 // On any failure the full cache and the record stay as they were, and the call can be tried again.
-HEADKV_API int32_t headkv_compact(struct llama_context * ctx, int32_t seq);
+HEADKV_API int32_t headkv_compact(struct llama_context * ctx, const struct headkv_plan * plan, size_t size);
 
 // The attention recorded for each prompt position, before the max-pool: the weighted power mean with exponent 4 over
 // the observed tokens and the query heads of the group, where a token counts for positions at least 16 before it, for
@@ -200,8 +195,12 @@ HEADKV_API int32_t headkv_get_stats(const struct llama_context * ctx, struct hea
 // context, also one that can never be compacted.
 HEADKV_API int32_t headkv_get_device_bytes(const struct llama_context * ctx, int64_t * bytes, size_t n);
 
-// From any thread: from now on until headkv_cancel_clear(), llama_decode() stops and returns 2. The
-// tokens of its unfinished ubatch are not in the cache then.
+// Makes headkv_cancel() work, for which it takes the context's abort callback. Once per context.
+HEADKV_API int32_t headkv_cancel_enable(struct llama_context * ctx);
+
+// From any thread: from now on until headkv_cancel_clear(), llama_decode() stops and returns 2. The tokens of its
+// unfinished ubatch are not in the cache then. A single token is decoded to its end where the model has recurrent
+// layers, which cannot take it back.
 HEADKV_API int32_t headkv_cancel(struct llama_context * ctx);
 HEADKV_API int32_t headkv_cancel_clear(struct llama_context * ctx);
 

@@ -1,6 +1,7 @@
 #include "headkv-compact.h"
 
 #include "headkv-error.h"
+#include "headkv-guard.h"
 #include "headkv-threads.h"
 #include "llama-impl.h"
 
@@ -23,18 +24,62 @@ std::vector<float> headkv_read_attention(const headkv_observer & obs, const std:
     return w;
 }
 
+static headkv_params params_of(const headkv_plan & plan) {
+    return { (uint32_t) plan.window, (uint32_t) plan.kernel, (uint32_t) plan.first_tokens };
+}
+
+void headkv_check(const headkv_plan & plan, const std::vector<headkv_layer_shape> & shapes, uint32_t n_prompt) {
+    if (plan.window < 1) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("window must be at least 1, not %d", plan.window));
+    }
+    if (plan.kernel < 1 || plan.kernel % 2 == 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("kernel must be odd and positive, not %d", plan.kernel));
+    }
+    if (plan.first_tokens < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("first_tokens must not be negative, not %d", plan.first_tokens));
+    }
+    headkv_require_pointer(plan.caps);
+    if (plan.ends || plan.n_ends > 0) {
+        headkv_require_pointer(plan.ends);
+        headkv_require_length(plan.n_ends, n_prompt);
+    }
+
+    size_t n_heads = 0;
+    for (const auto & shape : shapes) {
+        n_heads += shape.n_head_kv;
+    }
+    headkv_require_length(plan.n_caps, n_heads);
+
+    size_t i = 0;
+    for (const auto & shape : shapes) {
+        for (uint32_t h = 0; h < shape.n_head_kv; ++h, ++i) {
+            if (plan.caps[i] < plan.window) {
+                throw headkv_error(HEADKV_ERR_ARGUMENT,
+                                   format("the cap of layer %d, KV head %u is %d, less than the window of %d", shape.il,
+                                          h, plan.caps[i], plan.window));
+            }
+        }
+    }
+    if ((int64_t) n_prompt < plan.window) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("the prompt of %u tokens is shorter than the window of %d", n_prompt, plan.window));
+    }
+}
+
 // What the heads that have more than the smallest cap look at: [n_candidates], empty where none has more. A head is
 // trusted as far as its cap is above the smallest one; equal caps trust none, and every head decides alone.
 static std::vector<float> get_votes(const headkv_observer & obs, const std::vector<headkv_layer_shape> & shapes,
                                     const std::vector<uint32_t> & offsets, const std::vector<uint32_t> & cell,
-                                    const headkv_caps & caps, const headkv_parts & parts, uint32_t n_threads) {
-    std::vector<int32_t> kept(caps.caps.size());
-    std::transform(caps.caps.begin(), caps.caps.end(), kept.begin(),
+                                    const headkv_plan & plan, const headkv_parts & parts, uint32_t n_threads) {
+    std::vector<int32_t> kept(plan.n_caps);
+    std::transform(plan.caps, plan.caps + plan.n_caps, kept.begin(),
                    [&](int32_t cap) { return std::min(cap, (int32_t) cell.size()); });
     const int32_t least = *std::min_element(kept.begin(), kept.end());
     if (std::all_of(kept.begin(), kept.end(), [&](int32_t k) { return k == least; })) {
         return {};
     }
+
+    const headkv_params params = params_of(plan);
 
     // by layer, and added up in their order: the number of threads changes nothing
     std::vector<std::vector<double>> by_layer(shapes.size(), std::vector<double>(parts.candidates));
@@ -42,7 +87,7 @@ static std::vector<float> get_votes(const headkv_observer & obs, const std::vect
         const std::vector<float> w = headkv_read_attention(obs, shapes, ikv, cell);
         for (uint32_t h = 0; h < shapes[ikv].n_head_kv; ++h) {
             const double weight = kept[offsets[ikv] + h] - least;
-            headkv_vote(&w[h * cell.size()], parts, weight, caps.params, by_layer[ikv].data());
+            headkv_vote(&w[h * cell.size()], parts, weight, params, by_layer[ikv].data());
         }
     });
 
@@ -59,7 +104,7 @@ static std::vector<float> get_votes(const headkv_observer & obs, const std::vect
 
 std::vector<headkv_kept::positions> headkv_choose(const headkv_observer & obs,
                                                   const std::vector<headkv_layer_shape> & shapes,
-                                                  const std::vector<uint32_t> & cell, const headkv_caps & caps,
+                                                  const std::vector<uint32_t> & cell, const headkv_plan & plan,
                                                   uint32_t n_threads) {
     std::vector<headkv_kept::positions> keep;
     std::vector<uint32_t> offsets; // of each layer's first KV head
@@ -70,15 +115,17 @@ std::vector<headkv_kept::positions> headkv_choose(const headkv_observer & obs,
         keep.emplace_back(shape.n_head_kv);
     }
 
-    const auto parts = headkv_divide(cell.size(), caps.ends.empty() ? nullptr : caps.ends.data(), caps.params);
-    const auto votes = get_votes(obs, shapes, offsets, cell, caps, parts, n_threads);
+    const headkv_params params = params_of(plan);
+
+    const auto parts = headkv_divide(cell.size(), plan.ends, params);
+    const auto votes = get_votes(obs, shapes, offsets, cell, plan, parts, n_threads);
 
     // layers do not depend on each other
     headkv_for_each(shapes.size(), n_threads, [&](uint32_t ikv) {
         const std::vector<float> w = headkv_read_attention(obs, shapes, ikv, cell);
         for (uint32_t h = 0; h < shapes[ikv].n_head_kv; ++h) {
             headkv_select(&w[(size_t) h * cell.size()], votes.empty() ? nullptr : votes.data(), parts,
-                          caps.caps[offsets[ikv] + h], caps.params, keep[ikv][h]);
+                          plan.caps[offsets[ikv] + h], params, keep[ikv][h]);
         }
     });
     return keep;

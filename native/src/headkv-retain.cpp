@@ -1,4 +1,4 @@
-// What headkv.h asks of the cache: what to keep, what to record, and compaction.
+// What headkv.h asks of the cache: room, what to record, and compaction.
 
 #include "headkv-error.h"
 #include "headkv-guard.h"
@@ -7,57 +7,6 @@
 
 #include <algorithm>
 #include <limits>
-
-void llama_kv_cache_headkv::configure(int32_t window, int32_t kernel, int32_t first_tokens) {
-    if (window < 1 || window > (int32_t) n_ctx) {
-        throw headkv_error(HEADKV_ERR_ARGUMENT, format("window must be from 1 to %u, not %d", n_ctx, window));
-    }
-    if (kernel < 1 || kernel % 2 == 0) {
-        throw headkv_error(HEADKV_ERR_ARGUMENT, format("kernel must be odd and positive, not %d", kernel));
-    }
-    if (first_tokens < 0) {
-        throw headkv_error(HEADKV_ERR_ARGUMENT, format("first_tokens must not be negative, not %d", first_tokens));
-    }
-    if (kept) {
-        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it is configured anew");
-    }
-
-    {
-        const std::lock_guard<std::mutex> lock(mutex);
-        obs.reset(); // of another window, or left by a compaction that failed
-    }
-    epoch++;
-
-    plan.params = { (uint32_t) window, (uint32_t) kernel, (uint32_t) first_tokens };
-    plan.caps.clear();
-    plan.ends.clear();
-}
-
-void llama_kv_cache_headkv::set_budgets(const int32_t * next, size_t n) {
-    headkv_require_length(n, n_heads);
-
-    size_t i = 0;
-    for (const auto & shape : shapes) {
-        for (uint32_t h = 0; h < shape.n_head_kv; ++h, ++i) {
-            if (next[i] < (int32_t) plan.params.window) {
-                throw headkv_error(HEADKV_ERR_ARGUMENT,
-                                   format("the cap of layer %d, KV head %u is %d, less than the window of %u", shape.il,
-                                          h, next[i], plan.params.window));
-            }
-        }
-    }
-
-    plan.caps.assign(next, next + n);
-}
-
-void llama_kv_cache_headkv::set_sentences(const uint8_t * next, size_t n) {
-    if (kept) {
-        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted already");
-    }
-    headkv_require_length(n, n_used());
-
-    plan.ends.assign(next, next + n);
-}
 
 void llama_kv_cache_headkv::expect(int32_t n) {
     if (n < 0) {
@@ -145,23 +94,17 @@ std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells() const {
     return res;
 }
 
-void llama_kv_cache_headkv::compact(uint32_t n_threads) {
+void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads) {
     if (kept) {
         throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted already");
-    }
-    if (plan.caps.empty()) {
-        throw headkv_error(HEADKV_ERR_STATE, "no budgets are set");
     }
 
     const auto cell = get_prompt_cells();
 
     const uint32_t n_prompt = cell.size();
-    const uint32_t n_window = plan.params.window;
+    const uint32_t n_window = plan.window;
 
-    if (n_prompt < n_window) {
-        throw headkv_error(HEADKV_ERR_STATE,
-                           format("the prompt of %u tokens is shorter than the window of %u", n_prompt, n_window));
-    }
+    headkv_check(plan, shapes, n_prompt);
     if (!has_record(n_prompt)) {
         throw headkv_error(HEADKV_ERR_STATE,
                            "all tokens that are to be observed must be decoded, the prompt's last one "
@@ -219,7 +162,6 @@ void llama_kv_cache_headkv::compact(uint32_t n_threads) {
         t_select_us  = t_select_end_us - t_start_us;
         t_compact_us = ggml_time_us() - t_select_end_us;
     }
-    plan.ends.clear();
     epoch++;
 
     tail.reset(); // by now the full cache

@@ -29,10 +29,6 @@ static int32_t guard(const llama_context * ctx, F && f) {
     return headkv_guard([&]() { f(require_mem(ctx)); });
 }
 
-static bool abort_if_cancelled(void * data) {
-    return static_cast<llama_kv_cache_headkv *>(data)->cancelled.load(std::memory_order_relaxed);
-}
-
 int32_t headkv_abi_version(void) {
     return HEADKV_ABI_VERSION;
 }
@@ -43,28 +39,6 @@ const char * headkv_last_error(void) {
 
 int32_t headkv_supported(const llama_context * ctx) {
     return guard(ctx, [](llama_kv_cache_headkv &) {});
-}
-
-int32_t headkv_configure(llama_context * ctx, int32_t window, int32_t kernel, int32_t first_tokens) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
-        ctx->synchronize();
-        mem.configure(window, kernel, first_tokens);
-        ctx->set_abort_callback(abort_if_cancelled, &mem);
-    });
-}
-
-int32_t headkv_set_budgets(llama_context * ctx, const int32_t * caps, size_t n) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
-        headkv_require_pointer(caps);
-        mem.set_budgets(caps, n);
-    });
-}
-
-int32_t headkv_set_sentences(llama_context * ctx, const uint8_t * ends, size_t n) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
-        headkv_require_pointer(ends);
-        mem.set_sentences(ends, n);
-    });
 }
 
 int32_t headkv_reserve(llama_context * ctx, int32_t n) {
@@ -81,13 +55,12 @@ int32_t headkv_observe(llama_context * ctx, int32_t what, int32_t first, int32_t
     });
 }
 
-int32_t headkv_compact(llama_context * ctx, int32_t seq) {
+int32_t headkv_compact(llama_context * ctx, const headkv_plan * plan, size_t size) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
-        if (seq != 0) {
-            throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no sequence %d, only 0", seq));
-        }
+        headkv_require_pointer(plan);
+        headkv_require_size(size, sizeof(*plan));
         ctx->synchronize();
-        mem.compact(std::max(1, ctx->get_cparams().n_threads));
+        mem.compact(*plan, std::max(1, ctx->get_cparams().n_threads));
     });
 }
 
@@ -133,12 +106,19 @@ int32_t headkv_get_stats(const llama_context * ctx, headkv_stats * stats, size_t
     });
 }
 
+int32_t headkv_cancel_enable(llama_context * ctx) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        ctx->synchronize();
+        ctx->set_abort_callback(headkv_canceller::poll, &mem.canceller);
+    });
+}
+
 int32_t headkv_cancel(llama_context * ctx) {
-    return guard(ctx, [](llama_kv_cache_headkv & mem) { mem.cancelled = true; });
+    return guard(ctx, [](llama_kv_cache_headkv & mem) { mem.canceller.cancelled = true; });
 }
 
 int32_t headkv_cancel_clear(llama_context * ctx) {
-    return guard(ctx, [](llama_kv_cache_headkv & mem) { mem.cancelled = false; });
+    return guard(ctx, [](llama_kv_cache_headkv & mem) { mem.canceller.cancelled = false; });
 }
 
 //

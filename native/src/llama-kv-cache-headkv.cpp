@@ -128,7 +128,7 @@ void llama_kv_cache_headkv::on_apply(const llama_ubatch & ubatch) {
     if (obs && !obs->aim(ubatch, get_cells(0))) {
         epoch++;
     }
-    plan.ends.clear(); // those of the prompt without this ubatch
+    canceller.must_finish = has_recurrent && ubatch.n_tokens == 1;
     count_cells();
 }
 
@@ -139,7 +139,8 @@ llama_memory_context_ptr llama_kv_cache_headkv::init_full() {
 }
 
 llama_memory_context_ptr llama_kv_cache_headkv::init_update(llama_context * lctx, bool optimize) {
-    this->lctx = lctx;
+    this->lctx    = lctx;
+    has_recurrent = llama_model_is_hybrid(&model);
     if (retains) {
         fit_compute();
     }
@@ -171,7 +172,6 @@ void llama_kv_cache_headkv::clear(bool data) {
         obs.reset();
     }
     kept.reset();
-    plan.ends.clear();
 
     llama_kv_cache::clear(data);
 
@@ -211,7 +211,6 @@ bool llama_kv_cache_headkv::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos 
     if (obs) {
         obs->remove(p0);
     }
-    plan.ends.clear();
 
     const bool res = llama_kv_cache::seq_rm(seq_id, p0, p1);
     count_cells();

@@ -2,6 +2,7 @@
 
 #include "llama-kv-cache.h"
 
+#include "headkv-cancel.h"
 #include "headkv-compact.h"
 #include "headkv-kept.h"
 #include "headkv-layer.h"
@@ -102,12 +103,9 @@ public:
     // headkv API, see headkv.h; all of it throws headkv_error, std::bad_alloc
     //
 
-    void configure(int32_t window, int32_t kernel, int32_t first_tokens);
-    void set_budgets(const int32_t * caps, size_t n);
     void expect(int32_t n);
-    void set_sentences(const uint8_t * ends, size_t n);
     void observe(int32_t what, int32_t first, int32_t n, const float * weights);
-    void compact(uint32_t n_threads);
+    void compact(const headkv_plan & plan, uint32_t n_threads);
 
     void get_attention(float * w, size_t n) const;
     void get_rows(int32_t layer, float * w, size_t n) const;
@@ -137,7 +135,7 @@ public:
     headkv_record_inputs build_inputs(ggml_context * ctx, uint32_t n_kv) const;
     void on_compute(const headkv_record_inputs & in) const;
 
-    std::atomic<bool> cancelled = false;
+    headkv_canceller canceller;
 
 private:
     llama_kv_cache_headkv(const llama_model & model, const llama_hparams & hparams, ggml_type type_k, ggml_type type_v,
@@ -194,8 +192,9 @@ private:
     const uint32_t n_ctx;
     const bool is_shared; // with a draft model's cache
 
-    bool retains = false; // else all of this is the base class's
-    bool placing = false; // the base class tries where ubatches can be
+    bool retains       = false; // else all of this is the base class's
+    bool has_recurrent = false; // is it the attention half of a hybrid memory
+    bool placing       = false; // the base class tries where ubatches can be
 
     llama_context * lctx = nullptr; // whose memory this is; known from its first batch on
 
@@ -209,7 +208,6 @@ private:
     std::vector<headkv_layer_shape> shapes; // of the layers that retain, in their order
     uint32_t n_heads = 0;                   // KV heads, summed over them
 
-    headkv_caps plan;
     uint32_t n_expected = 0; // tokens of the prompt, 0 if not known; until the next clear()
 
     uint64_t epoch = 0;

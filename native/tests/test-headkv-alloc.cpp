@@ -168,13 +168,6 @@ int main(int argc, char ** argv) {
         params.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
         ctx_ptr.reset(llama_init_from_model(model.get(), params));
         ctx = ctx_ptr.get();
-
-        const std::vector<int32_t> caps = { 20, 200, 64, 64, 8, 128 };
-        if (headkv_configure(ctx, n_window, 7, 4) != HEADKV_OK ||
-            headkv_set_budgets(ctx, caps.data(), caps.size()) != HEADKV_OK) {
-            printf("%s\n", headkv_last_error());
-            exit(1);
-        }
     };
     open(512);
 
@@ -182,9 +175,9 @@ int main(int argc, char ** argv) {
     for (int p = 0; p < n_prompt; p += 20) {
         ends[p] = 1;
     }
-    const auto compact = [&]() {
-        return headkv_set_sentences(ctx, ends.data(), ends.size()) == HEADKV_OK && headkv_compact(ctx, 0) == HEADKV_OK;
-    };
+    const std::vector<int32_t> caps = { 20, 200, 64, 64, 8, 128 };
+    const headkv_plan plan          = { n_window, 7, 4, caps.data(), caps.size(), ends.data(), ends.size() };
+    const auto compact              = [&]() { return headkv_compact(ctx, &plan, sizeof(plan)) == HEADKV_OK; };
 
     // without failures
     check(prefill(ctx) && observe(ctx) && compact(), "plain run", FAIL_NONE, 0);

@@ -61,7 +61,7 @@ int main() {
     params.n_threads_batch      = 2;
     params.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     llama_context_ptr ctx(llama_init_from_model(model.get(), params));
-    if (!ctx || headkv_configure(ctx.get(), 8, 7, 4) != HEADKV_OK || !decode(ctx.get(), 0, n_prompt)) {
+    if (!ctx || !decode(ctx.get(), 0, n_prompt)) {
         printf("FAIL: the prompt could not be decoded\n");
         return 1;
     }

@@ -21,11 +21,13 @@ static constexpr int n_head     = 3 * 2;
 static const std::vector<int32_t> caps = { 20, 100, 64, 64, 8, 128 };
 
 static bool one_round(llama_context * ctx) {
+    const headkv_plan plan = { n_observed, 7, 4, caps.data(), caps.size(), nullptr, 0 };
     return headkv_reserve(ctx, n_prompt) == HEADKV_OK && tiny_model_decode(ctx, 0, n_prompt - n_observed) == 0 &&
            headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_observed, n_observed, nullptr) == HEADKV_OK &&
            tiny_model_decode(ctx, n_prompt - n_observed, n_observed) == 0 &&
-           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK && headkv_compact(ctx, 0) == HEADKV_OK &&
-           tiny_model_decode(ctx, n_prompt, n_more) == 0 && llama_memory_seq_rm(llama_get_memory(ctx), 0, -1, -1);
+           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK &&
+           headkv_compact(ctx, &plan, sizeof(plan)) == HEADKV_OK && tiny_model_decode(ctx, n_prompt, n_more) == 0 &&
+           llama_memory_seq_rm(llama_get_memory(ctx), 0, -1, -1);
 }
 
 struct asked {
@@ -77,8 +79,7 @@ int main() {
     params.n_threads_batch      = 1;
     params.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     llama_context_ptr ctx(llama_init_from_model(model.get(), params));
-    if (!ctx || headkv_configure(ctx.get(), n_observed, 7, 4) != HEADKV_OK ||
-        headkv_set_budgets(ctx.get(), caps.data(), caps.size()) != HEADKV_OK) {
+    if (!ctx) {
         printf("FAIL: no context\n");
         return 1;
     }
