@@ -22,12 +22,12 @@ import numpy.typing as npt
 
 from headkv_local import Llama, Retention
 from headkv_local._core import native
-from headkv_local._core.limits import KV_TYPES
 from headkv_local.bench import device_memory
 from headkv_local.bench.contexts import last_logits
 from headkv_local.bench.text import text_tokens
 from headkv_local.bench.timing import timed_eval
 from headkv_local.devices import require_gpu
+from headkv_local.settings import KV_TYPES
 
 BUDGET = 128
 RETENTION = Retention(budget=BUDGET)

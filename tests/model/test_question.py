@@ -144,3 +144,12 @@ def test_a_question_that_cannot_be_one_changes_nothing(load: Load, tiny_path: Pa
         assert np.array_equal(llm.retention_mask(), mask)
     with pytest.raises(ArgumentError, match="observe must be an int of at least 1, not 0"):
         Retention(observe=0)
+
+
+@pytest.mark.parametrize("messages", ["a question?", [1], [{"role": "user", "content": 5}], {"role": "user"}])
+def test_what_are_no_messages_changes_nothing(load: Load, tiny_path: Path, messages: Any) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32))
+    llm.eval([1, 2, 3])
+    with pytest.raises(ArgumentError, match="message"):
+        llm.prefill(TOKENS, messages=messages)
+    assert llm.n_tokens == 3

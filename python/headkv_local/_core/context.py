@@ -11,6 +11,7 @@ import llama_cpp
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from ..errors import OutOfMemoryError, StateError, UnsupportedError
+from ..settings import DEFAULTS
 from . import native
 from .cancel import CancelToken
 from .turns import Turn, Turns
@@ -94,6 +95,13 @@ class Context(llama_cpp.Llama):  # type: ignore[misc]
         self._cancelled = True
         if self._cancellable:
             native.cancel(self._address)
+
+    def _make_cancellable(self) -> None:
+        try:  # gives the context its abort callback
+            native.configure(self._address, *(DEFAULTS[name] for name in ("window", "kernel", "sinks")))
+        except UnsupportedError:
+            return
+        self._cancellable = True
 
     def _stop_for(self, token: CancelToken) -> None:
         with self._closing:
