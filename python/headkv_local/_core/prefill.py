@@ -195,11 +195,11 @@ class PromptReader(Decoder):
             return
         n_compacted = n_prompt if turn.n_stable is None or turn.n_stable <= 0 else turn.n_stable
         caps = self._caps_for(n_compacted)
-        if self._retention is not None:
-            native.reserve(self._address, n_prompt)
         if caps is not None:
             self._read_and_compact(tokens, n_prompt, n_compacted, turn, caps)
             return
+        if self._retention is not None:
+            native.reserve(self._address, n_prompt)
         self._prompt = PromptRecord()
         started = perf_counter()
         self._evaluate_all(tokens)
@@ -245,6 +245,7 @@ class PromptReader(Decoder):
         first, again, weights = who_observes(
             prompt, turn.question, turn.messages, retention.observe, 2 * retention.window, self._n_ctx
         )
+        native.reserve(self._address, max(n_prompt, n_compacted + len(again)))
         native.set_budgets(self._address, caps)
 
         # all observed tokens are decoded under observation, also what of them is in the cache already
