@@ -92,12 +92,9 @@ def compact_natively(
     """
     ctx = int(llm.ctx)
     shape = native.model_shape(ctx)
-    native.configure(ctx, window, kernel, 4)
-    native.set_budgets(ctx, np.broadcast_to(np.int32(caps), (shape.n_layer, shape.n_head_kv)))
     llm.eval(tokens[:-window])
     native.observe(ctx, native.OBSERVE_TOKENS, len(tokens) - window, window)
     llm.eval(tokens[-window:])
     native.observe(ctx, native.OBSERVE_OFF)
-    if ends is not None:
-        native.set_sentences(ctx, ends)
-    native.compact(ctx)
+    wide = np.broadcast_to(np.int32(caps), (shape.n_layer, shape.n_head_kv))
+    native.compact(ctx, native.Plan(wide, window, kernel, 4, ends))

@@ -18,8 +18,8 @@ from time import perf_counter
 from typing import Any
 
 from headkv_local import Llama, default_model_path
-from headkv_local._core.machine import default_threads
 from headkv_local.bench import report
+from headkv_local.machine import default_threads
 
 PROMPT = b"The harbour"
 WARM_UP = 32  # tokens, in which the library looks at the load of the cores

@@ -50,11 +50,13 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "default_model_path",
+    "library_dir",
 ]
 
 __version__ = version("headkv-local")
 
 _library.claim()
+library_dir = _library.library_dir
 
 # Loaded when first asked for: llama_cpp and numpy take a good part of a second.
 _LAZY = {

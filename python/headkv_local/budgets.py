@@ -22,8 +22,8 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._core.limits import INT32_MAX
 from .errors import ArgumentError
+from .settings import INT32_MAX
 
 _UNITS: Final = {"kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BUDGET: Final = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(%|kib|mib|gib)\s*", re.IGNORECASE)

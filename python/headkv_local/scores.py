@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ._core import native
+from . import files
+from ._core.gguf import load_scores, model_id
 from ._gguf import reading, writing
 from .errors import ArgumentError, ScoresAbsentError, ScoresError, UnsupportedError
 
@@ -68,7 +69,7 @@ class HeadScores:
 
         Raises ScoresAbsentError for a GGUF without scores, ScoresError for anything else that is wrong.
         """
-        raw = native.load_scores(os.fspath(path))
+        raw = load_scores(os.fspath(path))
         method = raw.texts.pop("headkv.method")
         prefix = "headkv.source."
         source = {key.removeprefix(prefix): text for key, text in raw.texts.items()}
@@ -91,12 +92,12 @@ class HeadScores:
         except ScoresAbsentError:
             pass
         try:
-            model_id = native.model_id(os.fspath(model_path))
+            wanted = model_id(os.fspath(model_path))
         except ScoresError:
             return None  # a file without weights is no model of ours
         for shipped in sorted(SHIPPED.glob(f"*{SUFFIX}")):
             scores = cls.from_gguf(shipped)
-            if scores.source.get("model_id") == model_id:
+            if scores.source.get("model_id") == wanted:
                 return scores, shipped
         return None
 
@@ -111,7 +112,7 @@ class HeadScores:
                 f"model has {wanted[0]} layers of {wanted[1]} and {wanted[2]}"
             )
         recorded = self.source.get("model_id")
-        actual = native.model_id(os.fspath(model_path)) if recorded is not None else None
+        actual = model_id(os.fspath(model_path)) if recorded is not None else None
         if recorded != actual:
             raise ScoresError(
                 f"the head scores were measured on another model file: they name {recorded}, this is {actual}"
@@ -123,8 +124,8 @@ class HeadScores:
         Raises ArgumentError if the file exists and force is not set, or if something in here breaks the
         format; OSError if the file cannot be written.
         """
-        target = writing.target(path, force=force)
-        with writing.replacing(target) as temporary:
+        target = files.target(path, force=force)
+        with files.replacing(target) as temporary:
             writing.write_metadata(temporary, self._metadata())
             self._verify(temporary)
 
@@ -136,20 +137,20 @@ class HeadScores:
         The copy is streamed, checked, and appears complete or not at all. Raises as to_sidecar(), and
         ScoresError if the model is no readable GGUF file, UnsupportedError if it is split into several.
         """
-        target = writing.target(path, force=force)
-        model_id = native.model_id(os.fspath(model_path))  # also finds whatever is wrong with the file
+        target = files.target(path, force=force)
+        before = model_id(os.fspath(model_path))  # also finds whatever is wrong with the file
         n_parts = reading.n_parts(model_path)
         if n_parts > 1:
             raise UnsupportedError(
                 f"{os.fspath(model_path)} is one of {n_parts} files of a model, and a copy of it alone would "
                 f"not load: keep the head scores in the sidecar {sidecar_path(model_path)}"
             )
-        with writing.replacing(target) as temporary:
+        with files.replacing(target) as temporary:
             writing.write_metadata(temporary, self._metadata())
             self._verify(temporary)
             writing.copy_with_metadata(Path(model_path), temporary)
             self._verify(temporary)
-            if native.model_id(str(temporary)) != model_id:
+            if model_id(str(temporary)) != before:
                 raise ScoresError(f"the copy of {os.fspath(model_path)} is not what was to be written")
 
     def _metadata(self) -> dict[str, writing.Value]:

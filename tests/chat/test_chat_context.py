@@ -40,7 +40,7 @@ LLAMA_8B = {
     ],
 )
 def test_default_context(numbers: dict[str, int], n_ctx: int) -> None:
-    assert default_context(lists(numbers)) == n_ctx
+    assert default_context(numbers.get("context_length", 0), token_bytes(lists(numbers))) == n_ctx
 
 
 def lists(numbers: dict[str, int]) -> Numbers:

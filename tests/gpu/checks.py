@@ -22,12 +22,12 @@ import numpy.typing as npt
 
 from headkv_local import Llama, Retention
 from headkv_local._core import native
-from headkv_local._core.limits import KV_TYPES
 from headkv_local.bench import device_memory
 from headkv_local.bench.contexts import last_logits
 from headkv_local.bench.text import text_tokens
 from headkv_local.bench.timing import timed_eval
 from headkv_local.devices import require_gpu
+from headkv_local.settings import KV_TYPES
 
 BUDGET = 128
 RETENTION = Retention(budget=BUDGET)
@@ -120,17 +120,17 @@ class Compacted(NamedTuple):
 
 def compacted(options: argparse.Namespace) -> Compacted:
     with opened(options, retention=RETENTION) as llm:
-        set_sentences, seen = native.set_sentences, []
+        compact, seen = native.compact, []
 
-        def spied(ctx: int, ends: npt.NDArray[np.uint8]) -> None:  # the last call before compaction
-            seen.extend((native.get_attention(ctx), ends.astype(np.int64)))
-            set_sentences(ctx, ends)
+        def spied(ctx: int, plan: native.Plan) -> None:
+            seen.extend((native.get_attention(ctx), plan.ends.astype(np.int64)))
+            compact(ctx, plan)
 
-        native.set_sentences = spied
+        native.compact = spied
         try:
             llm.prefill(text_tokens(llm, options.prompt_tokens))
         finally:
-            native.set_sentences = set_sentences
+            native.compact = compact
         stats = llm.cache_stats()
         plain = select_plainly(*seen, RETENTION, stats.kept)
         return Compacted(llm.retention_mask(), plain, seen[0], stats.devices)

@@ -30,6 +30,7 @@ from helpers import compact_natively, greedy, random_tokens
 
 Load = Callable[..., Llama]
 TOKENS = random_tokens(300)
+PLAN = native.Plan(np.full((2, 2), 32, dtype=np.int32), 8, 7, 4)
 
 
 def assert_usable(llm: Llama) -> None:
@@ -129,12 +130,11 @@ def test_a_prompt_shorter_than_the_window(load: Load, tiny_path: Path) -> None:
     assert len(greedy(llm, 3)) == 3
     llm.reset()
     ctx = llm.ctx
-    native.set_budgets(ctx, np.full((2, 2), 32))
     native.observe(ctx, native.OBSERVE_TOKENS, 0, 10)
     llm.eval(TOKENS[:10])
     native.observe(ctx, native.OBSERVE_OFF)
     with pytest.raises(StateError, match="window"):
-        native.compact(ctx)
+        native.compact(ctx, PLAN._replace(window=32))
     assert len(greedy(llm, 3)) == 3
     llm.reset()
     assert_usable(llm)
@@ -149,7 +149,7 @@ def test_a_record_is_not_used_after_the_cache_has_grown_under_it(load: Load, tin
     llm.eval(TOKENS[254:258])  # there were 256 cells
     native.observe(ctx, native.OBSERVE_OFF)
     with pytest.raises(StateError, match="observed"):
-        native.compact(ctx)
+        native.compact(ctx, PLAN)
     llm.reset()
     assert_usable(llm)
 
@@ -176,14 +176,13 @@ def test_memory_may_be_reserved_anew_while_tokens_are_observed(load: Load, tiny_
     for anew in (False, True):
         llm = load(tiny_path, flash_attn=True)
         ctx = int(llm.ctx)
-        native.set_budgets(ctx, np.full((2, 2), 32, dtype=np.int32))
         llm.eval(TOKENS[:290])
         native.observe(ctx, native.OBSERVE_TOKENS, 290, 10)
         if anew:
             assert llama_cpp.llama_set_adapter_cvec(llm.ctx, None, 0, llm.n_embd(), 0, 0) == 0
         llm.eval(TOKENS[290:300])
         native.observe(ctx, native.OBSERVE_OFF)
-        native.compact(ctx)
+        native.compact(ctx, PLAN)
         masks.append(llm.retention_mask())
     assert np.array_equal(*masks)
 
@@ -198,30 +197,23 @@ def test_calls_of_the_c_api_out_of_order(load: Load, tiny_path: Path) -> None:
             call(ctx, *arguments)
         assert "\n" not in str(caught.value)
 
-    refused(StateError, native.compact)  # nothing decoded, no budgets
-    for arguments in ((0, 7, 4), (-1, 7, 4), (8, 6, 4), (8, 0, 4), (8, 7, -1), (2000, 7, 4)):
-        refused(ArgumentError, native.configure, *arguments)
-    native.configure(ctx, 8, 7, 4)
-    for bad in (caps[:1], np.full((3, 2), 32), caps * 0, caps - 25, -caps):
-        refused(ArgumentError, native.set_budgets, bad)
+    refused(StateError, native.compact, PLAN)  # nothing decoded
     refused(StateError, native.get_mask)
     refused(StateError, native.get_attention)
     refused(ArgumentError, native.reserve, -1)
     refused(StateError, native.reserve, 1025)  # one more than the context has
     llm.eval(TOKENS[:200])
-    refused(StateError, native.compact)  # no budgets
-    native.set_budgets(ctx, caps)
-    refused(StateError, native.compact)  # nothing observed
+    refused(StateError, native.compact, PLAN)  # nothing observed
     for bad_range in ((-1, 8), (200, 0), (200, -1), (1020, 5), (2**31 - 1, 2**31 - 1)):
         refused(ArgumentError, native.observe, native.OBSERVE_TOKENS, *bad_range)
     for bad_weights in ([0, 0], [1, -1], [2, 1], [float("nan"), 1], [float("inf"), 1]):
         refused(ArgumentError, native.observe, native.OBSERVE_TOKENS, 200, 2, np.array(bad_weights))
     native.observe(ctx, native.OBSERVE_TOKENS, 200, 8)
     llm.eval(TOKENS[200:205])
-    refused(StateError, native.compact)  # not all of the range
+    refused(StateError, native.compact, PLAN)  # not all of the range
     llm.eval(TOKENS[205:225])
     native.observe(ctx, native.OBSERVE_OFF)
-    refused(StateError, native.compact)  # the prompt goes on after it
+    refused(StateError, native.compact, PLAN)  # the prompt goes on after it
     native.observe(ctx, native.OBSERVE_TOKENS, 225, 8)
     llm.eval(TOKENS[225:233])
     native.observe(ctx, native.OBSERVE_OFF)
@@ -231,23 +223,22 @@ def test_calls_of_the_c_api_out_of_order(load: Load, tiny_path: Path) -> None:
     assert weights.max() <= 1
     assert (weights[:, :, :209] > 0).any(axis=2).all()
     assert (weights[:, :, 217:] == 0).all()  # less than 16 before the last one
-    refused(ArgumentError, native.set_sentences, np.zeros(232, np.uint8))  # one less than there are tokens
-    native.set_sentences(ctx, np.zeros(233, np.uint8))
     llm.eval(TOKENS[:1])
-    refused(StateError, native.compact)  # the observed tokens are not the last ones
+    refused(StateError, native.compact, PLAN)  # the observed tokens are not the last ones
     llm.prefill([*TOKENS[:225]])
     native.observe(ctx, native.OBSERVE_TOKENS, 225, 8)
     llm.eval(TOKENS[225:233])
     native.observe(ctx, native.OBSERVE_OFF)
-    refused(ArgumentError, native.compact, 1)  # another sequence
-    refused(ArgumentError, native.compact, -1)
-    native.compact(ctx)
+    for window, kernel, first_tokens in ((0, 7, 4), (-1, 7, 4), (8, 6, 4), (8, 0, 4), (8, 7, -1), (33, 7, 4)):
+        refused(ArgumentError, native.compact, native.Plan(caps, window, kernel, first_tokens))
+    for bad in (caps[:1], np.full((3, 2), 32), caps * 0, caps - 25, -caps):
+        refused(ArgumentError, native.compact, PLAN._replace(caps=bad))
+    refused(ArgumentError, native.compact, PLAN._replace(ends=np.zeros(232, np.uint8)))  # one too few
+    native.compact(ctx, PLAN)
     assert (native.get_stats(ctx)[1] == 32).all()
-    refused(StateError, native.compact)  # twice
+    refused(StateError, native.compact, PLAN)  # twice
     refused(StateError, native.observe, native.OBSERVE_TOKENS, 225, 8)
     refused(StateError, native.reserve, 500)
-    refused(StateError, native.set_sentences, np.zeros(233, np.uint8))
-    refused(StateError, native.configure, 8, 7, 4)
     refused(StateError, native.get_attention)
     assert len(greedy(llm, 3)) == 3
 

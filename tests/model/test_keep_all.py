@@ -12,7 +12,7 @@ from llama_cpp import llama_get_memory, llama_memory_seq_rm
 
 from headkv_local import Llama, Retention
 from headkv_local._core import native
-from headkv_local._core.limits import KV_TYPES
+from headkv_local.settings import KV_TYPES
 from helpers import compact_natively, forced_logits, greedy_logits, nmse, random_tokens
 
 Load = Callable[..., Llama]

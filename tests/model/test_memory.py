@@ -48,10 +48,10 @@ def address_space():
         return int(file.read().split()[0]) * resource.getpagesize()
 
 compact = native.compact
-def starved(ctx, room):
+def starved(ctx, plan, room):
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + room, resource.RLIM_INFINITY))
     try:
-        compact(ctx)
+        compact(ctx, plan)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
@@ -66,7 +66,7 @@ full.close()
 llm = Llama(sys.argv[1], retention=Retention(budget=2000), **arguments)
 failures = 0
 for room in range(0, 200 << 20, 4 << 20):
-    native.compact = lambda ctx: starved(ctx, room)
+    native.compact = lambda ctx, plan: starved(ctx, plan, room)
     try:
         llm.prefill(tokens)
         break

@@ -116,6 +116,15 @@ def test_a_question_needs_room_only_where_there_is_some(
     assert llm.cache_stats().compacted
 
 
+def test_a_question_has_room_where_the_cache_was_small(load: Load, tiny_path: Path) -> None:
+    """After a reset there are as many cells as the prompt needs; what is read once more needs some too."""
+    llm = load(tiny_path, retention=Retention(budget=32))
+    for _ in range(2):
+        llm.prefill(random_tokens(512), question=FIRST)
+        assert llm.cache_stats().compacted
+        llm.reset()
+
+
 def test_a_cancel_while_the_question_is_read_again(load: Load, tiny_path: Path) -> None:
     """The prompt is in the cache as a whole then, and nothing else."""
     token = CancelToken()
@@ -144,3 +153,31 @@ def test_a_question_that_cannot_be_one_changes_nothing(load: Load, tiny_path: Pa
         assert np.array_equal(llm.retention_mask(), mask)
     with pytest.raises(ArgumentError, match="observe must be an int of at least 1, not 0"):
         Retention(observe=0)
+
+
+def test_messages_name_the_question_of_tokens(chat: Llama, document: str) -> None:
+    """What a chat keeps of its messages, prefill() keeps of their tokens."""
+    parts = [
+        {"type": "text", "text": "What is the number?\n"},
+        {"type": "text", "text": document, "document": True},
+    ]
+    messages = [{"role": "user", "content": parts}]
+    chat.reset()
+    chat.create_chat_completion(messages, max_tokens=1, temperature=0)
+    kept = chat.retention_mask()
+    tokens = chat.tokenize(chat.chat_prompt(messages).encode(), add_bos=False, special=True)
+    chat.reset()
+    chat.prefill(tokens, messages=messages)
+    assert np.array_equal(chat.retention_mask(), kept)
+    chat.reset()
+    chat.prefill(tokens)
+    assert not np.array_equal(chat.retention_mask(), kept)
+
+
+@pytest.mark.parametrize("messages", ["a question?", [1], [{"role": "user", "content": 5}], {"role": "user"}])
+def test_what_are_no_messages_changes_nothing(load: Load, tiny_path: Path, messages: Any) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32))
+    llm.eval([1, 2, 3])
+    with pytest.raises(ArgumentError, match="message"):
+        llm.prefill(TOKENS, messages=messages)
+    assert llm.n_tokens == 3

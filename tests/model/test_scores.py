@@ -154,7 +154,6 @@ def test_rows_of_attention_are_softmax_rows(load: Load, model: Path) -> None:
     assert np.allclose(np.sum(rows, axis=3), 1, atol=1e-5)
 
     llm.reset()
-    native.configure(ctx, 8, 7, 4)
     native.observe(ctx, native.OBSERVE_TOKENS, n - n_observed, n_observed)
     llm.eval(TOKENS[:-n_observed])
     llm.eval(TOKENS[-n_observed:])

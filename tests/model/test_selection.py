@@ -34,36 +34,18 @@ def test_the_pool_stays_inside_a_sentence(load: Load, tiny_path: Path) -> None:
     assert np.array_equal(mask_of(llm, 29, np.zeros(n, np.uint8)), pooled)  # one sentence
 
 
-def test_sentences_are_forgotten_with_what_they_were_of(load: Load, tiny_path: Path) -> None:
-    llm = load(tiny_path, flash_attn=True)
-    ones, pooled = np.ones(len(TOKENS), np.uint8), mask_of(llm, 29, None)
-    llm.reset()
-    llm.eval(TOKENS)
-    native.set_sentences(llm.ctx, ones)
-    assert np.array_equal(mask_of(llm, 29, None), pooled)  # the cache was cleared
-    llm.reset()
-    native.configure(llm.ctx, 8, 29, 4)
-    native.set_budgets(llm.ctx, np.full((2, 2), 64, dtype=np.int32))
-    llm.eval(TOKENS[:-8])
-    native.set_sentences(llm.ctx, ones[:-8])
-    native.observe(llm.ctx, native.OBSERVE_TOKENS, len(TOKENS) - 8, 8)
-    llm.eval(TOKENS[-8:])
-    native.compact(llm.ctx)
-    assert np.array_equal(native.get_mask(llm.ctx), pooled)  # tokens were decoded
-
-
 def test_llama_tells_where_they_end(load: Load, smollm2: Path) -> None:
     """With a real tokenizer: full stops and line ends of the prompt, at their tokens."""
     llm = load(smollm2, retention=Retention(budget=32, scores="uniform"))
     text = "The archive is old. Its code (see e.g. the book) is 12.5!\nNobody knows it. " * 12
     tokens = llm.tokenize(text.encode())
     told: list[npt.NDArray[np.uint8]] = []
-    set_sentences = native.set_sentences
-    native.set_sentences = lambda ctx, ends: (told.append(ends), set_sentences(ctx, ends))[1]
+    compact = native.compact
+    native.compact = lambda ctx, plan: (told.append(plan.ends), compact(ctx, plan))[1]
     try:
         llm.prefill(tokens)
     finally:
-        native.set_sentences = set_sentences
+        native.compact = compact
     (ends,) = told
     starts = [0, *(np.flatnonzero(ends) + 1).tolist()]
     sentences = [llm.detokenize(tokens[a:b]) for a, b in zip(starts, [*starts[1:], None], strict=True)]

@@ -422,7 +422,7 @@ def test_retention_can_be_set_after_a_compaction_that_failed(
 ) -> None:
     llm = load(tiny_path, retention=Retention(budget=32))
     with monkeypatch.context() as context:
-        context.setattr(native, "compact", lambda ctx: native.get_mask(ctx))  # refused at this point
+        context.setattr(native, "compact", lambda ctx, plan: native.get_mask(ctx))  # refused at this point
         with pytest.raises(StateError):
             llm.prefill(TOKENS)
     assert llm.n_tokens == 300
@@ -439,5 +439,5 @@ def test_the_c_api_goes_on_after_refusals(load: Load, tiny_path: Path) -> None:
     with pytest.raises(StateError):
         native.observe(llm.ctx, native.OBSERVE_TOKENS, 0, 8)
     with pytest.raises(StateError):
-        native.compact(llm.ctx)
+        native.compact(llm.ctx, native.Plan(np.full((2, 2), 32), 8, 7, 4))
     assert greedy(llm, 4) == wanted[1:]

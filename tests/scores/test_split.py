@@ -13,7 +13,7 @@ import pytest
 from gguf_factory import TinyModel
 from headkv_local import HeadScores, Llama, Retention, ScoresError, UnsupportedError, cli
 from headkv_local._core import native
-from headkv_local._core.ggml import Gguf
+from headkv_local._core.gguf import Gguf
 from headkv_local._gguf import reading, writing
 from headkv_local.scores import sidecar_path
 from helpers import last_logits, random_tokens

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from headkv_local._core import machine
-from headkv_local._core.machine import Limits
+from headkv_local import machine
+from headkv_local.machine import Limits
 
 GIB = 2**30
 V2 = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"

@@ -95,6 +95,13 @@ class Context(llama_cpp.Llama):  # type: ignore[misc]
         if self._cancellable:
             native.cancel(self._address)
 
+    def _make_cancellable(self) -> None:
+        try:
+            native.cancel_enable(self._address)
+        except UnsupportedError:
+            return
+        self._cancellable = True
+
     def _stop_for(self, token: CancelToken) -> None:
         with self._closing:
             if self._token is token and not self._closed:

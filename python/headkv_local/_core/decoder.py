@@ -22,10 +22,10 @@ from ..errors import (
     StateError,
     UnsupportedError,
 )
+from ..machine import default_threads
 from . import native
 from .context import Context
 from .logging import collected_errors
-from .machine import default_threads
 from .threads import FreeCores
 
 _ONE_PART = 256  # cells of a full cache that one thread looks at alone, whatever their number

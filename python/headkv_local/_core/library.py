@@ -28,7 +28,7 @@ def vendor_dir() -> Path:
 
 
 def library_dir() -> Path:
-    """The folder with libllama and libggml*."""
+    """The folder with the libllama and libggml* that this package uses. Loads nothing."""
     return vendor_dir() / "llama_cpp" / "lib"
 
 

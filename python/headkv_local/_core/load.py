@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError, ArgumentError, HeadKVError, LoadMemoryError, ModelError, UnsupportedError
 from ..retention import Retention
-from .ggml import SIDECAR
-from .limits import INT32_MAX, KV_TYPES, MAX_THREADS
+from ..settings import INT32_MAX, KV_TYPES, MAX_THREADS
+from .gguf import SIDECAR
+from .logging import collected_errors
 from .memory import refuse_too_large
 
 # "failed to allocate CUDA0 buffer of size 123", "unable to allocate CUDA0 buffer",
@@ -77,6 +80,22 @@ def require_adapter(path: str, lines: list[str] | None = None) -> None:
     if reason is not None:
         text = f"Failed to initialize LoRA adapter from lora path: {path}"
         raise AdapterError(f"{text}: {reason or 'the file does not exist'}")
+
+
+@contextmanager
+def explained_load_errors() -> Iterator[list[str]]:
+    """Raise what an exception of llama_cpp's constructor means: ModelError, OutOfMemoryError, ArgumentError.
+
+    Yields the errors that llama.cpp has logged until then.
+    """
+    with collected_errors() as lines:
+        try:
+            yield lines
+        except BaseException as error:
+            explained = load_error(error, lines)
+            if explained is error:
+                raise
+            raise explained from error
 
 
 def load_error(error: BaseException, lines: list[str]) -> BaseException:

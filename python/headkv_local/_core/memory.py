@@ -9,9 +9,8 @@ from typing import Any, Final
 
 from ..devices import gpus
 from ..errors import HeadKVError, LoadMemoryError
-from . import native
-from .ggml import Gguf
-from .machine import memory_total
+from ..machine import memory_total
+from .gguf import Gguf, model_id
 
 _F16: Final = 1
 _BYTES: Final = {
@@ -61,7 +60,7 @@ def metadata(path: str) -> Numbers:
 @lru_cache(maxsize=4)  # asked for by tools that choose a context, and again when the model is loaded
 def _metadata(path: str, size: int, changed: int) -> Numbers:
     with suppress(HeadKVError, OSError):
-        native.model_id(path)  # finds whatever is wrong with the file
+        model_id(path)  # finds whatever is wrong with the file
         found = Gguf(path)
         arch = found.text("general.architecture")
         values = {key: found.integers(f"{arch}.{key}") for key in (*_KEYS, *_OTHER_CACHES)}

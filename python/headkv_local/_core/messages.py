@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import llama_cpp
@@ -15,6 +16,7 @@ from .generation import Generating
 _logger = logging.getLogger("headkv_local")
 
 _STOCK: Final = llama_cpp.Llama.create_chat_completion  # llama_cpp.Llama may be set to ours later
+_OWN: Final = "the model's chat template"
 _SIGNATURE: Final = inspect.signature(_STOCK)
 _PLAIN_TEXT: Final = llama_chat_format.chat_formatter_to_chat_completion_handler(templates.plain_text)
 
@@ -101,11 +103,23 @@ class Chatting(Generating):
         finally:
             self._rendering.chat = None
 
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Messages in the model's own chat template, with the opening of an answer after them.
+
+        Its tokens, tokenize(text, add_bos=False, special=True), are what a chat has the model read, unless
+        another chat format was chosen. Raises ArgumentError for a model without a template, and for messages
+        what create_chat_completion() raises.
+        """
+        self._require_open()
+        write = templates.own(self)
+        form = [dict(message) for message in messages]
+        return templates.fitted(form, lambda form: str(write(messages=form).prompt), _OWN)[1]
+
     def _template_name(self) -> str:
         if self.chat_handler is not None:
             return "the chat handler"
         if self.chat_format in self._chat_handlers and self.chat_format != templates.PLAIN_TEXT:
-            return "the model's chat template"
+            return _OWN
         return f"the chat format {self.chat_format!r}"
 
     def _say(self, level: int, text: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,10 @@ from ..retention import Retention
 from ..stats import PromptRecord
 from . import native
 from .decoder import Decoder
+from .observation import tokens_observed
 from .pieces import Pieces
 from .progress import Progress
-from .question import Observers, checked, ending, observers, question_of
+from .question import checked, checked_messages, who_observes
 from .sentences import sentence_ends
 from .turns import Turn
 
@@ -38,21 +40,26 @@ class PromptReader(Decoder):
     _prompt = PromptRecord()
     _reading = False
 
-    def prefill(self, tokens: Sequence[int], question: slice | Sequence[slice] | None = None) -> None:
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        question: slice | Sequence[slice] | None = None,
+        messages: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Read tokens as a prompt and compact the cache, as generate() does before it samples.
 
         question: the tokens that ask, as a slice of the prompt, or several; wherever they stand, what they
         look at is kept. None: the last tokens ask (`Retention.observe`).
+        messages: that the prompt was made of; without a question the last one of the user asks, as in
+        create_chat_completion().
 
         What the cache already holds of the prompt is not evaluated again. Afterwards n_tokens is
         len(tokens), and the logits of the last one are there. Raises what eval() raises, and ArgumentError
-        for an empty prompt, a budget that is too small for this one, and a question that is empty, not
-        inside the prompt, or longer than the rest of it.
+        for an empty prompt, a budget that is too small for this one, a question that is empty, not inside the
+        prompt, or longer than the rest of it, and messages that are none.
         """
         tokens = list(tokens)
-        self._prefill(tokens, Turn(question=checked(question, len(tokens))))
-
-    def _prefill(self, tokens: list[int], turn: Turn) -> None:
+        turn = Turn(question=checked(question, len(tokens)), messages=checked_messages(messages))
         if self._turns.inside:
             raise StateError("a prompt cannot be read in a callback of the call that computes")
         with self._using():
@@ -73,6 +80,11 @@ class PromptReader(Decoder):
                 self._evaluate(tokens)
             else:
                 self._read(list(tokens), turn)
+
+    def _configure(self, retention: Retention) -> None:
+        """retention: with its scores loaded."""
+        retention.caps_for(self.shape, retention.window + 1)  # refuses what fits no prompt of this model
+        self._settled_retention = retention
 
     def _read_for(self, turn: Turn, tokens: list[int], anew: bool) -> None:
         """Prepare for a generation, whose eval() reads its prompt. anew: not behind what the cache holds."""
@@ -113,7 +125,13 @@ class PromptReader(Decoder):
         )
         _logger.info("the prompt is read whole: %s", self._reread)
 
-    def _shape(self) -> ModelShape:
+    @property
+    def shape(self) -> ModelShape:
+        """The layers that retain: query and KV heads in each, bytes of K and V of one entry of one KV head.
+
+        Raises UnsupportedError for a context that can never be compacted.
+        """
+        self._require_open()
         return native.model_shape(self._address)
 
     def _rewind(self, tokens: list[int]) -> None:
@@ -174,11 +192,11 @@ class PromptReader(Decoder):
             return
         n_compacted = n_prompt if turn.n_stable is None or turn.n_stable <= 0 else turn.n_stable
         caps = self._caps_for(n_compacted)
-        if self._retention is not None:
-            native.reserve(self._address, n_prompt)
         if caps is not None:
             self._read_and_compact(tokens, n_prompt, n_compacted, turn, caps)
             return
+        if self._retention is not None:
+            native.reserve(self._address, n_prompt)
         self._prompt = PromptRecord()
         started = perf_counter()
         self._evaluate_all(tokens)
@@ -199,7 +217,7 @@ class PromptReader(Decoder):
         """None if there is nothing to compact."""
         if self._retention is None:
             return None
-        caps = self._settled_retention.caps_for(self._shape(), n_prompt)
+        caps = self._settled_retention.caps_for(self.shape, n_prompt)
         if (caps < n_prompt).any():
             return caps
         _logger.info("the prompt of %d tokens fits into the budget and is kept whole", n_prompt)
@@ -221,8 +239,10 @@ class PromptReader(Decoder):
         self._prompt = PromptRecord()
         held = self.input_ids[: self.n_tokens].tolist()
         prompt = Pieces((held + tokens)[:n_compacted], self._piece)
-        first, again, weights = self._observers(prompt, turn)
-        native.set_budgets(self._address, caps)
+        first, again, weights = who_observes(
+            prompt, turn.question, turn.messages, retention.observe, 2 * retention.window, self._n_ctx
+        )
+        native.reserve(self._address, max(n_prompt, n_compacted + len(again)))
 
         # all observed tokens are decoded under observation, also what of them is in the cache already
         tokens = held[first:] + tokens
@@ -232,8 +252,7 @@ class PromptReader(Decoder):
 
         progress = Progress(self.on_prefill, len(tokens) + len(again))
         started = perf_counter()
-        native.observe(self._address, native.OBSERVE_TOKENS, first, len(weights), weights)
-        try:
+        with tokens_observed(self._address, first, weights):
             self._evaluate(tokens[: len(tokens) - n_behind], progress.add)
             logits = self._logits()
             logits = None if logits is None else logits.copy()
@@ -243,9 +262,6 @@ class PromptReader(Decoder):
                 finally:
                     self._truncate(n_compacted)
                 self._put_back(logits)
-        finally:
-            native.observe(self._address, native.OBSERVE_OFF)  # waits for the device
-        native.set_sentences(self._address, sentence_ends(prompt))
         read = perf_counter()
         self._prompt = PromptRecord(  # before the cache is compacted: other threads may ask at once
             n_tokens=n_compacted,
@@ -254,32 +270,12 @@ class PromptReader(Decoder):
             prefill_seconds=read - started,
             logits=logits,
         )
+        plan = native.Plan(caps, retention.window, retention.kernel, retention.sinks, sentence_ends(prompt))
         try:
-            native.compact(self._address)
+            native.compact(self._address, plan)
         except HeadKVError:
             self._prompt = PromptRecord()
             raise
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_compacted, int(caps.sum()))
         self._evaluate(tokens[len(tokens) - n_behind :], progress.add)
         progress.end()
-
-    def _observers(self, prompt: Pieces, turn: Turn) -> Observers:
-        retention, n_prompt = self._settled_retention, prompt.n_tokens
-        question = (
-            turn.question
-            or question_of(prompt, turn.messages, retention.observe)
-            or ending(prompt, n_prompt, retention.observe)
-        )
-        found = observers(n_prompt, question, 2 * retention.window)
-        room = self._n_ctx - n_prompt
-        if len(found.again) > room:
-            _logger.warning(
-                "no room for the question of %d tokens before the document: its last %d select",
-                len(found.again),
-                room,
-            )
-            n_least = len(found.again) - room
-            found = found._replace(
-                again=found.again[n_least:], weights=found.weights[: len(found.weights) - n_least]
-            )
-        return found

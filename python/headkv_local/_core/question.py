@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -24,6 +25,9 @@ attention, for the mean is of fourth powers. Where what looks like a question lo
 
 _DOCUMENT: Final = "document"
 _MARK: Final = re.compile("[?\uff1f\u061f]")  # of a question: Latin and others, full width, Arabic
+
+
+_logger = logging.getLogger("headkv_local")
 
 
 class Part(NamedTuple):
@@ -72,6 +76,33 @@ def observers(n_prompt: int, question: Sequence[Part], n_least: int) -> Observer
     return Observers(first, again, weights)
 
 
+def who_observes(
+    prompt: Pieces,
+    question: tuple[Part, ...],
+    messages: Sequence[Mapping[str, Any]],
+    n_last: int,
+    n_least: int,
+    n_ctx: int,
+) -> Observers:
+    """Those of a question, if one is told, else of what asks in the messages, else of the prompt's ending.
+
+    n_last: last tokens that may ask. n_ctx: positions that the context has, also for what is read once more.
+    """
+    n_prompt = prompt.n_tokens
+    question = question or question_of(prompt, messages, n_last) or ending(prompt, n_prompt, n_last)
+    found, room = observers(n_prompt, question, n_least), n_ctx - n_prompt
+    n_left_out = len(found.again) - room
+    if n_left_out <= 0:
+        return found
+    _logger.warning(
+        "no room for the question of %d tokens before the document: its last %d select",
+        len(found.again),
+        room,
+    )
+    weights = found.weights[: len(found.weights) - n_left_out]
+    return found._replace(again=found.again[n_left_out:], weights=weights)
+
+
 def checked(question: slice | Sequence[slice] | None, n_prompt: int) -> tuple[Part, ...]:
     """The parts with their bounds in numbers. ArgumentError for what cannot be a question of this prompt."""
     if question is None:
@@ -102,6 +133,17 @@ def _checked(part: Any, n_prompt: int) -> Part:
     if stop <= start:
         raise ArgumentError("the question is empty: it must have at least one token")
     return Part(start, stop)
+
+
+def checked_messages(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """ArgumentError for what are no chat messages: mappings, with a text or a list of parts as content."""
+    if isinstance(messages, str | Mapping) or not all(isinstance(m, Mapping) for m in messages):
+        raise ArgumentError(f"messages must be a list of chat messages, not {messages!r}")
+    for message in messages:
+        parts = message.get("content") or ()
+        if not isinstance(parts, str | list | tuple) or not all(isinstance(p, str | Mapping) for p in parts):
+            raise ArgumentError(f"a message's content must be a text or a list of parts, not {parts!r}")
+    return messages
 
 
 def question_of(prompt: Pieces, messages: Sequence[Mapping[str, Any]], n_last: int) -> tuple[Part, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from llama_cpp.llama import LlamaState
 
 from ..errors import HeadKVError, StateMismatchError
-from . import native
+from .gguf import model_id
 from .logging import collected_errors
 
 VERSION: Final = 1
@@ -98,7 +98,7 @@ def _identity(llm: Any) -> str:
     if "headkv_identity" not in vars(llm):
         identity = repr(sorted((k, v) for k, v in llm.metadata.items() if k.startswith("general.")))
         with suppress(HeadKVError):
-            identity = native.model_id(llm.model_path)
+            identity = model_id(llm.model_path)
         vars(llm)["headkv_identity"] = identity
     return str(vars(llm)["headkv_identity"])
 

@@ -47,6 +47,18 @@ class _Formatter(llama_chat_format.Jinja2ChatFormatter):  # type: ignore[misc]
 vars(llama_chat_format)["Jinja2ChatFormatter"] = _Formatter
 
 
+def own(llm: Any) -> Callable[..., Any]:
+    """The chat template that the model's file has. ArgumentError for a model without one."""
+    template = llm.metadata.get("tokenizer.chat_template")
+    if not template:
+        raise ArgumentError("the model has no chat template")
+    eos, bos = (
+        "" if token == -1 else llm.detokenize([token], special=True).decode("utf-8", errors="replace")
+        for token in (llm.token_eos(), llm.token_bos())
+    )
+    return _Formatter(template=template, eos_token=eos, bos_token=bos)
+
+
 def plain_text(*, messages: list[Message], **_: Any) -> Any:
     """A chat for models without a template, in no model's markup."""
     lines = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
-from .machine import default_threads
+from ..machine import default_threads
 
 _INTERVAL: Final = 0.25  # seconds between two looks at the load
 _SPARE: Final = 0.25  # cores that others may use before a thread less decodes

@@ -7,8 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from .._core import native
-from .._core.ggml import Gguf
+from .._core.gguf import Gguf, model_id
 from ..errors import ScoresError, UnsupportedError
 
 SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # how llama.cpp names the files of a split model
@@ -20,7 +19,7 @@ def model_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     Raises ScoresError for what is no readable model, UnsupportedError where layers differ in their heads.
     """
     name = os.fspath(path)
-    native.model_id(name)  # finds whatever is wrong with the file
+    model_id(name)  # finds whatever is wrong with the file
     found = Gguf(name)
     architecture = found.text("general.architecture")
     if architecture is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import llama_cpp
+from headkv_local import Llama
 
 from .prompts import chat_prompt, plain_tokens, tokens_of
 from .questions import Question
@@ -42,7 +42,7 @@ class Case:
         return self.sample.document.index(self.asked[0].facts[0]) / len(self.sample.document)
 
 
-def plain_case(llm: llama_cpp.Llama, sample: Sample, number: int) -> Case:
+def plain_case(llm: Llama, sample: Sample, number: int) -> Case:
     """For base models: no template."""
     tokens = plain_tokens(llm, sample.content)
     document = llm.tokenize(sample.document.encode(), add_bos=True, special=False)
@@ -50,7 +50,7 @@ def plain_case(llm: llama_cpp.Llama, sample: Sample, number: int) -> Case:
     return Case(PLAIN, sample, number, [], tokens, n_shared, (sample.question,), ())
 
 
-def chat_case(llm: llama_cpp.Llama, sample: Sample, number: int, wording: Wording) -> Case:
+def chat_case(llm: Llama, sample: Sample, number: int, wording: Wording) -> Case:
     """Wordings and samples take turns with the questions that a document answers."""
     questions = _questions(sample, number, wording)
     messages = wording.messages(sample.document, questions)

@@ -14,10 +14,9 @@ import numpy.typing as npt
 
 from headkv_local import ArgumentError, Llama, Retention
 
-from .._core.limits import KV_TYPES
-from .._core.load import load_error
-from .._core.logging import collected_errors
-from .._core.machine import default_threads
+from ..llama import explained_load_errors
+from ..machine import default_threads
+from ..settings import KV_TYPES
 
 _DISABLE = "HEADKV_DISABLE"  # read by the library when a context is made
 
@@ -55,14 +54,8 @@ def open_headkv(setup: Setup, n_ctx: int, retention: Retention | None = None) ->
 
 def open_stock(setup: Setup, n_ctx: int, flash_attn: bool = True) -> llama_cpp.Llama:
     """A plain llama_cpp.Llama on a context of the same library that never sees our cache."""
-    with _disabled(), collected_errors() as lines:
-        try:
-            return llama_cpp.Llama(**setup.options(n_ctx), flash_attn=flash_attn)
-        except ValueError as error:
-            explained = load_error(error, lines)
-            if explained is error:
-                raise
-            raise explained from error
+    with _disabled(), explained_load_errors():
+        return llama_cpp.Llama(**setup.options(n_ctx), flash_attn=flash_attn)
 
 
 def n_ctx_for(n_tokens: int) -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from .._core.limits import KV_TYPES, MAX_THREADS
+from ..settings import KV_TYPES, MAX_THREADS
 
 if TYPE_CHECKING:
     from .contexts import Setup

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headkv_local import ArgumentError, HeadScores, Retention
-from headkv_local._core.defaults import given
 from headkv_local.budgets import ModelShape
+from headkv_local.settings import given
 
 FULL = "full"
 RECENT = "recent"

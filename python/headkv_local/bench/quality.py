@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from headkv_local import ArgumentError, Llama
-from headkv_local._core.templates import as_text
-from headkv_local._core.turns import Turn
 from headkv_local.budgets import ModelShape
 
 from .cases import Case, by_beginning, chat_case, plain_case
@@ -155,7 +154,7 @@ def _try(
     state.restore(llm)
     llm.retention = None
     llm.retention = policy.retention(_shape(llm), len(tokens))
-    llm._prefill(tokens, _turn(case, settings.question))
+    llm.prefill(tokens, messages=_told(case, settings.question))
     stats = llm.cache_stats()
     answer = text_of(llm, greedy(llm, settings.max_tokens * len(asked)))
     found = n_right(asked, case.others, answer)
@@ -190,11 +189,18 @@ def _try(
     )
 
 
-def _turn(case: Case, asked: str) -> Turn:
-    """What is known of the prompt when it is read."""
+def _told(case: Case, asked: str) -> list[dict[str, Any]]:
+    """The messages that are named when the prompt is read."""
     if asked == UNKNOWN:
-        return Turn()
-    return Turn(messages=case.messages if asked == MARKED else list(map(as_text, case.messages)))
+        return []
+    return case.messages if asked == MARKED else [_unmarked(message) for message in case.messages]
+
+
+def _unmarked(message: dict[str, Any]) -> dict[str, Any]:
+    """All parts in one text."""
+    content = message["content"]
+    text = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+    return {**message, "content": text}
 
 
 def _shape(llm: Llama) -> ModelShape:

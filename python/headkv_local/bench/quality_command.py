@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._core.defaults import given
+from ..settings import given
 from .options import LIST, Help, add_common, positive, positives, setup_of, tell
 from .questions import SINGLE_FACT, TASKS
 
@@ -119,7 +119,7 @@ def _quality(options: argparse.Namespace) -> None:
 def _scores(files: str | None, model: str) -> dict[str, HeadScores]:
     """By name: the method, with the file's stem where two have the same."""
     from headkv_local import ArgumentError, HeadScores
-    from headkv_local._gguf.reading import model_shape
+    from headkv_local.models import model_shape
 
     if files is None:
         found = HeadScores.find(model)

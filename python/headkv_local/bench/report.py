@@ -14,8 +14,8 @@ from typing import Any
 
 import llama_cpp
 
-from headkv_local._core.machine import cpu_name
 from headkv_local.devices import gpus
+from headkv_local.machine import cpu_name
 
 _Z = 1.959964  # 95 % of a normal distribution
 

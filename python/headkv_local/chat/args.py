@@ -7,8 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .._core.defaults import DEFAULT_BUDGET
-from .._core.limits import INT32_MAX, MAX_THREADS
+from ..settings import DEFAULT_BUDGET, INT32_MAX, MAX_THREADS
 from .options import MAX_CTX_BYTES, MAX_TOKENS, Options, expand, parse_budget
 from .sampling import Sampling
 

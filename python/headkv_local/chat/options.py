@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .._core.defaults import DEFAULT_BUDGET, given
+from ..settings import DEFAULT_BUDGET, given
 
 if TYPE_CHECKING:
     from headkv_local import Retention

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from .._core.machine import cpu_flags, cpu_name
 from ..errors import ModelError
+from ..machine import cpu_flags, cpu_name
 from ..models import default_model_path
 from .build import Build
 

@@ -8,8 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from .._core import cuda_driver, library, machine
+from .. import __version__, library_dir, machine
 from ..errors import ModelError
 from ..models import default_model_path
 from .build import Build
@@ -21,7 +20,7 @@ def facts(build: Build, about: dict[str, Any]) -> list[tuple[str, str]]:
     quota = "no limit" if limits.cpus is None else f"limit {limits.cpus:g} CPUs"
     memory = "no limit" if limits.memory is None else f"limit {_gib(limits.memory)}"
     total = machine.physical_memory()
-    driver = cuda_driver.ask()
+    driver = machine.nvidia_driver()
     gpus = "; ".join(f"{gpu.name} ({gpu.architecture / 10:g})" for gpu in driver.gpus)
     not_known = "not known, the library died"
     return [
@@ -35,7 +34,7 @@ def facts(build: Build, about: dict[str, Any]) -> list[tuple[str, str]]:
         ("CPU features used", _features(about["features"]) if about else not_known),
         ("devices", "; ".join(about.get("devices", [not_known]))),
         ("NVIDIA driver", gpus or driver.problem),
-        ("library", about.get("library", str(library.library_dir()))),
+        ("library", about.get("library", str(library_dir()))),
         ("llama_cpp", about.get("llama_cpp", not_known)),
         ("environment", ", ".join(_environment()) or "nothing set"),
         ("default model", _model()),

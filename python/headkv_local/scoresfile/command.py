@@ -85,10 +85,10 @@ def _embed(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
-    from .._gguf import writing
+    from ..files import target
     from . import importers
 
-    writing.target(options.output, force=options.force, model=options.model)
+    target(options.output, force=options.force, model=options.model)
     scores = importers.read(options.file, options.model, options.format)
     scores.to_sidecar(options.output, force=options.force)
 

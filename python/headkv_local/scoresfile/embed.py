@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .._gguf import reading, writing
+from .. import files
+from ..models import model_shape
 from ..scores import HeadScores
 
 
@@ -11,6 +12,6 @@ def embed(scores: HeadScores, model: str, output: str, *, force: bool = False) -
 
     ScoresError, with both values, for another model's scores.
     """
-    writing.target(output, force=force)  # before the model is read
-    scores.check_model(*reading.model_shape(model), model)
+    files.target(output, force=force)  # before the model is read
+    scores.check_model(*model_shape(model), model)
     scores.embed(model, output, force=force)

@@ -21,9 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
-from .._core import native
-from .._gguf import reading
 from ..errors import ArgumentError
+from ..models import model_id, model_shape
 from ..scores import HeadScores
 
 Array = npt.NDArray[np.float64]
@@ -45,7 +44,7 @@ def read(path: str, model: str, format_name: str) -> HeadScores:
     Raises ArgumentError, with the key or the line, for what the file should not hold, ScoresError for what
     is no model, OSError for a file that cannot be read.
     """
-    shape = Shape(*reading.model_shape(model))
+    shape = Shape(*model_shape(model))
     data = Path(path).read_bytes()
     try:
         content = data.decode()
@@ -60,7 +59,7 @@ def read(path: str, model: str, format_name: str) -> HeadScores:
         method=format_name,
         source={
             "model": Path(model).name,
-            "model_id": native.model_id(model),
+            "model_id": model_id(model),
             "data": f"{Path(path).name}, sha256 {hashlib.sha256(data).hexdigest()}",
             "date": datetime.now(timezone.utc).date().isoformat(),
             "tool": f"headkv-local {__version__}",

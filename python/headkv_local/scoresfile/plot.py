@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .._gguf import writing
+from .. import files
 from ..errors import UnsupportedError
 from ..scores import HeadScores
 
 
 def write_png(scores: HeadScores, path: str, *, force: bool = False) -> None:
     """Raises UnsupportedError without matplotlib, ArgumentError if the file exists and force is not set."""
-    target = writing.target(path, force=force)
+    target = files.target(path, force=force)
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -27,5 +27,5 @@ def write_png(scores: HeadScores, path: str, *, force: bool = False) -> None:
     axes.set_ylabel("layer")
     axes.set_title(f"head scores, method {scores.method!a}", fontsize="medium", parse_math=False)
     figure.colorbar(image, ax=axes, label="score")
-    with writing.replacing(target) as temporary:
+    with files.replacing(target) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._core.defaults import given
 from ..scores import HeadScores, sidecar_path
+from ..settings import given
 from .files import Found
 
 SHADES = " .:-=+*#%@"

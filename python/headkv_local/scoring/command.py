@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .._core.defaults import given
 from ..bench.options import Help, layers, positive, threads
+from ..settings import given
 
 _LIST = "N[,N...]"
 _RECOMMENDED = "recommended in the file, for whoever uses the scores (default: Retention's)"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from .._core import native
 from ..bench.contexts import likeliest
 from ..llama import Llama
 from .attention import needle_share
@@ -38,26 +35,16 @@ def observe(llm: Llama, prompt: Prompt, forced: list[int] | None) -> Observed:
     score: npt.NDArray[np.float64] | None = None
     answer: list[int] = []
     token = prompt.tokens[-1]
-    with _rows_observed(llm):
+    with llm.attention_rows() as rows:
         for _ in range(ANSWER_TOKENS if forced is None else len(forced)):
             llm.eval([token])
             following = likeliest(llm) if forced is None else forced[len(answer)]
             if following is None:
                 break
-            share = needle_share(native.get_rows(int(llm.ctx)), prompt.needle, n_prompt)
+            share = needle_share(rows(), prompt.needle, n_prompt)
             score = share if score is None else score + share
             token = following
             answer.append(token)
     if score is None:  # the answer is empty
-        shape = native.model_shape(int(llm.ctx))
-        score = np.zeros((shape.n_layer, shape.n_head))
+        score = np.zeros((llm.shape.n_layer, llm.shape.n_head))
     return Observed(score, str(llm.detokenize(answer), "utf-8", errors="replace"))
-
-
-@contextmanager
-def _rows_observed(llm: Llama) -> Iterator[None]:
-    native.observe(int(llm.ctx), native.OBSERVE_ROWS)
-    try:
-        yield
-    finally:
-        native.observe(int(llm.ctx), native.OBSERVE_OFF)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._gguf.writing import replacing
 from ..errors import ArgumentError
+from ..files import replacing
 
 Settings = Mapping[str, Any]
 """All that the scores depend on, as JSON values."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from ..bench.prompts import chat_formatter
+from ..bench.prompts import has_template
 from ..errors import ArgumentError
+from ..llama import Llama
 
 Tokenize = Callable[[str], list[int]]
 ByteLength = Callable[[int], int]
@@ -27,17 +27,15 @@ class Prompt:
 class Prompter:
     """Makes prompts for one model. Raises ArgumentError for a model without a chat template."""
 
-    def __init__(self, llm: llama_cpp.Llama) -> None:
-        formatter = chat_formatter(llm)
-        if formatter is None:
+    def __init__(self, llm: Llama) -> None:
+        if not has_template(llm):
             raise ArgumentError(
                 "the model has no chat template: head scores are measured on models that answer questions"
             )
         self._llm = llm
-        self._formatter = formatter
 
     def text(self, content: str) -> str:
-        return str(self._formatter(messages=[{"role": "user", "content": content}]).prompt)
+        return self._llm.chat_prompt([{"role": "user", "content": content}])
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a text that the template has made, or of a part of one."""

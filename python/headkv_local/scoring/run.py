@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from .._core import native
-from .._core.defaults import DEFAULTS
-from .._gguf import writing
+from .. import __version__, files
 from ..bench import haystack
 from ..bench.contexts import n_ctx_for
 from ..errors import ArgumentError
 from ..llama import Llama
+from ..models import model_id
 from ..retention import Retention
 from ..scores import HeadScores
+from ..settings import DEFAULTS
 from . import dataset, samples
 from .attention import RIGHT_ABOVE, token_f1
 from .dataset import Dataset, Kind
@@ -74,7 +73,7 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
     lengths that the model was not trained for (where others are left, those are skipped, and told), and
     where too few samples are answered correctly; ModelError and UnsupportedError for the model itself.
     """
-    writing.target(options.output, force=options.force, model=options.model)
+    files.target(options.output, force=options.force, model=options.model)
     Retention(budget="100%", **options.advice)  # refuses what can never work
     data = dataset.load(options.method, options.examples)
     lengths = _usable_lengths(options, tell)
@@ -86,8 +85,7 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
         n_gpu_layers=options.n_gpu_layers,
         flash_attn=True,
     ) as llm:
-        native.supported(int(llm.ctx))
-        shape = native.model_shape(int(llm.ctx))
+        shape = llm.shape
         settings = _settings(options, data, lengths)
         progress = Progress(options.output, settings, (shape.n_layer, shape.n_head), force=options.force)
         measuring = _Measuring(llm, options, lengths, progress, bar)
@@ -175,7 +173,7 @@ def _settings(options: Options, data: Dataset, lengths: tuple[int, ...]) -> dict
     return {
         "version": __version__,
         "model": Path(options.model).name,
-        "model_id": native.model_id(options.model),
+        "model_id": model_id(options.model),
         "method": options.method,
         "teacher_forced": options.teacher_forced,
         "samples": options.n_samples,

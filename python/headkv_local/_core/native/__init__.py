@@ -35,11 +35,8 @@ SURFACE: Final = (
     "headkv_abi_version",
     "headkv_last_error",
     "headkv_supported",
-    "headkv_configure",
-    "headkv_set_budgets",
     "headkv_reserve",
     "headkv_observe",
-    "headkv_set_sentences",
     "headkv_compact",
     "headkv_get_attention",
     "headkv_get_rows",
@@ -47,6 +44,7 @@ SURFACE: Final = (
     "headkv_get_layers",
     "headkv_get_stats",
     "headkv_get_device_bytes",
+    "headkv_cancel_enable",
     "headkv_cancel",
     "headkv_cancel_clear",
     "headkv_scores_load",
@@ -146,19 +144,6 @@ def supported(ctx: int) -> None:
     _call("headkv_supported", ctx)
 
 
-def configure(ctx: int, window: int, kernel: int, first_tokens: int) -> None:
-    _call("headkv_configure", ctx, window, kernel, first_tokens)
-
-
-def set_budgets(ctx: int, caps: npt.NDArray[np.int32]) -> None:
-    """caps: (n_layer, n_head_kv)."""
-    heads = model_shape(ctx).heads
-    if np.shape(caps) != heads.shape:
-        raise ArgumentError(f"caps must have the shape {heads.shape}, not {np.shape(caps)}")
-    flat = np.ascontiguousarray(np.asarray(caps)[heads], dtype=np.int32)
-    _call("headkv_set_budgets", ctx, ffi.from_buffer("int32_t[]", flat), flat.size)
-
-
 def reserve(ctx: int, n: int) -> None:
     """Room in the cache for a prompt of n tokens."""
     _call("headkv_reserve", ctx, n)
@@ -177,14 +162,27 @@ def observe(
     _call("headkv_observe", ctx, what, first, n, flat)
 
 
-def set_sentences(ctx: int, ends: npt.NDArray[np.uint8]) -> None:
-    """ends: (n_prompt,), not 0 for the last position of a sentence."""
-    flat = np.ascontiguousarray(ends, dtype=np.uint8)
-    _call("headkv_set_sentences", ctx, ffi.from_buffer("uint8_t[]", flat), flat.size)
+class Plan(NamedTuple):
+    """What to keep of a prompt: struct headkv_plan."""
+
+    caps: npt.NDArray[np.int32]  # (n_layer, n_head_kv)
+    window: int
+    kernel: int
+    first_tokens: int
+    ends: npt.NDArray[np.uint8] | None = None  # (n_prompt,), not 0 for the last position of a sentence
 
 
-def compact(ctx: int, seq: int = 0) -> None:
-    _call("headkv_compact", ctx, seq)
+def compact(ctx: int, plan: Plan) -> None:
+    heads = model_shape(ctx).heads
+    if np.shape(plan.caps) != heads.shape:
+        raise ArgumentError(f"caps must have the shape {heads.shape}, not {np.shape(plan.caps)}")
+    caps = np.ascontiguousarray(np.asarray(plan.caps)[heads], dtype=np.int32)
+    ends = np.ascontiguousarray(() if plan.ends is None else plan.ends, dtype=np.uint8)
+    raw = ffi.new("struct headkv_plan *")
+    raw.window, raw.kernel, raw.first_tokens = plan.window, plan.kernel, plan.first_tokens
+    raw.caps, raw.n_caps = ffi.from_buffer("int32_t[]", caps), caps.size
+    raw.ends, raw.n_ends = ffi.NULL if plan.ends is None else ffi.from_buffer("uint8_t[]", ends), ends.size
+    _call("headkv_compact", ctx, raw, ffi.sizeof("struct headkv_plan"))
 
 
 def get_attention(ctx: int) -> npt.NDArray[np.float32]:
@@ -239,6 +237,10 @@ def get_device_bytes(ctx: int) -> list[int]:
     )
     _check(code)
     return [int(n) for n in n_bytes]
+
+
+def cancel_enable(ctx: int) -> None:
+    _call("headkv_cancel_enable", ctx)
 
 
 def cancel(ctx: int) -> None:

@@ -1,4 +1,4 @@
-"""What selects, where nobody says otherwise. Nothing is imported here: --help waits for no library."""
+"""Defaults, and what llama.cpp takes. Nothing is imported here: --help waits for no library."""
 
 from __future__ import annotations
 
@@ -13,6 +13,23 @@ DEFAULT_OBSERVE: Final = 128
 DEFAULTS: Final[dict[str, Any]] = {"beta": 1.3, "window": 8, "kernel": 29, "sinks": 4}
 """The settings that a file of head scores can recommend: fields of Retention and of HeadScores, keys in the
 file, options of the commands."""
+
+MAX_THREADS: Final = 512
+INT32_MAX: Final = 2**31 - 1
+"""Beyond these llama.cpp ends the process, or crashes, instead of refusing."""
+
+KV_TYPES: Final = {
+    "f32": 0,
+    "f16": 1,
+    "bf16": 30,
+    "q8_0": 8,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q4_0": 2,
+    "q4_1": 3,
+    "iq4_nl": 20,
+}
+"""The types of K and V rows that a flash-attention cache takes, and ggml's numbers for them."""
 
 
 def given(options: object) -> dict[str, Any]:

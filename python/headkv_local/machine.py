@@ -1,4 +1,4 @@
-"""The CPUs and the memory that this process may use.
+"""The CPUs and the memory that this process may use, and what NVIDIA's driver says. Loads no library.
 
 They are the machine's, less what a container or an affinity mask holds back.
 """
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .limits import MAX_THREADS
+from ._core import cuda_driver
+from ._core.cuda_driver import Driver
+from .settings import MAX_THREADS
 
 _ROOT: Final = Path("/")
 _UNLIMITED: Final = 1 << 60  # cgroup v1 writes a number near 2^63 where there is no limit
@@ -88,6 +90,11 @@ def physical_memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
+
+
+def nvidia_driver() -> Driver:
+    """The GPUs that NVIDIA's driver shows, or why it shows none. CUDA is not loaded; never raises."""
+    return cuda_driver.ask()
 
 
 def _quotas_v2(root: Path) -> Iterator[float]:

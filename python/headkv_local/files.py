@@ -1,0 +1,56 @@
+"""Files that commands write: no other one is lost, and each appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ._gguf.reading import parts
+from .errors import ArgumentError
+
+
+def target(path: str | os.PathLike[str], *, force: bool, model: str | os.PathLike[str] | None = None) -> Path:
+    """The path, if it may be written. model: what it must not replace, nor any part of."""
+    name, found = os.fspath(path), Path(path)
+    if not found.name:
+        raise ArgumentError(f"{name!r} is no name for a file")
+    if found.exists() and not found.is_file():
+        raise ArgumentError(f"{name} is not a file: give another name")
+    if found.exists() and not force:
+        raise ArgumentError(f"{name} exists already: give another name, or force it")
+    kept = [] if model is None or not found.exists() else parts(Path(model))
+    if any(part.exists() and found.samefile(part) for part in kept):
+        raise ArgumentError(f"{name} is the model itself, which would be lost: give another name")
+    return found
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that takes path's place if all goes well, and is gone otherwise.
+
+    An OSError meanwhile becomes one that names path, the temporary file means nothing to anybody.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix="headkv-", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            shutil.copymode(path, temporary) if path.exists() else temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,76 @@
+"""Who may import what: tools -> public modules -> _gguf -> _core -> the native library."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "python" / "headkv_local"
+TOOLS = ("bench", "chat", "cli", "demo", "doctor", "scoresfile", "scoring")
+NATIVE = "_core.native"
+
+
+def imported(source: str, module: str, is_package: bool = False) -> Iterator[str]:
+    """What of headkv_local a module of it imports, at any place: "_core.native", "errors", ..."""
+    inside = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = inside[: len(inside) - node.level + 1] if node.level else []
+            start = ".".join([*above, *((node.module or "").split(".") if node.module else [])])
+            names = [f"{start}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name.partition(".")[2] for name in names if name.startswith("headkv_local."))
+
+
+def modules() -> Iterator[tuple[str, list[str]]]:
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        name = ".".join(["headkv_local", *(parts[:-1] if is_package else parts)])
+        yield name.partition(".")[2], list(imported(path.read_text(encoding="utf-8"), name, is_package))
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from .. import native", [NATIVE]),
+        ("from ..native import lib", [NATIVE + ".lib"]),
+        ("import headkv_local._core.native as n", [NATIVE]),
+        ("def f():\n    from headkv_local._core import native", [NATIVE]),
+        ("from numpy import array\nimport llama_cpp", []),
+    ],
+)
+def test_every_way_to_import_is_seen(source: str, found: list[str]) -> None:
+    assert list(imported(source, "headkv_local._core.deep.module")) == found
+
+
+def test_only_core_calls_the_native_library() -> None:
+    callers = {name for name, found in modules() if any(f"{one}.".startswith(NATIVE + ".") for one in found)}
+    assert callers
+    assert {name for name in callers if not name.startswith("_core.")} == set()
+
+
+def test_tools_use_public_modules_only() -> None:
+    private = [
+        f"{name} imports {one}"
+        for name, found in modules()
+        for one in found
+        if name.split(".")[0] in TOOLS and one.split(".")[0] in ("_core", "_gguf")
+    ]
+    assert private == []
+
+
+def test_nothing_below_the_tools_knows_them() -> None:
+    above = [
+        f"{name} imports {one}"
+        for name, found in modules()
+        for one in found
+        if name.split(".")[0] not in TOOLS and one.split(".")[0] in TOOLS
+    ]
+    assert above == []
