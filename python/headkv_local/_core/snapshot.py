@@ -45,11 +45,6 @@ def native_stats(ctx: int, prompt: PromptRecord) -> CacheStats:
     )
 
 
-def native_mask(ctx: int) -> npt.NDArray[np.bool_]:
-    """(n_layer, n_head_kv, n_prompt). StateError where nothing is compacted."""
-    return native.get_mask(ctx)
-
-
 def stock_stats(llm: llama_cpp.Llama, prompt: PromptRecord) -> CacheStats:
     """llama.cpp tells no sizes of its stock cache: computed for all layers at n_ctx cells."""
     model = llm.model
