@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,19 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from . import devices
+from ._core.bounded import Bounded
+from ._core.compactor import Compactor
+from ._core.lifetime import Lifetime
 from ._core.load import explained_load_errors, refuse_before_loading, require_adapter
 from ._core.messages import Chatting
-from ._core.observation import begin_rows, end_rows, last_rows
-from ._core.snapshot import native_mask, native_stats, stock_stats
+from ._core.prompts import PromptTracker
+from ._core.snapshot import native_stats, stock_stats
 from .budgets import ModelShape
-from .errors import ArgumentError, ScoresError, StateError, UnsupportedError
+from .errors import ArgumentError, StateError, UnsupportedError
 from .retention import Retention
-from .scores import HeadScores
 from .stats import CacheStats
 
 __all__ = ["Llama", "explained_load_errors"]
-
-_logger = logging.getLogger("headkv_local")
 
 
 class Llama(Chatting):
@@ -71,11 +71,14 @@ class Llama(Chatting):
     ) -> None:
         refuse_before_loading(model_path, retention, flash_attn, kwargs)
         self._choose_threads(kwargs)
+        if retention is not None:
+            kwargs.setdefault("swa_full", False)  # cells for the sliding windows, not for the whole context
         devices.check_before_loading(kwargs)
         self.on_prefill = on_prefill
         if kwargs.get("draft_model") is not None:
             kwargs["logits_all"] = True  # llama_cpp turns this on by itself, but makes no room for them
-        self._open()
+        # with the compactor, once there is a context, the parts that a Llama has
+        self._lifetime, self._prompts, self._rendering = Lifetime(), PromptTracker(), threading.local()
         with explained_load_errors() as lines:
             try:
                 super().__init__(
@@ -88,77 +91,68 @@ class Llama(Chatting):
                     require_adapter(self.lora_path, lines)
                 self._arrange_chat(chosen=any(kwargs.get(key) for key in ("chat_format", "chat_handler")))
                 self._make_room()
-                self._make_cancellable()
-                self._retain(retention)
+                self._compactor = Compactor(int(self._ctx.ctx), self.model_path)
+                self._bounded = Bounded(self._ctx.ctx, self._model.model)
+                self._lifetime.make_cancellable(self._compactor.ctx)
+                self._compactor.retain(retention)
             except BaseException:
                 self.close()
                 raise
 
     def __enter__(self) -> Llama:
-        self._require_open()
+        self._lifetime.require_open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        self._require_open()
+        self._lifetime.require_open()
         state: dict[str, Any] = super().__getstate__()
         if self._free_cores is not None:  # left open, also where it is loaded
             state |= {"n_threads": None}
-        return state | {"retention": self._retention, "on_prefill": self.on_prefill}
+        return state | {"retention": self.retention, "on_prefill": self.on_prefill}
 
     @property
     def retention(self) -> Retention | None:
         """What is kept of prompts. Set between prompts, while the cache is not compacted, else StateError."""
-        return self._retention
+        return self._compactor.retention
 
     @retention.setter
     def retention(self, retention: Retention | None) -> None:
         with self._using():
             if not isinstance(retention, Retention | None):
                 raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
-            if self._reading:
+            if self._prompts.reading:
                 raise StateError("retention cannot be changed while a prompt is being read")
-            if self._compacted():
+            if self._compactor.n_compacted > 0:
                 raise StateError(
                     "retention cannot be changed while the cache is compacted: call reset() first"
                 )
-            self._retain(retention)
+            self._compactor.retain(retention)
 
     @property
     def scores_from(self) -> str | None:
         """The file whose head scores make the budgets, "given" for HeadScores, None without any."""
-        return self._scores_from
+        return self._compactor.scores_from
 
-    def _retain(self, retention: Retention | None) -> None:
-        scores_from = None
-        if retention is not None:
-            settled, scores_from = self._settled(retention, self.shape)
-            self._configure(settled)
-        self._retention, self._scores_from = retention, scores_from
+    @property
+    def shape(self) -> ModelShape:
+        """The layers that retain: query and KV heads in each, bytes of K and V of one entry of one KV head.
 
-    def _settled(self, retention: Retention, shape: ModelShape) -> tuple[Retention, str | None]:
-        """The retention with its scores loaded, and where they were found."""
-        if not retention.wants_scores:
-            return retention, None
-        if isinstance(retention.scores, HeadScores):
-            scores, where = retention.scores, "given"
-        elif isinstance(retention.scores, str | os.PathLike):
-            scores, where = HeadScores.from_gguf(retention.scores), os.fspath(retention.scores)
-        else:
-            found = HeadScores.find(self.model_path)
-            if found is None:
-                _logger.info("the model comes without head scores: every KV head gets the same budget")
-                return retention, None
-            scores, where = found[0], str(found[1])
-        try:
-            scores.check_model(shape.n_layer, shape.n_head, shape.n_head_kv, self.model_path)
-            settled = retention.with_scores(scores)
-        except (ArgumentError, ScoresError) as error:  # a budget below the window that the file recommends
-            raise type(error)(f"{error} (head scores: {where})") from error
-        _logger.info("budgets follow the head scores of %s", where)
-        return settled, where
+        Raises UnsupportedError for a context that can never be compacted.
+        """
+        with self._lifetime.still():
+            return self._compactor.shape
+
+    def cancel(self) -> None:
+        """Make the call that runs now raise Cancelled; to be called from another thread, or a signal handler.
+
+        It takes effect inside of the running decode, or before the next one where the model or the settings
+        cannot be compacted. What was decoded until then stays in the KV cache. A request that nothing was
+        stopped by is forgotten when the next prompt begins: a CancelToken remembers it.
+        """
+        self._lifetime.cancel()
 
     def cache_stats(self) -> CacheStats:
         """What the KV cache holds now, and what it costs. Works at any time, with any retention.
@@ -169,15 +163,15 @@ class Llama(Chatting):
         tells no sizes: they are computed then for a cache of n_ctx cells in all layers, which overstates
         sliding-window models and leaves out the state of recurrent ones.
         """
-        with self._still():
-            self._require_open()
+        with self._lifetime.still():
+            self._lifetime.require_open()
             while True:
-                prompt = self._prompt
+                prompt = self._prompts.record
                 try:
-                    stats = native_stats(self._address, prompt)
+                    stats = native_stats(self._compactor.ctx, prompt)
                 except UnsupportedError:
                     return stock_stats(self, prompt)
-                if self._prompt is prompt:  # else another thread has begun or compacted a prompt since
+                if self._prompts.record is prompt:  # else another thread has begun or compacted one since
                     return stats
 
     def retention_mask(self) -> npt.NDArray[np.bool_]:
@@ -185,13 +179,13 @@ class Llama(Chatting):
 
         All True while nothing is compacted. May be called from any thread, as cache_stats().
         """
-        with self._still():
+        with self._lifetime.still():
             while True:
                 stats = self.cache_stats()
                 if not stats.compacted:
                     return np.ones((*stats.kept.shape, stats.prompt_tokens), dtype=np.bool_)
                 with suppress(StateError, ArgumentError):  # another thread has changed the cache since
-                    return native_mask(self._address)
+                    return self._compactor.mask()
 
     @contextmanager
     def attention_rows(self) -> Iterator[Callable[[], npt.NDArray[np.float32]]]:
@@ -209,12 +203,12 @@ class Llama(Chatting):
 
         def rows() -> npt.NDArray[np.float32]:
             with self._using(beside=True):
-                return last_rows(self._address)
+                return self._compactor.rows()
 
         with self._using():
-            begin_rows(self._address)
+            self._compactor.begin_rows()
         try:
             yield rows
         finally:
             with suppress(StateError), self._using():  # unless it was closed meanwhile
-                end_rows(self._address)
+                self._compactor.end_rows()

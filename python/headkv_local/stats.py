@@ -85,3 +85,5 @@ class PromptRecord:
     prefill_seconds: float = 0.0
     logits: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     """What its last token predicts, (n_vocab,): that token cannot be decoded again once others are gone."""
+    recurrent: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+    """The state of recurrent layers at its end, to which they cannot go back; None without such layers."""

@@ -263,7 +263,7 @@ def test_a_token_stops_the_waiting(load: Load, tiny_path: Path) -> None:
     def on_prefill(done: int, total: int) -> None:
         if done == 0:
             with beside(ask) as raised:
-                while not llm._turns._waiting:
+                while not llm._lifetime.turns._waiting:
                     time.sleep(0.001)
                 stop.cancel()
                 waits.set()
@@ -302,7 +302,7 @@ def test_close_wakes_those_who_wait(load: Load, tiny_path: Path) -> None:
     stream = llm.generate(PROMPTS[0])
     next(stream)
     with beside(lambda: answer(llm, PROMPTS[1])) as raised:
-        while not llm._turns._waiting:
+        while not llm._lifetime.turns._waiting:
             time.sleep(0.001)
         llm.close()
     assert "closed" in str(raised[0])
@@ -324,7 +324,7 @@ llm = Llama(sys.argv[1], n_ctx=512, n_threads=2, retention=Retention(budget=32),
 tokens = list(range(200))
 stream = llm.generate(tokens)
 thread = threading.Thread(target=llm.prefill, args=(tokens,)); thread.start(); reached.wait()
-llm._closing.acquire(); llm._turns._changed.acquire()
+llm._lifetime.lock.acquire(); llm._lifetime.turns._changed.acquire()
 child = os.fork()
 if child == 0:
     chat = [{"role": "user", "content": "a"}]
@@ -340,7 +340,7 @@ if child == 0:
     llm.close()
     del llm, stream, calls, call
     sys.exit(told)
-llm._turns._changed.release(); llm._closing.release()
+llm._lifetime.turns._changed.release(); llm._lifetime.lock.release()
 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 go_on.set(); thread.join()
 assert len(llm("hello")["choices"]) == 1

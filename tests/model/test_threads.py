@@ -153,7 +153,7 @@ def test_cancel_from_a_signal_handler(load: Load, tiny_path: Path) -> None:
         signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
         for _ in range(3000):
             llm.cancel()
-            llm._forget_cancel()
+            llm._lifetime.forget_cancel()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

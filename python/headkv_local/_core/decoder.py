@@ -2,44 +2,118 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
+from llama_cpp.llama_tokenizer import LlamaTokenizer
 
-from ..errors import (
-    ArgumentError,
-    BatchError,
-    Cancelled,
-    ContextFullError,
-    DecodeMemoryError,
-    HeadKVError,
-    InternalError,
-    StateError,
-    UnsupportedError,
-)
+from ..errors import ArgumentError, Cancelled, ContextFullError, StateError, UnsupportedError
 from ..machine import default_threads
-from . import native
-from .context import Context
+from .bounded import Bounded, Snapshot
+from .compactor import Compactor
+from .failures import decode_error
+from .lifetime import Closed, Lifetime
 from .logging import collected_errors
 from .threads import FreeCores
+from .turns import Turn
 
 _ONE_PART = 256  # cells of a full cache that one thread looks at alone, whatever their number
-_DECODE_FAILED = re.compile(r"llama_decode returned (-?\d+)")
 
 
-class Decoder(Context):
+class Decoder(llama_cpp.Llama):  # type: ignore[misc]
     """Whatever goes wrong in eval(): n_tokens and the KV cache agree, and the next call works."""
 
+    _lifetime: Lifetime
+    _compactor: Compactor
+
+    n_tokens: int
+    _requires_eval: bool
     input_ids: npt.NDArray[np.intc]
     scores: npt.NDArray[np.single]
 
+    _bounded: Bounded
+    _step: tuple[Sequence[int], Snapshot | None] = (
+        [],
+        None,
+    )  # what is decoded now, and bounded layers before it
+
     _n_logits = 0  # tokens that the last decode has left logits of
     _free_cores: FreeCores | None = None  # where the caller leaves the number of threads open
+
+    def close(self) -> None:
+        """Free model and context. Every later call raises StateError; closing twice is fine.
+
+        A call that runs in another thread is cancelled first, and waited for: an on_prefill callback must
+        not wait in turn for the thread that closes. In a child made by fork() nothing is freed.
+        """
+        lifetime = self.__dict__.get("_lifetime")
+        if lifetime is None:
+            return  # the constructor had nothing to close yet
+        if lifetime.turns.forked:
+            lifetime.abandon()
+            self._abandon()
+            return
+        with lifetime.ended() as first:
+            if not first:
+                return
+            # what looks something up meanwhile finds these, not what is being freed
+            model, compactor = (self.__dict__.get(name) for name in ("_model", "_compactor"))
+            self.__dict__.update(dict.fromkeys(("_ctx", "_model", "_batch", "tokenizer_"), Closed()))
+            if compactor is not None:
+                compactor.end()
+            if model is not None:
+                model.vocab = Closed()  # a tokenizer that was handed out holds it
+            if "_stack" in self.__dict__:
+                super().close()
+            if model is not None:
+                model.model = Closed()
+
+    def _abandon(self) -> None:
+        """Free nothing: threads and device memory are the parent process's."""
+        for owner in (self, *(self.__dict__.get(name) for name in ("_model", "_ctx", "_batch"))):
+            for stack in ("_stack", "_exit_stack"):
+                if stack in getattr(owner, "__dict__", {}):
+                    vars(owner)[stack].pop_all()
+
+    def _using(self, turn: Turn | None = None, beside: bool = False) -> AbstractContextManager[None]:
+        """Use the context, see Lifetime.used()."""
+        return self._lifetime.used(self, turn, beside)
+
+    def _set_aside(self, turn: Turn) -> None:
+        raise NotImplementedError
+
+    def _bring_back(self, turn: Turn) -> None:
+        raise NotImplementedError
+
+    def _has_tokenizer(self) -> bool:
+        return bool(llama_cpp.llama_vocab_type(self._model.vocab) != llama_cpp.LLAMA_VOCAB_TYPE_NONE)
+
+    @contextmanager
+    def _tokenizing(self) -> Iterator[None]:
+        """From any thread. Where there is no tokenizer, llama.cpp ends the process."""
+        with self._lifetime.still():
+            self._lifetime.require_open()
+            if isinstance(self.tokenizer_, LlamaTokenizer) and not self._has_tokenizer():
+                raise UnsupportedError(
+                    "the model has no tokenizer: prefill(), eval() and generate() take tokens"
+                )
+            yield
+
+    def tokenize(self, *args: Any, **kwargs: Any) -> list[int]:
+        """As llama_cpp.Llama.tokenize(); from any thread."""
+        with self._tokenizing():
+            tokens: list[int] = super().tokenize(*args, **kwargs)
+            return tokens
+
+    def detokenize(self, *args: Any, **kwargs: Any) -> bytes:
+        """As llama_cpp.Llama.detokenize(); from any thread."""
+        with self._tokenizing():
+            text: bytes = super().detokenize(*args, **kwargs)
+            return text
 
     def _choose_threads(self, kwargs: dict[str, Any]) -> None:
         """For llama_cpp's constructor, which would take half of the machine's CPUs."""
@@ -54,15 +128,13 @@ class Decoder(Context):
         cores = self._free_cores
         if cores is None or cores.default == 1:
             return
-        free = self.n_tokens < _ONE_PART or not self.context_params.flash_attn_type or self._compacted()
+        free = (
+            self.n_tokens < _ONE_PART
+            or not self.context_params.flash_attn_type
+            or self._compactor.n_compacted > 0
+        )
         n_threads = cores.threads() if free else cores.default
         llama_cpp.llama_set_n_threads(self._ctx.ctx, n_threads, self.n_threads_batch)
-
-    def _compacted(self) -> bool:
-        try:
-            return native.get_stats(self._address)[0].n_prompt > 0
-        except UnsupportedError:
-            return False
 
     def _wait(self) -> None:
         """Until all that was asked for is computed: a decode returns while a GPU is still at it."""
@@ -100,13 +172,17 @@ class Decoder(Context):
         self._require_room(len(tokens))
         with self._in_step():
             for start in range(0, len(tokens), self.n_batch):
-                if self._cancelled:
+                if self._lifetime.cancelled:
                     raise Cancelled("cancelled")
                 piece = tokens[start : start + self.n_batch]
                 self._n_logits = 0
                 if len(piece) == 1:
                     self._fit_threads()
+                # a single token is not worth a copy of a recurrent state: the native library finishes it
+                before = self._bounded.snapshot() if self._bounded.recurrent and len(piece) > 1 else None
+                self._step = piece, before
                 super().eval(piece)
+                self._step = [], None
                 self._n_logits = len(piece) if self._logits_all else 1
                 done(len(piece))
 
@@ -135,12 +211,31 @@ class Decoder(Context):
             )
 
     def _truncate(self, n_tokens: int) -> bool:
-        """Keep the first n_tokens. False, and nothing is done, if a part of a compacted prompt would go."""
+        """Keep the first n_tokens. False, and nothing is done, if a part of a compacted prompt would go, or
+        where bounded layers cannot go back so far."""
+        if n_tokens < self.n_tokens and not self._bounded.reaches(n_tokens):
+            return False
         if not self._ctx.kv_cache_seq_rm(-1, n_tokens, -1):
             return False
         self.n_tokens = n_tokens
         self._requires_eval = True
         return True
+
+    def _drop_unfinished(self) -> None:
+        """After a decode that failed: n_tokens and the memory agree again, and nothing that was read is lost.
+
+        llama.cpp has taken back the ubatch that failed, but from a recurrent state it cannot. What of the
+        piece was decoded before that stays where there is a sliding window, which cannot go back so far.
+        """
+        (piece, before), self._step = self._step, ([], None)
+        if before is not None:
+            self._bounded.put_back(before)
+        elif self._bounded.window > 0:
+            n_more = min(max(0, self._bounded.n_held - self.n_tokens), len(piece))
+            self.input_ids[self.n_tokens : self.n_tokens + n_more] = piece[:n_more]
+            self.n_tokens += n_more
+        if not self._truncate(self.n_tokens):
+            self.reset()
 
     @contextmanager
     def _in_step(self) -> Iterator[None]:
@@ -149,31 +244,13 @@ class Decoder(Context):
             with collected_errors() as lines:
                 yield
         except BaseException as error:
-            failed = _DECODE_FAILED.search(str(error)) if type(error) is RuntimeError else None
-            raised = error if failed is None else self._explained(int(failed[1]), lines)
+            raised = decode_error(error, lines)
             if isinstance(raised, Cancelled):
-                self._forget_cancel()
-            if not self._truncate(self.n_tokens):
-                self.reset()
+                self._lifetime.forget_cancel()
+            self._drop_unfinished()
             if raised is error:
                 raise
             raise raised from error
-
-    def _explained(self, code: int, lines: list[str]) -> HeadKVError:
-        """What a failed llama_decode means, see llama.h."""
-        if code == 2:
-            return Cancelled("cancelled")
-        reason = "; ".join(lines)
-        if code != -1:  # -1: the batch was refused before our cache was asked
-            reason = native.last_error() or reason
-        text = f"llama_decode returned {code}: {reason or 'llama.cpp gave no reason'}"
-        if code == -1:
-            return BatchError(text)
-        if code == -2 or "memory" in reason:
-            return DecodeMemoryError(text)
-        if code == 1:
-            return ContextFullError(text)
-        return InternalError(text)
 
 
 def _lengthened(array: Any, n: int, n_used: int) -> Any:

@@ -33,16 +33,13 @@ class _Aside:
 class Generating(PromptReader):
     """A PromptReader whose generations do not mix, in whatever threads they run."""
 
+    _rendering: threading.local  # .chat: what create_chat_completion() tells the calls it makes
     _completion: Turn | None = None  # whose generate() comes next
-
-    def _open(self) -> None:
-        super()._open()
-        self._rendering = threading.local()  # .chat: what create_chat_completion() tells the calls it makes
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
         """As llama_cpp.Llama.generate(); the prompt is compacted before the first token is sampled."""
         turn, own = self._completion, False
-        if not self._turns.inside:
+        if not self._lifetime.turns.inside:
             turn, own = Turn(), True
         elif turn is None:
             raise StateError("a generation cannot go on in a callback of the call that computes")
@@ -78,13 +75,12 @@ class Generating(PromptReader):
             raise
         finally:
             steps.close()
-            if self._unread is turn:  # this may run late, when another generate() has begun
-                self._unread = None
+            self._prompts.withdraw(turn)
             if own:
-                self._turns.leave(turn)
+                self._lifetime.turns.leave(turn)
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
-        self._require_open()
+        self._lifetime.require_open()
         turn = Turn()
         chat = getattr(self._rendering, "chat", None)
         if chat is not None:
@@ -114,7 +110,7 @@ class Generating(PromptReader):
                 if turn.cut_off and not stream:
                     result["choices"][0]["text"] += turn.cut_off.decode("utf-8", errors="ignore")
                 if result["choices"][0]["finish_reason"] is not None and not (stream and self.cache):
-                    self._turns.leave(turn)  # it needs the context no more
+                    self._lifetime.turns.leave(turn)  # it needs the context no more
                     yield result
                     return
                 yield result
@@ -128,7 +124,7 @@ class Generating(PromptReader):
             ) from error
         finally:
             results.close()
-            self._turns.leave(turn)
+            self._lifetime.turns.leave(turn)
 
     def save_state(self) -> LlamaState:
         """All that load_state() needs to go on from here, compacted or not, also in another process.
@@ -139,7 +135,7 @@ class Generating(PromptReader):
         """
         with self._using(beside=True):
             state = states.sign(self, states.capture(self))
-            vars(state)["headkv_prompt"] = self._prompt
+            vars(state)["headkv_prompt"] = self._prompts.record
             return state
 
     def load_state(self, state: LlamaState) -> None:
@@ -157,17 +153,18 @@ class Generating(PromptReader):
         self.reset()
         self._n_logits = 0  # whatever there was of them
         states.restore(self, state)
-        self._prompt = prompt
+        self._prompts.record = prompt
 
     def _set_aside(self, turn: Turn) -> None:
-        cancelled, self._unread = self._cancelled, None
-        self._forget_cancel()
+        cancelled = self._lifetime.cancelled
+        self._prompts.announced()
+        self._lifetime.forget_cancel()
         try:
             state = states.capture(self)
         except (MemoryError, StateMismatchError):
             turn.lost = True
         else:
-            turn.aside = _Aside(state, self._prompt, self._sampler, self._n_logits, cancelled)
+            turn.aside = _Aside(state, self._prompts.record, self._sampler, self._n_logits, cancelled)
 
     def _bring_back(self, turn: Turn) -> None:
         """If others have used the context since the last step of the turn."""
@@ -183,5 +180,5 @@ class Generating(PromptReader):
         if self.draft_model is not None:  # what of the drafts is right is still to be sampled
             start = self.n_tokens - aside.n_logits
             again = self.input_ids[start : self.n_tokens].tolist()
-            if (start > 0 or not self._compacted()) and self._truncate(start):
+            if (start > 0 or self._compactor.n_compacted == 0) and self._truncate(start):
                 self._evaluate(again)

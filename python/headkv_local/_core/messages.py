@@ -72,7 +72,7 @@ class Chatting(Generating):
 
         A handler of the caller's own, or one that writes several prompts, gets the messages as they are.
         """
-        self._require_open()
+        self._lifetime.require_open()
         handler = (
             self.chat_handler
             or self._chat_handlers.get(self.chat_format)
@@ -110,7 +110,7 @@ class Chatting(Generating):
         another chat format was chosen. Raises ArgumentError for a model without a template, and for messages
         what create_chat_completion() raises.
         """
-        self._require_open()
+        self._lifetime.require_open()
         write = templates.own(self)
         form = [dict(message) for message in messages]
         return templates.fitted(form, lambda form: str(write(messages=form).prompt), _OWN)[1]

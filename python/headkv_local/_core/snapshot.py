@@ -6,7 +6,6 @@ import ctypes
 
 import llama_cpp
 import numpy as np
-import numpy.typing as npt
 
 from ..stats import CacheStats, PromptRecord
 from . import ggml, native
@@ -44,11 +43,6 @@ def native_stats(ctx: int, prompt: PromptRecord) -> CacheStats:
         devices=_devices(ctx),
         n_splits=numbers.n_splits,
     )
-
-
-def native_mask(ctx: int) -> npt.NDArray[np.bool_]:
-    """(n_layer, n_head_kv, n_prompt). StateError where nothing is compacted."""
-    return native.get_mask(ctx)
 
 
 def stock_stats(llm: llama_cpp.Llama, prompt: PromptRecord) -> CacheStats:

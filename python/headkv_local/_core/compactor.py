@@ -1,0 +1,147 @@
+"""What has a context observe a prompt and keep a part of it, as a Retention says."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..budgets import ModelShape
+from ..errors import ArgumentError, ScoresError, StateError, UnsupportedError
+from ..retention import Retention
+from ..scores import HeadScores
+from . import native
+from .pieces import Pieces
+from .question import Observers, who_observes
+from .turns import Turn
+
+_logger = logging.getLogger("headkv_local")
+
+
+class Compactor:
+    """Of one context, until that is freed."""
+
+    def __init__(self, ctx: int, model_path: str) -> None:
+        self._address: int | None = ctx
+        self._model_path = model_path
+        self.retention: Retention | None = None
+        self.scores_from: str | None = None
+        """The file whose head scores make the budgets, "given" for HeadScores."""
+        self._settled = Retention()  # with its scores loaded; counts where there is a retention
+
+    @property
+    def policy(self) -> Literal["uniform", "scores", "caps"]:
+        """How the budgets of the heads are made."""
+        return self._settled.policy
+
+    def end(self) -> None:
+        """The context is freed."""
+        self._address = None
+
+    @property
+    def ctx(self) -> int:
+        if self._address is None:
+            raise StateError("this Llama has been closed")
+        return self._address
+
+    @property
+    def shape(self) -> ModelShape:
+        """The layers that retain. UnsupportedError for a context that can never be compacted."""
+        return native.model_shape(self.ctx)
+
+    @property
+    def n_compacted(self) -> int:
+        """Tokens of the prompt that was compacted; 0 where none was."""
+        try:
+            return native.get_stats(self.ctx)[0].n_prompt
+        except UnsupportedError:
+            return 0
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """(n_layer, n_head_kv, n_prompt). StateError where nothing is compacted."""
+        return native.get_mask(self.ctx)
+
+    def retain(self, retention: Retention | None) -> None:
+        """For prompts to come. Raises for what this model, or no prompt of it, can be compacted by."""
+        scores_from = None
+        if retention is not None:
+            shape = self.shape
+            settled, scores_from = self._with_scores(retention, shape)
+            n_ctx = native.get_stats(self.ctx)[0].n_ctx
+            if settled.window > n_ctx:
+                raise ArgumentError(f"window must be from 1 to {n_ctx}, not {settled.window}")
+            settled.caps_for(shape, settled.window + 1)  # refuses what fits no prompt of this model
+            self._settled = settled
+        self.retention, self.scores_from = retention, scores_from
+
+    def _with_scores(self, retention: Retention, shape: ModelShape) -> tuple[Retention, str | None]:
+        """The retention with its scores loaded, and where they were found."""
+        if not retention.wants_scores:
+            return retention, None
+        if isinstance(retention.scores, HeadScores):
+            scores, where = retention.scores, "given"
+        elif isinstance(retention.scores, str | os.PathLike):
+            scores, where = HeadScores.from_gguf(retention.scores), os.fspath(retention.scores)
+        else:
+            found = HeadScores.find(self._model_path)
+            if found is None:
+                _logger.info("the model comes without head scores: every KV head gets the same budget")
+                return retention, None
+            scores, where = found[0], str(found[1])
+        try:
+            scores.check_model(shape.n_layer, shape.n_head, shape.n_head_kv, self._model_path)
+            settled = retention.with_scores(scores)
+        except (ArgumentError, ScoresError) as error:  # a budget below the window that the file recommends
+            raise type(error)(f"{error} (head scores: {where})") from error
+        _logger.info("budgets follow the head scores of %s", where)
+        return settled, where
+
+    def caps_for(self, n_prompt: int) -> npt.NDArray[np.int32] | None:
+        """(n_layer, n_head_kv); None if there is nothing to compact."""
+        if self.retention is None:
+            return None
+        caps = self._settled.caps_for(self.shape, n_prompt)
+        if (caps < n_prompt).any():
+            return caps
+        _logger.info("the prompt of %d tokens fits into the budget and is kept whole", n_prompt)
+        return None
+
+    def expect(self, n_tokens: int) -> None:
+        """Make room for a prompt that is read next."""
+        if self.retention is not None:
+            native.reserve(self.ctx, n_tokens)
+
+    def who_observes(self, prompt: Pieces, turn: Turn, n_ctx: int) -> Observers:
+        kept = self._settled
+        return who_observes(prompt, turn.question, turn.messages, kept.observe, 2 * kept.window, n_ctx)
+
+    @contextmanager
+    def observing(self, first: int, weights: npt.NDArray[np.float32]) -> Iterator[None]:
+        """weights: (n,), of the tokens from position `first` on. Ends when the device has computed them."""
+        native.observe(self.ctx, native.OBSERVE_TOKENS, first, len(weights), weights)
+        try:
+            yield
+        finally:
+            native.observe(self.ctx, native.OBSERVE_OFF)
+
+    def compact(self, caps: npt.NDArray[np.int32], ends: npt.NDArray[np.uint8]) -> None:
+        """The prompt whose tokens were observed. ends: (n_prompt,), not 0 where a sentence ends."""
+        kept = self._settled
+        native.compact(self.ctx, native.Plan(caps, kept.window, kept.kernel, kept.sinks, ends))
+        _logger.info("the prompt of %d tokens was compacted to %d rows", len(ends), int(caps.sum()))
+
+    def begin_rows(self) -> None:
+        """From now on record what each token attends to that is decoded."""
+        native.observe(self.ctx, native.OBSERVE_ROWS)
+
+    def rows(self) -> npt.NDArray[np.float32]:
+        """Of the token decoded last: (n_layer, n_head, tokens in the cache)."""
+        return native.get_rows(self.ctx)
+
+    def end_rows(self) -> None:
+        native.observe(self.ctx, native.OBSERVE_OFF)

@@ -1,0 +1,50 @@
+"""What the errors of llama.cpp and of Python mean for a caller, who can act on them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from ..errors import (
+    BatchError,
+    Cancelled,
+    ContextFullError,
+    DecodeMemoryError,
+    InternalError,
+    OutOfMemoryError,
+)
+from . import native
+
+_DECODE_FAILED: Final = re.compile(r"llama_decode returned (-?\d+)")
+
+
+def decode_error(error: BaseException, lines: list[str]) -> BaseException:
+    """What a failed llama_decode means, see llama.h; any other exception as it is.
+
+    lines: llama.cpp's errors meanwhile.
+    """
+    failed = _DECODE_FAILED.search(str(error)) if type(error) is RuntimeError else None
+    if failed is None:
+        return error
+    code, reason = int(failed[1]), "; ".join(lines)
+    if code == 2:
+        return Cancelled("cancelled")
+    if code != -1:  # -1: the batch was refused before our cache was asked
+        reason = native.last_error() or reason
+    text = f"llama_decode returned {code}: {reason or 'llama.cpp gave no reason'}"
+    if code == -1:
+        return BatchError(text)
+    if code == -2 or "memory" in reason:
+        return DecodeMemoryError(text)
+    if code == 1:
+        return ContextFullError(text)
+    return InternalError(text)
+
+
+def advised(error: MemoryError) -> OutOfMemoryError:
+    """The same error with what to change; an OutOfMemoryError in place of Python's own."""
+    found = error if isinstance(error, OutOfMemoryError) else OutOfMemoryError(*error.args)
+    if found.setting is None:
+        found.setting = "n_ctx"
+        found.args = (f"{error or 'Python has no memory'}: make n_ctx smaller",)
+    return found

@@ -1,0 +1,150 @@
+"""Who uses a context, and until when: in turns, until it is closed or a call is cancelled."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NoReturn, Protocol
+
+from ..errors import StateError, UnsupportedError
+from . import native
+from .cancel import CancelToken
+from .failures import advised
+from .turns import Turn, Turns
+
+
+class Closed:
+    """Stands for a freed context, model or batch: llama_cpp would go on with a dangling pointer."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise StateError("this Llama has been closed")
+
+
+class _User(Protocol):
+    def _set_aside(self, turn: Turn) -> None: ...
+
+    def _bring_back(self, turn: Turn) -> None: ...
+
+
+class Lifetime:
+    """One call at a time uses the context, in whatever thread; the end waits for it."""
+
+    def __init__(self) -> None:
+        self.turns = Turns()
+        self.lock = threading.RLock()  # held for moments, in which the context is not freed
+        self.cancelled = False
+        self._closed = self._freed = False
+        self._token: CancelToken | None = None  # that the running call was begun under
+        self._ctx: int | None = None  # which has the native library's abort callback
+
+    def make_cancellable(self, ctx: int) -> None:
+        """Where that can be: a running decode is stopped then, else only the next one."""
+        try:  # gives the context its abort callback
+            native.cancel_enable(ctx)
+        except UnsupportedError:
+            return
+        self._ctx = ctx
+
+    def require_open(self) -> None:
+        if self._closed:
+            raise StateError("this Llama has been closed")
+
+    @contextmanager
+    def ended(self) -> Iterator[bool]:
+        """Cancel the call that runs, wait for it, let no other in. Whether all is still to be freed."""
+        with self.lock:
+            if not self._closed:
+                self._closed = True
+                self._stop()
+        self.turns.close()
+        with self.turns.entered(None, closing=True):
+            yield not self._freed
+            self._freed = True
+
+    def abandon(self) -> None:
+        """In a child made by fork(): locks may never be opened there."""
+        self._closed = self._freed = True
+
+    def cancel(self) -> None:
+        with self.still():
+            self.require_open()
+            self._stop()
+
+    def still(self) -> AbstractContextManager[object]:
+        """For moments, in which the context is not freed. A forked child has no other threads."""
+        return nullcontext() if self.turns.forked else self.lock
+
+    def _stop(self) -> None:
+        self.cancelled = True
+        if self._ctx is not None:
+            native.cancel(self._ctx)
+
+    def _stop_for(self, token: CancelToken) -> None:
+        with self.lock:
+            if self._token is token and not self._closed:
+                self._stop()
+
+    def forget_cancel(self) -> None:
+        with self.lock:
+            if self._closed:
+                return
+            self.cancelled = False
+            if self._ctx is not None:
+                native.cancel_clear(self._ctx)
+
+    def begin(self) -> None:
+        """A prompt begins: requests to stop were meant for what came before, other than its own token's."""
+        self.forget_cancel()
+        if self._token is not None:
+            self._token._raise_if_cancelled()
+
+    @contextmanager
+    def _under(self, token: CancelToken | None) -> Iterator[None]:
+        """Stop what is done meanwhile when the token says so, and do not begin if it has said so."""
+        if token is None:
+            yield
+            return
+        with self.lock:
+            self._token = token
+        token._begin(self)
+        try:
+            token._raise_if_cancelled()
+            yield
+        finally:
+            token._end(self)
+            with self.lock:
+                self._token = None
+                if token.cancelled:  # it was meant for nothing else
+                    self.forget_cancel()
+
+    @contextmanager
+    def used(self, user: _User, turn: Turn | None = None, beside: bool = False) -> Iterator[None]:
+        """Use the context, for a step of a turn or a call of its own.
+
+        user: sets aside what the context holds of another turn, and brings back what it held of this one.
+        beside: the call goes on in what a stream of this thread has left there, and the stream after it.
+        """
+        if self.turns.inside:
+            self.require_open()
+            if turn is not None and turn is not self.turns.current:
+                raise StateError("a generation cannot go on in a callback of the call that computes")
+            yield
+            return
+        token = CancelToken.current() if turn is None else turn.token
+        with self.turns.entered(turn, token) as displaced:
+            self.require_open()
+            try:
+                with self._under(token):
+                    if displaced is not None and not (beside and displaced.thread == threading.get_ident()):
+                        user._set_aside(displaced)
+                        self.turns.hold(None)
+                    if turn is not None:
+                        self.turns.hold(turn)
+                        user._bring_back(turn)
+                    yield
+            except MemoryError as error:
+                explained = advised(error)
+                if explained is error:
+                    raise
+                raise explained from error

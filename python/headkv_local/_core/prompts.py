@@ -1,0 +1,74 @@
+"""What is known of the prompt that a context holds, and of the one that comes next."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from ..stats import PromptRecord
+from .turns import Turn
+
+_logger = logging.getLogger("headkv_local")
+
+Tokens = npt.NDArray[np.intc]
+
+
+class PromptTracker:
+    """Of one context. It knows tokens only, and evaluates nothing."""
+
+    def __init__(self) -> None:
+        self.record = PromptRecord()
+        self.reread: str | None = None
+        """Why the last prompt was read whole although an earlier one was compacted."""
+        self.reading = False
+        self._unread: Turn | None = None  # a generation, from its start until it evaluates its prompt
+
+    def announce(self, turn: Turn) -> None:
+        """The tokens that are evaluated next are the prompt of a turn."""
+        self._unread = turn
+
+    def announced(self) -> Turn | None:
+        """Whose prompt is evaluated now; once."""
+        turn, self._unread = self._unread, None
+        return turn
+
+    def withdraw(self, turn: Turn) -> None:
+        """It has ended. This may be late, when another one was announced."""
+        if self._unread is turn:
+            self._unread = None
+
+    @contextmanager
+    def being_read(self) -> Iterator[None]:
+        self.reading = True
+        try:
+            yield
+        finally:
+            self.reading = False
+
+    def compare(self, compacted: Tokens, tokens: Sequence[int], rewritten: bool) -> None:
+        """Note why a prompt has to be read whole, if it does not go on from the compacted one.
+
+        rewritten: whether the chat template has written its messages in another way before.
+        """
+        self.reread = None
+        n = len(compacted)
+        same = n_same(compacted, tokens)
+        if same == n:
+            return
+        self.reread = f"the prompt goes on otherwise than the compacted one from token {same} of {n} on" + (
+            ": the model's chat template writes messages in another way when others follow"
+            if rewritten
+            else ""
+        )
+        _logger.info("the prompt is read whole: %s", self.reread)
+
+
+def n_same(held: Tokens, tokens: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    n_both = min(len(held), len(tokens))
+    differ = np.flatnonzero(held[:n_both] != np.asarray(tokens[:n_both], dtype=np.int64))
+    return int(differ[0]) if len(differ) else n_both
