@@ -217,6 +217,9 @@ HEADKV_API int32_t headkv_scores_get_info(const struct headkv_scores * scores, s
 // w: row-major [n_layer][n_head], n: its length.
 HEADKV_API int32_t headkv_scores_get(const struct headkv_scores * scores, float * w, size_t n);
 
+// The model's layers that the rows of scores are of, ascending. n: n_layer.
+HEADKV_API int32_t headkv_scores_get_layers(const struct headkv_scores * scores, int32_t * layers, size_t n);
+
 // Key and text number i of n_texts, NULL beyond. Numbers come as decimals. Valid as long as scores.
 HEADKV_API const char * headkv_scores_key(const struct headkv_scores * scores, int64_t i);
 HEADKV_API const char * headkv_scores_text(const struct headkv_scores * scores, int64_t i);

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 // More than any model has; keeps what a hostile file can make us allocate or add up within bounds.
 static constexpr uint32_t n_layer_max = 4096;
@@ -145,6 +146,28 @@ public:
         return res;
     }
 
+    // ascending, n of them; without the key 0, 1, ...
+    std::vector<uint32_t> get_layers(const char * key, size_t n) const {
+        std::vector<uint32_t> res(n);
+        std::iota(res.begin(), res.end(), 0);
+        if (find(key) < 0) {
+            return res;
+        }
+        const int64_t id = require(key, GGUF_TYPE_UINT32, true);
+        if (gguf_get_arr_n(gguf, id) != n) {
+            fail(HEADKV_ERR_SCORES_LENGTH, key,
+                 format("must have %zu values, one per layer, not %zu", n, gguf_get_arr_n(gguf, id)));
+        }
+        memcpy(res.data(), gguf_get_arr_data(gguf, id), n * sizeof(uint32_t));
+        for (size_t i = 0; i < n; ++i) {
+            if (res[i] >= n_layer_max || (i > 0 && res[i] <= res[i - 1])) {
+                fail(HEADKV_ERR_SCORES_VALUE, key,
+                     format("must be ascending and below %u, value %zu is %u", n_layer_max, i, res[i]));
+            }
+        }
+        return res;
+    }
+
 private:
     const gguf_context * gguf;
     const std::string & name;
@@ -175,6 +198,7 @@ static headkv_scores load_from(headkv_gguf_source & source) {
                format("must divide the head count of %u, %u does not", res.n_head, res.n_head_kv));
     }
     res.scores = r.get_scores("headkv.scores", (size_t) res.n_layer * res.n_head);
+    res.layers = r.get_layers("headkv.layers", res.n_layer);
 
     if (r.find("headkv.beta") >= 0) {
         res.beta = gguf_get_val_f32(gguf.get(), r.require("headkv.beta", GGUF_TYPE_FLOAT32));

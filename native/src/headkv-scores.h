@@ -11,7 +11,8 @@ struct headkv_scores {
     uint32_t n_head    = 0;
     uint32_t n_head_kv = 0;
 
-    std::vector<float> scores; // [n_layer][n_head], raw: finite, not negative, not all zero
+    std::vector<float> scores;    // [n_layer][n_head], raw: finite, not negative, not all zero
+    std::vector<uint32_t> layers; // [n_layer] the model's layers that the rows are of, ascending
 
     // what the file recommends, negative where it says nothing
     float beta     = -1.0f;

@@ -157,6 +157,15 @@ int32_t headkv_scores_get(const headkv_scores * scores, float * w, size_t n) {
     });
 }
 
+int32_t headkv_scores_get_layers(const headkv_scores * scores, int32_t * layers, size_t n) {
+    return headkv_guard([&]() {
+        headkv_require_pointer(scores);
+        headkv_require_pointer(layers);
+        headkv_require_size(n, scores->layers.size());
+        std::copy(scores->layers.begin(), scores->layers.end(), layers);
+    });
+}
+
 const char * headkv_scores_key(const headkv_scores * scores, int64_t i) {
     return scores && i >= 0 && i < (int64_t) scores->texts.size() ? scores->texts[i].first.c_str() : nullptr;
 }

@@ -162,9 +162,10 @@ def kv_head_scores(scores: npt.NDArray[np.float64], shape: ModelShape) -> npt.ND
         )
     scaled = scores / scores.max()  # the sum of very large scores would overflow
     grouped = np.zeros(by_kv_head)
-    for row, found, n_heads in zip(grouped, scaled, shape.heads.sum(axis=1), strict=True):
-        n_head = n_heads if scores.shape == by_kv_head else n_heads * (shape.n_head // shape.n_head_kv)
-        row[:n_heads] = found[:n_head].reshape(n_heads, -1).sum(axis=1)
+    for i, row in enumerate(grouped):
+        n_head, n_head_kv = shape.layers[i][1:3] if shape.layers else (shape.n_head, shape.n_head_kv)
+        found = scaled[i, : n_head_kv if scores.shape == by_kv_head else n_head]
+        row[:n_head_kv] = found.reshape(n_head_kv, -1).sum(axis=1)
     if not grouped.any():
         raise ArgumentError("scores must not be 0 for all KV heads of this model")
     normalised: npt.NDArray[np.float64] = grouped / grouped.sum()

@@ -6,8 +6,8 @@ docs/gguf-metadata.md is the format; it is read, and checked, by the native libr
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from . import files
 from ._core.gguf import load_scores, model_id
 from ._gguf import reading, writing
+from .budgets import ModelShape
 from .errors import ArgumentError, ScoresAbsentError, ScoresError, UnsupportedError
 
 SUFFIX = ".headkv.gguf"
@@ -30,7 +31,10 @@ _UINT32_MAX = 2**32 - 1
 class HeadScores:
     """Raw scores of all query heads of a model, and where they come from.
 
-    scores: float32 (n_layer, n_head), finite, not negative, not all zero.
+    scores: float32 (n_layer, n_head), finite, not negative, not all zero. Where layers differ in their heads,
+        n_head is that of the layer that has most, and the others' rows end in zeros.
+    layers: the model's layers that the rows are of, ascending; None for the first n_layer. Of a model with
+        sliding-window or recurrent layers those count whose attention reaches to all positions.
     n_head_kv: KV heads per layer; a GQA group's scores are summed when budgets are made.
     method: how they were measured: "r2" (retrieval with a reasoning step), "r" (retrieval), with
         "-teacher-forced" where the answer was given and not generated; or the name of an import.
@@ -48,6 +52,7 @@ class HeadScores:
     kernel: int | None = None
     sinks: int | None = None
     source: Mapping[str, str | int] = field(default_factory=dict)
+    layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         with np.errstate(over="ignore"):  # too large for float32: not finite, refused below
@@ -60,6 +65,10 @@ class HeadScores:
             raise ArgumentError(
                 f"n_head_kv must divide the {scores.shape[1]} query heads, {self.n_head_kv} does not"
             )
+        layers = range(len(scores)) if self.layers is None else self.layers
+        if len(layers) != len(scores) or list(layers) != sorted({int(il) for il in layers if il >= 0}):
+            raise ArgumentError(f"layers must be {len(scores)} different ones, ascending, not {self.layers}")
+        object.__setattr__(self, "layers", tuple(map(int, layers)))
         scores.setflags(write=False)
         object.__setattr__(self, "scores", scores)
 
@@ -74,7 +83,14 @@ class HeadScores:
         prefix = "headkv.source."
         source = {key.removeprefix(prefix): text for key, text in raw.texts.items()}
         recommended = {name: value for name, value in raw.recommended.items() if value >= 0}
-        return cls(scores=raw.scores, n_head_kv=raw.n_head_kv, method=method, source=source, **recommended)
+        return cls(
+            scores=raw.scores,
+            layers=raw.layers,
+            n_head_kv=raw.n_head_kv,
+            method=method,
+            source=source,
+            **recommended,
+        )
 
     @classmethod
     def find(cls, model_path: str | os.PathLike[str]) -> tuple[HeadScores, Path] | None:
@@ -105,18 +121,44 @@ class HeadScores:
         self, n_layer: int, n_head: int, n_head_kv: int, model_path: str | os.PathLike[str]
     ) -> None:
         """ScoresError with both values if they were measured on a model of another shape, or another file."""
+        assert self.layers is not None
         found, wanted = (*self.scores.shape, self.n_head_kv), (n_layer, n_head, n_head_kv)
-        if found != wanted:
-            raise ScoresError(
-                f"the head scores are for {found[0]} layers of {found[1]} query and {found[2]} KV heads, the "
-                f"model has {wanted[0]} layers of {wanted[1]} and {wanted[2]}"
-            )
+        some = len(self.layers) <= self.layers[-1] < n_layer  # not the first ones
+        if found[1:] != wanted[1:] or not (some or found == wanted):
+            raise ScoresError(_other_shape(found, wanted))
+        self._check_file(model_path)
+
+    def _check_file(self, model_path: str | os.PathLike[str]) -> None:
         recorded = self.source.get("model_id")
         actual = model_id(os.fspath(model_path)) if recorded is not None else None
         if recorded != actual:
             raise ScoresError(
                 f"the head scores were measured on another model file: they name {recorded}, this is {actual}"
             )
+
+    def for_model(self, shape: ModelShape, model_path: str | os.PathLike[str]) -> HeadScores:
+        """The scores of the layers that a model retains.
+
+        Raises ScoresError with both values if they were measured on a model of another shape, on other
+        layers than it retains, or on another file.
+        """
+        assert self.layers is not None
+        wanted = tuple(layer.il for layer in shape.layers) or tuple(range(shape.n_layer))
+        missing = set(wanted) - set(self.layers)
+        whole = wanted == tuple(range(len(wanted)))  # the model retains all of its layers
+        found = (len(self.layers), self.scores.shape[1], self.n_head_kv)
+        if found[1:] != (shape.n_head, shape.n_head_kv) or (whole and wanted != self.layers):
+            raise ScoresError(_other_shape(found, (len(wanted), shape.n_head, shape.n_head_kv)))
+        if missing:
+            raise ScoresError(
+                f"the head scores are for the layers {_listed(self.layers)}, and the model retains the "
+                f"layers {_listed(wanted)}"
+            )
+        self._check_file(model_path)
+        if wanted == self.layers:
+            return self
+        rows = self.scores[[self.layers.index(il) for il in wanted]]
+        return replace(self, scores=rows, layers=wanted)
 
     def to_sidecar(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write a GGUF file that holds nothing else. It appears complete or not at all.
@@ -163,6 +205,8 @@ class HeadScores:
             "headkv.head_count_kv": self.n_head_kv,
             "headkv.scores": self.scores.ravel(),
         }
+        if self.layers != tuple(range(n_layer)):
+            values["headkv.layers"] = np.array(self.layers, dtype=np.uint32)
         if self.beta is not None:
             values["headkv.beta"] = float(self.beta)
         for name in ("window", "kernel", "sinks"):
@@ -178,6 +222,17 @@ class HeadScores:
             raise ArgumentError(str(error).replace(str(path), "the head scores", 1)) from error
         if not np.array_equal(written.scores, self.scores):
             raise ScoresError("the head scores read back are not those that were written")
+
+
+def _other_shape(found: tuple[int, int, int], wanted: tuple[int, int, int]) -> str:
+    return (
+        f"the head scores are for {found[0]} layers of {found[1]} query and {found[2]} KV heads, the model "
+        f"has {wanted[0]} layers of {wanted[1]} and {wanted[2]}"
+    )
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
 
 
 def _uint32(name: str, value: int) -> int:

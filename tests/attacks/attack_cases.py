@@ -32,7 +32,7 @@ N = LAYERS * HEADS
 
 
 def cases() -> list[Case]:
-    groups = (_types, _missing, _lengths, _values, _texts, containers, keys, tensors, truncated)
+    groups = (_types, _missing, _lengths, _values, _layers, _texts, containers, keys, tensors, truncated)
     return [case for group in groups for case in group()]
 
 
@@ -134,6 +134,22 @@ def _values() -> Iterator[Case]:
         file = changed("headkv.version", scalar(U32, version))
         says = f"headkv.version is {version}, only 1 is known$"
         yield case_of(f"headkv.version {version}", file, "SCORES_VERSION", says)
+
+
+def _layers() -> Iterator[Case]:
+    def wrong(name: str, value: bytes, code: str, says: str) -> Case:
+        return case_of(f"headkv.layers {name}", added("headkv.layers", value), code, f"headkv.layers {says}")
+
+    for n in (0, 1, LAYERS + 1, 5000):
+        says = f"must have {LAYERS} values, one per layer, not {n}$"
+        yield wrong(f"of {n}", array(U32, list(range(n))), "SCORES_LENGTH", says)
+    for values, at in (([1, 1], 1), ([1, 0], 1), ([0, 4096], 1), ([2**32 - 1, 0], 0)):
+        says = f"must be ascending and below 4096, value {at} is {values[at]}$"
+        yield wrong(f"{values}", array(U32, values), "SCORES_VALUE", says)
+    for kind in (I32, F32, U64):
+        says = f"must be an array of u32, not an array of {TYPES[kind][0]}$"
+        yield wrong(f"as {TYPES[kind][0]}", array(kind, [0] * LAYERS), "SCORES_TYPE", says)
+    yield wrong("as one number", scalar(U32, 0), "SCORES_TYPE", "must be an array of u32, not u32$")
 
 
 def _texts() -> Iterator[Case]:

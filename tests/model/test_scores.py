@@ -10,7 +10,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from headkv_local import HeadScores, Llama, Retention, ScoresAbsentError, ScoresError
+from headkv_local import ArgumentError, HeadScores, Llama, Retention, ScoresAbsentError, ScoresError
 from headkv_local._core import native
 from headkv_local.scores import sidecar_path
 from helpers import last_logits, random_tokens
@@ -122,6 +122,42 @@ def test_scores_of_another_shape(load: Load, model: Path) -> None:
     other.to_sidecar(sidecar_path(model))
     with pytest.raises(ScoresError, match="for 3 layers of 4 query and 2 KV heads, the model has 2 layers"):
         load(model, retention=Retention(budget=64))
+
+
+def test_scores_name_the_layers_that_they_are_of(
+    load: Load, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of a model with sliding windows those that retain; the same caps come of rows for all of its layers."""
+    path = tiny(arch="gemma3")
+    shape = load(path, flash_attn=True).shape
+    retained = tuple(layer.il for layer in shape.layers)
+    n_all = max(retained) + 1
+    assert retained != tuple(range(n_all))
+    raw = np.random.default_rng(1).random((n_all, shape.n_head)).astype(np.float32)
+    fields = {"n_head_kv": shape.n_head_kv, "method": "r"}
+    caps = []
+    for scores in (
+        HeadScores(scores=raw[list(retained)], layers=retained, **fields),  # type: ignore[arg-type]
+        HeadScores(scores=raw, **fields),  # type: ignore[arg-type]
+    ):
+        sidecar = tmp_path / f"{len(caps)}.gguf"
+        scores.to_sidecar(sidecar)
+        assert HeadScores.from_gguf(sidecar).layers == scores.layers
+        llm = load(path, retention=Retention(budget=64, scores=sidecar))
+        llm.prefill(TOKENS)
+        caps.append(llm.cache_stats().kept)
+    assert np.array_equal(*caps)
+    assert len(np.unique(caps[0])) > 1
+    others = tuple(il + 1 for il in retained)
+    scores = HeadScores(scores=raw[list(retained)], layers=others, **fields)  # type: ignore[arg-type]
+    with pytest.raises(ScoresError, match=f"layers {others[0]}.* retains the layers {retained[0]}"):
+        load(path, retention=Retention(budget=64, scores=scores))
+
+
+@pytest.mark.parametrize("layers", [(0,), (0, 0), (1, 0), (-1, 0)])
+def test_layers_that_no_model_has(layers: tuple[int, ...]) -> None:
+    with pytest.raises(ArgumentError, match="layers"):
+        HeadScores(scores=RAW, layers=layers, n_head_kv=2, method="r")
 
 
 def test_scores_of_another_model_file(load: Load, model: Path) -> None:

@@ -116,6 +116,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "beside_model": None,
         "method": "r2",
         "n_layer": 2,
+        "layers": [0, 1],
         "n_head": 4,
         "n_head_kv": 2,
         "recommended": {"sinks": 0},

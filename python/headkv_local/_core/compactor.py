@@ -94,8 +94,7 @@ class Compactor:
                 return retention, None
             scores, where = found[0], str(found[1])
         try:
-            scores.check_model(shape.n_layer, shape.n_head, shape.n_head_kv, self._model_path)
-            settled = retention.with_scores(scores)
+            settled = retention.with_scores(scores.for_model(shape, self._model_path))
         except (ArgumentError, ScoresError) as error:  # a budget below the window that the file recommends
             raise type(error)(f"{error} (head scores: {where})") from error
         _logger.info("budgets follow the head scores of %s", where)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .._core.gguf import SIDECAR, Gguf
 
-Value = int | float | str | npt.NDArray[np.float32]
+Value = int | float | str | npt.NDArray[np.float32] | npt.NDArray[np.uint32]
 
 PREFIX = "headkv."
 
@@ -25,7 +25,8 @@ def write_metadata(path: Path, values: Mapping[str, Value]) -> None:
         if isinstance(value, str):
             writer.add_string(key, value)
         elif isinstance(value, np.ndarray):
-            writer.add_key_value(key, value.tolist(), GGUFValueType.ARRAY, GGUFValueType.FLOAT32)
+            kind = GGUFValueType.FLOAT32 if value.dtype == np.float32 else GGUFValueType.UINT32
+            writer.add_key_value(key, value.tolist(), GGUFValueType.ARRAY, kind)
         elif isinstance(value, float):
             writer.add_float32(key, value)
         else:

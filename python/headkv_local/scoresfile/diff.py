@@ -36,6 +36,8 @@ def compare(a: HeadScores, b: HeadScores, top: int | None = None) -> dict[str, A
     if shapes[0] != shapes[1]:
         said = ["{} layers of {} query and {} KV heads".format(*shape) for shape in shapes]
         raise ArgumentError(f"the files are of models of different shapes: {said[0]}, and {said[1]}")
+    if a.layers != b.layers:
+        raise ArgumentError(f"the files are of different layers: {a.layers}, and {b.layers}")
     return {
         "KV heads": _agreement(by_kv_head(a), by_kv_head(b), top),
         "query heads": _agreement(by_query_head(a), by_query_head(b), top),

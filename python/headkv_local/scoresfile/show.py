@@ -33,6 +33,7 @@ def document(found: Found) -> dict[str, Any]:
         "beside_model": str(found.beside) if found.beside else None,
         "method": scores.method,
         "n_layer": n_layer,
+        "layers": list(scores.layers or ()),
         "n_head": n_head,
         "n_head_kv": scores.n_head_kv,
         "recommended": given(scores),
@@ -49,11 +50,12 @@ def heat_map(scores: HeadScores, width: int) -> Iterator[str]:
     """
     group = scores.scores.shape[1] // scores.n_head_kv
     shades = _shades(scores.scores)
-    margin = len(str(len(shades) - 1)) + 3  # "29 |" and the other "|"
+    layers = scores.layers or range(len(shades))
+    margin = len(str(layers[-1])) + 3  # "29 |" and the other "|"
     for heads in _bands(scores.scores.shape[1], group, width - margin):
         if len(heads) < scores.scores.shape[1]:
             yield f"query heads {heads.start} to {heads.stop - 1}"
-        for layer, row in enumerate(shades):
+        for layer, row in zip(layers, shades, strict=True):
             groups = [row[at : min(at + group, heads.stop)] for at in range(heads.start, heads.stop, group)]
             yield f"{layer:{margin - 3}} |{' '.join(groups)}|"
         yield ""

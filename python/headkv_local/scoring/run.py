@@ -16,6 +16,7 @@ import numpy as np
 from .. import __version__, files
 from ..bench import haystack
 from ..bench.contexts import n_ctx_for
+from ..budgets import ModelShape
 from ..errors import ArgumentError
 from ..llama import Llama
 from ..models import model_id
@@ -94,7 +95,7 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
         except ArgumentError:
             progress.remove()  # the same settings would end here again
             raise
-        scores = _head_scores(options, settings, data, method, tally, shape.n_head_kv)
+        scores = _head_scores(options, settings, data, method, tally, shape)
     scores.to_sidecar(options.output, force=options.force)
     progress.remove()
     return Result(scores, tally)
@@ -194,13 +195,14 @@ def _plain(options: Options, tell: Tell) -> Dataset:
 
 
 def _head_scores(
-    options: Options, settings: dict[str, Any], data: Dataset, method: str, tally: Tally, n_head_kv: int
+    options: Options, settings: dict[str, Any], data: Dataset, method: str, tally: Tally, shape: ModelShape
 ) -> HeadScores:
     own = "headkv-local's" if options.examples is None else "the user's"
     python = platform.python_version()
     return HeadScores(
         scores=tally.mean.astype(np.float32),
-        n_head_kv=n_head_kv,
+        layers=tuple(layer.il for layer in shape.layers),
+        n_head_kv=shape.n_head_kv,
         method=f"{method}-teacher-forced" if options.teacher_forced else method,
         source={
             "model": settings["model"],

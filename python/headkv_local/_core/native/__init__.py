@@ -51,6 +51,7 @@ SURFACE: Final = (
     "headkv_scores_free",
     "headkv_scores_get_info",
     "headkv_scores_get",
+    "headkv_scores_get_layers",
     "headkv_scores_key",
     "headkv_scores_text",
     "headkv_model_id",
@@ -255,6 +256,7 @@ class RawScores(NamedTuple):
     """Head scores as a GGUF file holds them; what the file does not recommend is negative."""
 
     scores: npt.NDArray[np.float32]  # (n_layer, n_head)
+    layers: tuple[int, ...]  # of the model, that the rows are of
     n_head_kv: int
     recommended: dict[str, Any]  # beta, window, kernel, sinks
     texts: dict[str, str]  # headkv.method, headkv.source.*
@@ -268,8 +270,11 @@ def load_scores(path: str) -> RawScores:
     _check(_functions["headkv_scores_get_info"](raw, info, ffi.sizeof("struct headkv_scores_info")))
     scores = np.empty((int(info.n_layer), int(info.n_head)), dtype=np.float32)
     _check(_functions["headkv_scores_get"](raw, ffi.from_buffer("float[]", scores), scores.size))
+    layers = np.empty(len(scores), dtype=np.int32)
+    _check(_functions["headkv_scores_get_layers"](raw, ffi.from_buffer("int32_t[]", layers), layers.size))
     return RawScores(
         scores=scores,
+        layers=tuple(map(int, layers)),
         n_head_kv=int(info.n_head_kv),
         recommended={
             "beta": float(info.beta),
