@@ -95,7 +95,7 @@ static std::vector<test_case> all_cases() {
 
     int i = 0;
     for (const ggml_type type : all_types) {
-        for (const int d : { 64, 80, 96, 128, 256 }) {
+        for (const int d : { 64, 80, 96, 128, 256, 512 }) {
             if (d % ggml_blck_size(type) != 0) {
                 continue; // the stock cache refuses these as well
             }

@@ -340,7 +340,7 @@ static std::vector<test_case> all_cases() {
 
     int i = 0;
     for (const headkv_type type : { HEADKV_F16, HEADKV_BF16, HEADKV_Q8_0, HEADKV_Q4_0 }) {
-        for (const int n_embd : { 64, 80, 96, 128, 256 }) {
+        for (const int n_embd : { 64, 80, 96, 128, 256, 512 }) {
             if (!headkv_n_embd_supported(type, n_embd)) {
                 continue;
             }

@@ -27,7 +27,6 @@ SUPPORTED = [
     {"arch": "phi3"},
 ]
 UNSUPPORTED = {
-    "gemma2": ({"arch": "gemma2"}, "sliding-window"),
     "mamba": ({"arch": "mamba"}, "recurrent"),
     "mpt": ({"arch": "mpt", "n_head_kv": 4}, "ALiBi"),
     "deepseek2": ({"arch": "deepseek2", "n_head_kv": 1}, "MLA"),

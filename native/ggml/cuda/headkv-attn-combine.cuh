@@ -83,13 +83,13 @@ static __global__ void headkv_attn_combine(const headkv_attn_params p) {
     }
     headkv_sync_block();
 
-    if (threadIdx.x < n_embd) {
+    for (int d = threadIdx.x; d < n_embd; d += blockDim.x) {
         float sum = p.sinks ? exp2f(headkv_log2e * p.sinks[head] - m) : 0.0f;
         float res = 0.0f;
         for (int w = 0; w < n_warps; ++w) {
             sum += all[w * (n_embd + 2) + n_embd];
-            res += all[w * (n_embd + 2) + threadIdx.x];
+            res += all[w * (n_embd + 2) + d];
         }
-        p.dst[(int64_t) blockIdx.x * n_embd + threadIdx.x] = sum == 0.0f ? 0.0f : res / sum;
+        p.dst[(int64_t) blockIdx.x * n_embd + d] = sum == 0.0f ? 0.0f : res / sum;
     }
 }

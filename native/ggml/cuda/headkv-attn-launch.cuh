@@ -29,9 +29,9 @@ static cudaError_t headkv_attn_launch_cols(const headkv_attn_params & p, cudaStr
 
 template <headkv_type type, int n_embd>
 static cudaError_t headkv_attn_launch_embd(const headkv_attn_params & p, cudaStream_t stream) {
-    return p.n_cols_tile == headkv_cols_narrow
-               ? headkv_attn_launch_cols<type, n_embd, headkv_cols_narrow>(p, stream)
-               : headkv_attn_launch_cols<type, n_embd, headkv_cols_wide(n_embd)>(p, stream);
+    constexpr int wide = headkv_cols_wide(n_embd); // the narrow ones where registers hold no more
+    return p.n_cols_tile == wide ? headkv_attn_launch_cols<type, n_embd, wide>(p, stream)
+                                 : headkv_attn_launch_cols<type, n_embd, headkv_cols_narrow>(p, stream);
 }
 
 template <headkv_type type>
@@ -40,7 +40,7 @@ static cudaError_t headkv_attn_launch(const headkv_attn_params & p, int n_embd, 
     case 64:
         return headkv_attn_launch_embd<type, 64>(p, stream);
     case 80:
-        // no multiple of a block; the other branch is never taken
+        // where a size is not supported, the other branch is never taken
         return headkv_attn_launch_embd < type, headkv_n_embd_supported(type, 80) ? 80 : 64 > (p, stream);
     case 96:
         return headkv_attn_launch_embd<type, 96>(p, stream);
@@ -48,6 +48,8 @@ static cudaError_t headkv_attn_launch(const headkv_attn_params & p, int n_embd, 
         return headkv_attn_launch_embd<type, 128>(p, stream);
     case 256:
         return headkv_attn_launch_embd<type, 256>(p, stream);
+    case 512:
+        return headkv_attn_launch_embd < type, headkv_n_embd_supported(type, 512) ? 512 : 64 > (p, stream);
     default:
         return cudaErrorInvalidValue;
     }

@@ -67,11 +67,11 @@ constexpr int headkv_rows_block = 64; // the fewest rows that are worth a block
 constexpr int headkv_cols_narrow = 8;
 
 HEADKV_HOST_DEVICE constexpr int headkv_cols_wide(int n_embd) {
-    return n_embd <= 128 ? 32 : 16;
+    return n_embd <= 128 ? 32 : n_embd <= 256 ? 16 : headkv_cols_narrow;
 }
 
 HEADKV_HOST_DEVICE constexpr int headkv_n_warps(int n_embd) {
-    return n_embd <= 128 ? 4 : 2;
+    return n_embd <= 128 ? 4 : n_embd <= 256 ? 2 : 1;
 }
 
 // blocks that the registers of a multiprocessor are shared by
@@ -116,7 +116,8 @@ HEADKV_HOST_DEVICE constexpr size_t headkv_smem_size(headkv_type type, int n_emb
 
 HEADKV_HOST_DEVICE constexpr bool headkv_n_embd_supported(headkv_type type, int64_t n_embd) {
     return n_embd == 64 || n_embd == 96 || n_embd == 128 || n_embd == 256 ||
-           (n_embd == 80 && !headkv_has_blocks(type)); // 80 is no multiple of a block
+           // 80 is no multiple of a block, and beside the sums of 512 registers hold no scales
+           ((n_embd == 80 || n_embd == 512) && !headkv_has_blocks(type));
 }
 
 // every step from one segment to the next is to the next block, the next head or both: block + head numbers them
