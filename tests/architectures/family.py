@@ -96,7 +96,7 @@ def mixed_heads(model: TinyModel) -> list[int]:
 def add_keys(writer: gguf.GGUFWriter, arch: str, keys: Mapping[str, Any]) -> None:
     """Each with the type of its value."""
     for key, value in keys.items():
-        name = key if key.startswith("xielu.") else f"{arch}.{key}"
+        name = key if key.startswith(("xielu.", "tokenizer.")) else f"{arch}.{key}"
         if value is None:
             continue
         if isinstance(value, bool):

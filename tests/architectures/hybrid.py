@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .family import Family, Keys, experts, one_dense_layer, sections, with_keys
+from .latent import latent
 
 if TYPE_CHECKING:
     from gguf_factory import TinyModel
@@ -55,6 +56,14 @@ def mamba2(model: TinyModel) -> Keys:
     }
 
 
+def _kda(model: TinyModel) -> Keys:
+    return {"kda.head_dim": 32, "ssm.conv_kernel": 4}
+
+
+def _every_other_single(model: TinyModel) -> Keys:
+    return {"attention.head_count_kv": [il % 2 for il in range(model.layers)]}
+
+
 HYBRID: dict[str, Family] = {
     "qwen3next": Family(keys=with_keys(_delta_net, experts), n_layer=4),
     "qwen35": Family(keys=with_keys(_delta_net, sections), n_layer=4),
@@ -67,5 +76,6 @@ HYBRID: dict[str, Family] = {
     "falcon-h1": Family(keys=mamba2),
     "jamba": Family(keys=with_keys(mamba1, _every_other), n_layer=4),
     "plamo2": Family(keys=with_keys(mamba2, _every_other, ssm__group_count=0), n_layer=4),
+    "kimi-linear": Family(keys=with_keys(latent, one_dense_layer, _kda, _every_other_single), n_layer=4),
     "minimax-01": Family(keys=with_keys(experts, full_attention_interval=2, residual_scale=1.0), n_layer=4),
 }
