@@ -42,7 +42,7 @@ class TinyModel:
     n_ff: int = 128
     n_ctx_train: int = 8192
     window: int = 64
-    seed: int = 7  # with others, answers of the default model go on for a thousand tokens
+    seed: int = 35  # tests want answers of the default model that are neither empty nor endless
     chat_template: str = CHATML
 
     @property
