@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .family import Family, Keys, experts, one_dense_layer, sections, with_keys
 from .latent import latent
+from .sliding import windows
 
 if TYPE_CHECKING:
     from gguf_factory import TinyModel
@@ -69,6 +70,10 @@ HYBRID: dict[str, Family] = {
     "qwen35": Family(keys=with_keys(_delta_net, sections), n_layer=4),
     "qwen35moe": Family(keys=with_keys(_delta_net, sections, experts), n_layer=4),
     "lfm2": Family(keys=with_keys(_every_other, shortconv__l_cache=3), n_layer=4),
+    # all its layers with K and V have a window, so that none has full attention
+    "lfm2-windows": Family(
+        arch="lfm2", keys=with_keys(windows, _every_other, shortconv__l_cache=3), n_layer=4
+    ),
     "lfm2moe": Family(keys=with_keys(_every_other, one_dense_layer, shortconv__l_cache=3), n_layer=4),
     "granitehybrid": Family(keys=with_keys(mamba2, _every_other), n_layer=4),
     "nemotron_h": Family(keys=with_keys(mamba2, _in_thirds), n_layer=6),
