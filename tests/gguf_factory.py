@@ -42,7 +42,7 @@ class TinyModel:
     n_ff: int = 128
     n_ctx_train: int = 8192
     window: int = 64
-    seed: int = 1
+    seed: int = 35  # tests want answers of the default model that are neither empty nor endless
     chat_template: str = CHATML
 
     @property
@@ -56,8 +56,9 @@ class TinyModel:
     def write(self, path: Path, split_max_tensors: int = 0) -> Path:
         """Make the GGUF file, or as many as it takes: "a-00001-of-00003.gguf" and so on for "a.gguf"."""
         family = FAMILIES[self.arch]
-        tensors = tensors_of(self.arch, self._add_metadata)
-        writer = gguf.GGUFWriter(path, self.arch, split_max_tensors=split_max_tensors)
+        arch = family.arch or self.arch
+        tensors = tensors_of(arch, self._add_metadata)
+        writer = gguf.GGUFWriter(path, arch, split_max_tensors=split_max_tensors)
         self._add_metadata(writer)
         for name, shape in tensors.items():
             if not re.search(family.without, name):
@@ -70,7 +71,7 @@ class TinyModel:
 
     def _add_metadata(self, writer: gguf.GGUFWriter) -> None:
         writer.add_name("tiny")
-        add_keys(writer, self.arch, common_keys(self) | FAMILIES[self.arch].keys(self))
+        add_keys(writer, writer.arch, common_keys(self) | FAMILIES[self.arch].keys(self))
         _add_vocabulary(writer, self.chat_template)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -111,6 +111,8 @@ class Scores:
     def __init__(self) -> None:
         self.masks: Masks = {}
         self.met: set[int] = set()
+        self.shapes: dict[int, tuple[int, int]] = {}
+        """Of the last scores of each layer that has any: heads, and cells that they see."""
         self.error: Exception | None = None
         self.callback = bindings.ggml_backend_sched_eval_callback(self._on_node)
 
@@ -118,16 +120,38 @@ class Scores:
         """Asked whether it wants to see a node, and then shown it: a refusal then ends the decode."""
         try:
             name = _SCORES.fullmatch(name_of(tensor))
-            mask = self.masks.get(int(name[2])) if name else None
-            if mask is None:
+            if not name:
+                return not is_question
+            layer = int(name[2])
+            n_kv, _, n_head, _ = TensorHead.from_address(tensor).ne
+            self.shapes[layer] = n_head, n_kv
+            if layer not in self.masks:
                 return not is_question
             if not is_question:
-                self.met.add(int(name[2]))
-                _hide(tensor, mask)
+                self.met.add(layer)
+                _hide(tensor, self.masks[layer])
             return True
         except Exception as error:  # it cannot pass through llama.cpp
             self.error = error
             return False
+
+
+def full_attention_layers(path: Path) -> list[int]:
+    """Those that see a whole prompt of 300 tokens, also such as share the K and V of an earlier layer."""
+    scores = Scores()
+    with Stock(path, swa_full=False, scores=scores) as stock:
+        stock.read([1] * 300)
+    return sorted(layer for layer, (_, n_kv) in scores.shapes.items() if n_kv >= 300)
+
+
+def masks_of(path: Path, kept: Iterable[npt.NDArray[np.bool_]]) -> dict[int, npt.NDArray[np.bool_]]:
+    """What Llama.retention_mask() says of the layers that are retained, by their numbers.
+
+    Layers that have no K and V of their own come last, and use those of the last layer that has.
+    """
+    layers, masks = full_attention_layers(path), list(kept)
+    masks += masks[-1:] * (len(layers) - len(masks))
+    return dict(zip(layers, masks, strict=True))
 
 
 def reference_logits(
@@ -140,7 +164,7 @@ def reference_logits(
     layer that is not in masks is left as it is. Returns what Stock.read_each() does; ValueError where a
     layer has no scores to hide or other heads than its mask.
 
-    A layer that shares the K and V of an earlier one (gemma4, gemma3n) needs a mask of its own.
+    A layer that shares the K and V of an earlier one (gemma4, gemma3n) needs a mask as well: masks_of().
     """
     scores = Scores()
     with Stock(path, n_ctx=n_ctx, n_ubatch=n_ubatch, scores=scores) as stock:

@@ -44,6 +44,7 @@ DENSE: dict[str, Family] = {name: Family() for name in _PLAIN} | {
     "qwen3": Family(without=_BIAS),
     "qwen2vl": Family(keys=sections),
     "qwen3vl": Family(keys=with_keys(sections, n_deepstack_layers=0)),
+    "hrm_text": Family(keys=with_keys(hrm__layers_per_stack=2, hrm__h_cycles=1, hrm__l_cycles=1), n_layer=4),
     "paddleocr": Family(keys=sections),
     "exaone4": Family(without=_BIAS),
     "phi3": Family(keys=lambda model: {"attention.sliding_window": model.window}),

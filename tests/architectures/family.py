@@ -23,11 +23,13 @@ KeysOf = Callable[["TinyModel"], Keys]
 class Family:
     """What an architecture has that others have not.
 
-    keys: metadata beside common_keys(). n_layer: the least that shows all kinds of its layers, those with
-    full attention twice. without: a pattern of names of optional tensors that are left out. rules: weights
-    that are not those of all models. decodes: it gives logits token by token.
+    arch: its name, where the family has another. keys: metadata beside common_keys(). n_layer: the least
+    that shows all kinds of its layers, those with full attention twice. without: a pattern of names of
+    optional tensors that are left out. rules: weights that are not those of all models. decodes: it gives
+    logits token by token.
     """
 
+    arch: str = ""
     keys: KeysOf = lambda model: {}
     n_layer: int = 2
     without: str = r"(?!)"
@@ -96,7 +98,7 @@ def mixed_heads(model: TinyModel) -> list[int]:
 def add_keys(writer: gguf.GGUFWriter, arch: str, keys: Mapping[str, Any]) -> None:
     """Each with the type of its value."""
     for key, value in keys.items():
-        name = key if key.startswith("xielu.") else f"{arch}.{key}"
+        name = key if key.startswith(("xielu.", "tokenizer.")) else f"{arch}.{key}"
         if value is None:
             continue
         if isinstance(value, bool):

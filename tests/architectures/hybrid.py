@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .family import Family, Keys, experts, one_dense_layer, sections, with_keys
+from .latent import latent
+from .sliding import windows
 
 if TYPE_CHECKING:
     from gguf_factory import TinyModel
@@ -55,11 +57,23 @@ def mamba2(model: TinyModel) -> Keys:
     }
 
 
+def _kda(model: TinyModel) -> Keys:
+    return {"kda.head_dim": 32, "ssm.conv_kernel": 4}
+
+
+def _every_other_single(model: TinyModel) -> Keys:
+    return {"attention.head_count_kv": [il % 2 for il in range(model.layers)]}
+
+
 HYBRID: dict[str, Family] = {
     "qwen3next": Family(keys=with_keys(_delta_net, experts), n_layer=4),
     "qwen35": Family(keys=with_keys(_delta_net, sections), n_layer=4),
     "qwen35moe": Family(keys=with_keys(_delta_net, sections, experts), n_layer=4),
     "lfm2": Family(keys=with_keys(_every_other, shortconv__l_cache=3), n_layer=4),
+    # all its layers with K and V have a window, so that none has full attention
+    "lfm2-windows": Family(
+        arch="lfm2", keys=with_keys(windows, _every_other, shortconv__l_cache=3), n_layer=4
+    ),
     "lfm2moe": Family(keys=with_keys(_every_other, one_dense_layer, shortconv__l_cache=3), n_layer=4),
     "granitehybrid": Family(keys=with_keys(mamba2, _every_other), n_layer=4),
     "nemotron_h": Family(keys=with_keys(mamba2, _in_thirds), n_layer=6),
@@ -67,5 +81,6 @@ HYBRID: dict[str, Family] = {
     "falcon-h1": Family(keys=mamba2),
     "jamba": Family(keys=with_keys(mamba1, _every_other), n_layer=4),
     "plamo2": Family(keys=with_keys(mamba2, _every_other, ssm__group_count=0), n_layer=4),
+    "kimi-linear": Family(keys=with_keys(latent, one_dense_layer, _kda, _every_other_single), n_layer=4),
     "minimax-01": Family(keys=with_keys(experts, full_attention_interval=2, residual_scale=1.0), n_layer=4),
 }

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _RANK, _ROPE = 64, 32
 
 
-def _latent(model: TinyModel) -> Keys:
+def latent(model: TinyModel) -> Keys:
     return {
         "attention.head_count_kv": 1,
         "attention.key_length": _RANK + _ROPE,
@@ -44,9 +44,19 @@ def _decompressed(model: TinyModel) -> Keys:
 
 
 LATENT: dict[str, Family] = {
-    "deepseek2": Family(keys=with_keys(_latent, one_dense_layer), n_layer=3),
-    "mistral4": Family(keys=with_keys(_latent, one_dense_layer), n_layer=3),
-    "deepseek32": Family(keys=with_keys(_latent, one_dense_layer, _indexer), n_layer=3),
-    "glm-dsa": Family(keys=with_keys(_latent, one_dense_layer, _indexer), n_layer=3),
+    "deepseek2": Family(keys=with_keys(latent, one_dense_layer), n_layer=3),
+    "mistral4": Family(keys=with_keys(latent, one_dense_layer), n_layer=3),
+    "deepseek32": Family(keys=with_keys(latent, one_dense_layer, _indexer), n_layer=3),
+    "glm-dsa": Family(keys=with_keys(latent, one_dense_layer, _indexer), n_layer=3),
+    "minimax-m3": Family(
+        keys=with_keys(
+            one_dense_layer,
+            _indexer,
+            attention__indexer__block_size=64,
+            attention__indexer__local_blocks=1,
+            attention__indexer__top_k=16,
+        ),
+        n_layer=3,
+    ),
     "minicpm3": Family(keys=_decompressed),
 }

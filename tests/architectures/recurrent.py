@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from gguf_factory import TinyModel
 
 
+_LONG_MEMORY = ((r"time_mix_w0", -6.0, 0.3),)
+
+
 def _no_heads(model: TinyModel) -> Keys:
     return {
         "feed_forward_length": 0,
@@ -22,7 +25,24 @@ def _no_heads(model: TinyModel) -> Keys:
     }
 
 
+def _rwkv(model: TinyModel) -> Keys:
+    return {
+        "attention.head_count": 0,
+        "attention.head_count_kv": model.n_head_kv,
+        "attention.key_length": None,
+        "attention.value_length": None,
+        "rope.dimension_count": None,
+        "wkv.head_size": model.head_dim,
+        "attention.decay_lora_rank": 32,
+        "attention.iclr_lora_rank": 32,
+        "attention.value_residual_mix_lora_rank": 32,
+        "attention.gate_lora_rank": 32,
+    }
+
+
 RECURRENT: dict[str, Family] = {
     "mamba": Family(keys=with_keys(_no_heads, mamba1)),
+    "rwkv7": Family(keys=_rwkv, rules=_LONG_MEMORY),
+    "arwkv7": Family(keys=with_keys(_rwkv, token_shift_count=1), rules=_LONG_MEMORY),
     "mamba2": Family(keys=with_keys(_no_heads, mamba2)),
 }

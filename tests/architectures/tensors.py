@@ -12,6 +12,8 @@ import gguf
 import llama_cpp
 from llama_cpp import llama_cpp as bindings
 
+import headkv_local.llama  # noqa: F401  (whose llama_cpp it is, and who gets its log lines)
+
 _QUANTIZATION = re.compile(r"(?<!gate_inp)\.(input_)?scale")  # of matrices in four bits: others have none
 _GGML = bindings._lib  # ggml's own functions are found through it
 

@@ -43,7 +43,7 @@ def prompt_of(load: Load, tiny: Callable[..., Path]) -> Callable[..., str]:
     def prompt_of(template: str, messages: Any, **arguments: Any) -> str:
         llm = load(tiny(chat_template=template), retention=Retention(budget=64))
         llm.create_chat_completion(messages, max_tokens=1, temperature=0.0, **arguments)
-        return llm.detokenize(llm.input_ids[: llm.n_tokens].tolist(), special=True).decode()
+        return llm.detokenize(llm.input_ids[: llm.n_tokens].tolist(), special=True).decode(errors="replace")
 
     return prompt_of
 
@@ -133,7 +133,7 @@ def test_a_broken_template_is_the_models(
 def test_formats_of_llama_cpp_lose_nothing_either(load: Load, tiny_path: Path, chat_format: str) -> None:
     llm = load(tiny_path, chat_format=chat_format)
     llm.create_chat_completion(HISTORY, max_tokens=1)
-    prompt = llm.detokenize(llm.input_ids[: llm.n_tokens].tolist(), special=True).decode()
+    prompt = llm.detokenize(llm.input_ids[: llm.n_tokens].tolist(), special=True).decode(errors="replace")
     assert all(m["content"].split("</think>")[-1].strip() in prompt for m in HISTORY)
     with pytest.raises(Exception, match="Invalid chat handler: nothing"):
         load(tiny_path, chat_format="nothing").create_chat_completion(HISTORY)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from architectures import VARIANTS
+from architectures.recurrent import RECURRENT
 from helpers import nmse, random_tokens
-from reference import Stock
+from reference import Stock, full_attention_layers, reference_logits
 
 N_PROMPT = 300
 TOKENS = random_tokens(N_PROMPT + 10)
@@ -35,4 +36,14 @@ def test_a_tiny_model(tiny: Callable[..., Path], name: str) -> None:
     with Stock(path, flash=True, swa_full=False) as stock:
         distance = nmse(stock.read_each(TOKENS, N_PROMPT), logits)
     assert distance < 1e-3
+    layers = full_attention_layers(path)
+    if name in (*RECURRENT, "lfm2-windows"):
+        assert not layers
+        return
+    assert len(layers) >= 2
+    kept = np.ones((1, N_PROMPT), dtype=bool)
+    kept[0, 20:200] = False
+    for layer in layers:
+        hidden = reference_logits(path, TOKENS, N_PROMPT, {layer: kept})
+        assert nmse(hidden[1:], logits[1:]) > 10 * distance
     assert nmse(changed[-1], logits[-1]) > _FAINT.get(name, 10) * distance
