@@ -218,7 +218,7 @@ class PromptReader(Decoder):
         if self._retention is None:
             return None
         caps = self._settled_retention.caps_for(self.shape, n_prompt)
-        if (caps < n_prompt).any():
+        if (caps[self.shape.heads] < n_prompt).any():  # the others are 0
             return caps
         _logger.info("the prompt of %d tokens fits into the budget and is kept whole", n_prompt)
         return None
