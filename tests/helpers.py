@@ -8,7 +8,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
-from llama_cpp import llama_get_logits_ith
+from llama_cpp import (
+    llama_get_logits_ith,
+    llama_get_memory,
+    llama_memory_seq_pos_max,
+    llama_set_abort_callback,
+)
+from llama_cpp.llama_cpp import ggml_abort_callback
 
 from headkv_local import Llama
 from headkv_local._core import native
@@ -98,3 +104,27 @@ def compact_natively(
     native.observe(ctx, native.OBSERVE_OFF)
     wide = np.broadcast_to(np.int32(caps), (shape.n_layer, shape.n_head_kv))
     native.compact(ctx, native.Plan(wide, window, kernel, 4, ends))
+
+
+def ends(llm: Llama) -> tuple[int, int, int]:
+    """How many tokens there are by llama_cpp's count, by the cache's, and by the memory's last position."""
+    last = llama_memory_seq_pos_max(llama_get_memory(llm.ctx), 0)
+    stats = llm.cache_stats()
+    return llm.n_tokens, stats.prompt_tokens + stats.tail_tokens, last + 1
+
+
+@contextmanager
+def cancelled_after(llm: Llama, n_nodes: float) -> Iterator[list[int]]:
+    """A decode meanwhile stops when so many nodes of its graphs are computed; the list says how many were."""
+    count = [0]
+
+    def poll(_: object) -> bool:
+        count[0] += 1
+        return count[0] > n_nodes
+
+    callback = ggml_abort_callback(poll)
+    llama_set_abort_callback(llm.ctx, callback, None)
+    try:
+        yield count
+    finally:
+        native.cancel_enable(llm.ctx)

@@ -104,8 +104,9 @@ class Compactor:
         """(n_layer, n_head_kv); None if there is nothing to compact."""
         if self.retention is None:
             return None
-        caps = self._settled.caps_for(self.shape, n_prompt)
-        if (caps < n_prompt).any():
+        shape = self.shape
+        caps = self._settled.caps_for(shape, n_prompt)
+        if (caps[shape.heads] < n_prompt).any():
             return caps
         _logger.info("the prompt of %d tokens fits into the budget and is kept whole", n_prompt)
         return None
