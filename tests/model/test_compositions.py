@@ -33,7 +33,6 @@ TURNS = (20, 70, 33)  # tokens: within a ubatch, more than one and than a slidin
 TOKENS = random_tokens(N_PROMPT + sum(TURNS))
 PROMPT, LATER = TOKENS[:N_PROMPT], TOKENS[N_PROMPT:][:N_LATER]
 
-_HYBRID = "qwen3next qwen35 qwen35moe lfm2 granitehybrid nemotron_h falcon-h1 jamba".split()
 
 NAMES = (
     "llama qwen2 qwen3 qwen3moe qwen3vl phi3 deci openelm "
@@ -200,8 +199,6 @@ def test_a_state_goes_on_elsewhere(model: Model) -> None:
 @pytest.mark.parametrize("in_turn", [False, True], ids=["prompt", "turn"])
 def test_a_cancel_leaves_no_trace(model: Model, in_turn: bool) -> None:
     """In the midst of a ubatch, which is not the first."""
-    if in_turn and model.name in _HYBRID:
-        pytest.skip("the compacted prompt is lost")
     tokens = TOKENS[: N_PROMPT + 90] if in_turn else PROMPT
     runs = []
     n_nodes = math.inf
@@ -299,8 +296,6 @@ PARTS = [
 
 def test_a_question_before_the_document(model: Model) -> None:
     """It selects, and leaves no trace."""
-    if model.name in _HYBRID:
-        pytest.skip("it cannot be taken back")
     llm = model.fresh(Retention(budget=64, scores="uniform"))
     messages: Any = [{"role": "user", "content": PARTS}]
     llm.create_chat_completion(messages, max_tokens=1, temperature=0.0)

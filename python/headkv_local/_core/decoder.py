@@ -225,12 +225,12 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
         """After a decode that failed: n_tokens and the memory agree again, and nothing that was read is lost.
 
         llama.cpp has taken back the ubatch that failed, but from a recurrent state it cannot. What of the
-        piece was decoded before that stays where there is a sliding window, which cannot go back so far.
+        piece was decoded before that stays where a sliding window cannot go back so far.
         """
         (piece, before), self._step = self._step, ([], None)
         if before is not None:
             self._bounded.put_back(before)
-        elif self._bounded.window > 0:
+        elif not self._bounded.reaches(self.n_tokens):
             n_more = min(max(0, self._bounded.n_held - self.n_tokens), len(piece))
             self.input_ids[self.n_tokens : self.n_tokens + n_more] = piece[:n_more]
             self.n_tokens += n_more
