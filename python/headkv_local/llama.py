@@ -45,8 +45,9 @@ class Llama(Chatting):
     gets StateError.
 
     model_path: the GGUF file.
-    retention: what to keep. Needs flash attention, one sequence, and a model without sliding window,
-        recurrent or MLA layers.
+    retention: what to keep, in the layers whose attention reaches to all positions (`shape`). Needs flash
+        attention, one sequence, and a model with such layers, without MLA. Layers with a sliding window get
+        cells for the window, not for the context (llama_cpp's swa_full=False, unless given).
     on_prefill: called as (done, total) tokens from the thread that reads a prompt: with 0 first, after
         every batch, and with total when the prompt has been read and compacted. Not where nothing is read.
     flash_attn: None stands for True with a retention, and without one for False, llama_cpp's default.
@@ -159,9 +160,9 @@ class Llama(Chatting):
 
         May be called from any thread, also while another one reads a prompt or generates.
 
-        Of a context that can never be compacted (flash attention off, sliding window, ...) llama.cpp
-        tells no sizes: they are computed then for a cache of n_ctx cells in all layers, which overstates
-        sliding-window models and leaves out the state of recurrent ones.
+        Sizes are of the layers that retain. Of a context that can never be compacted (flash attention off,
+        ...) llama.cpp tells none: they are computed then for a cache of n_ctx cells in all layers, which
+        overstates sliding-window models and leaves out the state of recurrent ones.
         """
         with self._lifetime.still():
             self._lifetime.require_open()

@@ -8,7 +8,8 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import ScoresError
-from .native import encoded, ffi, lib, load_scores, model_id, text_of
+from .native import encoded, ffi, lib, model_id, text_of
+from .native.head_scores import load_scores
 
 __all__ = ["SIDECAR", "Gguf", "load_scores", "model_id"]
 

@@ -59,7 +59,7 @@ def add_parser(commands: Any) -> None:
 def _speed(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from . import random_model, report, speed, speed_report
+    from . import random_model, report, speed, speed_figures, speed_report
     from .policies import parse_budgets
 
     report.check_target(options.json)
@@ -77,7 +77,7 @@ def _speed(options: argparse.Namespace) -> None:
     setup = setup_of(options)
     tell(f"model {setup.model}")
     with random_model.opened(setup.model, keep_in) as path:
-        results: list[speed.Speed] = []
+        results: list[speed_figures.Speed] = []
         for found in speed.run(replace(setup, model=path), settings, tell):
             results += found  # a run that is ended later leaves what it has found so far
             report.show(speed_report.details(setup, settings, found) + "\n", options.json)

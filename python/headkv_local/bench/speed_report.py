@@ -10,7 +10,8 @@ from typing import Any
 from . import report
 from .contexts import Setup
 from .report import mebibytes
-from .speed import Settings, Speed
+from .speed import Settings
+from .speed_figures import Speed
 
 DECODE_GOAL = 0.97
 """Least decode speed, as a share of stock at the depth of the budget."""

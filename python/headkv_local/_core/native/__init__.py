@@ -252,45 +252,6 @@ def cancel_clear(ctx: int) -> None:
     _call("headkv_cancel_clear", ctx)
 
 
-class RawScores(NamedTuple):
-    """Head scores as a GGUF file holds them; what the file does not recommend is negative."""
-
-    scores: npt.NDArray[np.float32]  # (n_layer, n_head)
-    layers: tuple[int, ...]  # of the model, that the rows are of
-    n_head_kv: int
-    recommended: dict[str, Any]  # beta, window, kernel, sinks
-    texts: dict[str, str]  # headkv.method, headkv.source.*
-
-
-def load_scores(path: str) -> RawScores:
-    handle = ffi.new("struct headkv_scores **")
-    _check(_functions["headkv_scores_load"](encoded(path), handle))
-    raw = ffi.gc(handle[0], _functions["headkv_scores_free"])
-    info = ffi.new("struct headkv_scores_info *")
-    _check(_functions["headkv_scores_get_info"](raw, info, ffi.sizeof("struct headkv_scores_info")))
-    scores = np.empty((int(info.n_layer), int(info.n_head)), dtype=np.float32)
-    _check(_functions["headkv_scores_get"](raw, ffi.from_buffer("float[]", scores), scores.size))
-    layers = np.empty(len(scores), dtype=np.int32)
-    _check(_functions["headkv_scores_get_layers"](raw, ffi.from_buffer("int32_t[]", layers), layers.size))
-    return RawScores(
-        scores=scores,
-        layers=tuple(map(int, layers)),
-        n_head_kv=int(info.n_head_kv),
-        recommended={
-            "beta": float(info.beta),
-            "window": int(info.window),
-            "kernel": int(info.kernel),
-            "sinks": int(info.sinks),
-        },
-        texts={
-            text_of(_functions["headkv_scores_key"](raw, i)): text_of(
-                _functions["headkv_scores_text"](raw, i)
-            )
-            for i in range(int(info.n_texts))
-        },
-    )
-
-
 def model_id(path: str) -> str:
     """Identity of a model's weights, the same with and without embedded scores, split and in one file."""
     text = ffi.new("char[64]")
