@@ -118,7 +118,9 @@ def test_lengths_beyond_the_context_are_skipped(
     assert only(tmp_path) == {"out.gguf"}
 
 
-def test_a_base_model_is_refused(score: Score, tiny_path: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_base_model_is_asked_without_a_template(
+    score: Score, tiny_path: Path, tmp_path: Path, capsys: Capture
+) -> None:
     key = b"tokenizer.chat_template"
     whole = tiny_path.read_bytes()
     assert whole.count(key) == 1
@@ -126,9 +128,11 @@ def test_a_base_model_is_refused(score: Score, tiny_path: Path, tmp_path: Path, 
     base.write_bytes(whole.replace(key, key[:-1] + b"_"))
     assert score(model=base) == 1
     assert capsys.readouterr().err == (
-        "headkv: the model has no chat template: head scores are measured on models that answer questions\n"
+        "headkv: the model has no chat template: --plain measures base models without one\n"
     )
     assert only(tmp_path) == {"base.gguf"}
+    assert score("--plain", "--teacher-forced", model=base, out="plain.gguf") == 0
+    assert HeadScores.from_gguf(tmp_path / "plain.gguf").source["samples"] == "4"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,10 @@ def has_template(llm: Llama) -> bool:
     return bool(llm.metadata.get("tokenizer.chat_template"))
 
 
-def plain_tokens(llm: Llama, content: str) -> list[int]:
+def plain_text(content: str) -> str:
     """For base models: the message, to be continued with the answer."""
-    return list(llm.tokenize(f"{content}\nAnswer:".encode(), add_bos=True, special=False))
+    return f"{content}\nAnswer:"
+
+
+def plain_tokens(llm: Llama, content: str) -> list[int]:
+    return list(llm.tokenize(plain_text(content).encode(), add_bos=True, special=False))

@@ -22,10 +22,11 @@ def add_parser(commands: Any) -> None:
         formatter_class=Help,
     )
     add = score.add_argument
-    add("model", metavar="MODEL", help="GGUF file of an instruction-tuned model")
+    add("model", metavar="MODEL", help="GGUF file of a model that answers questions")
     add("-o", "--output", metavar="OUT", type=Path, required=True, help="GGUF file to write the scores to")
     add("--method", choices=("r2", "r"), default="r2", help="retrieval with a reasoning step, or without")
     add("--teacher-forced", action="store_true", help="feed the right answer; every sample counts")
+    add("--plain", action="store_true", help="ask without a chat template, for base models")
     add("--samples", type=positive, default=40, metavar="N", help="prompts in all")
     add("--lengths", type=_lengths, default=(700, 1400), metavar=_LIST, help="prompt lengths, in tokens")
     add("--seed", type=_seed, default=0, metavar="N", help="chooses haystacks, depths and the order")
@@ -50,6 +51,7 @@ def _score(options: argparse.Namespace) -> None:
         output=options.output,
         method=options.method,
         teacher_forced=options.teacher_forced,
+        plain=options.plain,
         n_samples=options.samples,
         lengths=options.lengths,
         seed=options.seed,

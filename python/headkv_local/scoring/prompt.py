@@ -1,4 +1,4 @@
-"""A user's message in the model's own chat template, and where a fact stands in its tokens."""
+"""A message as a prompt, in the model's own chat template or plain, and where a fact stands in its tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..bench.prompts import has_template
+from ..bench.prompts import has_template, plain_text
 from ..errors import ArgumentError
 from ..llama import Llama
 
@@ -25,29 +25,34 @@ class Prompt:
 
 
 class Prompter:
-    """Makes prompts for one model. Raises ArgumentError for a model without a chat template."""
+    """Makes prompts for one model.
 
-    def __init__(self, llm: Llama) -> None:
-        if not has_template(llm):
-            raise ArgumentError(
-                "the model has no chat template: head scores are measured on models that answer questions"
-            )
-        self._llm = llm
+    plain: as a text that goes on with the answer, for base models. Raises ArgumentError for a model without a
+    chat template otherwise.
+    """
+
+    def __init__(self, llm: Llama, plain: bool = False) -> None:
+        if not plain and not has_template(llm):
+            raise ArgumentError("the model has no chat template: --plain measures base models without one")
+        self._llm, self._plain = llm, plain
 
     def text(self, content: str) -> str:
+        if self._plain:
+            return plain_text(content)
         return self._llm.chat_prompt([{"role": "user", "content": content}])
 
     def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text that the template has made, or of a part of one."""
-        return list(self._llm.tokenize(text.encode(), add_bos=False, special=True))
+        """Tokens of a text that text() has made, or of its beginning."""
+        return list(self._llm.tokenize(text.encode(), add_bos=self._plain, special=not self._plain))
 
     def count(self, text: str) -> int:
         """Number of tokens of a text that goes into a message."""
-        return len(self.answer(text))
+        return len(self._llm.tokenize(text.encode(), add_bos=False, special=False))
 
     def answer(self, text: str) -> list[int]:
         """Tokens of an answer that is fed to the model."""
-        return list(self._llm.tokenize(text.encode(), add_bos=False, special=False))
+        space = " " if self._plain else ""
+        return list(self._llm.tokenize(f"{space}{text}".encode(), add_bos=False, special=False))
 
     def prompt(self, content: str, facts: Iterable[str]) -> Prompt:
         """The prompt of a message, and the positions of the facts. Each must stand in it exactly once."""

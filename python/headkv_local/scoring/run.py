@@ -51,6 +51,7 @@ class Options:
     output: Path
     method: Kind = "r2"
     teacher_forced: bool = False
+    plain: bool = False
     n_samples: int = 40
     lengths: tuple[int, ...] = (700, 1400)
     seed: int = 0
@@ -112,7 +113,7 @@ class _Measuring:
     def tally(self, method: Kind, data: Dataset) -> Tally:
         """All samples of one method that are not in its tally yet, or until too many were wrong."""
         llm, options = self.llm, self.options
-        prompter = Prompter(llm)
+        prompter = Prompter(llm, options.plain)
         template = len(prompter.tokenize(prompter.text("")))
         plans = samples.plan(data.examples, options.n_samples, self.lengths, options.seed)
         tally = self.progress.tally(method)
@@ -157,7 +158,7 @@ def _first_that_works(measuring: _Measuring, data: Dataset, tell: Tell) -> tuple
 def _usable_lengths(options: Options, tell: Tell) -> tuple[int, ...]:
     """Looks at the model's metadata alone, which is there long before its weights are."""
     with Llama(options.model, vocab_only=True, n_ctx=64) as llm:
-        Prompter(llm)  # refuses a model without chat template
+        Prompter(llm, options.plain)  # refuses a model without chat template
         metadata = llm.metadata
     trained = int(metadata.get(f"{metadata.get('general.architecture')}.context_length", 0))
     usable = tuple(length for length in options.lengths if length + _ROOM <= trained)
@@ -177,6 +178,7 @@ def _settings(options: Options, data: Dataset, lengths: tuple[int, ...]) -> dict
         "model_id": model_id(options.model),
         "method": options.method,
         "teacher_forced": options.teacher_forced,
+        "plain": options.plain,
         "samples": options.n_samples,
         "lengths": list(lengths),
         "seed": options.seed,
