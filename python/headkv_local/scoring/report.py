@@ -27,9 +27,9 @@ def text(result: Result) -> str:
     share = values / values.sum()
     order = np.argsort(-share, axis=None, kind="stable")[:_TOP]
     lines.append(f"strongest of {share.size} query heads (layer-head, share of all scores):")
-    lines.append(
-        "  " + "  ".join(f"{h // share.shape[1]}-{h % share.shape[1]} {share.flat[h]:.1%}" for h in order)
-    )
+    layers = scores.layers or range(len(values))
+    named = (f"{layers[h // share.shape[1]]}-{h % share.shape[1]} {share.flat[h]:.1%}" for h in order)
+    lines.append("  " + "  ".join(named))
     return "\n".join(lines)
 
 
