@@ -173,6 +173,18 @@ def test_the_same_prompt_again(model: Model) -> None:
     assert np.array_equal(last_logits(llm), wanted)
 
 
+def test_a_refused_cut_leaves_everything(model: Model) -> None:
+    """Also beside the rows that cannot be cut: in sliding windows and recurrent layers."""
+    llm = model.compacted()
+    llm.eval(LATER)
+    wanted, llm = last_logits(llm), model.compacted()
+    for p0, p1 in ((100, -1), (0, 200), (N_PROMPT - 1, -1), (50, 60)):
+        assert not llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(llm.ctx), 0, p0, p1)
+        assert ends(llm) == (N_PROMPT,) * 3
+    llm.eval(LATER)
+    assert np.array_equal(last_logits(llm), wanted)
+
+
 def test_a_state_goes_on_elsewhere(model: Model) -> None:
     """Right after compaction, and from the middle of a tail, into one that holds the first."""
     llm, other = model.compacted(), model.open()
