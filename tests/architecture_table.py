@@ -47,7 +47,7 @@ def row_of(arch: str, path: Path) -> tuple[str, str, str, str]:
             if not llm.cache_stats().compacted:
                 return arch, memory_of(path), "no", "the prompt was not compacted"
             found = forced_logits(llm, _TOKENS[_N_PROMPT:])[1:]
-            masks = masks_of(path, llm.retention_mask())
+            masks = masks_of(path, llm)
     except HeadKVError as error:
         return arch, memory_of(path), "no", str(error).replace(str(path), "the model")
     wanted = reference_logits(path, _TOKENS, _N_PROMPT, masks)[1:]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from llama_cpp import llama_cpp as bindings
 
 from architectures.tensors import TensorHead, name_of
+from headkv_local import Llama
 from helpers import nmse
 
 Logits = npt.NDArray[np.float32]
@@ -144,14 +145,15 @@ def full_attention_layers(path: Path) -> list[int]:
     return sorted(layer for layer, (_, n_kv) in scores.shapes.items() if n_kv >= 300)
 
 
-def masks_of(path: Path, kept: Iterable[npt.NDArray[np.bool_]]) -> dict[int, npt.NDArray[np.bool_]]:
-    """What Llama.retention_mask() says of the layers that are retained, by their numbers.
+def masks_of(path: Path, llm: Llama) -> dict[int, npt.NDArray[np.bool_]]:
+    """What retention_mask() says of the layers that retain, by their numbers.
 
     Layers that have no K and V of their own come last, and use those of the last layer that has.
     """
-    layers, masks = full_attention_layers(path), list(kept)
-    masks += masks[-1:] * (len(layers) - len(masks))
-    return dict(zip(layers, masks, strict=True))
+    found = zip(llm.cache_stats().layers, llm.retention_mask(), strict=True)
+    masks = {layer.il: mask[: layer.n_head_kv] for layer, mask in found}
+    last = max(masks)
+    return masks | {il: masks[last] for il in full_attention_layers(path) if il > last}
 
 
 def reference_logits(

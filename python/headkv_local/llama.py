@@ -184,7 +184,8 @@ class Llama(Chatting):
             while True:
                 stats = self.cache_stats()
                 if not stats.compacted:
-                    return np.ones((*stats.kept.shape, stats.prompt_tokens), dtype=np.bool_)
+                    heads = stats.kept > 0  # there may be fewer in some layers
+                    return np.repeat(heads[..., None], stats.prompt_tokens, axis=2)
                 with suppress(StateError, ArgumentError):  # another thread has changed the cache since
                     return self._compactor.mask()
 

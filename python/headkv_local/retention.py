@@ -38,7 +38,8 @@ class Retention:
 
     budget: mean entries per KV head (int, at least `window`), "5%" of the prompt (made at least `window`),
         or "64MiB" of K and V rows for the whole model (also KiB, GiB). 128 if neither it nor caps is given.
-    caps: entries to keep, int array (n_layer, n_head_kv), each at least `window`; instead of a budget.
+    caps: entries to keep, int array (n_layer, n_head_kv), each at least `window`, and 0 for KV heads that a
+        layer does not have; instead of a budget.
     scores: None for the head scores that come with the model, beside it or in it, and equal budgets
         where there are none; "uniform" for equal budgets (SnapKV per KV head); the path of a GGUF file
         with scores; HeadScores; or a raw array, finite and not negative, (n_layer, n_head) or
@@ -150,10 +151,8 @@ class Retention:
                     f"caps must have the shape {(shape.n_layer, shape.n_head_kv)} (layers, KV heads) for "
                     f"this model, not {caps.shape}"
                 )
-            clipped: npt.NDArray[np.int32] = np.where(shape.heads, np.minimum(caps, n_prompt), 0).astype(
-                np.int32
-            )
-            return clipped
+            _require_wide(caps[shape.heads], self.window)
+            return shape.by_head(np.minimum(caps[shape.heads], n_prompt).astype(np.int32))
         if self.policy == "scores":
             if self.wants_scores:
                 raise ArgumentError("the head scores are not loaded yet: with_scores() puts them in")
@@ -208,6 +207,12 @@ def _scores_of(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return array
 
 
+def _require_wide(caps: npt.NDArray[Any], window: int) -> None:
+    if caps.min() < window or caps.max() > INT32_MAX:
+        bad = caps.min() if caps.min() < window else caps.max()
+        raise ArgumentError(f"every cap must be from the window of {window} to {INT32_MAX}, not {bad}")
+
+
 def _caps_of(caps: npt.ArrayLike, window: int) -> npt.NDArray[np.int64]:
     try:
         array = np.array(caps)
@@ -217,9 +222,10 @@ def _caps_of(caps: npt.ArrayLike, window: int) -> npt.NDArray[np.int64]:
         raise ArgumentError(f"caps must have the shape (n_layer, n_head_kv), not {array.shape}")
     if array.dtype.kind not in "iu":
         raise ArgumentError(f"caps must be ints, not {array.dtype}")
-    if array.min() < window or array.max() > INT32_MAX:
-        bad = array.min() if array.min() < window else array.max()
-        raise ArgumentError(f"every cap must be from the window of {window} to {INT32_MAX}, not {bad}")
+    # KV heads that a layer does not have are 0, after its own; some layer has all
+    absent = np.flip(np.cumsum(np.flip(array, axis=1) != 0, axis=1) == 0, axis=1)
+    there = array.ravel() if absent[:, 0].any() or absent.any(axis=1).all() else array[~absent]
+    _require_wide(there, window)
     array = array.astype(np.int64)
     array.setflags(write=False)
     return array

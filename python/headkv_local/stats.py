@@ -41,9 +41,9 @@ class CacheStats:
     resident_bytes: int
     """All that is held now: cells, pool and records of attention."""
     pool_bytes: int
-    """Kept rows of the prompt with their head tables; 0 while nothing is compacted."""
+    """Kept rows of the prompt with their head tables, without the window; 0 while nothing is compacted."""
     tail_bytes: int
-    """Cells for the tokens after the prompt; 0 while nothing is compacted."""
+    """Cells for the window and the tokens after the prompt; 0 while nothing is compacted."""
     peak_bytes: int
     """The most that was held at once since the cache was last cleared."""
     prefill_seconds: float

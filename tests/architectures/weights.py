@@ -16,7 +16,7 @@ Rule = tuple[str, float, float]
 RULES: tuple[Rule, ...] = (
     # vectors and scalars
     (r"rope_freqs|rope_factors", 1.0, 0.0),
-    (r"attn_sinks", 0.0, 1.0),
+    (r"attn_sinks", 3.0, 1.0),
     (r"ssm_a", -1.0, 0.3),
     (r"ssm_dt\.bias", -5.0, 0.5),
     (r"(ssm_d|layer_output_scale\.weight|altup_correct_scale\.weight|\.scale)$", 1.0, 0.1),

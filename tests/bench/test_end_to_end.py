@@ -61,7 +61,7 @@ def test_speed(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache, process = result["cache"], result["own_process"]
     assert cache["kept_share"] == pytest.approx(budget / n)
     assert cache["full_bytes"] == 768 * 2 * 2 * row  # 768 cells, 2 layers, 2 KV heads
-    assert budget * 2 * 2 * row <= cache["pool_bytes"] < cache["resident_bytes"] < cache["full_bytes"]
+    assert (budget - 8) * 2 * 2 * row <= cache["pool_bytes"] < cache["resident_bytes"] < cache["full_bytes"]
     assert cache["full_bytes"] <= cache["peak_bytes"]
     assert process["kept_bytes"] == budget * 2 * 2 * row
     assert process["full_bytes"] == cache["full_bytes"]

@@ -282,7 +282,7 @@ class TestAnswers:
         assert "The answer is cut off: the context of 256 tokens is full." in done.stderr
 
     def test_model_that_cannot_be_compacted(self, chat: Chat, tiny: Callable[..., Path]) -> None:
-        ask = (str(tiny(arch="gemma2")), "-p", "hi", *SHORT)
+        ask = (str(tiny(arch="mpt", n_head_kv=4)), "-p", "hi", *SHORT)
         done = chat(*ask)
         assert (done.returncode, done.stdout) == (1, "")
         assert re.fullmatch(r"error: .*; --budget full runs it on the whole cache\n", done.stderr)

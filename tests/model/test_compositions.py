@@ -16,6 +16,7 @@ import pytest
 
 from architectures import VARIANTS
 from headkv_local import Cancelled, Llama, Retention
+from headkv_local._core.threads import FreeCores
 from helpers import (
     cancelled_after,
     compact_natively,
@@ -172,6 +173,18 @@ def test_the_same_prompt_again(model: Model) -> None:
     assert np.array_equal(last_logits(llm), wanted)
 
 
+def test_a_refused_cut_leaves_everything(model: Model) -> None:
+    """Also beside the rows that cannot be cut: in sliding windows and recurrent layers."""
+    llm = model.compacted()
+    llm.eval(LATER)
+    wanted, llm = last_logits(llm), model.compacted()
+    for p0, p1 in ((100, -1), (0, 200), (N_PROMPT - 1, -1), (50, 60)):
+        assert not llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(llm.ctx), 0, p0, p1)
+        assert ends(llm) == (N_PROMPT,) * 3
+    llm.eval(LATER)
+    assert np.array_equal(last_logits(llm), wanted)
+
+
 def test_a_state_goes_on_elsewhere(model: Model) -> None:
     """Right after compaction, and from the middle of a tail, into one that holds the first."""
     llm, other = model.compacted(), model.open()
@@ -246,6 +259,19 @@ def test_threads_change_nothing(model: Model) -> None:
     assert np.array_equal(mask, wanted_mask)
     assert np.array_equal(found[0], wanted[0])
     assert model.same(found, wanted)
+
+
+def test_other_processes_change_nothing(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They leave fewer cores free, so that fewer threads decode, but only where that is the same."""
+    rows = []
+    llm = model.open(n_threads=0)
+    for n_free in (1, 2):
+        monkeypatch.setattr(FreeCores, "threads", lambda _, n_free=n_free: n_free)
+        llm.reset()
+        llm.retention = model.quarter
+        llm.prefill(PROMPT)
+        rows.append(forced_logits(llm, LATER))
+    assert np.array_equal(rows[0], rows[1])
 
 
 def test_nothing_but_the_window(model: Model) -> None:

@@ -45,7 +45,7 @@ def test_a_compacted_cache(
     path = tiny(**fields)
     llm = load(path, n_ubatch=64, retention=Retention(budget=75))
     llm.prefill(TOKENS[:N_PROMPT])
-    masks = masks_of(path, llm.retention_mask())
+    masks = masks_of(path, llm)
     found = forced_logits(llm, TOKENS[N_PROMPT:])
     wanted = reference_logits(path, TOKENS, N_PROMPT, masks)
     unit = stock_distance(path, TOKENS, N_PROMPT)

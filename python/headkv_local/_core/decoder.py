@@ -123,15 +123,15 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
             kwargs[name] = kwargs.get(name) or default_threads()
 
     def _fit_threads(self) -> None:
-        """Before a token is decoded. Not where the result would depend on it: flash attention over a longer
-        full cache adds up as many parts as there are threads."""
+        """Before a token is decoded. Not where the result would depend on it: flash attention over more
+        cells, also those of a sliding window, adds up as many parts as there are threads."""
         cores = self._free_cores
         if cores is None or cores.default == 1:
             return
         free = (
             self.n_tokens < _ONE_PART
             or not self.context_params.flash_attn_type
-            or self._compactor.n_compacted > 0
+            or (self._compactor.n_compacted > 0 and self._bounded.window == 0)
         )
         n_threads = cores.threads() if free else cores.default
         llama_cpp.llama_set_n_threads(self._ctx.ctx, n_threads, self.n_threads_batch)

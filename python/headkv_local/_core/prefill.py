@@ -128,6 +128,8 @@ class PromptReader(Decoder):
         for n in (same, n_prompt):
             if 0 < n <= same and self._go_back(n):
                 return n
+        if self._compactor.n_compacted > 0 and self._prompts.reread is None:
+            self._prompts.cannot_go_back(same)
         self.reset()
         return 0
 

@@ -66,6 +66,14 @@ class PromptTracker:
         )
         _logger.info("the prompt is read whole: %s", self.reread)
 
+    def cannot_go_back(self, n_tokens: int) -> None:
+        """Note that a prompt has to be read whole although it goes on from the compacted one."""
+        self.reread = (
+            f"layers with a sliding window or a recurrent state cannot go back to token {n_tokens}, where "
+            "the prompt goes on otherwise"
+        )
+        _logger.info("the prompt is read whole: %s", self.reread)
+
 
 def n_same(held: Tokens, tokens: Sequence[int]) -> int:
     """How many tokens both begin with."""

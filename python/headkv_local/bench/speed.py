@@ -102,7 +102,11 @@ def _before_observed(n_prompt: int, n_batch: int) -> int:
 
 
 def _short_depth(settings: Settings, stats: CacheStats) -> int:
-    return round(float(stats.kept.mean())) if settings.short_depth is None else settings.short_depth
+    return (
+        round(float(stats.kept[stats.kept > 0].mean()))
+        if settings.short_depth is None
+        else settings.short_depth
+    )
 
 
 class _Shorts:
