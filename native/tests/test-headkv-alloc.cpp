@@ -6,6 +6,7 @@
 // Three kinds: ggml buffers (posix_memalign, from 16 KiB; ggml aborts by design when it gets no few KiB for
 // its own metadata), C++ objects (operator new), and of those the ones that stand for a buffer, alone.
 //
+// --windows: a model with sliding windows in half of its layers
 // --gpu: with the model on the GPU, for ptx/ alone, whose device memory comes from posix_memalign too.
 
 #include "headkv.h"
@@ -95,7 +96,9 @@ static std::vector<float> logits(llama_context * ctx) {
 }
 
 static std::vector<uint8_t> mask(llama_context * ctx) {
-    std::vector<uint8_t> res(3 * 2 * n_prompt);
+    headkv_stats stats = {};
+    headkv_get_stats(ctx, &stats, sizeof(stats), nullptr, 0);
+    std::vector<uint8_t> res(stats.n_head_kv * n_prompt);
     if (headkv_get_mask(ctx, res.data(), res.size()) != HEADKV_OK) {
         res.clear();
     }
@@ -144,14 +147,17 @@ static void torture(const char * what, fail_kind kind, const std::function<bool(
 static void quiet(ggml_log_level, const char *, void *) {}
 
 int main(int argc, char ** argv) {
-    const bool gpu = argc > 1 && strcmp(argv[1], "--gpu") == 0;
+    const bool gpu     = argc > 1 && strcmp(argv[1], "--gpu") == 0;
+    const bool windows = argc > 1 && strcmp(argv[1], "--windows") == 0;
 
     llama_log_set(quiet, nullptr);
 
     // a real GPU's allocations cannot be made to fail here
     const auto load = [&](int d_head) {
         tiny_model_params shape;
-        shape.d_head = d_head;
+        shape.d_head  = d_head;
+        shape.windows = windows;
+        shape.n_layer = windows ? 4 : 3;
         return tiny_model_load(shape, gpu);
     };
     llama_model_ptr model = load(64);
@@ -166,6 +172,7 @@ int main(int argc, char ** argv) {
         params.n_threads            = 1;
         params.n_threads_batch      = 1;
         params.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+        params.swa_full             = false;
         ctx_ptr.reset(llama_init_from_model(model.get(), params));
         ctx = ctx_ptr.get();
     };
@@ -175,9 +182,11 @@ int main(int argc, char ** argv) {
     for (int p = 0; p < n_prompt; p += 20) {
         ends[p] = 1;
     }
-    const std::vector<int32_t> caps = { 20, 200, 64, 64, 8, 128 };
-    const headkv_plan plan          = { n_window, 7, 4, caps.data(), caps.size(), ends.data(), ends.size() };
-    const auto compact              = [&]() { return headkv_compact(ctx, &plan, sizeof(plan)) == HEADKV_OK; };
+    // one head keeps nothing but the window; with windows, two layers retain
+    const std::vector<int32_t> caps =
+        windows ? std::vector<int32_t>{ 20, 200, 8, 128 } : std::vector<int32_t>{ 20, 200, 64, 64, 8, 128 };
+    const headkv_plan plan = { n_window, 7, 4, caps.data(), caps.size(), ends.data(), ends.size() };
+    const auto compact     = [&]() { return headkv_compact(ctx, &plan, sizeof(plan)) == HEADKV_OK; };
 
     // without failures
     check(prefill(ctx) && observe(ctx) && compact(), "plain run", FAIL_NONE, 0);

@@ -16,9 +16,8 @@ static constexpr int n_round    = 30;
 static constexpr int n_prompt   = 300;
 static constexpr int n_observed = 8;
 static constexpr int n_more     = 200; // outgrows the first tail
-static constexpr int n_head     = 3 * 2;
 
-static const std::vector<int32_t> caps = { 20, 100, 64, 64, 8, 128 };
+static std::vector<int32_t> caps = { 20, 100, 64, 64, 8, 128 }; // of three layers
 
 static bool one_round(llama_context * ctx) {
     const headkv_plan plan = { n_observed, 7, 4, caps.data(), caps.size(), nullptr, 0 };
@@ -43,17 +42,17 @@ struct asked {
 
     void ask(const llama_context * ctx) {
         headkv_stats stats;
-        std::vector<int32_t> kept(n_head);
+        std::vector<int32_t> kept(caps.size());
         check(headkv_get_stats(ctx, &stats, sizeof(stats), kept.data(), kept.size()) == HEADKV_OK, "no stats");
         check((stats.n_prompt == n_prompt) == (stats.n_kept > 0), "kept rows without a prompt, or the other way round");
         check((stats.bytes_kept > 0) == (stats.n_kept > 0), "kept rows without memory, or the other way round");
         check(stats.n_tokens <= n_prompt + n_more, "more tokens than were decoded");
         check(stats.bytes_cells + stats.bytes_kept + stats.bytes_record <= stats.bytes_peak, "more than the peak");
 
-        check(kept == (stats.n_prompt > 0 ? caps : std::vector<int32_t>(n_head)), "not the budgets were kept");
+        check(kept == (stats.n_prompt > 0 ? caps : std::vector<int32_t>(caps.size())), "not the budgets were kept");
         (stats.n_prompt > 0 ? n_compacted : n_full)++;
 
-        std::vector<uint8_t> mask(n_head * n_prompt);
+        std::vector<uint8_t> mask(caps.size() * n_prompt);
         if (headkv_get_mask(ctx, mask.data(), mask.size()) == HEADKV_OK) {
             check(std::accumulate(mask.begin(), mask.end(), 0) == std::accumulate(caps.begin(), caps.end(), 0),
                   "not the budgets are in the mask");
@@ -68,16 +67,24 @@ struct asked {
     }
 };
 
-int main() {
+// --windows: a model with sliding windows in half of its layers
+int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
 
-    const llama_model_ptr model = tiny_model_load();
+    tiny_model_params shape;
+    if (argc > 1 && strcmp(argv[1], "--windows") == 0) {
+        shape.windows = true;
+        shape.n_layer = 4;
+        caps.resize(4); // of layers 1 and 3
+    }
+    const llama_model_ptr model = tiny_model_load(shape);
 
     llama_context_params params = llama_context_default_params();
     params.n_ctx                = 1024;
     params.n_threads            = 1;
     params.n_threads_batch      = 1;
     params.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    params.swa_full             = false;
     llama_context_ptr ctx(llama_init_from_model(model.get(), params));
     if (!ctx) {
         printf("FAIL: no context\n");

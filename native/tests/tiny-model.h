@@ -1,6 +1,6 @@
 #pragma once
 
-// A tiny random llama model, written as a GGUF file.
+// A tiny random model, written as a GGUF file: llama, or gemma2 with sliding windows in every other layer.
 
 #include "ggml-cpp.h"
 #include "gguf.h"
@@ -23,6 +23,7 @@ struct tiny_model_params {
     int n_head_kv = 2;
     int d_head    = 64;
     int n_ff      = 64;
+    bool windows  = false; // of 64 tokens, in layers 0, 2, ...
 };
 
 inline llama_token tiny_model_token_at(int pos) {
@@ -49,16 +50,26 @@ inline void tiny_model_write(const char * path, const tiny_model_params & p = {}
     const int n_embd     = p.n_head * p.d_head;
     const int n_embd_gqa = p.n_head_kv * p.d_head;
 
+    const std::string arch = p.windows ? "gemma2" : "llama";
+
     gguf_context_ptr gguf(gguf_init_empty());
-    gguf_set_val_str(gguf.get(), "general.architecture", "llama");
-    gguf_set_val_u32(gguf.get(), "llama.vocab_size", p.n_vocab);
-    gguf_set_val_u32(gguf.get(), "llama.context_length", p.n_ctx);
-    gguf_set_val_u32(gguf.get(), "llama.embedding_length", n_embd);
-    gguf_set_val_u32(gguf.get(), "llama.block_count", p.n_layer);
-    gguf_set_val_u32(gguf.get(), "llama.feed_forward_length", p.n_ff);
-    gguf_set_val_u32(gguf.get(), "llama.attention.head_count", p.n_head);
-    gguf_set_val_u32(gguf.get(), "llama.attention.head_count_kv", p.n_head_kv);
-    gguf_set_val_f32(gguf.get(), "llama.attention.layer_norm_rms_epsilon", 1e-5f);
+    const auto set = [&](const char * key, uint32_t value) {
+        gguf_set_val_u32(gguf.get(), (arch + "." + key).c_str(), value);
+    };
+    gguf_set_val_str(gguf.get(), "general.architecture", arch.c_str());
+    set("vocab_size", p.n_vocab);
+    set("context_length", p.n_ctx);
+    set("embedding_length", n_embd);
+    set("block_count", p.n_layer);
+    set("feed_forward_length", p.n_ff);
+    set("attention.head_count", p.n_head);
+    set("attention.head_count_kv", p.n_head_kv);
+    set("attention.key_length", p.d_head);
+    set("attention.value_length", p.d_head);
+    gguf_set_val_f32(gguf.get(), (arch + ".attention.layer_norm_rms_epsilon").c_str(), 1e-5f);
+    if (p.windows) {
+        set("attention.sliding_window", 64);
+    }
     gguf_set_val_str(gguf.get(), "tokenizer.ggml.model", "no_vocab");
 
     ggml_context_ptr ctx(ggml_init({ 64u * 1024 * 1024, nullptr, false }));
@@ -80,7 +91,9 @@ inline void tiny_model_write(const char * path, const tiny_model_params & p = {}
 
     add("token_embd.weight", n_embd, p.n_vocab, 0.0f, 1.0f);
     add("output_norm.weight", n_embd, 0, 1.0f, 0.1f);
-    add("output.weight", n_embd, p.n_vocab, 0.0f, s);
+    if (!p.windows) { // else that of the embeddings
+        add("output.weight", n_embd, p.n_vocab, 0.0f, s);
+    }
     for (int il = 0; il < p.n_layer; ++il) {
         const std::string b = "blk." + std::to_string(il) + ".";
         add(b + "attn_norm.weight", n_embd, 0, 1.0f, 0.1f);
@@ -88,6 +101,10 @@ inline void tiny_model_write(const char * path, const tiny_model_params & p = {}
         add(b + "attn_k.weight", n_embd, n_embd_gqa, 0.0f, s);
         add(b + "attn_v.weight", n_embd, n_embd_gqa, 0.0f, s);
         add(b + "attn_output.weight", n_embd, n_embd, 0.0f, s);
+        if (p.windows) {
+            add(b + "post_attention_norm.weight", n_embd, 0, 1.0f, 0.1f);
+            add(b + "post_ffw_norm.weight", n_embd, 0, 1.0f, 0.1f);
+        }
         add(b + "ffn_norm.weight", n_embd, 0, 1.0f, 0.1f);
         add(b + "ffn_gate.weight", n_embd, p.n_ff, 0.0f, s);
         add(b + "ffn_up.weight", n_embd, p.n_ff, 0.0f, s);
