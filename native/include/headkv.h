@@ -157,6 +157,11 @@ HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what, int32_t first, int32_t n,
                                   const float * weights);
 
+// How many observed tokens one llama_decode() should have at most, of a model with sliding-window or recurrent layers,
+// when the cache holds n_tokens with them: else what observing them takes for the time is more than 32 MiB, or a copy
+// of K on a device. Other models' batches are cut for it as they come. HEADKV_ERR_STATE where no tokens are observed.
+HEADKV_API int32_t headkv_get_observe_limit(const struct llama_context * ctx, int32_t n_tokens, int32_t * n);
+
 // Select, gather the kept rows, free the full cache and make a small one for new tokens. Sequence 0 is the only one.
 //   size: sizeof(struct headkv_plan) of the caller
 // HEADKV_ERR_ARGUMENT: a plan that does not fit the model or the prompt

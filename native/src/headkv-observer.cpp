@@ -29,15 +29,18 @@ headkv_observer::headkv_observer(mode mode, const std::vector<headkv_layer_shape
     }
 }
 
+uint32_t headkv_observer::at_once(size_t n_kv) const {
+    const size_t n_at_once = on_device ? 1 : GGML_HEADKV_RECORD_QUERIES;
+    const size_t n_in_room = n_bytes_max * n_at_once / (sizeof(float) * n_kv * n_head_max);
+
+    return std::clamp<size_t>(n_in_room, 1, on_device ? n_columns_max : std::numeric_limits<int32_t>::max());
+}
+
 uint32_t headkv_observer::limit(llama_pos p0, uint32_t n_max, size_t n_kv) const {
     if (!on || what == ROWS || p0 >= range_end()) {
         return n_max;
     }
-    const size_t n_before  = std::max(0, range_first - p0);
-    const size_t n_at_once = on_device ? 1 : GGML_HEADKV_RECORD_QUERIES;
-    const size_t n_in_room = n_bytes_max * n_at_once / (sizeof(float) * n_kv * n_head_max);
-
-    return std::min<size_t>(n_max, n_before + std::clamp<size_t>(n_in_room, 1, on_device ? n_columns_max : n_max));
+    return std::min<size_t>(n_max, (size_t) std::max(0, range_first - p0) + at_once(n_kv));
 }
 
 bool headkv_observer::aim(const llama_ubatch & ubatch, const llama_kv_cells & cells) {

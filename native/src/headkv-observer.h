@@ -35,6 +35,9 @@ public:
     // n_kv cells.
     uint32_t limit(llama_pos p0, uint32_t n_max, size_t n_kv) const;
 
+    // How many observed tokens may be in one ubatch.
+    uint32_t at_once(size_t n_kv) const;
+
     // This ubatch is about to be decoded; cells: with its tokens. False if graphs built before are of no use for it.
     bool aim(const llama_ubatch & ubatch, const llama_kv_cells & cells);
 

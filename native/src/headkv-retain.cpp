@@ -69,6 +69,13 @@ void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, cons
     epoch++;
 }
 
+uint32_t llama_kv_cache_headkv::get_observe_limit(uint32_t n_kv) const {
+    if (!obs || obs->get_mode() != headkv_observer::TOKENS) {
+        throw headkv_error(HEADKV_ERR_STATE, "no tokens are observed");
+    }
+    return obs->at_once(std::clamp(n_kv, 1u, n_ctx));
+}
+
 std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells() const {
     const auto & cells = get_cells(0);
 

@@ -55,6 +55,13 @@ int32_t headkv_observe(llama_context * ctx, int32_t what, int32_t first, int32_t
     });
 }
 
+int32_t headkv_get_observe_limit(const llama_context * ctx, int32_t n_tokens, int32_t * n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(n);
+        *n = mem.get_observe_limit(std::max(n_tokens, 1));
+    });
+}
+
 int32_t headkv_compact(llama_context * ctx, const headkv_plan * plan, size_t size) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(plan);

@@ -204,6 +204,7 @@ def test_calls_of_the_c_api_out_of_order(load: Load, tiny_path: Path) -> None:
     refused(StateError, native.reserve, 1025)  # one more than the context has
     llm.eval(TOKENS[:200])
     refused(StateError, native.compact, PLAN)  # nothing observed
+    refused(StateError, native.get_observe_limit, 200)
     for bad_range in ((-1, 8), (200, 0), (200, -1), (1020, 5), (2**31 - 1, 2**31 - 1)):
         refused(ArgumentError, native.observe, native.OBSERVE_TOKENS, *bad_range)
     for bad_weights in ([0, 0], [1, -1], [2, 1], [float("nan"), 1], [float("inf"), 1]):

@@ -12,10 +12,12 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from architectures import VARIANTS
 from headkv_local import Cancelled, Llama, Retention
+from headkv_local._core import native
 from headkv_local._core.threads import FreeCores
 from helpers import (
     cancelled_after,
@@ -106,6 +108,10 @@ class Model:
         llm = self.fresh(self.quarter)
         llm.prefill(PROMPT)
         return llm
+
+    @cached_property
+    def compacted_mask(self) -> npt.NDArray[np.bool_]:
+        return self.compacted().retention_mask()
 
     @cached_property
     def reference(self) -> Logits:
@@ -247,6 +253,21 @@ def test_a_cancel_between_batches(model: Model) -> None:
     assert ends(llm) == (128,) * 3
     llm.prefill(PROMPT)
     assert nmse(forced_logits(llm, LATER), model.reference[: N_LATER + 1]) <= 3 * model.unit
+
+
+def test_tokens_are_observed_in_small_batches(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where attention to a long prompt takes much memory."""
+    limit = native.get_observe_limit
+    asked = []
+    monkeypatch.setattr(native, "get_observe_limit", lambda *where: asked.append(limit(*where)) or 16)
+    llm = model.compacted()
+    assert asked
+    assert min(asked) >= N_PROMPT
+    found = forced_logits(llm, LATER)
+    wanted = reference_logits(model.path, [*PROMPT, *LATER], N_PROMPT, model.masks(llm))
+    assert nmse(found, wanted) <= 3 * model.unit
+    alike = llm.retention_mask() == model.compacted_mask
+    assert alike.mean() > 0.98
 
 
 def test_threads_change_nothing(model: Model) -> None:

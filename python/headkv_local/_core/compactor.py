@@ -129,6 +129,10 @@ class Compactor:
         finally:
             native.observe(self.ctx, native.OBSERVE_OFF)
 
+    def observe_limit(self, n_tokens: int) -> int:
+        """How many observed tokens to decode at once, where n_tokens are in the cache then."""
+        return native.get_observe_limit(self.ctx, n_tokens)
+
     def compact(self, caps: npt.NDArray[np.int32], ends: npt.NDArray[np.uint8]) -> None:
         """The prompt whose tokens were observed. ends: (n_prompt,), not 0 where a sentence ends."""
         kept = self._settled

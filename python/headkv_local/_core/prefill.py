@@ -181,6 +181,17 @@ class PromptReader(Decoder):
         piece: bytes = self._model.detokenize([token]) if self._has_tokenizer() else b""
         return piece
 
+    def _evaluate_observed(self, tokens: list[int], first: int, n_all: int, progress: Progress) -> None:
+        """Evaluate tokens; those from position `first` on are observed. n_all: in the cache then."""
+        n_before = max(0, first - self.n_tokens)
+        at_once = self._compactor.observe_limit(n_all)
+        if not self._bounded or len(tokens) - n_before <= at_once:
+            self._evaluate(tokens, progress.add)
+            return
+        self._evaluate(tokens[:n_before], progress.add)
+        for start in range(n_before, len(tokens), at_once):
+            self._evaluate(tokens[start : start + at_once], progress.add)
+
     def _read_and_compact(
         self,
         tokens: list[int],
@@ -212,7 +223,7 @@ class PromptReader(Decoder):
         progress = Progress(self.on_prefill, len(tokens) + len(again))
         started = perf_counter()
         with compactor.observing(first, weights):
-            self._evaluate(tokens[: len(tokens) - n_behind], progress.add)
+            self._evaluate_observed(tokens[: len(tokens) - n_behind], first, n_prompt, progress)
             logits = self._logits()
             logits = None if logits is None else logits.copy()
             bounded = (
@@ -220,7 +231,8 @@ class PromptReader(Decoder):
             )
             if again:
                 try:
-                    self._evaluate([int(self.input_ids[i]) for i in again], progress.add)
+                    asking = [int(self.input_ids[i]) for i in again]
+                    self._evaluate_observed(asking, first, n_prompt + len(again), progress)
                 finally:
                     if bounded is not None:
                         self._bounded.put_back(bounded)

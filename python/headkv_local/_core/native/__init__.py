@@ -37,6 +37,7 @@ SURFACE: Final = (
     "headkv_supported",
     "headkv_reserve",
     "headkv_observe",
+    "headkv_get_observe_limit",
     "headkv_compact",
     "headkv_get_attention",
     "headkv_get_rows",
@@ -161,6 +162,13 @@ def observe(
     if weights is not None:
         flat = ffi.from_buffer("float[]", np.ascontiguousarray(weights, dtype=np.float32))
     _call("headkv_observe", ctx, what, first, n, flat)
+
+
+def get_observe_limit(ctx: int, n_tokens: int) -> int:
+    """How many observed tokens to decode at once where n_tokens are in the cache then."""
+    limit = ffi.new("int32_t *")
+    _call("headkv_get_observe_limit", ctx, n_tokens, limit)
+    return int(limit[0])
 
 
 class Plan(NamedTuple):
