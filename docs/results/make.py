@@ -10,8 +10,8 @@ between `<!-- NAME.output begin ... -->` and `<!-- NAME.output end -->`. NAME.js
         single figures, each with its own run; a value of null has not been measured
     {"commit", "date", "cpu", "command", "columns": [...], "rows": [[...], ...], "output": [line, ...]}
         one run: what `measure` writes. COMMAND is `headkv bench speed`, `headkv bench quality`, the demo
-        (`python -m headkv_local.demo`) or `python docs/results/threads.py`, with its options, as installed
-        beside the Python that runs this script
+        (`python -m headkv_local.demo`), `python docs/results/threads.py` or `next_turn.py`, with its
+        options, as installed beside the Python that runs this script
 """
 
 from __future__ import annotations
@@ -113,9 +113,14 @@ def measure(name: str, command: Sequence[str]) -> None:
 
 def rows_of(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of what a command's --json holds."""
-    columns, rows = {"demo": _demo, "quality": _quality, "speed": _speed, "threads": _threads}[data["bench"]](
-        data
-    )
+    benches = {
+        "demo": _demo,
+        "next-turn": _next_turn,
+        "quality": _quality,
+        "speed": _speed,
+        "threads": _threads,
+    }
+    columns, rows = benches[data["bench"]](data)
     return columns, rows
 
 
@@ -199,6 +204,14 @@ def _speed(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         )
     columns = ["prompt, budget", "prefill, stock t/s", "prefill, ours", "decode, stock t/s", "decode, ours"]
     return [*columns, "of short stock", "added", "cache, full", "peak", "compacted"], rows
+
+
+def _next_turn(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [one["policy"], f"{one['kept_share']:.1%}", _mebibytes(one["kept_bytes"]), f"{one['nll']:.3f}"]
+        for one in data["results"]
+    ]
+    return ["policy", "kept", "K and V kept", "NLL of the turn"], rows
 
 
 def _threads(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
