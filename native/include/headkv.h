@@ -140,8 +140,8 @@ HEADKV_API const char * headkv_last_error(void);
 HEADKV_API int32_t headkv_supported(const struct llama_context * ctx);
 
 // Room for a prompt of n tokens, those in the cache included, or for the whole context with 0. With more tokens it
-// grows. Holds until the prompt is cleared. Without this call, a cache that was compacted and cleared gets cells for
-// the whole context with the next token; that can be GiB.
+// grows, and what was recorded until then is of no use. Holds until the prompt is cleared. Without this call, a cache
+// that was compacted and cleared gets cells for the whole context with the next token; that can be GiB.
 // HEADKV_ERR_STATE on a compacted cache, HEADKV_ERR_MEMORY without that room; the cache stays as it was.
 HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 
@@ -172,13 +172,14 @@ HEADKV_API int32_t headkv_compact(struct llama_context * ctx, const struct headk
 
 // The attention recorded for each prompt position, before the max-pool: the weighted power mean with exponent 4 over
 // the observed tokens and the query heads of the group, where a token counts for positions at least 16 before it, for
-// others as 0. w: [KV heads of all layers][n_prompt], n: its length. HEADKV_ERR_STATE without a complete record
-// (compaction frees it), HEADKV_ERR_UNSUPPORTED without any in a layer.
+// others as 0; over all layers that share K and V. w: [KV heads of all layers][n_prompt], n: its length.
+// HEADKV_ERR_STATE without a complete record (compaction frees it), HEADKV_ERR_UNSUPPORTED without any in a layer.
 HEADKV_API int32_t headkv_get_attention(const struct llama_context * ctx, float * w, size_t n);
 
 // What the last decoded token's query heads attended to in one layer, number `layer` of those that retain:
 // w[n_head of the layer][n_tokens in the cache], n: its length. Softmax rows: each sums to 1 (less with attention
-// sinks). For measuring head scores. HEADKV_ERR_STATE if rows are not being recorded.
+// sinks). Of layers that share K and V, those of the last one. For measuring head scores. HEADKV_ERR_STATE if rows are
+// not being recorded.
 HEADKV_API int32_t headkv_get_rows(const struct llama_context * ctx, int32_t layer, float * w, size_t n);
 
 // The next three may be called from any thread, and what tells of devices below.
@@ -204,8 +205,9 @@ HEADKV_API int32_t headkv_get_device_bytes(const struct llama_context * ctx, int
 HEADKV_API int32_t headkv_cancel_enable(struct llama_context * ctx);
 
 // From any thread: from now on until headkv_cancel_clear(), llama_decode() stops and returns 2. The tokens of its
-// unfinished ubatch are not in the cache then. A single token is decoded to its end where the model has recurrent
-// layers, which cannot take it back.
+// unfinished ubatch are not in the cache then. Recurrent layers cannot take tokens back: a single one is decoded to its
+// end, and before more of them llama_state_seq_get_data_ext() with LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY keeps what to put
+// back before llama_memory_seq_rm().
 HEADKV_API int32_t headkv_cancel(struct llama_context * ctx);
 HEADKV_API int32_t headkv_cancel_clear(struct llama_context * ctx);
 

@@ -16,7 +16,7 @@ std::vector<float> headkv_read_attention(const headkv_observer & obs, const std:
                            format("the attention of layer %d could not be recorded", shapes[ikv].il));
     }
 
-    const float scale = 1.0f / (obs.get_n_tokens() * shapes[ikv].n_gqa());
+    const float scale = 1.0f / (obs.get_n_tokens() * shapes[ikv].n_gqa() * shapes[ikv].n_readers);
     for (float & x : w) {
         x = x > 0.0f ? std::sqrt(std::sqrt(scale * x))
                      : 0.0f; // a model that makes NaN is no reason to select at random

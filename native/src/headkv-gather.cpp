@@ -66,7 +66,7 @@ bool headkv_gather::graph(device & dev, ggml_tensor * dst, const ggml_tensor * s
     ggml_tensor * kept = ggml_get_rows(ctx, all, head);
 
     alias(all, src);
-    alias(kept, dst); // the node's result is the pool's tensor itself
+    alias(kept, dst); // the node's result is the tensor of kept rows itself
     ggml_backend_view_init(head);
 
     if (!ggml_backend_supports_op(dev.backend.get(), kept)) {

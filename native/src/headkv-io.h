@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <vector>
 
-// cache state to and from host memory: carries the tail over into a larger live cache
+// cache state to and from host memory: carries cells over into another number of them
 class headkv_io_write : public llama_io_write_i {
 public:
     void write(const void * src, size_t size) override {

@@ -53,7 +53,7 @@ private:
     headkv_buffers bufs;
 };
 
-// The kept rows of a compacted prompt, of all layers that retain. They are of positions before `end`; the window behind
+// The kept rows of a compacted prompt, of all layers that retain. They are of positions before `end`; the window after
 // them, which every head keeps, is in ordinary cells.
 struct headkv_kept_prompt {
     uint32_t n_prompt = 0;

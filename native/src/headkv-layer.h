@@ -15,6 +15,7 @@ struct headkv_layer_shape {
     uint32_t d_v; // n_embd_head_v
     uint32_t n_head;
     uint32_t n_head_kv;
+    uint32_t n_readers; // layers that read its K and V, itself among them
 
     uint32_t n_gqa() const { return n_head / n_head_kv; }
 

@@ -21,6 +21,10 @@ std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::make_cells(uint32_t n_cel
         const int32_t of = holds(il) ? (int32_t) layers[map_layer_ids.at(il)].il : il;
         return of == il ? -1 : of;
     };
+    if (is_shared()) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           "a draft model's context looks into this cache: its cells stay as they are");
+    }
     try {
         return std::make_unique<llama_kv_cache>(model, hparams, type_of_k, type_of_v, v_trans, offload,
                                                 /*unified =*/true, n_cells, n_seq_max, n_pad, n_swa, swa_type, nullptr,
@@ -69,6 +73,13 @@ uint32_t llama_kv_cache_headkv::tail_cells(uint32_t n_needed, uint32_t end) cons
     return std::min(n_cells, n_ctx - end);
 }
 
+void llama_kv_cache_headkv::require_no_shift() const {
+    if (get_has_shift()) {
+        throw headkv_error(HEADKV_ERR_STATE, "positions were shifted, and the next batch is to rotate their keys: "
+                                             "decode it first");
+    }
+}
+
 void llama_kv_cache_headkv::grow(uint32_t n_new) {
     const uint32_t n_limit  = n_ctx - kept_end();
     const uint32_t n_before = n_used();
@@ -93,10 +104,7 @@ void llama_kv_cache_headkv::grow(uint32_t n_new) {
     }
     n_next = std::min(n_next, n_limit);
 
-    if (get_has_shift()) { // is not carried over
-        throw headkv_error(HEADKV_ERR_STATE, "positions were shifted, and the next batch is to rotate their keys: "
-                                             "decode it first");
-    }
+    require_no_shift(); // is not carried over
     wait();
 
     auto next = make_cells(n_next);

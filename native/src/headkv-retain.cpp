@@ -106,6 +106,8 @@ void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads
         throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted already");
     }
 
+    require_no_shift();
+
     const auto cell = get_prompt_cells();
 
     const uint32_t n_prompt = cell.size();
@@ -115,7 +117,7 @@ void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads
     if (!has_record(n_prompt)) {
         throw headkv_error(HEADKV_ERR_STATE,
                            "all tokens that are to be observed must be decoded, the prompt's last one "
-                           "among them or behind it, and none of the prompt be taken back since");
+                           "among them or after it, and none of the prompt be taken back since");
     }
 
     // select

@@ -34,6 +34,11 @@ void llama_kv_cache_headkv::state_read(llama_io_read_i & io, llama_seq_id seq_id
 
     // what is here is replaced, whatever comes
     clear(false);
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        n_expected = 0; // also where the cache was empty
+        obs.reset();
+    }
 
     uint32_t word;
     io.read(&word, sizeof(word));

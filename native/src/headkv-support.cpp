@@ -85,14 +85,17 @@ std::string llama_kv_cache_headkv::unsupported(const llama_context & ctx) {
         return "the model's attention is sparse, with an indexer or a cache of its own kind";
     }
     auto * res = dynamic_cast<llama_kv_cache_headkv *>(attention);
-    if (!res || res->is_shared) {
-        return "the context shares its cache with another one";
+    if (!res || res->is_shared()) {
+        return "the context shares its cache with another one, a draft model's";
     }
     if (res->shapes.empty()) {
         return "the model has no layer of full attention: those of a sliding window are bounded already";
     }
     for (const auto & [il, ikv] : res->map_layer_ids) {
         const auto & shape = res->shapes[ikv];
+        if (shape.n_head_kv == 0 || shape.n_head == 0) {
+            return format("layer %d of the model has no attention", shape.il);
+        }
         if (hparams.n_head(il) != shape.n_head || hparams.n_head_kv(il) != shape.n_head_kv) {
             return format("layer %d reads the cache of layer %d with another number of heads", il, shape.il);
         }

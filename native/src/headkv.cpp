@@ -23,6 +23,15 @@ static llama_kv_cache_headkv & require_mem(const llama_context * ctx) {
     return *llama_kv_cache_headkv::find(ctx->get_memory());
 }
 
+// run f(memory) on a context that can be compacted, or could: a setting may forbid it for a while
+template <typename F>
+static int32_t guard_found(const llama_context * ctx, F && f) {
+    return headkv_guard([&]() {
+        auto * mem = ctx ? llama_kv_cache_headkv::find(ctx->get_memory()) : nullptr;
+        f(mem && mem->get_retains() ? *mem : require_mem(ctx));
+    });
+}
+
 // run f(memory) on a context that can be compacted
 template <typename F>
 static int32_t guard(const llama_context * ctx, F && f) {
@@ -88,7 +97,7 @@ int32_t headkv_get_rows(const llama_context * ctx, int32_t layer, float * w, siz
 }
 
 int32_t headkv_get_layers(const llama_context * ctx, headkv_layer * layers, size_t n) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+    return guard_found(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(layers);
         const auto & shapes = mem.get_shapes();
         headkv_require_length(n, shapes.size());
@@ -99,14 +108,14 @@ int32_t headkv_get_layers(const llama_context * ctx, headkv_layer * layers, size
 }
 
 int32_t headkv_get_mask(const llama_context * ctx, uint8_t * mask, size_t n) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+    return guard_found(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(mask);
         mem.get_mask(mask, n);
     });
 }
 
 int32_t headkv_get_stats(const llama_context * ctx, headkv_stats * stats, size_t size, int32_t * kept, size_t n) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+    return guard_found(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(stats);
         headkv_require_size(size, sizeof(*stats));
         *stats = mem.get_stats(kept, n);
@@ -121,11 +130,11 @@ int32_t headkv_cancel_enable(llama_context * ctx) {
 }
 
 int32_t headkv_cancel(llama_context * ctx) {
-    return guard(ctx, [](llama_kv_cache_headkv & mem) { mem.canceller.cancelled = true; });
+    return guard_found(ctx, [](llama_kv_cache_headkv & mem) { mem.canceller.cancelled = true; });
 }
 
 int32_t headkv_cancel_clear(llama_context * ctx) {
-    return guard(ctx, [](llama_kv_cache_headkv & mem) { mem.canceller.cancelled = false; });
+    return guard_found(ctx, [](llama_kv_cache_headkv & mem) { mem.canceller.cancelled = false; });
 }
 
 //

@@ -21,8 +21,7 @@ llama_kv_cache_headkv::llama_kv_cache_headkv(const llama_model & model, const ll
       type_of_k(type_k),
       type_of_v(type_v),
       offload(offload),
-      n_ctx(get_size()),
-      is_shared(mem_other) {
+      n_ctx(get_size()) {
     bytes_full = size_of(*this);
     bytes_peak = bytes_full;
 
@@ -37,11 +36,13 @@ llama_kv_cache_headkv::llama_kv_cache_headkv(const llama_model & model, const ll
             hparams.n_embd_head_v(il),
             hparams.n_head(il),
             hparams.n_head_kv(il),
+            (uint32_t) std::count_if(map_layer_ids.begin(), map_layer_ids.end(),
+                                     [&](const auto & entry) { return layers[entry.second].il == il; }),
         });
         n_heads += hparams.n_head_kv(il);
     }
-    retains = n_seq_max == 1 && !v_trans && !is_shared && !shapes.empty() && !hparams.is_mla() &&
-              swa_type == LLAMA_SWA_TYPE_NONE;
+    retains =
+        n_seq_max == 1 && !v_trans && !other && !shapes.empty() && !hparams.is_mla() && swa_type == LLAMA_SWA_TYPE_NONE;
 }
 
 void llama_kv_cache_headkv::wait() const {
@@ -226,7 +227,7 @@ void llama_kv_cache_headkv::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_
 }
 
 void llama_kv_cache_headkv::seq_keep(llama_seq_id seq_id) {
-    if (kept && seq_id != 0) {
+    if (retains && seq_id != 0) { // the others have no tokens
         clear(false);
         return;
     }
@@ -239,6 +240,9 @@ void llama_kv_cache_headkv::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos
         LLAMA_LOG_ERROR("%s: the positions of a compacted sequence cannot be shifted\n", __func__);
         return;
     }
+    if (obs) {
+        obs->remove(0);
+    }
     llama_kv_cache::seq_add(seq_id, p0, p1, shift);
     count_cells(); // positions below 0 are gone
 }
@@ -247,6 +251,9 @@ void llama_kv_cache_headkv::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos
     if (kept) {
         LLAMA_LOG_ERROR("%s: the positions of a compacted sequence cannot be divided\n", __func__);
         return;
+    }
+    if (obs) {
+        obs->remove(0);
     }
     llama_kv_cache::seq_div(seq_id, p0, p1, d);
 }

@@ -111,6 +111,8 @@ public:
     void get_attention(float * w, size_t n) const;
     void get_rows(int32_t layer, float * w, size_t n) const;
 
+    bool get_retains() const { return retains; }
+
     const std::vector<headkv_layer_shape> & get_shapes() const { return shapes; }
 
     // these may be called while another thread is in here
@@ -148,7 +150,7 @@ private:
     // headkv-resize.cpp: the same cache with another number of cells
     //
 
-    // throws headkv_error
+    // to be exchanged with swap_cells(); throws headkv_error
     std::unique_ptr<llama_kv_cache> make_cells(uint32_t n_cells) const;
 
     // cannot fail
@@ -163,6 +165,8 @@ private:
     // room for n_new more tokens; throws headkv_error if there is none
     void grow(uint32_t n_new);
 
+    void require_no_shift() const;
+
     // Until no device is at the cache any more. To be called before rows are moved or buffers freed in what llama.cpp
     // calls, for it does not wait for a batch before the next one; what headkv.h offers waits there.
     void wait() const;
@@ -170,6 +174,9 @@ private:
     // Reserve compute buffers anew if they are for another number of cells: in them are the mask, and CUDA's copy of a
     // layer's quantized K and V. What fails in it does no harm.
     void fit_compute() const;
+
+    // Do the caches of two contexts have the same cells: that of a draft model looks into its target's.
+    bool is_shared() const { return other || v_cells_impl.use_count() > 1; }
 
     uint32_t n_used() const { return get_cells(0).get_used(); }
     uint32_t kept_end() const { return kept ? kept->end : 0; }
@@ -191,8 +198,6 @@ private:
     const ggml_type type_of_v;
     const bool offload;
     const uint32_t n_ctx;
-    const bool is_shared; // with a draft model's cache
-
     bool retains       = false; // else all of this is the base class's
     bool has_recurrent = false; // is it the attention half of a hybrid memory
     bool placing       = false; // the base class tries where ubatches can be

@@ -94,6 +94,10 @@ class Llama(Chatting):
                 self._make_room()
                 self._compactor = Compactor(int(self._ctx.ctx), self.model_path)
                 self._bounded = Bounded(self._ctx.ctx, self._model.model)
+                if kwargs.get("draft_model") is not None and self._bounded.recurrent:
+                    raise UnsupportedError(
+                        "a draft model cannot be used with recurrent layers: they cannot take a draft back"
+                    )
                 self._lifetime.make_cancellable(self._compactor.ctx)
                 self._compactor.retain(retention)
             except BaseException:

@@ -170,6 +170,46 @@ def test_a_cache_does_not_grow_while_keys_wait_to_be_rotated(load: Load, tiny_pa
     assert_usable(llm)
 
 
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_record_is_not_used_after_positions_were_shifted(
+    load: Load, tiny_path: Path, rotated: bool
+) -> None:
+    llm = load(tiny_path, flash_attn=True)
+    ctx = int(llm.ctx)
+    native.observe(ctx, native.OBSERVE_TOKENS, 260, 40)
+    llm.eval(TOKENS)
+    native.observe(ctx, native.OBSERVE_OFF)
+    llm._ctx.kv_cache_seq_shift(0, 0, -1, -100)  # the first 100 are gone
+    llm.n_tokens = 200
+    if rotated:
+        llm.eval(TOKENS[:1])
+        assert llm._truncate(200)
+    with pytest.raises(StateError, match="observed" if rotated else "rotate"):
+        native.compact(ctx, PLAN)
+    llm.reset()
+    assert_usable(llm)
+
+
+def test_a_record_is_not_used_for_another_prompt(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, flash_attn=True)
+    ctx = int(llm.ctx)
+    native.observe(ctx, native.OBSERVE_TOKENS, 260, 40)
+    llm.eval(TOKENS)
+    native.observe(ctx, native.OBSERVE_OFF)
+    llm._ctx.kv_cache_seq_keep(1)  # of which there are no tokens
+    llm.n_tokens = 0
+    llm.eval(TOKENS[100:])
+    with pytest.raises(StateError, match="observed"):
+        native.compact(ctx, PLAN)
+    llm.reset()
+    assert_usable(llm)
+
+
+def test_a_draft_model_beside_recurrent_layers(load: Load, tiny: Callable[..., Path]) -> None:
+    with pytest.raises(UnsupportedError, match="draft"):
+        load(tiny(arch="qwen35"), draft_model=lambda input_ids, **_: input_ids[-1:])
+
+
 def test_memory_may_be_reserved_anew_while_tokens_are_observed(load: Load, tiny_path: Path) -> None:
     """As llama.cpp does it for an adapter, for a whole ubatch: nothing is observed then."""
     masks = []

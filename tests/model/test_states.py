@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from llama_cpp import LlamaDiskCache, LlamaRAMCache
 
-from headkv_local import Llama, Retention, StateError
+from headkv_local import Cancelled, Llama, Retention, StateError
 from helpers import greedy, random_tokens
 
 Load = Callable[..., Llama]
@@ -109,3 +109,20 @@ def test_a_cache_of_another_model_or_context_is_a_miss(
         llm.reset()
         llm.set_cache(cache)
         assert llm.create_completion(prompt, max_tokens=10, temperature=0.0)["choices"][0] == wanted
+
+
+def test_a_long_state_after_a_short_prompt_was_cancelled(load: Load, tiny_path: Path) -> None:
+    """The room that was made for the prompt is no limit."""
+    tokens = random_tokens(700, seed=1)
+    other = load(tiny_path, flash_attn=True)
+    other.prefill(tokens)
+    state = other.save_state()
+    llm = load(tiny_path, retention=Retention(budget=64))
+    llm.prefill(random_tokens(700, seed=2))
+    llm.on_prefill = lambda done, _: llm.cancel() if done == 0 else None
+    with pytest.raises(Cancelled):
+        llm.prefill(random_tokens(100, seed=3))
+    llm.on_prefill = None
+    llm.load_state(state)
+    assert llm.n_tokens == 700
+    assert len(greedy(llm, 3)) == 3

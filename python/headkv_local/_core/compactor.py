@@ -52,6 +52,7 @@ class Compactor:
     @property
     def shape(self) -> ModelShape:
         """The layers that retain. UnsupportedError for a context that can never be compacted."""
+        native.supported(self.ctx)
         return native.model_shape(self.ctx)
 
     @property

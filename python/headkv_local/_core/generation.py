@@ -139,10 +139,12 @@ class Generating(PromptReader):
             return state
 
     def load_state(self, state: LlamaState) -> None:
-        """Go on from a saved state, whatever n_batch it was saved with.
+        """Go on from a saved state.
 
-        StateError (also a KeyError) if it is of another model or does not fit. What the cache holds stays
-        then, except where only llama.cpp finds out: the cache is empty then.
+        The context may have another n_ctx and n_batch than the one that it was saved from, if it has room:
+        layers with a sliding window have as many cells as n_batch asks for. StateError (also a KeyError) if
+        it is of another model or does not fit. What the cache holds stays then, except where only llama.cpp
+        finds out: the cache is empty then.
         """
         with self._using():
             states.require_fitting(self, state)
