@@ -91,7 +91,7 @@ class ModelShape(NamedTuple):
 
 @dataclass(frozen=True)
 class Budget:
-    """A parsed budget: mean entries per KV head, percent of the prompt, or bytes of pool rows."""
+    """A parsed budget: mean entries per KV head, percent of the prompt, or bytes of kept rows."""
 
     kind: Literal["entries", "percent", "bytes"]
     amount: Fraction
@@ -137,7 +137,7 @@ def parse_budget(budget: object, window: int) -> Budget:
     if match is None:
         raise ArgumentError(
             "budget must be an int (mean entries per KV head), a percentage of the prompt such as '5%' "
-            f"or a size of the pool such as '64MiB', not {budget!r}"
+            f"or a size of what is kept such as '64MiB', not {budget!r}"
         )
     amount, unit = Fraction(match[1]), match[2].lower()
     if amount == 0:

@@ -39,7 +39,7 @@ class CacheStats:
     full_bytes: int
     """The KV cache at full size, n_ctx cells."""
     resident_bytes: int
-    """All that is held now: cells, pool and records of attention."""
+    """All that is held now: cells, kept rows and records of attention."""
     pool_bytes: int
     """Kept rows of the prompt with their head tables, without the window; 0 while nothing is compacted."""
     tail_bytes: int

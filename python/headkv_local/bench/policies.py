@@ -51,7 +51,7 @@ def recent(budget: int | str, base: Retention) -> Policy:
 
 
 def uniform(budget: int | str, base: Retention) -> Policy:
-    """The same budget for every KV head (SnapKV with our pool); window, kernel and sinks of base."""
+    """The same budget for every KV head (SnapKV with our max-pool); window, kernel and sinks of base."""
     retention = replace(base, budget=budget, scores="uniform")
     return Policy(UNIFORM, budget, lambda _shape, _n_prompt: retention)
 
