@@ -59,7 +59,7 @@ class Compactor:
     def n_compacted(self) -> int:
         """Tokens of the prompt that was compacted; 0 where none was."""
         try:
-            return native.get_stats(self.ctx)[0].n_prompt
+            return native.get_numbers(self.ctx).n_prompt
         except UnsupportedError:
             return 0
 
@@ -73,7 +73,7 @@ class Compactor:
         if retention is not None:
             shape = self.shape
             settled, scores_from = self._with_scores(retention, shape)
-            n_ctx = native.get_stats(self.ctx)[0].n_ctx
+            n_ctx = native.get_numbers(self.ctx).n_ctx
             if settled.window > n_ctx:
                 raise ArgumentError(f"window must be from 1 to {n_ctx}, not {settled.window}")
             settled.caps_for(shape, settled.window + 1)  # refuses what fits no prompt of this model

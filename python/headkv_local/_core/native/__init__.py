@@ -196,14 +196,14 @@ def compact(ctx: int, plan: Plan) -> None:
 
 def get_attention(ctx: int) -> npt.NDArray[np.float32]:
     """(n_layer, n_head_kv, n_prompt), n_prompt being all tokens in the cache."""
-    shape, n_tokens = model_shape(ctx), get_stats(ctx)[0].n_tokens
+    shape, n_tokens = model_shape(ctx), get_numbers(ctx).n_tokens
     flat = np.empty((shape.n_heads, n_tokens), dtype=np.float32)
     return shape.by_head(_filled("headkv_get_attention", ctx, "float[]", flat))
 
 
 def get_rows(ctx: int) -> npt.NDArray[np.float32]:
     """(n_layer, n_head, n_tokens in the cache): what the last decoded token attended to."""
-    shape, n_tokens = model_shape(ctx), get_stats(ctx)[0].n_tokens
+    shape, n_tokens = model_shape(ctx), get_numbers(ctx).n_tokens
     rows = np.zeros((shape.n_layer, shape.n_head, n_tokens), dtype=np.float32)
     for i, layer in enumerate(shape.layers):
         row = rows[i, : layer.n_head]
@@ -213,9 +213,15 @@ def get_rows(ctx: int) -> npt.NDArray[np.float32]:
 
 def get_mask(ctx: int) -> npt.NDArray[np.bool_]:
     """(n_layer, n_head_kv, n_prompt)."""
-    shape, n_prompt = model_shape(ctx), get_stats(ctx)[0].n_prompt
+    shape, n_prompt = model_shape(ctx), get_numbers(ctx).n_prompt
     flat = np.empty((shape.n_heads, n_prompt), dtype=np.uint8)
     return shape.by_head(_filled("headkv_get_mask", ctx, "uint8_t[]", flat).astype(np.bool_))
+
+
+def get_numbers(ctx: int) -> NativeStats:
+    stats = ffi.new("struct headkv_stats *")
+    _call("headkv_get_stats", ctx, stats, ffi.sizeof("struct headkv_stats"), ffi.NULL, 0)
+    return _numbers_of(stats)
 
 
 def get_stats(ctx: int) -> tuple[NativeStats, npt.NDArray[np.int32]]:
@@ -225,14 +231,16 @@ def get_stats(ctx: int) -> tuple[NativeStats, npt.NDArray[np.int32]]:
     kept = np.empty(shape.n_heads, dtype=np.int32)
     pointer = ffi.from_buffer("int32_t[]", kept, require_writable=True)
     _call("headkv_get_stats", ctx, stats, ffi.sizeof("struct headkv_stats"), pointer, kept.size)
-    return NativeStats(*(int(getattr(stats, field)) for field in NativeStats._fields)), shape.by_head(kept)
+    return _numbers_of(stats), shape.by_head(kept)
+
+
+def _numbers_of(stats: Any) -> NativeStats:
+    return NativeStats(*(int(getattr(stats, field)) for field in NativeStats._fields))
 
 
 def model_shape(ctx: int) -> ModelShape:
     """The layers that retain."""
-    stats = ffi.new("struct headkv_stats *")
-    _call("headkv_get_stats", ctx, stats, ffi.sizeof("struct headkv_stats"), ffi.NULL, 0)
-    layers = ffi.new("struct headkv_layer[]", int(stats.n_layer))
+    layers = ffi.new("struct headkv_layer[]", get_numbers(ctx).n_layer)
     _call("headkv_get_layers", ctx, layers, len(layers))
     return ModelShape.of([LayerShape(x.il, x.n_head, x.n_head_kv, x.row_bytes) for x in layers])
 
