@@ -44,7 +44,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 7,
+    HEADKV_ABI_VERSION = 8,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
@@ -62,9 +62,19 @@ enum headkv_const {
     HEADKV_ERR_SCORES_LENGTH  = -11, // an array or a text of the wrong length
     HEADKV_ERR_SCORES_VALUE   = -12, // not finite, negative, all zero, or out of range
 
+    HEADKV_ERR_CANCELLED = -13, // headkv_cancel() came
+    HEADKV_ERR_ARCHIVE   = -14, // the archive's file cannot be made, written or read
+
     HEADKV_OBSERVE_OFF    = 0,
     HEADKV_OBSERVE_TOKENS = 1,
     HEADKV_OBSERVE_ROWS   = 2,
+
+    HEADKV_ARCHIVE_NONE   = 0,
+    HEADKV_ARCHIVE_MEMORY = 1,
+    HEADKV_ARCHIVE_FILE   = 2,
+
+    HEADKV_ORDER_TOKENS = 0, // all layers, batch by batch
+    HEADKV_ORDER_LAYERS = 1, // all tokens of a panel, layer by layer: the K and V of one layer are in cells at a time
 };
 
 struct llama_context;
@@ -85,6 +95,31 @@ struct headkv_plan {
     // reach from one sentence into the next. NULL and 0: all of the prompt is one.
     const uint8_t * ends;
     size_t n_ends; // tokens in the cache
+};
+
+// New tokens to read, with what the context holds before them.
+struct headkv_prompt {
+    const int32_t * tokens; // [n_tokens], from position n_past on
+    size_t n_tokens;        // at least 1
+    int32_t n_past;         // tokens that stay: of a compacted prompt up to n_archived, else up to all in the cache. With
+                            // sliding-window or recurrent layers all of these, or 0
+    int32_t order;          // HEADKV_ORDER_*
+    int32_t panel;          // HEADKV_ORDER_LAYERS: most tokens whose hidden states are in memory at once; 0: 256 MiB
+
+    // The tokens that select: the last n_weights of those that are read, from position `first` on, each with its weight
+    // from 0 to 1, not all 0.
+    int32_t first;
+    const float * weights; // [n_weights]
+    size_t n_weights;
+
+    // Tokens that are read once more after the prompt, as the last observed ones, and taken back: of a question that
+    // stands before what it asks about. NULL and 0: none.
+    const int32_t * again; // [n_again]
+    size_t n_again;
+
+    // Called between batches with how much is done, as tokens of n_tokens + n_again; or NULL.
+    void (*progress)(void * data, int32_t done, int32_t total);
+    void * data;
 };
 
 // head scores as read from a GGUF file
@@ -126,6 +161,8 @@ struct headkv_stats {
     int64_t t_select_us;  // last compaction: choosing the entries
     int64_t t_compact_us; // last compaction: moving rows, freeing the full cache, fitting compute buffers
     int64_t n_splits;     // parts of the last graph, one more than it changes between devices; 0 before the first
+    int64_t n_archived;    // positions whose full rows are in the archive: n_prompt, or 0
+    int64_t bytes_archive; // in host memory or in a file; not counted above
 };
 
 // The ABI of the loaded library; compare it with HEADKV_ABI_VERSION before any other call.
@@ -170,6 +207,23 @@ HEADKV_API int32_t headkv_get_observe_limit(const struct llama_context * ctx, in
 // On any failure the full cache and the record stay as they were, and the call can be tried again.
 HEADKV_API int32_t headkv_compact(struct llama_context * ctx, const struct headkv_plan * plan, size_t size);
 
+// Keep the full rows of prompts that are read from now on: nowhere, in host memory, or in a file of this name, which is
+// made and goes with the context. A prompt that is compacted loses what it has archived.
+// HEADKV_ERR_ARCHIVE: a file that cannot be made, is in use, or is no archive
+HEADKV_API int32_t headkv_set_archive(struct llama_context * ctx, int32_t where, const char * path);
+
+// Read a prompt or a later turn, select from all of it anew, and compact. In place of headkv_reserve(), _observe(),
+// llama_decode() and headkv_compact() where there is an archive: rows of the tokens before come from there, whole, and
+// those of the new ones go there. Of a compacted prompt that means: what was decoded after it is read again with all of
+// the new tokens. The logits of the last token are there afterwards, as after llama_decode().
+//   sizes: sizeof() of the caller's structs
+// HEADKV_ERR_ARGUMENT, _STATE: a prompt or a plan that does not fit; no archive
+// HEADKV_ERR_UNSUPPORTED     : a model whose graph cannot be cut, in HEADKV_ORDER_LAYERS
+// HEADKV_ERR_CANCELLED, _MEMORY, _ARCHIVE, ...: what was read of it is dropped
+// On any failure the context is as it was, but for the logits.
+HEADKV_API int32_t headkv_prefill(struct llama_context * ctx, const struct headkv_prompt * prompt, size_t prompt_size,
+                                  const struct headkv_plan * plan, size_t plan_size);
+
 // The attention recorded for each prompt position, before the max-pool: the weighted power mean with exponent 4 over
 // the observed tokens and the query heads of the group, where a token counts for positions at least 16 before it, for
 // others as 0; over all layers that share K and V. w: [KV heads of all layers][n_prompt], n: its length.
@@ -181,6 +235,10 @@ HEADKV_API int32_t headkv_get_attention(const struct llama_context * ctx, float 
 // sinks). Of layers that share K and V, those of the last one. For measuring head scores. HEADKV_ERR_STATE if rows are
 // not being recorded.
 HEADKV_API int32_t headkv_get_rows(const struct llama_context * ctx, int32_t layer, float * w, size_t n);
+
+// Contexts that this thread makes from now on have a few cells until their first prompt comes, not n_ctx of them: for
+// prompts that are read layer by layer, and whose full cache need not fit. 0: no longer.
+HEADKV_API int32_t headkv_begin_small(int32_t on);
 
 // The next three may be called from any thread, and what tells of devices below.
 

@@ -66,6 +66,15 @@ void headkv_check(const headkv_plan & plan, const std::vector<headkv_layer_shape
     }
 }
 
+void headkv_check_weights(const std::vector<float> & weights) {
+    if (std::any_of(weights.begin(), weights.end(), [](float x) { return !(x >= 0.0f && x <= 1.0f); })) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "the weight of an observed token must be from 0 to 1");
+    }
+    if (std::none_of(weights.begin(), weights.end(), [](float x) { return x > 0.0f; })) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "at least one observed token must have a weight above 0");
+    }
+}
+
 // What the heads that have more than the smallest cap look at: [n_candidates], empty where none has more. A head is
 // trusted as far as its cap is above the smallest one; equal caps trust none, and every head decides alone.
 static std::vector<float> get_votes(const headkv_observer & obs, const std::vector<headkv_layer_shape> & shapes,

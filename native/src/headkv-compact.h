@@ -13,6 +13,9 @@
 // throws headkv_error for a plan that does not fit these layers and a prompt of n_prompt tokens
 void headkv_check(const headkv_plan & plan, const std::vector<headkv_layer_shape> & shapes, uint32_t n_prompt);
 
+// throws headkv_error for weights of observed tokens that can select nothing
+void headkv_check_weights(const std::vector<float> & weights);
+
 // What selects: the power mean of the attention recorded in layer ikv, [n_head_kv][n_prompt].
 // throws headkv_error where nothing was recorded that could have been
 std::vector<float> headkv_read_attention(const headkv_observer & obs, const std::vector<headkv_layer_shape> & shapes,

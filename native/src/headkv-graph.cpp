@@ -33,6 +33,12 @@ private:
 
 } // namespace
 
+ggml_cgraph * headkv_cut_graph(ggml_cgraph * gf, llm_graph_result & res, llama_memory_i * mem,
+                               const llama_ubatch & ubatch) {
+    const auto * kv = mem ? llama_kv_cache_headkv::find(mem) : nullptr;
+    return gf && kv && !kv->cut(res, ubatch) ? nullptr : gf;
+}
+
 void headkv_build_inp(llm_graph_result * res, const llama_kv_cache_context * mctx) {
     if (const auto * mem = llama_kv_cache_headkv::find(mctx)) {
         headkv_record_inputs in;
@@ -54,7 +60,9 @@ ggml_tensor * headkv_build_attn(const llm_graph_context & gctx, const llama_kv_c
     // what only reserves memory has no tokens that could be observed
     if (!llama_kv_cache_headkv::is_full(mctx)) {
         if (const auto * obs = mem->get_observer()) {
+            const int n_nodes = ggml_graph_n_nodes(gctx.gf);
             obs->build(gctx, mem->ikv_of(il), { q, k, kq_mask, sinks, kq_scale });
+            headkv_name_records(gctx.gf, n_nodes, il);
         }
     }
 

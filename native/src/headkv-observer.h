@@ -70,6 +70,18 @@ public:
     // what was recorded of layer ikv, by position: [rows][n_prompt]; cell[p]: the cell of position p
     std::vector<float> read(uint32_t ikv, const std::vector<uint32_t> & cell) const;
 
+    // how far it has come: set back where the same tokens come again, for other layers
+    struct seen {
+        uint32_t n_tokens;
+        llama_pos last;
+    };
+
+    seen get_seen() const { return { n_tokens, last }; }
+    void set_seen(const seen & s) {
+        n_tokens = s.n_tokens;
+        last     = s.last;
+    }
+
     mode get_mode() const { return what; }
 
     uint32_t get_n_tokens() const { return n_tokens; }

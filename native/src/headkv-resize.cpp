@@ -15,10 +15,10 @@ static constexpr uint32_t n_dormant_pad = 256;
 static constexpr uint32_t n_tail_min = 128;
 
 // The filters that this cache was made with may be gone; what they said is known.
-std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::make_cells(uint32_t n_cells) const {
+std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::make_cells(uint32_t n_cells, const llama_hparams & hp) const {
     const auto holds = [&](int32_t il) { return map_layer_ids.count(il) > 0; };
     const auto reads = [&](int32_t il) {
-        const int32_t of = holds(il) ? (int32_t) layers[map_layer_ids.at(il)].il : il;
+        const int32_t of = holds(il) ? layer_read_by(il) : il;
         return of == il ? -1 : of;
     };
     if (is_shared()) {
@@ -26,12 +26,65 @@ std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::make_cells(uint32_t n_cel
                            "a draft model's context looks into this cache: its cells stay as they are");
     }
     try {
-        return std::make_unique<llama_kv_cache>(model, hparams, type_of_k, type_of_v, v_trans, offload,
+        return std::make_unique<llama_kv_cache>(model, hp, type_of_k, type_of_v, v_trans, offload,
                                                 /*unified =*/true, n_cells, n_seq_max, n_pad, n_swa, swa_type, nullptr,
                                                 holds, reads, nullptr);
     } catch (const std::exception &) {
         throw headkv_error(HEADKV_ERR_MEMORY, format("no memory for a KV cache of %u cells", n_cells));
     }
+}
+
+std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::make_cells(uint32_t n_cells) const {
+    return make_cells(n_cells, hparams);
+}
+
+std::unique_ptr<llama_kv_cache>
+llama_kv_cache_headkv::make_cells_by(uint32_t n_cells, const std::vector<headkv_slice> & slices) const {
+    if (!hparams_unallocated) {
+        hparams_unallocated = std::make_unique<llama_hparams>(hparams);
+    }
+    hparams_unallocated->no_alloc = true;
+    auto res                      = make_cells(n_cells, *hparams_unallocated);
+    hparams_unallocated->no_alloc = false; // from here on its tensors are where they are
+
+    for (auto & [ctx, buf] : res->ctxs_bufs) {
+        ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(buf.get());
+
+        // where the tensors of a layer begin, among those of its slice
+        std::map<const ggml_tensor *, size_t> offsets;
+        size_t size = 0;
+        for (const auto & slice : slices) {
+            size_t end = 0;
+            for (const auto & layer : res->layers) {
+                if (!slice.holds(layer.il) || layer.k->buffer != buf.get()) {
+                    continue;
+                }
+                for (const ggml_tensor * t : { layer.k, layer.v }) {
+                    offsets[t] = end;
+                    end += GGML_PAD(ggml_backend_buft_get_alloc_size(buft, t), ggml_backend_buft_get_alignment(buft));
+                }
+            }
+            size = std::max(size, end);
+        }
+
+        ggml_backend_buffer_ptr room(ggml_backend_buft_alloc_buffer(buft, size));
+        if (!room) {
+            throw headkv_error(HEADKV_ERR_MEMORY, format("no memory for %u cells of a layer", n_cells));
+        }
+        ggml_backend_buffer_clear(room.get(), 0);
+
+        uint8_t * base = (uint8_t *) ggml_backend_buffer_get_base(room.get());
+        for (ggml_tensor * t = ggml_get_first_tensor(ctx.get()); t; t = ggml_get_next_tensor(ctx.get(), t)) {
+            t->buffer = nullptr;
+            if (t->view_src) {
+                ggml_backend_view_init(t);
+            } else if (ggml_backend_tensor_alloc(room.get(), t, base + offsets.at(t)) != GGML_STATUS_SUCCESS) {
+                throw headkv_error(HEADKV_ERR_MEMORY, "no memory for a layer's cells");
+            }
+        }
+        buf = std::move(room);
+    }
+    return res;
 }
 
 void llama_kv_cache_headkv::swap_cells(llama_kv_cache & other) {

@@ -42,11 +42,8 @@ void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, cons
     if (weights) {
         std::copy(weights, weights + weigh.size(), weigh.begin());
     }
-    if (std::any_of(weigh.begin(), weigh.end(), [](float x) { return !(x >= 0.0f && x <= 1.0f); })) {
-        throw headkv_error(HEADKV_ERR_ARGUMENT, "the weight of an observed token must be from 0 to 1");
-    }
-    if (what == HEADKV_OBSERVE_TOKENS && *std::max_element(weigh.begin(), weigh.end()) == 0.0f) {
-        throw headkv_error(HEADKV_ERR_ARGUMENT, "at least one observed token must have a weight above 0");
+    if (what == HEADKV_OBSERVE_TOKENS) {
+        headkv_check_weights(weigh);
     }
     if (kept) {
         throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it is observed again");
@@ -130,23 +127,9 @@ void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads
 
     const int64_t t_select_end_us = ggml_time_us();
 
-    auto next      = std::make_unique<headkv_kept_prompt>();
-    next->n_prompt = n_prompt;
-    next->end      = n_prompt - n_window;
-    for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
-        for (auto & positions : keep[ikv]) {
-            positions.resize(positions.size() - n_window); // the window stays in cells
-        }
-        next->layers.push_back(std::make_unique<headkv_kept>(shapes[ikv], std::move(keep[ikv])));
-    }
-
-    auto tail = make_cells(tail_cells(n_window, next->end));
-
     headkv_gather gather;
-    for (const auto & layer : next->layers) {
-        layer->add_to(gather);
-    }
-    gather.prepare();
+    auto next = make_kept(std::move(keep), n_prompt, n_window, gather);
+    auto tail = make_cells(tail_cells(n_window, next->end));
 
     // move
 
@@ -178,6 +161,25 @@ void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads
 
     const std::lock_guard<std::mutex> lock(mutex);
     t_compact_us = ggml_time_us() - t_select_end_us;
+}
+
+std::unique_ptr<headkv_kept_prompt> llama_kv_cache_headkv::make_kept(std::vector<headkv_kept::positions> keep,
+                                                                     uint32_t n_prompt, uint32_t n_window,
+                                                                     headkv_gather & gather) const {
+    auto res      = std::make_unique<headkv_kept_prompt>();
+    res->n_prompt = n_prompt;
+    res->end      = n_prompt - n_window;
+    for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
+        for (auto & positions : keep[ikv]) {
+            positions.resize(positions.size() - n_window); // the window stays in cells
+        }
+        res->layers.push_back(std::make_unique<headkv_kept>(shapes[ikv], std::move(keep[ikv])));
+    }
+    for (const auto & layer : res->layers) {
+        layer->add_to(gather);
+    }
+    gather.prepare();
+    return res;
 }
 
 void llama_kv_cache_headkv::get_attention(float * w, size_t n) const {

@@ -80,6 +80,26 @@ int32_t headkv_compact(llama_context * ctx, const headkv_plan * plan, size_t siz
     });
 }
 
+int32_t headkv_set_archive(llama_context * ctx, int32_t where, const char * path) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) { mem.set_archive(where, path); });
+}
+
+int32_t headkv_prefill(llama_context * ctx, const headkv_prompt * prompt, size_t prompt_size, const headkv_plan * plan,
+                       size_t plan_size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(prompt);
+        headkv_require_size(prompt_size, sizeof(*prompt));
+        headkv_require_pointer(plan);
+        headkv_require_size(plan_size, sizeof(*plan));
+        mem.prefill(*ctx, *prompt, *plan);
+    });
+}
+
+int32_t headkv_begin_small(int32_t on) {
+    llama_kv_cache_headkv::begin_small = on != 0;
+    return HEADKV_OK;
+}
+
 int32_t headkv_get_attention(const llama_context * ctx, float * w, size_t n) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(w);

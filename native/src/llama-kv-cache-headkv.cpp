@@ -16,14 +16,15 @@ llama_kv_cache_headkv::llama_kv_cache_headkv(const llama_model & model, const ll
                                              llama_swa_type swa_type, llama_memory_t mem_other,
                                              const layer_filter_cb & filter, const layer_reuse_cb & reuse,
                                              const layer_share_cb & share)
-    : llama_kv_cache(model, hparams, type_k, type_v, v_trans, offload, unified, kv_size, n_seq_max, n_pad, n_swa,
+    : llama_kv_cache(model, hparams, type_k, type_v, v_trans, offload, unified,
+                     begin_small && n_seq_max == 1 ? std::min(kv_size, n_small) : kv_size, n_seq_max, n_pad, n_swa,
                      swa_type, mem_other, filter, reuse, share),
       type_of_k(type_k),
       type_of_v(type_v),
       offload(offload),
-      n_ctx(get_size()) {
-    bytes_full = size_of(*this);
-    bytes_peak = bytes_full;
+      n_ctx(kv_size) {
+    bytes_peak = size_of(*this);
+    bytes_full = bytes_peak / get_size() * n_ctx;
 
     for (const auto & layer : layers) {
         const uint32_t il = layer.il;
@@ -105,7 +106,9 @@ llama_kv_cache::slot_info_vec_t llama_kv_cache_headkv::prepare(const std::vector
         for (const auto & ubatch : ubatches) {
             n_new += ubatch.n_tokens;
         }
-        grow(n_new);
+        if (!read) { // it has made room
+            grow(n_new);
+        }
         res = llama_kv_cache::prepare(ubatches);
         if (res.empty()) {
             throw headkv_error(HEADKV_ERR_INTERNAL, "the cells have no slot for the batch");
@@ -126,10 +129,11 @@ void llama_kv_cache_headkv::apply_ubatch(const slot_info & sinfo, const llama_ub
 }
 
 void llama_kv_cache_headkv::on_apply(const llama_ubatch & ubatch) {
-    if (obs && !obs->aim(ubatch, get_cells(0))) {
+    const bool same = !obs || obs->aim(ubatch, get_cells(0));
+    if (!same || read) {
         epoch++;
     }
-    canceller.must_finish = has_recurrent && ubatch.n_tokens == 1;
+    canceller.must_finish = has_recurrent && ubatch.n_tokens == 1 && !read;
     count_cells();
 }
 
@@ -146,6 +150,14 @@ llama_memory_context_ptr llama_kv_cache_headkv::init_update(llama_context * lctx
         fit_compute();
     }
     return llama_kv_cache::init_update(lctx, optimize);
+}
+
+void llama_kv_cache_headkv::forget_archived() {
+    archived.clear();
+    archived_end.reset();
+    if (archive) {
+        archive->cut(0);
+    }
 }
 
 //
@@ -173,6 +185,7 @@ void llama_kv_cache_headkv::clear(bool data) {
         obs.reset();
     }
     kept.reset();
+    forget_archived();
 
     llama_kv_cache::clear(data);
 

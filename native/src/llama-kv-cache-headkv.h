@@ -2,11 +2,14 @@
 
 #include "llama-kv-cache.h"
 
+#include "headkv-archive.h"
+#include "headkv-bounded.h"
 #include "headkv-cancel.h"
 #include "headkv-compact.h"
 #include "headkv-kept.h"
 #include "headkv-layer.h"
 #include "headkv-observer.h"
+#include "headkv-slice.h"
 #include "headkv.h"
 
 #include <atomic>
@@ -47,6 +50,10 @@ public:
     //
 
     static bool is_disabled(); // by HEADKV_DISABLE
+
+    // a cache that this thread makes has only so many cells at first
+    static inline thread_local bool begin_small = false;
+    static constexpr uint32_t n_small           = 256;
 
     // why a context can never be compacted, "" if it can
     static std::string unsupported(const llama_context & ctx);
@@ -108,6 +115,10 @@ public:
     uint32_t get_observe_limit(uint32_t n_kv) const;
     void compact(const headkv_plan & plan, uint32_t n_threads);
 
+    // headkv-prefill.cpp
+    void set_archive(int32_t where, const char * path);
+    void prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan);
+
     void get_attention(float * w, size_t n) const;
     void get_rows(int32_t layer, float * w, size_t n) const;
 
@@ -138,9 +149,35 @@ public:
     headkv_record_inputs build_inputs(ggml_context * ctx, uint32_t n_kv) const;
     void on_compute(const headkv_record_inputs & in) const;
 
+    // a graph was built; false if it is to be cut and cannot be
+    bool cut(llm_graph_result & res, const llama_ubatch & ubatch) const;
+
     headkv_canceller canceller;
 
+    //
+    // what stands beside it in a memory is of the base class
+    //
+
+    static llama_kv_cells_vec & cells_of(llama_kv_cache & kv) { return kv.v_cells; }
+    static std::vector<uint32_t> & heads_of(llama_kv_cache & kv) { return kv.v_heads; }
+
+    template <typename F>
+    static void each_tensor_of(llama_kv_cache & kv, F && f) {
+        for (const auto & layer : kv.layers) {
+            f(layer.k);
+            f(layer.v);
+        }
+    }
+
+    // the layer whose K and V layer il reads, -1 for one that is not in the cache
+    static int32_t layer_read_in(const llama_kv_cache & kv, int32_t il) {
+        const auto it = kv.map_layer_ids.find(il);
+        return it == kv.map_layer_ids.end() ? -1 : (int32_t) kv.layers[it->second].il;
+    }
+
 private:
+    class reading;
+
     llama_kv_cache_headkv(const llama_model & model, const llama_hparams & hparams, ggml_type type_k, ggml_type type_v,
                           bool v_trans, bool offload, bool unified, uint32_t kv_size, uint32_t n_seq_max,
                           uint32_t n_pad, uint32_t n_swa, llama_swa_type swa_type, llama_memory_t mem_other,
@@ -152,6 +189,10 @@ private:
 
     // to be exchanged with swap_cells(); throws headkv_error
     std::unique_ptr<llama_kv_cache> make_cells(uint32_t n_cells) const;
+    std::unique_ptr<llama_kv_cache> make_cells(uint32_t n_cells, const llama_hparams & hp) const;
+
+    // Cells of which only one slice of layers has memory at a time: slices lie in the same place.
+    std::unique_ptr<llama_kv_cache> make_cells_by(uint32_t n_cells, const std::vector<headkv_slice> & slices) const;
 
     // cannot fail
     void swap_cells(llama_kv_cache & other);
@@ -184,6 +225,14 @@ private:
 
     void on_apply(const llama_ubatch & ubatch);
 
+    void forget_archived();
+
+    int32_t layer_read_by(int32_t il) const { return layer_read_in(*this, il); }
+
+    // without the window, not filled yet; allocates
+    std::unique_ptr<headkv_kept_prompt> make_kept(std::vector<headkv_kept::positions> keep, uint32_t n_prompt,
+                                                  uint32_t n_window, headkv_gather & gather) const;
+
     // all positions in cells in order: cell[p]; throws unless they are 0, 1, ...
     std::vector<uint32_t> get_prompt_cells() const;
 
@@ -193,6 +242,8 @@ private:
     void require_kept() const;
     void update_peak(size_t extra);
     void count_cells();
+
+    mutable std::unique_ptr<llama_hparams> hparams_unallocated; // of cells that get their memory afterwards
 
     const ggml_type type_of_k;
     const ggml_type type_of_v;
@@ -210,6 +261,14 @@ private:
 
     std::unique_ptr<headkv_kept_prompt> kept;
     std::unique_ptr<headkv_observer> obs;
+
+    // The full rows of the prompt, where they are kept. While it is compacted, those of all its positions; what else
+    // cells knew of them; and what bounded layers held at its end.
+    std::unique_ptr<headkv_archive> archive;
+    std::vector<llama_kv_cell_ext> archived;
+    std::unique_ptr<headkv_bounded> archived_end;
+
+    reading * read = nullptr; // of the prompt that is read now by prefill()
 
     std::vector<headkv_layer_shape> shapes; // of the layers that retain, in their order
     uint32_t n_heads = 0;                   // KV heads, summed over them
@@ -230,8 +289,13 @@ private:
 };
 
 //
-// call sites in llama-graph.cpp; both do nothing for other caches
+// call sites in llama-context.cpp and llama-graph.cpp; all do nothing for other caches
 //
+
+// The graph that was built for a ubatch, cut to some layers while a prompt is read layer by layer; nullptr where it
+// cannot be cut.
+ggml_cgraph * headkv_cut_graph(ggml_cgraph * gf, llm_graph_result & res, llama_memory_i * mem,
+                               const llama_ubatch & ubatch);
 
 // an input that ties the graph to the epoch it was built in
 void headkv_build_inp(llm_graph_result * res, const llama_kv_cache_context * mctx);

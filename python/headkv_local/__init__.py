@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ._core import library as _library
 from ._core.cancel import CancelToken
 from .errors import (
+    ArchiveError,
     ArgumentError,
     Cancelled,
     ContextFullError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .stats import CacheStats
 
 __all__ = [
+    "ArchiveError",
     "ArgumentError",
     "CacheStats",
     "CancelToken",

@@ -75,6 +75,10 @@ class ScoresAbsentError(ScoresError):
     """A GGUF file that holds no head scores."""
 
 
+class ArchiveError(HeadKVError, OSError):
+    """The archive's file cannot be made, written or read. The conversation can go on from what is kept."""
+
+
 class LibraryConflictError(HeadKVError, ImportError):
     """The native library is missing, of another ABI, or not the one that llama_cpp has loaded."""
 

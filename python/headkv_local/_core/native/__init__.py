@@ -18,7 +18,9 @@ import numpy.typing as npt
 
 from ...budgets import LayerShape, ModelShape
 from ...errors import (
+    ArchiveError,
     ArgumentError,
+    Cancelled,
     HeadKVError,
     InternalError,
     LibraryConflictError,
@@ -39,6 +41,9 @@ SURFACE: Final = (
     "headkv_observe",
     "headkv_get_observe_limit",
     "headkv_compact",
+    "headkv_set_archive",
+    "headkv_prefill",
+    "headkv_begin_small",
     "headkv_get_attention",
     "headkv_get_rows",
     "headkv_get_mask",
@@ -76,6 +81,8 @@ class NativeStats(NamedTuple):
     t_select_us: int
     t_compact_us: int
     n_splits: int
+    n_archived: int
+    bytes_archive: int
 
 
 def _open() -> tuple[Any, Any, dict[str, Callable[..., Any]]]:
@@ -105,6 +112,8 @@ _ERRORS: Final[dict[int, type[HeadKVError]]] = {
     lib.HEADKV_ERR_STATE: StateError,
     lib.HEADKV_ERR_MEMORY: OutOfMemoryError,
     lib.HEADKV_ERR_INTERNAL: InternalError,
+    lib.HEADKV_ERR_CANCELLED: Cancelled,
+    lib.HEADKV_ERR_ARCHIVE: ArchiveError,
     lib.HEADKV_ERR_FILE: ScoresError,
     lib.HEADKV_ERR_SCORES_ABSENT: ScoresAbsentError,
     lib.HEADKV_ERR_SCORES_VERSION: ScoresError,
@@ -180,17 +189,23 @@ class Plan(NamedTuple):
     first_tokens: int
     ends: npt.NDArray[np.uint8] | None = None  # (n_prompt,), not 0 for the last position of a sentence
 
+    def struct(self, ctx: int) -> tuple[Any, Any]:
+        """The struct, and what it points to."""
+        heads = model_shape(ctx).heads
+        if np.shape(self.caps) != heads.shape:
+            raise ArgumentError(f"caps must have the shape {heads.shape}, not {np.shape(self.caps)}")
+        caps = np.ascontiguousarray(np.asarray(self.caps)[heads], dtype=np.int32)
+        ends = np.ascontiguousarray(() if self.ends is None else self.ends, dtype=np.uint8)
+        raw = ffi.new("struct headkv_plan *")
+        raw.window, raw.kernel, raw.first_tokens = self.window, self.kernel, self.first_tokens
+        raw.caps, raw.n_caps = ffi.from_buffer("int32_t[]", caps), caps.size
+        raw.ends = ffi.NULL if self.ends is None else ffi.from_buffer("uint8_t[]", ends)
+        raw.n_ends = ends.size
+        return raw, (caps, ends)
+
 
 def compact(ctx: int, plan: Plan) -> None:
-    heads = model_shape(ctx).heads
-    if np.shape(plan.caps) != heads.shape:
-        raise ArgumentError(f"caps must have the shape {heads.shape}, not {np.shape(plan.caps)}")
-    caps = np.ascontiguousarray(np.asarray(plan.caps)[heads], dtype=np.int32)
-    ends = np.ascontiguousarray(() if plan.ends is None else plan.ends, dtype=np.uint8)
-    raw = ffi.new("struct headkv_plan *")
-    raw.window, raw.kernel, raw.first_tokens = plan.window, plan.kernel, plan.first_tokens
-    raw.caps, raw.n_caps = ffi.from_buffer("int32_t[]", caps), caps.size
-    raw.ends, raw.n_ends = ffi.NULL if plan.ends is None else ffi.from_buffer("uint8_t[]", ends), ends.size
+    raw, _kept = plan.struct(ctx)
     _call("headkv_compact", ctx, raw, ffi.sizeof("struct headkv_plan"))
 
 

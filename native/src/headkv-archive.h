@@ -1,0 +1,73 @@
+#pragma once
+
+#include "headkv-layer.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+// The full K and V rows of a prompt, layer by layer, as raw bytes of the cache's types: in host memory or in a file. It
+// grows with the prompt. Rows are those of a cell: of all KV heads of one position.
+//
+// A file is read and written, not mapped: one that is cut short is an error then, and not the end of the process; and
+// what of it is in memory is the system's to drop.
+class headkv_archive {
+public:
+    // path: of a file, which is made and goes with this object; "" for memory
+    // throws headkv_error if there is another file, or an archive that is in use
+    headkv_archive(const std::vector<headkv_layer_shape> & shapes, const std::string & path);
+    ~headkv_archive();
+
+    headkv_archive(const headkv_archive &)             = delete;
+    headkv_archive & operator=(const headkv_archive &) = delete;
+
+    // Rows of positions from p0 on, n of them, of layer ikv: from and to rows of its cells from `cell` on.
+    //   k: [d_k*n_head_kv, n_cells], v: [d_v*n_head_kv, n_cells]
+    // throws headkv_error, std::bad_alloc; what the archive held of other positions is there still
+    void put(uint32_t ikv, const ggml_tensor * k, const ggml_tensor * v, uint32_t cell, uint32_t p0, uint32_t n);
+    void get(uint32_t ikv, ggml_tensor * k, ggml_tensor * v, uint32_t cell, uint32_t p0, uint32_t n) const;
+
+    // forget positions from n on
+    void cut(uint32_t n);
+
+    size_t size() const; // bytes held
+
+    bool is_file() const { return !path.empty(); }
+
+private:
+    // of so many positions, one layer's K rows, then its V rows
+    static constexpr uint32_t n_block = 256;
+
+    struct layer {
+        size_t row_k;
+        size_t row_v;
+        size_t offset; // of its block among those of the same positions, in a file
+
+        size_t size() const { return n_block * (row_k + row_v); }
+    };
+
+    using block = std::unique_ptr<uint8_t[]>;
+
+    // call f(tensor, its bytes from, offset in the block, bytes) for the parts of K and V in one block
+    template <typename K, typename F>
+    void each(uint32_t ikv, uint32_t b, K * k, K * v, uint32_t cell, uint32_t p0, uint32_t n, F && f) const;
+
+    size_t file_offset(uint32_t ikv, uint32_t b) const { return header_size + b * stride + layers[ikv].offset; }
+
+    void read(void * to, size_t size, size_t offset) const;
+    void write(const void * from, size_t size, size_t offset);
+
+    [[noreturn]] void fail(const char * what) const;
+
+    static constexpr size_t header_size = 4096;
+
+    const std::string path;
+    int fd = -1;
+
+    std::vector<layer> layers;
+    size_t stride = 0; // bytes of the blocks of all layers
+
+    std::vector<std::vector<block>> blocks; // [layer][block], in memory
+    size_t n_written = 0;                   // bytes of the file
+};

@@ -1,0 +1,435 @@
+#include "headkv-prefill.h"
+
+#include "headkv-error.h"
+#include "headkv-guard.h"
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-graph.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <numeric>
+
+// hidden states of a panel, where the caller does not say how many tokens it may have
+static constexpr size_t n_bytes_hidden = 256u * 1024 * 1024;
+
+// all rows that are in cells, in the order of their positions: f(cell, position, n) for each run of them
+template <typename F>
+static void each_run(const std::vector<uint32_t> & cell, uint32_t p1, F && f) {
+    for (uint32_t p = 0, n; p < p1; p += n) {
+        for (n = 1; p + n < p1 && cell[p + n] == cell[p] + n; ++n) {}
+        f(cell[p], p, n);
+    }
+}
+
+void llama_kv_cache_headkv::set_archive(int32_t where, const char * path) {
+    if (where < HEADKV_ARCHIVE_NONE || where > HEADKV_ARCHIVE_FILE) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no kind of archive %d", where));
+    }
+    std::unique_ptr<headkv_archive> next;
+    if (where == HEADKV_ARCHIVE_FILE) {
+        headkv_require_pointer(path);
+        next = std::make_unique<headkv_archive>(shapes, path);
+    } else if (where == HEADKV_ARCHIVE_MEMORY) {
+        next = std::make_unique<headkv_archive>(shapes, "");
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    archive = std::move(next);
+    archived.clear();
+    archived_end.reset();
+}
+
+void llama_kv_cache_headkv::prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan) {
+    if (!archive) {
+        throw headkv_error(HEADKV_ERR_STATE, "there is no archive to read a prompt with");
+    }
+    reading(*this, ctx, prompt, plan).run();
+}
+
+bool llama_kv_cache_headkv::cut(llm_graph_result & res, const llama_ubatch & ubatch) const {
+    return !read || read->cut(res, ubatch);
+}
+
+llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt,
+                                        const headkv_plan & plan)
+    : kv(kv),
+      ctx(ctx),
+      prompt(prompt),
+      plan(plan),
+      n_past(prompt.n_past),
+      n_prompt(n_past + prompt.n_tokens),
+      n_all(n_prompt + prompt.n_again),
+      archive(*kv.archive),
+      bounded(ctx.get_memory(), /*rows =*/true) {
+    require_past();
+    headkv_check(plan, kv.shapes, n_prompt);
+    kv.require_no_shift();
+    make_slices();
+
+    const size_t row = sizeof(float) * ctx.get_model().hparams.n_embd;
+    const size_t most = n_bytes_hidden / row;
+    n_panel          = prompt.panel > 0 ? prompt.panel : std::max<size_t>(1, most / ctx.n_batch()) * ctx.n_batch();
+}
+
+llama_kv_cache_headkv::reading::~reading() {
+    kv.read = nullptr;
+    if (!begun) {
+        return;
+    }
+    const std::lock_guard<std::mutex> lock(kv.mutex);
+    if (cells) {
+        kv.swap_cells(*cells);
+    }
+    kv.kept    = std::move(kept);
+    kv.obs     = std::move(obs);
+    kv.n_cells = kv.n_used();
+    bounded.put_back();
+    kv.epoch++;
+}
+
+void llama_kv_cache_headkv::reading::require_past() const {
+    const uint32_t n_held = kv.kept ? kv.archived.size() : kv.n_used();
+    if (prompt.n_past < 0 || n_past > n_held) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("the first %d tokens cannot stay: %u are held whole", prompt.n_past, n_held));
+    }
+    if (!bounded.empty() && n_past > 0 && (n_past < n_held || (kv.kept && !kv.archived_end))) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("layers with a sliding window and recurrent ones cannot go back to %u tokens: 0 "
+                                  "of them or all %u can stay",
+                                  n_past, n_held));
+    }
+    if (prompt.n_tokens == 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "the prompt has no new token");
+    }
+    if (n_all > kv.n_ctx) {
+        throw headkv_error(HEADKV_ERR_STATE, format("the context of %u positions is too small for %u tokens: %u are "
+                                                    "taken, %u more were asked for",
+                                                    kv.n_ctx, n_all, n_past, n_all - n_past));
+    }
+    headkv_require_pointer(prompt.tokens);
+    headkv_require_pointer(prompt.weights);
+    if (prompt.n_again > 0) {
+        headkv_require_pointer(prompt.again);
+    }
+    if (prompt.first < (int32_t) n_past || prompt.first + prompt.n_weights != n_all) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT,
+                           format("%zu observed tokens from position %d on are not the last ones of the %u from %u on",
+                                  prompt.n_weights, prompt.first, n_all - n_past, n_past));
+    }
+}
+
+// One layer each. Several where layers read the K and V of another one: a window's are those of the panel's end once
+// their own layer has been read. All of them in the order of tokens.
+void llama_kv_cache_headkv::reading::make_slices() {
+    const int32_t n_layer = ctx.get_model().hparams.n_layer();
+
+    for (int32_t il = 0; il < n_layer; ++il) {
+        const int32_t of = std::max(kv.layer_read_by(il), bounded.layer_read_by(il));
+        int32_t begin    = prompt.order == HEADKV_ORDER_TOKENS ? 0 : of < 0 ? il : std::min(il, of);
+        while (!slices.empty() && slices.back().end > begin) {
+            begin = std::min(begin, slices.back().begin);
+            slices.pop_back();
+        }
+        slices.push_back({ begin, il + 1, n_layer, 0 });
+    }
+}
+
+void llama_kv_cache_headkv::reading::run() {
+    ctx.synchronize();
+    begin();
+
+    uint32_t n_read = 0;
+    while (n_read < prompt.n_tokens) {
+        const uint32_t n = std::min<size_t>(n_panel, prompt.n_tokens - n_read);
+        read_panel({ (const int32_t *) prompt.tokens + n_read, n, n_past + n_read, n, n_read + n == prompt.n_tokens });
+        n_read += n;
+    }
+    if (!bounded.empty()) {
+        at_end = std::make_unique<headkv_bounded>(ctx.get_memory(), /*rows =*/true);
+    }
+
+    if (prompt.n_again > 0) {
+        const size_t n_vocab = ctx.get_model().vocab.n_tokens();
+        const float * last   = ctx.get_logits_ith(-1);
+        const std::vector<float> logits(last, last + n_vocab);
+
+        headkv_bounded before = at_end ? *at_end : headkv_bounded(nullptr, false);
+        read_panel({ prompt.again, (uint32_t) prompt.n_again, n_prompt, 0, true });
+        before.put_back();
+        std::copy(logits.begin(), logits.end(), ctx.get_logits_ith(-1));
+    }
+    compact();
+}
+
+void llama_kv_cache_headkv::reading::take_over() {
+    if (kv.kept) {
+        exts.assign(kv.archived.begin(), kv.archived.begin() + n_past);
+        return;
+    }
+    const auto cell = n_past > 0 ? kv.get_prompt_cells() : std::vector<uint32_t>();
+    for (uint32_t p = 0; p < n_past; ++p) {
+        exts.push_back(kv.v_cells[0].ext_get(cell[p]));
+    }
+    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
+        each_run(cell, n_past, [&](uint32_t c, uint32_t p, uint32_t n) {
+            archive.put(ikv, kv.layers[ikv].k, kv.layers[ikv].v, c, p, n);
+        });
+    }
+}
+
+void llama_kv_cache_headkv::reading::begin() {
+    take_over();
+
+    std::vector<float> weights(prompt.weights, prompt.weights + prompt.n_weights);
+    headkv_check_weights(weights);
+
+    const uint32_t n_cells = std::min(kv.n_ctx, (uint32_t) GGML_PAD(n_all, 256));
+
+    auto room = prompt.order == HEADKV_ORDER_LAYERS ? kv.make_cells_by(n_cells, slices) : kv.make_cells(n_cells);
+    for (uint32_t p = 0; p < n_past; ++p) {
+        room->v_cells[0].pos_set(p, p);
+        room->v_cells[0].ext_set(p, exts[p]);
+        room->v_cells[0].seq_add(p, 0);
+    }
+    room->v_heads[0] = n_past;
+
+    auto next = std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells, prompt.first,
+                                                  std::move(weights));
+
+    // what stays of the bounded layers; a copy, since it may have to stay again
+    headkv_bounded past = kv.kept && n_past > 0 && kv.archived_end ? *kv.archived_end : headkv_bounded(nullptr, false);
+
+    // nothing can fail from here on
+
+    {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        begun = true;
+        cells = std::move(room);
+        kv.swap_cells(*cells);
+        kept       = std::move(kv.kept);
+        obs        = std::move(kv.obs);
+        kv.obs     = std::move(next);
+        kv.n_cells = n_past;
+        kv.update_peak(0);
+    }
+    past.put_back();
+    if (n_past == 0) {
+        bounded.clear();
+    }
+    slice   = slices.front();
+    kv.read = this;
+    kv.epoch++;
+}
+
+void llama_kv_cache_headkv::reading::read_panel(const panel & p) {
+    const headkv_bounded before(ctx.get_memory(), /*rows =*/false);
+    const auto seen = kv.obs->get_seen();
+
+    for (i_slice = 0; i_slice < slices.size(); ++i_slice) {
+        kv.llama_kv_cache::seq_rm(0, p.p0, -1);
+        kv.v_heads[0] = p.p0;
+        if (i_slice > 0) {
+            before.put_back_places();
+        }
+        kv.obs->set_seen(seen);
+        slice    = slices[i_slice];
+        slice.p0 = p.p0;
+        read_slice(p);
+    }
+    const auto cell = kv.get_prompt_cells();
+    for (uint32_t i = p.p0; i < p.p0 + p.n_kept; ++i) {
+        exts.push_back(kv.v_cells[0].ext_get(i));
+    }
+    for (uint32_t i = 0; i < cell.size(); ++i) {
+        if (cell[i] != i) {
+            throw headkv_error(HEADKV_ERR_INTERNAL, "the prompt's cells are not in order");
+        }
+    }
+}
+
+void llama_kv_cache_headkv::reading::read_slice(const panel & p) {
+    load(p.p0);
+    for (uint32_t i = 0, end; i < p.n; i = end) {
+        end = batch_end(p, i);
+        decode(p, i, end - i);
+        if (prompt.progress) {
+            const uint32_t n_before = p.p0 - n_past;
+            prompt.progress(prompt.data, n_before + ((uint64_t) p.n * i_slice + end) / slices.size(), n_all - n_past);
+        }
+    }
+    ctx.synchronize();
+    store(p);
+}
+
+// As a caller of llama_decode() would cut it; in models with bounded layers, which split batches themselves, with few
+// enough observed tokens in each.
+uint32_t llama_kv_cache_headkv::reading::batch_end(const panel & p, uint32_t i) const {
+    const uint32_t end = std::min(i + ctx.n_batch(), p.n);
+    if (bounded.empty()) {
+        return end;
+    }
+    const uint32_t first   = std::clamp((int64_t) prompt.first - p.p0, (int64_t) 0, (int64_t) p.n);
+    const uint32_t at_once = kv.get_observe_limit(p.p0 + p.n);
+    if (p.n - first <= at_once) {
+        return end;
+    }
+    return i < first ? std::min(end, first) : std::min(end, i + at_once);
+}
+
+void llama_kv_cache_headkv::reading::decode(const panel & p, uint32_t i, uint32_t n) {
+    if (kv.canceller.cancelled) {
+        throw headkv_error(HEADKV_ERR_CANCELLED, "cancelled");
+    }
+    std::vector<llama_token> tokens(p.tokens + i, p.tokens + i + n);
+    std::vector<llama_pos> pos(n);
+    std::iota(pos.begin(), pos.end(), p.p0 + i);
+    std::vector<int32_t> n_seq_id(n, 1);
+    llama_seq_id seq = 0;
+    std::vector<llama_seq_id *> seq_id(n, &seq);
+    std::vector<int8_t> output(n, 0);
+    output.back() = p.output && slice.end == slice.n_layer && i + n == p.n;
+
+    problem.clear();
+    const int rc = llama_decode(&ctx, { (int32_t) n, tokens.data(), nullptr, pos.data(), n_seq_id.data(),
+                                        seq_id.data(), output.data() });
+    if (!problem.empty()) {
+        throw headkv_error(HEADKV_ERR_UNSUPPORTED, "the model cannot be read layer by layer: " + problem);
+    }
+    switch (rc) {
+        case 0:
+            return;
+        case 2:
+            throw headkv_error(HEADKV_ERR_CANCELLED, "cancelled");
+        case -2:
+            throw headkv_error(HEADKV_ERR_MEMORY, "no memory to compute a batch");
+        case -1:
+            throw headkv_error(HEADKV_ERR_ARGUMENT, "a token is none of the model's");
+        default:
+            throw headkv_error(HEADKV_ERR_INTERNAL,
+                               headkv_error_text.empty() ? format("decoding failed with %d", rc) : headkv_error_text);
+    }
+}
+
+bool llama_kv_cache_headkv::reading::cut(llm_graph_result & res, const llama_ubatch & ubatch) {
+    if (slice.is_whole()) {
+        return true;
+    }
+    try {
+        if (!checked) { // all of it, before anything is computed
+            size_t most = 0;
+            for (const auto & s : slices) {
+                size_t row = 0;
+                problem    = headkv_check_slice(res, s, ubatch.n_tokens, row);
+                if (!problem.empty()) {
+                    return false;
+                }
+                most = std::max(most, row);
+            }
+            hidden.alloc(std::min<size_t>(n_panel, std::max(prompt.n_tokens, prompt.n_again)), most);
+            checked = true;
+        }
+        headkv_cut(res, slice, ubatch, hidden);
+        return true;
+    } catch (const std::exception & err) {
+        headkv_set_error(err.what());
+        return false;
+    }
+}
+
+void llama_kv_cache_headkv::reading::load(uint32_t n) const {
+    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
+        const auto & layer = kv.layers[ikv];
+        if (slice.holds(layer.il) && n > 0) {
+            archive.get(ikv, layer.k, layer.v, 0, 0, n);
+        }
+    }
+}
+
+void llama_kv_cache_headkv::reading::store(const panel & p) {
+    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
+        const auto & layer = kv.layers[ikv];
+        if (slice.holds(layer.il)) {
+            archive.put(ikv, layer.k, layer.v, p.p0, p.p0, p.n);
+        }
+    }
+}
+
+void llama_kv_cache_headkv::reading::compact() {
+    const int64_t t_start_us = ggml_time_us();
+
+    const uint32_t n_threads = std::max(1, ctx.get_cparams().n_threads);
+    const bool by_layer      = !slice.is_whole();
+
+    std::vector<uint32_t> cell(n_prompt);
+    std::iota(cell.begin(), cell.end(), 0);
+
+    if (!kv.has_record(n_prompt)) {
+        throw headkv_error(HEADKV_ERR_INTERNAL, "not all observed tokens were recorded");
+    }
+    auto keep = headkv_choose(*kv.obs, kv.shapes, cell, plan, n_threads);
+    {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        kv.obs.reset();
+    }
+    hidden.free();
+
+    const int64_t t_select_end_us = ggml_time_us();
+
+    headkv_gather gather;
+    auto next = kv.make_kept(std::move(keep), n_prompt, plan.window, gather);
+    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
+        const auto & layer = kv.layers[ikv];
+        if (by_layer) {
+            archive.get(ikv, layer.k, layer.v, 0, 0, n_prompt);
+        }
+        next->layers[ikv]->fill(gather, layer.k, layer.v, cell);
+    }
+
+    // the rows of the whole prompt go before cells for new ones come
+    std::unique_ptr<llama_kv_cache> room;
+    {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        kv.update_peak(next->size());
+        kv.swap_cells(*cells);
+        room = std::move(cells);
+    }
+    room.reset();
+    kv.epoch++;
+
+    auto tail = kv.make_cells(kv.tail_cells(plan.window, next->end));
+    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
+        archive.get(ikv, tail->layers[ikv].k, tail->layers[ikv].v, 0, next->end, plan.window);
+    }
+    for (int32_t i = 0; i < plan.window; ++i) {
+        tail->v_cells[0].pos_set(i, next->end + i);
+        tail->v_cells[0].ext_set(i, exts[next->end + i]);
+        tail->v_cells[0].seq_add(i, 0);
+    }
+    tail->v_heads[0] = plan.window;
+
+    // commit; nothing can fail from here on
+
+    {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        begun   = false;
+        kv.kept = std::move(next);
+        kv.swap_cells(*tail);
+        kv.update_peak(0);
+        std::swap(kv.archived, exts);
+        kv.archived_end = std::move(at_end);
+        kv.n_cells      = plan.window;
+        kv.t_select_us  = t_select_end_us - t_start_us;
+        archive.cut(n_prompt);
+    }
+    kv.read = nullptr;
+    kv.epoch++;
+
+    tail.reset();
+    kept.reset();
+    kv.fit_compute();
+
+    const std::lock_guard<std::mutex> lock(kv.mutex);
+    kv.t_compact_us = ggml_time_us() - t_select_end_us;
+}

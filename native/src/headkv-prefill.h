@@ -1,0 +1,74 @@
+#pragma once
+
+#include "headkv-bounded.h"
+#include "headkv-hidden.h"
+#include "headkv-slice.h"
+#include "llama-kv-cache-headkv.h"
+
+#include <string>
+#include <vector>
+
+// One prompt that is read, selected from and compacted: what headkv_prefill() does. Its rows go to the archive layer by
+// layer, and kept rows are gathered from there. Until that is done everything that the context held is set aside, and if
+// anything fails it is put back.
+class llama_kv_cache_headkv::reading {
+public:
+    // throws headkv_error for a prompt that does not fit the context, std::bad_alloc
+    reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan);
+    ~reading(); // puts back what was set aside, unless all is done
+
+    void run();
+
+    // called while a graph is built: cut it to the slice that is read; false if that cannot be
+    bool cut(llm_graph_result & res, const llama_ubatch & ubatch);
+
+private:
+    struct panel {
+        const int32_t * tokens;
+        uint32_t n;
+        uint32_t p0;
+        uint32_t n_kept; // of them, those that go to the archive
+        bool output;     // of its last token
+    };
+
+    void require_past() const;
+    void make_slices();
+
+    void take_over(); // rows that are in cells only, to the archive
+    void begin();     // set aside, and make room for the whole prompt
+    void read_panel(const panel & p);
+    void read_slice(const panel & p);
+    void decode(const panel & p, uint32_t i, uint32_t n);
+    uint32_t batch_end(const panel & p, uint32_t i) const;
+    void load(uint32_t n) const;
+    void store(const panel & p);
+    void compact();
+
+    llama_kv_cache_headkv & kv;
+    llama_context & ctx;
+    const headkv_prompt & prompt;
+    const headkv_plan & plan;
+    const uint32_t n_past;
+    const uint32_t n_prompt;
+    const uint32_t n_all; // with what is read once more
+
+    headkv_archive & archive;
+
+    std::vector<headkv_slice> slices;
+    headkv_slice slice; // that is read now
+    headkv_hidden hidden;
+    uint32_t n_panel     = 0;
+    size_t i_slice       = 0;
+    bool checked         = false;
+    std::string problem; // why the graph cannot be cut
+
+    // set aside
+    bool begun = false;
+    std::unique_ptr<llama_kv_cache> cells;
+    std::unique_ptr<headkv_kept_prompt> kept;
+    std::unique_ptr<headkv_observer> obs;
+    headkv_bounded bounded;
+
+    std::unique_ptr<headkv_bounded> at_end; // of the prompt
+    std::vector<llama_kv_cell_ext> exts;    // of each position
+};

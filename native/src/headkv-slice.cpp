@@ -1,0 +1,159 @@
+#include "headkv-slice.h"
+
+#include "llama-batch.h"
+#include "llama-graph.h"
+#include "llama-impl.h"
+
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <unordered_set>
+#include <vector>
+
+static const char record_mark[] = "headkv_record-";
+
+void headkv_name_records(ggml_cgraph * gf, int i0, int32_t il) {
+    for (int i = i0; i < gf->n_nodes; ++i) {
+        ggml_tensor * t = gf->nodes[i];
+        if (t->view_src && t->view_src->buffer && strncmp(t->view_src->name, "headkv_record_", 14) == 0) {
+            ggml_format_name(t, "%s%d", record_mark, il);
+        }
+    }
+}
+
+static bool is_view(const ggml_tensor * t) {
+    return t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE ||
+           t->op == GGML_OP_TRANSPOSE || t->op == GGML_OP_NONE;
+}
+
+// the layer of the cache that a tensor lies in, -1 if it lies in none
+static int32_t cache_layer(const ggml_tensor * t) {
+    const ggml_tensor * root = t->view_src ? t->view_src : t;
+    if (!root->buffer || strncmp(root->name, "cache_", 6) != 0) {
+        return -1;
+    }
+    const char * suffix = strstr(root->name, "_l");
+    return suffix ? atoi(suffix + 2) : -1;
+}
+
+// the layer that writes into memory of its own here, -1 if none does
+static int32_t writing_layer(const ggml_tensor * t) {
+    if (strncmp(t->name, record_mark, strlen(record_mark)) == 0) {
+        return atoi(t->name + strlen(record_mark));
+    }
+    return is_view(t) || !t->view_src ? -1 : cache_layer(t);
+}
+
+namespace {
+
+// what a slice needs of a graph
+struct needed {
+    ggml_tensor * in  = nullptr; // the first layer's input, null where the slice begins with the model
+    ggml_tensor * out = nullptr; // the last layer's output, null where it ends with the model
+    std::unordered_set<const ggml_tensor *> tensors;
+    std::string problem;
+};
+
+} // namespace
+
+static ggml_tensor * layer_input(const llm_graph_result & res, int32_t il) {
+    if (ggml_tensor * t = res.get_layer_inp(il)) {
+        return t;
+    }
+    return ggml_graph_get_tensor(res.get_gf(), format("l_out-%d", il - 1).c_str());
+}
+
+static needed find_needed(const llm_graph_result & res, const headkv_slice & slice, uint32_t n_tokens) {
+    needed ne;
+    const ggml_cgraph * gf = res.get_gf();
+
+    ne.in  = slice.begin == 0 ? nullptr : layer_input(res, slice.begin);
+    ne.out = slice.end == slice.n_layer ? nullptr : layer_input(res, slice.end);
+    if ((slice.begin > 0 && !ne.in) || (slice.end < slice.n_layer && !ne.out)) {
+        ne.problem = format("the graph has no place to cut at layer %d", ne.in ? slice.end : slice.begin);
+        return ne;
+    }
+    for (const ggml_tensor * t : { ne.in, ne.out }) {
+        if (t && (t->type != GGML_TYPE_F32 || !ggml_is_contiguous(t) || ggml_nelements(t) % n_tokens != 0)) {
+            ne.problem = format("layer %d reads no hidden states of tokens", t == ne.in ? slice.begin : slice.end);
+            return ne;
+        }
+    }
+
+    std::vector<const ggml_tensor *> todo;
+    const auto add = [&](const ggml_tensor * t) {
+        if (t && t != ne.in && ne.tensors.insert(t).second) {
+            todo.push_back(t);
+        }
+    };
+
+    if (ne.out) {
+        add(ne.out);
+    } else {
+        add(gf->nodes[gf->n_nodes - 1]);
+        add(res.get_logits());
+    }
+    for (int i = 0; i < gf->n_nodes; ++i) {
+        if (slice.holds(writing_layer(gf->nodes[i]))) {
+            add(gf->nodes[i]);
+        }
+    }
+    while (!todo.empty()) {
+        const ggml_tensor * t = todo.back();
+        todo.pop_back();
+
+        const int32_t of = cache_layer(t);
+        if (of >= 0 && !slice.holds(of)) {
+            ne.problem = format("layer %d needs what layer %d computes from its cache", slice.begin, of);
+            return ne;
+        }
+        for (const ggml_tensor * src : t->src) {
+            add(src);
+        }
+        add(t->view_src);
+    }
+    return ne;
+}
+
+std::string headkv_check_slice(const llm_graph_result & res, const headkv_slice & slice, uint32_t n_tokens,
+                               size_t & row) {
+    const needed ne = find_needed(res, slice, n_tokens);
+
+    row = ne.in ? ggml_nbytes(ne.in) / n_tokens : 0;
+    return ne.problem;
+}
+
+void headkv_cut(llm_graph_result & res, const headkv_slice & slice, const llama_ubatch & ubatch,
+                const headkv_hidden & hidden) {
+    ggml_cgraph * gf  = res.get_gf();
+    const needed ne   = find_needed(res, slice, ubatch.n_tokens);
+    const uint32_t i0 = ubatch.pos[0] - slice.p0;
+
+    gf->n_nodes = std::remove_if(gf->nodes, gf->nodes + gf->n_nodes,
+                                 [&](const ggml_tensor * t) { return ne.tensors.count(t) == 0; }) -
+                  gf->nodes;
+    gf->uid     = 0; // it is another graph now
+
+    if (ne.in) {
+        ne.in->op       = GGML_OP_NONE;
+        ne.in->view_src = nullptr;
+        ne.in->flags    = GGML_TENSOR_FLAG_INPUT;
+        std::fill(std::begin(ne.in->src), std::end(ne.in->src), nullptr);
+        hidden.place(ne.in, i0);
+    }
+
+    // Inputs that this slice does not use stay: llama.cpp writes them all, but for masks that have no memory.
+    const auto is_mask = [](const ggml_tensor * t) { return strncmp(t->name, "attn_inp_kq_mask", 16) == 0; };
+    gf->n_leafs        = std::remove_if(gf->leafs, gf->leafs + gf->n_leafs,
+                                        [&](const ggml_tensor * t) {
+                                     return ne.tensors.count(t) == 0 &&
+                                            (!(t->flags & GGML_TENSOR_FLAG_INPUT) || is_mask(t));
+                                 }) -
+                  gf->leafs;
+
+    if (ne.out) {
+        ggml_build_forward_expand(gf, ggml_cpy(res.get_ctx(), ne.out, hidden.view(res.get_ctx(), ne.out, i0)));
+    }
+}
