@@ -6,6 +6,7 @@
 #include "llama-context.h"
 #include "llama-graph.h"
 #include "llama-impl.h"
+#include "llama-memory-hybrid.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -132,7 +133,7 @@ void llama_kv_cache_headkv::reading::make_slices() {
             begin = std::min(begin, slices.back().begin);
             slices.pop_back();
         }
-        slices.push_back({ begin, il + 1, n_layer, 0 });
+        slices.push_back({ begin, il + 1, n_layer, 0, !dynamic_cast<llama_memory_hybrid *>(ctx.get_memory()) });
     }
 }
 

@@ -72,7 +72,8 @@ static needed find_needed(const llm_graph_result & res, const headkv_slice & sli
     ne.in  = slice.begin == 0 ? nullptr : layer_input(res, slice.begin);
     ne.out = slice.end == slice.n_layer ? nullptr : layer_input(res, slice.end);
     if ((slice.begin > 0 && !ne.in) || (slice.end < slice.n_layer && !ne.out)) {
-        ne.problem = format("the graph has no place to cut at layer %d", ne.in ? slice.end : slice.begin);
+        ne.problem = format("its graph has no place to cut at layer %d", slice.begin > 0 && !ne.in ? slice.begin
+                                                                                                   : slice.end);
         return ne;
     }
     for (const ggml_tensor * t : { ne.in, ne.out }) {
@@ -144,8 +145,11 @@ void headkv_cut(llm_graph_result & res, const headkv_slice & slice, const llama_
         hidden.place(ne.in, i0);
     }
 
-    // Inputs that this slice does not use stay: llama.cpp writes them all, but for masks that have no memory.
-    const auto is_mask = [](const ggml_tensor * t) { return strncmp(t->name, "attn_inp_kq_mask", 16) == 0; };
+    // Inputs that this slice does not use stay: llama.cpp writes them all, but for masks that have no memory, which
+    // only a hybrid memory without windows writes nevertheless.
+    const auto is_mask = [&](const ggml_tensor * t) {
+        return slice.drops_masks && strncmp(t->name, "attn_inp_kq_mask", 16) == 0;
+    };
     gf->n_leafs        = std::remove_if(gf->leafs, gf->leafs + gf->n_leafs,
                                         [&](const ggml_tensor * t) {
                                      return ne.tensors.count(t) == 0 &&

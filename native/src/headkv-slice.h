@@ -22,6 +22,8 @@ struct headkv_slice {
 
     llama_pos p0 = 0; // where the panel begins
 
+    bool drops_masks = false; // whether llama.cpp can do without a mask that the slice does not use
+
     bool is_whole() const { return begin == 0 && end == n_layer; }
 
     bool holds(int32_t il) const { return il >= begin && il < end; }
