@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from . import devices
 from ._core.bounded import Bounded
-from ._core.compactor import Compactor
+from ._core.compactor import Compactor, small_at_first
 from ._core.lifetime import Lifetime
 from ._core.load import explained_load_errors, refuse_before_loading, require_adapter
 from ._core.messages import Chatting
@@ -80,7 +80,7 @@ class Llama(Chatting):
             kwargs["logits_all"] = True  # llama_cpp turns this on by itself, but makes no room for them
         # with the compactor, once there is a context, the parts that a Llama has
         self._lifetime, self._prompts, self._rendering = Lifetime(), PromptTracker(), threading.local()
-        with explained_load_errors() as lines:
+        with explained_load_errors() as lines, small_at_first(retention):
             try:
                 super().__init__(
                     os.fspath(model_path),

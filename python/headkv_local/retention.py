@@ -52,6 +52,17 @@ class Retention:
     observe: last tokens of the prompt that select where the question is not known, at least 1. They are
         not kept for that.
 
+    archive: "memory", or the path of a file: keep all K and V rows of prompts there, beside what each head
+        keeps for decoding. Prompts are then read layer by layer, so that the full cache of one layer has to
+        fit, not of all; each turn is read against all rows; and going back to an earlier token reads nothing
+        before it again. The file is made, and goes with the Llama. None: what a head does not keep is gone.
+    reselect: choose what is kept anew at every turn, from all of the prompt. None: where there is an archive.
+    order: in which a prompt is read: "tokens", all layers batch by batch as llama.cpp does it, or "layers",
+        all its tokens layer by layer; without an archive the rows are in memory meanwhile. None: "layers"
+        with an archive, if the model's graph can be cut, else "tokens".
+    panel: tokens that are read at once in the order of layers, whose hidden states are in memory. None: as
+        many as 256 MiB hold.
+
     beta, window, kernel and sinks that are not given are those that the scores' file recommends, else
     1.3, 8, 29 and 4 (docs/experiments.md has why). Write a new Retention to change
     one setting: dataclasses.replace() hands all of them on as given.
@@ -69,6 +80,10 @@ class Retention:
     kernel: int = None  # type: ignore[assignment]
     sinks: int = None  # type: ignore[assignment]
     observe: int = DEFAULT_OBSERVE
+    archive: str | os.PathLike[str] | None = None
+    reselect: bool | None = None
+    order: Literal["tokens", "layers"] | None = None
+    panel: int | None = None
 
     def __post_init__(self) -> None:
         self._set("_given", frozenset(given(self)))
@@ -84,6 +99,7 @@ class Retention:
             raise ArgumentError(f"beta must be a finite number above 1, not {self.beta!r}")
         if not isinstance(self.scores, str | os.PathLike | HeadScores | None):
             self._set("scores", _scores_of(self.scores))
+        self._check_archive()
         if self.caps is None:
             self._parsed_budget()
             return
@@ -92,6 +108,27 @@ class Retention:
         if self.policy_of_scores == "scores":
             raise ArgumentError("caps and scores exclude each other: give one of them")
         self._set("caps", _caps_of(self.caps, self.window))
+
+    def _check_archive(self) -> None:
+        if self.archive is not None:
+            if not isinstance(self.archive, str | os.PathLike) or not os.fspath(self.archive):
+                raise ArgumentError(f'archive must be "memory", a path or None, not {self.archive!r}')
+            self._set("archive", os.fspath(self.archive))
+        if not isinstance(self.reselect, bool | None):
+            raise ArgumentError(f"reselect must be True, False or None, not {self.reselect!r}")
+        if self.reselect and self.archive is None:
+            raise ArgumentError(
+                'entries can be chosen anew from an archive only: give archive="memory" or a path'
+            )
+        if self.order not in (None, "tokens", "layers"):
+            raise ArgumentError(f'order must be "tokens", "layers" or None, not {self.order!r}')
+        if self.panel is not None:
+            self._set("panel", _int_of("panel", self.panel, 1))
+
+    @property
+    def reselects(self) -> bool:
+        """Whether what is kept is chosen anew at every turn."""
+        return self.archive is not None if self.reselect is None else self.reselect
 
     _given: ClassVar[frozenset[str]] = frozenset()  # of an instance: settings that were not left to us
 
@@ -127,6 +164,10 @@ class Retention:
             budget=self.budget,
             scores=np.asarray(scores.scores),
             observe=self.observe,
+            archive=self.archive,
+            reselect=self.reselect,
+            order=self.order,
+            panel=self.panel,
             **settings,
             **advice,
         )
@@ -185,6 +226,10 @@ class Retention:
             self.kernel,
             self.sinks,
             self.observe,
+            str(self.archive),
+            self.reselects,
+            self.order,
+            self.panel,
         )
 
 

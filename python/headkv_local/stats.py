@@ -54,6 +54,10 @@ class CacheStats:
     """Moving the kept rows, freeing the full cache, and fitting the compute buffers to the new one."""
     devices: tuple[str, ...] = ("CPU",)
     """Where the cache lies: ("CUDA0",), or several where the layers are spread."""
+    archive_bytes: int = 0
+    """Full rows of the prompt in the archive, in memory or in a file; not counted above."""
+    archive_tokens: int = 0
+    """Tokens whose full rows are there: `prompt_tokens`, or 0."""
     n_splits: int = 0
     """Parts of the last graph: one more than it changes between devices; 0 where that is not known."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -16,11 +16,22 @@ from ..errors import ArgumentError, ScoresError, StateError, UnsupportedError
 from ..retention import Retention
 from ..scores import HeadScores
 from . import native
+from .native.archive import ORDER_LAYERS, ORDER_TOKENS, Prompt, begin_small, prefill, set_archive
 from .pieces import Pieces
 from .question import Observers, who_observes
 from .turns import Turn
 
 _logger = logging.getLogger("headkv_local")
+
+
+@contextmanager
+def small_at_first(retention: Retention | None) -> Iterator[None]:
+    """Contexts made meanwhile have few cells until their first prompt, if its full cache need not fit."""
+    begin_small(retention is not None and (retention.archive is not None or retention.order == "layers"))
+    try:
+        yield
+    finally:
+        begin_small(False)
 
 
 class Compactor:
@@ -33,6 +44,7 @@ class Compactor:
         self.scores_from: str | None = None
         """The file whose head scores make the budgets, "given" for HeadScores."""
         self._settled = Retention()  # with its scores loaded; counts where there is a retention
+        self._cuts = True  # the model's graph, as far as is known
 
     @property
     def policy(self) -> Literal["uniform", "scores", "caps"]:
@@ -42,6 +54,27 @@ class Compactor:
     def end(self) -> None:
         """The context is freed."""
         self._address = None
+
+    @property
+    def archives(self) -> bool:
+        """Whether prompts are read by headkv_prefill()."""
+        kept = self.retention
+        return kept is not None and (kept.archive is not None or kept.order == "layers")
+
+    @property
+    def reselects(self) -> bool:
+        return self.retention is not None and self.retention.reselects
+
+    @property
+    def compact_seconds(self) -> float:
+        """That the last compaction took, with choosing the entries."""
+        numbers = native.get_numbers(self.ctx)
+        return (numbers.t_select_us + numbers.t_compact_us) / 1e6
+
+    @property
+    def n_archived(self) -> int:
+        """Tokens of the compacted prompt whose rows are all there still."""
+        return native.get_numbers(self.ctx).n_archived if self.archives else 0
 
     @property
     def ctx(self) -> int:
@@ -77,7 +110,11 @@ class Compactor:
             if settled.window > n_ctx:
                 raise ArgumentError(f"window must be from 1 to {n_ctx}, not {settled.window}")
             settled.caps_for(shape, settled.window + 1)  # refuses what fits no prompt of this model
+            if self.retention is None or self.retention.archive != retention.archive:
+                set_archive(self.ctx, None if retention.archive is None else os.fspath(retention.archive))
             self._settled = settled
+        elif self.archives:
+            set_archive(self.ctx, None)
         self.retention, self.scores_from = retention, scores_from
 
     def _with_scores(self, retention: Retention, shape: ModelShape) -> tuple[Retention, str | None]:
@@ -117,9 +154,12 @@ class Compactor:
         if self.retention is not None:
             native.reserve(self.ctx, n_tokens)
 
-    def who_observes(self, prompt: Pieces, turn: Turn, n_ctx: int) -> Observers:
+    def who_observes(self, prompt: Pieces, turn: Turn, n_ctx: int, n_new: int) -> Observers:
+        """n_new: tokens of the prompt that came with this turn; others do not ask, unless that is told."""
         kept = self._settled
-        return who_observes(prompt, turn.question, turn.messages, kept.observe, 2 * kept.window, n_ctx)
+        n_least = 2 * kept.window
+        n_last = min(kept.observe, max(n_new, n_least))
+        return who_observes(prompt, turn.question, turn.messages, n_last, n_least, n_ctx)
 
     @contextmanager
     def observing(self, first: int, weights: npt.NDArray[np.float32]) -> Iterator[None]:
@@ -139,6 +179,31 @@ class Compactor:
         kept = self._settled
         native.compact(self.ctx, native.Plan(caps, kept.window, kept.kernel, kept.sinks, ends))
         _logger.info("the prompt of %d tokens was compacted to %d rows", len(ends), int(caps.sum()))
+
+    def prefill(
+        self, prompt: Prompt, ends: npt.NDArray[np.uint8], progress: Callable[[int, int], None]
+    ) -> None:
+        """Read a prompt, select from all of it, and compact.
+
+        prompt: its order and panel are the retention's. ends: as for compact().
+        """
+        kept, n_prompt = self._settled, len(ends)
+        caps = self.caps_for(n_prompt)
+        if caps is None:
+            caps = np.where(self.shape.heads, np.int32(n_prompt), np.int32(0))
+        plan = native.Plan(caps, kept.window, kept.kernel, kept.sinks, ends)
+        by_layers = kept.order == "layers" or (kept.order is None and self._cuts)
+        prompt = prompt._replace(order=ORDER_LAYERS if by_layers else ORDER_TOKENS, panel=kept.panel or 0)
+        try:
+            prefill(self.ctx, prompt, plan, progress)
+        except UnsupportedError as error:
+            if not by_layers or kept.order == "layers":
+                raise
+            _logger.info("prompts are read in the order of tokens: %s", error)
+            self._cuts = False
+            self.prefill(prompt, ends, progress)
+            return
+        _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
 
     def begin_rows(self) -> None:
         """From now on record what each token attends to that is decoded."""

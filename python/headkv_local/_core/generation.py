@@ -47,7 +47,13 @@ class Generating(PromptReader):
             self._completion = None
         assert turn is not None
         tokens = list(tokens)
-        steps = super().generate(tokens, *args, **kwargs)
+        anew = kwargs.get("reset", args[6] if len(args) > 6 else True)
+        if len(args) > 6:
+            args = (*args[:6], False, *args[7:])
+        else:
+            kwargs["reset"] = False
+        rest = tokens.copy()  # what is to be evaluated, once that is known
+        steps = super().generate(rest, *args, **kwargs)
         sent, answer = None, list[int]()
         begun = False
         try:
@@ -55,7 +61,8 @@ class Generating(PromptReader):
                 with self._using(turn):
                     if not begun:
                         begun = True
-                        self._read_for(turn, tokens, kwargs.get("reset", args[6] if len(args) > 6 else True))
+                        self._read_for(turn, tokens, anew)
+                        del rest[: self.n_tokens if anew else 0]
                     try:
                         token = steps.send(sent)
                     except StopIteration:
@@ -75,7 +82,8 @@ class Generating(PromptReader):
             raise
         finally:
             steps.close()
-            self._prompts.withdraw(turn)
+            if self._prompts.withdraw(turn):
+                self._uncut()
             if own:
                 self._lifetime.turns.leave(turn)
 

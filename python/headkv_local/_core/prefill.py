@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, HeadKVError, StateError
+from ..errors import ArgumentError, Cancelled, HeadKVError, StateError
 from ..stats import PromptRecord
-from .decoder import Decoder
+from .going_back import GoingBack
+from .native.archive import Prompt
 from .pieces import Pieces
 from .progress import Progress
-from .prompts import PromptTracker, n_same
 from .question import checked, checked_messages
 from .sentences import sentence_ends
 from .turns import Turn
 
 
-class PromptReader(Decoder):
+class PromptReader(GoingBack):
     """A Decoder that compacts its KV cache when a prompt has been read."""
 
-    _prompts: PromptTracker
     on_prefill: Callable[[int, int], None] | None = None
 
     def prefill(
@@ -49,10 +49,9 @@ class PromptReader(Decoder):
         if self._lifetime.turns.inside:
             raise StateError("a prompt cannot be read in a callback of the call that computes")
         with self._using():
-            self._lifetime.begin()
-            self._note_reread(tokens)
-            self._rewind(tokens)
-            self._read(tokens[self._reuse(tokens) :], turn)
+            self._read_for(turn, tokens, anew=True)
+            self._prompts.announced()
+            self._read(tokens[self.n_tokens :], turn)
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those that the KV cache holds.
@@ -63,85 +62,30 @@ class PromptReader(Decoder):
         with self._using(beside=True):
             turn = self._prompts.announced()
             if turn is None:
+                self._uncut()
                 self._evaluate(tokens)
             else:
                 self._read(list(tokens), turn)
 
     def _read_for(self, turn: Turn, tokens: list[int], anew: bool) -> None:
-        """Prepare for a generation, whose eval() reads its prompt. anew: not behind what the cache holds."""
+        """Prepare for a prompt that is evaluated next.
+
+        anew: not behind what the cache holds. n_tokens then says how many of its tokens stay.
+        """
         self._lifetime.begin()
         self._prompts.announce(turn)
         if anew:
+            self._uncut()
             self._note_reread(tokens, turn.rewritten)
             self._rewind(tokens)
-            if self._bounded:  # llama_cpp does not know how far these can go back
-                self._reuse(tokens)
+            self._reuse(tokens)
 
     def reset(self) -> None:
         """Forget all tokens. A compacted cache gets room for the next prompt when that is read."""
         with self._using():
             super().reset()
+            self._cut_from = None
             self._prompts.record = PromptRecord()
-
-    @property
-    def reread_reason(self) -> str | None:
-        """Why the last prompt was read whole although an earlier one was compacted; None where it was not."""
-        return self._prompts.reread
-
-    def _note_reread(self, tokens: list[int], rewritten: bool = False) -> None:
-        self._prompts.compare(self.input_ids[: self._compactor.n_compacted], tokens, rewritten)
-
-    def _rewind(self, tokens: list[int]) -> None:
-        """If tokens are the prompt that was compacted, go back to its end, with its logits.
-
-        Its last token cannot be decoded again, as a stock cache does it: others that it looked at are gone.
-        """
-        n = len(tokens)
-        if (
-            self._prompts.record.logits is None
-            or n != self._prompts.record.n_tokens
-            or self._compactor.n_compacted == 0
-        ):
-            return
-        if self.input_ids[:n].tolist() != tokens or not self._go_back(n):
-            return
-        if self._n_logits == 0 and n < self._n_ctx:  # of a state; whatever is decoded makes room for them
-            self._evaluate(tokens[-1:])
-            self._go_back(n)
-        self._put_back(self._prompts.record.logits)
-
-    def _put_back(self, before: npt.NDArray[np.float32] | None) -> None:
-        """The logits of the last token, after others were evaluated and taken back."""
-        logits = self._logits()
-        if logits is not None and before is not None:
-            logits[:] = before
-            self._n_logits = 1
-            self._requires_eval = False
-
-    def _reuse(self, tokens: list[int]) -> int:
-        """How many of the first tokens stay in the cache; all behind them is forgotten."""
-        same = n_same(self.input_ids[: self.n_tokens], tokens)
-        if same == len(tokens) == self.n_tokens and not self._requires_eval:
-            return same
-        same = min(same, len(tokens) - 1)  # the last one is decoded again, for its logits
-        n_prompt = self._prompts.record.n_tokens or 0
-        for n in (same, n_prompt):
-            if 0 < n <= same and self._go_back(n):
-                return n
-        if self._compactor.n_compacted > 0 and self._prompts.reread is None:
-            self._prompts.cannot_go_back(same)
-        self.reset()
-        return 0
-
-    def _go_back(self, n_tokens: int) -> bool:
-        """As _truncate(); also to the end of a compacted prompt, where recurrent layers are put back."""
-        if self._truncate(n_tokens):
-            return True
-        record = self._prompts.record
-        if record.recurrent is None or record.n_tokens != n_tokens:
-            return False
-        self._bounded.put_back(record.recurrent)
-        return self._truncate(n_tokens)
 
     def _read(self, tokens: list[int], turn: Turn) -> None:
         """Evaluate what of a turn's prompt is not in the cache yet, and compact the cache."""
@@ -156,11 +100,17 @@ class PromptReader(Decoder):
             raise ArgumentError("the prompt is empty: it must have at least one token")
         self._require_known(tokens)
         self._require_room(len(tokens))
-        if self._compactor.n_compacted > 0:  # a later turn: the new tokens go behind what was kept
-            self._evaluate_all(tokens)
-            return
         n_compacted = n_prompt if turn.n_stable is None or turn.n_stable <= 0 else turn.n_stable
+        if self._compactor.n_compacted > 0:
+            if len(tokens) > 0 and self._reads_anew(self.n_tokens):
+                self._read_archived(tokens, n_compacted, turn)
+            else:  # a later turn: the new tokens go behind what was kept
+                self._evaluate_all(tokens)
+            return
         caps = self._compactor.caps_for(n_compacted)
+        if caps is not None and self._compactor.archives:
+            self._read_archived(tokens, n_compacted, turn)
+            return
         if caps is not None:
             self._read_and_compact(tokens, n_prompt, n_compacted, turn, caps)
             return
@@ -208,7 +158,7 @@ class PromptReader(Decoder):
         self._prompts.record = PromptRecord()
         held = self.input_ids[: self.n_tokens].tolist()
         prompt = Pieces((held + tokens)[:n_compacted], self._piece)
-        first, again, weights = compactor.who_observes(prompt, turn, self._n_ctx)
+        first, again, weights = compactor.who_observes(prompt, turn, self._n_ctx, n_compacted)
         compactor.expect(max(n_prompt, n_compacted + len(again)))
 
         # all observed tokens are decoded under observation, also what of them is in the cache already
@@ -224,8 +174,7 @@ class PromptReader(Decoder):
         started = perf_counter()
         with compactor.observing(first, weights):
             self._evaluate_observed(tokens[: len(tokens) - n_behind], first, n_prompt, progress)
-            logits = self._logits()
-            logits = None if logits is None else logits.copy()
+            logits = self._logits_copy()
             bounded = (
                 self._bounded.snapshot() if self._bounded.recurrent or (self._bounded and again) else None
             )
@@ -254,4 +203,46 @@ class PromptReader(Decoder):
             self._prompts.record = PromptRecord()
             raise
         self._evaluate(tokens[len(tokens) - n_behind :], progress.add)
+        progress.end()
+
+    def _read_archived(self, tokens: list[int], n_compacted: int, turn: Turn) -> None:
+        """Read n_compacted tokens, the last of them anew, select from all of them, and compact.
+
+        tokens: those behind the first n_tokens. If this fails, the cache holds what it held before.
+        """
+        compactor, before = self._compactor, self._prompts.record
+        whole = self.input_ids[: self.n_tokens].tolist() + tokens
+        prompt = Pieces(whole[:n_compacted], self._piece)
+        n_new = n_compacted - min(compactor.n_archived, self.n_tokens)
+        seen = compactor.who_observes(prompt, turn, self._n_ctx, n_new)
+        n_past = min(compactor.n_archived or self.n_tokens, self.n_tokens, seen.first, n_compacted - 1)
+        if self._bounded:
+            seen, n_past = seen.after(compactor.n_archived or self.n_tokens, self.n_tokens, n_compacted)
+        first, again, weights = seen
+        progress = Progress(self.on_prefill, len(whole) - n_past + len(again))
+        asking = [whole[i] for i in again]
+        started = perf_counter()
+        self._prompts.record = PromptRecord(policy=compactor.policy, scores_from=compactor.scores_from)
+        try:
+            reading = Prompt(whole[n_past:n_compacted], n_past, first, weights, asking)
+            compactor.prefill(reading, sentence_ends(prompt), progress.reach)
+        except BaseException as error:
+            self._prompts.record = before
+            self._uncut()
+            self._requires_eval, self._n_logits = True, 0  # all is as it was, but those of the last token
+            if isinstance(error, Cancelled):
+                self._lifetime.forget_cancel()
+            raise
+        read = perf_counter() - started
+        self.input_ids[:n_compacted] = whole[:n_compacted]
+        self.n_tokens, self._cut_from = n_compacted, None
+        self._requires_eval, self._n_logits = False, 1
+        self._prompts.record = replace(
+            self._prompts.record,
+            n_tokens=n_compacted,
+            prefill_seconds=read - compactor.compact_seconds,
+            logits=self._logits_copy(),
+            recurrent=self._bounded.snapshot() if self._bounded.recurrent else None,
+        )
+        self._evaluate(whole[n_compacted:])
         progress.end()

@@ -17,6 +17,10 @@ class Progress:
         if self._done < self._total:
             self._tell()
 
+    def reach(self, done: int, total: int) -> None:
+        """done of total: as another counts it, from the beginning of what is counted here."""
+        self.add(min(done, total) - self._done)
+
     def end(self) -> None:
         self._done = self._total
         if self._total > 0:

@@ -36,10 +36,12 @@ class PromptTracker:
         turn, self._unread = self._unread, None
         return turn
 
-    def withdraw(self, turn: Turn) -> None:
-        """It has ended. This may be late, when another one was announced."""
-        if self._unread is turn:
+    def withdraw(self, turn: Turn) -> bool:
+        """It has ended, maybe late, when another one was announced. Whether its prompt was never evaluated."""
+        unread = self._unread is turn
+        if unread:
             self._unread = None
+        return unread
 
     @contextmanager
     def being_read(self) -> Iterator[None]:

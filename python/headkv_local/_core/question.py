@@ -53,6 +53,16 @@ class Observers(NamedTuple):
     weights: npt.NDArray[np.float32]
     """Of all of these tokens, in their order."""
 
+    def after(self, n_held: int, n_same: int, n_prompt: int) -> tuple[Observers, int]:
+        """For layers that stay at n_held tokens or begin anew: who observes then, and how many stay.
+
+        n_same: tokens that the prompt of n_prompt begins with and that are held.
+        """
+        late = self.weights[max(0, n_held - self.first) :]
+        if n_held > n_same or n_held >= n_prompt or not late.any():
+            return self, 0
+        return self._replace(first=max(self.first, n_held), weights=late), n_held
+
 
 def observers(n_prompt: int, question: Sequence[Part], n_least: int) -> Observers:
     """Who observes a prompt of n_prompt tokens.

@@ -41,6 +41,8 @@ def native_stats(ctx: int, prompt: PromptRecord) -> CacheStats:
         select_seconds=numbers.t_select_us / 1e6 if compacted else 0.0,
         compact_seconds=numbers.t_compact_us / 1e6 if compacted else 0.0,
         devices=_devices(ctx),
+        archive_bytes=numbers.bytes_archive,
+        archive_tokens=numbers.n_archived,
         n_splits=numbers.n_splits,
     )
 

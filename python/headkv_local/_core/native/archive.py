@@ -18,10 +18,10 @@ class Prompt(NamedTuple):
 
     tokens: Sequence[int]
     n_past: int
-    order: int
     first: int  # position of the first observed token
     weights: npt.NDArray[np.float32]  # of each observed one
     again: Sequence[int] = ()  # tokens that are read once more, as the last observed ones
+    order: int = ORDER_TOKENS
     panel: int = 0
 
 
