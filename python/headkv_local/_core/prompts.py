@@ -37,7 +37,7 @@ class PromptTracker:
         return turn
 
     def withdraw(self, turn: Turn) -> bool:
-        """It has ended, maybe late, when another one was announced. Whether its prompt was never evaluated."""
+        """It has ended, maybe late: another one was announced. Whether its prompt was never evaluated."""
         unread = self._unread is turn
         if unread:
             self._unread = None
