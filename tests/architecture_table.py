@@ -15,16 +15,18 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
+import numpy as np
 
 from architectures import FAMILIES
 from gguf_factory import TinyModel
 from headkv_local import HeadKVError, Llama, Retention
-from helpers import forced_logits, nmse, random_tokens
+from helpers import forced_logits, last_logits, nmse, random_tokens
 from reference import masks_of, reference_logits, stock_distance
 
-_HEAD = ("architecture", "memory", "compacted", "why not")
+_HEAD = ("architecture", "memory", "compacted", "read by layers", "why not")
 _ONE = "--one"
 _N_PROMPT = 300
 _TOKENS = random_tokens(_N_PROMPT + 12)
@@ -36,25 +38,47 @@ def names_of(source: Path) -> list[str]:
     return sorted(set(names) - {"(unknown)"})
 
 
-def row_of(arch: str, path: Path) -> tuple[str, str, str, str]:
+_Row = tuple[str, str, str, str, str]
+
+
+def row_of(arch: str, path: Path) -> _Row:
     """Make the tiny model, read a prompt with a budget of a quarter, and hold what is decoded then against
-    the reference."""
+    the reference; and read it in both orders."""
     TinyModel(arch=arch).write(path)
-    threads = {"n_threads": 1, "n_threads_batch": 1}
     try:
-        with Llama(path, n_ctx=512, n_ubatch=64, retention=Retention(budget=75), **threads) as llm:
+        with _open(path) as llm:
             llm.prefill(_TOKENS[:_N_PROMPT])
             if not llm.cache_stats().compacted:
-                return arch, memory_of(path), "no", "the prompt was not compacted"
+                return arch, memory_of(path), "no", "", "the prompt was not compacted"
             found = forced_logits(llm, _TOKENS[_N_PROMPT:])[1:]
             masks = masks_of(path, llm)
     except HeadKVError as error:
-        return arch, memory_of(path), "no", str(error).replace(str(path), "the model")
+        return arch, memory_of(path), "no", "", str(error).replace(str(path), "the model")
     wanted = reference_logits(path, _TOKENS, _N_PROMPT, masks)[1:]
     off = nmse(found, wanted) / stock_distance(path, _TOKENS, _N_PROMPT)
     if off > 3:
-        return arch, memory_of(path), "wrong", f"{off:.0f} times the distance of llama.cpp's own two ways"
-    return arch, memory_of(path), "yes", ""
+        why = f"{off:.0f} times the distance of llama.cpp's own two ways"
+        return arch, memory_of(path), "wrong", "", why
+    return arch, memory_of(path), "yes", *_by_layers(path)
+
+
+def _open(path: Path, **settings: Any) -> Llama:
+    retention = Retention(budget=75, **settings)
+    return Llama(path, n_ctx=512, n_ubatch=64, n_threads=1, n_threads_batch=1, retention=retention)
+
+
+def _by_layers(path: Path) -> tuple[str, str]:
+    """Whether a prompt can be read layer by layer, to the very bits, and why not."""
+    found = []
+    for order in ("tokens", "layers"):
+        try:
+            with _open(path, archive="memory", order=order) as llm:
+                llm.prefill(_TOKENS[:_N_PROMPT])
+                found.append((last_logits(llm), llm.retention_mask()))
+        except HeadKVError as error:
+            return "no", str(error)
+    same = all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+    return ("yes", "") if same else ("wrong", "the two orders differ")
 
 
 def memory_of(path: Path) -> str:
@@ -80,7 +104,7 @@ def _print(*cells: str) -> None:
 
 def _in_a_process(arch: str) -> tuple[str, ...]:
     if arch not in FAMILIES:
-        return arch, "", "", "no fixture"
+        return arch, "", "", "", "no fixture"
     command = [sys.executable, str(Path(__file__)), _ONE, arch]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"GGML_NO_BACKTRACE": "1"}
@@ -88,7 +112,7 @@ def _in_a_process(arch: str) -> tuple[str, ...]:
     if done.returncode == 0:
         return tuple(done.stdout.rstrip("\n").split("\t"))
     said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-    return arch, "", "no", f"the process ended with {done.returncode}: {said}"
+    return arch, "", "no", "", f"the process ended with {done.returncode}: {said}"
 
 
 def main() -> None:

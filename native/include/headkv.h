@@ -213,11 +213,11 @@ HEADKV_API int32_t headkv_compact(struct llama_context * ctx, const struct headk
 HEADKV_API int32_t headkv_set_archive(struct llama_context * ctx, int32_t where, const char * path);
 
 // Read a prompt or a later turn, select from all of it anew, and compact. In place of headkv_reserve(), _observe(),
-// llama_decode() and headkv_compact() where there is an archive: rows of the tokens before come from there, whole, and
-// those of the new ones go there. Of a compacted prompt that means: what was decoded after it is read again with all of
+// llama_decode() and headkv_compact(): rows of the tokens before come from the archive, whole, and those of the new ones
+// go there; without an archive, to host memory meanwhile. Of a compacted prompt that means: what was decoded after it is read again with all of
 // the new tokens. The logits of the last token are there afterwards, as after llama_decode().
 //   sizes: sizeof() of the caller's structs
-// HEADKV_ERR_ARGUMENT, _STATE: a prompt or a plan that does not fit; no archive
+// HEADKV_ERR_ARGUMENT, _STATE: a prompt or a plan that does not fit
 // HEADKV_ERR_UNSUPPORTED     : a model whose graph cannot be cut, in HEADKV_ORDER_LAYERS
 // HEADKV_ERR_CANCELLED, _MEMORY, _ARCHIVE, ...: what was read of it is dropped
 // On any failure the context is as it was, but for the logits.

@@ -42,10 +42,18 @@ void llama_kv_cache_headkv::set_archive(int32_t where, const char * path) {
 }
 
 void llama_kv_cache_headkv::prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan) {
-    if (!archive) {
-        throw headkv_error(HEADKV_ERR_STATE, "there is no archive to read a prompt with");
+    if (archive) {
+        reading(*this, ctx, prompt, plan).run();
+        return;
     }
-    reading(*this, ctx, prompt, plan).run();
+    set_archive(HEADKV_ARCHIVE_MEMORY, nullptr); // for now
+    try {
+        reading(*this, ctx, prompt, plan).run();
+    } catch (...) {
+        set_archive(HEADKV_ARCHIVE_NONE, nullptr);
+        throw;
+    }
+    set_archive(HEADKV_ARCHIVE_NONE, nullptr);
 }
 
 bool llama_kv_cache_headkv::cut(llm_graph_result & res, const llama_ubatch & ubatch) const {
@@ -213,7 +221,7 @@ void llama_kv_cache_headkv::reading::begin() {
         obs        = std::move(kv.obs);
         kv.obs     = std::move(next);
         kv.n_cells = n_past;
-        kv.update_peak(0);
+        kv.update_peak(size_aside());
     }
     past.put_back();
     if (n_past == 0) {
@@ -222,6 +230,10 @@ void llama_kv_cache_headkv::reading::begin() {
     slice   = slices.front();
     kv.read = this;
     kv.epoch++;
+}
+
+size_t llama_kv_cache_headkv::reading::size_aside() const {
+    return size_of(*cells) + (kept ? kept->size() : 0) + (obs ? obs->size() : 0);
 }
 
 void llama_kv_cache_headkv::reading::read_panel(const panel & p) {
@@ -279,10 +291,15 @@ uint32_t llama_kv_cache_headkv::reading::batch_end(const panel & p, uint32_t i) 
     return i < first ? std::min(end, first) : std::min(end, i + at_once);
 }
 
-void llama_kv_cache_headkv::reading::decode(const panel & p, uint32_t i, uint32_t n) {
+void llama_kv_cache_headkv::reading::require_going() const {
     if (kv.canceller.cancelled) {
         throw headkv_error(HEADKV_ERR_CANCELLED, "cancelled");
     }
+}
+
+void llama_kv_cache_headkv::reading::decode(const panel & p, uint32_t i, uint32_t n) {
+    require_going();
+
     std::vector<llama_token> tokens(p.tokens + i, p.tokens + i + n);
     std::vector<llama_pos> pos(n);
     std::iota(pos.begin(), pos.end(), p.p0 + i);
@@ -358,6 +375,8 @@ void llama_kv_cache_headkv::reading::store(const panel & p) {
 }
 
 void llama_kv_cache_headkv::reading::compact() {
+    require_going();
+
     const int64_t t_start_us = ggml_time_us();
 
     const uint32_t n_threads = std::max(1, ctx.get_cparams().n_threads);
@@ -392,7 +411,7 @@ void llama_kv_cache_headkv::reading::compact() {
     std::unique_ptr<llama_kv_cache> room;
     {
         const std::lock_guard<std::mutex> lock(kv.mutex);
-        kv.update_peak(next->size());
+        kv.update_peak(next->size() + size_aside());
         kv.swap_cells(*cells);
         room = std::move(cells);
     }

@@ -35,9 +35,11 @@ private:
     void make_slices();
 
     void take_over(); // rows that are in cells only, to the archive
+    size_t size_aside() const;
     void begin();     // set aside, and make room for the whole prompt
     void read_panel(const panel & p);
     void read_slice(const panel & p);
+    void require_going() const; // throws where it is cancelled
     void decode(const panel & p, uint32_t i, uint32_t n);
     uint32_t batch_end(const panel & p, uint32_t i) const;
     void load(uint32_t n) const;

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 static const char record_mark[] = "headkv_record-";
@@ -58,62 +59,108 @@ struct needed {
 
 } // namespace
 
-static ggml_tensor * layer_input(const llm_graph_result & res, int32_t il) {
+// what goes through tensors that a set of nodes needs, without what lies before `in`; false if they need the cache of a
+// layer that is not in the slice
+static bool walk(std::vector<const ggml_tensor *> todo, const ggml_tensor * in, const headkv_slice & slice,
+                 std::unordered_set<const ggml_tensor *> & met, int32_t & other) {
+    const auto add = [&](const ggml_tensor * t) {
+        if (t && t != in && met.insert(t).second) {
+            todo.push_back(t);
+        }
+    };
+    for (const ggml_tensor * t : std::exchange(todo, {})) {
+        add(t);
+    }
+    while (!todo.empty()) {
+        const ggml_tensor * t = todo.back();
+        todo.pop_back();
+
+        other = cache_layer(t);
+        if (other >= 0 && !slice.holds(other)) {
+            return false;
+        }
+        for (const ggml_tensor * src : t->src) {
+            add(src);
+        }
+        add(t->view_src);
+    }
+    return true;
+}
+
+// what is computed for a slice, whatever goes into it
+static std::vector<const ggml_tensor *> results(const llm_graph_result & res, const headkv_slice & slice,
+                                                const ggml_tensor * out) {
+    const ggml_cgraph * gf = res.get_gf();
+
+    std::vector<const ggml_tensor *> all;
+    if (out) {
+        all.push_back(out);
+    } else {
+        all.push_back(gf->nodes[gf->n_nodes - 1]);
+        all.push_back(res.get_logits());
+    }
+    for (int i = 0; i < gf->n_nodes; ++i) {
+        if (slice.holds(writing_layer(gf->nodes[i]))) {
+            all.push_back(gf->nodes[i]);
+        }
+    }
+    return all;
+}
+
+static bool is_hidden(const ggml_tensor * t, uint32_t n_tokens) {
+    return t->type == GGML_TYPE_F32 && ggml_is_contiguous(t) && ggml_nelements(t) % n_tokens == 0 && !t->view_src;
+}
+
+// What layer il reads of the layers before. Models name it, or llama.cpp; where a name is given twice, it is the first
+// tensor after the cache of the layer before through which all goes that the layers from il on need of earlier ones.
+static ggml_tensor * layer_input(const llm_graph_result & res, int32_t il, int32_t n_layer, uint32_t n_tokens) {
     if (ggml_tensor * t = res.get_layer_inp(il)) {
         return t;
     }
-    return ggml_graph_get_tensor(res.get_gf(), format("l_out-%d", il - 1).c_str());
+    const ggml_cgraph * gf = res.get_gf();
+    if (ggml_tensor * t = ggml_graph_get_tensor(res.get_gf(), format("l_out-%d", il - 1).c_str())) {
+        return t;
+    }
+    const headkv_slice before = { 0, il, n_layer };
+    const headkv_slice after  = { il, n_layer, n_layer };
+    const auto all            = results(res, after, nullptr);
+
+    int32_t other = 0;
+    bool near     = false;
+    for (int i = 0; i < gf->n_nodes; ++i) {
+        ggml_tensor * t = gf->nodes[i];
+        for (const ggml_tensor * src : t->src) {
+            near = near || (src && cache_layer(src) == il - 1);
+        }
+        std::unordered_set<const ggml_tensor *> met, met_before;
+        if (near && is_hidden(t, n_tokens) && walk(all, t, after, met, other) &&
+            walk({ t }, nullptr, before, met_before, other)) {
+            return t;
+        }
+    }
+    return nullptr;
 }
 
 static needed find_needed(const llm_graph_result & res, const headkv_slice & slice, uint32_t n_tokens) {
-    needed ne;
-    const ggml_cgraph * gf = res.get_gf();
+    const auto input = [&](int32_t il) { return layer_input(res, il, slice.n_layer, n_tokens); };
 
-    ne.in  = slice.begin == 0 ? nullptr : layer_input(res, slice.begin);
-    ne.out = slice.end == slice.n_layer ? nullptr : layer_input(res, slice.end);
+    needed ne;
+    ne.in  = slice.begin == 0 ? nullptr : input(slice.begin);
+    ne.out = slice.end == slice.n_layer ? nullptr : input(slice.end);
     if ((slice.begin > 0 && !ne.in) || (slice.end < slice.n_layer && !ne.out)) {
         ne.problem = format("its graph has no place to cut at layer %d", slice.begin > 0 && !ne.in ? slice.begin
                                                                                                    : slice.end);
         return ne;
     }
     for (const ggml_tensor * t : { ne.in, ne.out }) {
-        if (t && (t->type != GGML_TYPE_F32 || !ggml_is_contiguous(t) || ggml_nelements(t) % n_tokens != 0)) {
+        if (t && !is_hidden(t, n_tokens)) {
             ne.problem = format("layer %d reads no hidden states of tokens", t == ne.in ? slice.begin : slice.end);
             return ne;
         }
     }
-
-    std::vector<const ggml_tensor *> todo;
-    const auto add = [&](const ggml_tensor * t) {
-        if (t && t != ne.in && ne.tensors.insert(t).second) {
-            todo.push_back(t);
-        }
-    };
-
-    if (ne.out) {
-        add(ne.out);
-    } else {
-        add(gf->nodes[gf->n_nodes - 1]);
-        add(res.get_logits());
-    }
-    for (int i = 0; i < gf->n_nodes; ++i) {
-        if (slice.holds(writing_layer(gf->nodes[i]))) {
-            add(gf->nodes[i]);
-        }
-    }
-    while (!todo.empty()) {
-        const ggml_tensor * t = todo.back();
-        todo.pop_back();
-
-        const int32_t of = cache_layer(t);
-        if (of >= 0 && !slice.holds(of)) {
-            ne.problem = format("layer %d needs what layer %d computes from its cache", slice.begin, of);
-            return ne;
-        }
-        for (const ggml_tensor * src : t->src) {
-            add(src);
-        }
-        add(t->view_src);
+    int32_t other;
+    if (!walk(results(res, slice, ne.out), ne.in, slice, ne.tensors, other)) {
+        ne.problem = format("layer %d needs what layer %d computes from its cache", slice.begin, other);
     }
     return ne;
 }
