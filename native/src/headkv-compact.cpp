@@ -24,7 +24,7 @@ std::vector<float> headkv_read_attention(const headkv_observer & obs, const std:
     return w;
 }
 
-static headkv_params params_of(const headkv_plan & plan) {
+headkv_params headkv_params_of(const headkv_plan & plan) {
     return { (uint32_t) plan.window, (uint32_t) plan.kernel, (uint32_t) plan.first_tokens };
 }
 
@@ -88,7 +88,7 @@ static std::vector<float> get_votes(const headkv_observer & obs, const std::vect
         return {};
     }
 
-    const headkv_params params = params_of(plan);
+    const headkv_params params = headkv_params_of(plan);
 
     // by layer, and added up in their order: the number of threads changes nothing
     std::vector<std::vector<double>> by_layer(shapes.size(), std::vector<double>(parts.candidates));
@@ -124,7 +124,7 @@ std::vector<headkv_kept::positions> headkv_choose(const headkv_observer & obs,
         keep.emplace_back(shape.n_head_kv);
     }
 
-    const headkv_params params = params_of(plan);
+    const headkv_params params = headkv_params_of(plan);
 
     const auto parts = headkv_divide(cell.size(), plan.ends, params);
     const auto votes = get_votes(obs, shapes, offsets, cell, plan, parts, n_threads);

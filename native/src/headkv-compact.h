@@ -13,6 +13,8 @@
 // throws headkv_error for a plan that does not fit these layers and a prompt of n_prompt tokens
 void headkv_check(const headkv_plan & plan, const std::vector<headkv_layer_shape> & shapes, uint32_t n_prompt);
 
+headkv_params headkv_params_of(const headkv_plan & plan);
+
 // throws headkv_error for weights of observed tokens that can select nothing
 void headkv_check_weights(const std::vector<float> & weights);
 

@@ -67,6 +67,9 @@ ggml_tensor * headkv_build_attn(const llm_graph_context & gctx, const llama_kv_c
     }
 
     const auto * kept = mem->get_kept(il);
+    if (auto * queries = mem->get_queries(); queries && !llama_kv_cache_headkv::is_full(mctx)) {
+        queries->build(gctx, il, q, sinks, kq_scale);
+    }
     if (!kept) {
         return nullptr;
     }

@@ -92,6 +92,7 @@ llama_kv_cache_headkv::reading::~reading() {
     }
     kv.kept    = std::move(kept);
     kv.obs     = std::move(obs);
+    kv.queries = std::move(queries);
     kv.n_cells = kv.n_used();
     bounded.put_back();
     kv.epoch++;
@@ -219,6 +220,7 @@ void llama_kv_cache_headkv::reading::begin() {
         kv.swap_cells(*cells);
         kept       = std::move(kv.kept);
         obs        = std::move(kv.obs);
+        queries    = std::move(kv.queries);
         kv.obs     = std::move(next);
         kv.n_cells = n_past;
         kv.update_peak(size_aside());

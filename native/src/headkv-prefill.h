@@ -69,6 +69,7 @@ private:
     std::unique_ptr<llama_kv_cache> cells;
     std::unique_ptr<headkv_kept_prompt> kept;
     std::unique_ptr<headkv_observer> obs;
+    std::unique_ptr<headkv_queries> queries;
     headkv_bounded bounded;
 
     std::unique_ptr<headkv_bounded> at_end; // of the prompt

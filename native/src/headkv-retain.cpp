@@ -45,8 +45,12 @@ void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, cons
     if (what == HEADKV_OBSERVE_TOKENS) {
         headkv_check_weights(weigh);
     }
+    if (kept && what == HEADKV_OBSERVE_TOKENS) {
+        observe_tail(first, n);
+        return;
+    }
     if (kept) {
-        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before it is observed again");
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before its rows are recorded");
     }
 
     if (what == HEADKV_OBSERVE_OFF) {
@@ -100,7 +104,8 @@ std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells() const {
 
 void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads) {
     if (kept) {
-        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted already");
+        fold(plan, n_threads);
+        return;
     }
 
     require_no_shift();

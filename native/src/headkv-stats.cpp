@@ -52,7 +52,7 @@ headkv_stats llama_kv_cache_headkv::get_stats(int32_t * per_head, size_t n) cons
     res.bytes_full   = bytes_full;
     res.bytes_cells  = size_of(*this);
     res.bytes_kept   = kept ? kept->size() : 0;
-    res.bytes_record = obs ? obs->size() : 0;
+    res.bytes_record = (obs ? obs->size() : 0) + (queries ? queries->get_buffers().size() : 0);
     res.bytes_peak   = bytes_peak;
     res.t_select_us  = t_select_us;
     res.t_compact_us = t_compact_us;

@@ -129,7 +129,7 @@ void llama_kv_cache_headkv::apply_ubatch(const slot_info & sinfo, const llama_ub
 }
 
 void llama_kv_cache_headkv::on_apply(const llama_ubatch & ubatch) {
-    const bool same = !obs || obs->aim(ubatch, get_cells(0));
+    const bool same = (!obs || obs->aim(ubatch, get_cells(0))) && (!queries || queries->aim(ubatch));
     if (!same || read) {
         epoch++;
     }
@@ -185,6 +185,7 @@ void llama_kv_cache_headkv::clear(bool data) {
         obs.reset();
     }
     kept.reset();
+    queries.reset();
     forget_archived();
 
     llama_kv_cache::clear(data);
@@ -224,6 +225,9 @@ bool llama_kv_cache_headkv::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos 
 
     if (obs) {
         obs->remove(p0);
+    }
+    if (queries) {
+        queries->remove(p0);
     }
 
     const bool res = llama_kv_cache::seq_rm(seq_id, p0, p1);

@@ -9,6 +9,7 @@
 #include "headkv-kept.h"
 #include "headkv-layer.h"
 #include "headkv-observer.h"
+#include "headkv-queries.h"
 #include "headkv-slice.h"
 #include "headkv.h"
 
@@ -140,6 +141,9 @@ public:
     // what records, nullptr when nothing is to be recorded
     const headkv_observer * get_observer() const { return obs && obs->aims() ? obs.get() : nullptr; }
 
+    // what records the queries of tokens after a compacted prompt, nullptr when nothing is to be recorded
+    headkv_queries * get_queries() const { return queries.get(); }
+
     // the kept rows of layer il, nullptr where there are none
     const headkv_kept * get_kept(int32_t il) const;
 
@@ -227,6 +231,10 @@ private:
 
     void forget_archived();
 
+    // headkv-tail.cpp: the tail of a compacted prompt
+    void observe_tail(int32_t first, int32_t n);
+    void fold(const headkv_plan & plan, uint32_t n_threads);
+
     int32_t layer_read_by(int32_t il) const { return layer_read_in(*this, il); }
 
     // without the window, not filled yet; allocates
@@ -261,6 +269,8 @@ private:
 
     std::unique_ptr<headkv_kept_prompt> kept;
     std::unique_ptr<headkv_observer> obs;
+
+    std::unique_ptr<headkv_queries> queries;
 
     // The full rows of the prompt, where they are kept. While it is compacted, those of all its positions; what else
     // cells knew of them; and what bounded layers held at its end.

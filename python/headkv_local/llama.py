@@ -14,6 +14,7 @@ import numpy.typing as npt
 from . import devices
 from ._core.bounded import Bounded
 from ._core.compactor import Compactor, small_at_first
+from ._core.folding import Folding
 from ._core.lifetime import Lifetime
 from ._core.load import explained_load_errors, refuse_before_loading, require_adapter
 from ._core.messages import Chatting
@@ -93,6 +94,7 @@ class Llama(Chatting):
                 self._arrange_chat(chosen=any(kwargs.get(key) for key in ("chat_format", "chat_handler")))
                 self._make_room()
                 self._compactor = Compactor(int(self._ctx.ctx), self.model_path)
+                self._folding = Folding(self._compactor)
                 self._bounded = Bounded(self._ctx.ctx, self._model.model)
                 if kwargs.get("draft_model") is not None and self._bounded.recurrent:
                     raise UnsupportedError(

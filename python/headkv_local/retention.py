@@ -22,7 +22,7 @@ from .budgets import (
 )
 from .errors import ArgumentError
 from .scores import HeadScores
-from .settings import DEFAULT_BUDGET, DEFAULT_OBSERVE, DEFAULTS, INT32_MAX, given
+from .settings import DEFAULT_BUDGET, DEFAULT_FOLD, DEFAULT_OBSERVE, DEFAULTS, INT32_MAX, given
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,7 +51,9 @@ class Retention:
     sinks: first positions that are always kept, where a head keeps more than the window.
     observe: last tokens of the prompt that select where the question is not known, at least 1. They are
         not kept for that.
-
+    fold: so many tokens after a compacted prompt, at least 64, become a part of it: each head chooses again
+        among what it has kept and them, so that an endless answer runs in bounded memory. What a head lets
+        go is in the archive still, if there is one. None: never.
     archive: "memory", or the path of a file: keep all K and V rows of prompts there, beside what each head
         keeps for decoding. Prompts are then read layer by layer, so that the full cache of one layer has to
         fit, not of all; each turn is read against all rows; and going back to an earlier token reads nothing
@@ -80,6 +82,7 @@ class Retention:
     kernel: int = None  # type: ignore[assignment]
     sinks: int = None  # type: ignore[assignment]
     observe: int = DEFAULT_OBSERVE
+    fold: int | None = DEFAULT_FOLD
     archive: str | os.PathLike[str] | None = None
     reselect: bool | None = None
     order: Literal["tokens", "layers"] | None = None
@@ -110,6 +113,8 @@ class Retention:
         self._set("caps", _caps_of(self.caps, self.window))
 
     def _check_archive(self) -> None:
+        if self.fold is not None:
+            self._set("fold", _int_of("fold", self.fold, 64))
         if self.archive is not None:
             if not isinstance(self.archive, str | os.PathLike) or not os.fspath(self.archive):
                 raise ArgumentError(f'archive must be "memory", a path or None, not {self.archive!r}')
@@ -164,6 +169,7 @@ class Retention:
             budget=self.budget,
             scores=np.asarray(scores.scores),
             observe=self.observe,
+            fold=self.fold,
             archive=self.archive,
             reselect=self.reselect,
             order=self.order,
@@ -226,6 +232,7 @@ class Retention:
             self.kernel,
             self.sinks,
             self.observe,
+            self.fold,
             str(self.archive),
             self.reselects,
             self.order,

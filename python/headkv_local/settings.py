@@ -10,6 +10,9 @@ DEFAULT_BUDGET: Final = 128
 DEFAULT_OBSERVE: Final = 128
 """Last tokens of a prompt that select, where it is not known which ask."""
 
+DEFAULT_FOLD: Final = 1024
+"""Tokens after a compacted prompt at which they become a part of it."""
+
 DEFAULTS: Final[dict[str, Any]] = {"beta": 1.3, "window": 8, "kernel": 29, "sinks": 4}
 """The settings that a file of head scores can recommend: fields of Retention and of HeadScores, keys in the
 file, options of the commands."""

@@ -45,6 +45,7 @@ class Compactor:
         """The file whose head scores make the budgets, "given" for HeadScores."""
         self._settled = Retention()  # with its scores loaded; counts where there is a retention
         self._cuts = True  # the model's graph, as far as is known
+        self._caps: npt.NDArray[np.int32] | None = None  # of the prompt that was compacted last
 
     @property
     def policy(self) -> Literal["uniform", "scores", "caps"]:
@@ -178,6 +179,7 @@ class Compactor:
         """The prompt whose tokens were observed. ends: (n_prompt,), not 0 where a sentence ends."""
         kept = self._settled
         native.compact(self.ctx, native.Plan(caps, kept.window, kept.kernel, kept.sinks, ends))
+        self._caps = caps
         _logger.info("the prompt of %d tokens was compacted to %d rows", len(ends), int(caps.sum()))
 
     def prefill(
@@ -203,7 +205,20 @@ class Compactor:
             self._cuts = False
             self.prefill(prompt, ends, progress)
             return
+        self._caps = caps
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
+
+    def fold(self, ends: npt.NDArray[np.uint8]) -> None:
+        """The tail becomes a part of the prompt, as large as that was. ends: of all tokens, as for compact()."""
+        kept, caps = self._settled, self._caps
+        if caps is None:  # of a state
+            caps = np.maximum(native.get_stats(self.ctx)[1], kept.window)
+        native.compact(self.ctx, native.Plan(caps, kept.window, kept.kernel, kept.sinks, ends))
+        _logger.info("the tail was folded into a prompt of %d tokens", len(ends))
+
+    def forget_caps(self) -> None:
+        """What is compacted was read from a state."""
+        self._caps = None
 
     def begin_rows(self) -> None:
         """From now on record what each token attends to that is decoded."""

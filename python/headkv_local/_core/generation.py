@@ -163,6 +163,7 @@ class Generating(PromptReader):
         self.reset()
         self._n_logits = 0  # whatever there was of them
         states.restore(self, state)
+        self._compactor.forget_caps()
         self._prompts.record = prompt
 
     def _set_aside(self, turn: Turn) -> None:

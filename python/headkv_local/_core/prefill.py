@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, Cancelled, HeadKVError, StateError
 from ..stats import PromptRecord
+from .folding import Folding
 from .going_back import GoingBack
 from .native.archive import Prompt
 from .pieces import Pieces
@@ -24,6 +25,7 @@ from .turns import Turn
 class PromptReader(GoingBack):
     """A Decoder that compacts its KV cache when a prompt has been read."""
 
+    _folding: Folding
     on_prefill: Callable[[int, int], None] | None = None
 
     def prefill(
@@ -63,6 +65,7 @@ class PromptReader(GoingBack):
             turn = self._prompts.announced()
             if turn is None:
                 self._uncut()
+                self._fold()
                 self._evaluate(tokens)
             else:
                 self._read(list(tokens), turn)
@@ -85,6 +88,7 @@ class PromptReader(GoingBack):
         with self._using():
             super().reset()
             self._cut_from = None
+            self._folding.forget()
             self._prompts.record = PromptRecord()
 
     def _read(self, tokens: list[int], turn: Turn) -> None:
@@ -204,6 +208,18 @@ class PromptReader(GoingBack):
             raise
         self._evaluate(tokens[len(tokens) - n_behind :], progress.add)
         progress.end()
+
+    def _fold(self) -> None:
+        """Fold the tail of a compacted prompt, if it is long enough."""
+        n_tokens = self.n_tokens
+
+        def sentences() -> npt.NDArray[np.uint8]:
+            return sentence_ends(Pieces(self.input_ids[:n_tokens].tolist(), self._piece))
+
+        if self._folding.before(n_tokens, sentences):
+            self._prompts.record = replace(
+                self._prompts.record, n_tokens=n_tokens, logits=None, recurrent=None
+            )
 
     def _read_archived(self, tokens: list[int], n_compacted: int, turn: Turn) -> None:
         """Read n_compacted tokens, the last of them anew, select from all of them, and compact.

@@ -1,0 +1,107 @@
+// The tail of a compacted prompt: which of its tokens' queries are recorded, and how it becomes a part of the prompt.
+
+#include "headkv-error.h"
+#include "headkv-fold.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-kv-cache-headkv.h"
+
+#include <limits>
+
+void llama_kv_cache_headkv::observe_tail(int32_t first, int32_t n) {
+    if (first < (int32_t) kept->end + (int32_t) n_used()) {
+        throw headkv_error(HEADKV_ERR_STATE, format("the token at position %d is decoded already: what it asks for can "
+                                                    "be recorded of those to come only",
+                                                    first));
+    }
+    std::map<int32_t, headkv_layer_shape> readers;
+    for (const auto & [il, ikv] : map_layer_ids) {
+        readers.emplace(il, shapes[ikv]);
+    }
+    auto next = std::make_unique<headkv_queries>(readers, first, n);
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        queries = std::move(next);
+    }
+    epoch++;
+}
+
+void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
+    const uint32_t n_all = kept->end + n_used();
+
+    require_no_shift();
+    headkv_check(plan, shapes, n_all);
+    if (!queries || !queries->covers(n_all)) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted already, and the queries of the last tokens after "
+                                             "it are not recorded");
+    }
+
+    const int64_t t_start_us = ggml_time_us();
+
+    std::vector<uint32_t> cell(n_all, std::numeric_limits<uint32_t>::max());
+    for (uint32_t i = 0; i < v_cells[0].size(); ++i) {
+        if (!v_cells[0].is_empty(i)) {
+            cell.at(v_cells[0].pos_get(i)) = i;
+        }
+    }
+
+    std::vector<headkv_fold_layer> from;
+    for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
+        from.push_back({ shapes[ikv], *kept->layers[ikv], layers[ikv].k, layers[ikv].v, {} });
+    }
+    for (const auto & [il, ikv] : map_layer_ids) {
+        const auto & layer = queries->get_layers().at(il);
+        from[ikv].readers.push_back(&layer);
+    }
+    const headkv_fold_prompt prompt = { kept->end, cell, queries->get_first(), queries->get_n() };
+
+    auto keep = headkv_choose_again(from, prompt, plan, n_threads);
+
+    const int64_t t_select_end_us = ggml_time_us();
+
+    headkv_gather gather;
+    auto next = make_kept(std::move(keep), n_all, plan.window, gather);
+    for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
+        headkv_fill_again(*next->layers[ikv], from[ikv], prompt);
+    }
+    auto tail = make_cells(tail_cells(plan.window, next->end));
+    copy_cells(*tail, cell, next->end);
+
+    // what the archive gets is what was computed: over the entries that were kept
+    std::vector<llama_kv_cell_ext> exts;
+    std::unique_ptr<headkv_bounded> at_end;
+    if (!archived.empty()) {
+        exts = archived;
+        for (uint32_t p = archived.size(); p < n_all; ++p) {
+            exts.push_back(v_cells[0].ext_get(cell[p]));
+            for (size_t ikv = 0; ikv < layers.size(); ++ikv) {
+                archive->put(ikv, layers[ikv].k, layers[ikv].v, cell[p], p, 1);
+            }
+        }
+        at_end = std::make_unique<headkv_bounded>(lctx->get_memory(), /*rows =*/true);
+    }
+
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        update_peak(next->size() + size_of(*tail));
+    }
+
+    // commit; nothing can fail from here on
+
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        std::swap(kept, next);
+        swap_cells(*tail);
+        std::swap(archived, exts);
+        archived_end = std::move(at_end);
+        queries.reset();
+        n_cells      = plan.window;
+        t_select_us  = t_select_end_us - t_start_us;
+        t_compact_us = ggml_time_us() - t_select_end_us;
+    }
+    epoch++;
+
+    next.reset();
+    tail.reset();
+    fit_compute();
+}

@@ -1,0 +1,179 @@
+"""Generation without an end: the tail of a compacted prompt becomes a part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from architectures import VARIANTS
+from headkv_local import ArgumentError, Llama, Retention, StateError
+from headkv_local._core import native
+from headkv_local.settings import KV_TYPES
+from helpers import compact_natively, ends, forced_logits, last_logits, random_tokens
+
+Load = Callable[..., Llama]
+Tiny = Callable[..., Path]
+
+N_PROMPT, N_TAIL, N_ASKING = 200, 120, 32
+TOKENS = random_tokens(N_PROMPT + 1000, seed=5)
+N_ALL = N_PROMPT + N_TAIL
+SENTENCES = np.array([i % 23 == 22 for i in range(N_ALL)], dtype=np.uint8)
+
+
+def plan_of(llm: Llama, uneven: bool) -> native.Plan:
+    heads = native.model_shape(int(llm.ctx)).heads
+    caps = np.where(heads, 48, 0).astype(np.int32)
+    if uneven:
+        caps[heads] += (np.arange(heads.sum()) % 3 * 30).astype(np.int32)
+    return native.Plan(caps, 8, 7, 4, SENTENCES)
+
+
+@pytest.mark.parametrize("uneven", [False, True], ids=["equal", "votes"])
+@pytest.mark.parametrize("kv", ["f16", "q8_0", "f32"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-oss", "gemma4-shared", "qwen35", "openelm"])
+def test_heads_choose_as_they_would_from_the_whole(
+    load: Load, tiny: Tiny, name: str, kv: str, uneven: bool
+) -> None:
+    """Of a prompt that was kept whole, and a tail: folded, the heads keep what they would have kept of all
+    these tokens, but for what attention over kept rows rounds in another way."""
+    types = {"type_k": KV_TYPES[kv], "type_v": KV_TYPES[kv]}
+    masks, logits = [], []
+    for keep_first in (True, False):
+        llm = load(tiny(**VARIANTS[name]), flash_attn=True, swa_full=False, n_ubatch=64, **types)
+        ctx = int(llm.ctx)
+        if keep_first:
+            compact_natively(llm, TOKENS[:N_PROMPT], N_PROMPT)
+        else:
+            llm.eval(TOKENS[:N_PROMPT])
+        llm.eval(TOKENS[N_PROMPT : N_ALL - N_ASKING])
+        native.observe(ctx, native.OBSERVE_TOKENS, N_ALL - N_ASKING, N_ASKING)
+        for token in TOKENS[N_ALL - N_ASKING : N_ALL]:
+            llm.eval([token])
+        native.compact(ctx, plan_of(llm, uneven))
+        masks.append(native.get_mask(ctx))
+        logits.append(forced_logits(llm, TOKENS[N_ALL:][:4])[1:])
+        assert ends(llm)[1:] == (N_ALL + 4, N_ALL + 4)
+    folded, whole = masks
+    assert (folded.sum(axis=2) == whole.sum(axis=2)).all()
+    assert (folded & whole).sum() >= 0.97 * whole.sum()
+
+
+def test_an_endless_answer_in_bounded_memory(load: Load, tiny: Tiny) -> None:
+    llm = load(tiny(), n_ctx=2048, retention=Retention(budget=48, fold=128))
+    llm.prefill(TOKENS[:N_PROMPT])
+    sizes, counts = [], []
+    for i, token in enumerate(TOKENS[N_PROMPT:][:800]):
+        llm.eval([token])
+        assert ends(llm) == (N_PROMPT + i + 1,) * 3
+        stats = llm.cache_stats()
+        assert stats.tail_tokens <= 128
+        assert (stats.kept <= 48).all()
+        sizes.append(stats.resident_bytes)
+        counts.append(stats.prompt_tokens)
+    assert max(sizes[400:]) <= max(sizes[:400])
+    assert set(counts) == {N_PROMPT + 128 * i for i in range(7)}
+
+
+def test_heads_keep_what_they_had_or_what_was_generated(load: Load, tiny: Tiny) -> None:
+    llm = load(tiny(), retention=Retention(budget=48, fold=64))
+    llm.prefill(TOKENS[:N_PROMPT])
+    before = llm.retention_mask()
+    for token in TOKENS[N_PROMPT:][:65]:
+        llm.eval([token])
+    after = llm.retention_mask()
+    assert after.shape[2] == N_PROMPT + 64
+    assert (after.sum(axis=2) == 48).all()
+    assert not (after[..., :N_PROMPT] & ~before).any()
+    assert after[..., -8:].all()
+    assert after[..., N_PROMPT:].sum() > after[..., -8:].sum()
+
+
+def test_no_more_where_it_is_off(load: Load, tiny: Tiny) -> None:
+    llm = load(tiny(), retention=Retention(budget=48, fold=None))
+    llm.prefill(TOKENS[:N_PROMPT])
+    for token in TOKENS[N_PROMPT:][:200]:
+        llm.eval([token])
+    assert llm.cache_stats().tail_tokens == 200
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35"])
+def test_the_archive_has_what_was_folded(load: Load, tiny: Tiny, name: str) -> None:
+    """The next turn reads what came after the last fold, and can keep what the heads had let go."""
+    read: list[int] = []
+    llm = load(tiny(**VARIANTS[name]), retention=Retention(budget=48, fold=64, archive="memory"))
+    llm.prefill(TOKENS[:N_PROMPT])
+    for token in TOKENS[N_PROMPT:][:150]:
+        llm.eval([token])
+    assert llm.cache_stats().archive_tokens == llm.cache_stats().prompt_tokens == N_PROMPT + 128
+    let_go = ~llm.retention_mask()[..., :N_PROMPT]
+    llm.on_prefill = lambda done, total: read.append(total)
+    llm.prefill(TOKENS[: N_PROMPT + 200])
+    assert set(read) == {72}
+    assert (llm.retention_mask()[..., :N_PROMPT] & let_go).any()
+
+
+def test_tokens_that_were_taken_back(load: Load, tiny: Tiny) -> None:
+    """In the middle of those that choose: they are decoded again, and choose."""
+    llm = load(tiny(), retention=Retention(budget=48, fold=64))
+    llm.prefill(TOKENS[:N_PROMPT])
+    for token in TOKENS[N_PROMPT:][:50]:
+        llm.eval([token])
+    assert llm._truncate(N_PROMPT + 40)
+    for token in TOKENS[N_PROMPT + 40 :][:25]:
+        llm.eval([token])
+    assert llm.cache_stats().prompt_tokens == N_PROMPT + 64
+    other = load(tiny(), retention=Retention(budget=48, fold=64))
+    other.prefill(TOKENS[:N_PROMPT])
+    for token in TOKENS[N_PROMPT:][:65]:
+        other.eval([token])
+    assert np.array_equal(llm.retention_mask(), other.retention_mask())
+    assert np.array_equal(last_logits(llm), last_logits(other))
+
+
+def test_a_lost_archive_does_not_end_an_answer(load: Load, tiny: Tiny, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    llm = load(tiny(), retention=Retention(budget=48, fold=64, archive=rows))
+    llm.prefill(TOKENS[:N_PROMPT])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headkv_local._core.compactor.native.compact", _full_disk(native.compact))
+        for token in TOKENS[N_PROMPT:][:80]:
+            llm.eval([token])
+    stats = llm.cache_stats()
+    assert (stats.prompt_tokens, stats.archive_tokens) == (N_PROMPT + 64, 0)
+    llm.prefill(TOKENS[: N_PROMPT + 100])  # behind what was kept
+    assert llm.cache_stats().tail_tokens == 36
+
+
+def _full_disk(compact: Callable[..., None]) -> Callable[..., None]:
+    from headkv_local import ArchiveError
+
+    failed: list[bool] = []
+
+    def once(*arguments: Any) -> None:
+        if not failed:
+            failed.append(True)
+            raise ArchiveError("the archive cannot be written: No space left on device")
+        compact(*arguments)
+
+    return once
+
+
+def test_what_cannot_be_folded(load: Load, tiny: Tiny) -> None:
+    llm = load(tiny(), flash_attn=True)
+    ctx = int(llm.ctx)
+    compact_natively(llm, TOKENS[:N_PROMPT], 64)
+    llm.eval(TOKENS[N_PROMPT:N_ALL])
+    with pytest.raises(StateError, match="not recorded"):
+        native.compact(ctx, plan_of(llm, uneven=False)._replace(ends=None))
+    with pytest.raises(StateError, match="decoded already"):
+        native.observe(ctx, native.OBSERVE_TOKENS, N_ALL - 1, 4)
+    native.observe(ctx, native.OBSERVE_TOKENS, N_ALL, 4)
+    llm.eval(TOKENS[N_ALL:][:3])
+    with pytest.raises(StateError, match="not recorded"):
+        native.compact(ctx, plan_of(llm, uneven=False)._replace(ends=None))
+    with pytest.raises(ArgumentError):
+        Retention(fold=63)
