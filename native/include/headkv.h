@@ -1,6 +1,12 @@
 // headkv: per-head retention of the KV cache, on top of a llama.cpp context.
 //
-// Order of calls for one prompt:
+// A prompt, or a later turn, in one call:
+//
+//   headkv_set_archive may be left out: where the full K and V rows of prompts are kept
+//   headkv_prefill     read it, layer by layer or in order of tokens, choose what each KV head keeps, and compact
+//   llama_decode       the answer
+//
+// The same in steps, with all of the cache in place until the last, and without an archive:
 //
 //   headkv_reserve     may be left out
 //   headkv_observe     HEADKV_OBSERVE_TOKENS: the question at the prompt's end, or the last 128 tokens or so
@@ -10,6 +16,8 @@
 //   headkv_compact     by a plan: every KV head keeps its share, the rest of the KV cache is freed
 //   llama_decode       the answer; llama_memory_clear() or a whole-sequence llama_memory_seq_rm()
 //                      makes room for the next prompt
+//   headkv_observe, llama_decode, headkv_compact
+//                      may follow: the tail, the tokens after the prompt, becomes a part of it
 //
 // Every function that returns int32_t returns HEADKV_OK or one of the codes below, never throws and
 // never aborts on bad input; headkv_last_error() then tells the cause in one sentence. Unless a
@@ -189,8 +197,9 @@ HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 //   HEADKV_OBSERVE_OFF   : nothing any more; what was recorded is kept
 // first, n, weights: of HEADKV_OBSERVE_TOKENS. weights: [n], each from 0 to 1 and not all 0, or NULL: all are 1. The
 // range must reach to the end of the prompt that is compacted, or farther: tokens after it that are taken back when
-// they were decoded observe, and are no part of the prompt. HEADKV_ERR_STATE on a compacted cache, HEADKV_ERR_MEMORY
-// without room for the records.
+// they were decoded observe, and are no part of the prompt. HEADKV_ERR_MEMORY without room for the records.
+// On a compacted cache HEADKV_OBSERVE_TOKENS records what tokens of its tail ask for, those from `first` on that are
+// still to come, all with the same weight; the others are HEADKV_ERR_STATE.
 HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what, int32_t first, int32_t n,
                                   const float * weights);
 
@@ -200,10 +209,13 @@ HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what, int3
 HEADKV_API int32_t headkv_get_observe_limit(const struct llama_context * ctx, int32_t n_tokens, int32_t * n);
 
 // Select, gather the kept rows, free the full cache and make a small one for new tokens. Sequence 0 is the only one.
+// Of a compacted cache: fold the tail into the prompt. Each KV head chooses among the entries that it has kept and those
+// of the tail, as the last n tokens, observed since, look at them; the rows of the tail go to the archive as they are.
 //   size: sizeof(struct headkv_plan) of the caller
 // HEADKV_ERR_ARGUMENT: a plan that does not fit the model or the prompt
-// HEADKV_ERR_STATE   : nothing decoded, compacted already, or not all tokens recorded that were to be observed
+// HEADKV_ERR_STATE   : nothing decoded, or not all tokens recorded that were to be observed
 // HEADKV_ERR_MEMORY  : kept rows or cells could not be allocated
+// HEADKV_ERR_ARCHIVE : the tail's rows could not be written
 // On any failure the full cache and the record stay as they were, and the call can be tried again.
 HEADKV_API int32_t headkv_compact(struct llama_context * ctx, const struct headkv_plan * plan, size_t size);
 

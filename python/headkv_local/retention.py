@@ -131,6 +131,11 @@ class Retention:
             self._set("panel", _int_of("panel", self.panel, 1))
 
     @property
+    def by_layers(self) -> bool:
+        """Whether prompts are read layer by layer, if the model's graph can be cut."""
+        return self.order == "layers" or (self.order is None and self.archive is not None)
+
+    @property
     def reselects(self) -> bool:
         """Whether what is kept is chosen anew at every turn."""
         return self.archive is not None if self.reselect is None else self.reselect

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -271,3 +273,35 @@ def greedy_after(llm: Llama) -> list[int]:
 def test_settings_that_cannot_be(settings: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError):
         Retention(**settings)
+
+
+_IN_LITTLE_MEMORY = """
+import resource, sys
+from headkv_local import Llama, OutOfMemoryError, Retention
+
+model, archive, n_tokens = sys.argv[1], sys.argv[2], 2048
+kept = Retention(budget=64, observe=16, archive=archive or None)
+threads = {"n_threads": 2, "n_threads_batch": 2}
+with Llama(model, n_ctx=n_tokens, n_batch=64, n_ubatch=64, retention=kept, **threads) as llm:
+    llm.prefill([i * 7 % 250 for i in range(100)])
+    llm.reset()
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    limit = int(status["VmData"].split()[0]) * 1024 + 20 * 2**20
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        llm.prefill([i * i % 250 for i in range(n_tokens)])
+    except OutOfMemoryError as error:
+        print("refused", llm.cache_stats().full_bytes >> 20, error)
+    else:
+        print("read", llm.cache_stats().archive_bytes >> 20, llm.cache_stats().compacted)
+"""
+
+
+@pytest.mark.parametrize(("archive", "said"), [("", "refused 48 "), ("rows", "read 48 True")])
+def test_a_prompt_whose_cache_does_not_fit(tiny: Tiny, tmp_path: Path, archive: str, said: str) -> None:
+    """The memory that may be written to has 20 MiB more, and the full cache is 48 MiB."""
+    path = tiny(n_layer=48, n_ff=64)
+    where = str(tmp_path / archive) if archive else ""
+    command = [sys.executable, "-c", _IN_LITTLE_MEMORY, str(path), where]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout.startswith(said), done.stdout + done.stderr

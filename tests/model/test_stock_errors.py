@@ -155,7 +155,24 @@ def test_a_cache_beyond_a_containers_memory(
     monkeypatch.setattr(memory, "gpus", lambda: gpus)
     sentence = "Failed to create llama_context: 8192 tokens take 0.0 GiB .* make n_ctx smaller$"
     with pytest.raises(LoadMemoryError, match=sentence) if refused else nullcontext():
-        memory.refuse_too_large(str(tiny_path), {"n_ctx": 0} | arguments)
+        memory.refuse_too_large(str(tiny_path), None, {"n_ctx": 0} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("retention", "refused"),
+    [
+        (Retention(), True),
+        (Retention(archive="memory"), True),
+        (Retention(archive="rows"), False),  # two layers, and one has to fit
+        (Retention(archive="rows", order="tokens"), True),
+    ],
+)
+def test_a_cache_of_which_one_layer_has_to_fit(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, retention: Retention, refused: bool
+) -> None:
+    monkeypatch.setattr(memory, "memory_total", lambda: 6 << 20)
+    with pytest.raises(LoadMemoryError, match="or keep an archive in a file") if refused else nullcontext():
+        memory.refuse_too_large(str(tiny_path), retention, {"n_ctx": 0})
 
 
 def test_models_without_a_cache_are_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,4 +186,4 @@ def test_models_without_a_cache_are_not_refused(tmp_path: Path, monkeypatch: pyt
     writer.write_tensors_to_file()
     writer.close()
     monkeypatch.setattr(memory, "memory_total", lambda: 1)
-    memory.refuse_too_large(str(tmp_path / "bert.gguf"), {"n_ctx": 8192, "embedding": True})
+    memory.refuse_too_large(str(tmp_path / "bert.gguf"), None, {"n_ctx": 8192, "embedding": True})

@@ -27,7 +27,7 @@ _logger = logging.getLogger("headkv_local")
 @contextmanager
 def small_at_first(retention: Retention | None) -> Iterator[None]:
     """Contexts made meanwhile have few cells until their first prompt, if its full cache need not fit."""
-    begin_small(retention is not None and (retention.archive is not None or retention.order == "layers"))
+    begin_small(retention is not None and retention.by_layers)
     try:
         yield
     finally:
@@ -60,7 +60,7 @@ class Compactor:
     def archives(self) -> bool:
         """Whether prompts are read by headkv_prefill()."""
         kept = self.retention
-        return kept is not None and (kept.archive is not None or kept.order == "layers")
+        return kept is not None and (kept.archive is not None or kept.by_layers)
 
     @property
     def reselects(self) -> bool:
@@ -194,7 +194,7 @@ class Compactor:
         if caps is None:
             caps = np.where(self.shape.heads, np.int32(n_prompt), np.int32(0))
         plan = native.Plan(caps, kept.window, kept.kernel, kept.sinks, ends)
-        by_layers = kept.order == "layers" or (kept.order is None and self._cuts)
+        by_layers = kept.by_layers and (self._cuts or kept.order == "layers")
         prompt = prompt._replace(order=ORDER_LAYERS if by_layers else ORDER_TOKENS, panel=kept.panel or 0)
         try:
             prefill(self.ctx, prompt, plan, progress)
@@ -209,7 +209,7 @@ class Compactor:
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
 
     def fold(self, ends: npt.NDArray[np.uint8]) -> None:
-        """The tail becomes a part of the prompt, as large as that was. ends: of all tokens, as for compact()."""
+        """The tail becomes a part of the prompt, which keeps as many entries. ends: as for compact()."""
         kept, caps = self._settled, self._caps
         if caps is None:  # of a state
             caps = np.maximum(native.get_stats(self.ctx)[1], kept.window)

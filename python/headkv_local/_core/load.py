@@ -59,7 +59,7 @@ def refuse_before_loading(
             known = ", ".join(f"{number} ({text})" for text, number in KV_TYPES.items())
             raise ArgumentError(f"{name} must be one of {known}, not {kwargs[name]!r}")
     if not kwargs.get("vocab_only"):
-        refuse_too_large(path, kwargs)
+        refuse_too_large(path, retention, kwargs)
 
 
 def why_no_file(path: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from ..devices import gpus
 from ..errors import HeadKVError, LoadMemoryError
 from ..machine import memory_total
+from ..retention import Retention
 from .gguf import Gguf, model_id
 
 _F16: Final = 1
@@ -83,8 +84,10 @@ def token_bytes(numbers: Numbers, type_k: int = _F16, type_v: int = _F16) -> int
     return int(n_kv_heads * (d_k * _BYTES[type_k] + d_v * _BYTES[type_v]))
 
 
-def refuse_too_large(path: str, kwargs: dict[str, Any]) -> None:
+def refuse_too_large(path: str, retention: Retention | None, kwargs: dict[str, Any]) -> None:
     """Raise LoadMemoryError for a context that is larger than all memory that this process may use.
+
+    With an archive in a file, one layer of it has to fit.
 
     A system that promises more memory than it has, or a container's limit, would end the process once the
     cache is written to. Caches that do not hold all positions in all layers are left to llama.cpp, as are
@@ -100,10 +103,16 @@ def refuse_too_large(path: str, kwargs: dict[str, Any]) -> None:
     n_ctx = kwargs.get("n_ctx", 512) or numbers.get("context_length", [0])[0]
     types = (kwargs.get(name) for name in ("type_k", "type_v"))
     needed = n_ctx * token_bytes(numbers, *(_F16 if kind is None else kind for kind in types))
+    advice = "make n_ctx smaller"
+    if retention is not None:
+        if retention.by_layers and retention.archive not in (None, "memory"):
+            needed //= numbers["block_count"][0]
+        else:
+            advice += ', or keep an archive in a file (Retention(archive="PATH"))'
     if needed > there:
         error = LoadMemoryError(
             f"Failed to create llama_context: {n_ctx} tokens take {needed / 2**30:.1f} GiB of KV cache, and "
-            f"this process may use {there / 2**30:.1f} GiB: make n_ctx smaller"
+            f"this process may use {there / 2**30:.1f} GiB: {advice}"
         )
         error.setting = "n_ctx"
         raise error
