@@ -31,9 +31,12 @@ void llama_kv_cache_headkv::set_archive(int32_t where, const char * path) {
     std::unique_ptr<headkv_archive> next;
     if (where == HEADKV_ARCHIVE_FILE) {
         headkv_require_pointer(path);
+        if (!*path) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, "the archive's file has no name");
+        }
         next = std::make_unique<headkv_archive>(shapes, path);
     } else if (where == HEADKV_ARCHIVE_MEMORY) {
-        next = std::make_unique<headkv_archive>(shapes, "");
+        next = std::make_unique<headkv_archive>(shapes, nullptr);
     }
     const std::lock_guard<std::mutex> lock(mutex);
     archive = std::move(next);
@@ -75,9 +78,11 @@ llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_contex
 
 llama_kv_cache_headkv::reading::~reading() {
     kv.read = nullptr;
+    archive.drop();
     if (!begun) {
         return;
     }
+    kv.wait(); // what did not come to its end may still use what goes now
     const std::lock_guard<std::mutex> lock(kv.mutex);
     if (cells) {
         kv.swap_cells(*cells);
@@ -165,6 +170,7 @@ void llama_kv_cache_headkv::reading::run() {
 }
 
 void llama_kv_cache_headkv::reading::take_over() {
+    archive.fork(kv.kept ? n_past : 0, kv.archived.size());
     if (kv.kept) {
         exts.assign(kv.archived.begin(), kv.archived.begin() + n_past);
         return;
@@ -422,7 +428,7 @@ void llama_kv_cache_headkv::reading::compact() {
         kv.archived_end = std::move(at_end);
         kv.n_cells      = plan.window;
         kv.t_select_us  = t_select_end_us - t_start_us;
-        archive.cut(n_prompt);
+        archive.keep(n_prompt);
     }
     kv.read = nullptr;
     kv.epoch++;

@@ -156,7 +156,7 @@ void llama_kv_cache_headkv::forget_archived() {
     archived.clear();
     archived_end.reset();
     if (archive) {
-        archive->cut(0);
+        archive->clear();
     }
 }
 
