@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 #include <vector>
 
 static constexpr int n_turn_batch = 128;
@@ -198,9 +199,17 @@ struct turn_state {
     std::vector<uint8_t> mask;
     std::vector<float> logits;
 
-    explicit turn_state(llama_context * ctx) : stats(turn_stats(ctx)), mask(turn_mask(ctx)) {
-        stats.bytes_peak = 0; // a call that failed did need memory
-        const int n      = stats.n_tokens;
+    explicit turn_state(llama_context * ctx) {
+        if (turn_stats(ctx).n_tokens == 0) {
+            headkv_reserve(ctx, 0); // as its next token would
+        }
+        stats = turn_stats(ctx);
+        mask  = turn_mask(ctx);
+
+        // a call that failed did need memory, and computed; times differ
+        stats.bytes_peak = stats.n_splits = stats.t_select_us = stats.t_compact_us = 0;
+
+        const int n = stats.n_tokens;
         for (int i = 0; i < 3; ++i) {
             turn_decode(ctx, n + i, n + i + 1);
             const auto row = turn_logits(ctx);
@@ -214,6 +223,16 @@ struct turn_state {
     bool operator==(const turn_state & o) const {
         return memcmp(&stats, &o.stats, sizeof(stats)) == 0 && mask == o.mask && same_bits(logits, o.logits);
     }
+};
+
+// what the turn has to say, and what comes after it
+struct outcome {
+    std::vector<float> logits;
+    turn_state state;
+
+    explicit outcome(llama_context * ctx) : logits(turn_logits(ctx)), state(ctx) {}
+
+    bool operator==(const outcome & o) const { return same_bits(logits, o.logits) && state == o.state; }
 };
 
 //
