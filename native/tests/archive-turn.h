@@ -110,26 +110,41 @@ inline std::vector<float> turn_weights(int n) {
     return res;
 }
 
-inline int32_t turn_prefill(llama_context * ctx, const archive_turn & turn) {
-    const auto tokens  = turn_tokens(turn.n_past, turn.n_prompt, turn.branch);
-    const auto again   = turn_tokens(5, 5 + turn.n_again);
-    const auto weights = turn_weights(turn.n_again > 0 ? turn.n_again : n_turn_observed);
-    const turn_plan plan(ctx, turn.n_prompt);
+// what headkv_prefill() gets of a turn
+class turn_call {
+public:
+    turn_call(llama_context * ctx, const archive_turn & turn)
+        : ctx(ctx),
+          tokens(turn_tokens(turn.n_past, turn.n_prompt, turn.branch)),
+          again(turn_tokens(5, 5 + turn.n_again)),
+          weights(turn_weights(turn.n_again > 0 ? turn.n_again : n_turn_observed)),
+          plan(ctx, turn.n_prompt) {
+        prompt.tokens    = tokens.data();
+        prompt.n_tokens  = tokens.size();
+        prompt.n_past    = turn.n_past;
+        prompt.order     = turn.order;
+        prompt.panel     = turn.panel;
+        prompt.first     = turn.n_prompt + turn.n_again - weights.size();
+        prompt.weights   = weights.data();
+        prompt.n_weights = weights.size();
+        prompt.again     = again.data();
+        prompt.n_again   = again.size();
+        prompt.progress  = turn.progress;
+        prompt.data      = turn.data;
+    }
 
+    int32_t run() const { return headkv_prefill(ctx, &prompt, sizeof(prompt), &plan, sizeof(headkv_plan)); }
+
+private:
+    llama_context * ctx;
+    const std::vector<int32_t> tokens, again;
+    const std::vector<float> weights;
+    const turn_plan plan;
     headkv_prompt prompt = {};
-    prompt.tokens        = tokens.data();
-    prompt.n_tokens      = tokens.size();
-    prompt.n_past        = turn.n_past;
-    prompt.order         = turn.order;
-    prompt.panel         = turn.panel;
-    prompt.first         = turn.n_prompt + turn.n_again - weights.size();
-    prompt.weights       = weights.data();
-    prompt.n_weights     = weights.size();
-    prompt.again         = again.data();
-    prompt.n_again       = again.size();
-    prompt.progress      = turn.progress;
-    prompt.data          = turn.data;
-    return headkv_prefill(ctx, &prompt, sizeof(prompt), &plan, sizeof(headkv_plan));
+};
+
+inline int32_t turn_prefill(llama_context * ctx, const archive_turn & turn) {
+    return turn_call(ctx, turn).run();
 }
 
 // The same without an archive, on an empty context: p[i] to p[i + 1] in batches, the last part as the turn says.
