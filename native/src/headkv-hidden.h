@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
-// Hidden states of a panel of tokens between two layers, in host memory: one block for each ubatch, as the model's graph
-// lays it out. A layer's output takes the place of its input.
+// Hidden states of a panel of tokens between two layers, in host memory: one block for each ubatch, as the model's
+// graph lays it out. A layer's output takes the place of its input.
 class headkv_hidden {
 public:
     // room for n_tokens of `row` bytes each; throws headkv_error

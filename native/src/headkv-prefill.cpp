@@ -24,29 +24,13 @@ static void each_run(const std::vector<uint32_t> & cell, uint32_t p1, F && f) {
     }
 }
 
-void llama_kv_cache_headkv::set_archive(int32_t where, const char * path) {
-    if (where < HEADKV_ARCHIVE_NONE || where > HEADKV_ARCHIVE_FILE) {
-        throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no kind of archive %d", where));
-    }
-    std::unique_ptr<headkv_archive> next;
-    if (where == HEADKV_ARCHIVE_FILE) {
-        headkv_require_pointer(path);
-        next = std::make_unique<headkv_archive>(shapes, path);
-    } else if (where == HEADKV_ARCHIVE_MEMORY) {
-        next = std::make_unique<headkv_archive>(shapes, "");
-    }
-    const std::lock_guard<std::mutex> lock(mutex);
-    archive = std::move(next);
-    archived.clear();
-    archived_end.reset();
-}
-
 void llama_kv_cache_headkv::prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan) {
+    ctx.synchronize(); // what is set aside is no longer worked on
     if (archive) {
         reading(*this, ctx, prompt, plan).run();
         return;
     }
-    set_archive(HEADKV_ARCHIVE_MEMORY, nullptr); // for now
+    set_archive(HEADKV_ARCHIVE_MEMORY, nullptr); // meanwhile
     try {
         reading(*this, ctx, prompt, plan).run();
     } catch (...) {
@@ -71,21 +55,24 @@ llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_contex
       n_all(n_prompt + prompt.n_again),
       archive(*kv.archive),
       bounded(ctx.get_memory(), /*rows =*/true) {
+    require_prompt();
     require_past();
     headkv_check(plan, kv.shapes, n_prompt);
     kv.require_no_shift();
     make_slices();
 
-    const size_t row = sizeof(float) * ctx.get_model().hparams.n_embd;
+    const size_t row  = sizeof(float) * ctx.get_model().hparams.n_embd;
     const size_t most = n_bytes_hidden / row;
-    n_panel          = prompt.panel > 0 ? prompt.panel : std::max<size_t>(1, most / ctx.n_batch()) * ctx.n_batch();
+    n_panel           = prompt.panel > 0 ? prompt.panel : std::max<size_t>(1, most / ctx.n_batch()) * ctx.n_batch();
 }
 
 llama_kv_cache_headkv::reading::~reading() {
     kv.read = nullptr;
+    archive.drop();
     if (!begun) {
         return;
     }
+    kv.wait(); // what did not come to its end may still use what goes now
     const std::lock_guard<std::mutex> lock(kv.mutex);
     if (cells) {
         kv.swap_cells(*cells);
@@ -98,35 +85,61 @@ llama_kv_cache_headkv::reading::~reading() {
     kv.epoch++;
 }
 
+void llama_kv_cache_headkv::reading::require_prompt() const {
+    if (prompt.order != HEADKV_ORDER_TOKENS && prompt.order != HEADKV_ORDER_LAYERS) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no order %d", prompt.order));
+    }
+    if (prompt.panel < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("a panel cannot have %d tokens", prompt.panel));
+    }
+    if (prompt.n_tokens == 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "the prompt has no new token");
+    }
+    if (prompt.n_past < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("%d tokens cannot stay", prompt.n_past));
+    }
+    const size_t n_free = n_past < kv.n_ctx ? kv.n_ctx - n_past : 0;
+    if (prompt.n_tokens > n_free || prompt.n_again > n_free - prompt.n_tokens) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("the context of %u positions is too small: %u are taken, and %zu and %zu more were "
+                                  "asked for",
+                                  kv.n_ctx, n_past, prompt.n_tokens, prompt.n_again));
+    }
+    headkv_require_pointer(prompt.tokens);
+    headkv_require_pointer(prompt.weights);
+    require_tokens(prompt.tokens, prompt.n_tokens);
+    if (prompt.n_again > 0) {
+        headkv_require_pointer(prompt.again);
+        require_tokens(prompt.again, prompt.n_again);
+    }
+    if (prompt.first < prompt.n_past || prompt.n_weights != n_all - (size_t) prompt.first) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT,
+                           format("%zu observed tokens from position %d on are not the last ones of the %u from %u on",
+                                  prompt.n_weights, prompt.first, n_all - n_past, n_past));
+    }
+}
+
+void llama_kv_cache_headkv::reading::require_tokens(const int32_t * tokens, size_t n) const {
+    const int32_t n_vocab = ctx.get_model().vocab.n_tokens();
+    for (size_t i = 0; i < n; ++i) {
+        if (tokens[i] < 0 || tokens[i] >= n_vocab) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT,
+                               format("token %d is none of the model's, which has %d", tokens[i], n_vocab));
+        }
+    }
+}
+
 void llama_kv_cache_headkv::reading::require_past() const {
     const uint32_t n_held = kv.kept ? kv.archived.size() : kv.n_used();
-    if (prompt.n_past < 0 || n_past > n_held) {
+    if (n_past > n_held) {
         throw headkv_error(HEADKV_ERR_STATE,
-                           format("the first %d tokens cannot stay: %u are held whole", prompt.n_past, n_held));
+                           format("the first %u tokens cannot stay: %u are held whole", n_past, n_held));
     }
     if (!bounded.empty() && n_past > 0 && (n_past < n_held || (kv.kept && !kv.archived_end))) {
         throw headkv_error(HEADKV_ERR_STATE,
                            format("layers with a sliding window and recurrent ones cannot go back to %u tokens: 0 "
                                   "of them or all %u can stay",
                                   n_past, n_held));
-    }
-    if (prompt.n_tokens == 0) {
-        throw headkv_error(HEADKV_ERR_ARGUMENT, "the prompt has no new token");
-    }
-    if (n_all > kv.n_ctx) {
-        throw headkv_error(HEADKV_ERR_STATE, format("the context of %u positions is too small for %u tokens: %u are "
-                                                    "taken, %u more were asked for",
-                                                    kv.n_ctx, n_all, n_past, n_all - n_past));
-    }
-    headkv_require_pointer(prompt.tokens);
-    headkv_require_pointer(prompt.weights);
-    if (prompt.n_again > 0) {
-        headkv_require_pointer(prompt.again);
-    }
-    if (prompt.first < (int32_t) n_past || prompt.first + prompt.n_weights != n_all) {
-        throw headkv_error(HEADKV_ERR_ARGUMENT,
-                           format("%zu observed tokens from position %d on are not the last ones of the %u from %u on",
-                                  prompt.n_weights, prompt.first, n_all - n_past, n_past));
     }
 }
 
@@ -147,15 +160,9 @@ void llama_kv_cache_headkv::reading::make_slices() {
 }
 
 void llama_kv_cache_headkv::reading::run() {
-    ctx.synchronize();
     begin();
 
-    uint32_t n_read = 0;
-    while (n_read < prompt.n_tokens) {
-        const uint32_t n = std::min<size_t>(n_panel, prompt.n_tokens - n_read);
-        read_panel({ (const int32_t *) prompt.tokens + n_read, n, n_past + n_read, n, n_read + n == prompt.n_tokens });
-        n_read += n;
-    }
+    read_panels(prompt.tokens, prompt.n_tokens, n_past, /*keep =*/true);
     if (!bounded.empty()) {
         at_end = std::make_unique<headkv_bounded>(ctx.get_memory(), /*rows =*/true);
     }
@@ -166,14 +173,27 @@ void llama_kv_cache_headkv::reading::run() {
         const std::vector<float> logits(last, last + n_vocab);
 
         headkv_bounded before = at_end ? *at_end : headkv_bounded(nullptr, false);
-        read_panel({ prompt.again, (uint32_t) prompt.n_again, n_prompt, 0, true });
+        read_panels(prompt.again, prompt.n_again, n_prompt, /*keep =*/false);
         before.put_back();
         std::copy(logits.begin(), logits.end(), ctx.get_logits_ith(-1));
     }
     compact();
 }
 
+void llama_kv_cache_headkv::reading::read_panels(const int32_t * tokens, uint32_t n, uint32_t p0, bool keep) {
+    for (uint32_t i = 0, n_now; i < n; i += n_now) {
+        n_now = std::min(n_panel, n - i);
+        read_panel({ tokens + i, n_now, p0 + i, keep, i + n_now == n });
+    }
+}
+
+// held beside what the cache holds now
+size_t llama_kv_cache_headkv::reading::n_bytes_aside() const {
+    return (cells ? size_of(*cells) : 0) + (kept ? kept->size() : 0) + (obs ? obs->size() : 0);
+}
+
 void llama_kv_cache_headkv::reading::take_over() {
+    archive.fork(kv.kept ? n_past : 0, kv.archived.size());
     if (kv.kept) {
         exts.assign(kv.archived.begin(), kv.archived.begin() + n_past);
         return;
@@ -223,7 +243,7 @@ void llama_kv_cache_headkv::reading::begin() {
         queries    = std::move(kv.queries);
         kv.obs     = std::move(next);
         kv.n_cells = n_past;
-        kv.update_peak(size_aside());
+        kv.update_peak(n_bytes_aside());
     }
     past.put_back();
     if (n_past == 0) {
@@ -232,10 +252,6 @@ void llama_kv_cache_headkv::reading::begin() {
     slice   = slices.front();
     kv.read = this;
     kv.epoch++;
-}
-
-size_t llama_kv_cache_headkv::reading::size_aside() const {
-    return size_of(*cells) + (kept ? kept->size() : 0) + (obs ? obs->size() : 0);
 }
 
 void llama_kv_cache_headkv::reading::read_panel(const panel & p) {
@@ -254,7 +270,7 @@ void llama_kv_cache_headkv::reading::read_panel(const panel & p) {
         read_slice(p);
     }
     const auto cell = kv.get_prompt_cells();
-    for (uint32_t i = p.p0; i < p.p0 + p.n_kept; ++i) {
+    for (uint32_t i = p.p0; p.keep && i < p.p0 + p.n; ++i) {
         exts.push_back(kv.v_cells[0].ext_get(i));
     }
     for (uint32_t i = 0; i < cell.size(); ++i) {
@@ -272,6 +288,7 @@ void llama_kv_cache_headkv::reading::read_slice(const panel & p) {
         if (prompt.progress) {
             const uint32_t n_before = p.p0 - n_past;
             prompt.progress(prompt.data, n_before + ((uint64_t) p.n * i_slice + end) / slices.size(), n_all - n_past);
+            require_not_cancelled(); // also after the last one
         }
     }
     ctx.synchronize();
@@ -293,15 +310,14 @@ uint32_t llama_kv_cache_headkv::reading::batch_end(const panel & p, uint32_t i) 
     return i < first ? std::min(end, first) : std::min(end, i + at_once);
 }
 
-void llama_kv_cache_headkv::reading::require_going() const {
+void llama_kv_cache_headkv::reading::require_not_cancelled() const {
     if (kv.canceller.cancelled) {
         throw headkv_error(HEADKV_ERR_CANCELLED, "cancelled");
     }
 }
 
 void llama_kv_cache_headkv::reading::decode(const panel & p, uint32_t i, uint32_t n) {
-    require_going();
-
+    require_not_cancelled();
     std::vector<llama_token> tokens(p.tokens + i, p.tokens + i + n);
     std::vector<llama_pos> pos(n);
     std::iota(pos.begin(), pos.end(), p.p0 + i);
@@ -311,24 +327,24 @@ void llama_kv_cache_headkv::reading::decode(const panel & p, uint32_t i, uint32_
     std::vector<int8_t> output(n, 0);
     output.back() = p.output && slice.end == slice.n_layer && i + n == p.n;
 
-    problem.clear();
-    const int rc = llama_decode(&ctx, { (int32_t) n, tokens.data(), nullptr, pos.data(), n_seq_id.data(),
-                                        seq_id.data(), output.data() });
-    if (!problem.empty()) {
-        throw headkv_error(HEADKV_ERR_UNSUPPORTED, "the model cannot be read layer by layer: " + problem);
+    failure      = nullptr;
+    const int rc = llama_decode(
+        &ctx, { (int32_t) n, tokens.data(), nullptr, pos.data(), n_seq_id.data(), seq_id.data(), output.data() });
+    if (failure) {
+        std::rethrow_exception(failure);
     }
     switch (rc) {
-        case 0:
-            return;
-        case 2:
-            throw headkv_error(HEADKV_ERR_CANCELLED, "cancelled");
-        case -2:
-            throw headkv_error(HEADKV_ERR_MEMORY, "no memory to compute a batch");
-        case -1:
-            throw headkv_error(HEADKV_ERR_ARGUMENT, "a token is none of the model's");
-        default:
-            throw headkv_error(HEADKV_ERR_INTERNAL,
-                               headkv_error_text.empty() ? format("decoding failed with %d", rc) : headkv_error_text);
+    case 0:
+        return;
+    case 2:
+        throw headkv_error(HEADKV_ERR_CANCELLED, "cancelled");
+    case -2:
+        throw headkv_error(HEADKV_ERR_MEMORY, "no memory to compute a batch");
+    case -1:
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "a token is none of the model's");
+    default:
+        throw headkv_error(HEADKV_ERR_INTERNAL,
+                           headkv_error_text.empty() ? format("decoding failed with %d", rc) : headkv_error_text);
     }
 }
 
@@ -340,10 +356,10 @@ bool llama_kv_cache_headkv::reading::cut(llm_graph_result & res, const llama_uba
         if (!checked) { // all of it, before anything is computed
             size_t most = 0;
             for (const auto & s : slices) {
-                size_t row = 0;
-                problem    = headkv_check_slice(res, s, ubatch.n_tokens, row);
+                size_t row                = 0;
+                const std::string problem = headkv_check_slice(res, s, ubatch.n_tokens, row);
                 if (!problem.empty()) {
-                    return false;
+                    throw headkv_error(HEADKV_ERR_UNSUPPORTED, "the model cannot be read layer by layer: " + problem);
                 }
                 most = std::max(most, row);
             }
@@ -352,8 +368,8 @@ bool llama_kv_cache_headkv::reading::cut(llm_graph_result & res, const llama_uba
         }
         headkv_cut(res, slice, ubatch, hidden);
         return true;
-    } catch (const std::exception & err) {
-        headkv_set_error(err.what());
+    } catch (...) { // llama.cpp goes on to clean up
+        failure = std::current_exception();
         return false;
     }
 }
@@ -374,84 +390,4 @@ void llama_kv_cache_headkv::reading::store(const panel & p) {
             archive.put(ikv, layer.k, layer.v, p.p0, p.p0, p.n);
         }
     }
-}
-
-void llama_kv_cache_headkv::reading::compact() {
-    require_going();
-
-    const int64_t t_start_us = ggml_time_us();
-
-    const uint32_t n_threads = std::max(1, ctx.get_cparams().n_threads);
-    const bool by_layer      = !slice.is_whole();
-
-    std::vector<uint32_t> cell(n_prompt);
-    std::iota(cell.begin(), cell.end(), 0);
-
-    if (!kv.has_record(n_prompt)) {
-        throw headkv_error(HEADKV_ERR_INTERNAL, "not all observed tokens were recorded");
-    }
-    auto keep = headkv_choose(*kv.obs, kv.shapes, cell, plan, n_threads);
-    {
-        const std::lock_guard<std::mutex> lock(kv.mutex);
-        kv.obs.reset();
-    }
-    hidden.free();
-
-    const int64_t t_select_end_us = ggml_time_us();
-
-    headkv_gather gather;
-    auto next = kv.make_kept(std::move(keep), n_prompt, plan.window, gather);
-    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
-        const auto & layer = kv.layers[ikv];
-        if (by_layer) {
-            archive.get(ikv, layer.k, layer.v, 0, 0, n_prompt);
-        }
-        next->layers[ikv]->fill(gather, layer.k, layer.v, cell);
-    }
-
-    // the rows of the whole prompt go before cells for new ones come
-    std::unique_ptr<llama_kv_cache> room;
-    {
-        const std::lock_guard<std::mutex> lock(kv.mutex);
-        kv.update_peak(next->size() + size_aside());
-        kv.swap_cells(*cells);
-        room = std::move(cells);
-    }
-    room.reset();
-    kv.epoch++;
-
-    auto tail = kv.make_cells(kv.tail_cells(plan.window, next->end));
-    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
-        archive.get(ikv, tail->layers[ikv].k, tail->layers[ikv].v, 0, next->end, plan.window);
-    }
-    for (int32_t i = 0; i < plan.window; ++i) {
-        tail->v_cells[0].pos_set(i, next->end + i);
-        tail->v_cells[0].ext_set(i, exts[next->end + i]);
-        tail->v_cells[0].seq_add(i, 0);
-    }
-    tail->v_heads[0] = plan.window;
-
-    // commit; nothing can fail from here on
-
-    {
-        const std::lock_guard<std::mutex> lock(kv.mutex);
-        begun   = false;
-        kv.kept = std::move(next);
-        kv.swap_cells(*tail);
-        kv.update_peak(0);
-        std::swap(kv.archived, exts);
-        kv.archived_end = std::move(at_end);
-        kv.n_cells      = plan.window;
-        kv.t_select_us  = t_select_end_us - t_start_us;
-        archive.cut(n_prompt);
-    }
-    kv.read = nullptr;
-    kv.epoch++;
-
-    tail.reset();
-    kept.reset();
-    kv.fit_compute();
-
-    const std::lock_guard<std::mutex> lock(kv.mutex);
-    kv.t_compact_us = ggml_time_us() - t_select_end_us;
 }

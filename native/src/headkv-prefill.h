@@ -5,12 +5,13 @@
 #include "headkv-slice.h"
 #include "llama-kv-cache-headkv.h"
 
-#include <string>
+#include <exception>
+#include <memory>
 #include <vector>
 
 // One prompt that is read, selected from and compacted: what headkv_prefill() does. Its rows go to the archive layer by
-// layer, and kept rows are gathered from there. Until that is done everything that the context held is set aside, and if
-// anything fails it is put back.
+// layer, and kept rows are gathered from there. Until that is done everything that the context held is set aside, and
+// if anything fails it is put back.
 class llama_kv_cache_headkv::reading {
 public:
     // throws headkv_error for a prompt that does not fit the context, std::bad_alloc
@@ -27,24 +28,27 @@ private:
         const int32_t * tokens;
         uint32_t n;
         uint32_t p0;
-        uint32_t n_kept; // of them, those that go to the archive
-        bool output;     // of its last token
+        bool keep;   // it is a part of the prompt
+        bool output; // of its last token
     };
 
+    void require_prompt() const;
+    void require_tokens(const int32_t * tokens, size_t n) const;
     void require_past() const;
+    void require_not_cancelled() const;
     void make_slices();
 
     void take_over(); // rows that are in cells only, to the archive
-    size_t size_aside() const;
     void begin();     // set aside, and make room for the whole prompt
+    void read_panels(const int32_t * tokens, uint32_t n, uint32_t p0, bool keep);
     void read_panel(const panel & p);
     void read_slice(const panel & p);
-    void require_going() const; // throws where it is cancelled
     void decode(const panel & p, uint32_t i, uint32_t n);
     uint32_t batch_end(const panel & p, uint32_t i) const;
     void load(uint32_t n) const;
     void store(const panel & p);
     void compact();
+    size_t n_bytes_aside() const;
 
     llama_kv_cache_headkv & kv;
     llama_context & ctx;
@@ -59,10 +63,10 @@ private:
     std::vector<headkv_slice> slices;
     headkv_slice slice; // that is read now
     headkv_hidden hidden;
-    uint32_t n_panel     = 0;
-    size_t i_slice       = 0;
-    bool checked         = false;
-    std::string problem; // why the graph cannot be cut
+    uint32_t n_panel = 0;
+    size_t i_slice   = 0;
+    bool checked     = false;
+    std::exception_ptr failure; // to cut the graph
 
     // set aside
     bool begun = false;

@@ -38,8 +38,8 @@ std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::make_cells(uint32_t n_cel
     return make_cells(n_cells, hparams);
 }
 
-std::unique_ptr<llama_kv_cache>
-llama_kv_cache_headkv::make_cells_by(uint32_t n_cells, const std::vector<headkv_slice> & slices) const {
+std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::make_cells_by(uint32_t n_cells,
+                                                                     const std::vector<headkv_slice> & slices) const {
     if (!hparams_unallocated) {
         hparams_unallocated = std::make_unique<llama_hparams>(hparams);
     }

@@ -1,4 +1,4 @@
-// What headkv.h asks of the cache: room, what to record, and compaction.
+// What headkv.h asks of the cache: room, an archive, what to record, and compaction.
 
 #include "headkv-error.h"
 #include "headkv-guard.h"
@@ -27,6 +27,26 @@ void llama_kv_cache_headkv::expect(int32_t n) {
         n_expected = before;
         throw;
     }
+}
+
+void llama_kv_cache_headkv::set_archive(int32_t where, const char * path) {
+    if (where < HEADKV_ARCHIVE_NONE || where > HEADKV_ARCHIVE_FILE) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no kind of archive %d", where));
+    }
+    std::unique_ptr<headkv_archive> next;
+    if (where == HEADKV_ARCHIVE_FILE) {
+        headkv_require_pointer(path);
+        if (!*path) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, "the archive's file has no name");
+        }
+        next = std::make_unique<headkv_archive>(shapes, path);
+    } else if (where == HEADKV_ARCHIVE_MEMORY) {
+        next = std::make_unique<headkv_archive>(shapes, nullptr);
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    archive = std::move(next);
+    archived.clear();
+    archived_end.reset();
 }
 
 void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, const float * weights) {

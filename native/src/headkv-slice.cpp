@@ -148,8 +148,8 @@ static needed find_needed(const llm_graph_result & res, const headkv_slice & sli
     ne.in  = slice.begin == 0 ? nullptr : input(slice.begin);
     ne.out = slice.end == slice.n_layer ? nullptr : input(slice.end);
     if ((slice.begin > 0 && !ne.in) || (slice.end < slice.n_layer && !ne.out)) {
-        ne.problem = format("its graph has no place to cut at layer %d", slice.begin > 0 && !ne.in ? slice.begin
-                                                                                                   : slice.end);
+        ne.problem =
+            format("its graph has no place to cut at layer %d", slice.begin > 0 && !ne.in ? slice.begin : slice.end);
         return ne;
     }
     for (const ggml_tensor * t : { ne.in, ne.out }) {
@@ -182,7 +182,7 @@ void headkv_cut(llm_graph_result & res, const headkv_slice & slice, const llama_
     gf->n_nodes = std::remove_if(gf->nodes, gf->nodes + gf->n_nodes,
                                  [&](const ggml_tensor * t) { return ne.tensors.count(t) == 0; }) -
                   gf->nodes;
-    gf->uid     = 0; // it is another graph now
+    gf->uid = 0; // it is another graph now
 
     if (ne.in) {
         ne.in->op       = GGML_OP_NONE;
@@ -197,12 +197,12 @@ void headkv_cut(llm_graph_result & res, const headkv_slice & slice, const llama_
     const auto is_mask = [&](const ggml_tensor * t) {
         return slice.drops_masks && strncmp(t->name, "attn_inp_kq_mask", 16) == 0;
     };
-    gf->n_leafs        = std::remove_if(gf->leafs, gf->leafs + gf->n_leafs,
-                                        [&](const ggml_tensor * t) {
-                                     return ne.tensors.count(t) == 0 &&
-                                            (!(t->flags & GGML_TENSOR_FLAG_INPUT) || is_mask(t));
-                                 }) -
-                  gf->leafs;
+    gf->n_leafs =
+        std::remove_if(gf->leafs, gf->leafs + gf->n_leafs,
+                       [&](const ggml_tensor * t) {
+                           return ne.tensors.count(t) == 0 && (!(t->flags & GGML_TENSOR_FLAG_INPUT) || is_mask(t));
+                       }) -
+        gf->leafs;
 
     if (ne.out) {
         ggml_build_forward_expand(gf, ggml_cpy(res.get_ctx(), ne.out, hidden.view(res.get_ctx(), ne.out, i0)));

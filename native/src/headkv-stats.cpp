@@ -58,7 +58,7 @@ headkv_stats llama_kv_cache_headkv::get_stats(int32_t * per_head, size_t n) cons
     res.t_compact_us = t_compact_us;
     res.n_splits     = n_splits;
 
-    res.n_archived    = archived.size();
+    res.n_archived    = kept ? archived.size() : 0;
     res.bytes_archive = archive ? archive->size() : 0;
     return res;
 }

@@ -71,14 +71,20 @@ void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
     std::vector<llama_kv_cell_ext> exts;
     std::unique_ptr<headkv_bounded> at_end;
     if (!archived.empty()) {
-        exts = archived;
-        for (uint32_t p = archived.size(); p < n_all; ++p) {
+        exts   = archived;
+        at_end = std::make_unique<headkv_bounded>(lctx->get_memory(), /*rows =*/true);
+        archive->fork(archived.size(), archived.size());
+    }
+    try {
+        for (uint32_t p = archived.size(); at_end && p < n_all; ++p) {
             exts.push_back(v_cells[0].ext_get(cell[p]));
             for (size_t ikv = 0; ikv < layers.size(); ++ikv) {
                 archive->put(ikv, layers[ikv].k, layers[ikv].v, cell[p], p, 1);
             }
         }
-        at_end = std::make_unique<headkv_bounded>(lctx->get_memory(), /*rows =*/true);
+    } catch (...) {
+        archive->drop();
+        throw;
     }
 
     {
@@ -94,6 +100,9 @@ void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
         swap_cells(*tail);
         std::swap(archived, exts);
         archived_end = std::move(at_end);
+        if (!archived.empty()) {
+            archive->keep(n_all);
+        }
         queries.reset();
         n_cells      = plan.window;
         t_select_us  = t_select_end_us - t_start_us;

@@ -114,6 +114,10 @@ llama_kv_cache::slot_info_vec_t llama_kv_cache_headkv::prepare(const std::vector
             throw headkv_error(HEADKV_ERR_INTERNAL, "the cells have no slot for the batch");
         }
     } catch (const std::exception & err) {
+        if (read) {
+            placing = false;
+            throw;
+        }
         headkv_set_error(err.what());
         LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
     }
@@ -156,7 +160,7 @@ void llama_kv_cache_headkv::forget_archived() {
     archived.clear();
     archived_end.reset();
     if (archive) {
-        archive->cut(0);
+        archive->clear();
     }
 }
 
@@ -205,7 +209,7 @@ bool llama_kv_cache_headkv::can_seq_rm(llama_seq_id seq_id, llama_pos p0, llama_
 }
 
 bool llama_kv_cache_headkv::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
-    if (!retains || seq_id > 0) {
+    if (!retains || seq_id > 0 || read) { // what is set aside while a prompt is read has to stay
         return llama_kv_cache::seq_rm(seq_id, p0, p1);
     }
 

@@ -7,10 +7,10 @@
 // its own metadata), C++ objects (operator new), and of those the ones that stand for a buffer, alone.
 //
 // --windows: a model with sliding windows in half of its layers
+// --archive: prompts and turns that are read with an archive
 // --gpu: with the model on the GPU, for ptx/ alone, whose device memory comes from posix_memalign too.
 
-#include "headkv.h"
-#include "tiny-model.h"
+#include "archive-turn.h"
 
 #include <dlfcn.h>
 
@@ -18,6 +18,7 @@
 #include <cstring>
 #include <functional>
 #include <new>
+#include <optional>
 #include <vector>
 
 enum fail_kind { FAIL_NONE, FAIL_BUFFER, FAIL_NEW, FAIL_HANDLE };
@@ -72,9 +73,6 @@ static constexpr int n_prompt = 600;
 static constexpr int n_window = 8;
 static constexpr int n_more   = 150; // outgrows the first tail
 static constexpr int n_each   = 200; // more than this project's own allocations of one step, which come first
-
-static int n_run  = 0;
-static int n_fail = 0;
 
 static void check(bool ok, const char * what, fail_kind kind, int n) {
     n_run++;
@@ -144,6 +142,43 @@ static void torture(const char * what, fail_kind kind, const std::function<bool(
     }
 }
 
+// a first prompt, a later turn, and another prompt in place of all of that
+static void torture_archive(llama_model * model, fail_kind kind) {
+    const auto ctx_ptr  = turn_open(model, GGML_TYPE_F16, 64);
+    llama_context * ctx = ctx_ptr.get();
+    check(headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, nullptr) == HEADKV_OK, "archive", kind, 0);
+
+    const archive_turn first = { 0, 120 }, later = { 120, 150 }, other = { 0, 130, 1 };
+    const auto set = [&](const archive_turn & turn) {
+        llama_memory_clear(llama_get_memory(ctx), true);
+        return turn.n_prompt == first.n_prompt ||
+               (turn_prefill(ctx, first) == HEADKV_OK && turn_decode(ctx, first.n_prompt, first.n_prompt + 5));
+    };
+    for (const auto & [what, turn] :
+         { std::pair("a prompt", first), std::pair("a later turn", later), std::pair("another prompt", other) }) {
+        const archive_turn now = turn;
+        check(set(now) && turn_prefill(ctx, now) == HEADKV_OK, what, kind, 0);
+        const outcome right(ctx);
+
+        const turn_call call(ctx, now);
+        int32_t rc = HEADKV_OK;
+        std::optional<turn_state> was;
+        torture(
+            what, kind,
+            [&]() {
+                rc = call.run();
+                return rc == HEADKV_OK;
+            },
+            [&]() { return rc == HEADKV_ERR_MEMORY && strlen(headkv_last_error()) > 0 && turn_state(ctx) == *was; },
+            [&]() {
+                const bool ok = set(now);
+                was.emplace(ctx);
+                return ok;
+            },
+            [&]() { return outcome(ctx) == right; });
+    }
+}
+
 static void quiet(ggml_log_level, const char *, void *) {}
 
 int main(int argc, char ** argv) {
@@ -161,6 +196,15 @@ int main(int argc, char ** argv) {
         return tiny_model_load(shape, gpu);
     };
     llama_model_ptr model = load(64);
+
+    if (argc > 1 && strcmp(argv[1], "--archive") == 0) {
+        for (const auto & of : { load(64), turn_model(true) }) {
+            for (const fail_kind kind : { FAIL_BUFFER, FAIL_NEW }) {
+                torture_archive(of.get(), kind);
+            }
+        }
+        return checked();
+    }
 
     llama_context_ptr ctx_ptr;
     llama_context * ctx = nullptr;
@@ -295,6 +339,5 @@ int main(int argc, char ** argv) {
             fresh, [&]() { return compact() && goes_on(); });
     }
 
-    printf("%d passed, %d failed\n", n_run - n_fail, n_fail);
-    return n_fail ? 1 : 0;
+    return checked();
 }

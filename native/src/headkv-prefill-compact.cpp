@@ -1,0 +1,86 @@
+// A prompt that was read becomes kept rows and a tail.
+
+#include "headkv-error.h"
+#include "headkv-prefill.h"
+#include "llama-context.h"
+
+#include <algorithm>
+#include <numeric>
+
+void llama_kv_cache_headkv::reading::compact() {
+    const int64_t t_start_us = ggml_time_us();
+
+    const uint32_t n_threads = std::max(1, ctx.get_cparams().n_threads);
+    const bool by_layer      = !slice.is_whole();
+
+    std::vector<uint32_t> cell(n_prompt);
+    std::iota(cell.begin(), cell.end(), 0);
+
+    if (!kv.has_record(n_prompt)) {
+        throw headkv_error(HEADKV_ERR_INTERNAL, "not all observed tokens were recorded");
+    }
+    auto keep = headkv_choose(*kv.obs, kv.shapes, cell, plan, n_threads);
+    {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        kv.obs.reset();
+    }
+    hidden.free();
+
+    const int64_t t_select_end_us = ggml_time_us();
+
+    headkv_gather gather;
+    auto next = kv.make_kept(std::move(keep), n_prompt, plan.window, gather);
+    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
+        const auto & layer = kv.layers[ikv];
+        if (by_layer) {
+            archive.get(ikv, layer.k, layer.v, 0, 0, n_prompt);
+        }
+        next->layers[ikv]->fill(gather, layer.k, layer.v, cell);
+    }
+
+    // the rows of the whole prompt go before cells for new ones come
+    std::unique_ptr<llama_kv_cache> room;
+    {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        kv.update_peak(next->size() + n_bytes_aside());
+        kv.swap_cells(*cells);
+        room = std::move(cells);
+    }
+    room.reset();
+    kv.epoch++;
+
+    auto tail = kv.make_cells(kv.tail_cells(plan.window, next->end));
+    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
+        archive.get(ikv, tail->layers[ikv].k, tail->layers[ikv].v, 0, next->end, plan.window);
+    }
+    for (int32_t i = 0; i < plan.window; ++i) {
+        tail->v_cells[0].pos_set(i, next->end + i);
+        tail->v_cells[0].ext_set(i, exts[next->end + i]);
+        tail->v_cells[0].seq_add(i, 0);
+    }
+    tail->v_heads[0] = plan.window;
+
+    // commit; nothing can fail from here on
+
+    {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        begun   = false;
+        kv.kept = std::move(next);
+        kv.swap_cells(*tail);
+        kv.update_peak(size_of(*tail) + n_bytes_aside());
+        std::swap(kv.archived, exts);
+        kv.archived_end = std::move(at_end);
+        kv.n_cells      = plan.window;
+        kv.t_select_us  = t_select_end_us - t_start_us;
+        archive.keep(n_prompt);
+    }
+    kv.read = nullptr;
+    kv.epoch++;
+
+    tail.reset();
+    kept.reset();
+    kv.fit_compute();
+
+    const std::lock_guard<std::mutex> lock(kv.mutex);
+    kv.t_compact_us = ggml_time_us() - t_select_end_us;
+}

@@ -1,0 +1,228 @@
+// Prompts and turns that fail while they are read with an archive: each N-th write to its file and read from it, and a
+// cancel at every step. The code is right, the cause is one sentence, and the context goes on as one to which it did
+// not happen: its tokens, its mask, what is in its archive.
+
+#include "archive-turn.h"
+
+#include <dlfcn.h>
+
+#include <cerrno>
+#include <functional>
+#include <tuple>
+
+//
+// These take the place of libc's in all libraries of the process.
+//
+
+enum fault { FAULT_NONE, FAULT_WRITE, FAULT_READ, FAULT_SHORT };
+
+static fault fault_what = FAULT_NONE;
+static int fault_after  = 0; // calls that still succeed
+static bool faulted     = false;
+
+static bool fault_now(fault what) {
+    if (fault_what != what || faulted || fault_after-- > 0) {
+        return false;
+    }
+    faulted = true;
+    return true;
+}
+
+template <typename F>
+static F libc(const char * name) {
+    return (F) dlsym(RTLD_NEXT, name);
+}
+
+extern "C" ssize_t pwrite(int fd, const void * from, size_t size, off_t offset) {
+    static const auto next = libc<ssize_t (*)(int, const void *, size_t, off_t)>("pwrite");
+    if (fault_now(FAULT_WRITE)) {
+        if (size > 1 && next(fd, from, size / 2, offset) > 0) { // a disk takes what it has room for
+            fault_after = 0;
+            faulted     = false;
+            return size / 2;
+        }
+        errno = ENOSPC;
+        return -1;
+    }
+    return next(fd, from, size, offset);
+}
+
+extern "C" ssize_t pread(int fd, void * to, size_t size, off_t offset) {
+    static const auto next = libc<ssize_t (*)(int, void *, size_t, off_t)>("pread");
+    if (fault_now(FAULT_READ)) {
+        errno = EIO;
+        return -1;
+    }
+    return fault_now(FAULT_SHORT) ? 0 : next(fd, to, size, offset);
+}
+
+//
+// states of a conversation, and a turn that fails in it
+//
+
+static constexpr int n_first = 300, n_more = 10, n_turn = 350;
+
+struct scene {
+    const char * name;
+    int n_read;    // of the prompt, by headkv_prefill(); 0: nothing
+    int n_decoded; // after it, or in an empty context
+    archive_turn turn;
+};
+
+static std::vector<scene> scenes(bool windows) {
+    std::vector<scene> res = {
+        { "a prompt", 0, 0, { 0, n_first } },
+        { "a turn after cells", 0, n_first, { n_first, n_turn } },
+        { "a later turn", n_first, n_first + n_more, { n_first, n_turn } },
+        { "another prompt", n_first, n_first + n_more, { 0, n_turn, 1 } },
+    };
+    if (!windows) {
+        res.push_back({ "another turn", n_first, n_first + n_more, { 100, 280, 1 } });
+        res.push_back({ "another turn from a block's begin on", n_first, n_first + n_more, { 256, n_turn, 1 } });
+    }
+    for (auto & s : res) {
+        s.turn.panel = 2 * n_turn_batch;
+    }
+    return res;
+}
+
+static bool set(llama_context * ctx, const scene & s) {
+    archive_turn first;
+    first.n_prompt = s.n_read;
+    llama_memory_clear(llama_get_memory(ctx), true);
+    return headkv_cancel_clear(ctx) == HEADKV_OK && (s.n_read == 0 || turn_prefill(ctx, first) == HEADKV_OK) &&
+           turn_decode(ctx, s.n_read, s.n_decoded, 0, s.n_read > 0 ? 1 : n_turn_batch);
+}
+
+// fail(n) prepares that the turn fails at step n, from 0 on, and undo() takes that back; until nothing fails any more
+static void torture(llama_context * ctx, const scene & s, const char * what, int32_t code,
+                    const std::function<void(int, archive_turn &)> & fail, const std::function<bool()> & undo) {
+    // what is right, with the turn that asks the archive for all that was read before
+    archive_turn later;
+    later.n_past   = n_first;
+    later.n_prompt = n_turn;
+    where          = std::string(what) + ", " + s.name;
+    check(set(ctx, s), "set");
+    const turn_state before(ctx);
+    check(turn_prefill(ctx, s.turn) == HEADKV_OK, "a turn");
+    const outcome right(ctx);
+    check(set(ctx, s) && (s.n_read == 0 || turn_prefill(ctx, later) == HEADKV_OK), "the later turn");
+    const outcome right_later(ctx);
+
+    int n = 0;
+    for (;; ++n) {
+        where = std::string(what) + " " + std::to_string(n) + ", " + s.name;
+        check(set(ctx, s), "set");
+        archive_turn turn = s.turn;
+        fail(n, turn);
+        const int32_t rc       = turn_prefill(ctx, turn);
+        const std::string said = headkv_last_error();
+        if (!undo()) {
+            check(rc == HEADKV_OK, "nothing failed");
+            break;
+        }
+        check(rc == code, "code");
+        check(!said.empty() && said.find('\n') == std::string::npos, "sentence");
+        check(turn_state(ctx) == before, "as it was");
+        if (n % 2 == 0 && s.n_read > 0) { // what the archive has of before
+            check(turn_prefill(ctx, later) == HEADKV_OK, "the later turn");
+            check(outcome(ctx) == right_later, "the later turn is right");
+        } else {
+            check(turn_prefill(ctx, s.turn) == HEADKV_OK, "once more");
+            check(outcome(ctx) == right, "once more is right");
+        }
+    }
+    printf("%s, %s: failed at %d steps\n", what, s.name, n);
+    check(n > 0, "something failed");
+}
+
+static void test_faults(llama_context * ctx, const scene & s) {
+    const std::tuple<fault, const char *> faults[] = { { FAULT_WRITE, "write" },
+                                                       { FAULT_READ, "read" },
+                                                       { FAULT_SHORT, "end of file" } };
+    for (const auto & [kind, what] : faults) {
+        torture(
+            ctx, s, what, HEADKV_ERR_ARCHIVE,
+            [kind = kind](int n, archive_turn &) {
+                faulted     = false;
+                fault_after = n;
+                fault_what  = kind;
+            },
+            []() {
+                fault_what = FAULT_NONE;
+                return faulted;
+            });
+    }
+}
+
+static void test_cancel(llama_context * ctx, const scene & s) {
+    struct cancel {
+        llama_context * ctx;
+        int left;
+        bool came;
+    } data;
+    torture(
+        ctx, s, "cancel", HEADKV_ERR_CANCELLED,
+        [&](int n, archive_turn & turn) {
+            data          = { ctx, n, false };
+            turn.data     = &data;
+            turn.progress = [](void * data, int32_t done, int32_t total) {
+                auto & c = *(cancel *) data;
+                if (done < 0 || done > total) {
+                    check(false, "progress");
+                }
+                if (c.left-- == 0) {
+                    c.came = true;
+                    headkv_cancel(c.ctx);
+                }
+            };
+        },
+        [&]() {
+            headkv_cancel_clear(ctx);
+            return data.came;
+        });
+}
+
+// from within a batch: the abort callback looks at the canceller, which says so after some nodes
+static void test_abort(llama_context * ctx, const scene & s) {
+    struct abort_data {
+        int left;
+        bool came;
+    } data;
+    llama_set_abort_callback(
+        ctx,
+        [](void * data) {
+            auto & a = *(abort_data *) data;
+            a.came   = a.came || a.left-- <= 0;
+            return a.came;
+        },
+        &data);
+    data = { 1 << 30, false };
+    torture(
+        ctx, s, "abort", HEADKV_ERR_CANCELLED, [&](int n, archive_turn &) { data = { n * 23, false }; },
+        [&]() {
+            const bool came = data.came;
+            data            = { 1 << 30, false };
+            return came;
+        });
+    headkv_cancel_enable(ctx);
+}
+
+int main(int argc, char ** argv) {
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    const bool windows          = argc > 1 && strcmp(argv[1], "--windows") == 0;
+    const llama_model_ptr model = turn_model(windows);
+    const auto ctx_ptr          = turn_open(model.get(), GGML_TYPE_F16, 128);
+    llama_context * ctx         = ctx_ptr.get();
+    const std::string path      = turn_path("archive");
+
+    check(headkv_cancel_enable(ctx) == HEADKV_OK, "cancel");
+    for (const auto & s : scenes(windows)) {
+        check(headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, path.c_str()) == HEADKV_OK, "an archive");
+        test_faults(ctx, s);
+        check(headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, nullptr) == HEADKV_OK, "an archive");
+        test_cancel(ctx, s);
+        test_abort(ctx, s);
+    }
+    return checked();
+}

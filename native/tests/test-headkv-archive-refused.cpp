@@ -1,0 +1,196 @@
+// What headkv_prefill() and headkv_set_archive() refuse, each with its code and one sentence; the context stays as it
+// is. Files that can be no archive, and those that something else happens to: a full disk, a file that is cut short or
+// has another one in its place.
+
+#include "archive-turn.h"
+
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#include <cmath>
+#include <csignal>
+#include <cstdint>
+#include <fstream>
+#include <functional>
+#include <tuple>
+
+static constexpr int n_first = 300, n_more = 10, n_turn = 350;
+
+// a prompt, and tokens after it
+static bool set(llama_context * ctx) {
+    archive_turn first;
+    first.n_prompt = n_first;
+    llama_memory_clear(llama_get_memory(ctx), true);
+    return turn_prefill(ctx, first) == HEADKV_OK && turn_decode(ctx, n_first, n_first + n_more);
+}
+
+using change = std::function<void(headkv_prompt &, headkv_plan &)>;
+
+// in a context that has n_first tokens in its archive, and n_more after them
+static void test_prompts(llama_context * ctx) {
+    static const int32_t beyond[]   = { 1, 96 };
+    static const int32_t negative[] = { 1, -1 };
+    static const float heavy[] = { 1.5f }, nothing[] = { 0.0f }, nan[] = { NAN };
+
+    const std::tuple<const char *, int32_t, const char *, change> cases[] = {
+        { "more stay than are held", HEADKV_ERR_STATE, "the first 301 tokens cannot stay: 300 are held whole",
+          [](auto & p, auto &) { p.n_past++, p.first++; } },
+        { "less than none stay", HEADKV_ERR_ARGUMENT, "-1 tokens cannot stay",
+          [](auto & p, auto &) { p.n_past                                 = -1; } },
+        { "no token", HEADKV_ERR_ARGUMENT, "no new token", [](auto & p, auto &) { p.n_tokens = 0; } },
+        { "NULL tokens", HEADKV_ERR_ARGUMENT, "NULL", [](auto & p, auto &) { p.tokens = nullptr; } },
+        { "NULL weights", HEADKV_ERR_ARGUMENT, "NULL", [](auto & p, auto &) { p.weights = nullptr; } },
+        { "NULL again", HEADKV_ERR_ARGUMENT, "NULL", [](auto & p, auto &) { p.n_again = 1; } },
+        { "a token beyond the vocabulary", HEADKV_ERR_ARGUMENT, "token 96 is none of the model's",
+          [](auto & p, auto &) { p.tokens                                 = beyond; } },
+        { "a negative token", HEADKV_ERR_ARGUMENT, "token -1 is none of the model's",
+          [](auto & p, auto &) { p.tokens                                 = negative; } },
+        { "such a token once more", HEADKV_ERR_ARGUMENT, "token 96 is none of the model's",
+          [](auto & p, auto &) { p.again                                  = beyond, p.n_again = 2, p.first += 2; } },
+        { "too many tokens", HEADKV_ERR_STATE, "context of 1024 positions is too small",
+          [](auto & p, auto &) { p.n_tokens                               = 725; } },
+        { "as many as overflow", HEADKV_ERR_STATE, "context of 1024 positions is too small",
+          [](auto & p, auto &) { p.n_tokens                              += size_t(1) << 32; } },
+        { "too many once more", HEADKV_ERR_STATE, "context of 1024 positions is too small",
+          [](auto & p, auto &) { p.n_again                                = SIZE_MAX; } },
+        { "weights of too few", HEADKV_ERR_ARGUMENT, "are not the last ones",
+          [](auto & p, auto &) { p.n_weights                              = 0; } },
+        { "weights of too many", HEADKV_ERR_ARGUMENT, "are not the last ones", [](auto & p, auto &) { p.first--; } },
+        { "weights from before the prompt", HEADKV_ERR_ARGUMENT, "are not the last ones",
+          [](auto & p, auto &) { p.first                                  = p.n_past - 1, p.n_weights = p.n_tokens + 1; } },
+        { "a heavy weight", HEADKV_ERR_ARGUMENT, "from 0 to 1", [](auto & p, auto &) { p.weights = heavy; } },
+        { "no weight", HEADKV_ERR_ARGUMENT, "above 0", [](auto & p, auto &) { p.weights = nothing; } },
+        { "a weight that is no number", HEADKV_ERR_ARGUMENT, "from 0 to 1", [](auto & p, auto &) { p.weights = nan; } },
+        { "an order", HEADKV_ERR_ARGUMENT, "there is no order 2", [](auto & p, auto &) { p.order = 2; } },
+        { "a panel", HEADKV_ERR_ARGUMENT, "a panel cannot have -1 tokens", [](auto & p, auto &) { p.panel = -1; } },
+        { "a plan for other heads", HEADKV_ERR_ARGUMENT, "values", [](auto &, auto & q) { q.n_caps--; } },
+        { "a plan for another prompt", HEADKV_ERR_ARGUMENT, "values", [](auto &, auto & q) { q.n_ends--; } },
+        { "a plan with a window of 0", HEADKV_ERR_ARGUMENT, "window", [](auto &, auto & q) { q.window = 0; } },
+    };
+    const int32_t tokens[] = { 1, 2 };
+    const float weights[]  = { 1.0f };
+    for (const auto & [what, code, text, f] : cases) {
+        const turn_plan all(ctx, n_first + 2);
+        headkv_plan plan     = all;
+        headkv_prompt prompt = {};
+        prompt.tokens        = tokens;
+        prompt.n_tokens      = 2;
+        prompt.n_past        = n_first;
+        prompt.order         = HEADKV_ORDER_LAYERS;
+        prompt.first         = n_first + 1;
+        prompt.weights       = weights;
+        prompt.n_weights     = 1;
+        f(prompt, plan);
+        check_refused(ctx, what, code, text,
+                      [&]() { return headkv_prefill(ctx, &prompt, sizeof(prompt), &plan, sizeof(plan)); });
+    }
+    const auto refused = [&](const headkv_prompt * prompt, size_t prompt_size, size_t plan_size) {
+        const turn_plan plan(ctx, n_first);
+        check_refused(ctx, "a size", HEADKV_ERR_ARGUMENT, prompt ? "the size must be" : "NULL",
+                      [&]() { return headkv_prefill(ctx, prompt, prompt_size, &plan, plan_size); });
+    };
+    const headkv_prompt none = {};
+    refused(nullptr, sizeof(headkv_prompt), sizeof(headkv_plan));
+    refused(&none, sizeof(headkv_prompt) - 8, sizeof(headkv_plan));
+    refused(&none, sizeof(headkv_prompt), sizeof(headkv_plan) + 8);
+}
+
+static std::string content_of(const std::string & path) {
+    std::ifstream in(path, std::ios::binary);
+    return { std::istreambuf_iterator<char>(in), {} };
+}
+
+static void test_files(llama_model * model, llama_context * ctx) {
+    const std::string path = turn_path("archive");
+    const auto refused     = [&](llama_context * of, const char * what, const std::string & name, const char * text) {
+        check_refused(of, what, HEADKV_ERR_ARCHIVE, text,
+                          [&]() { return headkv_set_archive(of, HEADKV_ARCHIVE_FILE, name.c_str()); });
+    };
+    check_refused(ctx, "a kind", HEADKV_ERR_ARGUMENT, "no kind of archive 3",
+                  [&]() { return headkv_set_archive(ctx, 3, path.c_str()); });
+    check_refused(ctx, "no name", HEADKV_ERR_ARGUMENT, "NULL",
+                  [&]() { return headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, nullptr); });
+    check_refused(ctx, "an empty name", HEADKV_ERR_ARGUMENT, "has no name",
+                  [&]() { return headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, ""); });
+    refused(ctx, "a folder", "/tmp", "cannot be made");
+    refused(ctx, "a folder that is not there", path + "/no/archive", "cannot be made");
+
+    for (const std::string text : { "x", "headkv archiv", "a long story, and not one of ours" }) {
+        std::ofstream(path) << text;
+        refused(ctx, "another file", path, "is another file");
+        check(content_of(path) == text, "it stays as it is");
+    }
+    remove(path.c_str());
+    check(mkfifo(path.c_str(), 0600) == 0, "a pipe");
+    refused(ctx, "a pipe", path, "is another file");
+    remove(path.c_str());
+
+    // what a process that was killed has left; then it is in use
+    std::ofstream(path) << std::string("headkv archive\n\0and rows", 25);
+    check(headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, path.c_str()) == HEADKV_OK, "an archive");
+    const auto other = turn_open(model);
+    refused(other.get(), "another context's archive", path, "is in use");
+    refused(ctx, "its own archive", path, "is in use");
+
+    // a disk that is full, an archive that was cut short
+    archive_turn later;
+    later.n_past   = n_first;
+    later.n_prompt = n_turn;
+    rlimit limit;
+    getrlimit(RLIMIT_FSIZE, &limit);
+    const rlimit small = { 100 * 1024, limit.rlim_max };
+    signal(SIGXFSZ, SIG_IGN);
+    llama_memory_clear(llama_get_memory(ctx), true);
+    check_refused(ctx, "a full disk", HEADKV_ERR_ARCHIVE, "cannot be written: File too large", [&]() {
+        setrlimit(RLIMIT_FSIZE, &small);
+        archive_turn first;
+        first.n_prompt   = n_first;
+        const int32_t rc = turn_prefill(ctx, first);
+        setrlimit(RLIMIT_FSIZE, &limit);
+        return rc;
+    });
+    check(set(ctx) && turn_prefill(ctx, later) == HEADKV_OK, "with room");
+    const outcome right(ctx);
+    const size_t size = turn_stats(ctx).bytes_archive;
+    for (const size_t n : { size_t(0), size_t(5000), size / 2, size - 1 }) {
+        check(set(ctx), "set");
+        check_refused(ctx, "cut short", HEADKV_ERR_ARCHIVE, "has been cut short", [&]() {
+            check(truncate(path.c_str(), std::min<size_t>(n, turn_stats(ctx).bytes_archive - 1)) == 0, "truncate");
+            return turn_prefill(ctx, later);
+        });
+        check_refused(ctx, "cut short, once more", HEADKV_ERR_ARCHIVE, "has been cut short",
+                      [&]() { return turn_prefill(ctx, later); });
+        check(set(ctx) && turn_prefill(ctx, later) == HEADKV_OK && outcome(ctx) == right, "after clear()");
+    }
+
+    // another file that has the name by now
+    check(remove(path.c_str()) == 0, "remove");
+    std::ofstream(path) << "mine";
+    check(set(ctx) && turn_prefill(ctx, later) == HEADKV_OK && outcome(ctx) == right, "without a name");
+    check(headkv_set_archive(ctx, HEADKV_ARCHIVE_NONE, nullptr) == HEADKV_OK, "no archive");
+    check(content_of(path) == "mine", "another file stays");
+    remove(path.c_str());
+}
+
+static void test_refused(llama_model * model, llama_context * ctx) {
+    where = "refused";
+    archive_turn turn;
+    turn.n_prompt = n_first;
+    check(headkv_set_archive(ctx, HEADKV_ARCHIVE_NONE, nullptr) == HEADKV_OK, "no archive");
+    llama_memory_clear(llama_get_memory(ctx), true);
+    check_refused(ctx, "no archive", HEADKV_ERR_STATE, "there is no archive",
+                  [&]() { return turn_prefill(ctx, turn); });
+
+    check(headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, nullptr) == HEADKV_OK, "an archive");
+    check(turn_prefill(ctx, turn) == HEADKV_OK && turn_decode(ctx, n_first, n_first + n_more), "a prompt");
+    test_prompts(ctx);
+    test_files(model, ctx);
+}
+
+int main() {
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    const llama_model_ptr model = turn_model(false);
+    const auto ctx              = turn_open(model.get(), GGML_TYPE_F16, 128);
+    test_refused(model.get(), ctx.get());
+    return checked();
+}
