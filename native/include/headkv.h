@@ -161,7 +161,7 @@ struct headkv_stats {
     int64_t t_select_us;  // last compaction: choosing the entries
     int64_t t_compact_us; // last compaction: moving rows, freeing the full cache, fitting compute buffers
     int64_t n_splits;     // parts of the last graph, one more than it changes between devices; 0 before the first
-    int64_t n_archived;    // positions whose full rows are in the archive: n_prompt, or 0
+    int64_t n_archived;    // positions whose full rows are in the archive: n_prompt, or fewer after a prompt that failed
     int64_t bytes_archive; // in host memory or in a file; not counted above
 };
 

@@ -151,6 +151,13 @@ void headkv_archive::read(void * to, size_t size, size_t offset) const {
 }
 
 void headkv_archive::write(const void * from, size_t size, size_t offset) {
+    struct stat st;
+    if (fstat(fd, &st) != 0) {
+        fail("cannot be written");
+    }
+    if ((size_t) st.st_size < n_written) { // what is missing would read as zeros once the file is longer again
+        throw headkv_error(HEADKV_ERR_ARCHIVE, format("the archive %s has been cut short", path.c_str()));
+    }
     const uint8_t * bytes = (const uint8_t *) from;
     while (size > 0) {
         const ssize_t n = pwrite(fd, bytes, size, offset);

@@ -85,6 +85,10 @@ llama_kv_cache_headkv::reading::~reading() {
     kv.kept    = std::move(kept);
     kv.obs     = std::move(obs);
     kv.n_cells = kv.n_used();
+    if (stored && n_past < kv.archived.size()) { // the rows from n_past on are another prompt's
+        kv.archived.resize(n_past);
+        kv.archived_end.reset();
+    }
     bounded.put_back();
     kv.epoch++;
 }
@@ -349,6 +353,7 @@ void llama_kv_cache_headkv::reading::load(uint32_t n) const {
 }
 
 void llama_kv_cache_headkv::reading::store(const panel & p) {
+    stored = true;
     for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
         const auto & layer = kv.layers[ikv];
         if (slice.holds(layer.il)) {

@@ -63,7 +63,8 @@ private:
     std::string problem; // why the graph cannot be cut
 
     // set aside
-    bool begun = false;
+    bool begun  = false;
+    bool stored = false; // rows from n_past on are in the archive, in place of what it held there
     std::unique_ptr<llama_kv_cache> cells;
     std::unique_ptr<headkv_kept_prompt> kept;
     std::unique_ptr<headkv_observer> obs;
