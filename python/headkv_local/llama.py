@@ -122,7 +122,10 @@ class Llama(Chatting):
 
     @property
     def retention(self) -> Retention | None:
-        """What is kept of prompts. Set between prompts, while the cache is not compacted, else StateError."""
+        """What is kept of prompts. Set between prompts, while the cache is not compacted, else StateError.
+
+        The same without its archive can be set at any time: the conversation goes on from what is kept.
+        """
         return self._compactor.retention
 
     @retention.setter
@@ -132,7 +135,7 @@ class Llama(Chatting):
                 raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
             if self._prompts.reading:
                 raise StateError("retention cannot be changed while a prompt is being read")
-            if self._compactor.n_compacted > 0:
+            if self._compactor.n_compacted > 0 and not self._compactor.only_without_archive(retention):
                 raise StateError(
                     "retention cannot be changed while the cache is compacted: call reset() first"
                 )

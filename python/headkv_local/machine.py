@@ -45,6 +45,22 @@ def memory_total() -> int | None:
     return min(known, default=None)
 
 
+def memory_free(root: Path = _ROOT) -> int | None:
+    """Bytes that this process could still take, with what the system would give up for them; None where it
+    does not tell."""
+    lines = (line.split() for line in _read(root / "proc/meminfo").splitlines())
+    known = [1024 * int(words[1]) for words in lines if words[:1] == ["MemAvailable:"]]
+    for controller, most, taken in (
+        ("", "memory.max", "memory.current"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        for folder in _groups(root, controller):
+            limit, used = _read(folder / most), _read(folder / taken)
+            if limit.isdecimal() and used.isdecimal() and int(limit) < _UNLIMITED:
+                known.append(max(0, int(limit) - int(used) + _cached_files(folder)))
+    return min(known, default=None)
+
+
 def default_threads() -> int:
     """Threads to compute with: one for each physical core that this process may use, and no more than its
     time allows. Half a CPU is one thread: two of them would wait for each other most of the time."""
@@ -116,6 +132,12 @@ def _numbers(root: Path, controller: str, name: str) -> Iterator[int]:
         text = _read(folder / name)
         if text.isdecimal():
             yield int(text)
+
+
+def _cached_files(group: Path) -> int:
+    """Bytes of files that the group has in memory and does not use."""
+    stat = dict(line.split() for line in _read(group / "memory.stat").splitlines())
+    return int(stat.get("total_inactive_file") or stat.get("inactive_file") or 0)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

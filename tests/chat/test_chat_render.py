@@ -38,6 +38,7 @@ def make_answer(**changes: object) -> Answer:
         "prefill_seconds": 20.08,
         "decode_rate": 61.34,
         "context_full": False,
+        "archive": None,
         "stats": stats,
     }
     return Answer(**(values | changes))  # type: ignore[arg-type]
@@ -98,6 +99,12 @@ def test_stats_line() -> None:
     assert join(stats_parts(make_answer()), None) == (
         "57 tokens, 61.3 tokens/s, read 4000 in 20 s, cache 180 MiB -> 3.00 MiB, kept 3.2 %"
     )
+
+
+def test_stats_line_with_an_archive() -> None:
+    stats = dataclasses.replace(make_answer().stats, archive_tokens=4000, archive_bytes=94 * 2**20)
+    for archive, place in (("memory", "in memory"), ("/a/path", "in a file")):
+        assert stats_parts(make_answer(stats=stats, archive=archive))[-1] == f"archive 94.0 MiB {place}"
 
 
 def test_stats_line_of_one_token_has_no_rate() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from headkv_local import CancelToken
+from headkv_local.chat.archive import open_archive
 from headkv_local.chat.model import load_model
 from headkv_local.chat.options import Options
 from headkv_local.chat.session import Session
@@ -18,8 +19,8 @@ from headkv_local.chat.session import Session
 @pytest.fixture
 def session(tiny_path: Path) -> Iterator[Session]:
     options = Options(budget=16, threads=1, ctx=1024, max_tokens=4, temp=0.0)
-    with load_model(str(tiny_path), options, options.retention(16)) as llm:
-        yield Session(llm, options)  # type: ignore[arg-type]
+    with load_model(str(tiny_path), options) as llm:
+        yield Session(llm, options, open_archive(llm, options))  # type: ignore[arg-type]
 
 
 def test_a_stop_that_comes_before_the_model_is_at_work(

@@ -82,6 +82,22 @@ def test_memory_is_the_smaller_of_machine_and_limit(monkeypatch: pytest.MonkeyPa
         assert machine.memory_total() == total
 
 
+@pytest.mark.parametrize(
+    ("max_", "current", "free"),
+    [(f"{6 * GIB}", f"{5 * GIB}", 3 * GIB), ("max", f"{5 * GIB}", 4 * GIB), (f"{GIB}", f"{4 * GIB}", 0)],
+)
+def test_memory_that_is_free(tmp_path: Path, max_: str, current: str, free: int) -> None:
+    """Files that a group has in memory and does not use are no burden."""
+    files = {
+        "proc/meminfo": f"MemTotal: {9 * GIB // 1024} kB\nMemAvailable: {4 * GIB // 1024} kB\n",
+        "sys/fs/cgroup/memory.max": max_ + "\n",
+        "sys/fs/cgroup/memory.current": current + "\n",
+        "sys/fs/cgroup/memory.stat": f"anon 5\ninactive_file {2 * GIB}\n",
+    }
+    assert machine.memory_free(computer(tmp_path, V2.format(root="/"), "0::/\n", files)) == free
+    assert machine.memory_free(tmp_path / "nowhere") is None
+
+
 def test_cores_are_counted_once_per_pair_of_threads(tmp_path: Path) -> None:
     cpus = sorted(os.sched_getaffinity(0))
     for i, cpu in enumerate(cpus):

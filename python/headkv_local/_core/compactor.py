@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -61,6 +62,11 @@ class Compactor:
         """Whether prompts are read by headkv_prefill()."""
         kept = self.retention
         return kept is not None and (kept.archive is not None or kept.by_layers)
+
+    def only_without_archive(self, retention: Retention | None) -> bool:
+        """Whether it is the one that there is, but for the archive, which it has not."""
+        kept = self.retention
+        return kept is not None and retention == replace(kept, archive=None, reselect=None)
 
     @property
     def reselects(self) -> bool:

@@ -23,9 +23,8 @@ class GoingBack(Decoder):
 
     def _note_reread(self, tokens: list[int], rewritten: bool = False) -> None:
         compacted = self.input_ids[: self._compactor.n_compacted]
-        if (
-            self._compactor.n_archived > 0 and not self._bounded
-        ):  # from there on it is read, whatever it begins with
+        archived = self._compactor.n_archived > 0 and not self._bounded
+        if archived and n_same(compacted, tokens) > 0:  # it is read from there on
             compacted = compacted[:0]
         self._prompts.compare(compacted, tokens, rewritten)
 

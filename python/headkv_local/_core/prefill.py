@@ -229,7 +229,7 @@ class PromptReader(GoingBack):
         compactor, before = self._compactor, self._prompts.record
         whole = self.input_ids[: self.n_tokens].tolist() + tokens
         prompt = Pieces(whole[:n_compacted], self._piece)
-        n_new = n_compacted - min(compactor.n_archived, self.n_tokens)
+        n_new = n_compacted - min(compactor.n_compacted, self.n_tokens)
         seen = compactor.who_observes(prompt, turn, self._n_ctx, n_new)
         n_past = min(compactor.n_archived or self.n_tokens, self.n_tokens, seen.first, n_compacted - 1)
         if self._bounded:

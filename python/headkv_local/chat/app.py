@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import partial
 
 from headkv_local.chat.args import build_parser, parse_options
 from headkv_local.chat.console import Console, OutputError
@@ -74,7 +75,7 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     else:
         log.addHandler(logging.NullHandler())  # the chat itself says what its user has to know
     try:
-        retention = options.retention(options.budget)
+        options.retention(options.budget)
     except ArgumentError as error:
         parser.error(str(error))
     if options.model is not None and is_no_model(options.model):
@@ -89,7 +90,8 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     path = options.model if options.model is not None else str(default_model_path())
 
     # From here on the model is needed, and with it llama_cpp.
-    from headkv_local.chat.display import answer_question
+    from headkv_local.chat.archive import open_archive
+    from headkv_local.chat.display import show_answer
     from headkv_local.chat.model import load_model
     from headkv_local.chat.session import Session
     from headkv_local.devices import set_aside
@@ -97,20 +99,23 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     if reason := set_aside(options.gpu_layers):
         console.note(reason)
     with _interrupts_end_the_process():
-        llm = load_model(path, options, retention)
+        llm = load_model(path, options)
     with contextlib.closing(llm):
         if options.ctx is not None and 0 < llm.trained_tokens < options.ctx:
             console.note(
                 f"the model was trained for {llm.trained_tokens} tokens, it may lose track beyond them"
             )
-        session = Session(llm, options)
+        session = Session(llm, options, open_archive(llm, options))
+        if session.archive.reason:
+            console.note(session.archive.told)
         for document in documents:
             session.attach(document)
         if question is None:
             from headkv_local.chat.repl import Repl
 
             return Repl(session, console, options).run()
-        answer = answer_question(session, question, console, options, in_chat=False)
+        ask = partial(session.ask, question)
+        answer = show_answer(session, ask, console, options, in_chat=False)
         return INTERRUPTED if answer.finish_reason == "interrupt" else OK
 
 

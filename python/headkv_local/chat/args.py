@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ..settings import DEFAULT_BUDGET, INT32_MAX, MAX_THREADS
-from .options import MAX_CTX_BYTES, MAX_TOKENS, Options, expand, parse_budget
+from .options import AUTO, MAX_CTX_BYTES, MAX_TOKENS, MEMORY, OFF, Options, expand, parse_budget
 from .sampling import Sampling
 
 _DESCRIPTION = """\
-Chat with a GGUF model. Once a long prompt is read, every KV head keeps only its budget of rows and
-the rest of the KV cache is freed; later turns go on from what was kept.
+Chat with a GGUF model. Once a long prompt is read, every KV head keeps only its budget of rows. All rows
+stay in an archive, and each turn chooses anew from them what to keep.
 """
 
 _EPILOG = """\
@@ -49,6 +49,15 @@ def build_parser() -> argparse.ArgumentParser:
         default=DEFAULT_BUDGET,
         help="what to keep of a prompt: rows per KV head (128), a share of the prompt (5%%), "
         "memory for all of it (64MiB), or full for everything (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--archive",
+        metavar="WHERE",
+        type=_archive,
+        default=AUTO,
+        help="where all rows of the prompts stay, so that each turn chooses anew what to keep: memory, the "
+        "path of a file, or off; auto: memory where there is room, else a file in the cache folder "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "-c",
@@ -231,6 +240,12 @@ def _text(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("the text is empty")
     return text
+
+
+def _archive(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is auto, memory, off, or the path of a file")
+    return text if text in (AUTO, MEMORY, OFF) else expand(text)
 
 
 def _integer(low: int, high: int | None = None) -> Callable[[str], int]:

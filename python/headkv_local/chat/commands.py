@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import shlex
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headkv_local.chat.console import Console
 from headkv_local.chat.documents import read_document
-from headkv_local.chat.options import budget_text, parse_budget
+from headkv_local.chat.options import MEMORY, budget_text, parse_budget
 from headkv_local.chat.render import seconds, share, size
 
 if TYPE_CHECKING:
-    from headkv_local.chat.session import Session
+    from headkv_local.chat.session import Session, Show
+    from headkv_local.chat.turn import Answer
+
+
+_SHOWN: Final = 60  # characters of a question
 
 
 class Leave(Exception):
@@ -33,9 +38,13 @@ class Command:
 class Commands:
     """Runs the slash commands on a session. Raises HeadKVError or ValueError with a sentence, or Leave."""
 
-    def __init__(self, session: Session, console: Console) -> None:
+    def __init__(
+        self, session: Session, console: Console, answer: Callable[[Callable[[Show], Answer]], None]
+    ) -> None:
+        """answer: asks, and shows what comes."""
         self._session = session
         self._console = console
+        self._answer = answer
 
     def run(self, line: str) -> None:
         """Run a line that starts with a slash; an unknown command is answered with a note."""
@@ -67,10 +76,27 @@ class Commands:
         self._console.note(f"head scores: {llm.scores_from or 'none'}")
         self._console.note(f"threads: {llm.n_threads}")
         self._console.note(f"sampling: {llm.sampling.told()}")
-        self._console.note(f"cache on: {', '.join(session.stats().devices)}")
+        stats = session.stats()
+        self._console.note(f"cache on: {', '.join(stats.devices)}")
+        if stats.compacted:
+            kept = f"{share(stats.kept_share)} of {stats.prompt_tokens} tokens, {size(stats.kept_bytes)}"
+            self._console.note(f"kept: {kept}")
+        self._console.note(f"archive: {self._archive()}")
         self._console.note(f"turns: {session.turns}")
         for document in session.documents:
             self._console.note(f"attached: {document.name}")
+
+    def _archive(self) -> str:
+        """What is in it, and where it is."""
+        archive, stats = self._session.archive, self._session.stats()
+        if self._session.llm.retention is None:
+            return "none, the cache keeps everything"
+        if archive.where is None:
+            return f"none, {archive.reason}" if archive.reason else "none"
+        place = "in memory" if archive.where == MEMORY else f"in {archive.where}"
+        if not stats.archive_tokens:
+            return f"empty, {place}"
+        return f"{stats.archive_tokens} tokens, {size(stats.archive_bytes)} {place}"
 
     def clear(self, _: str) -> None:
         self._session.clear()
@@ -86,6 +112,15 @@ class Commands:
         document = read_document(_unquoted(argument))
         tokens = self._session.attach(document)
         self._console.note(f"{document.name}: {tokens} tokens, read with your next question.")
+
+    def again(self, _: str) -> None:
+        self._answer(self._session.again)
+
+    def undo(self, _: str) -> None:
+        turn = self._session.undo()
+        self._console.note(f"Taken back: {_shortened(turn.question)}")
+        if turn.documents:
+            self._console.note("Its documents go with the next question.")
 
     def budget(self, argument: str) -> None:
         session = self._session
@@ -120,12 +155,19 @@ COMMANDS: dict[str, Command] = {
     "info": Command("", "model, context and settings", Commands.info),
     "clear": Command("", "start a new chat", Commands.clear),
     "file": Command("PATH", "put a document before the next question", Commands.file),
+    "again": Command("", "answer the last question anew", Commands.again),
+    "undo": Command("", "take back the last question and its answer", Commands.undo),
     "budget": Command("N", "what to keep: 128, 5%, 64MiB or full", Commands.budget),
     "stats": Command("", "the KV cache in figures", Commands.stats),
     "exit": Command("", "leave", Commands.exit),
 }
 
 _ALIASES = {"quit": "exit", "bye": "exit", "?": "help", "new": "clear"}
+
+
+def _shortened(text: str) -> str:
+    """Its beginning, on one line."""
+    return textwrap.shorten(text, _SHOWN, placeholder=" ...")
 
 
 def _unquoted(path: str) -> str:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from headkv_local.chat.console import Console
 from headkv_local.chat.options import Options
 from headkv_local.chat.progress import PrefillBar
 from headkv_local.chat.render import stats_parts
-from headkv_local.chat.session import Session
-from headkv_local.chat.turn import Answer, Event, Prefill, Text
+from headkv_local.chat.session import Session, Show
+from headkv_local.chat.turn import Answer, Event, Notice, Prefill, Text
 from headkv_local.chat.wording import no_room
 from headkv_local.chat.wrap import Wrapper
 from headkv_local.errors import ContextFullError
 
 
-def answer_question(
-    session: Session, question: str, console: Console, options: Options, *, in_chat: bool
+def show_answer(
+    session: Session, ask: Callable[[Show], Answer], console: Console, options: Options, *, in_chat: bool
 ) -> Answer:
     """Ask, show, and return the answer. Raises HeadKVError, OutputError, BrokenPipeError.
 
-    in_chat: another question can follow.
+    ask: of the session. in_chat: another question can follow.
     """
     stream = options.stream and not options.json
     shown = ""
@@ -37,11 +38,14 @@ def answer_question(
                 if stream:
                     console.answer(wrapper.feed(console.printable(event.text)))
                     shown = event.text
+            elif isinstance(event, Notice):
+                bar.close()
+                console.note(event.text)
             else:
                 bar.tick()
 
         try:
-            answer = session.ask(question, show)
+            answer = ask(show)
         except BaseException as error:
             console.answer(wrapper.end())
             if shown and not shown.endswith("\n"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -60,7 +61,7 @@ def read_stdin() -> str:
     return _decode(data, "standard input")
 
 
-def compose(documents: list[Document], question: str) -> str | list[dict[str, Any]]:
+def compose(documents: Sequence[Document], question: str) -> str | list[dict[str, Any]]:
     """The content of one user message: the documents in their order, each under its name, then the question.
 
     Standard input has no name, so it gets one only where there are others. Documents are marked as such; the
@@ -76,7 +77,7 @@ def compose(documents: list[Document], question: str) -> str | list[dict[str, An
     return [*parts, {"type": "text", "text": question}]
 
 
-def _titles(documents: list[Document]) -> list[str]:
+def _titles(documents: Sequence[Document]) -> list[str]:
     """File names; with their folders where two are the same."""
     paths = [document.name for document in documents]
     bases = [os.path.basename(path) for path in paths]

@@ -11,9 +11,9 @@ from typing import Any
 
 import llama_cpp
 
-from headkv_local import Llama, Retention
+from headkv_local import Llama
 from headkv_local.chat.context import choose_context
-from headkv_local.chat.options import Options
+from headkv_local.chat.options import MEMORY, OFF, Options
 from headkv_local.chat.repetition import Loop, LoopDetector
 from headkv_local.chat.sampling import Sampling, choose_sampling
 from headkv_local.devices import all_layers
@@ -103,12 +103,13 @@ class ChatLlama(Llama):
             self.watch_prefill(done, total)
 
 
-def load_model(path: str, options: Options, retention: Retention | None) -> ChatLlama:
-    """The model at `path`, ready to answer. Raises HeadKVError."""
+def load_model(path: str, options: Options) -> ChatLlama:
+    """The model at `path`, ready to answer; an archive is in memory at first. Raises HeadKVError."""
+    archive = None if options.archive == OFF else MEMORY
     gpu_layers = all_layers(options.gpu_layers)
     llm = ChatLlama(
         path,
-        retention=retention,
+        retention=options.retention(options.budget, archive),
         n_ctx=choose_context(path, options.ctx),
         n_threads=options.threads,
         n_threads_batch=options.threads,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MAX_TOKENS = 1024
 MAX_CTX_BYTES = 2 * 1024**3
 
+AUTO, MEMORY, OFF = "auto", "memory", "off"  # of --archive; else it is the path of a file
+
 _ENTRIES = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -36,6 +38,7 @@ class Options:
     window: int | None = None
     kernel: int | None = None
     sinks: int | None = None
+    archive: str = AUTO
     ctx: int | None = None
     threads: int | None = None
     gpu_layers: int | None = None  # None: all where there is a GPU
@@ -52,16 +55,16 @@ class Options:
     history: str | None = None
     verbose: bool = False
 
-    def retention(self, budget: int | str | None) -> Retention | None:
+    def retention(self, budget: int | str | None, archive: str | None = None) -> Retention | None:
         """What `budget` keeps with the other settings as they are; None for the full cache.
 
-        Raises ArgumentError.
+        archive: as Retention takes it. Raises ArgumentError.
         """
         from headkv_local import Retention  # imports numpy
 
         if budget is None:
             return None
-        return Retention(budget=budget, scores=self.scores, **given(self))
+        return Retention(budget=budget, scores=self.scores, archive=archive, **given(self))
 
 
 def parse_budget(text: str) -> int | str | None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from headkv_local.chat.options import MEMORY
+
 if TYPE_CHECKING:
     from headkv_local.chat.turn import Answer
 
@@ -51,6 +53,9 @@ def stats_parts(answer: Answer) -> list[str]:
     if stats.compacted:
         parts.append(f"cache {size(stats.full_bytes)} -> {size(stats.resident_bytes)}")
         parts.append(f"kept {share(stats.kept_share)}")
+    if stats.archive_tokens:
+        place = "in memory" if answer.archive == MEMORY else "in a file"
+        parts.append(f"archive {size(stats.archive_bytes)} {place}")
     return parts
 
 

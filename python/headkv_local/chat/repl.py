@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from headkv_local.chat.commands import Commands, Leave
 from headkv_local.chat.console import Console, OutputError
-from headkv_local.chat.display import answer_question
+from headkv_local.chat.display import show_answer
 from headkv_local.chat.options import Options, budget_text
 from headkv_local.chat.prompt import Dropped, Prompt
-from headkv_local.chat.session import Session
+from headkv_local.chat.session import Session, Show
+from headkv_local.chat.turn import Answer
 from headkv_local.chat.wording import sentence
 from headkv_local.chat.worker import interrupts
 from headkv_local.errors import HeadKVError
@@ -22,7 +26,7 @@ class Repl:
         self._session = session
         self._console = console
         self._options = options
-        self._commands = Commands(session, console)
+        self._commands = Commands(session, console, self._answer)
         self._prompt = Prompt(console, options.history)
 
     def run(self) -> int:
@@ -62,7 +66,7 @@ class Repl:
             elif text.lower() in _LEAVING and not quoted:
                 raise Leave
             elif text.strip():
-                answer_question(self._session, text, self._console, self._options, in_chat=True)
+                self._answer(partial(self._session.ask, text))
         except KeyboardInterrupt:
             self._console.note("Stopped.")
         except UnicodeEncodeError:
@@ -75,6 +79,10 @@ class Repl:
             self._console.error(str(error))
         except Exception as error:  # of a model's own chat template, for example
             self._console.error(f"{type(error).__name__}: {error}")
+
+    def _answer(self, ask: Callable[[Show], Answer]) -> None:
+        with interrupts(lambda: None):  # an answer that has come is put into the chat, whatever happens
+            show_answer(self._session, ask, self._console, self._options, in_chat=True)
 
     def _greet(self) -> None:
         llm = self._session.llm

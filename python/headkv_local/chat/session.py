@@ -1,44 +1,50 @@
-"""The conversation: messages, attached documents, the model, and what a turn does to them."""
+"""The conversation: turns, attached documents, the model, and what a question does to them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from headkv_local import CacheStats
+from headkv_local.chat.archive import Archive
 from headkv_local.chat.documents import Document, DocumentError, compose
 from headkv_local.chat.model import ChatLlama, Meter
-from headkv_local.chat.options import Options
+from headkv_local.chat.options import MEMORY, Options
 from headkv_local.chat.repetition import LoopDetector
-from headkv_local.chat.turn import Answer, Event, FinishReason, Prefill, Text
+from headkv_local.chat.turn import Answer, Event, FinishReason, Notice, Prefill, Text, Turn
 from headkv_local.chat.worker import Job
-from headkv_local.errors import Cancelled, StateError
+from headkv_local.errors import ArchiveError, Cancelled, StateError
 
-_ASKING_TOKENS = 64  # for the template, a short question and the beginning of an answer
+Show = Callable[[Event | None], None]
+
+_ASKING_TOKENS: Final = 64  # for the template, a short question and the beginning of an answer
 
 
 class Session:
-    """One chat with one model. Every failed turn leaves the conversation as it was before it."""
+    """One chat with one model. Every failed turn leaves the conversation as it was before it.
 
-    def __init__(self, llm: ChatLlama, options: Options) -> None:
+    archive: that prompts of `llm` are read with.
+    """
+
+    def __init__(self, llm: ChatLlama, options: Options, archive: Archive) -> None:
         self.llm = llm
         self.options = options
+        self.archive = archive
         self.budget = options.budget
         self.documents: list[Document] = []
         self._budget_waits = False
-        self._messages: list[dict[str, Any]] = []
-        self.clear()
+        self._turns: list[Turn] = []
 
     @property
     def turns(self) -> int:
-        return sum(message["role"] == "user" for message in self._messages)
+        return len(self._turns)
 
     @property
     def used_tokens(self) -> int:
-        """Positions of the context that are taken."""
-        return int(self.llm.n_tokens)
+        """Positions of the context that the chat takes."""
+        return self._turns[-1].used if self._turns else 0
 
     def stats(self) -> CacheStats:
         return self.llm.cache_stats()
@@ -67,21 +73,19 @@ class Session:
     def clear(self) -> None:
         """Forget turns and documents; the next prompt starts with the whole context."""
         self.documents.clear()
-        system = self.options.system
-        self._messages = [{"role": "system", "content": system}] if system else []
+        self._turns.clear()
         self.llm.reset()
         if self._budget_waits:
-            self.llm.retention = self.options.retention(self.budget)
+            self._retain(self.budget)
             self._budget_waits = False
 
     def set_budget(self, budget: int | str | None) -> bool:
         """Use `budget` for the prompts to come. False: what is kept was chosen already, so after clear().
 
-        Raises ArgumentError, and nothing is changed then.
+        Raises ArgumentError and ArchiveError, and nothing is changed then.
         """
-        retention = self.options.retention(budget)
         try:
-            self.llm.retention = retention
+            self._retain(budget)
         except StateError:
             self._budget_waits = True
         else:
@@ -89,7 +93,11 @@ class Session:
         self.budget = budget
         return not self._budget_waits
 
-    def ask(self, question: str, show: Callable[[Event | None], None]) -> Answer:
+    def _retain(self, budget: int | str | None) -> None:
+        with self.archive.being_made():
+            self.llm.retention = self.options.retention(budget, self.archive.where)
+
+    def ask(self, question: str, show: Show) -> Answer:
         """Answer `question`, preceded by the attached documents; runs `show` on every event.
 
         The turn is kept, also where it was stopped halfway: the next one goes on from the cache that it
@@ -97,17 +105,80 @@ class Session:
         An answer that was stopped because it repeats itself is kept with the repeated text once.
         Raises HeadKVError; the turn is gone then, and the documents are still attached.
         """
-        message = {"role": "user", "content": compose(self.documents, question)}
-        messages = [*self._messages, message]
-        self.llm.loops = LoopDetector(question, self._text_of)
-        answer = Job(lambda job: self._answer(messages, job)).run(show)
+        answer, turn = self._ask(self._turns, tuple(self.documents), question, show)
+        if turn is not None:
+            self._turns.append(turn)
+            self.documents.clear()
+        return answer
+
+    def again(self, show: Show) -> Answer:
+        """Answer the last question anew; as ask(), but the former answer stays until another one has begun.
+
+        Raises StateError where there is none, and what ask() raises.
+        """
+        if not self._turns:
+            raise StateError("there is no answer yet")
+        last = self._turns[-1]
+        answer, turn = self._ask(self._turns[:-1], last.documents, last.question, show)
+        if turn is not None:
+            self._turns[-1] = turn
+        return answer
+
+    def undo(self) -> Turn:
+        """Take back the last question and its answer; its documents are attached again.
+
+        Returns it. Raises StateError where there is none.
+        """
+        if not self._turns:
+            raise StateError("there is no question to take back")
+        turn = self._turns.pop()
+        self.documents[:0] = turn.documents
+        return turn
+
+    def _ask(
+        self, before: Sequence[Turn], documents: tuple[Document, ...], question: str, show: Show
+    ) -> tuple[Answer, Turn | None]:
+        """The answer, and the turn that it makes; None where it was stopped before its first token."""
+        messages = [*self._messages(before), _asking(documents, question)]
+
+        def run() -> Answer:
+            self.llm.loops = LoopDetector(question, self._text_of)
+            return Job(lambda job: self._answer(messages, job)).run(show)
+
+        try:
+            answer = run()
+        except (ArchiveError, MemoryError) as error:
+            if not self._without_archive(error):
+                raise
+            show(Notice(self.archive.told))
+            answer = run()
         if answer.finish_reason == "interrupt" and answer.completion_tokens == 0:
-            return answer
+            return answer, None
         loop = self.llm.meter.loop
         kept = loop.cut(answer.text) if loop is not None else answer.text
-        self._messages = [*messages, {"role": "assistant", "content": kept}]
-        self.documents.clear()
-        return answer
+        used = int(self.llm.n_tokens)
+        return answer, Turn(documents=documents, question=question, answer=kept, used=used)
+
+    def _messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        system = self.options.system
+        messages = [{"role": "system", "content": system}] if system else []
+        for turn in turns:
+            messages += [
+                _asking(turn.documents, turn.question),
+                {"role": "assistant", "content": turn.answer},
+            ]
+        return messages
+
+    def _without_archive(self, error: Exception) -> bool:
+        """Give up the archive, if it may be what has failed. Whether it was."""
+        retention = self.llm.retention
+        if retention is None or retention.archive is None:
+            return False
+        if not isinstance(error, ArchiveError) and self.archive.where != MEMORY:
+            return False
+        self.archive.give_up(str(error) or "there is not enough memory")
+        self.llm.retention = self.options.retention(retention.budget)
+        return True
 
     def _text_of(self, tokens: Sequence[int]) -> str:
         return self.llm.detokenize(list(tokens)).decode("utf-8", errors="ignore")
@@ -154,6 +225,11 @@ class Session:
             completion_tokens=completion,
             prefill_seconds=meter.prefill_seconds(),
             decode_rate=meter.decode_rate,
+            archive=self.archive.where if self.llm.retention is not None else None,
             context_full=finish == "length" and not 0 < self.options.max_tokens <= completion,
             stats=self.llm.cache_stats(),
         )
+
+
+def _asking(documents: Sequence[Document], question: str) -> dict[str, Any]:
+    return {"role": "user", "content": compose(documents, question)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from headkv_local import CacheStats
+    from headkv_local.chat.documents import Document
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,14 @@ class Text:
     text: str
 
 
-Event = Prefill | Text
+@dataclass(frozen=True)
+class Notice:
+    """What the user should know before the answer goes on."""
+
+    text: str
+
+
+Event = Prefill | Text | Notice
 FinishReason = Literal["stop", "length", "repetition", "interrupt"]
 
 
@@ -36,7 +44,7 @@ class Answer:
     "repetition" (it had begun to repeat itself without end) or "interrupt" (Ctrl-C). prompt_tokens counts
     the whole conversation, read_tokens what of it had to be evaluated now. reread_reason: why that was all
     of it although an earlier turn had read a part, else None. decode_rate: tokens per second after the first
-    one, None below two tokens.
+    one, None below two tokens. archive: where all rows of the prompt are, as Retention says it.
     """
 
     text: str
@@ -48,6 +56,7 @@ class Answer:
     prefill_seconds: float
     decode_rate: float | None
     context_full: bool
+    archive: str | None
     stats: CacheStats
 
     def as_json(self) -> dict[str, Any]:
@@ -79,7 +88,20 @@ class Answer:
                 "pool_bytes": stats.pool_bytes,
                 "tail_bytes": stats.tail_bytes,
                 "peak_bytes": stats.peak_bytes,
+                "archive": self.archive,
+                "archive_tokens": stats.archive_tokens,
+                "archive_bytes": stats.archive_bytes,
                 "select_seconds": round(stats.select_seconds, 6),
                 "compact_seconds": round(stats.compact_seconds, 6),
             },
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A question that was answered, and stays in the chat. used: positions of the context up to its end."""
+
+    documents: tuple[Document, ...]
+    question: str
+    answer: str
+    used: int

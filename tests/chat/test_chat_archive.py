@@ -1,0 +1,198 @@
+"""The archive of a chat: where it lies, what happens without it, and going back."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from headkv_local import ArchiveError, StateError
+from headkv_local.chat import archive
+from headkv_local.chat.archive import open_archive
+from headkv_local.chat.documents import Document
+from headkv_local.chat.model import load_model
+from headkv_local.chat.options import Options
+from headkv_local.chat.session import Session
+from headkv_local.chat.turn import Answer, Event, Notice, Prefill
+
+DOCUMENT = Document("document", "The pilot knows the rocks. " * 12)
+OTHER = Document("other", "The keeper lit the lamp. " * 12)
+
+
+@pytest.fixture
+def session(tiny_path: Path) -> Iterator[Callable[..., Session]]:
+    """Makes sessions of a tiny model."""
+    sessions: list[Session] = []
+
+    def make(**given: object) -> Session:
+        options = Options(
+            **({"budget": 16, "threads": 1, "ctx": 2048, "max_tokens": 8, "temp": 0.0} | given)  # type: ignore[arg-type]
+        )
+        llm = load_model(str(tiny_path), options)
+        sessions.append(Session(llm, options, open_archive(llm, options)))
+        return sessions[-1]
+
+    yield make
+    for each in sessions:
+        each.llm.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache folder, on a machine that has no memory for an archive."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(archive, "memory_free", lambda: 1000)
+    return tmp_path / "headkv-local"
+
+
+def ask(session: Session, question: str, events: list[Event | None] | None = None) -> Answer:
+    return session.ask(question, (lambda _: None) if events is None else events.append)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def test_in_memory_while_there_is_room(
+    session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    chat = session()
+    shape = chat.llm.shape
+    needed = 2048 * shape.n_heads * shape.row_bytes
+    for free, in_memory in ((2 * needed, True), (2 * needed - 1, False)):
+        monkeypatch.setattr(archive, "memory_free", lambda free=free: free)
+        assert (session().archive.where == "memory") is in_memory
+
+
+def test_a_file_of_its_own(session: Callable[..., Session], folder: Path) -> None:
+    """Those of dead processes go, those of others stay, and so does what else is there."""
+    folder.mkdir()
+    for name in ("archive-1-left", "notes"):
+        (folder / name).write_text("")
+    with locked(folder / "archive-2-alive"):
+        first, second = session(), session()
+        files = {Path(chat.archive.where or "") for chat in (first, second)}
+        assert set(folder.iterdir()) == {folder / "archive-2-alive", folder / "notes", *files}
+        chat = first
+        chat.attach(DOCUMENT)
+        answer = ask(chat, "Why?")
+        assert (answer.archive, answer.stats.archive_tokens) == (chat.archive.where, answer.prompt_tokens)
+        for budget in (None, 16):  # nothing to keep there meanwhile
+            chat.clear()
+            chat.set_budget(budget)
+            assert Path(chat.archive.where or "").exists() is (budget is not None)
+        for each in (first, second):
+            each.llm.close()
+        assert not any(path.exists() for path in files)
+
+
+def test_no_folder_for_it(session: Callable[..., Session], folder: Path) -> None:
+    folder.write_text("a file")
+    chat = session()
+    assert chat.archive.where is None
+    assert "File exists" in chat.archive.told
+    assert not chat.stats().archive_tokens
+    with pytest.raises(ArchiveError, match="cannot be made"):
+        session(archive=str(folder / "archive"))
+    with pytest.raises(ArchiveError, match="another file"):
+        session(archive=str(folder))
+    assert folder.read_text() == "a file"
+
+
+@pytest.mark.parametrize("first_turn", [True, False])
+def test_a_chat_that_loses_its_archive(
+    session: Callable[..., Session], tmp_path: Path, first_turn: bool
+) -> None:
+    """The conversation goes on from the kept rows: nothing is read again."""
+    path = tmp_path / "archive"
+    chat = session(archive=str(path))
+    if not first_turn:
+        chat.attach(DOCUMENT)
+        ask(chat, "Why?")
+    os.truncate(path, 5)
+    chat.attach(OTHER)
+    events: list[Event | None] = []
+    answer = ask(chat, "And then?", events)
+    assert (
+        events.count(Notice(f"The chat goes on without an archive: the archive {path} has been cut short."))
+        == 1
+    )
+    assert (chat.turns, answer.archive, answer.reread_reason) == (2 - first_turn, None, None)
+    assert answer.stats.compacted
+    assert (answer.read_tokens == answer.prompt_tokens) is first_turn
+    assert not path.exists()
+    assert ask(chat, "So?").read_tokens < 100
+
+
+def test_every_document_is_compacted(session: Callable[..., Session]) -> None:
+    chat = session()
+    ask(chat, "hi")
+    for turn, document in enumerate((DOCUMENT, OTHER), 2):
+        chat.attach(document)
+        answer = ask(chat, "Why?")
+        stats = answer.stats
+        assert chat.turns == turn
+        assert answer.read_tokens < answer.prompt_tokens
+        assert stats.archive_tokens == stats.prompt_tokens == answer.prompt_tokens
+        assert int(stats.kept.sum()) == 16 * chat.llm.shape.n_heads
+
+
+def test_again(session: Callable[..., Session]) -> None:
+    chat = session()
+    with pytest.raises(StateError, match="no answer"):
+        chat.again(lambda _: None)
+    chat.attach(DOCUMENT)
+    first = ask(chat, "Why?")
+    chat.attach(OTHER)  # for the next question
+    again = chat.again(lambda _: None)
+    assert (again.text, again.prompt_tokens, again.read_tokens) == (first.text, first.prompt_tokens, 0)
+    assert (chat.turns, chat.documents) == (1, [OTHER])
+
+
+def test_undo(session: Callable[..., Session]) -> None:
+    chat, other = session(), session()
+    for each in (chat, other):
+        each.attach(DOCUMENT)
+        ask(each, "Why?")
+    used = chat.used_tokens
+    chat.attach(OTHER)
+    ask(chat, "Where?")
+    assert chat.undo().question == "Where?"
+    assert (chat.turns, chat.used_tokens, chat.documents) == (1, used, [OTHER])
+    chat.documents.clear()
+    later = ask(chat, "Who?")
+    assert later.read_tokens < later.prompt_tokens / 4
+    assert later.text == ask(other, "Who?").text
+    for _ in range(2):
+        chat.undo()
+    assert (chat.turns, chat.used_tokens, chat.documents) == (0, 0, [DOCUMENT])
+    with pytest.raises(StateError, match="no question"):
+        chat.undo()
+    assert ask(chat, "What?").read_tokens < 100  # the document has been read
+
+
+def test_a_later_prompt_that_is_stopped(session: Callable[..., Session]) -> None:
+    chat, other = session(), session()
+    for each in (chat, other):
+        each.attach(DOCUMENT)
+        ask(each, "Why?")
+    used = chat.used_tokens
+
+    def stop(event: Event | None) -> None:
+        if isinstance(event, Prefill) and event.done > event.total / 2:
+            chat.llm.cancel()
+
+    chat.attach(OTHER)
+    stopped = chat.ask("Where?", stop)
+    assert (stopped.finish_reason, stopped.completion_tokens) == ("interrupt", 0)
+    assert (chat.turns, chat.used_tokens, chat.documents) == (1, used, [OTHER])
+    chat.documents.clear()
+    assert ask(chat, "Who?").text == ask(other, "Who?").text
