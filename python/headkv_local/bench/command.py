@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from . import quality_command
+from . import quality_command, turns_command
 from .options import LIST, Help, add_common, positive, positives, setup_of, tell
 
 _DEFAULT = "speed"
@@ -54,6 +54,7 @@ def add_parser(commands: Any) -> None:
     )
     speed.set_defaults(run=_speed)
     quality_command.add_parser(kinds)
+    turns_command.add_parser(kinds)
 
 
 def _speed(options: argparse.Namespace) -> None:
