@@ -195,7 +195,8 @@ class Compactor:
         by_layers = kept.order == "layers" or (kept.order is None and self._cuts)
         prompt = prompt._replace(order=ORDER_LAYERS if by_layers else ORDER_TOKENS, panel=kept.panel or 0)
         try:
-            prefill(self.ctx, prompt, plan, progress)
+            with self._rows_held():
+                prefill(self.ctx, prompt, plan, progress)
         except UnsupportedError as error:
             if not by_layers or kept.order == "layers":
                 raise
@@ -204,6 +205,18 @@ class Compactor:
             self.prefill(prompt, ends, progress)
             return
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
+
+    @contextmanager
+    def _rows_held(self) -> Iterator[None]:
+        """Without an archive, one in memory for as long as a prompt is read layer by layer."""
+        if self._settled.archive is not None:
+            yield
+            return
+        set_archive(self.ctx, "memory")
+        try:
+            yield
+        finally:
+            set_archive(self.ctx, None)
 
     def begin_rows(self) -> None:
         """From now on record what each token attends to that is decoded."""
