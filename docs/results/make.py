@@ -9,7 +9,7 @@ between `<!-- NAME.output begin ... -->` and `<!-- NAME.output end -->`. NAME.js
     {"figures": [{"figure", "value", "unit", "goal", "commit", "date", "cpu", "command"}, ...]}
         single figures, each with its own run; a value of null has not been measured
     {"commit", "date", "cpu", "command", "columns": [...], "rows": [[...], ...], "output": [line, ...]}
-        one run: what `measure` writes. COMMAND is `headkv bench speed`, `headkv bench quality`, the demo
+        one run: what `measure` writes. COMMAND is `headkv bench speed`, `quality` or `turns`, the demo
         (`python -m headkv_local.demo`), `python docs/results/threads.py` or `next_turn.py`, with its
         options, as installed beside the Python that runs this script
 """
@@ -116,9 +116,11 @@ def rows_of(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     benches = {
         "demo": _demo,
         "next-turn": _next_turn,
+        "orders": _orders,
         "quality": _quality,
         "speed": _speed,
         "threads": _threads,
+        "turns": _turns,
     }
     columns, rows = benches[data["bench"]](data)
     return columns, rows
@@ -212,6 +214,44 @@ def _next_turn(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for one in data["results"]
     ]
     return ["policy", "kept", "K and V kept", "NLL of the turn"], rows
+
+
+def _orders(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for one in data["results"]:
+        of_usual, apart, cache = one["of_usual"], one["own_process"], one["cache"]
+        times = ("wall", "processor")
+        rows.append(
+            [
+                f"{one['prompt_tokens']}, {one['budget']}",
+                f"{one['order']}, {one['archive']}",
+                *(f"{one['samples'][name]['median']:.2f} s" for name in times),
+                *("-" if of_usual is None else f"{of_usual[name]['median']:.3f}" for name in times),
+                _mebibytes(cache["peak_bytes"]),
+                _mebibytes(cache["archive_bytes"]),
+                "-" if apart is None or apart["rss_peak"] is None else _mebibytes(apart["rss_peak"]),
+            ]
+        )
+    columns = ["prompt, budget", "order, archive", "wall", "processor", "wall, of tokens"]
+    return [*columns, "processor, of tokens", "K/V, peak", "archive", "process, peak"], rows
+
+
+def _turns(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [
+            f"{line['length']} tokens, {line['label']}",
+            *(f"{cell['found']}/{cell['asked']} ({_interval(cell)})" for cell in line["turns"]),
+            "-" if line["least_of_fresh"] is None else f"{line['least_of_fresh']:.1%}",
+        ]
+        for line in data["summary"]
+    ]
+    turns = [f"turn {i}" for i in range(1, len(data["summary"][0]["turns"]) + 1)]
+    return ["document, cache", *turns, "of fresh, least turn"], rows
+
+
+def _interval(cell: dict[str, Any]) -> str:
+    low, high = cell["wilson_95"]
+    return f"{low:.0%} to {high:.0%}"
 
 
 def _threads(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -213,6 +213,14 @@ OTHERS = SHIPPED / "SmolLM2-135M-Instruct.Q4_1.headkv.gguf"
         (["quality", "--lengths", "9000"], "the model was trained for 8192 tokens"),
         (["speed", "--stock-flash", "off", "--type-v", "q8_0", "--no-rss"], "the context cannot be made"),
         (["quality", "--lengths", "300", "--scores", str(OTHERS)], "the model has 2 layers of 4 and 2"),
+        (["speed", "--order", "layers", "--prompt-tokens", "100"], "a budget of 128 keeps all of 100 prompt"),
+        (["speed", "--order", "layers", "--prompt-tokens", "9000"], "the model was trained for 8192 tokens"),
+        (["speed", "--order", "layers", "--decode-tokens", "8"], "--decode-tokens does not go with --order"),
+        (["speed", "--archive", "file"], "--archive goes with --order"),
+        (["turns", "--tokens", "40"], "documents of 40 tokens cannot be made"),
+        (["turns", "--tokens", "9000"], "the model was trained for 8192 tokens"),
+        (["turns", "--samples", "6"], "must be a multiple of 4, not 6"),
+        (["turns", "--wordings", "first-bare"], "no turn can ask with the wording first-bare"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(

@@ -46,6 +46,8 @@ def test_speed_is_the_default(given: list[str], meant: list[str]) -> None:
         ["bench", "quality", "--lengths", ""],
         ["bench", "quality", "--tasks", "needle,riddles"],
         ["bench", "quality", "--samples", "0"],
+        ["bench", "--order", "layers,both"],
+        ["bench", "turns", "--haystacks", "verse"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +59,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: headkv" in err
 
 
-@pytest.mark.parametrize("kind", ["speed", "quality"])
+@pytest.mark.parametrize("kind", ["speed", "quality", "turns"])
 def test_help_names_every_option(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["bench", kind, "--help"])

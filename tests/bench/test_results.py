@@ -89,14 +89,19 @@ def test_measuring_commands_give_what_the_tables_need(
     common = ["--model", str(tiny_path), "--threads", "1", "--json"]
     speed = ["--prompt-tokens", "64", "--budget", "16", "--repeat", "1", "--compactions", "1", "--no-rss"]
     quality = ["--lengths", "900", "--budgets", "64", "--samples", "1", "--tasks", "needle", "--plain"]
-    found = [tmp_path / f"{name}.json" for name in ("speed", "quality", "demo", "threads")]
+    found = [tmp_path / f"{name}.json" for name in ("speed", "quality", "demo", "threads", "orders", "turns")]
     assert cli.main(["bench", "speed", *speed, "--decode-tokens", "8", *common, str(found[0])]) == 0
     assert cli.main(["bench", "quality", *quality, *common, str(found[1])]) == 0
+    orders = ["--order", "tokens,layers", "--archive", "memory", *speed[:6], "--no-rss"]
+    turns = ["--tokens", "600", "--budget", "64", "--samples", "4", "--max-tokens", "1"]
+    assert cli.main(["bench", "speed", *orders, *common, str(found[4])]) == 0
+    assert cli.main(["bench", "turns", *turns, *common, str(found[5])]) == 0
     assert demo.main(["--questions", "1", "--budget", "64", *common, str(found[2])]) == 0
     script("threads").main(["--tokens", "4", "--runs", "1", *common[:2], "--json", str(found[3])])
     capsys.readouterr()
     run = {"commit": "abc", "date": "2026-01-01", "cpu": "one"}
-    for path, first in zip(found, ("64, 16", "full", "full", "open"), strict=True):
+    firsts = ("64, 16", "full", "full", "open", "64, 16", "600 tokens, full")
+    for path, first in zip(found, firsts, strict=True):
         columns, rows = make.rows_of(json.loads(path.read_text(encoding="utf-8")))
         assert rows[0][0] == first
         assert {len(row) for row in rows} == {len(columns)}

@@ -54,15 +54,18 @@ def chat_case(llm: Llama, sample: Sample, number: int, wording: Wording) -> Case
     """Wordings and samples take turns with the questions that a document answers."""
     questions = _questions(sample, number, wording)
     messages = wording.messages(sample.document, questions)
-    prompt = chat_prompt(llm, messages)
-    tokens = tokens_of(llm, prompt)
-    before, written, _ = prompt.partition(sample.document.strip())  # templates may strip
-    document = tokens_of(llm, before + written) if written else []
+    tokens, n_shared = read_once(llm, messages, sample.document)
     n = wording.n_asked
     unasked = tuple(one for one in (sample.question, *sample.others) if one not in questions[:n])
-    return Case(
-        wording, sample, number, messages, tokens, _n_shared(tokens, document), questions[:n], unasked
-    )
+    return Case(wording, sample, number, messages, tokens, n_shared, questions[:n], unasked)
+
+
+def read_once(llm: Llama, messages: list[dict[str, Any]], document: str) -> tuple[list[int], int]:
+    """The prompt, and how many of its tokens other prompts about the document may have in common with it."""
+    prompt = chat_prompt(llm, messages)
+    tokens = tokens_of(llm, prompt)
+    before, written, _ = prompt.partition(document.strip())  # templates may strip
+    return tokens, _n_shared(tokens, tokens_of(llm, before + written) if written else [])
 
 
 def by_beginning(cases: Sequence[Case]) -> Iterator[tuple[list[int], list[Case]]]:

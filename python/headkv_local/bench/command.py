@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from . import quality_command
-from .options import LIST, Help, add_common, positive, positives, setup_of, tell
+from . import quality_command, turns_command
+from .options import LIST, Help, add_common, names_of, positive, positives, setup_of, tell
 
 _DEFAULT = "speed"
 
@@ -52,16 +54,32 @@ def add_parser(commands: Any) -> None:
     add(
         "--keep-model", metavar="DIR", help="folder where a random model stays (default: none, it is removed)"
     )
-    speed.set_defaults(run=_speed)
+    add(
+        "--order",
+        type=_orders_of,
+        metavar="ORDER[,...]",
+        help="measure instead how a prompt is read: all layers batch by batch (tokens), or layer by layer "
+        "(layers)",
+    )
+    add(
+        "--archive",
+        type=_archives_of,
+        metavar="WHERE[,...]",
+        help="with --order: none, memory, file (default: all three)",
+    )
+    speed.set_defaults(run=_speed, default_of=speed.get_default)
     quality_command.add_parser(kinds)
+    turns_command.add_parser(kinds)
 
 
 def _speed(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from . import random_model, report, speed, speed_figures, speed_report
     from .policies import parse_budgets
 
+    if options.order is not None:
+        _orders(options)
+        return
+    _refuse(options, ("archive",), "goes with --order")
     report.check_target(options.json)
     settings = speed.Settings(
         prompt_tokens=options.prompt_tokens,
@@ -73,10 +91,9 @@ def _speed(options: argparse.Namespace) -> None:
         stock_flash=options.stock_flash == "on",
         own_process=not options.no_rss,
     )
-    keep_in = None if options.keep_model is None else Path(options.keep_model)
     setup = setup_of(options)
     tell(f"model {setup.model}")
-    with random_model.opened(setup.model, keep_in) as path:
+    with random_model.opened(setup.model, _keep_in(options)) as path:
         results: list[speed_figures.Speed] = []
         for found in speed.run(replace(setup, model=path), settings, tell):
             results += found  # a run that is ended later leaves what it has found so far
@@ -86,6 +103,55 @@ def _speed(options: argparse.Namespace) -> None:
     if len(results) > 1:
         report.show(speed_report.side_by_side(results), options.json)
     report.save(speed_report.document(setup, settings, results), options.json)
+
+
+def _orders(options: argparse.Namespace) -> None:
+    from . import orders, orders_report, random_model, report
+    from .policies import parse_budgets
+
+    _refuse(
+        options, ("compactions", "short_depth", "decode_tokens", "stock_flash"), "does not go with --order"
+    )
+    report.check_target(options.json)
+    settings = orders.Settings(
+        orders=options.order,
+        archives=options.archive or orders.ARCHIVES,
+        prompt_tokens=options.prompt_tokens,
+        budgets=tuple(parse_budgets(options.budget)),
+        repeat=options.repeat,
+        own_process=not options.no_rss,
+    )
+    setup = setup_of(options)
+    tell(f"model {setup.model}")
+    with random_model.opened(setup.model, _keep_in(options)) as path:
+        results: list[list[orders.Figures]] = []
+        for found in orders.run(replace(setup, model=path), settings, tell):
+            results.append(found)  # a run that is ended later leaves what it has found so far
+            report.show(orders_report.details(setup, settings, found) + "\n", options.json)
+            if options.json != "-":
+                report.save(orders_report.document(setup, settings, results), options.json)
+    report.save(orders_report.document(setup, settings, results), options.json)
+
+
+def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raises ArgumentError for an option that was given and would do nothing."""
+    from headkv_local import ArgumentError
+
+    for name in names:
+        if getattr(options, name) != options.default_of(name):
+            raise ArgumentError(f"--{name.replace('_', '-')} {why}")
+
+
+def _keep_in(options: argparse.Namespace) -> Path | None:
+    return None if options.keep_model is None else Path(options.keep_model)
+
+
+def _orders_of(text: str) -> tuple[str, ...]:
+    return names_of(text, "order", ("tokens", "layers"))
+
+
+def _archives_of(text: str) -> tuple[str, ...]:
+    return names_of(text, "archive", ("none", "memory", "file"))
 
 
 def _depth(text: str) -> int:

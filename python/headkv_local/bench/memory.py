@@ -14,9 +14,10 @@ from typing import Any
 from headkv_local import HeadKVError, Retention
 
 from .contexts import Setup, n_ctx_for, open_headkv
-from .device_memory import Watch, free_bytes
+from .device_memory import free_bytes
 from .rss import resident_bytes
 from .text import text_tokens
+from .watch import Watch
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,12 @@ def measure(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memo
     retention = Retention(budget=budget, scores="uniform")
     with open_headkv(setup, n_ctx_for(n_prompt + n_tail)) as llm:
         tokens = text_tokens(llm, n_prompt)
-        with Watch(llm.cache_stats().devices) as watch:
-            device_before = watch.least
+        devices = llm.cache_stats().devices
+        with Watch(lambda: free_bytes(devices), min) as watch:
+            device_before = watch.value
             llm.eval(tokens[: -retention.observe] or tokens[:1])
             before = resident_bytes()
-            device_full = free_bytes(llm.cache_stats().devices)
+            device_full = free_bytes(devices)
             llm.retention = retention
             llm.prefill(tokens)
             after = resident_bytes()
@@ -88,21 +90,25 @@ def measure(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memo
         rss_after=after,
         device_before=device_before,
         device_full=device_full,
-        device_least=watch.least,
+        device_least=watch.value,
         device_after=device_after,
     )
 
 
 def measure_apart(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memory:
     """The same in a new process. Raises HeadKVError with what it said if it fails."""
-    order = json.dumps([asdict(setup), n_prompt, budget, n_tail])
+    return Memory(**in_new_process(__name__, [asdict(setup), n_prompt, budget, n_tail]))
+
+
+def in_new_process(module: str, order: list[Any]) -> Any:
+    """What the module writes as JSON when it runs with the order. HeadKVError if it fails."""
     child = subprocess.run(
-        [sys.executable, "-m", f"{__package__}.memory", order], capture_output=True, text=True, check=False
+        [sys.executable, "-m", module, json.dumps(order)], capture_output=True, text=True, check=False
     )
     if child.returncode != 0:
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         raise HeadKVError(f"the memory of a process of its own could not be measured: {last}")
-    return Memory(**json.loads(child.stdout))
+    return json.loads(child.stdout)
 
 
 def _main(order: str) -> None:

@@ -78,3 +78,17 @@ def layers(text: str) -> int:
 
 def positives(text: str) -> tuple[int, ...]:
     return tuple(positive(part) for part in text.split(","))
+
+
+def haystacks(text: str) -> tuple[str, ...]:
+    """For argparse."""
+    return names_of(text, "haystack", ("prose", "code", "table", "chat"))
+
+
+def names_of(text: str, what: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """For argparse: some of the known names."""
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is no {what}: {', '.join(known)}")
+    return tuple(dict.fromkeys(names))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..settings import given
-from .options import LIST, Help, add_common, positive, positives, setup_of, tell
+from .options import LIST, Help, add_common, haystacks, names_of, positive, positives, setup_of, tell
 from .questions import SINGLE_FACT, TASKS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def add_parser(kinds: Any) -> None:
     )
     add(
         "--haystacks",
-        type=_haystacks,
+        type=haystacks,
         default="prose",
         metavar=names,
         help="what hides facts: prose, code, table, chat",
@@ -152,20 +152,8 @@ def _require_wide(options: argparse.Namespace) -> None:
 
 
 def _tasks(text: str) -> tuple[str, ...]:
-    return _names(text, "task", tuple(TASKS))
-
-
-def _haystacks(text: str) -> tuple[str, ...]:
-    return _names(text, "haystack", ("prose", "code", "table", "chat"))
+    return names_of(text, "task", tuple(TASKS))
 
 
 def _policies(text: str) -> tuple[str, ...]:
-    return _names(text, "policy", ("full", "recent", "uniform", "scores"))
-
-
-def _names(text: str, what: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is no {what}: {', '.join(known)}")
-    return tuple(dict.fromkeys(names))
+    return names_of(text, "policy", ("full", "recent", "uniform", "scores"))

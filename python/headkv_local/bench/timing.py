@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import TypeVar
 
 import llama_cpp
 
@@ -12,6 +13,7 @@ BLOCK = 8
 """Decode steps per turn. The first one finds the caches as another context left them and is not counted."""
 
 Times = dict[str, list[float]]
+T = TypeVar("T")
 
 
 def timed_eval(llm: llama_cpp.Llama, tokens: Sequence[int]) -> float:
@@ -26,7 +28,7 @@ def prefill_in_turns(llms: Mapping[str, llama_cpp.Llama], tokens: Sequence[int],
     """Seconds per batch, the contexts taking turns batch by batch in changing order."""
     times: Times = {name: [] for name in llms}
     for turn, start in enumerate(range(0, len(tokens), n_batch)):
-        for name in _order(llms, turn):
+        for name in in_turns(list(llms), turn):
             times[name].append(timed_eval(llms[name], tokens[start : start + n_batch]))
     return times
 
@@ -35,7 +37,7 @@ def decode_in_turns(llms: Mapping[str, llama_cpp.Llama], tokens: Sequence[int]) 
     """Seconds per token, the contexts taking turns block by block in changing order."""
     times: Times = {name: [] for name in llms}
     for turn, start in enumerate(range(0, len(tokens), BLOCK)):
-        for name in _order(llms, turn):
+        for name in in_turns(list(llms), turn):
             steps = [timed_eval(llms[name], [token]) for token in tokens[start : start + BLOCK]]
             times[name].extend(steps[1:] or steps)
     return times
@@ -53,6 +55,6 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _order(llms: Mapping[str, llama_cpp.Llama], turn: int) -> list[str]:
-    names = list(llms)
-    return names[turn % len(names) :] + names[: turn % len(names)]
+def in_turns(things: Sequence[T], turn: int) -> list[T]:
+    """The same things, beginning with another one at each turn."""
+    return [*things[turn % len(things) :], *things[: turn % len(things)]]
