@@ -107,16 +107,12 @@ def test_no_folder_for_it(session: Callable[..., Session], folder: Path) -> None
     assert folder.read_text() == "a file"
 
 
-@pytest.mark.parametrize("first_turn", [True, False])
-def test_a_chat_that_loses_its_archive(
-    session: Callable[..., Session], tmp_path: Path, first_turn: bool
-) -> None:
+def test_a_chat_that_loses_its_archive(session: Callable[..., Session], tmp_path: Path) -> None:
     """The conversation goes on from the kept rows: nothing is read again."""
     path = tmp_path / "archive"
     chat = session(archive=str(path))
-    if not first_turn:
-        chat.attach(DOCUMENT)
-        ask(chat, "Why?")
+    chat.attach(DOCUMENT)
+    ask(chat, "Why?")
     os.truncate(path, 5)
     chat.attach(OTHER)
     events: list[Event | None] = []
@@ -125,9 +121,9 @@ def test_a_chat_that_loses_its_archive(
         events.count(Notice(f"The chat goes on without an archive: the archive {path} has been cut short."))
         == 1
     )
-    assert (chat.turns, answer.archive, answer.reread_reason) == (2 - first_turn, None, None)
+    assert (chat.turns, answer.archive, answer.reread_reason) == (2, None, None)
     assert answer.stats.compacted
-    assert (answer.read_tokens == answer.prompt_tokens) is first_turn
+    assert answer.read_tokens < answer.prompt_tokens
     assert not path.exists()
     assert ask(chat, "So?").read_tokens < 100
 
