@@ -42,9 +42,9 @@ headkv_archive::headkv_archive(const std::vector<headkv_layer_shape> & shapes, c
         }
         if (!S_ISREG(st.st_mode) || (st.st_size > 0 && (pread(fd, mark, sizeof(mark), 0) != (ssize_t) sizeof(mark) ||
                                                         memcmp(mark, archive_mark, sizeof(mark)) != 0))) {
-            throw headkv_error(HEADKV_ERR_ARCHIVE,
-                               format("%s is another file, not an archive of a KV cache: it stays as it is",
-                                      path.c_str()));
+            throw headkv_error(
+                HEADKV_ERR_ARCHIVE,
+                format("%s is another file, not an archive of a KV cache: it stays as it is", path.c_str()));
         }
         if (ftruncate(fd, 0) != 0) {
             fail("cannot be emptied");
@@ -76,45 +76,85 @@ void headkv_archive::each(uint32_t ikv, uint32_t b, K * k, K * v, uint32_t cell,
     f(v, row * l.row_v, n_block * l.row_k + i * l.row_v, (last - first) * l.row_v);
 }
 
-void headkv_archive::put(uint32_t ikv, const ggml_tensor * k, const ggml_tensor * v, uint32_t cell, uint32_t p0,
-                         uint32_t n) {
+template <typename K, typename F>
+void headkv_archive::put_from(uint32_t ikv, const K * k, const K * v, uint32_t cell, uint32_t p0, uint32_t n,
+                              F && copy) {
+    if (p0 > layers[ikv].n_rows) {
+        throw headkv_error(HEADKV_ERR_STATE, format("rows from position %u on do not follow on the archive's %u", p0,
+                                                    layers[ikv].n_rows));
+    }
     std::vector<uint8_t> rows;
     for (uint32_t b = p0 / n_block; b * n_block < p0 + n; ++b) {
         if (fd < 0 && b >= blocks[ikv].size()) {
             blocks[ikv].push_back(block(new uint8_t[layers[ikv].size()]));
         }
-        each(ikv, b, k, v, cell, p0, n, [&](const ggml_tensor * from, size_t from_offset, size_t offset, size_t size) {
+        each(ikv, b, k, v, cell, p0, n, [&](const K * from, size_t from_offset, size_t offset, size_t size) {
             if (fd < 0) {
-                ggml_backend_tensor_get(from, blocks[ikv][b].get() + offset, from_offset, size);
+                copy(blocks[ikv][b].get() + offset, from, from_offset, size);
                 return;
             }
             rows.resize(size);
-            ggml_backend_tensor_get(from, rows.data(), from_offset, size);
+            copy(rows.data(), from, from_offset, size);
             write(rows.data(), size, file_offset(ikv, b) + offset);
         });
     }
+    layers[ikv].n_rows = std::max(layers[ikv].n_rows, p0 + n);
 }
 
-void headkv_archive::get(uint32_t ikv, ggml_tensor * k, ggml_tensor * v, uint32_t cell, uint32_t p0,
-                         uint32_t n) const {
+template <typename K, typename F>
+void headkv_archive::get_to(uint32_t ikv, K * k, K * v, uint32_t cell, uint32_t p0, uint32_t n, F && copy) const {
     std::vector<uint8_t> rows;
     for (uint32_t b = p0 / n_block; b * n_block < p0 + n; ++b) {
-        each(ikv, b, k, v, cell, p0, n, [&](ggml_tensor * to, size_t to_offset, size_t offset, size_t size) {
+        each(ikv, b, k, v, cell, p0, n, [&](K * to, size_t to_offset, size_t offset, size_t size) {
             if (fd < 0) {
-                ggml_backend_tensor_set(to, blocks[ikv][b].get() + offset, to_offset, size);
+                copy(blocks[ikv][b].get() + offset, to, to_offset, size);
                 return;
             }
             rows.resize(size);
             read(rows.data(), size, file_offset(ikv, b) + offset);
-            ggml_backend_tensor_set(to, rows.data(), to_offset, size);
+            copy(rows.data(), to, to_offset, size);
         });
     }
+}
+
+void headkv_archive::put(uint32_t ikv, const ggml_tensor * k, const ggml_tensor * v, uint32_t cell, uint32_t p0,
+                         uint32_t n) {
+    put_from(ikv, k, v, cell, p0, n, [](uint8_t * to, const ggml_tensor * from, size_t offset, size_t size) {
+        ggml_backend_tensor_get(from, to, offset, size);
+    });
+}
+
+void headkv_archive::get(uint32_t ikv, ggml_tensor * k, ggml_tensor * v, uint32_t cell, uint32_t p0, uint32_t n) const {
+    get_to(ikv, k, v, cell, p0, n, [](const uint8_t * from, ggml_tensor * to, size_t offset, size_t size) {
+        ggml_backend_tensor_set(to, from, offset, size);
+    });
+}
+
+void headkv_archive::put(uint32_t ikv, const uint8_t * rows, uint32_t p0, uint32_t n) {
+    put_from(ikv, rows, rows + n * layers[ikv].row_k, 0, p0, n,
+             [](uint8_t * to, const uint8_t * from, size_t offset, size_t size) { memcpy(to, from + offset, size); });
+}
+
+void headkv_archive::get(uint32_t ikv, uint8_t * rows, uint32_t p0, uint32_t n) const {
+    get_to(ikv, rows, rows + n * layers[ikv].row_k, 0, p0, n,
+           [](const uint8_t * from, uint8_t * to, size_t offset, size_t size) { memcpy(to + offset, from, size); });
+}
+
+uint32_t headkv_archive::n_rows() const {
+    uint32_t res = UINT32_MAX;
+    for (const auto & layer : layers) {
+        res = std::min(res, layer.n_rows);
+    }
+    return res;
 }
 
 void headkv_archive::cut(uint32_t n) {
     const size_t n_blocks = (n + n_block - 1) / n_block;
     for (auto & of_layer : blocks) {
         of_layer.resize(std::min(of_layer.size(), n_blocks));
+    }
+    for (auto & layer : layers) {
+        layer.n_rows = std::min(layer.n_rows, n);
     }
     const size_t size = n > 0 ? header_size + n_blocks * stride : sizeof(archive_mark);
     if (fd >= 0 && n_written > size && ftruncate(fd, size) == 0) {
@@ -143,10 +183,10 @@ void headkv_archive::read(void * to, size_t size, size_t offset) const {
         if (n < 0 && errno != EINTR) {
             fail("cannot be read");
         }
-        const size_t n_read = std::max<ssize_t>(n, 0);
-        bytes += n_read;
-        offset += n_read;
-        size -= n_read;
+        const size_t n_read  = std::max<ssize_t>(n, 0);
+        bytes               += n_read;
+        offset              += n_read;
+        size                -= n_read;
     }
 }
 
@@ -157,10 +197,10 @@ void headkv_archive::write(const void * from, size_t size, size_t offset) {
         if (n < 0 && errno != EINTR) {
             fail("cannot be written");
         }
-        const size_t n_new = std::max<ssize_t>(n, 0);
-        bytes += n_new;
-        offset += n_new;
-        size -= n_new;
+        const size_t n_new  = std::max<ssize_t>(n, 0);
+        bytes              += n_new;
+        offset             += n_new;
+        size               -= n_new;
     }
     n_written = std::max(n_written, offset);
 }
