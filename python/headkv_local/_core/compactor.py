@@ -62,6 +62,10 @@ class Compactor:
         return kept is not None and (kept.archive is not None or kept.order == "layers")
 
     @property
+    def has_archive(self) -> bool:
+        return self.retention is not None and self.retention.archive is not None
+
+    @property
     def reselects(self) -> bool:
         return self.retention is not None and self.retention.reselects
 
