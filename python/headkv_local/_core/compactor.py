@@ -198,6 +198,8 @@ class Compactor:
         plan = native.Plan(caps, kept.window, kept.kernel, kept.sinks, ends)
         by_layers = kept.order == "layers" or (kept.order is None and self._cuts)
         prompt = prompt._replace(order=ORDER_LAYERS if by_layers else ORDER_TOKENS, panel=kept.panel or 0)
+        if kept.archive is None:  # rows are there until the prompt has been read
+            set_archive(self.ctx, "memory")
         try:
             prefill(self.ctx, prompt, plan, progress)
         except UnsupportedError as error:
@@ -207,6 +209,9 @@ class Compactor:
             self._cuts = False
             self.prefill(prompt, ends, progress)
             return
+        finally:
+            if kept.archive is None:
+                set_archive(self.ctx, None)
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
 
     def begin_rows(self) -> None:
