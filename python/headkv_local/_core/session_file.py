@@ -21,6 +21,7 @@ _START: Final = struct.Struct("<16sII")  # magic, version, bytes of the header
 _SECTION: Final = struct.Struct("<8sQ")  # name, bytes of the section
 _CHECKSUM: Final = struct.Struct("<I")
 _MOST_HEADER: Final = 64 * 2**20
+_PIECE: Final = 2**20
 _LEAST: Final = _START.size + _CHECKSUM.size
 
 
@@ -131,6 +132,14 @@ class SessionFile:
     def size(self, name: str) -> int:
         """Bytes of a section; 0 where it is missing."""
         return self._sections.get(name, (0, 0))[1]
+
+    def verify(self) -> None:
+        """All checksums."""
+        room = memoryview(bytearray(_PIECE))
+        for name, (_, n_bytes) in self._sections.items():
+            with self.parts(name) as fill:
+                for done in range(0, n_bytes, _PIECE):
+                    fill(room[: n_bytes - done])
 
     def read(self, name: str) -> bytes | None:
         """A whole section, checked; None where it is missing."""

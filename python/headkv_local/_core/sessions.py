@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, TypeVar
 
 from .. import files
-from ..errors import (
-    ArchiveError,
-    ArgumentError,
-    HeadKVError,
-    InternalError,
-    OutOfMemoryError,
-    SessionError,
-    StateError,
-)
-from ..settings import KV_TYPES
+from ..errors import ArgumentError, HeadKVError, SessionError, StateError
 from ..stats import PromptRecord
 from . import native
-from .logging import collected_errors
+from . import session_parts as parts
 from .messages import Chatting
-from .native.session import BOUNDED, CELLS, END, ArchivedRows, get_part, set_part
 from .session_file import SessionFile, Writer, is_session, opened
 from .session_header import Header, context_of
 from .states import identity, name_of
 
-_TOKENS, _LOGITS, _CELLS, _BOUNDED = "tokens", "logits", "cells", "bounded"
-_PROMPT, _TURN, _ROWS, _END = "prompt", "turn", "rows", "end"
-_SECTIONS: Final = (_TOKENS, _LOGITS, _CELLS, _BOUNDED, _PROMPT, _TURN, _ROWS, _END)
-
 _Self = TypeVar("_Self", bound="Resuming")
-
-Row = npt.NDArray[np.float32]
 
 
 class Resuming(Chatting):
@@ -70,6 +50,7 @@ class Resuming(Chatting):
         for an empty context; UnsupportedError for one that can never be compacted; ArgumentError for
         messages that are none.
         """
+        self._require_outside()
         with self._using(beside=True):
             self._uncut()
             ctx = self._compactor.ctx
@@ -94,7 +75,7 @@ class Resuming(Chatting):
             try:
                 with files.replacing(target) as temporary, temporary.open("wb") as file:
                     try:
-                        self._write(Writer(file, header.to_json()), header, light)
+                        parts.write(self, Writer(file, header.to_json()), header, light)
                     except HeadKVError as error:  # may be an OSError too, which says another thing there
                         failed.append(error)
                         raise
@@ -110,6 +91,7 @@ class Resuming(Chatting):
 
     def _target(self, path: str | os.PathLike[str]) -> Path:
         try:
+            native.encoded(os.fspath(path))
             target = files.target(path, force=True, model=self.model_path)
             if target.exists() and target.stat().st_size > 0 and not is_session(target):
                 raise SessionError(f"{target} is another file, not a session: it stays as it is")
@@ -120,32 +102,6 @@ class Resuming(Chatting):
                 raise
             raise SessionError(f"{path} cannot be written: {error.strerror or error}") from error
         return target
-
-    def _write(self, writer: Writer, header: Header, light: bool) -> None:
-        ctx, record = self._compactor.ctx, self._prompts.record
-        writer.section(_TOKENS, self.input_ids[: self.n_tokens].astype("<i4"))
-        logits = None if self._requires_eval else self._logits()
-        if logits is not None:
-            writer.section(_LOGITS, logits.astype("<f4"))
-        writer.section(_CELLS, get_part(ctx, CELLS))
-        bounded = get_part(ctx, BOUNDED)
-        if self._bounded:
-            writer.section(_BOUNDED, bounded)
-        at_end = self.n_tokens == record.n_tokens  # of the prompt
-        if record.logits is not None and not light and not (at_end and logits is not None):
-            writer.section(_PROMPT, record.logits.astype("<f4"))
-        if record.recurrent is not None and not light and self._compactor.n_compacted > 0:
-            self._bounded.put_back(record.recurrent)
-            turn = get_part(ctx, BOUNDED)
-            set_part(ctx, BOUNDED, bounded)
-            writer.section(_TURN, turn)
-        if header.n_archived > 0:
-            rows = ArchivedRows(ctx, header.n_archived)
-            with writer.parts(_ROWS, rows.n_bytes) as write:
-                for chunk in rows.chunks():
-                    rows.get(chunk)
-                    write(chunk.rows)
-            writer.section(_END, get_part(ctx, END))
 
     @classmethod
     def open_session(
@@ -165,7 +121,7 @@ class Resuming(Chatting):
         into the context, and what the constructor raises. A session names files, its model and the archive:
         of one from others, give model_path and retention.
         """
-        with opened(path, _SECTIONS) as session:
+        with opened(path, parts.SECTIONS) as session:
             header = _header_of(session)
             where = header.model_path if model_path is None else os.fspath(model_path)
             llm = cls(where, **{"retention": header.retention, **header.context, **kwargs})
@@ -179,107 +135,39 @@ class Resuming(Chatting):
     def load_session(self, path: str | os.PathLike[str]) -> None:
         """As open_session(), in this Llama, with its own settings.
 
-        SessionError leaves the context as it was where the file's beginning tells, else empty.
+        A SessionError leaves the context as it was; empty, where a file without damage says what cannot be.
         """
-        with opened(path, _SECTIONS) as session:
+        with opened(path, parts.SECTIONS) as session:
+            session.verify()
             self._load(session, _header_of(session))
 
+    def _require_outside(self) -> None:
+        if self._lifetime.turns.inside:
+            raise StateError("a session cannot be saved or opened in a callback of the call that computes")
+
     def _load(self, session: SessionFile, header: Header) -> None:
+        self._require_outside()
         with self._using():
-            self._require_fitting(session, header)
-            tokens, logits, prompt = (
-                session.read(_TOKENS),
-                self._row(session, _LOGITS),
-                self._row(session, _PROMPT),
-            )
-            held = np.frombuffer(tokens or b"", dtype="<i4")
-            if len(held) != header.n_tokens:
-                raise session.error(f"is damaged: it has {len(held)} of its {header.n_tokens} tokens")
-            with _session_errors(session):
-                self._require_known(held.tolist())
-            if header.n_tokens == header.prompt.n_tokens and prompt is None:
-                prompt = logits
+            parts.require_fitting(self, session, header)
+            tokens, logits, prompt = parts.read_small(self, session, header)
             try:
-                if (
-                    logits is not None and self._n_logits == 0
-                ):  # llama.cpp makes room for them where it computes some
-                    self.reset()
+                if logits is not None and self._n_logits == 0:
+                    self.reset()  # llama.cpp has a place for logits once it has computed some
                     self._compactor.expect(1)
                     self._evaluate([0])
                 self.reset()
-                with _session_errors(session):
-                    recurrent = self._set_parts(session, header)
+                with parts.explained(session):
+                    recurrent = parts.read(self, session, header)
             except BaseException:
                 self.reset()
                 raise
-            self.input_ids[: len(held)] = held
-            self.n_tokens, self._requires_eval = len(held), True
+            self.input_ids[: len(tokens)] = tokens
+            self.n_tokens, self._requires_eval = len(tokens), True
             if self._logits_all:
                 self.scores[:] = 0
             self._put_back(logits)
             self._prompts.record = replace(header.prompt, logits=prompt, recurrent=recurrent)
             self._seed, self._session_messages = header.seed, header.messages
-
-    def _require_fitting(self, session: SessionFile, header: Header) -> None:
-        native.supported(self._compactor.ctx)
-        if header.model_id != identity(self):
-            raise session.error(f"is of the model {header.model_name}, not of {name_of(self)}")
-        for name, wanted in (
-            ("type_k", self.context_params.type_k),
-            ("type_v", self.context_params.type_v),
-        ):
-            if (found := header.context.get(name)) != wanted:
-                raise session.error(
-                    f"has rows of {name}={_kind(found)}, and this context has {_kind(wanted)}"
-                )
-        if header.n_tokens > self.n_ctx():
-            raise session.error(
-                f"holds {header.n_tokens} tokens, and the context has room for {self.n_ctx()}"
-            )
-
-    def _row(self, session: SessionFile, name: str) -> Row | None:
-        data = session.read(name)
-        if data is None:
-            return None
-        if len(data) != 4 * self._n_vocab:
-            raise session.error(f"is damaged: its {name} are not of {self._n_vocab} tokens")
-        return np.frombuffer(data, dtype="<f4").astype(np.float32)
-
-    def _set_parts(self, session: SessionFile, header: Header) -> npt.NDArray[np.uint8] | None:
-        """Into an empty context. Returns the record of recurrent layers at the prompt's end."""
-        ctx, recurrent = self._compactor.ctx, None
-        set_part(ctx, CELLS, session.read(_CELLS) or b"\0")
-        numbers = native.get_numbers(ctx)
-        if self._bounded:
-            turn = session.read(_TURN)
-            if turn is not None:
-                set_part(ctx, BOUNDED, turn)
-                if self._bounded.n_held != numbers.n_prompt:
-                    raise session.error("is damaged: a recurrent state is not of the prompt's end")
-                recurrent = self._bounded.snapshot()
-            set_part(ctx, BOUNDED, session.read(_BOUNDED) or b"\0")
-        held = {numbers.n_tokens, self._bounded.n_held}
-        if (
-            held != {header.n_tokens}
-            or (numbers.n_prompt or header.prompt.n_tokens) != header.prompt.n_tokens
-        ):
-            raise session.error("is damaged: its parts are of different lengths")
-        if header.n_archived > 0 and self._compactor.has_archive:
-            if header.n_archived != numbers.n_prompt:
-                raise session.error("is damaged: what it has archived is not the prompt")
-            rows = ArchivedRows(ctx, header.n_archived)
-            if session.size(_ROWS) != rows.n_bytes or _END not in session:
-                raise session.error("is damaged: its archive is not complete")
-            with session.parts(_ROWS) as fill:
-                for chunk in rows.chunks():
-                    fill(chunk.rows)
-                    rows.set(chunk)
-            set_part(ctx, END, session.read(_END) or b"\0")
-        return recurrent
-
-
-def _kind(number: int | None) -> str:
-    return next((text for text, known in KV_TYPES.items() if known == number), str(number))
 
 
 def _list_of(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -289,18 +177,5 @@ def _list_of(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 
 def _header_of(session: SessionFile) -> Header:
-    with _session_errors(session):
+    with parts.explained(session):
         return Header.from_json(session.header)
-
-
-@contextmanager
-def _session_errors(session: SessionFile) -> Iterator[None]:
-    """What is wrong with a session's content, in its own words."""
-    with collected_errors() as lines:
-        try:
-            yield
-        except (SessionError, ArchiveError, OutOfMemoryError):
-            raise
-        except (ArgumentError, StateError, InternalError) as error:
-            reason = "; ".join([str(error), *lines])
-            raise session.error(f"is damaged, or does not fit this context: {reason}") from error
