@@ -81,6 +81,10 @@ enum headkv_const {
     HEADKV_ARCHIVE_MEMORY = 1,
     HEADKV_ARCHIVE_FILE   = 2,
 
+    HEADKV_PART_CELLS   = 0, // kept rows and cells, or all in cells while nothing is compacted
+    HEADKV_PART_BOUNDED = 1, // layers with a sliding window and recurrent ones; no bytes where there are none
+    HEADKV_PART_END     = 2, // of the archived prompt, what stands beside its rows, with these layers at its end
+
     HEADKV_ORDER_TOKENS = 0, // all layers, batch by batch
     HEADKV_ORDER_LAYERS = 1, // all tokens of a panel, layer by layer: the K and V of one layer are in cells at a time
 };
@@ -235,6 +239,29 @@ HEADKV_API int32_t headkv_set_archive(struct llama_context * ctx, int32_t where,
 // On any failure the context is as it was, but for the logits.
 HEADKV_API int32_t headkv_prefill(struct llama_context * ctx, const struct headkv_prompt * prompt, size_t prompt_size,
                                   const struct headkv_plan * plan, size_t plan_size);
+
+// What a context holds, in parts, to be saved and read again: first HEADKV_PART_CELLS, then HEADKV_PART_BOUNDED; where
+// the prompt is archived also the rows of all its layers, from position 0 on, then HEADKV_PART_END. Whatever is read is
+// checked. In a context of the same settings all goes on bit for bit; in one whose windows have other cells, nearly.
+//   data: room for *size bytes, or NULL to ask how many there are; *size: how many there are
+// HEADKV_ERR_STATE: positions with gaps, or no prompt is archived
+HEADKV_API int32_t headkv_get_part(struct llama_context * ctx, int32_t part, void * data, size_t * size);
+
+// Whatever the context held is replaced by HEADKV_PART_CELLS, and it is empty if that fails. HEADKV_PART_END makes the
+// rows that headkv_set_archived() has put there count; where that, or one of the others, fails, all stays as it was.
+// HEADKV_ERR_ARGUMENT, _STATE, _INTERNAL: bytes that are none of such a part, or of another model or context
+HEADKV_API int32_t headkv_set_part(struct llama_context * ctx, int32_t part, const void * data, size_t size);
+
+// Full rows of the compacted prompt in the archive: of positions from `first` on, n of them, of layer number `layer` of
+// those that retain: K of all KV heads of each position, then V.
+//   size: bytes, n * n_head_kv * row_bytes
+// set: positions that follow on those that the layer has, or replace them. They count from HEADKV_PART_END on.
+// HEADKV_ERR_STATE  : nothing compacted, no archive, or, of set, a prompt that is archived already
+// HEADKV_ERR_ARCHIVE: its file cannot be read or written
+HEADKV_API int32_t headkv_get_archived(struct llama_context * ctx, int32_t layer, int32_t first, int32_t n, void * rows,
+                                       size_t size);
+HEADKV_API int32_t headkv_set_archived(struct llama_context * ctx, int32_t layer, int32_t first, int32_t n,
+                                       const void * rows, size_t size);
 
 // The attention recorded for each prompt position, before the max-pool: the weighted power mean with exponent 4 over
 // the observed tokens and the query heads of the group, where a token counts for positions at least 16 before it, for

@@ -152,6 +152,9 @@ void headkv_archive::clear() {
     forked = false;
     table_before.clear();
     table.clear();
+    for (auto & layer : layers) {
+        layer.n_rows = 0;
+    }
     free_slots();
     if (fd >= 0) {
         n_bytes = std::min<size_t>(n_bytes, file_size()); // nothing is missed of a file that was cut short
@@ -175,36 +178,74 @@ void headkv_archive::each(uint32_t ikv, uint32_t b, K * k, K * v, uint32_t cell,
     f(v, row * l.row_v, n_block * l.row_k + i * l.row_v, (last - first) * l.row_v);
 }
 
-void headkv_archive::put(uint32_t ikv, const ggml_tensor * k, const ggml_tensor * v, uint32_t cell, uint32_t p0,
-                         uint32_t n) {
+template <typename K, typename F>
+void headkv_archive::put_from(uint32_t ikv, const K * k, const K * v, uint32_t cell, uint32_t p0, uint32_t n,
+                              F && copy) {
     std::vector<uint8_t> rows;
     for (uint32_t b = p0 / n_block; b * n_block < p0 + n; ++b) {
         make_room(ikv, b);
-        each(ikv, b, k, v, cell, p0, n, [&](const ggml_tensor * from, size_t from_offset, size_t offset, size_t size) {
+        each(ikv, b, k, v, cell, p0, n, [&](const K * from, size_t from_offset, size_t offset, size_t size) {
             if (fd < 0) {
-                ggml_backend_tensor_get(from, in_memory(ikv, table[b]) + offset, from_offset, size);
+                copy(in_memory(ikv, table[b]) + offset, from, from_offset, size);
                 return;
             }
             rows.resize(size);
-            ggml_backend_tensor_get(from, rows.data(), from_offset, size);
+            copy(rows.data(), from, from_offset, size);
             write(rows.data(), size, in_file(ikv, table[b]) + offset);
         });
     }
+    layers[ikv].n_rows = std::max(layers[ikv].n_rows, p0 + n);
 }
 
-void headkv_archive::get(uint32_t ikv, ggml_tensor * k, ggml_tensor * v, uint32_t cell, uint32_t p0, uint32_t n) const {
+template <typename K, typename F>
+void headkv_archive::get_to(uint32_t ikv, K * k, K * v, uint32_t cell, uint32_t p0, uint32_t n, F && copy) const {
     std::vector<uint8_t> rows;
     for (uint32_t b = p0 / n_block; b * n_block < p0 + n; ++b) {
-        each(ikv, b, k, v, cell, p0, n, [&](ggml_tensor * to, size_t to_offset, size_t offset, size_t size) {
+        each(ikv, b, k, v, cell, p0, n, [&](K * to, size_t to_offset, size_t offset, size_t size) {
             if (fd < 0) {
-                ggml_backend_tensor_set(to, in_memory(ikv, table[b]) + offset, to_offset, size);
+                copy(in_memory(ikv, table[b]) + offset, to, to_offset, size);
                 return;
             }
             rows.resize(size);
             read(rows.data(), size, in_file(ikv, table[b]) + offset);
-            ggml_backend_tensor_set(to, rows.data(), to_offset, size);
+            copy(rows.data(), to, to_offset, size);
         });
     }
+}
+
+void headkv_archive::put(uint32_t ikv, const ggml_tensor * k, const ggml_tensor * v, uint32_t cell, uint32_t p0,
+                         uint32_t n) {
+    put_from(ikv, k, v, cell, p0, n, [](uint8_t * to, const ggml_tensor * from, size_t offset, size_t size) {
+        ggml_backend_tensor_get(from, to, offset, size);
+    });
+}
+
+void headkv_archive::get(uint32_t ikv, ggml_tensor * k, ggml_tensor * v, uint32_t cell, uint32_t p0, uint32_t n) const {
+    get_to(ikv, k, v, cell, p0, n, [](const uint8_t * from, ggml_tensor * to, size_t offset, size_t size) {
+        ggml_backend_tensor_set(to, from, offset, size);
+    });
+}
+
+void headkv_archive::put(uint32_t ikv, const uint8_t * rows, uint32_t p0, uint32_t n) {
+    if (p0 > layers[ikv].n_rows) {
+        throw headkv_error(HEADKV_ERR_STATE, format("rows from position %u on do not follow on the archive's %u", p0,
+                                                    layers[ikv].n_rows));
+    }
+    put_from(ikv, rows, rows + n * layers[ikv].row_k, 0, p0, n,
+             [](uint8_t * to, const uint8_t * from, size_t offset, size_t size) { memcpy(to, from + offset, size); });
+}
+
+void headkv_archive::get(uint32_t ikv, uint8_t * rows, uint32_t p0, uint32_t n) const {
+    get_to(ikv, rows, rows + n * layers[ikv].row_k, 0, p0, n,
+           [](const uint8_t * from, uint8_t * to, size_t offset, size_t size) { memcpy(to + offset, from, size); });
+}
+
+uint32_t headkv_archive::n_rows() const {
+    uint32_t res = UINT32_MAX;
+    for (const auto & layer : layers) {
+        res = std::min(res, layer.n_rows);
+    }
+    return res;
 }
 
 //

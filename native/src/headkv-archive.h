@@ -40,6 +40,15 @@ public:
     void put(uint32_t ikv, const ggml_tensor * k, const ggml_tensor * v, uint32_t cell, uint32_t p0, uint32_t n);
     void get(uint32_t ikv, ggml_tensor * k, ggml_tensor * v, uint32_t cell, uint32_t p0, uint32_t n) const;
 
+    // the same with rows in memory: K of all positions, then V; positions follow on those that are there
+    void put(uint32_t ikv, const uint8_t * rows, uint32_t p0, uint32_t n);
+    void get(uint32_t ikv, uint8_t * rows, uint32_t p0, uint32_t n) const;
+
+    size_t row_size(uint32_t ikv) const { return layers[ikv].row_k + layers[ikv].row_v; }
+
+    // positions whose rows all layers were given since all was forgotten
+    uint32_t n_rows() const;
+
     size_t size() const { return n_bytes; } // held; any thread may ask
 
 private:
@@ -49,12 +58,19 @@ private:
     struct layer {
         size_t row_k;
         size_t row_v;
-        size_t offset; // of its block among those of the same positions, in a file
+        size_t offset;       // of its block among those of the same positions, in a file
+        uint32_t n_rows = 0; // positions that it was given
 
         size_t size() const { return n_block * (row_k + row_v); }
     };
 
     using block = std::unique_ptr<uint8_t[]>;
+
+    // copy(to or from in the archive, tensor or rows, offset there, bytes)
+    template <typename K, typename F>
+    void put_from(uint32_t ikv, const K * k, const K * v, uint32_t cell, uint32_t p0, uint32_t n, F && copy);
+    template <typename K, typename F>
+    void get_to(uint32_t ikv, K * k, K * v, uint32_t cell, uint32_t p0, uint32_t n, F && copy) const;
 
     // call f(tensor, its bytes from, offset in the block, bytes) for the parts of K and V in one block
     template <typename K, typename F>

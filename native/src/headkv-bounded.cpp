@@ -59,6 +59,16 @@ void headkv_bounded::each_tensor(F && f) const {
     }
 }
 
+std::vector<ggml_tensor *> headkv_bounded::tensors(size_t & n_window) const {
+    std::vector<ggml_tensor *> res;
+    each_tensor([&](ggml_tensor * t) { res.push_back(t); });
+    n_window = 0;
+    if (window) {
+        llama_kv_cache_headkv::each_tensor_of(*window, [&](ggml_tensor *) { n_window++; });
+    }
+    return res;
+}
+
 void headkv_bounded::put_back_places() const {
     headkv_bounded places = *this; // what can fail, first
     places.bytes.clear();

@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <vector>
 
+class llama_io_write_i;
+class llama_io_read_i;
+
 // What a memory holds beside the cache that retains: sliding-window and recurrent layers, which cannot go back by
 // themselves. Taken at one moment, it is put back after a prompt that was not read to its end, and without its rows
 // before each slice of layers: all of them see the same tokens come.
@@ -30,10 +33,35 @@ public:
     // as if no token had come
     void clear() const;
 
+    // All of it, for a session; needs rows. Read into a memory whose window has another number of cells, its tokens are
+    // in other places.
+    //   n_tokens: it holds some of the first of them; n_vocab: tokens of the model
+    // read() throws headkv_error for what cannot be, std::bad_alloc, and what io throws
+    void write(llama_io_write_i & io) const;
+    static headkv_bounded read(llama_memory_i * mem, llama_io_read_i & io, int32_t n_tokens, int32_t n_vocab);
+
+    // position of the last token, -1 for none
+    int32_t last() const;
+
 private:
     // f(tensor) for each tensor of the bounded layers, always in the same order
     template <typename F>
     void each_tensor(F && f) const;
+
+    // all of them, the window's first, n_window of them
+    std::vector<ggml_tensor *> tensors(size_t & n_window) const;
+
+    struct saved_cell {
+        uint32_t i;
+        llama_pos pos;
+        llama_kv_cell_ext ext;
+    };
+
+    // where each of the saved cells goes: -1 for nowhere
+    std::vector<int64_t> place(const std::vector<saved_cell> & saved, uint32_t size, uint32_t head);
+
+    std::vector<int64_t> read_window(llama_io_read_i & io, int32_t n_tokens, int32_t n_vocab);
+    void read_recurrent(llama_io_read_i & io, int32_t n_tokens);
 
     llama_kv_cache * window            = nullptr;
     llama_memory_recurrent * recurrent = nullptr;

@@ -26,9 +26,43 @@ public:
     std::vector<uint8_t> data;
 };
 
+// into memory of a caller's; or nowhere, to count
+class headkv_io_fill : public llama_io_write_i {
+public:
+    headkv_io_fill(void * data, size_t size) : data((uint8_t *) data), size(size) {}
+
+    void write(const void * src, size_t n) override {
+        if (uint8_t * to = take(n)) {
+            memcpy(to, src, n);
+        }
+    }
+
+    void write_tensor(ggml_tensor * tensor, size_t offset, size_t n) override {
+        if (uint8_t * to = take(n)) {
+            ggml_backend_tensor_get(tensor, to, offset, n);
+        }
+    }
+
+    size_t n_bytes() override { return pos; }
+
+private:
+    uint8_t * take(size_t n) {
+        if (data && n > size - pos) {
+            throw std::runtime_error("the cache state has become longer");
+        }
+        pos += n;
+        return data ? data + pos - n : nullptr;
+    }
+
+    uint8_t * const data;
+    const size_t size;
+    size_t pos = 0;
+};
+
 class headkv_io_read : public llama_io_read_i {
 public:
-    explicit headkv_io_read(const std::vector<uint8_t> & data) : data(data) {}
+    headkv_io_read(const void * data, size_t size) : data((const uint8_t *) data), size(size) {}
+    explicit headkv_io_read(const std::vector<uint8_t> & data) : headkv_io_read(data.data(), data.size()) {}
 
     void read(void * dst, size_t size) override { memcpy(dst, take(size), size); }
 
@@ -39,15 +73,16 @@ public:
     size_t n_bytes() override { return pos; }
 
 private:
-    const uint8_t * take(size_t size) {
-        if (size > data.size() - pos) {
+    const uint8_t * take(size_t n) {
+        if (n > size - pos) {
             throw std::runtime_error("unexpected end of the cache state");
         }
-        pos += size;
-        return data.data() + pos - size;
+        pos += n;
+        return data + pos - n;
     }
 
-    const std::vector<uint8_t> & data;
+    const uint8_t * const data;
+    const size_t size;
     size_t pos = 0;
 };
 

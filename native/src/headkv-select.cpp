@@ -1,6 +1,7 @@
 #include "headkv-select.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <numeric>
 
@@ -120,6 +121,8 @@ void headkv_select(const float * w, const float * votes, const headkv_parts & pa
         for (uint32_t i = 0; votes && i < parts.candidates; ++i) {
             rank[i] *= votes[i];
         }
+        // of rows that are no numbers: an order needs numbers
+        std::replace_if(rank.begin(), rank.end(), [](float x) { return std::isnan(x); }, 0.0f);
         append_best(rank, n_best, parts.first, keep);
     }
     for (uint32_t p = n_prompt - n_last; p < n_prompt; ++p) {

@@ -44,6 +44,7 @@ void llama_kv_cache_headkv::state_read(llama_io_read_i & io, llama_seq_id seq_id
     io.read(&word, sizeof(word));
 
     if (word != state_magic) {
+        n_expected = n_in_state;
         grow(0);
         headkv_io_unread unread(io, word);
         placing = true; // what is read is not computed

@@ -95,6 +95,38 @@ int32_t headkv_prefill(llama_context * ctx, const headkv_prompt * prompt, size_t
     });
 }
 
+int32_t headkv_get_part(llama_context * ctx, int32_t part, void * data, size_t * size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(size);
+        ctx->synchronize();
+        const size_t n = mem.get_part(*ctx, part, nullptr, 0);
+        if (data) {
+            if (*size < n) {
+                throw headkv_error(HEADKV_ERR_ARGUMENT, format("the part needs %zu bytes, not %zu", n, *size));
+            }
+            mem.get_part(*ctx, part, data, n);
+        }
+        *size = n;
+    });
+}
+
+int32_t headkv_set_part(llama_context * ctx, int32_t part, const void * data, size_t size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(data);
+        ctx->synchronize();
+        mem.set_part(*ctx, part, data, size);
+    });
+}
+
+int32_t headkv_get_archived(llama_context * ctx, int32_t layer, int32_t first, int32_t n, void * rows, size_t size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) { mem.get_archived(layer, first, n, rows, size); });
+}
+
+int32_t headkv_set_archived(llama_context * ctx, int32_t layer, int32_t first, int32_t n, const void * rows,
+                            size_t size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) { mem.set_archived(layer, first, n, rows, size); });
+}
+
 int32_t headkv_begin_small(int32_t on) {
     llama_kv_cache_headkv::begin_small = on != 0;
     return HEADKV_OK;

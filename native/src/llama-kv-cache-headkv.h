@@ -120,6 +120,12 @@ public:
     void set_archive(int32_t where, const char * path);
     void prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan);
 
+    // headkv-session.cpp
+    size_t get_part(llama_context & ctx, int32_t part, void * data, size_t size) const;
+    void set_part(llama_context & ctx, int32_t part, const void * data, size_t size);
+    void get_archived(int32_t layer, int32_t first, int32_t n, void * rows, size_t size) const;
+    void set_archived(int32_t layer, int32_t first, int32_t n, const void * rows, size_t size);
+
     void get_attention(float * w, size_t n) const;
     void get_rows(int32_t layer, float * w, size_t n) const;
 
@@ -172,6 +178,8 @@ public:
             f(layer.v);
         }
     }
+
+    static uint32_t n_swa_of(const llama_kv_cache & kv) { return kv.n_swa; }
 
     // the layer whose K and V layer il reads, -1 for one that is not in the cache
     static int32_t layer_read_in(const llama_kv_cache & kv, int32_t il) {
@@ -247,6 +255,15 @@ private:
     // is the attention of all tokens recorded that are to select from a prompt of n_prompt tokens
     bool has_record(size_t n_prompt) const;
 
+    // throws unless the cells, with kept rows, are those of a sequence without gaps
+    void require_sound() const;
+
+    // throws headkv_error unless these are rows of the compacted prompt; returns the layer
+    uint32_t require_rows(int32_t layer, int32_t first, int32_t n, const void * rows, size_t size) const;
+
+    void set_cells(llama_context & ctx, const void * data, size_t size);
+    void set_end(llama_context & ctx, const void * data, size_t size);
+
     void require_kept() const;
     void update_peak(size_t extra);
     void count_cells();
@@ -284,6 +301,7 @@ private:
     uint32_t n_heads = 0;                   // KV heads, summed over them
 
     uint32_t n_expected = 0; // tokens of the prompt, 0 if not known; until the next clear()
+    uint32_t n_in_state = 0; // of a state that is read now, 0 if not known
 
     uint64_t epoch = 0;
 

@@ -20,6 +20,7 @@ from .errors import (
     OutOfMemoryError,
     ScoresAbsentError,
     ScoresError,
+    SessionError,
     StateError,
     UnsupportedError,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "Retention",
     "ScoresAbsentError",
     "ScoresError",
+    "SessionError",
     "StateError",
     "UnsupportedError",
     "__version__",

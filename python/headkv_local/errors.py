@@ -79,6 +79,10 @@ class ArchiveError(HeadKVError, OSError):
     """The archive's file cannot be made, written or read. The conversation can go on from what is kept."""
 
 
+class SessionError(HeadKVError, OSError, ValueError):
+    """A session file that cannot be used (damaged, of another format or model), or cannot be written."""
+
+
 class LibraryConflictError(HeadKVError, ImportError):
     """The native library is missing, of another ABI, or not the one that llama_cpp has loaded."""
 

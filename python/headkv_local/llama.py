@@ -17,8 +17,8 @@ from ._core.compactor import Compactor, small_at_first
 from ._core.folding import Folding
 from ._core.lifetime import Lifetime
 from ._core.load import explained_load_errors, refuse_before_loading, require_adapter
-from ._core.messages import Chatting
 from ._core.prompts import PromptTracker
+from ._core.sessions import Resuming
 from ._core.snapshot import native_stats, stock_stats
 from .budgets import ModelShape
 from .errors import ArgumentError, StateError, UnsupportedError
@@ -28,7 +28,7 @@ from .stats import CacheStats
 __all__ = ["Llama", "explained_load_errors"]
 
 
-class Llama(Chatting):
+class Llama(Resuming):
     """A llama_cpp.Llama whose KV heads each keep only their share of a prompt.
 
     When generate() (and all that is built on it) or prefill() has read a prompt, the KV cache is

@@ -16,7 +16,10 @@ PRINTS = {
         r"64 entries per KV head, each on its own: \d of 3 right, cache ",
     ],
     "stream_and_cancel.py": [r"read (\d+) of \1 tokens\n", r"(stopped after|then) '"],
-    "saved_state.py": [r"file: [\d.]+ MiB\n", r"read after loading: \d{1,3} of \d{4} tokens"],
+    "session.py": [
+        r"session: [\d.]+ MiB, light: [\d.]+ MiB\n",
+        r"read after opening: \d{1,3} of \d{4} tokens",
+    ],
     "retention_mask.py": [r"2 layers, 2 KV heads, \d+ prompt tokens\n", r"mean 64\n", r"kept by most"],
 }
 

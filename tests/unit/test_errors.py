@@ -19,6 +19,8 @@ TREE = {
     "ScoresError": ValueError,
     "ScoresAbsentError": ValueError,
     "InternalError": RuntimeError,
+    "ArchiveError": OSError,
+    "SessionError": OSError,
 }
 
 

@@ -69,6 +69,10 @@ class Compactor:
         return kept is not None and retention == replace(kept, archive=None, reselect=None)
 
     @property
+    def has_archive(self) -> bool:
+        return self.retention is not None and self.retention.archive is not None
+
+    @property
     def reselects(self) -> bool:
         return self.retention is not None and self.retention.reselects
 

@@ -63,7 +63,7 @@ def restore(llm: Any, state: LlamaState) -> None:
 
 
 def sign(llm: Any, state: LlamaState) -> LlamaState:
-    vars(state)[_MARK] = {"version": VERSION, "model_id": _identity(llm), "model": _name(llm)}
+    vars(state)[_MARK] = {"version": VERSION, "model_id": identity(llm), "model": name_of(llm)}
     return state
 
 
@@ -81,8 +81,8 @@ def require_fitting(llm: Any, state: Any) -> None:
         raise StateMismatchError(
             f"the state has format {made_by['version']}, and this version of headkv-local reads {VERSION}"
         )
-    if made_by["model_id"] != _identity(llm):
-        raise StateMismatchError(f"the state is of the model {made_by['model']}, not of {_name(llm)}")
+    if made_by["model_id"] != identity(llm):
+        raise StateMismatchError(f"the state is of the model {made_by['model']}, not of {name_of(llm)}")
     if len(state.input_ids) < state.n_tokens:
         raise StateMismatchError(
             f"the state is damaged: it has {len(state.input_ids)} of its {state.n_tokens} tokens"
@@ -93,15 +93,15 @@ def require_fitting(llm: Any, state: Any) -> None:
         )
 
 
-def _identity(llm: Any) -> str:
+def identity(llm: Any) -> str:
     """A hash of the weights, looked up once. Where the file is gone, what llama.cpp says of the model."""
     if "headkv_identity" not in vars(llm):
-        identity = repr(sorted((k, v) for k, v in llm.metadata.items() if k.startswith("general.")))
+        found = repr(sorted((k, v) for k, v in llm.metadata.items() if k.startswith("general.")))
         with suppress(HeadKVError):
-            identity = model_id(llm.model_path)
-        vars(llm)["headkv_identity"] = identity
+            found = model_id(llm.model_path)
+        vars(llm)["headkv_identity"] = found
     return str(vars(llm)["headkv_identity"])
 
 
-def _name(llm: Any) -> str:
+def name_of(llm: Any) -> str:
     return f"{llm.metadata.get('general.name', 'without a name')} ({os.path.basename(llm.model_path)})"

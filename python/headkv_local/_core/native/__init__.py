@@ -43,9 +43,13 @@ SURFACE: Final = (
     "headkv_compact",
     "headkv_set_archive",
     "headkv_prefill",
-    "headkv_begin_small",
+    "headkv_get_part",
+    "headkv_set_part",
+    "headkv_get_archived",
+    "headkv_set_archived",
     "headkv_get_attention",
     "headkv_get_rows",
+    "headkv_begin_small",
     "headkv_get_mask",
     "headkv_get_layers",
     "headkv_get_stats",
@@ -263,12 +267,7 @@ def model_shape(ctx: int) -> ModelShape:
 def get_device_bytes(ctx: int) -> list[int]:
     """Bytes of the KV cache on each device, in ggml's order."""
     n_bytes = np.zeros(lib.ggml_backend_dev_count(), dtype=np.int64)
-    pointer = ffi.from_buffer("int64_t[]", n_bytes, require_writable=True)
-    code = _functions["headkv_get_device_bytes"](
-        ffi.cast("struct llama_context *", ctx), pointer, n_bytes.size
-    )
-    _check(code)
-    return [int(n) for n in n_bytes]
+    return [int(n) for n in _filled("headkv_get_device_bytes", ctx, "int64_t[]", n_bytes)]
 
 
 def cancel_enable(ctx: int) -> None:

@@ -1,0 +1,173 @@
+"""What a session says about itself, as JSON: every value is checked when it is read."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from ..errors import ArgumentError
+from ..retention import Retention
+from ..scores import HeadScores
+from ..settings import DEFAULTS, INT32_MAX
+from ..stats import PromptRecord
+
+_CONTEXT: Final[dict[str, type]] = {
+    "n_ctx": int,
+    "n_batch": int,
+    "n_ubatch": int,
+    "type_k": int,
+    "type_v": int,
+    "flash_attn": bool,
+    "swa_full": bool,
+    "rope_scaling_type": int,
+    "rope_freq_base": float,
+    "rope_freq_scale": float,
+    "yarn_ext_factor": float,
+    "yarn_attn_factor": float,
+    "yarn_beta_fast": float,
+    "yarn_beta_slow": float,
+    "yarn_orig_ctx": int,
+    "lora_path": str,
+    "lora_scale": float,
+}
+"""Arguments of Llama that rows in a cache depend on, or where they lie in it."""
+
+_PLAIN: Final = ("budget", "observe", "archive", "reselect", "order", "panel")
+_ADVICE: Final = ("beta", "window", "kernel", "sinks")
+
+
+class Header(NamedTuple):
+    model_id: str
+    model_name: str
+    model_path: str
+    context: dict[str, Any]
+    """Arguments of Llama."""
+    retention: Retention | None
+    seed: int
+    n_tokens: int
+    n_archived: int
+    """Tokens of the prompt whose rows are in the session; 0 where none are."""
+    prompt: PromptRecord
+    """Without its arrays."""
+    messages: list[Any]
+
+    def to_json(self) -> dict[str, Any]:
+        prompt = self.prompt
+        return {
+            "model": {"id": self.model_id, "name": self.model_name, "path": self.model_path},
+            "context": self.context,
+            "retention": None if self.retention is None else _retention_to_json(self.retention),
+            "seed": self.seed,
+            "n_tokens": self.n_tokens,
+            "n_archived": self.n_archived,
+            "prompt": {
+                "n_tokens": prompt.n_tokens,
+                "policy": prompt.policy,
+                "scores_from": prompt.scores_from,
+                "prefill_seconds": prompt.prefill_seconds,
+            },
+            "messages": self.messages,
+        }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Header:
+        """ArgumentError for what none of ours can say."""
+        model, prompt = _value(found, "model", dict), _value(found, "prompt", dict)
+        context, retention = _value(found, "context", dict), _value(found, "retention", dict, None)
+        n_tokens = _count(found, "n_tokens", 1)
+        policy = _value(prompt, "policy", str)
+        if policy not in ("uniform", "scores", "caps"):
+            raise ArgumentError(f"policy cannot be {policy!r}")
+        return cls(
+            model_id=_value(model, "id", str),
+            model_name=_value(model, "name", str),
+            model_path=_value(model, "path", str),
+            context={name: _value(context, name, kind) for name, kind in _CONTEXT.items() if name in context},
+            retention=None if retention is None else _retention_from_json(retention),
+            seed=_count(found, "seed", 0, 2**32 - 1),
+            n_tokens=n_tokens,
+            n_archived=_count(found, "n_archived", 0, n_tokens),
+            prompt=PromptRecord(
+                n_tokens=None if prompt.get("n_tokens") is None else _count(prompt, "n_tokens", 0, n_tokens),
+                policy=policy,
+                scores_from=_value(prompt, "scores_from", str, None),
+                prefill_seconds=_value(prompt, "prefill_seconds", float),
+            ),
+            messages=_value(found, "messages", list),
+        )
+
+
+def context_of(llm: Any) -> dict[str, Any]:
+    """The arguments that a Llama would be made with again."""
+    arguments = llm.__getstate__()
+    arguments["n_ctx"] = llm.n_ctx()
+    return {name: kind(arguments[name]) for name, kind in _CONTEXT.items() if arguments.get(name) is not None}
+
+
+def _value(found: Mapping[str, Any], name: str, kind: type, *default: Any) -> Any:
+    if default and found.get(name) is default[0]:
+        return default[0]
+    value: Any = found.get(name)
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        value = float(value)
+    usable = type(value) is kind
+    if usable and kind is int:
+        usable = -1 <= value < 2**32
+    elif usable and kind is float:
+        usable = math.isfinite(value)
+    if not usable:
+        raise ArgumentError(f"{name} cannot be {_short(value)}")
+    return value
+
+
+def _count(found: Mapping[str, Any], name: str, least: int, most: int = INT32_MAX) -> int:
+    value: int = _value(found, name, int)
+    if not least <= value <= most:
+        raise ArgumentError(f"{name} cannot be {value}")
+    return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "..."
+
+
+def _retention_to_json(retention: Retention) -> dict[str, Any]:
+    plain: dict[str, Any] = {name: getattr(retention, name) for name in _PLAIN}
+    given = {name: getattr(retention, name) for name in _ADVICE if name in retention._given}
+    caps: Any = retention.caps
+    scores: Any = retention.scores
+    if isinstance(scores, HeadScores):
+        scores = {
+            "scores": scores.scores.tolist(),
+            "n_head_kv": scores.n_head_kv,
+            "method": scores.method,
+            "layers": None if scores.layers is None else list(scores.layers),
+            "source": dict(scores.source),
+            **{name: getattr(scores, name) for name in _ADVICE},
+        }
+    elif isinstance(scores, np.ndarray):
+        scores = scores.tolist()
+    elif scores is not None:
+        scores = os.fspath(scores)
+    if retention.archive not in (None, "memory"):
+        plain["archive"] = os.path.abspath(os.fspath(retention.archive))  # type: ignore[arg-type]
+    return plain | given | {"caps": None if caps is None else np.asarray(caps).tolist(), "scores": scores}
+
+
+def _retention_from_json(found: Mapping[str, Any]) -> Retention:
+    settings = dict(found)
+    unknown = settings.keys() - {*_PLAIN, *DEFAULTS, "caps", "scores"}
+    if unknown:
+        raise ArgumentError(f"a retention has no {_short(sorted(unknown))}")
+    try:
+        scores = settings.get("scores")
+        if isinstance(scores, dict):
+            settings["scores"] = HeadScores(**scores)
+        return Retention(**settings)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise ArgumentError(f"its retention cannot be: {error}") from error

@@ -1,0 +1,390 @@
+"""Sessions: what a Llama saved goes on in another one bit for bit, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headkv_local import (
+    ArchiveError,
+    ArgumentError,
+    HeadKVError,
+    HeadScores,
+    Llama,
+    Retention,
+    SessionError,
+    StateError,
+    UnsupportedError,
+)
+from helpers import greedy, greedy_logits, last_logits, random_tokens
+from session_bytes import Session, mutant
+
+Load = Callable[..., Llama]
+Tiny = Callable[..., Path]
+TOKENS = random_tokens(600)
+ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}
+RETENTION = Retention(budget=32, archive="memory", observe=64)
+SCORES = HeadScores(scores=np.ones((2, 4)), n_head_kv=2, method="r", window=6, source={"seed": 3})
+MESSAGES = [{"role": "user", "content": "Is it \ud800 or é?", "n": [1, None]}]
+
+
+@pytest.fixture
+def reopen() -> Any:
+    """reopen(path, **arguments): Llama.open_session(), closed after the test."""
+    opened: list[Llama] = []
+
+    def opener(path: Path, **arguments: Any) -> Llama:
+        opened.append(Llama.open_session(path, **(ONE_THREAD | arguments)))
+        return opened[-1]
+
+    yield opener
+    for llm in opened:
+        llm.close()
+
+
+def read_by(llm: Llama, tokens: list[int]) -> int:
+    """Tokens that a prompt is read for."""
+    read: list[int] = [0]
+    llm.on_prefill = lambda _, total: read.append(total)
+    llm.prefill(tokens)
+    llm.on_prefill = None
+    return max(read)
+
+
+def agree(saved: Llama, opened: Llama) -> None:
+    """Logits, masks, and what there is in the cache."""
+    assert np.array_equal(greedy_logits(saved, 4)[1], greedy_logits(opened, 4)[1])
+    assert np.array_equal(saved.retention_mask(), opened.retention_mask())
+    both = [llm.cache_stats() for llm in (saved, opened)]
+    assert len({(s.prompt_tokens, s.tail_tokens, s.archive_tokens, s.policy, s.compacted) for s in both}) == 1
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen35"])
+@pytest.mark.parametrize("kind", [1, 8])
+@pytest.mark.parametrize("archive", [None, "memory", "file", "layers"])
+def test_all_goes_on_bit_for_bit(
+    load: Load, tiny: Tiny, reopen: Load, tmp_path: Path, arch: str, kind: int, archive: str | None
+) -> None:
+    where = {"file": tmp_path / "rows", "layers": None}.get(archive or "", archive)
+    retention = replace(RETENTION, archive=where, order="layers" if archive == "layers" else None)
+    saved = load(tiny(arch=arch), retention=retention, type_k=kind, type_v=kind, n_batch=96)
+    saved.prefill(TOKENS)
+    greedy(saved, 70)  # also what a sliding window holds goes round
+    saved.save_session(tmp_path / "a.session", messages=MESSAGES)
+    if archive == "file":
+        (tmp_path / "rows").unlink()  # whose name is needed for the other one
+    opened = reopen(tmp_path / "a.session")
+    assert opened.session_messages == MESSAGES
+    assert opened.retention == saved.retention
+    agree(saved, opened)
+
+    turn = [*saved.input_ids[: saved.n_tokens].tolist(), *random_tokens(40, seed=1)]
+    assert read_by(opened, turn) == read_by(saved, turn) < len(TOKENS)
+    agree(saved, opened)
+    back = [*TOKENS[:450], *random_tokens(100, seed=2)]
+    assert read_by(opened, back) == read_by(saved, back)
+    agree(saved, opened)
+    (tmp_path / "b.session").write_bytes(b"")
+    opened.save_session(tmp_path / "b.session")
+    agree(opened, reopen(tmp_path / "b.session", retention=replace(retention, archive=archive and "memory")))
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen35"])
+def test_the_same_prompt_once_more(load: Load, tiny: Tiny, reopen: Load, tmp_path: Path, arch: str) -> None:
+    saved = load(tiny(arch=arch), retention=replace(RETENTION, archive=None))
+    saved.prefill(TOKENS)
+    wanted = last_logits(saved)
+    answer = greedy(saved, 5)
+    saved.save_session(tmp_path / "a")
+    opened = reopen(tmp_path / "a")
+    assert read_by(opened, TOKENS) == 0 or not opened._bounded.reaches(600)
+    if arch != "gemma3":  # its windows have nothing to go back to, saved or not
+        assert np.array_equal(last_logits(opened), wanted)
+        assert greedy(opened, 5) == answer
+    assert read_by(saved, TOKENS) == read_by(opened, TOKENS)
+
+
+@pytest.mark.parametrize("retention", [RETENTION, None])
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen35"])
+def test_a_short_prompt(
+    load: Load, tiny: Tiny, reopen: Load, tmp_path: Path, arch: str, retention: Retention | None
+) -> None:
+    saved = load(tiny(arch=arch), retention=retention, flash_attn=True, n_ctx=4096)
+    saved.prefill(TOKENS[:30])
+    greedy(saved, 3)
+    saved.save_session(tmp_path / "a")
+    opened = reopen(tmp_path / "a")
+    agree(saved, opened)
+    if retention is not None:
+        assert opened.cache_stats().resident_bytes == saved.cache_stats().resident_bytes
+    turn = [*saved.input_ids[: saved.n_tokens].tolist(), *random_tokens(300, seed=1)]
+    assert read_by(opened, turn) == read_by(saved, turn) < 301
+    agree(saved, opened)
+
+
+def test_a_light_session(load: Load, tiny: Tiny, reopen: Load, tmp_path: Path) -> None:
+    saved = load(tiny(n_layer=8), retention=replace(RETENTION, budget=128), n_ctx=2048)
+    saved.prefill(random_tokens(1500))
+    stats = saved.cache_stats()
+    saved.save_session(tmp_path / "light", light=True, messages=MESSAGES)
+    assert (tmp_path / "light").stat().st_size < 1.1 * stats.kept_bytes
+    saved.save_session(tmp_path / "whole")
+    assert (tmp_path / "whole").stat().st_size > stats.archive_bytes * 0.9
+    opened = reopen(tmp_path / "light")
+    assert opened.cache_stats().archive_tokens == 0
+    assert np.array_equal(greedy_logits(saved, 5)[1], greedy_logits(opened, 5)[1])
+    turn = [*saved.input_ids[:1505].tolist(), *random_tokens(20, seed=1)]
+    assert read_by(opened, turn) == 20
+    assert read_by(opened, random_tokens(400, seed=2)) == 400
+    assert opened.cache_stats().archive_tokens == 400  # later prompts are archived again
+
+
+def test_other_settings_and_a_model_that_has_moved(
+    load: Load, tiny: Tiny, reopen: Load, tmp_path: Path
+) -> None:
+    model = tiny(arch="gemma3").rename(tmp_path / "old.gguf")
+    saved = load(model, retention=RETENTION, n_batch=64, n_ubatch=64, n_ctx=768)
+    saved.prefill(TOKENS)
+    saved.save_session(tmp_path / "a")
+    moved = model.rename(tmp_path / "new.gguf")
+    try:
+        with pytest.raises(HeadKVError, match="Model path does not exist"):
+            reopen(tmp_path / "a")
+        opened = reopen(tmp_path / "a", model_path=moved, n_ctx=2048, n_batch=256, n_ubatch=256)
+        assert opened.n_ctx() == 2048
+        turn = [*TOKENS, *random_tokens(30, seed=1)]
+        assert read_by(opened, turn) == read_by(saved, turn)
+        assert np.allclose(last_logits(opened), last_logits(saved), atol=1e-3)
+        plain = reopen(tmp_path / "a", model_path=moved, retention=Retention(budget=32))
+        assert plain.cache_stats().archive_tokens == 0
+        assert len(greedy(plain, 3)) == 3
+    finally:
+        moved.rename(model).rename(tiny(arch="gemma3"))
+
+
+@pytest.mark.parametrize(
+    "retention",
+    [
+        Retention(budget="10%", window=5, kernel=3, beta=1.5, sinks=2),
+        Retention(caps=np.full((2, 2), 40), order="tokens", archive="memory", reselect=False, panel=64),
+        Retention(scores=np.arange(1, 9).reshape(2, 4)),
+        Retention(scores="uniform"),
+        Retention(scores=SCORES),
+        None,
+    ],
+)
+def test_settings_are_those_that_were_given(
+    load: Load, tiny_path: Path, reopen: Load, tmp_path: Path, retention: Retention | None
+) -> None:
+    saved = load(tiny_path, retention=retention, flash_attn=True, rope_freq_base=5000.0, seed=7)
+    saved.prefill(TOKENS)
+    saved.save_session(tmp_path / "a")
+    opened = reopen(tmp_path / "a")
+    if retention is not None and isinstance(retention.scores, HeadScores):
+        assert opened.retention is not None
+        assert isinstance(opened.retention.scores, HeadScores)
+        assert vars(opened.retention.scores)["source"] == retention.scores.source
+    else:
+        assert opened.retention == retention
+    assert opened.scores_from == saved.scores_from
+    assert opened._seed == 7
+    agree(saved, opened)
+
+
+def test_bad_files_and_calls_are_refused_and_leave_the_context(
+    load: Load, tiny: Tiny, tiny_path: Path, tmp_path: Path
+) -> None:
+    llm = load(tiny_path, n_ctx=512, retention=RETENTION)
+    with pytest.raises(StateError, match="nothing to save"):
+        llm.save_session(tmp_path / "a")
+    llm.prefill(TOKENS[:300])
+    mask = llm.retention_mask()
+    for messages in ("text", {"role": "user"}, [1], [{"role": {1}}], [{"x": float("nan")}]):
+        with pytest.raises(ArgumentError, match="messages"):
+            llm.save_session(tmp_path / "a", messages=messages)  # type: ignore[arg-type]
+    (tmp_path / "other").write_bytes(b"precious")
+    for path in (tiny_path, tmp_path / "other", tmp_path, tmp_path / "no" / "folder", "", "a\0b"):
+        with pytest.raises(SessionError):
+            llm.save_session(path)
+    assert (tmp_path / "other").read_bytes() == b"precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other"]
+
+    def saved(path: Path = tiny_path, **arguments: Any) -> bytes:
+        other = load(path, **({"retention": RETENTION} | arguments))
+        other.prefill(TOKENS[:400])
+        other.save_session(tmp_path / "a")
+        return (tmp_path / "a").read_bytes()
+
+    good = saved()
+    session, newer = Session.of(good), Session.of(good)
+    newer.version = 99
+    long = load(tiny_path, retention=RETENTION)
+    long.prefill(TOKENS)
+    long.save_session(tmp_path / "long")
+    os.mkfifo(tmp_path / "fifo")
+    deep, nan = b"[" * 10**6, json.dumps(session.header | {"seed": float("nan")}).encode()
+    cases: list[tuple[bytes | Path, str]] = [
+        (saved(tiny(seed=5)), r"is of the model tiny \(.*\), not of tiny"),
+        (saved(type_k=8), r"has rows of type_k=q8_0, and this context has f16"),
+        ((tmp_path / "long").read_bytes(), "holds 600 tokens, and the context has room for 512"),
+        (newer.to_bytes(), "has format 99, and this version of headkv-local reads 1"),
+        (b"", "does not begin as a session does"),
+        (tiny_path.read_bytes(), "does not begin as a session does"),
+        (good[:-1], "cut short"),
+        (good + b"\0", "cut short"),
+        (good[:20] + b"\xff\xff\xff\x7f" + good[24:], "its header cannot have 2147483647 bytes"),
+        (good[:-9] + bytes([good[-9] ^ 1]) + good[-8:], "the checksum of its section 'end'"),
+        (session.to_bytes(deep), "no JSON of ours"),
+        (session.to_bytes(nan), "no JSON of ours"),
+        (session.to_bytes(b"[]"), "no JSON object"),
+        (tmp_path, "is not a file"),
+        (tmp_path / "fifo", "is not a file"),
+        (tmp_path / "missing", "No such file"),
+    ]
+    for data, sentence in cases:
+        path = data if isinstance(data, Path) else tmp_path / "bad"
+        if isinstance(data, bytes):
+            path.write_bytes(data)
+        with pytest.raises(SessionError, match=sentence) as raised:
+            llm.load_session(path)
+        assert "\n" not in str(raised.value)
+        assert llm.n_tokens == 300
+        assert np.array_equal(llm.retention_mask(), mask)
+    no_flash = load(tiny_path)
+    no_flash.prefill(TOKENS[:10])
+    with pytest.raises(UnsupportedError):
+        no_flash.save_session(tmp_path / "a")
+    llm.close()
+    with pytest.raises(StateError, match="closed"):
+        llm.save_session(tmp_path / "a")
+
+
+def test_rows_that_are_no_numbers(load: Load, tiny_path: Path, tmp_path: Path) -> None:
+    """Of one head they are not noticed when they are read; what selects gets through."""
+    llm = load(tiny_path, retention=RETENTION)
+    llm.prefill(TOKENS)
+    llm.save_session(tmp_path / "a")
+    session = Session.of((tmp_path / "a").read_bytes())
+
+    def change(rows: bytes) -> bytes:  # K of the first head, in the second chunk of positions
+        changed = np.frombuffer(rows, dtype="<u2").copy()
+        changed[len(changed) // 600 * 256 :][: 40 * 128].reshape(40, 2, 64)[:, 0] = 0x7E00
+        return changed.tobytes()
+
+    (tmp_path / "a").write_bytes(session.change(b"rows", change).to_bytes())
+    llm.load_session(tmp_path / "a")
+    with suppress(UnsupportedError):
+        llm.prefill([*TOKENS, *random_tokens(30, seed=1)])
+        assert llm.cache_stats().kept.sum() == 32 * 4
+    llm.prefill(random_tokens(300, seed=2))
+    assert len(greedy(llm, 3)) == 3
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen35"])
+def test_mutants(load: Load, tiny: Tiny, tmp_path: Path, arch: str) -> None:
+    """Whatever a file says: a sentence or a context that computes, and the next prompt is as ever."""
+    llm = load(tiny(arch=arch), n_ctx=512, n_batch=64, n_ubatch=64, retention=RETENTION)
+    prompt, path, good = random_tokens(120, seed=9), tmp_path / "a", []
+    llm.prefill(prompt)
+    wanted = greedy(llm, 2)
+    for n, light in ((300, False), (300, True), (20, False)):
+        llm.prefill(random_tokens(n))
+        greedy(llm, 3)
+        llm.save_session(path, light=light)
+        good.append(path.read_bytes())
+    rng = random.Random(1)
+    n_refused = 0
+    for i in range(120):
+        path.write_bytes(mutant(rng.choice(good), rng))
+        try:
+            llm.load_session(path)
+        except SessionError:
+            n_refused += 1
+        else:
+            greedy(llm, 1)
+            with suppress(HeadKVError):
+                llm.prefill([*llm.input_ids[: llm.n_tokens].tolist(), *prompt[:20]])
+        if i % 10 == 0:
+            llm.prefill(prompt)
+            assert greedy(llm, 2) == wanted
+    assert n_refused > 60
+
+
+def test_a_failing_write_leaves_the_old_file(load: Load, tiny_path: Path, tmp_path: Path) -> None:
+    llm = load(tiny_path, retention=replace(RETENTION, archive=tmp_path / "rows"))
+    llm.prefill(TOKENS)
+    path = tmp_path / "a"
+    llm.save_session(path)
+    before, wanted = path.read_bytes(), last_logits(llm)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for n_bytes in (0, 100, 5000, 200_000, len(before) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+        try:
+            with pytest.raises(SessionError, match="a cannot be written: File too large"):
+                llm.save_session(path)
+            with pytest.raises(ArchiveError, match="cannot be written"):  # its rows go to a file again
+                llm.load_session(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        llm.load_session(path)
+        assert np.array_equal(last_logits(llm), wanted)
+    assert path.read_bytes() == before
+    os.truncate(tmp_path / "rows", 9000)
+    with pytest.raises(ArchiveError, match="cut short"):
+        llm.save_session(path)
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "rows"]
+    assert len(greedy(llm, 3)) == 3
+
+
+def test_a_killed_process_leaves_the_old_file(tiny_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    program = f"""
+import os, signal, sys
+from headkv_local import Llama, Retention
+from headkv_local._core import session_file
+llm = Llama({str(tiny_path)!r}, n_ctx=1024, n_threads=1, retention=Retention(budget=32, archive="memory"))
+llm.prefill({TOKENS})
+llm.save_session({str(path)!r}, messages=[{{"role": "first"}}])
+section = session_file.Writer.section
+def killed(self, name, data):
+    section(self, name, data)
+    if name == sys.argv[1]:
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+session_file.Writer.section = killed
+llm.save_session({str(path)!r}, messages=[{{"role": "second"}}])
+"""
+    for section in ("tokens", "end"):
+        run = subprocess.run([sys.executable, "-c", program, section], timeout=120, check=False)
+        assert run.returncode == -signal.SIGKILL
+        with Llama.open_session(path, **ONE_THREAD) as llm:
+            assert llm.session_messages == [{"role": "first"}]
+            assert llm.n_tokens == 600
+
+
+def test_lengths_that_no_file_has(load: Load, tiny_path: Path, tmp_path: Path) -> None:
+    """A section's length is believed for what the file has, not for what memory would be asked for."""
+    llm = load(tiny_path, retention=RETENTION)
+    llm.prefill(TOKENS)
+    llm.save_session(tmp_path / "a")
+    good = (tmp_path / "a").read_bytes()
+    at = good.index(b"tokens\0\0") + 8
+    for length in (2**64 - 1, 2**63, 2**32, len(good), 2400 + 8):
+        (tmp_path / "a").write_bytes(good[:at] + struct.pack("<Q", length) + good[at + 8 :])
+        with pytest.raises(SessionError, match="is damaged"):
+            llm.load_session(tmp_path / "a")
