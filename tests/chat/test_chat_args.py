@@ -61,6 +61,7 @@ def test_everything_given() -> None:
         ),
         *("--color", "never", "--history", "h", "--verbose"),
         *("--beta", "1.5", "--window", "16", "--kernel", "13", "--sinks", "0"),
+        *("--archive", "here"),
     )
     assert given == Options(
         model="m.gguf",
@@ -83,6 +84,7 @@ def test_everything_given() -> None:
         color="never",
         history="h",
         verbose=True,
+        archive="here",
     )
     assert given.retention("5%") == Retention(budget="5%", beta=1.5, window=16, kernel=13, sinks=0)
 
@@ -127,6 +129,7 @@ def test_bad_budget_is_refused_by_retention(text: str) -> None:
         (["-p", "\udcff"], "the text is not valid UTF-8"),
         (["--color", "blue"], "invalid choice"),
         (["-f", "-", "-f", "-"], "standard input can be read once"),
+        (["--archive", ""], "it is auto, memory, off, or the path of a file"),
         (["--bud", "5"], "unrecognized arguments"),
         (["a", "b"], "unrecognized arguments: b; a document is given with -f: -f 'b'"),
     ],

@@ -207,6 +207,7 @@ class TestAnswers:
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
         assert stats["read_tokens"] == stats["compacted_prompt_tokens"] == usage["prompt_tokens"]
         assert stats["reread_reason"] is None
+        assert (stats["archive"], stats["archive_tokens"]) == ("memory", usage["prompt_tokens"])
         assert stats["compacted"] is True
         assert stats["policy"] == "uniform"
         assert stats["kept_share"] == pytest.approx(64 / usage["prompt_tokens"], rel=1e-4)

@@ -51,6 +51,13 @@ class TestConversation:
         prompt = re.search(r"prompt: (\d+) tokens, kept \d\.\d % \(scores\)", terminal.wait("peak"))
         assert prompt is not None
         assert first < int(prompt[1]) < first + 100
+        terminal.line("/again")
+        terminal.wait(r"/again .*tokens/s, cache")  # nothing is read
+        terminal.wait_prompt()
+        terminal.line("/undo")
+        terminal.wait(r"Taken back: Can you say more\?")
+        terminal.line("/info")
+        terminal.wait(r"archive: \d+ tokens, [\d.]+ MiB in memory turns: 1")
         terminal.type("C-d")
         assert terminal.exit_code() == 0
 

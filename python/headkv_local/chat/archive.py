@@ -58,6 +58,7 @@ def open_archive(llm: Llama, options: Options) -> Archive:
 
     Raises ArchiveError for a file that was named and cannot be made.
     """
+    _remove_left_over()
     archive = Archive(None)
     try:
         archive = _choose(llm, options.archive)
@@ -90,7 +91,6 @@ def _choose(llm: Llama, wanted: str) -> Archive:
         return Archive(MEMORY)
     folder = _cache_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _remove_left_over(folder)
     return Archive(str(folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"), own=True)
 
 
@@ -114,10 +114,10 @@ def _cache_folder() -> Path:
     return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "headkv-local"
 
 
-def _remove_left_over(folder: Path) -> None:
+def _remove_left_over() -> None:
     """Files whose owner has died without removing them: nobody holds their lock."""
-    with _alone_in(str(folder)):
-        for path in folder.glob(f"{_PREFIX}*"):
+    with suppress(OSError, RuntimeError), _alone_in(str(_cache_folder())):
+        for path in _cache_folder().glob(f"{_PREFIX}*"):
             with suppress(OSError):
                 file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:

@@ -140,6 +140,7 @@ class Commands:
         self._console.note(f"context: {self._session.used_tokens} of {stats.n_ctx} tokens")
         full, now, peak = (size(n) for n in (stats.full_bytes, stats.resident_bytes, stats.peak_bytes))
         self._console.figures([f"cache: {full} full", f"{now} now", f"{peak} peak"])
+        self._console.note(f"archive: {self._archive()}")
         if stats.compacted:
             work = stats.select_seconds + stats.compact_seconds
             self._console.note(

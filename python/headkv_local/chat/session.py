@@ -176,7 +176,9 @@ class Session:
             return False
         if not isinstance(error, ArchiveError) and self.archive.where != MEMORY:
             return False
-        self.archive.give_up(str(error) or "there is not enough memory")
+        self.archive.give_up(
+            str(error) if isinstance(error, ArchiveError) else "there is not enough memory for it"
+        )
         self.llm.retention = self.options.retention(retention.budget)
         return True
 
