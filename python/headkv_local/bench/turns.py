@@ -1,8 +1,8 @@
 """Several questions about one document, as turns of a conversation, in every order.
 
-A document holds four facts. It is read once for all orders of its questions and both ways without an archive:
-each conversation starts from a copy of the cache. With an archive it is read once for each budget: a
-conversation goes back to the document's end, and nothing before that is read again.
+A document holds four facts. It is read once for all ways without an archive: each conversation starts from a
+copy of the cache. With an archive it is read once for each budget: a conversation goes back to the document's
+end, and nothing before that is read again.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     turns = [f"turn {turn + 1}" for turn in range(N_TURNS)]
     return "\n\n".join(
         report.table(
-            (f"{length} tokens", "kept", *turns, "all", "of fresh, least turn"),
+            (f"{length} tokens", "cache", *turns, "all", "of fresh, least turn"),
             [tuple(_cells(line)) for line in lines if line["length"] == length],
         )
         for length in lengths
@@ -113,7 +113,7 @@ def _compare(line: dict[str, Any], way: str, lines: Sequence[dict[str, Any]]) ->
 
 def _cells(line: dict[str, Any]) -> Iterator[str]:
     yield line["label"]
-    yield f"{line['kept_share']:.1%}"
+    yield report.mebibytes(line["resident_bytes"])
     for cell in (*line["turns"], line["all"]):
         low, high = cell["wilson_95"]
         yield f"{cell['found']}/{cell['asked']} ({low:.0%} to {high:.0%})"
