@@ -252,6 +252,11 @@ HEADKV_API int32_t headkv_get_part(struct llama_context * ctx, int32_t part, voi
 // HEADKV_ERR_ARGUMENT, _STATE, _INTERNAL: bytes that are none of such a part, or of another model or context
 HEADKV_API int32_t headkv_set_part(struct llama_context * ctx, int32_t part, const void * data, size_t size);
 
+// HEADKV_PART_BOUNDED as it was when llama_state_seq_get_data_ext() with LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY gave this
+// state, of n_state bytes. The layers stay as they are, also on a failure.
+HEADKV_API int32_t headkv_get_bounded_of(struct llama_context * ctx, const void * state, size_t n_state, void * data,
+                                         size_t * size);
+
 // Full rows of the compacted prompt in the archive: of positions from `first` on, n of them, of layer number `layer` of
 // those that retain: K of all KV heads of each position, then V.
 //   size: bytes, n * n_head_kv * row_bytes

@@ -65,6 +65,24 @@ void llama_kv_cache_headkv::set_part(llama_context & ctx, int32_t part, const vo
     }
 }
 
+size_t llama_kv_cache_headkv::get_bounded_of(llama_context & ctx, const void * state, size_t n_state, void * data,
+                                             size_t size) {
+    struct keeper {
+        headkv_bounded now;
+        ~keeper() { now.put_back(); }
+    };
+
+    headkv_io_fill io(data, size);
+    const keeper kept_as_is{ headkv_bounded(ctx.get_memory(), /*rows =*/true) };
+    epoch++;
+    const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+    if (ctx.state_seq_set_data(0, (const uint8_t *) state, n_state, flags) != n_state) {
+        throw headkv_error(HEADKV_ERR_INTERNAL, "llama.cpp does not take the state of the bounded layers");
+    }
+    headkv_bounded(ctx.get_memory(), /*rows =*/true).write(io);
+    return io.n_bytes();
+}
+
 void llama_kv_cache_headkv::set_cells(llama_context & ctx, const void * data, size_t size) {
     headkv_io_read io(data, size);
 

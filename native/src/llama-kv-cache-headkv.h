@@ -123,6 +123,7 @@ public:
     // headkv-session.cpp
     size_t get_part(llama_context & ctx, int32_t part, void * data, size_t size) const;
     void set_part(llama_context & ctx, int32_t part, const void * data, size_t size);
+    size_t get_bounded_of(llama_context & ctx, const void * state, size_t n_state, void * data, size_t size);
     void get_archived(int32_t layer, int32_t first, int32_t n, void * rows, size_t size) const;
     void set_archived(int32_t layer, int32_t first, int32_t n, const void * rows, size_t size);
 

@@ -17,7 +17,7 @@ from ..settings import KV_TYPES
 from . import native
 from .bounded import Snapshot
 from .logging import collected_errors
-from .native.session import BOUNDED, CELLS, END, ArchivedRows, get_part, set_part
+from .native.session import BOUNDED, CELLS, END, ArchivedRows, get_bounded_of, get_part, set_part
 from .session_file import SessionFile, Writer
 from .session_header import Header
 from .states import identity, name_of
@@ -46,20 +46,14 @@ def write(llm: Any, writer: Writer, header: Header, light: bool) -> None:
     if logits is not None:
         writer.section(_LOGITS, logits.astype("<f4"))
     writer.section(_CELLS, get_part(ctx, CELLS))
-    bounded = get_part(ctx, BOUNDED)
     if llm._bounded:
-        writer.section(_BOUNDED, bounded)
+        writer.section(_BOUNDED, get_part(ctx, BOUNDED))
     if light:
         return
     if record.logits is not None and not (llm.n_tokens == record.n_tokens and logits is not None):
         writer.section(_PROMPT, record.logits.astype("<f4"))
     if record.recurrent is not None and llm._compactor.n_compacted > 0:
-        try:
-            llm._bounded.put_back(record.recurrent)
-            turn = get_part(ctx, BOUNDED)
-        finally:
-            set_part(ctx, BOUNDED, bounded)
-        writer.section(_TURN, turn)
+        writer.section(_TURN, get_bounded_of(ctx, record.recurrent))
     if header.n_archived > 0:
         rows = ArchivedRows(ctx, header.n_archived)
         with writer.parts(_ROWS, rows.n_bytes) as write_part:

@@ -137,7 +137,8 @@ class Resuming(Chatting):
 
         A SessionError leaves the context as it was; empty, where a file without damage says what cannot be.
         """
-        with opened(path, parts.SECTIONS) as session:
+        self._require_outside()
+        with self._using(), opened(path, parts.SECTIONS) as session:
             session.verify()
             self._load(session, _header_of(session))
 
@@ -146,7 +147,6 @@ class Resuming(Chatting):
             raise StateError("a session cannot be saved or opened in a callback of the call that computes")
 
     def _load(self, session: SessionFile, header: Header) -> None:
-        self._require_outside()
         with self._using():
             parts.require_fitting(self, session, header)
             tokens, logits, prompt = parts.read_small(self, session, header)

@@ -45,6 +45,7 @@ SURFACE: Final = (
     "headkv_prefill",
     "headkv_get_part",
     "headkv_set_part",
+    "headkv_get_bounded_of",
     "headkv_get_archived",
     "headkv_set_archived",
     "headkv_get_attention",

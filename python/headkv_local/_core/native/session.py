@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,20 @@ Part = npt.NDArray[np.uint8]
 
 
 def get_part(ctx: int, part: int) -> Part:
+    return _bytes("headkv_get_part", ctx, part)
+
+
+def get_bounded_of(ctx: int, state: Part) -> Part:
+    """BOUNDED as it was when llama.cpp gave that state of these layers alone."""
+    return _bytes("headkv_get_bounded_of", ctx, ffi.from_buffer(state), len(state))
+
+
+def _bytes(name: str, ctx: int, *arguments: Any) -> Part:
     size = ffi.new("size_t *")
-    _call("headkv_get_part", ctx, part, ffi.NULL, size)
+    _call(name, ctx, *arguments, ffi.NULL, size)
     data = np.empty(size[0], dtype=np.uint8)
     if data.size > 0:
-        _call("headkv_get_part", ctx, part, ffi.from_buffer(data, require_writable=True), size)
+        _call(name, ctx, *arguments, ffi.from_buffer(data, require_writable=True), size)
     return data
 
 
