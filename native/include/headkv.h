@@ -113,10 +113,10 @@ struct headkv_plan {
 struct headkv_prompt {
     const int32_t * tokens; // [n_tokens], from position n_past on
     size_t n_tokens;        // at least 1
-    int32_t n_past;         // tokens that stay: of a compacted prompt up to n_archived, else up to all in the cache. With
-                            // sliding-window or recurrent layers all of these, or 0
-    int32_t order;          // HEADKV_ORDER_*
-    int32_t panel;          // HEADKV_ORDER_LAYERS: most tokens whose hidden states are in memory at once; 0: 256 MiB
+    int32_t n_past; // tokens that stay: of a compacted prompt up to n_archived, else up to all in the cache. With
+                    // sliding-window or recurrent layers all of these, or 0
+    int32_t order;  // HEADKV_ORDER_*
+    int32_t panel;  // HEADKV_ORDER_LAYERS: most tokens whose hidden states are in memory at once; 0: 256 MiB
 
     // The tokens that select: the last n_weights of those that are read, from position `first` on, each with its weight
     // from 0 to 1, not all 0.
@@ -129,7 +129,8 @@ struct headkv_prompt {
     const int32_t * again; // [n_again]
     size_t n_again;
 
-    // Called between batches with how much is done, as tokens of n_tokens + n_again; or NULL.
+    // Called between batches with how much is done, as tokens of n_tokens + n_again; or NULL. headkv_cancel() in it, in
+    // the last call too, ends the reading.
     void (*progress)(void * data, int32_t done, int32_t total);
     void * data;
 };
@@ -160,19 +161,20 @@ struct headkv_layer {
 // Of the layers that retain. All sizes in bytes are those of ggml's own buffers, all times in microseconds.
 struct headkv_stats {
     int64_t n_layer;
-    int64_t n_head_kv;    // KV heads, summed over the layers
-    int64_t n_ctx;        // positions that the context can hold
-    int64_t n_tokens;     // positions that it holds
-    int64_t n_prompt;     // those of the compacted prompt, 0 when nothing is compacted
-    int64_t n_kept;       // its kept entries, the window included, summed over layers and KV heads
-    int64_t bytes_full;   // cells at full size (n_ctx of them)
-    int64_t bytes_cells;  // cells as they are now
-    int64_t bytes_kept;   // kept rows and head tables
-    int64_t bytes_record; // recorded attention, freed by compaction
-    int64_t bytes_peak;   // most that the three held together since the last clear
-    int64_t t_select_us;  // last compaction: choosing the entries
-    int64_t t_compact_us; // last compaction: moving rows, freeing the full cache, fitting compute buffers
-    int64_t n_splits;     // parts of the last graph, one more than it changes between devices; 0 before the first
+    int64_t n_head_kv;     // KV heads, summed over the layers
+    int64_t n_ctx;         // positions that the context can hold
+    int64_t n_tokens;      // positions that it holds
+    int64_t n_prompt;      // those of the compacted prompt, 0 when nothing is compacted
+    int64_t n_kept;        // its kept entries, the window included, summed over layers and KV heads
+    int64_t bytes_full;    // cells at full size (n_ctx of them)
+    int64_t bytes_cells;   // cells as they are now
+    int64_t bytes_kept;    // kept rows and head tables
+    int64_t bytes_record;  // recorded attention, freed by compaction
+    int64_t bytes_peak;    // most that the three held together since the last clear, with what is set aside while a
+                           // prompt is read
+    int64_t t_select_us;   // last compaction: choosing the entries
+    int64_t t_compact_us;  // last compaction: moving rows, freeing the full cache, fitting compute buffers
+    int64_t n_splits;      // parts of the last graph, one more than it changes between devices; 0 before the first
     int64_t n_archived;    // positions whose full rows are in the archive: n_prompt, or 0
     int64_t bytes_archive; // in host memory or in a file; not counted above
 };
@@ -224,8 +226,9 @@ HEADKV_API int32_t headkv_get_observe_limit(const struct llama_context * ctx, in
 HEADKV_API int32_t headkv_compact(struct llama_context * ctx, const struct headkv_plan * plan, size_t size);
 
 // Keep the full rows of prompts that are read from now on: nowhere, in host memory, or in a file of this name, which is
-// made and goes with the context. A prompt that is compacted loses what it has archived.
-// HEADKV_ERR_ARCHIVE: a file that cannot be made, is in use, or is no archive
+// made and goes with the context. A prompt that is compacted loses what it has archived. Rows that others take the
+// place of are held until the prompt is read. HEADKV_ERR_ARCHIVE: a file that cannot be made, is in use, or is no
+// archive
 HEADKV_API int32_t headkv_set_archive(struct llama_context * ctx, int32_t where, const char * path);
 
 // Read a prompt or a later turn, select from all of it anew, and compact. In place of headkv_reserve(), _observe(),
@@ -236,7 +239,8 @@ HEADKV_API int32_t headkv_set_archive(struct llama_context * ctx, int32_t where,
 // HEADKV_ERR_ARGUMENT, _STATE: a prompt or a plan that does not fit
 // HEADKV_ERR_UNSUPPORTED     : a model whose graph cannot be cut, in HEADKV_ORDER_LAYERS
 // HEADKV_ERR_CANCELLED, _MEMORY, _ARCHIVE, ...: what was read of it is dropped
-// On any failure the context is as it was, but for the logits.
+// On any failure the context is as it was, and the archive too, but for the logits. An archive's file that was cut
+// short fails until the context is cleared; the kept rows go on without it.
 HEADKV_API int32_t headkv_prefill(struct llama_context * ctx, const struct headkv_prompt * prompt, size_t prompt_size,
                                   const struct headkv_plan * plan, size_t plan_size);
 

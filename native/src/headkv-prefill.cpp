@@ -375,6 +375,11 @@ bool llama_kv_cache_headkv::reading::cut(llm_graph_result & res, const llama_uba
 }
 
 void llama_kv_cache_headkv::reading::load(uint32_t n) const {
+    if (!slice.is_whole()) { // what is there of other layers is masked, but need not be numbers of this one's type
+        for (const auto & [_, buf] : kv.ctxs_bufs) {
+            ggml_backend_buffer_clear(buf.get(), 0);
+        }
+    }
     for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
         const auto & layer = kv.layers[ikv];
         if (slice.holds(layer.il) && n > 0) {

@@ -54,7 +54,7 @@ public:
 
     // a cache that this thread makes has only so many cells at first
     static inline thread_local bool begin_small = false;
-    static constexpr uint32_t n_small           = 32;
+    static constexpr uint32_t n_small           = 8;
 
     // why a context can never be compacted, "" if it can
     static std::string unsupported(const llama_context & ctx);

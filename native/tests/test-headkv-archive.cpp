@@ -199,7 +199,7 @@ static void test_from_cells(llama_model * model, bool windows) {
 // a full cache that is never there
 static void test_small(bool windows) {
     where                         = windows ? "windows, small" : "plain, small";
-    static constexpr int n_prompt = 3000, n_ctx = 4096, n_small = 256;
+    static constexpr int n_prompt = 3000, n_ctx = 4096, n_small = 8;
 
     const llama_model_ptr model = turn_model(windows, 16);
     headkv_begin_small(1);

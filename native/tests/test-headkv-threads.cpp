@@ -19,13 +19,35 @@ static constexpr int n_more     = 200; // outgrows the first tail
 
 static std::vector<int32_t> caps = { 20, 100, 64, 64, 8, 128 }; // of three layers
 
-static bool one_round(llama_context * ctx) {
-    const headkv_plan plan = { n_observed, 7, 4, caps.data(), caps.size(), nullptr, 0 };
+static bool compact(llama_context * ctx, const headkv_plan & plan) {
     return headkv_reserve(ctx, n_prompt) == HEADKV_OK && tiny_model_decode(ctx, 0, n_prompt - n_observed) == 0 &&
            headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_observed, n_observed, nullptr) == HEADKV_OK &&
            tiny_model_decode(ctx, n_prompt - n_observed, n_observed) == 0 &&
            headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK &&
-           headkv_compact(ctx, &plan, sizeof(plan)) == HEADKV_OK && tiny_model_decode(ctx, n_prompt, n_more) == 0 &&
+           headkv_compact(ctx, &plan, sizeof(plan)) == HEADKV_OK;
+}
+
+// with an archive, in place of all of that
+static bool prefill(llama_context * ctx, const headkv_plan & plan) {
+    std::vector<int32_t> tokens(n_prompt);
+    for (int p = 0; p < n_prompt; ++p) {
+        tokens[p] = tiny_model_token_at(p);
+    }
+    const std::vector<float> weights(n_observed, 1.0f);
+
+    headkv_prompt prompt = {};
+    prompt.tokens        = tokens.data();
+    prompt.n_tokens      = n_prompt;
+    prompt.order         = HEADKV_ORDER_LAYERS;
+    prompt.first         = n_prompt - n_observed;
+    prompt.weights       = weights.data();
+    prompt.n_weights     = n_observed;
+    return headkv_prefill(ctx, &prompt, sizeof(prompt), &plan, sizeof(plan)) == HEADKV_OK;
+}
+
+static bool one_round(llama_context * ctx, bool archive) {
+    const headkv_plan plan = { n_observed, 7, 4, caps.data(), caps.size(), nullptr, 0 };
+    return (archive ? prefill(ctx, plan) : compact(ctx, plan)) && tiny_model_decode(ctx, n_prompt, n_more) == 0 &&
            llama_memory_seq_rm(llama_get_memory(ctx), 0, -1, -1);
 }
 
@@ -46,6 +68,8 @@ struct asked {
         check(headkv_get_stats(ctx, &stats, sizeof(stats), kept.data(), kept.size()) == HEADKV_OK, "no stats");
         check((stats.n_prompt == n_prompt) == (stats.n_kept > 0), "kept rows without a prompt, or the other way round");
         check((stats.bytes_kept > 0) == (stats.n_kept > 0), "kept rows without memory, or the other way round");
+        check(stats.n_archived == 0 || stats.n_archived == stats.n_prompt, "the archive of another prompt");
+        check(stats.n_archived == 0 || stats.bytes_archive > 0, "archived rows without memory");
         check(stats.n_tokens <= n_prompt + n_more, "more tokens than were decoded");
         check(stats.bytes_cells + stats.bytes_kept + stats.bytes_record <= stats.bytes_peak, "more than the peak");
 
@@ -91,6 +115,11 @@ int main(int argc, char ** argv) {
         return 1;
     }
 
+    if (headkv_set_archive(ctx.get(), HEADKV_ARCHIVE_MEMORY, nullptr) != HEADKV_OK) {
+        printf("FAIL: no archive\n");
+        return 1;
+    }
+
     asked found;
     std::atomic<bool> done = false;
     std::thread other([&]() {
@@ -101,7 +130,7 @@ int main(int argc, char ** argv) {
 
     int n_failed = 0;
     for (int i = 0; i < n_round; ++i) {
-        n_failed += !one_round(ctx.get());
+        n_failed += !one_round(ctx.get(), i % 2 == 1);
     }
     done = true;
     other.join();
