@@ -241,12 +241,15 @@ def _turns(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         [
             f"{line['length']} tokens, {line['label']}",
             *(f"{cell['found']}/{cell['asked']} ({_interval(cell)})" for cell in line["turns"]),
-            "-" if line["least_of_fresh"] is None else f"{line['least_of_fresh']:.1%}",
+            *(
+                "-" if least is None else f"{least:.1%}"
+                for least in (line["least_of_full"], line["least_of_fresh"])
+            ),
         ]
         for line in data["summary"]
     ]
     turns = [f"turn {i}" for i in range(1, len(data["summary"][0]["turns"]) + 1)]
-    return ["document, cache", *turns, "of fresh, least turn"], rows
+    return ["document, cache", *turns, "of full, least turn", "of fresh"], rows
 
 
 def _interval(cell: dict[str, Any]) -> str:

@@ -107,8 +107,10 @@ class Document:
         return n_right([self.questions[i]], others, answer) == 1
 
 
-def run(setup: Setup, settings: Settings, tell: Callable[[str], None] = lambda _: None) -> Iterator[Outcome]:
-    """Every document of every length in every way, its questions in four orders.
+def run(
+    setup: Setup, settings: Settings, tell: Callable[[str], None] = lambda _: None
+) -> Iterator[list[Outcome]]:
+    """Every document of every length in every way, its questions in four orders; document by document.
 
     Raises ArgumentError for lengths that the model or the haystack does not have.
     """
@@ -124,7 +126,7 @@ def run(setup: Setup, settings: Settings, tell: Callable[[str], None] = lambda _
             made = _documents(llm, length, settings)
             for document in made:
                 tell(f"{length} tokens: document {document.number + 1} of {len(made)}")
-                yield from _of_document(llm, document, settings, tell)
+                yield list(_of_document(llm, document, settings, tell))
 
 
 def orders(number: int, seed: int) -> list[Order]:

@@ -55,9 +55,9 @@ def _turns(options: argparse.Namespace) -> None:
     report.check_target(options.json)
     outcomes: list[turns.Outcome] = []
     try:
-        for outcome in turns.run(setup, settings, tell):
-            outcomes.append(outcome)
-    finally:  # what was measured before an interrupt is worth its table
+        for of_document in turns.run(setup, settings, tell):
+            outcomes += of_document
+    finally:  # the documents before an interrupt are worth their table
         if outcomes:
             data = turns_report.document(setup, settings, outcomes)
             text = f"{turns_report.heading(setup.model, settings)}\n\n{turns_report.table(data['summary'])}"

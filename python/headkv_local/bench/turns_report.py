@@ -45,7 +45,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     turns = [f"turn {turn + 1}" for turn in range(N_TURNS)]
     return "\n\n".join(
         report.table(
-            (f"{length} tokens", "cache", *turns, "all", "of fresh, least turn"),
+            (f"{length} tokens", "cache", *turns, "all", "of full, least turn", "of fresh"),
             [tuple(_cells(line)) for line in lines if line["length"] == length],
         )
         for length in lengths
@@ -117,5 +117,6 @@ def _cells(line: dict[str, Any]) -> Iterator[str]:
     for cell in (*line["turns"], line["all"]):
         low, high = cell["wilson_95"]
         yield f"{cell['found']}/{cell['asked']} ({low:.0%} to {high:.0%})"
-    least = line[f"least_of_{FRESH}"]
-    yield "-" if least is None or line["way"] == FRESH else f"{least:.1%}"
+    for way in (FULL, FRESH):
+        least = line[f"least_of_{way}"]
+        yield "-" if least is None or line["way"] == way else f"{least:.1%}"

@@ -33,14 +33,15 @@ def prefill(ctx: int, prompt: Prompt, plan: Plan, progress: Callable[[int, int],
     raised: list[BaseException] = []
 
     def on_progress(_: Any, done: int, total: int) -> None:
-        try:
-            if not raised:
-                progress(done, total)
-        except BaseException as error:
-            raised.append(error)
-            _call("headkv_cancel", ctx)
+        if not raised:
+            progress(done, total)
 
-    callback = ffi.callback("void(void *, int32_t, int32_t)", on_progress)
+    def on_error(_kind: Any, error: BaseException, _trace: Any) -> None:
+        """Also of a signal that came meanwhile: its handler runs before the first line of on_progress()."""
+        raised.append(error)
+        _call("headkv_cancel", ctx)
+
+    callback = ffi.callback("void(void *, int32_t, int32_t)", on_progress, onerror=on_error)
     raw = ffi.new("struct headkv_prompt *")
     raw.tokens, raw.n_tokens = ffi.from_buffer("int32_t[]", tokens), tokens.size
     raw.n_past, raw.order, raw.panel, raw.first = prompt.n_past, prompt.order, prompt.panel, prompt.first
