@@ -216,6 +216,11 @@ def test_bad_files_and_calls_are_refused_and_leave_the_context(
     for messages in ("text", {"role": "user"}, [1], [{"role": {1}}], [{"x": float("nan")}]):
         with pytest.raises(ArgumentError, match="messages"):
             llm.save_session(tmp_path / "a", messages=messages)  # type: ignore[arg-type]
+    llm.on_prefill = lambda _, __: llm.save_session(tmp_path / "a")
+    with pytest.raises(StateError, match="in a callback"):
+        llm.prefill([*TOKENS[:200], *random_tokens(50, seed=1)])
+    llm.on_prefill = None
+    assert np.array_equal(llm.retention_mask(), mask)
     (tmp_path / "other").write_bytes(b"precious")
     for path in (tiny_path, tmp_path / "other", tmp_path, tmp_path / "no" / "folder", "", "a\0b"):
         with pytest.raises(SessionError):
