@@ -293,6 +293,9 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_headkv::memory_break
     if (obs) {
         obs->add_breakdown(res);
     }
+    if (queries) {
+        queries->get_buffers().add_breakdown(res);
+    }
     return res;
 }
 

@@ -59,6 +59,8 @@ class ModelShape(NamedTuple):
     """Bytes of K and V of one entry of one KV head."""
     layers: tuple[LayerShape, ...] = ()
     """The layers, in their order; empty: all are alike, and all of the model."""
+    bounded_bytes: int = 0
+    """What the other layers hold in any case: those with a sliding window, and recurrent ones."""
 
     @classmethod
     def of(cls, layers: Sequence[LayerShape]) -> ModelShape:
@@ -110,7 +112,13 @@ class Budget:
             # a share of a short prompt may be less than a window: the window is kept then
             total = max(int(self.amount * n_prompt * shape.n_heads / 100), window * shape.n_heads)
         else:
-            total = int(self.amount) // shape.row_bytes
+            total = (int(self.amount) - shape.bounded_bytes) // shape.row_bytes
+        if total < 0:
+            raise ArgumentError(
+                f"budget {self.text} is less than the {self._size(shape.bounded_bytes)} that layers with a "
+                "sliding window or a recurrent state hold in any case; "
+                f"the smallest budget that works is {self._smallest(shape, window)}"
+            )
         if total < window * shape.n_heads:
             raise ArgumentError(
                 f"budget {self.text} keeps {total / shape.n_heads:.3g} entries per KV head, less than the "
@@ -120,9 +128,12 @@ class Budget:
         return min(total, n_prompt * shape.n_heads)
 
     def _smallest(self, shape: ModelShape, window: int) -> str:
-        n_bytes = window * shape.n_heads * shape.row_bytes
+        return f"'{self._size(shape.bounded_bytes + window * shape.n_heads * shape.row_bytes)}'"
+
+    def _size(self, n_bytes: int) -> str:
+        """In the unit of the budget, rounded up."""
         unit = next(name for name, size in _UNITS.items() if size == self.unit)
-        return f"'{ceil(Fraction(1000 * n_bytes, self.unit)) / 1000:.10g}{unit[0].upper()}iB'"
+        return f"{ceil(Fraction(1000 * n_bytes, self.unit)) / 1000:.10g}{unit[0].upper()}iB"
 
 
 def parse_budget(budget: object, window: int) -> Budget:

@@ -37,7 +37,8 @@ class Retention:
     HeadKV-R2, arXiv 2410.19258, section 3.3; docs/method.md names the differences.
 
     budget: mean entries per KV head (int, at least `window`), "5%" of the prompt (made at least `window`),
-        or "64MiB" of K and V rows for the whole model (also KiB, GiB). 128 if neither it nor caps is given.
+        or "64MiB" for the whole model (also KiB, GiB): kept K and V rows, and what layers with a sliding
+        window or a recurrent state hold in any case. 128 if neither it nor caps is given.
     caps: entries to keep, int array (n_layer, n_head_kv), each at least `window`, and 0 for KV heads that a
         layer does not have; instead of a budget.
     scores: None for the head scores that come with the model, beside it or in it, and equal budgets

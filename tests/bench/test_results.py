@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from headkv_local.demo import __main__ as demo
 from headkv_local.demo.material import document
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "docs" / "results"))  # as for a script that is run there
 
 
 def script(name: str) -> Any:
@@ -89,7 +91,8 @@ def test_measuring_commands_give_what_the_tables_need(
     common = ["--model", str(tiny_path), "--threads", "1", "--json"]
     speed = ["--prompt-tokens", "64", "--budget", "16", "--repeat", "1", "--compactions", "1", "--no-rss"]
     quality = ["--lengths", "900", "--budgets", "64", "--samples", "1", "--tasks", "needle", "--plain"]
-    found = [tmp_path / f"{name}.json" for name in ("speed", "quality", "demo", "threads", "orders", "turns")]
+    names = ("speed", "quality", "demo", "threads", "orders", "turns", "endless", "sessions")
+    found = [tmp_path / f"{name}.json" for name in names]
     assert cli.main(["bench", "speed", *speed, "--decode-tokens", "8", *common, str(found[0])]) == 0
     assert cli.main(["bench", "quality", *quality, *common, str(found[1])]) == 0
     orders = ["--order", "tokens,layers", "--archive", "memory", *speed[:6], "--no-rss"]
@@ -98,9 +101,21 @@ def test_measuring_commands_give_what_the_tables_need(
     assert cli.main(["bench", "turns", *turns, *common, str(found[5])]) == 0
     assert demo.main(["--questions", "1", "--budget", "64", *common, str(found[2])]) == 0
     script("threads").main(["--tokens", "4", "--runs", "1", *common[:2], "--json", str(found[3])])
+    for path, arguments in ((found[6], ["--tokens", "2000"]), (found[7], [])):
+        settings = [str(tiny_path), "--prompt", "300", "--json", str(path)]
+        script(path.stem).main([*settings, *arguments])
     capsys.readouterr()
     run = {"commit": "abc", "date": "2026-01-01", "cpu": "one"}
-    firsts = ("64, 16", "full", "full", "open", "64, 16", "600 tokens, full")
+    firsts = (
+        "64, 16",
+        "full",
+        "full",
+        "open",
+        "64, 16",
+        "600 tokens, full",
+        "none",
+        "whole, archive in memory",
+    )
     for path, first in zip(found, firsts, strict=True):
         columns, rows = make.rows_of(json.loads(path.read_text(encoding="utf-8")))
         assert rows[0][0] == first

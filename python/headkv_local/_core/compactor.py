@@ -97,7 +97,9 @@ class Compactor:
     def shape(self) -> ModelShape:
         """The layers that retain. UnsupportedError for a context that can never be compacted."""
         native.supported(self.ctx)
-        return native.model_shape(self.ctx)
+        now = native.get_numbers(self.ctx)
+        bounded = sum(native.get_device_bytes(self.ctx)) - now.bytes_cells - now.bytes_kept - now.bytes_record
+        return native.model_shape(self.ctx)._replace(bounded_bytes=bounded)
 
     @property
     def n_compacted(self) -> int:
