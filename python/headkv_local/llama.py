@@ -16,7 +16,7 @@ from ._core.bounded import Bounded
 from ._core.compactor import Compactor, small_at_first
 from ._core.folding import Folding
 from ._core.lifetime import Lifetime
-from ._core.load import explained_load_errors, refuse_before_loading, require_adapter
+from ._core.load import explained_load_errors, refuse_before_loading, require_adapter, require_last_logits
 from ._core.prompts import PromptTracker
 from ._core.sessions import Resuming
 from ._core.snapshot import native_stats, stock_stats
@@ -133,6 +133,7 @@ class Llama(Resuming):
         with self._using():
             if not isinstance(retention, Retention | None):
                 raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
+            require_last_logits(retention, self._logits_all)
             if self._prompts.reading:
                 raise StateError("retention cannot be changed while a prompt is being read")
             if self._compactor.n_compacted > 0 and not self._compactor.only_without_archive(retention):

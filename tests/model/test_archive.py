@@ -305,3 +305,12 @@ def test_a_prompt_whose_cache_does_not_fit(tiny: Tiny, tmp_path: Path, archive: 
     command = [sys.executable, "-c", _IN_LITTLE_MEMORY, str(path), where]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith(said), done.stdout + done.stderr
+
+
+def test_no_logits_of_all_tokens(load: Load, tiny: Tiny) -> None:
+    for kept in (Retention(archive="memory"), Retention(order="layers")):
+        with pytest.raises(ArgumentError, match="logits_all"):
+            load(tiny(), retention=kept, logits_all=True)
+        llm = load(tiny(), retention=Retention(), logits_all=True)
+        with pytest.raises(ArgumentError, match="logits_all"):
+            llm.retention = kept

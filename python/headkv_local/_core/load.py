@@ -34,6 +34,7 @@ def refuse_before_loading(
         for setting in ("embedding", "vocab_only"):
             if kwargs.get(setting):
                 raise UnsupportedError(f"a model loaded with {setting}=True has no prompt to compact")
+        require_last_logits(retention, bool(kwargs.get("logits_all") or kwargs.get("draft_model")))
         if flash_attn is not None and not flash_attn:
             raise UnsupportedError("a KV cache can be compacted with flash attention only: flash_attn is off")
     path = os.fspath(model_path)
@@ -60,6 +61,15 @@ def refuse_before_loading(
             raise ArgumentError(f"{name} must be one of {known}, not {kwargs[name]!r}")
     if not kwargs.get("vocab_only"):
         refuse_too_large(path, retention, kwargs)
+
+
+def require_last_logits(retention: Retention | None, logits_all: bool) -> None:
+    """Raise ArgumentError where a prompt would be read layer by layer, and the logits of all its tokens kept."""
+    if logits_all and retention is not None and (retention.archive is not None or retention.by_layers):
+        raise ArgumentError(
+            "an archive, or the order of layers, leaves the logits of a prompt's last token alone: it goes "
+            "with neither logits_all=True nor a draft model"
+        )
 
 
 def why_no_file(path: str) -> str | None:
