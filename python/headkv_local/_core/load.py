@@ -64,7 +64,7 @@ def refuse_before_loading(
 
 
 def require_last_logits(retention: Retention | None, logits_all: bool) -> None:
-    """Raise ArgumentError where a prompt would be read layer by layer, and the logits of all its tokens kept."""
+    """Raise ArgumentError where a prompt is read layer by layer and the logits of all tokens are wanted."""
     if logits_all and retention is not None and (retention.archive is not None or retention.by_layers):
         raise ArgumentError(
             "an archive, or the order of layers, leaves the logits of a prompt's last token alone: it goes "
