@@ -215,8 +215,9 @@ HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what, int3
 HEADKV_API int32_t headkv_get_observe_limit(const struct llama_context * ctx, int32_t n_tokens, int32_t * n);
 
 // Select, gather the kept rows, free the full cache and make a small one for new tokens. Sequence 0 is the only one.
-// Of a compacted cache: fold the tail into the prompt. Each KV head chooses among the entries that it has kept and those
-// of the tail, as the last n tokens, observed since, look at them; the rows of the tail go to the archive as they are.
+// Of a compacted cache: fold the tail into the prompt. Each KV head chooses among the entries that it has kept and
+// those of the tail, as the last n tokens, observed since, look at them; the rows of the tail go to the archive as they
+// are.
 //   size: sizeof(struct headkv_plan) of the caller
 // HEADKV_ERR_ARGUMENT: a plan that does not fit the model or the prompt
 // HEADKV_ERR_STATE   : nothing decoded, or not all tokens recorded that were to be observed
@@ -232,9 +233,10 @@ HEADKV_API int32_t headkv_compact(struct llama_context * ctx, const struct headk
 HEADKV_API int32_t headkv_set_archive(struct llama_context * ctx, int32_t where, const char * path);
 
 // Read a prompt or a later turn, select from all of it anew, and compact. In place of headkv_reserve(), _observe(),
-// llama_decode() and headkv_compact(): rows of the tokens before come from the archive, whole, and those of the new ones
-// go there; without an archive, to host memory meanwhile. Of a compacted prompt that means: what was decoded after it is read again with all of
-// the new tokens. The logits of the last token are there afterwards, as after llama_decode().
+// llama_decode() and headkv_compact(): rows of the tokens before come from the archive, whole, and those of the new
+// ones go there; without an archive, to host memory meanwhile. Of a compacted prompt that means: what was decoded after
+// it is read again with all of the new tokens. The logits of the last token are there afterwards, as after
+// llama_decode().
 //   sizes: sizeof() of the caller's structs
 // HEADKV_ERR_ARGUMENT, _STATE: a prompt or a plan that does not fit
 // HEADKV_ERR_UNSUPPORTED     : a model whose graph cannot be cut, in HEADKV_ORDER_LAYERS

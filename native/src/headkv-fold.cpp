@@ -104,9 +104,9 @@ static std::vector<std::vector<float>> attention_of(const headkv_fold_layer & la
                     sum += x;
                 }
                 for (size_t e = 0; e < n_before; ++e) {
-                    const llama_pos at = e < n_kept ? keep[h][e] : (llama_pos) (prompt.end + e - n_kept);
-                    const float w      = at <= p - headkv_gap ? logits[e] / sum : 0.0f;
-                    res[h][e]         += w * w * w * w;
+                    const llama_pos at  = e < n_kept ? keep[h][e] : (llama_pos) (prompt.end + e - n_kept);
+                    const float w       = at <= p - headkv_gap ? logits[e] / sum : 0.0f;
+                    res[h][e]          += w * w * w * w;
                 }
             }
         }

@@ -28,8 +28,8 @@ struct headkv_fold_prompt {
     uint32_t n;
 };
 
-// What each KV head of each layer keeps, ascending positions, the window included. The number of threads changes nothing
-// but the time.
+// What each KV head of each layer keeps, ascending positions, the window included. The number of threads changes
+// nothing but the time.
 std::vector<headkv_kept::positions> headkv_choose_again(const std::vector<headkv_fold_layer> & layers,
                                                         const headkv_fold_prompt & prompt, const headkv_plan & plan,
                                                         uint32_t n_threads);

@@ -271,6 +271,37 @@ int main(int argc, char ** argv) {
             [&]() { return prefill(ctx) && observe(ctx); }, goes_on);
     }
 
+    // the tail becomes a part of the prompt
+    constexpr int n_tail = 60, n_asking = 10;
+    const auto observe_tail = [&]() {
+        return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt + n_tail, n_asking, nullptr) == HEADKV_OK;
+    };
+    const auto with_tail = [&]() {
+        return prefill(ctx) && observe(ctx) && compact() && decode(ctx, n_prompt, n_tail) == 0;
+    };
+    const auto ask  = [&]() { return decode(ctx, n_prompt + n_tail, n_asking) == 0; };
+    headkv_plan all = plan;
+    all.ends        = nullptr;
+    all.n_ends      = 0;
+    const auto fold = [&]() { return headkv_compact(ctx, &all, sizeof(all)) == HEADKV_OK; };
+
+    check(with_tail() && observe_tail() && ask() && fold(), "plain run, folded", FAIL_NONE, 0);
+    const auto folded_ref = mask(ctx);
+    check(decode(ctx, n_prompt + n_tail + n_asking, n_more) == 0, "plain run, folded", FAIL_NONE, 0);
+    const auto folded_logits_ref = logits(ctx);
+
+    const auto goes_on_folded = [&]() {
+        return mask(ctx) == folded_ref && decode(ctx, n_prompt + n_tail + n_asking, n_more) == 0 &&
+               logits(ctx) == folded_logits_ref;
+    };
+    const auto is_as_before = [&]() { return mask(ctx) == mask_ref && from_memory(); };
+    for (const fail_kind kind : { FAIL_BUFFER, FAIL_NEW }) {
+        torture("observe the tail", kind, observe_tail, is_as_before, with_tail,
+                [&]() { return ask() && fold() && goes_on_folded(); });
+        torture(
+            "fold", kind, fold, is_as_before, [&]() { return with_tail() && observe_tail() && ask(); }, goes_on_folded);
+    }
+
     // C++ allocations of llama_decode() itself are upstream's
     torture(
         "tail growth", FAIL_BUFFER, [&]() { return decode(ctx, n_prompt, n_more) == 0; },
