@@ -87,19 +87,23 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
         parser.error(
             "there is no terminal to show the chat on: leave one of the outputs to it, or ask with -p"
         )
-    path = options.model if options.model is not None else str(default_model_path())
 
     # From here on the model is needed, and with it llama_cpp.
     from headkv_local.chat.archive import open_archive
     from headkv_local.chat.display import show_answer
+    from headkv_local.chat.keeping import Keeper, model_of, saved_at
     from headkv_local.chat.model import load_model
     from headkv_local.chat.session import Session
     from headkv_local.devices import set_aside
 
+    chat = saved_at(options.session)
+    if chat is not None:
+        options = options.completed({**chat.settings, "model": model_of(chat, options)})
+    path = options.model if options.model is not None else str(default_model_path())
     if reason := set_aside(options.gpu_layers):
         console.note(reason)
     with _interrupts_end_the_process():
-        llm = load_model(path, options)
+        llm = load_model(path, options, chat.context if chat is not None else {})
     with contextlib.closing(llm):
         if options.ctx is not None and 0 < llm.trained_tokens < options.ctx:
             console.note(
@@ -108,14 +112,17 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
         session = Session(llm, options, open_archive(llm, options))
         if session.archive.reason:
             console.note(session.archive.told)
+        keeper = Keeper(session, console, options)
+        keeper.open(chat)
         for document in documents:
             session.attach(document)
         if question is None:
             from headkv_local.chat.repl import Repl
 
-            return Repl(session, console, options).run()
+            return Repl(session, console, options, keeper).run()
         ask = partial(session.ask, question)
         answer = show_answer(session, ask, console, options, in_chat=False)
+        keeper.leave()
         return INTERRUPTED if answer.finish_reason == "interrupt" else OK
 
 

@@ -24,7 +24,9 @@ output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="headkv-chat", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False)
+    # Options has the defaults, and is told what was given
+    unset = argparse.SUPPRESS
+    parser = _Parser("headkv-chat", None, _DESCRIPTION, _EPILOG, argument_default=unset, allow_abbrev=False)
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", help="GGUF file (default: the installed default model)"
     )
@@ -36,7 +38,6 @@ def build_parser() -> argparse.ArgumentParser:
         dest="files",
         metavar="FILE",
         action="append",
-        default=[],
         help="put this text before the question; repeatable, - is standard input",
     )
     parser.add_argument(
@@ -46,18 +47,24 @@ def build_parser() -> argparse.ArgumentParser:
         "--budget",
         metavar="N",
         type=parse_budget,
-        default=DEFAULT_BUDGET,
         help="what to keep of a prompt: rows per KV head (128), a share of the prompt (5%%), "
-        "memory for all of it (64MiB), or full for everything (default: %(default)s)",
+        "memory for all of it (64MiB), or full for everything "
+        f"(default: {DEFAULT_BUDGET})",
     )
     parser.add_argument(
         "--archive",
         metavar="WHERE",
         type=_archive,
-        default=AUTO,
         help="where all rows of the prompts stay, so that each turn chooses anew what to keep: memory, the "
         "path of a file, or off; auto: memory where there is room, else a file in the cache folder "
-        "(default: %(default)s)",
+        f"(default: {AUTO})",
+    )
+    parser.add_argument(
+        "--session",
+        metavar="FILE",
+        type=_session,
+        help="go on with the chat in this file, if there is one, and save it there at the end; what is not "
+        "given here (model, budget, system message, sampling, ...) is as it was",
     )
     parser.add_argument(
         "-c",
@@ -88,8 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--predict",
         metavar="N",
         type=_tokens,
-        default=MAX_TOKENS,
-        help="longest answer, in tokens; -1: up to the end of the context (default: %(default)s)",
+        help=f"longest answer, in tokens; -1: up to the end of the context (default: {MAX_TOKENS})",
     )
     _add_sampling(parser)
     parser.add_argument(
@@ -101,8 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--color",
         choices=["auto", "always", "never"],
-        default="auto",
-        help="colours on standard error; auto: on a terminal unless NO_COLOR is set (default: %(default)s)",
+        help="colours on standard error; auto: on a terminal unless NO_COLOR is set (default: auto)",
     )
     parser.add_argument(
         "--history", metavar="FILE", help="keep the typed lines in this file (default: only in memory)"
@@ -200,14 +205,15 @@ def parse_options(argv: list[str] | None, parser: argparse.ArgumentParser) -> Op
     """Options from `argv` (None: the process's own). Exits as argparse does: 0 after --help, 2 on misuse."""
     space = vars(parser.parse_args(argv))
     space.pop("version", None)
-    named, model = space.pop("named_model"), space.pop("model")
+    named, model = space.pop("named_model", None), space.pop("model", None)
     if named is not None and model is not None:
         parser.error(f"two models are given, '{model}' and '{named}'; a document is given with -f")
-    space["model"] = next((expand(path) for path in (model, named) if path is not None), None)
-    space["files"] = tuple(space["files"])
+    for path in (path for path in (model, named) if path is not None):
+        space["model"] = expand(path)
+    space["files"] = tuple(space.get("files", ()))
     if space["files"].count("-") > 1:
         parser.error("standard input can be read once: give '-f -' only once")
-    return Options(**space)
+    return Options(**space, given=frozenset(space))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -246,6 +252,12 @@ def _archive(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("it is auto, memory, off, or the path of a file")
     return text if text in (AUTO, MEMORY, OFF) else expand(text)
+
+
+def _session(text: str) -> str:
+    if text in ("", "-"):
+        raise argparse.ArgumentTypeError("it is the path of a file")
+    return expand(text)
 
 
 def _integer(low: int, high: int | None = None) -> Callable[[str], int]:

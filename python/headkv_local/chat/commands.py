@@ -13,13 +13,16 @@ from headkv_local.chat.console import Console
 from headkv_local.chat.documents import read_document
 from headkv_local.chat.options import MEMORY, budget_text, parse_budget
 from headkv_local.chat.render import seconds, share, size
+from headkv_local.chat.worker import interrupts
 
 if TYPE_CHECKING:
+    from headkv_local.chat.keeping import Keeper
     from headkv_local.chat.session import Session, Show
     from headkv_local.chat.turn import Answer
 
 
 _SHOWN: Final = 60  # characters of a question
+_LIGHT: Final = "--light"
 
 
 class Leave(Exception):
@@ -39,10 +42,14 @@ class Commands:
     """Runs the slash commands on a session. Raises HeadKVError or ValueError with a sentence, or Leave."""
 
     def __init__(
-        self, session: Session, console: Console, answer: Callable[[Callable[[Show], Answer]], None]
+        self,
+        session: Session,
+        console: Console,
+        answer: Callable[[Callable[[Show], Answer]], None],
+        keeper: Keeper,
     ) -> None:
         """answer: asks, and shows what comes."""
-        self._session = session
+        self._session, self._keeper = session, keeper
         self._console = console
         self._answer = answer
 
@@ -83,6 +90,8 @@ class Commands:
             self._console.note(f"kept: {kept}")
         self._console.note(f"archive: {self._archive()}")
         self._console.note(f"turns: {session.turns}")
+        if self._keeper.path is not None:
+            self._console.note(f"session: {self._keeper.path}")
         for document in session.documents:
             self._console.note(f"attached: {document.name}")
 
@@ -100,7 +109,7 @@ class Commands:
 
     def clear(self, _: str) -> None:
         self._session.clear()
-        self._console.note("A new chat.")
+        self._console.note(f"A new chat.{self._keeper.told_of_clear()}")
 
     def file(self, argument: str) -> None:
         if not argument:
@@ -121,6 +130,15 @@ class Commands:
         self._console.note(f"Taken back: {_shortened(turn.question)}")
         if turn.documents:
             self._console.note("Its documents go with the next question.")
+
+    def save(self, argument: str) -> None:
+        word, _, rest = argument.partition(" ")
+        light = word == _LIGHT
+        self._keeper.save(_unquoted(rest.strip() if light else argument), light)
+
+    def load(self, argument: str) -> None:
+        with interrupts(lambda: None):  # a chat is here as a whole, or the one before it
+            self._keeper.load(_unquoted(argument))
 
     def budget(self, argument: str) -> None:
         session = self._session
@@ -158,6 +176,10 @@ COMMANDS: dict[str, Command] = {
     "file": Command("PATH", "put a document before the next question", Commands.file),
     "again": Command("", "answer the last question anew", Commands.again),
     "undo": Command("", "take back the last question and its answer", Commands.undo),
+    "save": Command(
+        f"[{_LIGHT}] [PATH]", "save the chat in a file; light: without its archive", Commands.save
+    ),
+    "load": Command("[PATH]", "go on with the chat in a file", Commands.load),
     "budget": Command("N", "what to keep: 128, 5%, 64MiB or full", Commands.budget),
     "stats": Command("", "the KV cache in figures", Commands.stats),
     "exit": Command("", "leave", Commands.exit),

@@ -1,4 +1,4 @@
-"""Tab in the interactive chat: slash commands, and paths after /file."""
+"""Tab in the interactive chat: slash commands, and paths after those that take one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prompt_toolkit.document import Document
 
 
 class ChatCompleter(Completer):
-    """commands: each with the name of its argument; a PATH is completed."""
+    """commands: each with its argument; an "--option" and a PATH are completed."""
 
     def __init__(self, commands: Mapping[str, str]) -> None:
         self._commands = commands
@@ -25,6 +25,12 @@ class ChatCompleter(Completer):
                 if command.startswith(name):
                     end = " " if takes else ""
                     yield Completion(command + end, start_position=-len(name), display=f"/{command}")
-        elif self._commands.get(name) == "PATH":
-            path = argument.lstrip()
+            return
+        *options, takes = self._commands.get(name, "").replace("[", "").replace("]", "").split(" ")
+        path = argument.lstrip()
+        for option in options:
+            if path and option.startswith(path):
+                yield Completion(option + " ", start_position=-len(path))
+            path = path.removeprefix(option + " ").lstrip()
+        if takes == "PATH":
             yield from self._paths.get_completions(Document(path, len(path)), complete_event)

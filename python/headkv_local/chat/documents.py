@@ -73,8 +73,23 @@ def compose(documents: Sequence[Document], question: str) -> str | list[dict[str
     for document, title in zip(documents, _titles(documents), strict=True):
         text = document.text.strip("\n")
         text = f"{title}:\n\n{text}\n" if title else f"{text}\n"
-        parts.append({"type": "text", "text": text, "document": True})
+        parts.append({"type": "text", "text": text, "document": True, "name": document.name})
     return [*parts, {"type": "text", "text": question}]
+
+
+def decompose(content: Any) -> tuple[list[Document], Any]:
+    """The documents and the question of what compose() has made, or somebody else.
+
+    Raises TypeError, KeyError and AttributeError for what is no such content.
+    """
+    if not isinstance(content, list):
+        return [], content
+    *parts, question = content
+    documents = [Document(part.get("name", STDIN), part["text"]) for part in parts]
+    return [
+        Document(document.name, document.text.removeprefix(f"{title}:\n\n" if title else ""))
+        for document, title in zip(documents, _titles(documents), strict=True)
+    ], question["text"]
 
 
 def _titles(documents: Sequence[Document]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,21 +103,24 @@ class ChatLlama(Llama):
             self.watch_prefill(done, total)
 
 
-def load_model(path: str, options: Options) -> ChatLlama:
-    """The model at `path`, ready to answer; an archive is in memory at first. Raises HeadKVError."""
+def load_model(path: str, options: Options, context: Mapping[str, Any] | None = None) -> ChatLlama:
+    """The model at `path`, ready to answer; an archive is in memory at first. Raises HeadKVError.
+
+    context: arguments of Llama that a session was made with.
+    """
     archive = None if options.archive == OFF else MEMORY
     gpu_layers = all_layers(options.gpu_layers)
-    llm = ChatLlama(
-        path,
-        retention=options.retention(options.budget, archive),
-        n_ctx=choose_context(path, options.ctx),
-        n_threads=options.threads,
-        n_threads_batch=options.threads,
-        n_gpu_layers=gpu_layers,
-        n_batch=_batch(path) if gpu_layers == 0 else _BATCH,
-        seed=secrets.randbelow(2**32 - 1) if options.seed is None else options.seed,
-        flash_attn=True,  # also for the full cache, so that /budget can change to another one
-    )
+    settings: dict[str, Any] = {
+        "retention": options.retention(options.budget, archive),
+        "n_ctx": choose_context(path, options.ctx),
+        "n_threads": options.threads,
+        "n_threads_batch": options.threads,
+        "n_gpu_layers": gpu_layers,
+        "n_batch": _batch(path) if gpu_layers == 0 else _BATCH,
+        "seed": secrets.randbelow(2**32 - 1) if options.seed is None else options.seed,
+        "flash_attn": True,  # also for the full cache, so that /budget can change to another one
+    }
+    llm = ChatLlama(path, **(settings | dict(context or {})))
     llm.sampling = choose_sampling(options, llm.metadata)
     last_n = llm.sampling.repeat_last_n
     llm.last_n_tokens_size = llm.n_ctx() if last_n < 0 else last_n

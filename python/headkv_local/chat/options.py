@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..settings import DEFAULT_BUDGET, given
 
@@ -26,6 +27,7 @@ class Options:
 
     budget: None for the full cache. ctx: None to choose one from the model, 0 for what it was trained for.
     max_tokens: -1 for no limit but the context. temp to repeat_penalty: None for what the model recommends.
+    given: names of the fields that were asked for, here or when the session was made.
     """
 
     model: str | None = None
@@ -33,7 +35,7 @@ class Options:
     files: tuple[str, ...] = ()
     system: str | None = None
     budget: int | str | None = DEFAULT_BUDGET
-    scores: str | None = None  # None: those that come with the model
+    scores: Any = None  # as Retention takes them; None: those that come with the model
     beta: float | None = None  # None, here and below: what the scores recommend
     window: int | None = None
     kernel: int | None = None
@@ -53,7 +55,14 @@ class Options:
     stream: bool = True
     color: Literal["auto", "always", "never"] = "auto"
     history: str | None = None
+    session: str | None = None
     verbose: bool = False
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def completed(self, settings: Mapping[str, Any]) -> Options:
+        """With these settings, of a session, where the command line leaves them open."""
+        open_ones = {name: value for name, value in settings.items() if name not in self.given}
+        return replace(self, **open_ones, given=self.given | open_ones.keys())
 
     def retention(self, budget: int | str | None, archive: str | None = None) -> Retention | None:
         """What `budget` keeps with the other settings as they are; None for the full cache.

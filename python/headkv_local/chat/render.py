@@ -38,13 +38,18 @@ def share(value: float) -> str:
     return f"{percent:.{digits}f} %"
 
 
+def counted(n: int, what: str) -> str:
+    """1 token, 2 tokens."""
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def seconds(value: float) -> str:
     return f"{value:.0f} s" if value >= 9.95 else f"{value:.1f} s"
 
 
 def stats_parts(answer: Answer) -> list[str]:
     """The stats line of one answer, in the pieces at which a narrow terminal may break it."""
-    parts = [f"{answer.completion_tokens} token{'s' * (answer.completion_tokens != 1)}"]
+    parts = [counted(answer.completion_tokens, "token")]
     if answer.decode_rate is not None:
         parts.append(f"{answer.decode_rate:.1f} tokens/s")
     if answer.read_tokens:

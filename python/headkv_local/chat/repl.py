@@ -8,6 +8,7 @@ from functools import partial
 from headkv_local.chat.commands import Commands, Leave
 from headkv_local.chat.console import Console, OutputError
 from headkv_local.chat.display import show_answer
+from headkv_local.chat.keeping import Keeper
 from headkv_local.chat.options import Options, budget_text
 from headkv_local.chat.prompt import Dropped, Prompt
 from headkv_local.chat.session import Session, Show
@@ -22,19 +23,25 @@ _LEAVING = frozenset(("exit", "quit"))
 class Repl:
     """Reads lines until the user leaves; an error ends a turn, never the chat."""
 
-    def __init__(self, session: Session, console: Console, options: Options) -> None:
+    def __init__(self, session: Session, console: Console, options: Options, keeper: Keeper) -> None:
         self._session = session
         self._console = console
         self._options = options
-        self._commands = Commands(session, console, self._answer)
+        self._keeper = keeper
+        self._kept = True  # False: the last try to leave could not save the chat
+        self._commands = Commands(session, console, self._answer, keeper)
         self._prompt = Prompt(console, options.history)
 
     def run(self) -> int:
-        """Returns the exit code: 0, or 130 after Ctrl-C twice at an empty prompt."""
+        """Returns the exit code: 0, 130 after Ctrl-C twice at an empty prompt, 1 if the chat is not saved."""
         # Between prompts, commands and answers there is nothing to stop, and nothing may be torn apart.
         with interrupts(lambda: None):
             self._greet()
-            return self._loop()
+            try:
+                return self._loop()
+            except (OutputError, BrokenPipeError):
+                self._keeper.leave()
+                raise
 
     def _loop(self) -> int:
         interrupted = False
@@ -45,16 +52,30 @@ class Repl:
                 if failed := self._prompt.history_failure():
                     self._console.error(f"the history file could not be written: {failed.strerror}")
                 self._turn(text, quoted)
+                self._kept = True
             except (EOFError, Leave):
-                return 0
+                if self._left():
+                    return 0 if self._kept else 1
             except Dropped as dropped:
                 if dropped.remembered:
                     self._console.note("Not sent. The up key brings the text back.")
-                if not dropped.text and interrupted:
-                    return 130
+                if not dropped.text and interrupted and self._left():
+                    return 130 if self._kept else 1
                 interrupted = not dropped.text
                 if interrupted:
                     self._console.note("Ctrl-C again or Ctrl-D leaves.")
+
+    def _left(self) -> bool:
+        """Whether the chat may end: it is saved, or the user gives it up."""
+        if not self._kept:
+            return True
+        try:
+            self._keeper.leave()
+        except (HeadKVError, MemoryError) as error:
+            self._kept = False
+            self._console.error(sentence(error, self._options))
+            self._console.note("/save PATH saves the chat elsewhere; leaving once more gives it up.")
+        return self._kept
 
     def _turn(self, text: str, quoted: bool) -> None:
         """Whatever goes wrong in it ends it, but for outputs that cannot be written any more."""
@@ -90,5 +111,6 @@ class Repl:
         self._console.note(
             f"{llm.file_name}, context {llm.n_ctx()} tokens, budget {budget}. /help lists the commands."
         )
+        which = "next" if self._session.turns else "first"
         for document in self._session.documents:
-            self._console.note(f"{document.name} is read with your first question.")
+            self._console.note(f"{document.name} is read with your {which} question.")

@@ -13,6 +13,7 @@ from headkv_local.chat.documents import Document, DocumentError, compose
 from headkv_local.chat.model import ChatLlama, Meter
 from headkv_local.chat.options import MEMORY, Options
 from headkv_local.chat.repetition import LoopDetector
+from headkv_local.chat.saved import SavedChat
 from headkv_local.chat.turn import Answer, Event, FinishReason, Notice, Prefill, Text, Turn
 from headkv_local.chat.worker import Job
 from headkv_local.errors import ArchiveError, Cancelled, StateError
@@ -33,6 +34,7 @@ class Session:
         self.options = options
         self.archive = archive
         self.budget = options.budget
+        self.system = options.system
         self.documents: list[Document] = []
         self._budget_waits = False
         self._turns: list[Turn] = []
@@ -40,6 +42,10 @@ class Session:
     @property
     def turns(self) -> int:
         return len(self._turns)
+
+    @property
+    def answered(self) -> tuple[Turn, ...]:
+        return tuple(self._turns)
 
     @property
     def used_tokens(self) -> int:
@@ -135,11 +141,30 @@ class Session:
         self.documents[:0] = turn.documents
         return turn
 
+    def resume(self, path: str, chat: SavedChat) -> str:
+        """Go on with `chat`, whose session is in the file `path`, in place of what is here.
+
+        Returns what the user should know, "" for nothing. Raises SessionError, and the chat is as it was.
+        """
+        notice = ""
+        try:
+            self.llm.load_session(path)
+        except (ArchiveError, MemoryError) as error:
+            if not self._without_archive(error):
+                raise
+            notice = self.archive.told
+            self.llm.load_session(path)
+        if self.options.seed is not None:
+            self.llm.set_seed(self.options.seed)
+        self.system = chat.settings["system"]
+        self._turns, self.documents = list(chat.turns), list(chat.documents)
+        return notice
+
     def _ask(
         self, before: Sequence[Turn], documents: tuple[Document, ...], question: str, show: Show
     ) -> tuple[Answer, Turn | None]:
         """The answer, and the turn that it makes; None where it was stopped before its first token."""
-        messages = [*self._messages(before), _asking(documents, question)]
+        messages = [*self.messages(before), _asking(documents, question)]
 
         def run() -> Answer:
             self.llm.loops = LoopDetector(question, self._text_of)
@@ -159,9 +184,11 @@ class Session:
         used = int(self.llm.n_tokens)
         return answer, Turn(documents=documents, question=question, answer=kept, used=used)
 
-    def _messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
-        system = self.options.system
-        messages = [{"role": "system", "content": system}] if system else []
+    def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        """What the model reads of them, with the system message."""
+        messages: list[dict[str, Any]] = []
+        if self.system:
+            messages.append({"role": "system", "content": self.system})
         for turn in turns:
             messages += [
                 _asking(turn.documents, turn.question),

@@ -1,0 +1,167 @@
+"""The file that a chat is kept in: --session, /save and /load."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from headkv_local.chat.console import Console
+from headkv_local.chat.options import Options, expand
+from headkv_local.chat.render import counted, size
+from headkv_local.chat.saved import SavedChat, read_chat, state_of, with_state
+from headkv_local.chat.session import Session
+from headkv_local.errors import ArgumentError, SessionError, StateError, UnsupportedError
+
+
+class Keeper:
+    """Saves a chat, and opens another one in its place.
+
+    path: the file that is meant where none is named: that of --session, else the one named last; None: none.
+    """
+
+    def __init__(self, session: Session, console: Console, options: Options) -> None:
+        self._session, self._console, self._options = session, console, options
+        self.path = options.session
+        self._at_end = options.session is not None
+        self._stamp = _stamp(options.session)
+        self._kept: tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+    def save(self, name: str = "", light: bool = False) -> None:
+        """Raises StateError for a chat without turns, and what Llama.save_session() raises."""
+        path = self._named(name)
+        if not self._session.turns:
+            raise StateError("there is nothing to save: no question has been answered yet")
+        self._require_savable()
+        messages, state = self._now()
+        whole = with_state(messages, self._session.answered, state)
+        self._session.llm.save_session(path, light=light, messages=whole)
+        if self.path is None or not self._at_end or _same(path, self.path):
+            self._hold(path)
+        without = ", without the archive" if light else ""
+        self._console.note(f"Saved in {path}: {self._told()}, {size(os.path.getsize(path))}{without}.")
+
+    def load(self, name: str = "") -> None:
+        """Raises SessionError, and the chat goes on as it was. With --session it is saved first."""
+        path = self._named(name)
+        chat = read_chat(path)
+        if self._at_end and not _same(path, self.path) and self._is_new():
+            self._keep()
+        self._take(path, chat)
+
+    def open(self, chat: SavedChat | None) -> None:
+        """What --session says of the file, before the first question. None: it is a new one."""
+        if self.path is None:
+            return
+        if chat is None:
+            self._require_savable()
+            self._console.note(f"A new session; at the end it is saved in {self.path}.")
+            return
+        self._take(self.path, chat)
+        self._session.system = self._options.system  # may be another one, from the command line
+
+    def leave(self) -> None:
+        """Save at the end, where --session asks for it. Raises HeadKVError; nothing is saved then."""
+        if not self._at_end or self.path is None:
+            return
+        if not self._session.turns:
+            stays = f"{self.path} stays as it is" if os.path.exists(self.path) else "no session is saved"
+            self._console.note(f"The chat is empty: {stays}.")
+        elif self._is_new():
+            self._keep()
+        else:
+            self._console.note(f"Nothing is new: {self.path} stays as it is.")
+
+    def _require_savable(self) -> None:
+        try:
+            _ = self._session.llm.shape
+        except UnsupportedError as error:
+            raise StateError(f"a chat with this model cannot be saved: {error}") from error
+
+    def _is_new(self) -> bool:
+        return bool(self._session.turns) and self._kept != self._now()
+
+    def _keep(self) -> None:
+        """Save where nobody has asked for it now: what another process has written stays."""
+        if self._stamp != _stamp(self.path):
+            raise SessionError(
+                f"{self.path} has been written by another process since, and stays as it is: this chat is "
+                "not saved"
+            )
+        self.save()
+
+    def told_of_clear(self) -> str:
+        """What an empty chat means for the file."""
+        if self._at_end and self.path is not None and os.path.exists(self.path):
+            return f" Once a question is answered, it takes the place of the one in {self.path} at the end."
+        return ""
+
+    def _take(self, path: str, chat: SavedChat) -> None:
+        session = self._session
+        if notice := session.resume(path, chat):
+            self._console.note(notice)
+        self._hold(path)
+        when = "" if chat.when is None else time.strftime(", saved %Y-%m-%d %H:%M", time.localtime(chat.when))
+        self._console.note(f"{path}: {self._told()}{when}.")
+        stats = session.stats()
+        if stats.compacted and not stats.archive_tokens:
+            self._console.note("It has no archive here: later turns are read against what was kept.")
+
+    def _hold(self, path: str) -> None:
+        self.path, self._stamp, self._kept = path, _stamp(path), self._now()
+
+    def _now(self) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]:
+        session = self._session
+        state = state_of(self._options, session.budget, session.documents)
+        return session.messages(session.answered), state
+
+    def _told(self) -> str:
+        session = self._session
+        return f"{counted(session.turns, 'turn')}, {counted(session.used_tokens, 'token')}"
+
+    def _named(self, name: str) -> str:
+        if name:
+            return expand(name)
+        if self.path is None:
+            raise ArgumentError("this chat has no session file yet: give a path")
+        return self.path
+
+
+def saved_at(path: str | None) -> SavedChat | None:
+    """The chat in the file of --session, None for a new one. Raises SessionError."""
+    if path is None:
+        return None
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise SessionError(f"the session {path} cannot be saved: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SessionError(f"the session {path} cannot be saved: no file can be made in {folder}")
+    with_content = os.path.lexists(path) and not (os.path.isfile(path) and os.path.getsize(path) == 0)
+    return read_chat(path) if with_content else None
+
+
+def model_of(chat: SavedChat, options: Options) -> str:
+    """The model's file: that of the command line, else where it was. Raises SessionError if it has gone."""
+    if options.model is not None:
+        return options.model
+    path = str(chat.settings["model"])
+    if not os.path.exists(path):
+        raise SessionError(
+            f"the session {options.session} is of the model {chat.model_name}, and {path} has gone: "
+            "give its file as MODEL"
+        )
+    return path
+
+
+def _stamp(path: str | None) -> tuple[int, int] | None:
+    """Changes when somebody writes the file; None where there is none."""
+    try:
+        found = os.stat(path or "")
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _same(path: str, other: str | None) -> bool:
+    return other is not None and os.path.realpath(path) == os.path.realpath(other)

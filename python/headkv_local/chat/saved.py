@@ -1,0 +1,152 @@
+"""A chat as the messages of a session, and back.
+
+The messages are such as create_chat_completion() takes, so Python goes on from a session of the chat, and the
+chat from one of Python. Beside them they hold what a chat needs: "used" with each answer, and with the last
+one, under "chat", documents that wait, settings and the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from headkv_local import Retention
+from headkv_local._core import session_parts
+from headkv_local._core.session_file import opened
+from headkv_local._core.session_header import Header
+from headkv_local.chat.args import build_parser
+from headkv_local.chat.documents import Document, decompose
+from headkv_local.chat.options import AUTO, MEMORY, OFF, Options, budget_text
+from headkv_local.chat.turn import Turn
+from headkv_local.settings import DEFAULTS
+
+_SAMPLING: Final = ("temp", "top_k", "top_p", "min_p", "repeat_penalty")
+_SETTINGS: Final = ("budget", "scores", *DEFAULTS, "archive", "max_tokens", *_SAMPLING)
+_NO_PATHS: Final = frozenset((AUTO, MEMORY, OFF, "uniform"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedChat:
+    """What a session says before its model is loaded.
+
+    documents: that go with the next question. settings: fields of Options. context: arguments of Llama.
+    when: seconds since 1970, None where that is not known.
+    """
+
+    turns: tuple[Turn, ...]
+    documents: tuple[Document, ...]
+    settings: Mapping[str, Any]
+    context: Mapping[str, Any]
+    model_name: str
+    when: float | None
+
+
+def state_of(options: Options, budget: int | str | None, documents: Sequence[Document]) -> dict[str, Any]:
+    """What else a chat is made of. budget: that holds now."""
+    given = {name: getattr(options, name) for name in _SETTINGS if name in options.given}
+    settings = {name: str(value) for name, value in given.items() if isinstance(value, str | int | float)}
+    for name in ("scores", "archive"):
+        if name in settings and settings[name] not in _NO_PATHS:
+            settings[name] = os.path.abspath(settings[name])
+    settings["budget"] = budget_text(budget)
+    return {
+        "settings": settings,
+        "documents": [{"name": document.name, "text": document.text} for document in documents],
+    }
+
+
+def with_state(
+    messages: Sequence[Mapping[str, Any]], turns: Sequence[Turn], state: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """For a session. messages: of `turns`, at least one, and what is before them."""
+    whole = [dict(message) for message in messages]
+    for turn, answer in zip(reversed(turns), whole[::-2], strict=False):  # from the last one
+        answer["used"] = turn.used
+    whole[-1]["chat"] = {**state, "when": time.time()}
+    return whole
+
+
+def read_chat(path: str) -> SavedChat:
+    """Raises SessionError for a file that is no session, or one that holds no chat."""
+    with opened(path, session_parts.SECTIONS) as session:
+        with session_parts.explained(session):
+            header = Header.from_json(session.header)
+        try:
+            return _chat_of(header)
+        except (TypeError, ValueError, KeyError, AttributeError, argparse.ArgumentTypeError) as error:
+            raise session.error(f"holds no chat that can go on here: {error}") from error
+
+
+def _chat_of(header: Header) -> SavedChat:
+    messages = list(header.messages)
+    settings: dict[str, Any] = {
+        "model": header.model_path,
+        "ctx": header.context.get("n_ctx"),
+        "system": _text(messages.pop(0)["content"]) if messages and _role(messages[0]) == "system" else None,
+        **_retained(header.retention),
+    }
+    if not messages:
+        raise ValueError("it comes without messages")
+    if len(messages) % 2 or any(_role(m) != ("user", "assistant")[i % 2] for i, m in enumerate(messages)):
+        raise ValueError("its messages are not questions with an answer each")
+    turns = tuple(_turn(*pair, header.n_tokens) for pair in zip(messages[::2], messages[1::2], strict=True))
+    state = messages[-1].get("chat", {})
+    when = state.get("when")
+    return SavedChat(
+        turns=turns,
+        documents=tuple(
+            Document(_text(each["name"]), _text(each["text"])) for each in state.get("documents", ())
+        ),
+        settings=settings | _parsed(state.get("settings", {})),
+        context={name: value for name, value in header.context.items() if name != "n_ctx"},
+        model_name=header.model_name,
+        when=float(when) if type(when) in (int, float) and 0 <= when < 2**40 else None,
+    )
+
+
+def _role(message: Any) -> Any:
+    return message["role"]
+
+
+def _turn(question: Mapping[str, Any], answer: Mapping[str, Any], n_tokens: int) -> Turn:
+    documents, text = decompose(question["content"])
+    used = answer.get("used")
+    return Turn(
+        documents=tuple(Document(_text(each.name), _text(each.text)) for each in documents),
+        question=_text(text),
+        answer=_text(answer["content"]),
+        used=used if type(used) is int and 0 < used <= n_tokens else n_tokens,
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value)[:40]!r} is no text")
+    value.encode()  # halves of a character are a ValueError
+    return value
+
+
+def _retained(retention: Retention | None) -> dict[str, Any]:
+    if retention is None:
+        return {"budget": None}
+    if retention.caps is not None:
+        raise ValueError("it keeps given numbers of entries (caps), and a chat has a budget")
+    given = {name: getattr(retention, name) for name in DEFAULTS if name in retention._given}
+    return {"budget": retention.budget, **given} | (
+        {} if retention.scores is None else {"scores": retention.scores}
+    )
+
+
+def _parsed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked as on the command line."""
+    actions = {action.dest: action for action in build_parser()._actions}
+    parsed = {}
+    for name, value in settings.items():
+        if name in _SETTINGS:
+            convert: Any = actions[name].type or str
+            parsed[name] = convert(_text(value))
+    return parsed

@@ -1,0 +1,309 @@
+"""Chats that outlive their process: --session, /save and /load."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_driver import TIMEOUT, Terminal, end, start
+
+from headkv_local import Llama, Retention, SessionError, StateError
+from headkv_local.chat.archive import open_archive
+from headkv_local.chat.args import build_parser, parse_options
+from headkv_local.chat.console import Console
+from headkv_local.chat.documents import Document
+from headkv_local.chat.keeping import Keeper, saved_at
+from headkv_local.chat.model import load_model
+from headkv_local.chat.saved import read_chat
+from headkv_local.chat.session import Session
+
+DOCUMENT = Document("folder/document", "\nThe pilot knows the rocks. " * 12)
+OTHER = Document("other", "The keeper lit the lamp. " * 12)
+SHORT = ("-n", "8", "--temp", "0", "--budget", "16")
+
+Kept = tuple[Session, Keeper]
+
+
+@pytest.fixture
+def chats(tiny_path: Path) -> Iterator[Callable[..., Kept]]:
+    """Makes chats of the tiny model, or of the session that is given."""
+    sessions: list[Session] = []
+
+    def make(*argv: str, model: Path = tiny_path) -> Kept:
+        options = parse_options(["-t", "1", "-m", str(model), *argv], build_parser())
+        chat = saved_at(options.session)
+        options = options if chat is None else options.completed(chat.settings)
+        llm = load_model(str(options.model), options, chat.context if chat is not None else {})
+        sessions.append(Session(llm, options, open_archive(llm, options)))
+        keeper = Keeper(sessions[-1], Console(), options)
+        keeper.open(chat)
+        return sessions[-1], keeper
+
+    yield make
+    for each in sessions:
+        each.llm.close()
+
+
+def ask(session: Session, question: str) -> tuple[Any, ...]:
+    answer = session.ask(question, lambda _: None)
+    return answer.text, answer.prompt_tokens, answer.read_tokens, answer.stats.archive_tokens
+
+
+def holds(session: Session) -> tuple[Any, ...]:
+    return session.messages(session.answered), session.used_tokens, session.budget, session.llm.sampling
+
+
+def test_goes_on_as_before(chats: Callable[..., Kept], tmp_path: Path) -> None:
+    """Every later turn, and going back, with documents of several turns and one that waits."""
+    path = str(tmp_path / "session")
+    first, keeper = chats(*SHORT, "--temp", "0.8", "-c", "2048", "-sys", "Be brief.", "--session", path)
+    for document, question in ((DOCUMENT, "Why?"), (OTHER, "Where?")):
+        first.attach(document)
+        ask(first, question)
+    first.attach(DOCUMENT)
+    keeper.leave()
+    second, _ = chats("--session", path)
+    assert holds(second) == holds(first)
+    assert second.documents == first.documents == [DOCUMENT]
+    assert ask(second, "Who?") == ask(first, "Who?")
+    assert second.again(lambda _: None).text == first.again(lambda _: None).text
+    for _ in range(2):
+        for each in (first, second):
+            each.undo()
+    assert holds(second) == holds(first)
+    assert second.used_tokens == second.answered[0].used
+    assert [d.name for d in second.documents] == [d.name for d in first.documents]
+    assert ask(second, "What?") == ask(first, "What?")
+
+
+def test_settings_that_are_not_given_are_as_they_were(chats: Callable[..., Kept], tmp_path: Path) -> None:
+    path = str(tmp_path / "session")
+    session, keeper = chats(*SHORT, "-c", "1024", "--window", "6", "--seed", "5", "--session", path)
+    ask(session, "Why?")
+    keeper.leave()
+    again, keeper = chats("--session", path, "--temp", "0.5", "-sys", "Be brief.", "--archive", "off")
+    assert (again.budget, again.options.window, again.options.max_tokens) == (16, 6, 8)
+    assert (again.llm.n_ctx(), again.llm.sampling.temp, again.system) == (1024, 0.5, "Be brief.")
+    keeper.save()
+    last, _ = chats("--session", path, "--seed", "7")
+    assert (last.llm.sampling.temp, last.system, last.options.archive) == (0.5, "Be brief.", "off")
+    assert (last.llm._seed, again.llm._seed) == (7, session.llm._seed)
+
+
+def test_a_session_of_python(chats: Callable[..., Kept], tiny_path: Path, tmp_path: Path) -> None:
+    """And back: its messages are what create_chat_completion() takes."""
+    path = tmp_path / "session"
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why? " * 30}]
+    with Llama(tiny_path, n_ctx=1024, n_threads=1, retention=Retention(budget=16)) as llm:
+        done: Any = llm.create_chat_completion(asked, max_tokens=8)
+        llm.save_session(path, messages=[*asked, done["choices"][0]["message"]])
+    session, keeper = chats("--session", str(path))
+    assert (session.system, session.turns, session.used_tokens) == ("Be brief.", 1, session.llm.n_tokens)
+    session.attach(DOCUMENT)
+    _, prompt_tokens, read_tokens, _ = ask(session, "Where?")
+    assert prompt_tokens - read_tokens > 150
+    keeper.leave()
+    with Llama.open_session(path, n_threads=1) as llm:
+        llm.create_chat_completion([*llm.session_messages, {"role": "user", "content": "Who?"}], max_tokens=1)
+        assert llm.n_tokens > session.used_tokens > llm.cache_stats().prompt_tokens  # it was not read again
+
+
+def broken(path: Path, tiny: Callable[..., Path], what: str) -> None:
+    """Makes a session into one that cannot be used."""
+    data = path.read_bytes()
+    if what == "damaged":
+        path.write_bytes(data[:-3000] + bytes([data[-3000] ^ 1]) + data[-2999:])
+    elif what == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif what == "no session":
+        path.write_text("mine")
+    elif what == "missing":
+        path.unlink()
+    elif what == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"},
+        ]
+        path.unlink()
+        model = tiny(n_layer=3) if what == "other model" else tiny()
+        change: dict[str, Callable[[], Any]] = {
+            "no messages": messages.clear,
+            "half a turn": messages.pop,
+            "picture": lambda: messages[0].update(content=[{"type": "image_url"}]),
+            "half a character": lambda: messages[0].update(content="\ud800"),
+            "setting": lambda: messages[1].update(chat={"settings": {"temp": "hot"}}),
+            "state": lambda: messages[1].update(chat={"documents": [1]}),
+        }
+        change.get(what, list)()
+        with Llama(model, n_ctx=512, n_threads=1, flash_attn=True) as llm:
+            llm.eval([1, 2, 3])
+            llm.save_session(path, messages=messages)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("damaged", "checksum"),
+        ("cut", "cut short"),
+        ("no session", "does not begin as a session does"),
+        ("missing", "No such file"),
+        ("folder", "is not a file"),
+        ("other model", "of the model"),
+        ("no messages", "without messages"),
+        ("half a turn", "not questions with an answer each"),
+        ("picture", "holds no chat"),
+        ("half a character", "holds no chat"),
+        ("setting", "'hot' is not a number"),
+        ("state", "holds no chat"),
+    ],
+)
+def test_what_cannot_be_opened_leaves_the_chat(
+    chats: Callable[..., Kept], tiny: Callable[..., Path], tmp_path: Path, what: str, said: str
+) -> None:
+    path = tmp_path / "session"
+    (chat, keeper), (other, _) = chats(*SHORT), chats(*SHORT)
+    for each in (chat, other):
+        each.attach(DOCUMENT)
+        ask(each, "Why?")
+        each.attach(OTHER)
+    keeper.save(str(path))
+    broken(path, tiny, what)
+    with pytest.raises(SessionError, match=said) as error:
+        keeper.load()
+    assert "\n" not in str(error.value)
+    assert chat.documents == [OTHER]
+    assert ask(chat, "And then?") == ask(other, "And then?")
+
+
+def test_which_file_is_meant(chats: Callable[..., Kept], tmp_path: Path) -> None:
+    """That of --session is saved before another one is loaded; what somebody else has written stays."""
+    own, other = str(tmp_path / "own"), str(tmp_path / "other")
+    session, keeper = chats(*SHORT, "--session", own)
+    with pytest.raises(StateError, match="no question has been answered"):
+        keeper.save()
+    ask(session, "Why?")
+    keeper.save(other)
+    assert (keeper.path, os.path.exists(own)) == (own, False)
+    ask(session, "Where?")
+    keeper.load(other)
+    assert (session.turns, keeper.path, len(read_chat(own).turns)) == (1, other, 2)
+    ask(session, "Who?")
+    os.replace(own, other)
+    before = Path(other).read_bytes()
+    with pytest.raises(SessionError, match="written by another process"):
+        keeper.leave()
+    assert Path(other).read_bytes() == before
+    keeper.load()  # back to what the file says
+    assert [turn.question for turn in session.answered] == ["Why?", "Where?"]
+    session.clear()
+    keeper.leave()
+    assert Path(other).read_bytes() == before
+
+
+def test_light(chats: Callable[..., Kept], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    session, keeper = chats(*SHORT)
+    session.attach(DOCUMENT)
+    ask(session, "Why?")
+    keeper.save(str(tmp_path / "whole"))
+    keeper.save(str(tmp_path / "light"), light=True)
+    assert keeper.path == str(tmp_path / "light")
+    keeper.load()
+    assert "It has no archive here" in capsys.readouterr().err
+    assert (session.stats().archive_tokens, session.stats().compacted) == (0, True)
+    keeper.load(str(tmp_path / "whole"))
+    assert "no archive" not in capsys.readouterr().err
+    assert session.stats().archive_tokens > 0
+
+
+def test_one_shot(
+    chat: Callable[..., subprocess.CompletedProcess[str]], tiny_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "document").write_text(DOCUMENT.text)
+    first = chat(str(tiny_path), *SHORT, "-f", "document", "-p", "Why?", "--session", "kept")
+    assert first.returncode == 0
+    assert first.stderr.splitlines()[-1].startswith("Saved in kept: 1 turn, ")
+    second = chat("--session", "kept", "--json", stdin="Where?")
+    told, *_, saved = second.stderr.splitlines()
+    assert told.startswith("kept: 1 turn, ")
+    assert saved.startswith("Saved in kept: 2 turns, ")
+    answer = json.loads(second.stdout)
+    assert answer["stats"]["read_tokens"] < 100 < answer["usage"]["prompt_tokens"]
+    assert answer["usage"]["completion_tokens"] <= 8
+    before = (tmp_path / "kept").read_bytes()
+    full = chat("--session", "kept", "-p", "why " * 10_000)
+    assert full.returncode == 1
+    assert (tmp_path / "kept").read_bytes() == before
+    for path, said in (("no/folder", "there is no folder"), ("document", "does not begin as a session")):
+        refused = chat(str(tiny_path), "-p", "Why?", "--session", path)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert said in refused.stderr
+
+
+def test_a_model_that_cannot_be_saved(chats: Callable[..., Kept], tiny: Callable[..., Path]) -> None:
+    session, keeper = chats("--budget", "full", "-n", "8", model=tiny(arch="mamba"))
+    ask(session, "Why?")
+    with pytest.raises(StateError, match="cannot be saved: the model has recurrent layers only"):
+        keeper.save("kept")
+
+
+def test_full_disk(tiny_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
+    code = f"import sys; {limit}; from headkv_local.chat import main; sys.exit(main())"
+    ask = [str(tiny_path), "-p", "Why?", "-t", "1", *SHORT, "--session", str(path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *ask], capture_output=True, timeout=TIMEOUT, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 1
+    assert done.stdout
+    assert done.stderr.decode().splitlines()[-1] == f"error: {path} cannot be written: File too large"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("smollm2")
+def test_stopped_answer_is_saved(environment: dict[str, str], tmp_path: Path) -> None:
+    process = start(["-p", "Write a very long story.", "--session", "kept"], environment, tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    assert "Saved in kept: 1 turn" in end(process)
+    assert process.returncode == 130
+
+
+def test_in_a_terminal(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
+    terminal.start(str(tiny_path), *SHORT, "--session", "kept")
+    terminal.wait_prompt()
+    terminal.line("hi")
+    terminal.wait(r"tokens/s, read")
+    terminal.wait_prompt()
+    for line, said in (
+        ("/load missing", "error: the session 'missing' cannot be opened"),
+        ("/save --light 'a name'", r"Saved in a name: 1 turn, \d+ tokens, [\d.]+ KiB, without the archive\."),
+        ("/save", r"Saved in kept: 1 turn, \d+ tokens"),
+    ):
+        terminal.line(line)
+        terminal.wait(said)
+    terminal.type("/lo", "Tab", "a", "Tab", "Enter")
+    terminal.wait(r"a name: 1 turn, \d+ tokens, saved 20")
+    terminal.line("hi again")
+    terminal.wait(r"tokens/s, read", count=2)
+    terminal.wait_prompt()
+    (tmp_path / "a name").write_bytes(b"")  # somebody else's now
+    terminal.type("C-d")
+    terminal.wait("error: a name has been written by another process since.* leaving once more gives it up")
+    terminal.wait_prompt()
+    terminal.line("/save kept")
+    terminal.wait("Saved in kept: 2 turns")
+    terminal.type("C-d", "C-d")
+    assert terminal.exit_code() == 1
+    assert len(read_chat(str(tmp_path / "kept")).turns) == 2
