@@ -27,8 +27,8 @@ _logger = logging.getLogger("headkv_local")
 
 @contextmanager
 def small_at_first(retention: Retention | None) -> Iterator[None]:
-    """Contexts made meanwhile have few cells until their first prompt, if its full cache need not fit."""
-    begin_small(retention is not None and retention.by_layers)
+    """Contexts made meanwhile have few cells until their first prompt, if that gets cells of its own."""
+    begin_small(retention is not None and (retention.archive is not None or retention.by_layers))
     try:
         yield
     finally:
