@@ -26,7 +26,15 @@ import numpy as np
 import pytest
 
 from architectures import VARIANTS
-from headkv_local import Cancelled, ContextFullError, HeadKVError, Llama, Retention, SessionError
+from headkv_local import (
+    ArchiveError,
+    Cancelled,
+    ContextFullError,
+    HeadKVError,
+    Llama,
+    Retention,
+    SessionError,
+)
 from headkv_local._core.prompts import n_same
 from headkv_local.settings import KV_TYPES
 from helpers import cancelled_after, ends, last_logits, nmse
@@ -54,6 +62,7 @@ WEIGHTS = {
     "session": 3,
     "reopen": 1,
     "state": 1,
+    "give_up": 1,
     "shorten": 1,
     "full_disk": 1,
     "settings": 2,
@@ -306,7 +315,17 @@ class Trio:
         """A prompt and its answer by generate()."""
         tokens, n = self.next_prompt(rng), rng.choice((1, 4, 70))
         self.batches, self.n_exact = [], 0
-        self.both(lambda llm: deque(islice(llm.generate(tokens, temp=0), n)) and None)
+        between = self.next_prompt(rng) if rng.random() < 0.3 else None
+
+        def action(llm: Llama) -> None:
+            stream = llm.generate(tokens, temp=0)
+            deque(islice(stream, n))
+            if between:  # it is set aside meanwhile
+                llm.prefill(between)
+            deque(islice(stream, 2))
+            stream.close()
+
+        self.both(action)
 
     def settings(self, rng: random.Random) -> None:
         self.start_again()
@@ -348,6 +367,7 @@ class Trio:
                 self.llm.eval([rng.randrange(256)])
             except Cancelled:
                 assert self.llm.n_tokens == before
+                self.twin._requires_eval = True  # as the other one, which has no logits now
             else:
                 self.twin.eval(self.held[-1:])
 
@@ -388,6 +408,7 @@ class Trio:
                 else:
                     self.llm.eval(tokens_of(rng, rng.choice((1, 40))))
         self.llm.load_session(path)
+        self.twin._folding.forget()  # what chooses at the next fold is observed from here on
         path.unlink()
 
     def reopen(self, rng: random.Random) -> None:
@@ -397,39 +418,59 @@ class Trio:
         self.llm.save_session(path)
         self.llm.close()
         self.llm = Llama.open_session(path, **self.arguments)
+        self.twin._folding.forget()
         path.unlink()
 
+    def give_up(self, rng: random.Random) -> None:
+        """The archive; the conversation goes on from what is kept."""
+        del rng
+        for llm in (self.llm, self.twin):
+            assert llm.retention
+            llm.retention = replace(llm.retention, archive=None, reselect=None)
+
     def shorten(self, rng: random.Random) -> None:
-        """The archive's file, by others: the conversation goes on from what is kept."""
-        archive = self.llm.retention.archive if self.llm.retention else None
-        if archive in (None, "memory") or not self.llm.cache_stats().archive_tokens:
+        """The archive's file, by others."""
+        if self.archive_size == 0:
             return
-        os.truncate(str(archive), int(rng.random() * 0.99 * os.stat(str(archive)).st_size))
+        os.truncate(self.archive, int(rng.random() * 0.99 * self.archive_size))
+        if rng.random() < 0.5:
+            self.answer_of(rng, rng.randint(1, 110))  # what is folded then gives it up
+            self.give_up(rng)
+            return
         tokens = [*self.held, *tokens_of(rng, 20)]
         nothing = self.is_all_or_nothing(tokens)
         try:
             self.llm.prefill(tokens)
         except HeadKVError:
             assert nothing
-            for llm in (self.llm, self.twin):
-                assert llm.retention
-                llm.retention = replace(llm.retention, archive=None, reselect=None)
+            self.give_up(rng)
         else:
             self.start_again()
 
     def full_disk(self, rng: random.Random) -> None:
-        archive = self.llm.retention.archive if self.llm.retention else None
+        """While a prompt is read, or an answer folded."""
         tokens = self.next_prompt(rng)
-        if archive in (None, "memory") or not self.is_all_or_nothing(tokens):
+        if self.archive_size == 0:
             return
-        with no_room_on_disk(rng.randrange(os.stat(str(archive)).st_size + 1)):
-            try:
+        n_bytes = rng.randrange(self.archive_size + 1)
+        if rng.random() < 0.5:
+            with no_room_on_disk(n_bytes):
+                self.answer_of(rng, rng.randint(1, 110))
+            self.give_up(rng)
+        elif self.is_all_or_nothing(tokens):
+            with no_room_on_disk(n_bytes), suppress(ArchiveError, ContextFullError):
                 self.llm.prefill(tokens)
-            except HeadKVError:
-                return
-        self.both(lambda llm: llm.prefill(tokens))
-        self.check()
-        self.start_again()
+                self.start_again()
+
+    @property
+    def archive(self) -> str:
+        return str(self.llm.retention.archive) if self.llm.retention else ""
+
+    @property
+    def archive_size(self) -> int:
+        """Bytes of the file, where there is one with rows in it."""
+        has_rows = self.llm.cache_stats().archive_tokens > 0 and self.archive != "memory"
+        return os.stat(self.archive).st_size if has_rows else 0
 
 
 def why_it_fails(seed: int, steps: list[Step], path: Path, folder: Path) -> str | None:

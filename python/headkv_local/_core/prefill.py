@@ -253,6 +253,7 @@ class PromptReader(GoingBack):
                 self._lifetime.forget_cancel()
             raise
         read = perf_counter() - started
+        self._folding.forget()
         self.input_ids[:n_compacted] = whole[:n_compacted]
         self.n_tokens, self._cut_from = n_compacted, None
         self._requires_eval, self._n_logits = False, 1
