@@ -158,6 +158,11 @@ def test_a_lost_archive_does_not_end_an_answer(load: Load, tiny: Tiny, tmp_path:
     assert (stats.prompt_tokens, stats.archive_tokens) == (N_PROMPT + 64, 0)
     llm.prefill(TOKENS[: N_PROMPT + 100])  # behind what was kept
     assert llm.cache_stats().tail_tokens == 36
+    assert llm.retention == Retention(budget=48, fold=64)
+    llm.reset()
+    llm.retention = Retention(budget=48, fold=64, archive=rows)
+    llm.prefill(TOKENS[:N_PROMPT])
+    assert llm.cache_stats().archive_tokens == N_PROMPT
 
 
 def _full_disk(compact: Callable[..., None]) -> Callable[..., None]:
