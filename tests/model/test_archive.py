@@ -16,6 +16,7 @@ from headkv_local import (
     ArchiveError,
     ArgumentError,
     Cancelled,
+    HeadKVError,
     Llama,
     Retention,
     StateError,
@@ -180,6 +181,16 @@ def test_a_cancelled_turn_leaves_what_was_there(load: Load, tiny: Tiny, name: st
     for one in (llm, other):
         one.prefill(turn)
     assert np.array_equal(last_logits(llm), last_logits(other))
+
+
+@pytest.mark.parametrize("more", [[9999], random_tokens(900)], ids=["no token", "no room"])
+def test_a_turn_that_is_refused_leaves_what_was_there(load: Load, tiny: Tiny, more: list[int]) -> None:
+    llm = reading(load, tiny())
+    llm.prefill(PROMPT)
+    greedy(llm, 5)
+    with pytest.raises(HeadKVError):
+        llm.prefill([*PROMPT[:200], *more])
+    assert ends(llm) == (305, 305, 305)
 
 
 def _after(llm: Llama) -> Any:

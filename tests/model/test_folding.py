@@ -134,6 +134,18 @@ def test_tokens_that_were_taken_back(load: Load, tiny: Tiny) -> None:
     assert np.array_equal(last_logits(llm), last_logits(other))
 
 
+def test_another_prompt_has_a_tail_of_its_own(load: Load, tiny: Tiny) -> None:
+    """A shorter one, read while the tokens that were to choose for the one before were being observed."""
+    llm = load(tiny(), retention=Retention(budget=48, fold=64, archive="memory"))
+    llm.prefill(TOKENS[: 3 * N_PROMPT])
+    llm.eval(TOKENS[:40])
+    llm.eval(TOKENS[:1])
+    llm.prefill(TOKENS[:100])
+    for token in TOKENS[100:][:150]:
+        llm.eval([token])
+        assert llm.cache_stats().tail_tokens <= 64
+
+
 def test_a_lost_archive_does_not_end_an_answer(load: Load, tiny: Tiny, tmp_path: Path) -> None:
     rows = tmp_path / "rows"
     llm = load(tiny(), retention=Retention(budget=48, fold=64, archive=rows))
@@ -146,6 +158,11 @@ def test_a_lost_archive_does_not_end_an_answer(load: Load, tiny: Tiny, tmp_path:
     assert (stats.prompt_tokens, stats.archive_tokens) == (N_PROMPT + 64, 0)
     llm.prefill(TOKENS[: N_PROMPT + 100])  # behind what was kept
     assert llm.cache_stats().tail_tokens == 36
+    assert llm.retention == Retention(budget=48, fold=64)
+    llm.reset()
+    llm.retention = Retention(budget=48, fold=64, archive=rows)
+    llm.prefill(TOKENS[:N_PROMPT])
+    assert llm.cache_stats().archive_tokens == N_PROMPT
 
 
 def _full_disk(compact: Callable[..., None]) -> Callable[..., None]:

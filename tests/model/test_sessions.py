@@ -182,8 +182,9 @@ def test_other_settings_and_a_model_that_has_moved(
         Retention(budget="10%", window=5, kernel=3, beta=1.5, sinks=2),
         Retention(caps=np.full((2, 2), 40), order="tokens", archive="memory", reselect=False, panel=64),
         Retention(scores=np.arange(1, 9).reshape(2, 4)),
-        Retention(scores="uniform"),
+        Retention(scores="uniform", fold=64),
         Retention(scores=SCORES),
+        Retention(fold=None),
         None,
     ],
 )

@@ -130,6 +130,13 @@ class Compactor:
             set_archive(self.ctx, None)
         self.retention, self.scores_from = retention, scores_from
 
+    def give_up_archive(self) -> None:
+        """What is kept goes on without it, as the retention says from now on."""
+        set_archive(self.ctx, None)
+        if self.retention is not None:
+            self.retention = replace(self.retention, archive=None, reselect=None)
+            self._settled = replace(self._settled, archive=None, reselect=None)
+
     def _with_scores(self, retention: Retention, shape: ModelShape) -> tuple[Retention, str | None]:
         """The retention with its scores loaded, and where they were found."""
         if not retention.wants_scores:

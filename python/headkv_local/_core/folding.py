@@ -12,7 +12,6 @@ import numpy.typing as npt
 from ..errors import ArchiveError, HeadKVError
 from . import native
 from .compactor import Compactor
-from .native.archive import set_archive
 
 _logger = logging.getLogger("headkv_local")
 
@@ -59,7 +58,7 @@ class Folding:
             self._compactor.fold(ends)
         except ArchiveError as error:
             _logger.warning("%s: what is kept goes on without the archive", error)
-            set_archive(self._compactor.ctx, None)
+            self._compactor.give_up_archive()
             return self._fold(ends)
         except HeadKVError as error:  # it is no reason to end an answer
             _logger.warning("the tokens after the prompt stay as they are for now: %s", error)

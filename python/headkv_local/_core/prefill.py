@@ -94,7 +94,11 @@ class PromptReader(GoingBack):
     def _read(self, tokens: list[int], turn: Turn) -> None:
         """Evaluate what of a turn's prompt is not in the cache yet, and compact the cache."""
         with self._prompts.being_read():
-            self._read_prompt(tokens, turn)
+            try:
+                self._read_prompt(tokens, turn)
+            except BaseException:
+                self._uncut()  # also what is refused before anything is read
+                raise
 
     def _read_prompt(self, tokens: list[int], turn: Turn) -> None:
         if self.n_tokens == 0:
@@ -244,12 +248,12 @@ class PromptReader(GoingBack):
             compactor.prefill(reading, sentence_ends(prompt), progress.reach)
         except BaseException as error:
             self._prompts.record = before
-            self._uncut()
             self._requires_eval, self._n_logits = True, 0  # all is as it was, but those of the last token
             if isinstance(error, Cancelled):
                 self._lifetime.forget_cancel()
             raise
         read = perf_counter() - started
+        self._folding.forget()
         self.input_ids[:n_compacted] = whole[:n_compacted]
         self.n_tokens, self._cut_from = n_compacted, None
         self._requires_eval, self._n_logits = False, 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -36,8 +37,10 @@ _CONTEXT: Final[dict[str, type]] = {
 }
 """Arguments of Llama that rows in a cache depend on, or where they lie in it."""
 
-_PLAIN: Final = ("budget", "observe", "archive", "reselect", "order", "panel")
 _ADVICE: Final = ("beta", "window", "kernel", "sinks")
+_PLAIN: Final = tuple(
+    field.name for field in fields(Retention) if field.name not in (*_ADVICE, "caps", "scores")
+)
 
 
 class Header(NamedTuple):
