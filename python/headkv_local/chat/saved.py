@@ -14,14 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from headkv_local import Retention
-from headkv_local._core import session_parts
-from headkv_local._core.session_file import opened
-from headkv_local._core.session_header import Header
+from headkv_local import Retention, SessionError
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.documents import Document, decompose
 from headkv_local.chat.options import AUTO, MEMORY, OFF, Options, budget_text
 from headkv_local.chat.turn import Turn
+from headkv_local.sessions import Header, read_header
 from headkv_local.settings import DEFAULTS
 
 _SAMPLING: Final = ("temp", "top_k", "top_p", "min_p", "repeat_penalty")
@@ -72,13 +70,11 @@ def with_state(
 
 def read_chat(path: str) -> SavedChat:
     """Raises SessionError for a file that is no session, or one that holds no chat."""
-    with opened(path, session_parts.SECTIONS) as session:
-        with session_parts.explained(session):
-            header = Header.from_json(session.header)
-        try:
-            return _chat_of(header)
-        except (TypeError, ValueError, KeyError, AttributeError, argparse.ArgumentTypeError) as error:
-            raise session.error(f"holds no chat that can go on here: {error}") from error
+    header = read_header(path)
+    try:
+        return _chat_of(header)
+    except (TypeError, ValueError, KeyError, AttributeError, argparse.ArgumentTypeError) as error:
+        raise SessionError(f"the session {path} holds no chat that can go on here: {error}") from error
 
 
 def _chat_of(header: Header) -> SavedChat:
