@@ -39,12 +39,14 @@ from headkv_local._core.prompts import n_same
 from headkv_local.settings import KV_TYPES
 from helpers import cancelled_after, ends, last_logits, nmse
 
-N_SEQUENCES = int(os.environ.get("HEADKV_SEQUENCES", "36"))
+N_SEQUENCES = int(os.environ.get("HEADKV_SEQUENCES", "30"))
 FIRST = int(os.environ.get("HEADKV_FIRST_SEQUENCE", "0"))
 NAMES = ("llama", "gemma3", "qwen35")
 LENGTHS = (1, 2, 31, 32, 33, 40, 63, 64, 65, 96, 127, 128, 129, 200, 255, 256, 257, 300)
 SHORT = LENGTHS[:11]
-NOISE = 1e-4
+NOISE = 5e-5
+"""NMSE of logits. Other batch sizes move those of the stock cache by 1e-5 at most, one other token by 3e-4 at
+least (40 prompts for each model, f16 and q8_0)."""
 
 WEIGHTS = {
     "prompt": 3,
@@ -143,11 +145,9 @@ class Trio:
         assert np.array_equal(llm.retention_mask(), twin.retention_mask()), "other masks"
         if llm.n_tokens > 0 and not (llm._requires_eval or twin._requires_eval):
             assert np.array_equal(last_logits(llm), last_logits(twin)), "other logits"
-        fold = llm.retention.fold if llm.retention else None
-        if fold and llm.cache_stats().compacted and self.n_exact == np.inf:
-            n_read = self.batches[-1][1] if self.batches else 0
-            if llm.cache_stats().archive_tokens > n_read:
-                self.n_exact = n_read
+        n_read = self.batches[-1][1] if self.batches else 0
+        if llm.cache_stats().archive_tokens > n_read:  # by folding
+            self.n_exact = min(self.n_exact, n_read)
 
     # what is used by steps
 
@@ -477,7 +477,7 @@ def why_it_fails(seed: int, steps: list[Step], path: Path, folder: Path) -> str 
     trio = Trio(seed, path, folder)
     try:
         trio.run(steps)
-    except (AssertionError, Exception) as error:
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
     finally:
         trio.close()
