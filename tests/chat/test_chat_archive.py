@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from headkv_local.chat.documents import Document
 from headkv_local.chat.model import load_model
 from headkv_local.chat.options import Options
 from headkv_local.chat.session import Session
-from headkv_local.chat.turn import Answer, Event, Notice, Prefill
+from headkv_local.chat.turn import Answer, Event, Notice, Prefill, Text
 
 DOCUMENT = Document("document", "The pilot knows the rocks. " * 12)
 OTHER = Document("other", "The keeper lit the lamp. " * 12)
@@ -125,7 +126,6 @@ def test_a_chat_that_loses_its_archive(session: Callable[..., Session], tmp_path
     assert answer.stats.compacted
     assert answer.read_tokens < answer.prompt_tokens
     assert not path.exists()
-    assert ask(chat, "So?").read_tokens < 100
 
 
 def test_every_document_is_compacted(session: Callable[..., Session]) -> None:
@@ -192,3 +192,23 @@ def test_a_later_prompt_that_is_stopped(session: Callable[..., Session]) -> None
     assert (chat.turns, chat.used_tokens, chat.documents) == (1, used, [OTHER])
     chat.documents.clear()
     assert ask(chat, "Who?").text == ask(other, "Who?").text
+
+
+def test_an_answer_that_cannot_be_added(session: Callable[..., Session], tmp_path: Path) -> None:
+    """It goes on, and the chat says that it does so without the archive."""
+    path = tmp_path / "archive"
+    chat = session(archive=str(path), max_tokens=80)
+    chat.llm.retention = replace(chat.llm.retention, fold=64)
+    chat.attach(DOCUMENT)
+    events: list[Event | None] = []
+
+    def show(event: Event | None) -> None:
+        events.append(event)
+        if isinstance(event, Text) and path.exists():
+            os.truncate(path, 5)
+
+    answer = chat.ask("Why?", show)
+    assert answer.completion_tokens > 64
+    assert [event for event in events if isinstance(event, Notice)] == [Notice(chat.archive.told)]
+    assert answer.archive is chat.archive.where is None
+    assert not path.exists()

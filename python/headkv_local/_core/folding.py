@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArchiveError, HeadKVError
+from ..errors import ArchiveError, HeadKVError, OutOfMemoryError
 from . import native
 from .compactor import Compactor
 
@@ -44,8 +44,11 @@ class Folding:
             n_prompt, n_tail = (n_tokens, 0) if folded else (n_prompt, n_tail)
         if n_tail + _ASKING >= retention.fold and (self._due is None or not self._due[1] > n_tokens):
             n_asking = max(retention.fold - n_tail, _ASKING)
-            native.observe(self._compactor.ctx, native.OBSERVE_TOKENS, n_tokens, n_asking)
             self._due = n_prompt, n_tokens + n_asking
+            try:
+                native.observe(self._compactor.ctx, native.OBSERVE_TOKENS, n_tokens, n_asking)
+            except OutOfMemoryError as error:  # it is tried again then
+                _logger.warning("the tokens after the prompt stay as they are for now: %s", error)
         return folded
 
     def forget(self) -> None:

@@ -117,9 +117,10 @@ class Resuming(Chatting):
             V and whatever else rows depend on. A retention without an archive leaves out the session's.
 
         Logits are those that the saving Llama would have computed, bit for bit on the same CPU with the same
-        settings. Raises SessionError for a file that is damaged, of another format or model, or does not fit
-        into the context, and what the constructor raises. A session names files, its model and the archive:
-        of one from others, give model_path and retention.
+        settings, until its next fold, which may come some tokens later here. Raises SessionError for a file
+        that is damaged, of another format or model, or does not fit into the context, and what the
+        constructor raises. A session names files, its model and the archive: of one from others, give
+        model_path and retention.
         """
         with opened(path, parts.SECTIONS) as session:
             header = _header_of(session)

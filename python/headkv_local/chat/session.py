@@ -177,6 +177,9 @@ class Session:
                 raise
             show(Notice(self.archive.told))
             answer = run()
+        if self.archive.where is not None and self.llm.retention is not None and self._archive_now() is None:
+            self.archive.give_up("the answer could not be added to it")
+            show(Notice(self.archive.told))
         if answer.finish_reason == "interrupt" and answer.completion_tokens == 0:
             return answer, None
         loop = self.llm.meter.loop
@@ -195,6 +198,11 @@ class Session:
                 {"role": "assistant", "content": turn.answer},
             ]
         return messages
+
+    def _archive_now(self) -> str | None:
+        """Where the rows are; a long answer may have given them up."""
+        retention = self.llm.retention
+        return None if retention is None or retention.archive is None else str(retention.archive)
 
     def _without_archive(self, error: Exception) -> bool:
         """Give up the archive, if it may be what has failed. Whether it was."""
@@ -254,7 +262,7 @@ class Session:
             completion_tokens=completion,
             prefill_seconds=meter.prefill_seconds(),
             decode_rate=meter.decode_rate,
-            archive=self.archive.where if self.llm.retention is not None else None,
+            archive=self._archive_now(),
             context_full=finish == "length" and not 0 < self.options.max_tokens <= completion,
             stats=self.llm.cache_stats(),
         )
