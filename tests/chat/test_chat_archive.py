@@ -126,6 +126,7 @@ def test_a_chat_that_loses_its_archive(session: Callable[..., Session], tmp_path
     assert answer.stats.compacted
     assert answer.read_tokens < answer.prompt_tokens
     assert not path.exists()
+    assert ask(chat, "So?").read_tokens < 100
 
 
 def test_every_document_is_compacted(session: Callable[..., Session]) -> None:
