@@ -229,6 +229,8 @@ def test_one_shot(
     chat: Callable[..., subprocess.CompletedProcess[str]], tiny_path: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "document").write_text(DOCUMENT.text)
+    (tmp_path / "kept").symlink_to("folder/real")
+    (tmp_path / "folder").mkdir()
     first = chat(str(tiny_path), *SHORT, "-f", "document", "-p", "Why?", "--session", "kept")
     assert first.returncode == 0
     assert first.stderr.splitlines()[-1].startswith("Saved in kept: 1 turn, ")
@@ -239,7 +241,7 @@ def test_one_shot(
     answer = json.loads(second.stdout)
     assert answer["stats"]["read_tokens"] < 100 < answer["usage"]["prompt_tokens"]
     assert answer["usage"]["completion_tokens"] <= 8
-    before = (tmp_path / "kept").read_bytes()
+    before = (tmp_path / "folder" / "real").read_bytes()
     full = chat("--session", "kept", "-p", "why " * 10_000)
     assert full.returncode == 1
     assert (tmp_path / "kept").read_bytes() == before
@@ -278,6 +280,12 @@ def test_stopped_answer_is_saved(environment: dict[str, str], tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     assert "Saved in kept: 1 turn" in end(process)
     assert process.returncode == 130
+    process = start(["-p", "Another one.", "--session", "kept"], environment, tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    process.stdout.close()  # as head does
+    assert "Saved in kept: 2 turns" in end(process)
+    assert process.returncode == 0
 
 
 def test_in_a_terminal(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:

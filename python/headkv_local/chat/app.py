@@ -121,7 +121,11 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
 
             return Repl(session, console, options, keeper).run()
         ask = partial(session.ask, question)
-        answer = show_answer(session, ask, console, options, in_chat=False)
+        try:
+            answer = show_answer(session, ask, console, options, in_chat=False)
+        except (OutputError, BrokenPipeError):
+            keeper.leave()
+            raise
         keeper.leave()
         return INTERRUPTED if answer.finish_reason == "interrupt" else OK
 

@@ -99,7 +99,7 @@ class Commands:
         """What is in it, and where it is."""
         archive, stats = self._session.archive, self._session.stats()
         if self._session.llm.retention is None:
-            return "none, the cache keeps everything"
+            return "none" if stats.compacted else "none, the cache keeps everything"
         if archive.where is None:
             return f"none, {archive.reason}" if archive.reason else "none"
         place = "in memory" if archive.where == MEMORY else f"in {archive.where}"

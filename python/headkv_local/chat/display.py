@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from headkv_local.chat.console import Console
+from headkv_local.chat.console import Console, OutputError
 from headkv_local.chat.options import Options
 from headkv_local.chat.progress import PrefillBar
 from headkv_local.chat.render import stats_parts
@@ -28,8 +28,17 @@ def show_answer(
     wrapper = Wrapper(console.answer_width)
 
     with PrefillBar(console) as bar:
+        lost: list[OutputError | BrokenPipeError] = []
 
         def show(event: Event | None) -> None:
+            if not lost:
+                try:
+                    draw(event)
+                except (OutputError, BrokenPipeError) as error:
+                    lost.append(error)
+                    session.llm.cancel()  # what was answered stays in the chat
+
+        def draw(event: Event | None) -> None:
             nonlocal shown
             if isinstance(event, Prefill):
                 bar.update(event.done, event.total)
@@ -46,6 +55,8 @@ def show_answer(
 
         try:
             answer = ask(show)
+            if lost:
+                raise lost[0]
         except BaseException as error:
             console.answer(wrapper.end())
             if shown and not shown.endswith("\n"):

@@ -36,7 +36,7 @@ class Keeper:
         self._require_savable()
         messages, state = self._now()
         whole = with_state(messages, self._session.answered, state)
-        self._session.llm.save_session(path, light=light, messages=whole)
+        self._session.llm.save_session(os.path.realpath(path), light=light, messages=whole)  # links stay
         if self.path is None or not self._at_end or _same(path, self.path):
             self._hold(path)
         without = ", without the archive" if light else ""
@@ -132,12 +132,12 @@ def saved_at(path: str | None) -> SavedChat | None:
     """The chat in the file of --session, None for a new one. Raises SessionError."""
     if path is None:
         return None
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder):
         raise SessionError(f"the session {path} cannot be saved: there is no folder {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise SessionError(f"the session {path} cannot be saved: no file can be made in {folder}")
-    with_content = os.path.lexists(path) and not (os.path.isfile(path) and os.path.getsize(path) == 0)
+    with_content = os.path.exists(path) and not (os.path.isfile(path) and os.path.getsize(path) == 0)
     return read_chat(path) if with_content else None
 
 
