@@ -178,8 +178,13 @@ static void test_refused(llama_model * model, llama_context * ctx) {
     turn.n_prompt = n_first;
     check(headkv_set_archive(ctx, HEADKV_ARCHIVE_NONE, nullptr) == HEADKV_OK, "no archive");
     llama_memory_clear(llama_get_memory(ctx), true);
-    check_refused(ctx, "no archive", HEADKV_ERR_STATE, "there is no archive",
-                  [&]() { return turn_prefill(ctx, turn); });
+    check(turn_prefill(ctx, turn) == HEADKV_OK, "a prompt without an archive");
+    archive_turn later = turn;
+    later.n_past       = n_first;
+    later.n_prompt     = n_first + n_more;
+    check_refused(ctx, "a turn without an archive", HEADKV_ERR_STATE, "0 are held whole",
+                  [&]() { return turn_prefill(ctx, later); });
+    llama_memory_clear(llama_get_memory(ctx), true);
 
     check(headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, nullptr) == HEADKV_OK, "an archive");
     check(turn_prefill(ctx, turn) == HEADKV_OK && turn_decode(ctx, n_first, n_first + n_more), "a prompt");

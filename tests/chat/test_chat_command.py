@@ -328,7 +328,7 @@ class TestStreams:
         self, closed: str, code: int, environment: dict[str, str], tmp_path: Path, tiny_path: Path
     ) -> None:
         done = subprocess.run(
-            ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, str(tiny_path), "-p", "hi"],
+            ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, str(tiny_path), "-p", "hi", "--temp", "0"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env=environment,
