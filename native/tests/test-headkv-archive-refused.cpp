@@ -181,7 +181,7 @@ static void test_refused(llama_model * model, llama_context * ctx) {
     check(turn_prefill(ctx, turn) == HEADKV_OK, "a prompt without an archive");
     archive_turn later = turn;
     later.n_past       = n_first;
-    later.n_prompt     = n_first + n_more;
+    later.n_prompt     = n_first + 30;
     check_refused(ctx, "a turn without an archive", HEADKV_ERR_STATE, "0 are held whole",
                   [&]() { return turn_prefill(ctx, later); });
     llama_memory_clear(llama_get_memory(ctx), true);
