@@ -155,7 +155,8 @@ void llama_kv_cache_headkv::reading::make_slices() {
             begin = std::min(begin, slices.back().begin);
             slices.pop_back();
         }
-        slices.push_back({ begin, il + 1, n_layer, 0, !dynamic_cast<llama_memory_hybrid *>(ctx.get_memory()) });
+        slices.push_back({ begin, il + 1, n_layer, 0, !dynamic_cast<llama_memory_hybrid *>(ctx.get_memory()),
+                           begin == il && kv.layer_read_by(il) == il });
     }
 }
 

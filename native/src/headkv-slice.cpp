@@ -24,6 +24,10 @@ void headkv_name_records(ggml_cgraph * gf, int i0, int32_t il) {
     }
 }
 
+static bool is_mask(const ggml_tensor * t) {
+    return strncmp(t->name, "attn_inp_kq_mask", 16) == 0;
+}
+
 static bool is_view(const ggml_tensor * t) {
     return t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE ||
            t->op == GGML_OP_TRANSPOSE || t->op == GGML_OP_NONE;
@@ -173,10 +177,47 @@ std::string headkv_check_slice(const llm_graph_result & res, const headkv_slice 
     return ne.problem;
 }
 
+// The mask of a layer whose cells are in the order of their positions, by nodes of the graph: the host would fill and
+// send the same one again for each slice of layers. 0 for the cells before the ubatch, a triangle from there on.
+static void make_mask(llm_graph_result & res, std::unordered_set<const ggml_tensor *> & tensors,
+                      const llama_ubatch & ubatch) {
+    ggml_cgraph * gf   = res.get_gf();
+    ggml_context * ctx = res.get_ctx();
+
+    ggml_tensor * mask = nullptr;
+    for (int i = 0; i < gf->n_leafs; ++i) {
+        if (is_mask(gf->leafs[i]) && tensors.count(gf->leafs[i])) {
+            mask = mask ? nullptr : gf->leafs[i];
+        }
+    }
+    const auto looks_into = [&](const ggml_tensor * t) { return t->view_src == mask; };
+    if (!mask || mask->type != GGML_TYPE_F16 || ggml_nrows(mask) != ubatch.n_tokens ||
+        std::any_of(gf->nodes, gf->nodes + gf->n_nodes, looks_into)) {
+        return;
+    }
+
+    const int64_t p0   = ubatch.pos[0];
+    const int64_t rest = mask->ne[0] - p0;
+
+    ggml_tensor * all =
+        ggml_fill_inplace(ctx, ggml_new_tensor_2d(ctx, GGML_TYPE_F16, mask->ne[0], ubatch.n_tokens), 0.0f);
+    ggml_tensor * now = ggml_fill_inplace(ctx, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, rest, ubatch.n_tokens), 0.0f);
+    ggml_tensor * to  = ggml_view_2d(ctx, all, rest, ubatch.n_tokens, all->nb[1], p0 * sizeof(ggml_fp16_t));
+
+    for (int i = 0; i < gf->n_nodes; ++i) {
+        std::replace(std::begin(gf->nodes[i]->src), std::end(gf->nodes[i]->src), mask, all);
+    }
+    tensors.erase(mask);
+
+    const int n_nodes = gf->n_nodes;
+    ggml_build_forward_expand(gf, ggml_cpy(ctx, ggml_diag_mask_inf(ctx, now, 0), to));
+    std::rotate(gf->nodes, gf->nodes + n_nodes, gf->nodes + gf->n_nodes); // before what looks at it
+}
+
 void headkv_cut(llm_graph_result & res, const headkv_slice & slice, const llama_ubatch & ubatch,
                 const headkv_hidden & hidden) {
     ggml_cgraph * gf  = res.get_gf();
-    const needed ne   = find_needed(res, slice, ubatch.n_tokens);
+    needed ne         = find_needed(res, slice, ubatch.n_tokens);
     const uint32_t i0 = ubatch.pos[0] - slice.p0;
 
     gf->n_nodes = std::remove_if(gf->nodes, gf->nodes + gf->n_nodes,
@@ -192,17 +233,18 @@ void headkv_cut(llm_graph_result & res, const headkv_slice & slice, const llama_
         hidden.place(ne.in, i0);
     }
 
+    if (slice.drops_masks && slice.is_causal) {
+        make_mask(res, ne.tensors, ubatch);
+    }
+
     // Inputs that this slice does not use stay: llama.cpp writes them all, but for masks that have no memory, which
     // only a hybrid memory without windows writes nevertheless.
-    const auto is_mask = [&](const ggml_tensor * t) {
-        return slice.drops_masks && strncmp(t->name, "attn_inp_kq_mask", 16) == 0;
-    };
-    gf->n_leafs =
-        std::remove_if(gf->leafs, gf->leafs + gf->n_leafs,
-                       [&](const ggml_tensor * t) {
-                           return ne.tensors.count(t) == 0 && (!(t->flags & GGML_TENSOR_FLAG_INPUT) || is_mask(t));
-                       }) -
-        gf->leafs;
+    gf->n_leafs = std::remove_if(gf->leafs, gf->leafs + gf->n_leafs,
+                                 [&](const ggml_tensor * t) {
+                                     return ne.tensors.count(t) == 0 &&
+                                            (!(t->flags & GGML_TENSOR_FLAG_INPUT) || (slice.drops_masks && is_mask(t)));
+                                 }) -
+                  gf->leafs;
 
     if (ne.out) {
         ggml_build_forward_expand(gf, ggml_cpy(res.get_ctx(), ne.out, hidden.view(res.get_ctx(), ne.out, i0)));

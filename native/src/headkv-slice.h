@@ -23,6 +23,7 @@ struct headkv_slice {
     llama_pos p0 = 0; // where the panel begins
 
     bool drops_masks = false; // whether llama.cpp can do without a mask that the slice does not use
+    bool is_causal   = false; // one layer, which attends to all cells before a token's own, in the order of positions
 
     bool is_whole() const { return begin == 0 && end == n_layer; }
 

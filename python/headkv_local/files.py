@@ -29,9 +29,10 @@ def target(path: str | os.PathLike[str], *, force: bool, model: str | os.PathLik
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A temporary file that takes path's place if all goes well, and is gone otherwise.
 
+    private: where there was none, only its owner may read it.
     An OSError meanwhile becomes one that names path, the temporary file means nothing to anybody.
     """
     try:
@@ -42,7 +43,10 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            shutil.copymode(path, temporary) if path.exists() else temporary.chmod(0o666 & ~_umask())
+            if path.exists():
+                shutil.copymode(path, temporary)
+            elif not private:
+                temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -141,6 +141,7 @@ def test_a_light_session(load: Load, tiny: Tiny, reopen: Load, tmp_path: Path) -
     saved.prefill(random_tokens(1500))
     stats = saved.cache_stats()
     saved.save_session(tmp_path / "light", light=True, messages=MESSAGES)
+    assert (tmp_path / "light").stat().st_mode & 0o777 == 0o600  # a conversation is nobody else's
     assert (tmp_path / "light").stat().st_size < 1.1 * stats.kept_bytes
     saved.save_session(tmp_path / "whole")
     assert (tmp_path / "whole").stat().st_size > stats.archive_bytes * 0.9

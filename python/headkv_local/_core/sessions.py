@@ -73,7 +73,7 @@ class Resuming(Chatting):
             target = self._target(path)
             failed: list[HeadKVError] = []
             try:
-                with files.replacing(target) as temporary, temporary.open("wb") as file:
+                with files.replacing(target, private=True) as temporary, temporary.open("wb") as file:
                     try:
                         parts.write(self, Writer(file, header.to_json()), header, light)
                     except HeadKVError as error:  # may be an OSError too, which says another thing there
