@@ -53,34 +53,21 @@ void llama_kv_cache_headkv::reading::compact() {
     for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
         archive.get(ikv, tail->layers[ikv].k, tail->layers[ikv].v, 0, next->end, plan.window);
     }
-    for (int32_t i = 0; i < plan.window; ++i) {
-        tail->v_cells[0].pos_set(i, next->end + i);
-        tail->v_cells[0].ext_set(i, exts[next->end + i]);
-        tail->v_cells[0].seq_add(i, 0);
-    }
-    tail->v_heads[0] = plan.window;
-
-    // commit; nothing can fail from here on
+    set_places(*tail, next->end, { exts.begin() + next->end, exts.end() });
 
     {
         const std::lock_guard<std::mutex> lock(kv.mutex);
-        begun   = false;
-        kv.kept = std::move(next);
-        kv.swap_cells(*tail);
-        kv.update_peak(size_of(*tail) + n_bytes_aside());
-        std::swap(kv.archived, exts);
-        kv.archived_end = std::move(at_end);
-        kv.n_cells      = plan.window;
-        kv.t_select_us  = t_select_end_us - t_start_us;
-        archive.keep(n_prompt);
+        kv.update_peak(next->size() + size_of(*tail) + n_bytes_aside());
     }
+    if (!kv.archive) {
+        exts.clear();
+        at_end.reset();
+    }
+
+    // nothing can fail from here on
+
+    begun   = false;
     kv.read = nullptr;
-    kv.epoch++;
-
-    tail.reset();
     kept.reset();
-    kv.fit_compute();
-
-    const std::lock_guard<std::mutex> lock(kv.mutex);
-    kv.t_compact_us = ggml_time_us() - t_select_end_us;
+    kv.commit(std::move(next), std::move(tail), std::move(exts), std::move(at_end), t_start_us, t_select_end_us);
 }

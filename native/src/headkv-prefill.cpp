@@ -15,29 +15,14 @@
 // hidden states of a panel, where the caller does not say how many tokens it may have
 static constexpr size_t n_bytes_hidden = 256u * 1024 * 1024;
 
-// all rows that are in cells, in the order of their positions: f(cell, position, n) for each run of them
-template <typename F>
-static void each_run(const std::vector<uint32_t> & cell, uint32_t p1, F && f) {
-    for (uint32_t p = 0, n; p < p1; p += n) {
-        for (n = 1; p + n < p1 && cell[p + n] == cell[p] + n; ++n) {}
-        f(cell[p], p, n);
-    }
-}
-
 void llama_kv_cache_headkv::prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan) {
     ctx.synchronize(); // what is set aside is no longer worked on
     if (archive) {
-        reading(*this, ctx, prompt, plan).run();
-        return;
+        reading(*this, ctx, prompt, plan, *archive).run();
+    } else {
+        headkv_archive meanwhile(shapes, nullptr);
+        reading(*this, ctx, prompt, plan, meanwhile).run();
     }
-    set_archive(HEADKV_ARCHIVE_MEMORY, nullptr); // meanwhile
-    try {
-        reading(*this, ctx, prompt, plan).run();
-    } catch (...) {
-        set_archive(HEADKV_ARCHIVE_NONE, nullptr);
-        throw;
-    }
-    set_archive(HEADKV_ARCHIVE_NONE, nullptr);
 }
 
 bool llama_kv_cache_headkv::cut(llm_graph_result & res, const llama_ubatch & ubatch) const {
@@ -45,7 +30,7 @@ bool llama_kv_cache_headkv::cut(llm_graph_result & res, const llama_ubatch & uba
 }
 
 llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt,
-                                        const headkv_plan & plan)
+                                        const headkv_plan & plan, headkv_archive & archive)
     : kv(kv),
       ctx(ctx),
       prompt(prompt),
@@ -53,7 +38,7 @@ llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_contex
       n_past(prompt.n_past),
       n_prompt(n_past + prompt.n_tokens),
       n_all(n_prompt + prompt.n_again),
-      archive(*kv.archive),
+      archive(archive),
       bounded(ctx.get_memory(), /*rows =*/true) {
     require_prompt();
     require_past();
@@ -146,7 +131,8 @@ void llama_kv_cache_headkv::reading::require_past() const {
 // One layer each. Several where layers read the K and V of another one: a window's are those of the panel's end once
 // their own layer has been read. All of them in the order of tokens.
 void llama_kv_cache_headkv::reading::make_slices() {
-    const int32_t n_layer = ctx.get_model().hparams.n_layer();
+    const int32_t n_layer  = ctx.get_model().hparams.n_layer();
+    const bool drops_masks = !dynamic_cast<llama_memory_hybrid *>(ctx.get_memory());
 
     for (int32_t il = 0; il < n_layer; ++il) {
         const int32_t of = std::max(kv.layer_read_by(il), bounded.layer_read_by(il));
@@ -155,8 +141,7 @@ void llama_kv_cache_headkv::reading::make_slices() {
             begin = std::min(begin, slices.back().begin);
             slices.pop_back();
         }
-        slices.push_back({ begin, il + 1, n_layer, 0, !dynamic_cast<llama_memory_hybrid *>(ctx.get_memory()),
-                           begin == il && kv.layer_read_by(il) == il });
+        slices.push_back({ begin, il + 1, n_layer, 0, drops_masks, begin == il && kv.layer_read_by(il) == il });
     }
 }
 
@@ -199,14 +184,10 @@ void llama_kv_cache_headkv::reading::take_over() {
         exts.assign(kv.archived.begin(), kv.archived.begin() + n_past);
         return;
     }
-    const auto cell = n_past > 0 ? kv.get_prompt_cells() : std::vector<uint32_t>();
-    for (uint32_t p = 0; p < n_past; ++p) {
-        exts.push_back(kv.v_cells[0].ext_get(cell[p]));
-    }
-    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
-        each_run(cell, n_past, [&](uint32_t c, uint32_t p, uint32_t n) {
-            archive.put(ikv, kv.layers[ikv].k, kv.layers[ikv].v, c, p, n);
-        });
+    if (n_past > 0) {
+        auto cell = kv.get_prompt_cells();
+        cell.resize(n_past);
+        kv.archive_cells(archive, cell, 0, exts);
     }
 }
 
@@ -219,12 +200,7 @@ void llama_kv_cache_headkv::reading::begin() {
     const uint32_t n_cells = std::min(kv.n_ctx, (uint32_t) GGML_PAD(n_all, 256));
 
     auto room = prompt.order == HEADKV_ORDER_LAYERS ? kv.make_cells_by(n_cells, slices) : kv.make_cells(n_cells);
-    for (uint32_t p = 0; p < n_past; ++p) {
-        room->v_cells[0].pos_set(p, p);
-        room->v_cells[0].ext_set(p, exts[p]);
-        room->v_cells[0].seq_add(p, 0);
-    }
-    room->v_heads[0] = n_past;
+    set_places(*room, 0, exts);
 
     auto next = std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells, prompt.first,
                                                   std::move(weights));
@@ -376,15 +352,19 @@ bool llama_kv_cache_headkv::reading::cut(llm_graph_result & res, const llama_uba
 }
 
 void llama_kv_cache_headkv::reading::load(uint32_t n) const {
-    if (!slice.is_whole()) { // what is there of other layers is masked, but need not be numbers of this one's type
-        for (const auto & [_, buf] : kv.ctxs_bufs) {
-            ggml_backend_buffer_clear(buf.get(), 0);
-        }
-    }
     for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
         const auto & layer = kv.layers[ikv];
-        if (slice.holds(layer.il) && n > 0) {
+        if (!slice.holds(layer.il)) {
+            continue;
+        }
+        if (n > 0) {
             archive.get(ikv, layer.k, layer.v, 0, 0, n);
+        }
+        for (ggml_tensor * t : { layer.k, layer.v }) { // what other layers have left in cells to come is masked, but
+            const size_t held = n * t->nb[1];          // need not be numbers of this one's type
+            if (!slice.is_whole()) {
+                ggml_backend_tensor_memset(t, 0, held, ggml_nbytes(t) - held);
+            }
         }
     }
 }

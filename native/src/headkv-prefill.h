@@ -15,7 +15,9 @@
 class llama_kv_cache_headkv::reading {
 public:
     // throws headkv_error for a prompt that does not fit the context, std::bad_alloc
-    reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan);
+    // archive: the context's, or one for the time of reading
+    reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan,
+            headkv_archive & archive);
     ~reading(); // puts back what was set aside, unless all is done
 
     void run();

@@ -110,12 +110,34 @@ void llama_kv_cache_headkv::copy_cells(llama_kv_cache & to, const std::vector<ui
         copy(layers[i].k, to.layers[i].k);
         copy(layers[i].v, to.layers[i].v);
     }
+    std::vector<llama_kv_cell_ext> exts;
     for (uint32_t p = p0; p < cell.size(); ++p) {
-        to.v_cells[0].pos_set(p - p0, p);
-        to.v_cells[0].ext_set(p - p0, v_cells[0].ext_get(cell[p]));
-        to.v_cells[0].seq_add(p - p0, 0);
+        exts.push_back(v_cells[0].ext_get(cell[p]));
     }
-    to.v_heads[0] = cell.size() - p0;
+    set_places(to, p0, exts);
+}
+
+void llama_kv_cache_headkv::set_places(llama_kv_cache & cells, uint32_t p0,
+                                       const std::vector<llama_kv_cell_ext> & exts) {
+    for (uint32_t i = 0; i < exts.size(); ++i) {
+        cells.v_cells[0].pos_set(i, p0 + i);
+        cells.v_cells[0].ext_set(i, exts[i]);
+        cells.v_cells[0].seq_add(i, 0);
+    }
+    cells.v_heads[0] = exts.size();
+}
+
+void llama_kv_cache_headkv::archive_cells(headkv_archive & to, const std::vector<uint32_t> & cell, uint32_t p0,
+                                          std::vector<llama_kv_cell_ext> & exts) const {
+    for (uint32_t p = p0, n; p < cell.size(); p += n) { // cells one after the other at once
+        for (n = 1; p + n < cell.size() && cell[p + n] == cell[p] + n; ++n) {}
+        for (size_t ikv = 0; ikv < layers.size(); ++ikv) {
+            to.put(ikv, layers[ikv].k, layers[ikv].v, cell[p], p, n);
+        }
+    }
+    for (uint32_t p = p0; p < cell.size(); ++p) {
+        exts.push_back(v_cells[0].ext_get(cell[p]));
+    }
 }
 
 uint32_t llama_kv_cache_headkv::tail_cells(uint32_t n_needed, uint32_t end) const {

@@ -97,11 +97,11 @@ uint32_t llama_kv_cache_headkv::get_observe_limit(uint32_t n_kv) const {
     return obs->at_once(std::clamp(n_kv, 1u, n_ctx));
 }
 
-std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells() const {
+std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells(uint32_t p0) const {
     const auto & cells = get_cells(0);
 
-    std::vector<uint32_t> res(cells.get_used(), std::numeric_limits<uint32_t>::max());
-    if (res.empty()) {
+    std::vector<uint32_t> res(p0 + cells.get_used(), std::numeric_limits<uint32_t>::max());
+    if (res.size() == p0) {
         throw headkv_error(HEADKV_ERR_STATE, "there is no prompt in the cache");
     }
 
@@ -110,12 +110,12 @@ std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells() const {
             continue;
         }
         const llama_pos p = cells.pos_get(i);
-        if (p < 0 || p >= (llama_pos) res.size()) {
+        if (p < (llama_pos) p0 || p >= (llama_pos) res.size()) {
             throw headkv_error(HEADKV_ERR_STATE, "the positions in the cache have gaps");
         }
         res[p] = i;
     }
-    if (std::find(res.begin(), res.end(), std::numeric_limits<uint32_t>::max()) != res.end()) {
+    if (std::find(res.begin() + p0, res.end(), std::numeric_limits<uint32_t>::max()) != res.end()) {
         throw headkv_error(HEADKV_ERR_STATE, "several tokens in the cache have the same position");
     }
 
@@ -168,20 +168,31 @@ void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads
         update_peak(next->size() + size_of(*tail));
     }
 
-    // commit; nothing can fail from here on
+    commit(std::move(next), std::move(tail), {}, nullptr, t_start_us, t_select_end_us);
+}
 
+void llama_kv_cache_headkv::commit(std::unique_ptr<headkv_kept_prompt> next, std::unique_ptr<llama_kv_cache> tail,
+                                   std::vector<llama_kv_cell_ext> exts, std::unique_ptr<headkv_bounded> at_end,
+                                   int64_t t_start_us, int64_t t_select_end_us) {
     {
         const std::lock_guard<std::mutex> lock(mutex);
-        kept = std::move(next);
+        n_cells = next->n_prompt - next->end;
+        std::swap(kept, next);
         swap_cells(*tail);
+        std::swap(archived, exts);
+        archived_end = std::move(at_end);
+        if (!archived.empty()) {
+            archive->keep(archived.size());
+        }
         obs.reset();
-        n_cells      = n_window;
+        queries.reset();
         t_select_us  = t_select_end_us - t_start_us;
         t_compact_us = ggml_time_us() - t_select_end_us;
     }
     epoch++;
 
-    tail.reset(); // by now the full cache
+    next.reset();
+    tail.reset(); // by now what was there before
     fit_compute();
 
     const std::lock_guard<std::mutex> lock(mutex);

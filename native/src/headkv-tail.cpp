@@ -6,8 +6,6 @@
 #include "llama-impl.h"
 #include "llama-kv-cache-headkv.h"
 
-#include <limits>
-
 void llama_kv_cache_headkv::observe_tail(int32_t first, int32_t n) {
     if (first < (int32_t) kept->end + (int32_t) n_used()) {
         throw headkv_error(HEADKV_ERR_STATE, format("the token at position %d is decoded already: what it asks for can "
@@ -38,12 +36,7 @@ void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
 
     const int64_t t_start_us = ggml_time_us();
 
-    std::vector<uint32_t> cell(n_all, std::numeric_limits<uint32_t>::max());
-    for (uint32_t i = 0; i < v_cells[0].size(); ++i) {
-        if (!v_cells[0].is_empty(i)) {
-            cell.at(v_cells[0].pos_get(i)) = i;
-        }
-    }
+    const auto cell = get_prompt_cells(kept->end);
 
     std::vector<headkv_fold_layer> from;
     for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
@@ -67,6 +60,11 @@ void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
     auto tail = make_cells(tail_cells(plan.window, next->end));
     copy_cells(*tail, cell, next->end);
 
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        update_peak(next->size() + size_of(*tail));
+    }
+
     // what the archive gets is what was computed: over the entries that were kept
     std::vector<llama_kv_cell_ext> exts;
     std::unique_ptr<headkv_bounded> at_end;
@@ -74,43 +72,13 @@ void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
         exts   = archived;
         at_end = std::make_unique<headkv_bounded>(lctx->get_memory(), /*rows =*/true);
         archive->fork(archived.size(), archived.size());
-    }
-    try {
-        for (uint32_t p = archived.size(); at_end && p < n_all; ++p) {
-            exts.push_back(v_cells[0].ext_get(cell[p]));
-            for (size_t ikv = 0; ikv < layers.size(); ++ikv) {
-                archive->put(ikv, layers[ikv].k, layers[ikv].v, cell[p], p, 1);
-            }
+        try {
+            archive_cells(*archive, cell, archived.size(), exts);
+        } catch (...) {
+            archive->drop();
+            throw;
         }
-    } catch (...) {
-        archive->drop();
-        throw;
     }
 
-    {
-        const std::lock_guard<std::mutex> lock(mutex);
-        update_peak(next->size() + size_of(*tail));
-    }
-
-    // commit; nothing can fail from here on
-
-    {
-        const std::lock_guard<std::mutex> lock(mutex);
-        std::swap(kept, next);
-        swap_cells(*tail);
-        std::swap(archived, exts);
-        archived_end = std::move(at_end);
-        if (!archived.empty()) {
-            archive->keep(n_all);
-        }
-        queries.reset();
-        n_cells      = plan.window;
-        t_select_us  = t_select_end_us - t_start_us;
-        t_compact_us = ggml_time_us() - t_select_end_us;
-    }
-    epoch++;
-
-    next.reset();
-    tail.reset();
-    fit_compute();
+    commit(std::move(next), std::move(tail), std::move(exts), std::move(at_end), t_start_us, t_select_end_us);
 }

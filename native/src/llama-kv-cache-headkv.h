@@ -213,6 +213,13 @@ private:
     // positions from p0 on, in their order; cell[p]: the cell of position p
     void copy_cells(llama_kv_cache & to, const std::vector<uint32_t> & cell, uint32_t p0) const;
 
+    // cells 0, 1, ... of empty ones hold positions from p0 on; exts: of these
+    static void set_places(llama_kv_cache & cells, uint32_t p0, const std::vector<llama_kv_cell_ext> & exts);
+
+    // rows of positions from p0 on, and what else cells know of them; throws headkv_error, std::bad_alloc
+    void archive_cells(headkv_archive & to, const std::vector<uint32_t> & cell, uint32_t p0,
+                       std::vector<llama_kv_cell_ext> & exts) const;
+
     // cells for n_needed tokens after kept rows that end at `end`
     uint32_t tail_cells(uint32_t n_needed, uint32_t end) const;
 
@@ -250,8 +257,14 @@ private:
     std::unique_ptr<headkv_kept_prompt> make_kept(std::vector<headkv_kept::positions> keep, uint32_t n_prompt,
                                                   uint32_t n_window, headkv_gather & gather) const;
 
-    // all positions in cells in order: cell[p]; throws unless they are 0, 1, ...
-    std::vector<uint32_t> get_prompt_cells() const;
+    // The prompt is compacted from here on: these take the place of whatever there was. Cannot fail.
+    //   exts, at_end: what is archived beside rows, none without an archive
+    void commit(std::unique_ptr<headkv_kept_prompt> next, std::unique_ptr<llama_kv_cache> tail,
+                std::vector<llama_kv_cell_ext> exts, std::unique_ptr<headkv_bounded> at_end, int64_t t_start_us,
+                int64_t t_select_end_us);
+
+    // all positions in cells in order: cell[p]; throws unless they are p0, p0 + 1, ...
+    std::vector<uint32_t> get_prompt_cells(uint32_t p0 = 0) const;
 
     // is the attention of all tokens recorded that are to select from a prompt of n_prompt tokens
     bool has_record(size_t n_prompt) const;

@@ -137,6 +137,11 @@ class Retention:
         return self.order == "layers" or (self.order is None and self.archive is not None)
 
     @property
+    def archives(self) -> bool:
+        """Whether all rows of a prompt are kept, if only until it has been read."""
+        return self.archive is not None or self.by_layers
+
+    @property
     def reselects(self) -> bool:
         """Whether what is kept is chosen anew at every turn."""
         return self.archive is not None if self.reselect is None else self.reselect

@@ -28,7 +28,7 @@ _logger = logging.getLogger("headkv_local")
 @contextmanager
 def small_at_first(retention: Retention | None) -> Iterator[None]:
     """Contexts made meanwhile have few cells until their first prompt, if that gets cells of its own."""
-    begin_small(retention is not None and (retention.archive is not None or retention.by_layers))
+    begin_small(retention is not None and retention.archives)
     try:
         yield
     finally:
@@ -60,8 +60,7 @@ class Compactor:
     @property
     def archives(self) -> bool:
         """Whether prompts are read by headkv_prefill()."""
-        kept = self.retention
-        return kept is not None and (kept.archive is not None or kept.by_layers)
+        return self.retention is not None and self.retention.archives
 
     def only_without_archive(self, retention: Retention | None) -> bool:
         """Whether it is the one that there is, but for the archive, which it has not."""
@@ -196,44 +195,49 @@ class Compactor:
 
     def compact(self, caps: npt.NDArray[np.int32], ends: npt.NDArray[np.uint8]) -> None:
         """The prompt whose tokens were observed. ends: (n_prompt,), not 0 where a sentence ends."""
-        kept = self._settled
-        native.compact(self.ctx, native.Plan(caps, kept.window, kept.kernel, kept.sinks, ends))
+        native.compact(self.ctx, self._plan(caps, ends))
         self._caps = caps
         _logger.info("the prompt of %d tokens was compacted to %d rows", len(ends), int(caps.sum()))
 
     def prefill(
-        self, prompt: Prompt, ends: npt.NDArray[np.uint8], progress: Callable[[int, int], None]
+        self,
+        prompt: Prompt,
+        caps: npt.NDArray[np.int32] | None,
+        ends: npt.NDArray[np.uint8],
+        progress: Callable[[int, int], None],
     ) -> None:
         """Read a prompt, select from all of it, and compact.
 
-        prompt: its order and panel are the retention's. ends: as for compact().
+        prompt: its order and panel are the retention's. caps: None to keep all. ends: as for compact().
         """
         kept, n_prompt = self._settled, len(ends)
-        caps = self.caps_for(n_prompt)
         if caps is None:
             caps = np.where(self.shape.heads, np.int32(n_prompt), np.int32(0))
-        plan = native.Plan(caps, kept.window, kept.kernel, kept.sinks, ends)
         by_layers = kept.by_layers and (self._cuts or kept.order == "layers")
         prompt = prompt._replace(order=ORDER_LAYERS if by_layers else ORDER_TOKENS, panel=kept.panel or 0)
         try:
-            prefill(self.ctx, prompt, plan, progress)
+            prefill(self.ctx, prompt, self._plan(caps, ends), progress)
         except UnsupportedError as error:
             if not by_layers or kept.order == "layers":
                 raise
             _logger.info("prompts are read in the order of tokens: %s", error)
             self._cuts = False
-            self.prefill(prompt, ends, progress)
+            self.prefill(prompt, caps, ends, progress)
             return
         self._caps = caps
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
 
     def fold(self, ends: npt.NDArray[np.uint8]) -> None:
         """The tail becomes a part of the prompt, which keeps as many entries. ends: as for compact()."""
-        kept, caps = self._settled, self._caps
+        caps = self._caps
         if caps is None:  # of a state
-            caps = np.maximum(native.get_stats(self.ctx)[1], kept.window)
-        native.compact(self.ctx, native.Plan(caps, kept.window, kept.kernel, kept.sinks, ends))
+            caps = np.maximum(native.get_stats(self.ctx)[1], self._settled.window)
+        native.compact(self.ctx, self._plan(caps, ends))
         _logger.info("the tail was folded into a prompt of %d tokens", len(ends))
+
+    def _plan(self, caps: npt.NDArray[np.int32], ends: npt.NDArray[np.uint8]) -> native.Plan:
+        kept = self._settled
+        return native.Plan(caps, kept.window, kept.kernel, kept.sinks, ends)
 
     def forget_caps(self) -> None:
         """What is compacted was read from a state."""

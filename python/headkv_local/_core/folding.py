@@ -24,9 +24,8 @@ class Folding:
 
     def __init__(self, compactor: Compactor) -> None:
         self._compactor = compactor
-        self._due: tuple[int, int] | None = (
-            None  # tokens of the prompt, and of all, at which its tail is folded
-        )
+        # tokens of the prompt, and of all, at which its tail is folded
+        self._due: tuple[int, int] | None = None
 
     def before(self, n_tokens: int, ends: Callable[[], npt.NDArray[np.uint8]]) -> bool:
         """To be called before tokens are decoded after the n_tokens that the context holds. Whether the tail

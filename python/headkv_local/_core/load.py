@@ -65,7 +65,7 @@ def refuse_before_loading(
 
 def require_last_logits(retention: Retention | None, logits_all: bool) -> None:
     """Raise ArgumentError where a prompt is read layer by layer and the logits of all tokens are wanted."""
-    if logits_all and retention is not None and (retention.archive is not None or retention.by_layers):
+    if logits_all and retention is not None and retention.archives:
         raise ArgumentError(
             "an archive, or the order of layers, leaves the logits of a prompt's last token alone: it goes "
             "with neither logits_all=True nor a draft model"

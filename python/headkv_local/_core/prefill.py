@@ -109,15 +109,13 @@ class PromptReader(GoingBack):
         self._require_known(tokens)
         self._require_room(len(tokens))
         n_compacted = n_prompt if turn.n_stable is None or turn.n_stable <= 0 else turn.n_stable
-        if self._compactor.n_compacted > 0:
-            if len(tokens) > 0 and self._reads_anew(self.n_tokens):
-                self._read_archived(tokens, n_compacted, turn)
-            else:  # a later turn: the new tokens go behind what was kept
-                self._evaluate_all(tokens)
+        compacted = self._compactor.n_compacted > 0
+        if compacted and not (len(tokens) > 0 and self._reads_anew(self.n_tokens)):
+            self._evaluate_all(tokens)  # a later turn: the new tokens go behind what was kept
             return
         caps = self._compactor.caps_for(n_compacted)
-        if caps is not None and self._compactor.archives:
-            self._read_archived(tokens, n_compacted, turn)
+        if compacted or (caps is not None and self._compactor.archives):
+            self._read_archived(tokens, n_compacted, turn, caps)
             return
         if caps is not None:
             self._read_and_compact(tokens, n_prompt, n_compacted, turn, caps)
@@ -225,19 +223,22 @@ class PromptReader(GoingBack):
                 self._prompts.record, n_tokens=n_tokens, logits=None, recurrent=None
             )
 
-    def _read_archived(self, tokens: list[int], n_compacted: int, turn: Turn) -> None:
+    def _read_archived(
+        self, tokens: list[int], n_compacted: int, turn: Turn, caps: npt.NDArray[np.int32] | None
+    ) -> None:
         """Read n_compacted tokens, the last of them anew, select from all of them, and compact.
 
-        tokens: those behind the first n_tokens. If this fails, the cache holds what it held before.
+        tokens: those behind the first n_tokens. caps: None to keep all. If this fails, the cache holds what it held before.
         """
         compactor, before = self._compactor, self._prompts.record
         whole = self.input_ids[: self.n_tokens].tolist() + tokens
         prompt = Pieces(whole[:n_compacted], self._piece)
         n_new = n_compacted - min(compactor.n_compacted, self.n_tokens)
         seen = compactor.who_observes(prompt, turn, self._n_ctx, n_new)
-        n_past = min(compactor.n_archived or self.n_tokens, self.n_tokens, seen.first, n_compacted - 1)
+        n_whole = compactor.n_archived or self.n_tokens
+        n_past = min(n_whole, self.n_tokens, seen.first, n_compacted - 1)
         if self._bounded:
-            seen, n_past = seen.after(compactor.n_archived or self.n_tokens, self.n_tokens, n_compacted)
+            seen, n_past = seen.after(n_whole, self.n_tokens, n_compacted)
         first, again, weights = seen
         progress = Progress(self.on_prefill, len(whole) - n_past + len(again))
         asking = [whole[i] for i in again]
@@ -245,7 +246,7 @@ class PromptReader(GoingBack):
         self._prompts.record = PromptRecord(policy=compactor.policy, scores_from=compactor.scores_from)
         try:
             reading = Prompt(whole[n_past:n_compacted], n_past, first, weights, asking)
-            compactor.prefill(reading, sentence_ends(prompt), progress.reach)
+            compactor.prefill(reading, caps, sentence_ends(prompt), progress.reach)
         except BaseException as error:
             self._prompts.record = before
             self._requires_eval, self._n_logits = True, 0  # all is as it was, but those of the last token
