@@ -228,8 +228,8 @@ class PromptReader(GoingBack):
     ) -> None:
         """Read n_compacted tokens, the last of them anew, select from all of them, and compact.
 
-        tokens: those behind the first n_tokens. caps: None to keep all. If this fails, the cache holds what it
-        held before.
+        tokens: those behind the first n_tokens. caps: None to keep all. If this fails, the cache holds what
+        it held before.
         """
         compactor, before = self._compactor, self._prompts.record
         whole = self.input_ids[: self.n_tokens].tolist() + tokens
