@@ -5,25 +5,29 @@
 
 #include "ggml-backend.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <utility>
 
-static constexpr char archive_mark[] = "headkv archive\n"; // what a file of ours begins with
-
 headkv_archive::headkv_archive(const std::vector<headkv_layer_shape> & shapes, const char * path)
     : path(path ? std::filesystem::absolute(path).string() : "") {
+    ggml_backend_buffer_type_t buft = nullptr;
+    size_t row                      = 0;
     for (const auto & shape : shapes) {
         layers.push_back({ ggml_row_size(shape.type_k, shape.d_k * shape.n_head_kv),
                            ggml_row_size(shape.type_v, shape.d_v * shape.n_head_kv), stride });
         stride += layers.back().size();
+
+        row = std::max({ row, layers.back().row_k, layers.back().row_v });
+        ggml_backend_dev_t dev =
+            ggml_backend_buft_is_host(shape.buft) ? nullptr : ggml_backend_buft_get_device(shape.buft);
+        buft = !buft && dev ? ggml_backend_dev_host_buffer_type(dev) : buft;
+    }
+    if (buft) {
+        pinned.reset(ggml_backend_buft_alloc_buffer(buft, n_block * row));
     }
     if (path) {
         open_file();
@@ -89,7 +93,7 @@ void headkv_archive::copy(uint32_t ikv, uint32_t from, uint32_t to, uint32_t n_r
 void headkv_archive::free_slots() {
     const uint32_t n_used = table.empty() ? 0 : 1 + *std::max_element(table.begin(), table.end());
     if (fd >= 0) {
-        shorten(table.empty() ? sizeof(archive_mark) : header_size + n_used * stride);
+        shorten(n_used > 0 ? header_size + n_used * stride : 0);
         return;
     }
     slots.resize(std::min<size_t>(slots.size(), n_used));
@@ -215,15 +219,71 @@ void headkv_archive::get_to(uint32_t ikv, K * k, K * v, uint32_t cell, uint32_t 
 
 void headkv_archive::put(uint32_t ikv, const ggml_tensor * k, const ggml_tensor * v, uint32_t cell, uint32_t p0,
                          uint32_t n) {
-    put_from(ikv, k, v, cell, p0, n, [](uint8_t * to, const ggml_tensor * from, size_t offset, size_t size) {
-        ggml_backend_tensor_get(from, to, offset, size);
+    put_from(ikv, k, v, cell, p0, n, [this](uint8_t * to, const ggml_tensor * from, size_t offset, size_t size) {
+        uint8_t * between = pinned_for(from);
+        ggml_backend_tensor_get(from, between ? between : to, offset, size);
+        if (between) {
+            memcpy(to, between, size);
+        }
     });
 }
 
 void headkv_archive::get(uint32_t ikv, ggml_tensor * k, ggml_tensor * v, uint32_t cell, uint32_t p0, uint32_t n) const {
-    get_to(ikv, k, v, cell, p0, n, [](const uint8_t * from, ggml_tensor * to, size_t offset, size_t size) {
-        ggml_backend_tensor_set(to, from, offset, size);
+    get_to(ikv, k, v, cell, p0, n, [this](const uint8_t * from, ggml_tensor * to, size_t offset, size_t size) {
+        uint8_t * between = pinned_for(to);
+        if (between) {
+            memcpy(between, from, size);
+        }
+        ggml_backend_tensor_set(to, between ? between : from, offset, size);
     });
+}
+
+uint8_t * headkv_archive::pinned_for(const ggml_tensor * t) const {
+    return pinned && !ggml_backend_buffer_is_host(t->buffer) ? (uint8_t *) ggml_backend_buffer_get_base(pinned.get())
+                                                             : nullptr;
+}
+
+void headkv_archive::get(uint32_t ikv, const std::vector<std::vector<int32_t>> & keep, uint8_t * k, uint8_t * v) const {
+    const auto & l   = layers[ikv];
+    const size_t d_k = l.row_k / keep.size();
+    const size_t d_v = l.row_v / keep.size();
+
+    std::vector<size_t> first; // of each head: where its rows go to
+    size_t n_all = 0;
+    for (const auto & head : keep) {
+        first.push_back(n_all);
+        n_all += head.size();
+    }
+
+    std::vector<uint8_t> rows;
+    std::vector<size_t> n_taken(keep.size());
+    for (uint32_t b = 0; b < table.size(); ++b) {
+        // the part of each head that lies in this block, and how much of the block they need
+        std::vector<size_t> end(keep.size());
+        uint32_t n_rows = 0;
+        for (size_t h = 0; h < keep.size(); ++h) {
+            const auto from = keep[h].begin() + n_taken[h];
+            const auto to   = std::lower_bound(from, keep[h].end(), (int32_t) ((b + 1) * n_block));
+            end[h]          = to - keep[h].begin();
+            n_rows          = to > from ? std::max(n_rows, *(to - 1) + 1 - b * n_block) : n_rows;
+        }
+        if (n_rows == 0) {
+            continue;
+        }
+        if (fd >= 0) {
+            rows.resize(l.size());
+            read(rows.data(), n_rows * l.row_k, in_file(ikv, table[b]));
+            read(rows.data() + n_block * l.row_k, n_rows * l.row_v, in_file(ikv, table[b]) + n_block * l.row_k);
+        }
+        const uint8_t * block = fd < 0 ? in_memory(ikv, table[b]) : rows.data();
+        for (size_t h = 0; h < keep.size(); ++h) {
+            for (size_t & i = n_taken[h]; i < end[h]; ++i) {
+                const size_t row = keep[h][i] - b * n_block;
+                memcpy(k + (first[h] + i) * d_k, block + row * l.row_k + h * d_k, d_k);
+                memcpy(v + (first[h] + i) * d_v, block + n_block * l.row_k + row * l.row_v + h * d_v, d_v);
+            }
+        }
+    }
 }
 
 void headkv_archive::put(uint32_t ikv, const uint8_t * rows, uint32_t p0, uint32_t n) {
@@ -246,104 +306,4 @@ uint32_t headkv_archive::n_rows() const {
         res = std::min(res, layer.n_rows);
     }
     return res;
-}
-
-//
-// the file
-//
-
-void headkv_archive::open_file() {
-    fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0) {
-        fail("cannot be made");
-    }
-    bool is_ours = false;
-    try {
-        struct stat st;
-        if (flock(fd, LOCK_EX | LOCK_NB) != 0 || fstat(fd, &st) != 0 || st.st_nlink == 0) {
-            throw headkv_error(HEADKV_ERR_ARCHIVE, format("the archive %s is in use", path.c_str()));
-        }
-        char mark[sizeof(archive_mark)] = {};
-        if (!S_ISREG(st.st_mode) || (st.st_size > 0 && (pread(fd, mark, sizeof(mark), 0) != (ssize_t) sizeof(mark) ||
-                                                        memcmp(mark, archive_mark, sizeof(mark)) != 0))) {
-            throw headkv_error(
-                HEADKV_ERR_ARCHIVE,
-                format("%s is another file, not an archive of a KV cache: it stays as it is", path.c_str()));
-        }
-        is_ours = true;
-        if (ftruncate(fd, 0) != 0) {
-            fail("cannot be emptied");
-        }
-        write(archive_mark, sizeof(archive_mark), 0);
-    } catch (...) {
-        if (is_ours) {
-            remove_file();
-        }
-        close(fd);
-        throw;
-    }
-}
-
-// unless another one has its name by now
-void headkv_archive::remove_file() const {
-    struct stat ours, named;
-    if (fstat(fd, &ours) == 0 && stat(path.c_str(), &named) == 0 && ours.st_dev == named.st_dev &&
-        ours.st_ino == named.st_ino) {
-        unlink(path.c_str());
-    }
-}
-
-size_t headkv_archive::file_size() const {
-    struct stat st;
-    return fstat(fd, &st) == 0 ? st.st_size : 0;
-}
-
-// never longer: what is missed of a file that was cut short would read as zeros
-void headkv_archive::shorten(size_t size) {
-    if (file_size() <= size || ftruncate(fd, size) == 0) { // else it is only longer than it has to be
-        n_bytes = std::min<size_t>(n_bytes, size);
-    }
-}
-
-void headkv_archive::read(void * to, size_t size, size_t offset) const {
-    uint8_t * bytes = (uint8_t *) to;
-    while (size > 0) {
-        const ssize_t n = pread(fd, bytes, size, offset);
-        if (n == 0) {
-            fail_short();
-        }
-        if (n < 0 && errno != EINTR) {
-            fail("cannot be read");
-        }
-        const size_t n_read  = std::max<ssize_t>(n, 0);
-        bytes               += n_read;
-        offset              += n_read;
-        size                -= n_read;
-    }
-}
-
-void headkv_archive::write(const void * from, size_t size, size_t offset) {
-    if (file_size() < n_bytes) {
-        fail_short();
-    }
-    const uint8_t * bytes = (const uint8_t *) from;
-    while (size > 0) {
-        const ssize_t n = pwrite(fd, bytes, size, offset);
-        if (n < 0 && errno != EINTR) {
-            fail("cannot be written");
-        }
-        const size_t n_new  = std::max<ssize_t>(n, 0);
-        bytes              += n_new;
-        offset             += n_new;
-        size               -= n_new;
-    }
-    n_bytes = std::max<size_t>(n_bytes, offset);
-}
-
-void headkv_archive::fail(const char * what) const {
-    throw headkv_error(HEADKV_ERR_ARCHIVE, format("the archive %s %s: %s", path.c_str(), what, strerror(errno)));
-}
-
-void headkv_archive::fail_short() const {
-    throw headkv_error(HEADKV_ERR_ARCHIVE, format("the archive %s has been cut short", path.c_str()));
 }

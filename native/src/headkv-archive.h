@@ -2,6 +2,8 @@
 
 #include "headkv-layer.h"
 
+#include "ggml-cpp.h"
+
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -13,6 +15,8 @@
 //
 // What is put after fork() takes the place of other rows only with keep(): until then both are held, and drop() goes
 // back.
+//
+// Rows of a device go through pinned memory, which it reads and writes by itself.
 //
 // A file is read and written, not mapped: one that is cut short is an error then, and not the end of the process; and
 // what of it is in memory is the system's to drop.
@@ -40,7 +44,11 @@ public:
     void put(uint32_t ikv, const ggml_tensor * k, const ggml_tensor * v, uint32_t cell, uint32_t p0, uint32_t n);
     void get(uint32_t ikv, ggml_tensor * k, ggml_tensor * v, uint32_t cell, uint32_t p0, uint32_t n) const;
 
-    // the same with rows in memory: K of all positions, then V; positions follow on those that are there
+    // Rows of single KV heads: of head h those of positions keep[h], ascending; one head after the other.
+    void get(uint32_t ikv, const std::vector<std::vector<int32_t>> & keep, uint8_t * k, uint8_t * v) const;
+
+    // the same as the first two with rows in memory: K of all positions, then V; positions follow on those that are
+    // there
     void put(uint32_t ikv, const uint8_t * rows, uint32_t p0, uint32_t n);
     void get(uint32_t ikv, uint8_t * rows, uint32_t p0, uint32_t n) const;
 
@@ -81,6 +89,9 @@ private:
     void copy(uint32_t ikv, uint32_t from, uint32_t to, uint32_t n_rows);
     void free_slots();
 
+    // through which the rows of a tensor go: nullptr for one in host memory
+    uint8_t * pinned_for(const ggml_tensor * t) const;
+
     uint8_t * in_memory(uint32_t ikv, uint32_t slot) const { return slots[slot][ikv].get(); }
     size_t in_file(uint32_t ikv, uint32_t slot) const { return header_size + slot * stride + layers[ikv].offset; }
 
@@ -101,6 +112,8 @@ private:
 
     std::vector<layer> layers;
     size_t stride = 0; // bytes of the blocks of all layers
+
+    ggml_backend_buffer_ptr pinned; // room for the K or V of a block; null where all layers are in host memory
 
     // The blocks of the same positions lie in one slot, which has its place in the file or in memory.
     std::vector<uint32_t> table;           // the slot of each n_block positions

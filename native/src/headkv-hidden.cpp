@@ -5,9 +5,9 @@
 
 #include "ggml-backend.h"
 
-void headkv_hidden::alloc(uint32_t n_tokens, size_t row) {
+void headkv_hidden::alloc(ggml_backend_buffer_type_t buft, uint32_t n_tokens, size_t row) {
     buf.reset();
-    buf.reset(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), n_tokens * row));
+    buf.reset(ggml_backend_buft_alloc_buffer(buft, n_tokens * row));
     if (!buf) {
         throw headkv_error(HEADKV_ERR_MEMORY,
                            format("no memory for %.2f MiB of hidden states", n_tokens * row / 1024.0 / 1024.0));

@@ -5,12 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 
-// Hidden states of a panel of tokens between two layers, in host memory: one block for each ubatch, as the model's
-// graph lays it out. A layer's output takes the place of its input.
+// Hidden states of a panel of tokens between two layers: one block for each ubatch, as the model's graph lays it out. A
+// layer's output takes the place of its input. They lie where the layers do: through host memory each ubatch would wait
+// for the one before.
 class headkv_hidden {
 public:
-    // room for n_tokens of `row` bytes each; throws headkv_error
-    void alloc(uint32_t n_tokens, size_t row);
+    // room in memory of that type for n_tokens of `row` bytes each; throws headkv_error
+    void alloc(ggml_backend_buffer_type_t buft, uint32_t n_tokens, size_t row);
 
     void free() { buf.reset(); }
 

@@ -1,5 +1,6 @@
 #include "headkv-kept.h"
 
+#include "headkv-archive.h"
 #include "headkv-error.h"
 #include "llama-impl.h"
 #include "llama-io.h"
@@ -32,6 +33,16 @@ headkv_kept::headkv_kept(const headkv_layer_shape & shape, positions keep)
 
     const auto table = row_table(this->keep);
     ggml_backend_tensor_set(rows, table.data(), 0, table.size() * sizeof(int32_t));
+}
+
+void headkv_kept::fill(const headkv_archive & archive, uint32_t ikv) {
+    if (n_rows == 0) {
+        return;
+    }
+    std::vector<uint8_t> rows_k(ggml_nbytes(k)), rows_v(ggml_nbytes(v));
+    archive.get(ikv, keep, rows_k.data(), rows_v.data());
+    ggml_backend_tensor_set(k, rows_k.data(), 0, rows_k.size());
+    ggml_backend_tensor_set(v, rows_v.data(), 0, rows_v.size());
 }
 
 void headkv_kept::add_to(headkv_gather & gather) const {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+class headkv_archive;
 class llama_io_write_i;
 class llama_io_read_i;
 
@@ -25,7 +26,10 @@ public:
     ggml_tensor * v;    // [d_v, n_rows]
     ggml_tensor * rows; // [n_head_kv + 1] I32, see ggml_headkv_attn()
 
-    // tell how many rows will be copied
+    // copy the kept rows from an archive, in which the layer has number ikv
+    void fill(const headkv_archive & archive, uint32_t ikv);
+
+    // tell how many rows will be copied from cells
     void add_to(headkv_gather & gather) const;
 
     // copy the kept rows from the layer's cells

@@ -11,7 +11,6 @@ void llama_kv_cache_headkv::reading::compact() {
     const int64_t t_start_us = ggml_time_us();
 
     const uint32_t n_threads = std::max(1, ctx.get_cparams().n_threads);
-    const bool by_layer      = !slice.is_whole();
 
     std::vector<uint32_t> cell(n_prompt);
     std::iota(cell.begin(), cell.end(), 0);
@@ -28,14 +27,9 @@ void llama_kv_cache_headkv::reading::compact() {
 
     const int64_t t_select_end_us = ggml_time_us();
 
-    headkv_gather gather;
-    auto next = kv.make_kept(std::move(keep), n_prompt, plan.window, gather);
-    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
-        const auto & layer = kv.layers[ikv];
-        if (by_layer) {
-            archive.get(ikv, layer.k, layer.v, 0, 0, n_prompt);
-        }
-        next->layers[ikv]->fill(gather, layer.k, layer.v, cell);
+    auto next = kv.make_kept(std::move(keep), n_prompt, plan.window);
+    for (size_t ikv = 0; ikv < next->layers.size(); ++ikv) {
+        next->layers[ikv]->fill(archive, ikv);
     }
 
     // the rows of the whole prompt go before cells for new ones come

@@ -53,6 +53,7 @@ llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_contex
 
 llama_kv_cache_headkv::reading::~reading() {
     kv.read = nullptr;
+    rows.reset();
     archive.drop();
     if (!begun) {
         return;
@@ -199,7 +200,14 @@ void llama_kv_cache_headkv::reading::begin() {
 
     const uint32_t n_cells = std::min(kv.n_ctx, (uint32_t) GGML_PAD(n_all, 256));
 
-    auto room = prompt.order == HEADKV_ORDER_LAYERS ? kv.make_cells_by(n_cells, slices) : kv.make_cells(n_cells);
+    const bool beside = prompt.order == HEADKV_ORDER_LAYERS && kv.is_on_device();
+
+    n_rooms = beside ? 2 : 1;
+    rows    = std::make_unique<headkv_queue>(beside);
+    loaded.resize(slices.size());
+
+    auto room =
+        prompt.order == HEADKV_ORDER_LAYERS ? kv.make_cells_by(n_cells, slices, n_rooms) : kv.make_cells(n_cells);
     set_places(*room, 0, exts);
 
     auto next = std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells, prompt.first,
@@ -235,6 +243,9 @@ void llama_kv_cache_headkv::reading::read_panel(const panel & p) {
     const headkv_bounded before(ctx.get_memory(), /*rows =*/false);
     const auto seen = kv.obs->get_seen();
 
+    for (size_t i = 0; i < n_rooms; ++i) {
+        load(i, p.p0);
+    }
     for (i_slice = 0; i_slice < slices.size(); ++i_slice) {
         kv.llama_kv_cache::seq_rm(0, p.p0, -1);
         kv.v_heads[0] = p.p0;
@@ -246,6 +257,7 @@ void llama_kv_cache_headkv::reading::read_panel(const panel & p) {
         slice.p0 = p.p0;
         read_slice(p);
     }
+    rows->wait();
     const auto cell = kv.get_prompt_cells();
     for (uint32_t i = p.p0; p.keep && i < p.p0 + p.n; ++i) {
         exts.push_back(kv.v_cells[0].ext_get(i));
@@ -258,7 +270,7 @@ void llama_kv_cache_headkv::reading::read_panel(const panel & p) {
 }
 
 void llama_kv_cache_headkv::reading::read_slice(const panel & p) {
-    load(p.p0);
+    rows->wait(loaded[i_slice]);
     for (uint32_t i = 0, end; i < p.n; i = end) {
         end = batch_end(p, i);
         decode(p, i, end - i);
@@ -269,7 +281,8 @@ void llama_kv_cache_headkv::reading::read_slice(const panel & p) {
         }
     }
     ctx.synchronize();
-    store(p);
+    store(i_slice, p);
+    load(i_slice + n_rooms, p.p0);
 }
 
 // As a caller of llama_decode() would cut it; in models with bounded layers, which split batches themselves, with few
@@ -340,7 +353,8 @@ bool llama_kv_cache_headkv::reading::cut(llm_graph_result & res, const llama_uba
                 }
                 most = std::max(most, row);
             }
-            hidden.alloc(std::min<size_t>(n_panel, std::max(prompt.n_tokens, prompt.n_again)), most);
+            hidden.alloc(kv.is_on_device() ? kv.shapes[0].buft : ggml_backend_cpu_buffer_type(),
+                         std::min<size_t>(n_panel, std::max(prompt.n_tokens, prompt.n_again)), most);
             checked = true;
         }
         headkv_cut(res, slice, ubatch, hidden);
@@ -348,32 +362,5 @@ bool llama_kv_cache_headkv::reading::cut(llm_graph_result & res, const llama_uba
     } catch (...) { // llama.cpp goes on to clean up
         failure = std::current_exception();
         return false;
-    }
-}
-
-void llama_kv_cache_headkv::reading::load(uint32_t n) const {
-    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
-        const auto & layer = kv.layers[ikv];
-        if (!slice.holds(layer.il)) {
-            continue;
-        }
-        if (n > 0) {
-            archive.get(ikv, layer.k, layer.v, 0, 0, n);
-        }
-        for (ggml_tensor * t : { layer.k, layer.v }) { // what other layers have left in cells to come is masked, but
-            const size_t held = n * t->nb[1];          // need not be numbers of this one's type
-            if (!slice.is_whole()) {
-                ggml_backend_tensor_memset(t, 0, held, ggml_nbytes(t) - held);
-            }
-        }
-    }
-}
-
-void llama_kv_cache_headkv::reading::store(const panel & p) {
-    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
-        const auto & layer = kv.layers[ikv];
-        if (slice.holds(layer.il)) {
-            archive.put(ikv, layer.k, layer.v, p.p0, p.p0, p.n);
-        }
     }
 }

@@ -2,6 +2,7 @@
 
 #include "headkv-bounded.h"
 #include "headkv-hidden.h"
+#include "headkv-queue.h"
 #include "headkv-slice.h"
 #include "llama-kv-cache-headkv.h"
 
@@ -47,8 +48,11 @@ private:
     void read_slice(const panel & p);
     void decode(const panel & p, uint32_t i, uint32_t n);
     uint32_t batch_end(const panel & p, uint32_t i) const;
-    void load(uint32_t n) const;
-    void store(const panel & p);
+
+    // headkv-prefill-rows.cpp: between the cells of slice i and the archive
+    void load(size_t i, uint32_t n); // the rows of the first n positions
+    void store(size_t i, const panel & p);
+
     void compact();
     size_t n_bytes_aside() const;
 
@@ -68,6 +72,13 @@ private:
     uint32_t n_panel = 0;
     size_t i_slice   = 0;
     bool checked     = false;
+
+    // Rows of a device are moved beside what is computed: slices lie in two rooms in turns, and while one is computed
+    // the rows of the slice before go and those of the slice after come.
+    size_t n_rooms = 1;
+    std::unique_ptr<headkv_queue> rows;
+    std::vector<uint64_t> loaded; // of each slice: the job that loads its rows
+
     std::exception_ptr failure; // to cut the graph
 
     // set aside

@@ -38,8 +38,8 @@ std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::make_cells(uint32_t n_cel
     return make_cells(n_cells, hparams);
 }
 
-std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::make_cells_by(uint32_t n_cells,
-                                                                     const std::vector<headkv_slice> & slices) const {
+std::unique_ptr<llama_kv_cache>
+llama_kv_cache_headkv::make_cells_by(uint32_t n_cells, const std::vector<headkv_slice> & slices, size_t n_rooms) const {
     if (!hparams_unallocated) {
         hparams_unallocated = std::make_unique<llama_hparams>(hparams);
     }
@@ -49,22 +49,27 @@ std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::make_cells_by(uint32_t n_
 
     for (auto & [ctx, buf] : res->ctxs_bufs) {
         ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(buf.get());
+        const size_t alignment          = ggml_backend_buft_get_alignment(buft);
 
         // where the tensors of a layer begin, among those of its slice
         std::map<const ggml_tensor *, size_t> offsets;
         size_t size = 0;
-        for (const auto & slice : slices) {
-            size_t end = 0;
-            for (const auto & layer : res->layers) {
-                if (!slice.holds(layer.il) || layer.k->buffer != buf.get()) {
-                    continue;
+        for (size_t room = 0; room < n_rooms; ++room) {
+            size_t room_end = size;
+            for (size_t i = room; i < slices.size(); i += n_rooms) {
+                size_t end = size;
+                for (const auto & layer : res->layers) {
+                    if (!slices[i].holds(layer.il) || layer.k->buffer != buf.get()) {
+                        continue;
+                    }
+                    for (const ggml_tensor * t : { layer.k, layer.v }) {
+                        offsets[t]  = end;
+                        end        += GGML_PAD(ggml_backend_buft_get_alloc_size(buft, t), alignment);
+                    }
                 }
-                for (const ggml_tensor * t : { layer.k, layer.v }) {
-                    offsets[t] = end;
-                    end += GGML_PAD(ggml_backend_buft_get_alloc_size(buft, t), ggml_backend_buft_get_alignment(buft));
-                }
+                room_end = std::max(room_end, end);
             }
-            size = std::max(size, end);
+            size = room_end;
         }
 
         ggml_backend_buffer_ptr room(ggml_backend_buft_alloc_buffer(buft, size));

@@ -152,8 +152,12 @@ void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads
 
     const int64_t t_select_end_us = ggml_time_us();
 
+    auto next = make_kept(std::move(keep), n_prompt, n_window);
     headkv_gather gather;
-    auto next = make_kept(std::move(keep), n_prompt, n_window, gather);
+    for (const auto & layer : next->layers) {
+        layer->add_to(gather);
+    }
+    gather.prepare();
     auto tail = make_cells(tail_cells(n_window, next->end));
 
     // move
@@ -200,8 +204,7 @@ void llama_kv_cache_headkv::commit(std::unique_ptr<headkv_kept_prompt> next, std
 }
 
 std::unique_ptr<headkv_kept_prompt> llama_kv_cache_headkv::make_kept(std::vector<headkv_kept::positions> keep,
-                                                                     uint32_t n_prompt, uint32_t n_window,
-                                                                     headkv_gather & gather) const {
+                                                                     uint32_t n_prompt, uint32_t n_window) const {
     auto res      = std::make_unique<headkv_kept_prompt>();
     res->n_prompt = n_prompt;
     res->end      = n_prompt - n_window;
@@ -211,10 +214,6 @@ std::unique_ptr<headkv_kept_prompt> llama_kv_cache_headkv::make_kept(std::vector
         }
         res->layers.push_back(std::make_unique<headkv_kept>(shapes[ikv], std::move(keep[ikv])));
     }
-    for (const auto & layer : res->layers) {
-        layer->add_to(gather);
-    }
-    gather.prepare();
     return res;
 }
 

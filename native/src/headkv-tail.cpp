@@ -52,8 +52,7 @@ void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
 
     const int64_t t_select_end_us = ggml_time_us();
 
-    headkv_gather gather;
-    auto next = make_kept(std::move(keep), n_all, plan.window, gather);
+    auto next = make_kept(std::move(keep), n_all, plan.window);
     for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
         headkv_fill_again(*next->layers[ikv], from[ikv], prompt);
     }

@@ -52,6 +52,12 @@ void llama_kv_cache_headkv::wait() const {
     }
 }
 
+bool llama_kv_cache_headkv::is_on_device() const {
+    const ggml_backend_buffer_type_t buft = shapes.front().buft;
+    return !ggml_backend_buft_is_host(buft) &&
+           std::all_of(shapes.begin(), shapes.end(), [&](const auto & shape) { return shape.buft == buft; });
+}
+
 size_t llama_kv_cache_headkv::size_of(const llama_kv_cache & cells) {
     size_t res = 0;
     for (const auto & [_, size] : cells.llama_kv_cache::memory_breakdown()) {

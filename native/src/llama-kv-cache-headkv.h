@@ -204,8 +204,9 @@ private:
     std::unique_ptr<llama_kv_cache> make_cells(uint32_t n_cells) const;
     std::unique_ptr<llama_kv_cache> make_cells(uint32_t n_cells, const llama_hparams & hp) const;
 
-    // Cells of which only one slice of layers has memory at a time: slices lie in the same place.
-    std::unique_ptr<llama_kv_cache> make_cells_by(uint32_t n_cells, const std::vector<headkv_slice> & slices) const;
+    // Cells of which only n_rooms slices of layers have memory at a time: they lie in n_rooms places in turns.
+    std::unique_ptr<llama_kv_cache> make_cells_by(uint32_t n_cells, const std::vector<headkv_slice> & slices,
+                                                  size_t n_rooms) const;
 
     // cannot fail
     void swap_cells(llama_kv_cache & other);
@@ -251,11 +252,14 @@ private:
     void observe_tail(int32_t first, int32_t n);
     void fold(const headkv_plan & plan, uint32_t n_threads);
 
+    // whether all layers that retain lie in the memory of one device
+    bool is_on_device() const;
+
     int32_t layer_read_by(int32_t il) const { return layer_read_in(*this, il); }
 
     // without the window, not filled yet; allocates
     std::unique_ptr<headkv_kept_prompt> make_kept(std::vector<headkv_kept::positions> keep, uint32_t n_prompt,
-                                                  uint32_t n_window, headkv_gather & gather) const;
+                                                  uint32_t n_window) const;
 
     // The prompt is compacted from here on: these take the place of whatever there was. Cannot fail.
     //   exts, at_end: what is archived beside rows, none without an archive

@@ -1,4 +1,4 @@
-"""What has to hold on a GPU with a real model: `checks.py mask|splits|turn|memory|answers --model FILE`.
+"""What has to hold on a GPU with a real model: `checks.py mask|splits|turn|memory|layers|answers --model FILE`.
 
 Prints one line and exits with 0 if it holds, with 1 if not. The CPU's side runs in a process that
 sees no GPU.
@@ -38,6 +38,8 @@ products of quantized weights round otherwise on a GPU, and entries that are as 
 LEAST_FREED = 0.9
 """Share of what the cache gave up that the driver shows as free: it gives memory out in large pieces."""
 TURN, TURN_BATCH = 150, 50
+MOST_ERROR = 1e-6
+"""NMSE of logits: the same kernels over the same rows, but a mask that the device makes."""
 ANSWERS_FULL, ANSWERS_COMPACTED = 14, 12
 """Least right answers of the demo's 15; at 5 % of the cache; on the CPU 15 and 14 were found."""
 
@@ -254,6 +256,38 @@ def memory(options: argparse.Namespace) -> tuple[bool, str, Figures]:
     return passed and as_asked(options, stats.devices), sentence, figures
 
 
+def layers(options: argparse.Namespace) -> tuple[bool, str, Figures]:
+    """A prompt and a later turn read layer by layer, and what they hold at the most, against the order of tokens."""
+    logits: dict[str, list[npt.NDArray[np.float32]]] = {"tokens": [], "layers": []}
+    peaks: dict[str, int] = {}
+    for order in logits:
+        with opened(options, retention=Retention(budget=BUDGET, order=order, archive="memory")) as llm:
+            tokens = text_tokens(llm, options.prompt_tokens + TURN)
+            for n in (options.prompt_tokens, len(tokens)):
+                llm.prefill(tokens[:n])
+                logits[order].append(last_logits(llm).copy())
+                peaks.setdefault(order, llm.cache_stats().peak_bytes)
+            stats = llm.cache_stats()
+    errors = [
+        float(((one - other) ** 2).sum() / (other**2).sum())
+        for one, other in zip(logits["layers"], logits["tokens"], strict=True)
+    ]
+    n_cells = options.prompt_tokens + 256  # as many as are padded to
+    layer = max(shape.n_head_kv * shape.row_bytes for shape in stats.layers) * n_cells
+    record = sum(shape.n_head_kv for shape in stats.layers) * 4 * n_cells
+    most = 2 * layer + stats.pool_bytes + record
+    figures = {"nmse": errors, "peak": peaks, "two_layers_kept_rows_and_record": most}
+    figures |= {"archived": stats.archive_tokens, "devices": stats.devices}
+    sentence = (
+        f"cache on {', '.join(stats.devices)}, NMSE of logits to the order of tokens: {errors[0]:.1e}, a later turn "
+        f"{errors[1]:.1e} (at most {MOST_ERROR:.0e}); K/V at the most {peaks['layers'] / 2**20:.1f} MiB (two layers, "
+        f"kept rows and record: {most / 2**20:.1f}), in the order of tokens {peaks['tokens'] / 2**20:.1f}"
+    )
+    passed = max(errors) <= MOST_ERROR and peaks["layers"] <= 1.05 * most
+    passed = passed and stats.archive_tokens == len(tokens)
+    return passed and as_asked(options, stats.devices), sentence, figures
+
+
 def answers(options: argparse.Namespace) -> tuple[bool, str, Figures]:
     """The demo's questions; the last line of its table says how many answers were right."""
     command = [sys.executable, "-m", "headkv_local.demo", "--budget", "5%"]
@@ -280,6 +314,7 @@ CHECKS: dict[str, Callable[[argparse.Namespace], tuple[bool, str, Figures]]] = {
     "splits": splits,
     "turn": turn,
     "memory": memory,
+    "layers": layers,
     "answers": answers,
     "save-mask": save_mask,
 }

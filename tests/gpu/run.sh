@@ -24,7 +24,7 @@ if [ "${1:-}" = --ptx ]; then
     STEPS="build op gather compute alloc mask mask-q8 splits splits-q8 turn memory"
     MODE=ptx BUILD=build/ptx TOKENS=1000 LIMIT=7200
 else
-    STEPS="build op gather compute mask mask-q8 splits splits-q8 turn memory answers memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8 bench-speed-long bench-speed-q8-long"
+    STEPS="build op gather compute mask mask-q8 splits splits-q8 turn memory layers layers-q8 answers models memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8 bench-speed-long bench-speed-q8-long bench-order bench-order-long"
     MODE=gpu BUILD=build/cuda TOKENS=4000 LIMIT=600
 fi
 
@@ -122,13 +122,18 @@ check() { # step, arguments of checks.py
         skip "$name" "no model: the default one is not installed and HEADKV_MODEL is not set"
     fi
 }
-for name in mask splits; do
+for name in mask splits layers; do
     check $name $name
     check $name-q8 $name --type-kv q8_0
 done
 check turn turn
 check memory memory
 check answers answers
+
+# tests of the suite, with all layers of their models on the GPU
+PYTHONPATH=tests/gpu${PYTHONPATH:+:$PYTHONPATH} step models "$PYTHON" -m pytest -q -p on_gpu -p no:cacheprovider \
+    tests/model/test_archive.py tests/model/test_archive_interrupts.py tests/model/test_folding.py \
+    tests/model/test_sessions.py tests/model/test_compositions.py tests/model/test_turns.py tests/model/test_streams.py
 
 for tool in memcheck racecheck initcheck synccheck; do
     if ! command -v compute-sanitizer >/dev/null; then
@@ -157,6 +162,9 @@ for long in "" -long; do
     [ -n "$long" ] && lengths=${HEADKV_LONG:-131072}
     speed bench-speed$long "$lengths"
     speed bench-speed-q8$long "$lengths" --type-k q8_0 --type-v q8_0 --no-rss
+    step bench-order$long "$PYTHON" -m headkv_local.cli bench speed --model "$SHAPE" --keep-model "$KEPT" --gpu-layers -1 \
+        --order tokens,layers --archive none,memory --prompt-tokens "$lengths" --budget 512 --repeat 1 \
+        --json "$OUT/bench-order$long.json"
 done
 
 printf '\n%-19s %-8s %s\n' step result remark | tee "$OUT/table.txt"
