@@ -142,7 +142,7 @@ void llama_kv_cache_headkv::reading::make_slices() {
             begin = std::min(begin, slices.back().begin);
             slices.pop_back();
         }
-        slices.push_back({ begin, il + 1, n_layer, 0, drops_masks, begin == il && kv.layer_read_by(il) == il });
+        slices.push_back({ begin, il + 1, n_layer, 0, 0, drops_masks, begin == il && kv.layer_read_by(il) == il });
     }
 }
 
@@ -209,6 +209,9 @@ void llama_kv_cache_headkv::reading::begin() {
     auto room =
         prompt.order == HEADKV_ORDER_LAYERS ? kv.make_cells_by(n_cells, slices, n_rooms) : kv.make_cells(n_cells);
     set_places(*room, 0, exts);
+    for (auto & s : slices) {
+        s.n_cells = n_cells;
+    }
 
     auto next = std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells, prompt.first,
                                                   std::move(weights));

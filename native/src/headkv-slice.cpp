@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+static constexpr uint32_t n_cells_pad = 256; // attention reaches over cells to a multiple of these
+
 static const char record_mark[] = "headkv_record-";
 
 void headkv_name_records(ggml_cgraph * gf, int i0, int32_t il) {
@@ -178,9 +180,11 @@ std::string headkv_check_slice(const llm_graph_result & res, const headkv_slice 
 }
 
 // The mask of a layer whose cells are in the order of their positions, by nodes of the graph: the host would fill and
-// send the same one again for each slice of layers. 0 for the cells before the ubatch, a triangle from there on.
+// send the same one again for each slice of layers. 0 for the cells before the ubatch, a triangle from there on. There
+// is room for the mask of the prompt's last ubatch: a graph that needs more memory than the one before would be planned
+// anew, and wait for that.
 static void make_mask(llm_graph_result & res, std::unordered_set<const ggml_tensor *> & tensors,
-                      const llama_ubatch & ubatch) {
+                      const llama_ubatch & ubatch, uint32_t n_cells) {
     ggml_cgraph * gf   = res.get_gf();
     ggml_context * ctx = res.get_ctx();
 
@@ -199,9 +203,13 @@ static void make_mask(llm_graph_result & res, std::unordered_set<const ggml_tens
     const int64_t p0   = ubatch.pos[0];
     const int64_t rest = mask->ne[0] - p0;
 
-    ggml_tensor * all =
-        ggml_fill_inplace(ctx, ggml_new_tensor_2d(ctx, GGML_TYPE_F16, mask->ne[0], ubatch.n_tokens), 0.0f);
-    ggml_tensor * now = ggml_fill_inplace(ctx, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, rest, ubatch.n_tokens), 0.0f);
+    const auto zeros = [&](ggml_type type, int64_t n, int64_t n_most) {
+        ggml_tensor * room = ggml_new_tensor_1d(ctx, type, std::max(n, n_most) * ubatch.n_tokens);
+        return ggml_fill_inplace(
+            ctx, ggml_view_2d(ctx, room, n, ubatch.n_tokens, n * ggml_type_size(type), /*offset =*/0), 0.0f);
+    };
+    ggml_tensor * all = zeros(GGML_TYPE_F16, mask->ne[0], n_cells);
+    ggml_tensor * now = zeros(GGML_TYPE_F32, rest, ubatch.n_tokens + n_cells_pad);
     ggml_tensor * to  = ggml_view_2d(ctx, all, rest, ubatch.n_tokens, all->nb[1], p0 * sizeof(ggml_fp16_t));
 
     for (int i = 0; i < gf->n_nodes; ++i) {
@@ -234,7 +242,7 @@ void headkv_cut(llm_graph_result & res, const headkv_slice & slice, const llama_
     }
 
     if (slice.drops_masks && slice.is_causal) {
-        make_mask(res, ne.tensors, ubatch);
+        make_mask(res, ne.tensors, ubatch, slice.n_cells);
     }
 
     // Inputs that this slice does not use stay: llama.cpp writes them all, but for masks that have no memory, which

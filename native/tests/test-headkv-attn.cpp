@@ -138,7 +138,8 @@ static std::vector<test_case> all_cases() {
 static bool cuda_takes(const test_case & c) {
     const bool type = c.type_k == GGML_TYPE_F16 || c.type_k == GGML_TYPE_BF16 || c.type_k == GGML_TYPE_Q8_0 ||
                       c.type_k == GGML_TYPE_Q4_0;
-    return type && c.type_v == c.type_k && c.d_k == c.d_v;
+    const bool width = !ggml_is_quantized(c.type_k) || (c.d_k != 80 && c.d_k != 512);
+    return type && width && c.type_v == c.type_k && c.d_k == c.d_v;
 }
 
 static double max_nmse_cuda(ggml_type type) {

@@ -24,7 +24,7 @@ if [ "${1:-}" = --ptx ]; then
     STEPS="build op gather compute alloc mask mask-q8 splits splits-q8 turn memory"
     MODE=ptx BUILD=build/ptx TOKENS=1000 LIMIT=7200
 else
-    STEPS="build op gather compute mask mask-q8 splits splits-q8 turn memory layers layers-q8 answers models memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8 bench-speed-long bench-speed-q8-long bench-order bench-order-long"
+    STEPS="build op gather compute mask mask-q8 splits splits-q8 turn memory layers layers-q8 answers architectures memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8 bench-speed-long bench-speed-q8-long bench-order bench-order-long"
     MODE=gpu BUILD=build/cuda TOKENS=4000 LIMIT=600
 fi
 
@@ -130,10 +130,7 @@ check turn turn
 check memory memory
 check answers answers
 
-# tests of the suite, with all layers of their models on the GPU
-PYTHONPATH=tests/gpu${PYTHONPATH:+:$PYTHONPATH} step models "$PYTHON" -m pytest -q -p on_gpu -p no:cacheprovider \
-    tests/model/test_archive.py tests/model/test_archive_interrupts.py tests/model/test_folding.py \
-    tests/model/test_sessions.py tests/model/test_compositions.py tests/model/test_turns.py tests/model/test_streams.py
+step architectures "$PYTHON" tests/gpu/architectures.py
 
 for tool in memcheck racecheck initcheck synccheck; do
     if ! command -v compute-sanitizer >/dev/null; then
