@@ -210,7 +210,7 @@ void llama_kv_cache_headkv::reading::begin() {
         prompt.order == HEADKV_ORDER_LAYERS ? kv.make_cells_by(n_cells, slices, n_rooms) : kv.make_cells(n_cells);
     set_places(*room, 0, exts);
     for (auto & s : slices) {
-        s.n_cells = n_cells;
+        s.n_cells = beside ? n_cells : 0;
     }
 
     auto next = std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells, prompt.first,

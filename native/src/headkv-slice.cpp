@@ -203,13 +203,14 @@ static void make_mask(llm_graph_result & res, std::unordered_set<const ggml_tens
     const int64_t p0   = ubatch.pos[0];
     const int64_t rest = mask->ne[0] - p0;
 
+    // the scheduler knows where a view lies by what is computed into what it views: all of it is filled
     const auto zeros = [&](ggml_type type, int64_t n, int64_t n_most) {
         ggml_tensor * room = ggml_new_tensor_1d(ctx, type, std::max(n, n_most) * ubatch.n_tokens);
-        return ggml_fill_inplace(
-            ctx, ggml_view_2d(ctx, room, n, ubatch.n_tokens, n * ggml_type_size(type), /*offset =*/0), 0.0f);
+        return ggml_view_2d(ctx, ggml_fill_inplace(ctx, room, 0.0f), n, ubatch.n_tokens, n * ggml_type_size(type),
+                            /*offset =*/0);
     };
     ggml_tensor * all = zeros(GGML_TYPE_F16, mask->ne[0], n_cells);
-    ggml_tensor * now = zeros(GGML_TYPE_F32, rest, ubatch.n_tokens + n_cells_pad);
+    ggml_tensor * now = zeros(GGML_TYPE_F32, rest, n_cells > 0 ? ubatch.n_tokens + n_cells_pad : 0);
     ggml_tensor * to  = ggml_view_2d(ctx, all, rest, ubatch.n_tokens, all->nb[1], p0 * sizeof(ggml_fp16_t));
 
     for (int i = 0; i < gf->n_nodes; ++i) {

@@ -21,7 +21,7 @@ struct headkv_slice {
     int32_t n_layer = 0; // of the model
 
     llama_pos p0     = 0; // where the panel begins
-    uint32_t n_cells = 0; // of the whole prompt
+    uint32_t n_cells = 0; // that a mask has room for at least
 
     bool drops_masks = false; // whether llama.cpp can do without a mask that the slice does not use
     bool is_causal   = false; // one layer, which attends to all cells before a token's own, in the order of positions

@@ -2,9 +2,9 @@
 
     python tests/gpu/architectures.py [--gpu-layers N] [ARCHITECTURE...]
 
-Distances are NMSE of logits. A GPU rounds otherwise than a CPU, and one batch otherwise than several: how far llama.cpp
-alone is from itself on the two devices is the measure. Each model has a process of its own for each cache, so that one
-that dies is a row as well.
+Distances are NMSE of logits. A GPU rounds otherwise than a CPU, and one batch otherwise than several: how far
+llama.cpp alone is from itself on the two devices is the measure. Each model has a process of its own for each
+cache, so that one that dies is a row as well.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import llama_cpp
@@ -23,11 +24,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from architectures import VARIANTS  # noqa: E402
-from gguf_factory import TinyModel  # noqa: E402
-from headkv_local import Llama, Retention  # noqa: E402
-from headkv_local.devices import require_gpu  # noqa: E402
-from helpers import Logits, compact_natively, forced_logits, last_logits, nmse, random_tokens  # noqa: E402
+from architectures import VARIANTS
+from gguf_factory import TinyModel
+from headkv_local import Llama, Retention
+from headkv_local.devices import require_gpu
+from helpers import Logits, compact_natively, forced_logits, last_logits, nmse, random_tokens
 
 N_PROMPT, N_TURN, N_LATER = 300, 60, 6
 TOKENS = random_tokens(N_PROMPT + N_TURN)
@@ -35,7 +36,7 @@ PROMPT, LATER = TOKENS[:N_PROMPT], TOKENS[N_PROMPT:][:N_LATER]
 SETTINGS = {"n_ctx": 512, "n_ubatch": 64, "flash_attn": True, "n_threads": 1, "n_threads_batch": 1}
 MOST = 10
 """Times the distance of llama.cpp on the GPU to llama.cpp on the CPU, at least MOST_AT_LEAST."""
-MOST_AT_LEAST = 5e-5
+MOST_AT_LEAST = 1e-4
 
 Found = dict[str, Logits]
 
@@ -55,13 +56,16 @@ def _ours(path: Path, n_gpu_layers: int) -> Found:
     with Llama(path, n_gpu_layers=n_gpu_layers, **SETTINGS) as llm:
         llm.eval(PROMPT)
         found["dormant"] = forced_logits(llm, LATER)
-        if llm.cache_stats().layers:
-            llm.reset()
+        llm.reset()
+        with suppress(UnsupportedError):
             compact_natively(llm, PROMPT, N_PROMPT)
             found["all kept"] = forced_logits(llm, LATER)
     for order in ("tokens", "layers") if "all kept" in found else ():
         retention = Retention(budget=64, archive="memory", order=order)
-        with Llama(path, n_gpu_layers=n_gpu_layers, retention=retention, **SETTINGS) as llm:
+        with (
+            suppress(UnsupportedError),
+            Llama(path, n_gpu_layers=n_gpu_layers, retention=retention, **SETTINGS) as llm,
+        ):
             llm.prefill(PROMPT)
             first = last_logits(llm)
             llm.prefill(TOKENS)
@@ -113,8 +117,9 @@ def _row(name: str, n_gpu_layers: int) -> tuple[bool, str]:
     if "all kept" in ours:
         turns = np.array([stock["full"][0], stock["turn"]])
         off["all kept"] = nmse(ours["all kept"], stock["full"])
-        off["tokens"], off["layers"] = nmse(ours["tokens"], turns), nmse(ours["layers"], turns)
-        off["orders"] = nmse(ours["layers"], ours["tokens"])
+        off |= {order: nmse(ours[order], turns) for order in ("tokens", "layers") if order in ours}
+        if "layers" in ours:
+            off["orders"] = nmse(ours["layers"], ours["tokens"])
     passed = max(off.values()) <= max(MOST_AT_LEAST, MOST * unit)
     return passed, f"GPU to CPU {unit:.1e}; " + ", ".join(f"{what} {x:.1e}" for what, x in off.items())
 

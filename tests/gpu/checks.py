@@ -1,4 +1,4 @@
-"""What has to hold on a GPU with a real model: `checks.py mask|splits|turn|memory|layers|answers --model FILE`.
+"""What has to hold on a GPU with a real model: `checks.py CHECK --model FILE`.
 
 Prints one line and exits with 0 if it holds, with 1 if not. The CPU's side runs in a process that
 sees no GPU.
@@ -257,7 +257,7 @@ def memory(options: argparse.Namespace) -> tuple[bool, str, Figures]:
 
 
 def layers(options: argparse.Namespace) -> tuple[bool, str, Figures]:
-    """A prompt and a later turn read layer by layer, and what they hold at the most, against the order of tokens."""
+    """A prompt and a later turn read layer by layer, against the order of tokens; what is held at the most."""
     logits: dict[str, list[npt.NDArray[np.float32]]] = {"tokens": [], "layers": []}
     peaks: dict[str, int] = {}
     for order in logits:
@@ -275,13 +275,14 @@ def layers(options: argparse.Namespace) -> tuple[bool, str, Figures]:
     n_cells = options.prompt_tokens + 256  # as many as are padded to
     layer = max(shape.n_head_kv * shape.row_bytes for shape in stats.layers) * n_cells
     record = sum(shape.n_head_kv for shape in stats.layers) * 4 * n_cells
-    most = 2 * layer + stats.pool_bytes + record
-    figures = {"nmse": errors, "peak": peaks, "two_layers_kept_rows_and_record": most}
+    most = 2 * layer + stats.pool_bytes + stats.tail_bytes + record
+    figures = {"nmse": errors, "peak": peaks, "two_layers_and_all_held": most}
     figures |= {"archived": stats.archive_tokens, "devices": stats.devices}
+    mib = {order: f"{peak / 2**20:.1f}" for order, peak in peaks.items()}
     sentence = (
-        f"cache on {', '.join(stats.devices)}, NMSE of logits to the order of tokens: {errors[0]:.1e}, a later turn "
-        f"{errors[1]:.1e} (at most {MOST_ERROR:.0e}); K/V at the most {peaks['layers'] / 2**20:.1f} MiB (two layers, "
-        f"kept rows and record: {most / 2**20:.1f}), in the order of tokens {peaks['tokens'] / 2**20:.1f}"
+        f"{', '.join(stats.devices)}: NMSE of logits to the order of tokens {errors[0]:.1e}, a later turn "
+        f"{errors[1]:.1e} (at most {MOST_ERROR:.0e}); K/V at the most {mib['layers']} MiB (two layers and "
+        f"all that is held then: {most / 2**20:.1f}), in the order of tokens {mib['tokens']}"
     )
     passed = max(errors) <= MOST_ERROR and peaks["layers"] <= 1.05 * most
     passed = passed and stats.archive_tokens == len(tokens)
