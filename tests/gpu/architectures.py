@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from architectures import VARIANTS
 from gguf_factory import TinyModel
-from headkv_local import Llama, Retention
+from headkv_local import Llama, Retention, UnsupportedError  # noqa: E402
 from headkv_local.devices import require_gpu
 from helpers import Logits, compact_natively, forced_logits, last_logits, nmse, random_tokens
 

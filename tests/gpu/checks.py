@@ -257,7 +257,7 @@ def memory(options: argparse.Namespace) -> tuple[bool, str, Figures]:
 
 
 def layers(options: argparse.Namespace) -> tuple[bool, str, Figures]:
-    """A prompt and a later turn read layer by layer, against the order of tokens; what is held at the most."""
+    """A prompt and a later turn read layer by layer, against the order of tokens; what is held at most."""
     logits: dict[str, list[npt.NDArray[np.float32]]] = {"tokens": [], "layers": []}
     peaks: dict[str, int] = {}
     for order in logits:
