@@ -5,6 +5,7 @@
 
 #include "ggml-backend.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -57,7 +58,18 @@ uint32_t headkv_archive::free_slot() const {
     return std::find(taken.begin(), taken.end(), false) - taken.begin();
 }
 
-void headkv_archive::make_room(uint32_t ikv, uint32_t b) {
+// The system gives memory as it is first written to, in small pages: most of the time that copying there takes.
+static void want_large_pages(uint8_t * p, size_t size) {
+#ifdef MADV_HUGEPAGE
+    const size_t page = sysconf(_SC_PAGESIZE);
+    const size_t skip = (page - (uintptr_t) p % page) % page;
+    if (size > skip) {
+        (void) madvise(p + skip, (size - skip) / page * page, MADV_HUGEPAGE); // it does without
+    }
+#endif
+}
+
+void headkv_archive::make_room(uint32_t b) {
     if (b >= table.size()) {
         table.push_back(free_slot());
     }
@@ -68,10 +80,10 @@ void headkv_archive::make_room(uint32_t ikv, uint32_t b) {
     if (s >= slots.size()) {
         slots.resize(s + 1);
     }
-    slots[s].resize(layers.size());
-    if (!slots[s][ikv]) {
-        slots[s][ikv]  = block(new uint8_t[layers[ikv].size()]);
-        n_bytes       += layers[ikv].size();
+    if (!slots[s]) {
+        slots[s].reset(new uint8_t[stride]);
+        n_bytes += stride;
+        want_large_pages(slots[s].get(), stride);
     }
 }
 
@@ -97,18 +109,14 @@ void headkv_archive::free_slots() {
         return;
     }
     slots.resize(std::min<size_t>(slots.size(), n_used));
+    size_t n_held = 0;
     for (uint32_t s = 0; s < slots.size(); ++s) {
         if (std::find(table.begin(), table.end(), s) == table.end()) {
-            slots[s].clear();
+            slots[s].reset();
         }
+        n_held += slots[s] != nullptr;
     }
-    size_t size = 0;
-    for (const auto & slot : slots) {
-        for (size_t ikv = 0; ikv < slot.size(); ++ikv) {
-            size += slot[ikv] ? layers[ikv].size() : 0;
-        }
-    }
-    n_bytes = size;
+    n_bytes = n_held * stride;
 }
 
 void headkv_archive::fork(uint32_t n_past, uint32_t n_held) {
@@ -125,8 +133,8 @@ void headkv_archive::fork(uint32_t n_past, uint32_t n_held) {
         return;
     }
     table.resize(b);
+    make_room(b);
     for (uint32_t ikv = 0; ikv < layers.size(); ++ikv) {
-        make_room(ikv, b);
         copy(ikv, table_before[b], table[b], n_rows);
     }
 }
@@ -187,7 +195,7 @@ void headkv_archive::put_from(uint32_t ikv, const K * k, const K * v, uint32_t c
                               F && copy) {
     std::vector<uint8_t> rows;
     for (uint32_t b = p0 / n_block; b * n_block < p0 + n; ++b) {
-        make_room(ikv, b);
+        make_room(b);
         each(ikv, b, k, v, cell, p0, n, [&](const K * from, size_t from_offset, size_t offset, size_t size) {
             if (fd < 0) {
                 copy(in_memory(ikv, table[b]) + offset, from, from_offset, size);

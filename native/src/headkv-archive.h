@@ -66,13 +66,11 @@ private:
     struct layer {
         size_t row_k;
         size_t row_v;
-        size_t offset;       // of its block among those of the same positions, in a file
+        size_t offset;       // of its block among those of the same positions
         uint32_t n_rows = 0; // positions that it was given
 
         size_t size() const { return n_block * (row_k + row_v); }
     };
-
-    using block = std::unique_ptr<uint8_t[]>;
 
     // copy(to or from in the archive, tensor or rows, offset there, bytes)
     template <typename K, typename F>
@@ -85,14 +83,14 @@ private:
     void each(uint32_t ikv, uint32_t b, K * k, K * v, uint32_t cell, uint32_t p0, uint32_t n, F && f) const;
 
     uint32_t free_slot() const;
-    void make_room(uint32_t ikv, uint32_t b);
+    void make_room(uint32_t b);
     void copy(uint32_t ikv, uint32_t from, uint32_t to, uint32_t n_rows);
     void free_slots();
 
     // through which the rows of a tensor go: nullptr for one in host memory
     uint8_t * pinned_for(const ggml_tensor * t) const;
 
-    uint8_t * in_memory(uint32_t ikv, uint32_t slot) const { return slots[slot][ikv].get(); }
+    uint8_t * in_memory(uint32_t ikv, uint32_t slot) const { return slots[slot].get() + layers[ikv].offset; }
     size_t in_file(uint32_t ikv, uint32_t slot) const { return header_size + slot * stride + layers[ikv].offset; }
 
     void open_file();
@@ -116,12 +114,12 @@ private:
     ggml_backend_buffer_ptr pinned; // room for the K or V of a block; null where all layers are in host memory
 
     // The blocks of the same positions lie in one slot, which has its place in the file or in memory.
-    std::vector<uint32_t> table;           // the slot of each n_block positions
-    std::vector<std::vector<block>> slots; // [slot][layer], in memory
+    std::vector<uint32_t> table;                   // the slot of each n_block positions
+    std::vector<std::unique_ptr<uint8_t[]>> slots; // in memory
 
     bool forked = false;
     std::vector<uint32_t> table_before;
     size_t n_bytes_before = 0;
 
-    std::atomic<size_t> n_bytes = 0; // of blocks in memory, or of the file
+    std::atomic<size_t> n_bytes = 0; // of slots in memory, or of the file
 };
