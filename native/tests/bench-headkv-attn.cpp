@@ -270,6 +270,8 @@ static std::vector<bench_case> all_cases(const options & opt) {
 }
 
 int main(int argc, char ** argv) {
+    setvbuf(stdout, nullptr, _IOLBF, BUFSIZ); // what was measured stays when it is ended
+
     options opt;
     for (int i = 1; i < argc; ++i) {
         opt.cpu   |= strcmp(argv[i], "--cpu") == 0;
