@@ -200,7 +200,7 @@ void llama_kv_cache_headkv::reading::begin() {
 
     const uint32_t n_cells = std::min(kv.n_ctx, (uint32_t) GGML_PAD(n_all, 256));
 
-    const bool beside = prompt.order == HEADKV_ORDER_LAYERS && kv.is_on_device();
+    const bool beside = prompt.order == HEADKV_ORDER_LAYERS && (kv.is_on_device() || headkv_queue::always_beside);
 
     n_rooms = beside ? 2 : 1;
     rows    = std::make_unique<headkv_queue>(beside);

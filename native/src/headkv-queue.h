@@ -12,6 +12,9 @@
 // done next. After one has failed none is done, and what it threw comes out of the next call.
 class headkv_queue {
 public:
+    // for tests: rows are moved beside what is computed also where all of it is the CPU's
+    static inline bool always_beside = false;
+
     // throws headkv_error if there is no thread to be had
     explicit headkv_queue(bool beside);
     ~headkv_queue(); // waits for the job that runs; what comes after it is dropped

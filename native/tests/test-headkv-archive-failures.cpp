@@ -3,9 +3,11 @@
 // not happen: its tokens, its mask, what is in its archive.
 
 #include "archive-turn.h"
+#include "headkv-queue.h"
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <functional>
 #include <tuple>
@@ -210,7 +212,11 @@ static void test_abort(llama_context * ctx, const scene & s) {
 
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    const bool windows          = argc > 1 && strcmp(argv[1], "--windows") == 0;
+    const auto asked = [&](const char * what) {
+        return std::any_of(argv + 1, argv + argc, [&](const char * arg) { return strcmp(arg, what) == 0; });
+    };
+    const bool windows          = asked("--windows");
+    headkv_queue::always_beside = asked("--beside"); // as on a GPU
     const llama_model_ptr model = turn_model(windows);
     const auto ctx_ptr          = turn_open(model.get(), GGML_TYPE_F16, 128);
     llama_context * ctx         = ctx_ptr.get();
