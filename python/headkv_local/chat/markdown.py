@@ -56,7 +56,7 @@ class Markdown:
         first = self._final(source)
         if first > 0:
             end = first
-            while end > 0 and not source[end - 1].strip():
+            while end > 0 and not source[end - 1].strip(" \t"):
                 end -= 1
             done = self._redraw(lines_of("\n".join(source[:end]), columns - 1), columns, rows)
             done += "\n" * (first - end + 1)
@@ -67,12 +67,12 @@ class Markdown:
         return done
 
     def _final(self, source: list[str]) -> int:
-        """The line up to which blocks are final: a later one has begun, and its first line is whole.
+        """The line up to which blocks are final: a later one has begun.
 
         What half a line will be is not known: a * may become a list, or go on with the block before.
         """
-        begun = [first for first, _ in blocks_of(self._source)[1:] if first + 1 < len(source)]
-        return max(begun, default=0)
+        begun = blocks_of("\n".join(source[:-1]))
+        return begun[-1][0] if len(begun) > 1 else 0
 
     def _redraw(self, lines: list[str], columns: int, rows: int) -> str:
         """From the lines that are shown, at whose end the cursor is, to these."""
