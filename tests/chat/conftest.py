@@ -22,7 +22,8 @@ def text() -> str:
 
 @pytest.fixture
 def environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    found = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    return found | {"XDG_CONFIG_HOME": os.devnull, "PAGER": "cat"}
 
 
 @pytest.fixture

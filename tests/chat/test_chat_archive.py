@@ -13,11 +13,9 @@ import pytest
 
 from headkv_local import ArchiveError, StateError
 from headkv_local.chat import archive
-from headkv_local.chat.archive import open_archive
 from headkv_local.chat.documents import Document
-from headkv_local.chat.model import load_model
 from headkv_local.chat.options import Options
-from headkv_local.chat.session import Session
+from headkv_local.chat.session import Session, open_session
 from headkv_local.chat.turn import Answer, Event, Notice, Prefill, Text
 
 DOCUMENT = Document("document", "The pilot knows the rocks. " * 12)
@@ -31,10 +29,19 @@ def session(tiny_path: Path) -> Iterator[Callable[..., Session]]:
 
     def make(**given: object) -> Session:
         options = Options(
-            **({"budget": 16, "threads": 1, "ctx": 2048, "max_tokens": 8, "temp": 0.0} | given)  # type: ignore[arg-type]
+            **(
+                {
+                    "model": str(tiny_path),
+                    "budget": 16,
+                    "threads": 1,
+                    "ctx": 2048,
+                    "max_tokens": 8,
+                    "temp": 0.0,
+                }
+                | given
+            )  # type: ignore[arg-type]
         )
-        llm = load_model(str(tiny_path), options)
-        sessions.append(Session(llm, options, open_archive(llm, options)))
+        sessions.append(open_session(options))
         return sessions[-1]
 
     yield make
@@ -83,12 +90,12 @@ def test_a_file_of_its_own(session: Callable[..., Session], folder: Path) -> Non
         files = {Path(chat.archive.where or "") for chat in (first, second)}
         assert set(folder.iterdir()) == {folder / "archive-2-alive", folder / "notes", *files}
         chat = first
-        chat.attach(DOCUMENT)
+        chat.attach([DOCUMENT])
         answer = ask(chat, "Why?")
         assert (answer.archive, answer.stats.archive_tokens) == (chat.archive.where, answer.prompt_tokens)
         for budget in (None, 16):  # nothing to keep there meanwhile
             chat.clear()
-            chat.set_budget(budget)
+            chat.retain(chat.options.having({"budget": budget}, "a test"))
             assert Path(chat.archive.where or "").exists() is (budget is not None)
         for each in (first, second):
             each.llm.close()
@@ -112,10 +119,10 @@ def test_a_chat_that_loses_its_archive(session: Callable[..., Session], tmp_path
     """The conversation goes on from the kept rows: nothing is read again."""
     path = tmp_path / "archive"
     chat = session(archive=str(path))
-    chat.attach(DOCUMENT)
+    chat.attach([DOCUMENT])
     ask(chat, "Why?")
     os.truncate(path, 5)
-    chat.attach(OTHER)
+    chat.attach([OTHER])
     events: list[Event | None] = []
     answer = ask(chat, "And then?", events)
     assert (
@@ -133,7 +140,7 @@ def test_every_document_is_compacted(session: Callable[..., Session]) -> None:
     chat = session()
     ask(chat, "hi")
     for turn, document in enumerate((DOCUMENT, OTHER), 2):
-        chat.attach(document)
+        chat.attach([document])
         answer = ask(chat, "Why?")
         stats = answer.stats
         assert chat.turns == turn
@@ -146,9 +153,9 @@ def test_again(session: Callable[..., Session]) -> None:
     chat = session()
     with pytest.raises(StateError, match="no answer"):
         chat.again(lambda _: None)
-    chat.attach(DOCUMENT)
+    chat.attach([DOCUMENT])
     first = ask(chat, "Why?")
-    chat.attach(OTHER)  # for the next question
+    chat.attach([OTHER])  # for the next question
     again = chat.again(lambda _: None)
     assert (again.text, again.prompt_tokens, again.read_tokens) == (first.text, first.prompt_tokens, 0)
     assert (chat.turns, chat.documents) == (1, [OTHER])
@@ -157,10 +164,10 @@ def test_again(session: Callable[..., Session]) -> None:
 def test_undo(session: Callable[..., Session]) -> None:
     chat, other = session(), session()
     for each in (chat, other):
-        each.attach(DOCUMENT)
+        each.attach([DOCUMENT])
         ask(each, "Why?")
     used = chat.used_tokens
-    chat.attach(OTHER)
+    chat.attach([OTHER])
     ask(chat, "Where?")
     assert chat.undo().question == "Where?"
     assert (chat.turns, chat.used_tokens, chat.documents) == (1, used, [OTHER])
@@ -179,7 +186,7 @@ def test_undo(session: Callable[..., Session]) -> None:
 def test_a_later_prompt_that_is_stopped(session: Callable[..., Session]) -> None:
     chat, other = session(), session()
     for each in (chat, other):
-        each.attach(DOCUMENT)
+        each.attach([DOCUMENT])
         ask(each, "Why?")
     used = chat.used_tokens
 
@@ -187,7 +194,7 @@ def test_a_later_prompt_that_is_stopped(session: Callable[..., Session]) -> None
         if isinstance(event, Prefill) and event.done > event.total / 2:
             chat.llm.cancel()
 
-    chat.attach(OTHER)
+    chat.attach([OTHER])
     stopped = chat.ask("Where?", stop)
     assert (stopped.finish_reason, stopped.completion_tokens) == ("interrupt", 0)
     assert (chat.turns, chat.used_tokens, chat.documents) == (1, used, [OTHER])
@@ -200,7 +207,7 @@ def test_an_answer_that_cannot_be_added(session: Callable[..., Session], tmp_pat
     path = tmp_path / "archive"
     chat = session(archive=str(path), max_tokens=80)
     chat.llm.retention = replace(chat.llm.retention, fold=64)
-    chat.attach(DOCUMENT)
+    chat.attach([DOCUMENT])
     events: list[Event | None] = []
 
     def show(event: Event | None) -> None:

@@ -3,12 +3,13 @@ from __future__ import annotations
 import pytest
 
 from headkv_local import ArgumentError, Retention
-from headkv_local.chat.args import build_parser, parse_options
+from headkv_local.chat.args import build_parser
+from headkv_local.chat.config import parse_options
 from headkv_local.chat.options import Options, budget_text, parse_budget
 
 
 def options(*argv: str) -> Options:
-    return parse_options(list(argv), build_parser())
+    return parse_options(list(argv), build_parser(), {})
 
 
 def test_defaults() -> None:
@@ -25,7 +26,7 @@ def test_spellings_of_llama_cpp() -> None:
 
 
 def test_default_retention_is_that_of_the_library() -> None:
-    assert options().retention(options().budget) == Retention()
+    assert options().retention() == Retention()
 
 
 def test_everything_given() -> None:
@@ -86,7 +87,7 @@ def test_everything_given() -> None:
         verbose=True,
         archive="here",
     )
-    assert given.retention("5%") == Retention(budget="5%", beta=1.5, window=16, kernel=13, sinks=0)
+    assert given.retention() == Retention(budget="5%", beta=1.5, window=16, kernel=13, sinks=0)
 
 
 @pytest.mark.parametrize(
@@ -99,13 +100,13 @@ def test_budget(text: str, budget: int | str | None) -> None:
 
 
 def test_full_budget_is_no_retention() -> None:
-    assert options("--budget", "full").retention(None) is None
+    assert options("--budget", "full").retention() is None
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "7", "", "x", "5 percent", "nan", "101%", "1e3", "9" * 5000])
 def test_bad_budget_is_refused_by_retention(text: str) -> None:
     with pytest.raises(ArgumentError):
-        Options().retention(parse_budget(text))
+        Options(budget=parse_budget(text)).retention()
 
 
 @pytest.mark.parametrize(

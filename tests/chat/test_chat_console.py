@@ -63,7 +63,8 @@ def test_color(choice: str, env: dict[str, str], tty: bool, wanted: bool) -> Non
 
 def test_answer_cannot_steer_a_terminal(tty: Tty, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", tty.stream)
-    Console().answer("\x1b]0;owned\x07 a\tb")
+    console = Console()
+    console.answer(console.printable("\x1b]0;owned\x07 a\tb"))
     assert tty.shown() == "]0;owned a\tb"
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from headkv_local.chat import documents
 from headkv_local.chat.documents import Document, DocumentError, compose, read_document, read_stdin
+from headkv_local.chat.folders import read_documents
 
 UTF16 = "is not UTF-8 text but UTF-16{} without a mark: convert it with iconv -f UTF-16{} -t UTF-8"
 
@@ -59,7 +60,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_closed_standard_input_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
-    assert read_stdin() == ""
+    assert read_stdin().text == ""
     with pytest.raises(DocumentError, match="standard input is empty"):
         read_document("-")
 
@@ -81,11 +82,9 @@ def test_closed_standard_input_is_empty(monkeypatch: pytest.MonkeyPatch) -> None
             UTF16.format("BE", "BE"),
         ),
         (b"\xff\xfea\0b", "begins as UTF-16 text and is none from byte 4 on"),
-        (b"%PDF-1.7\n", "is a PDF: take its text out first, for example with pdftotext"),
         (b"GGUF\0\0", "is a GGUF model, and no document: give it without -f"),
         (b"\x7fELF\x02", "is a program, and no text"),
         (b"\x1f\x8b\x08", "is compressed with gzip: unpack it first"),
-        (zipped("word/document.xml"), "is a DOCX file: save it as text first"),
         (zipped("readme.txt"), "is a ZIP archive: unpack it first"),
         (b"PK\x03\x04 cut off", "is a ZIP archive: unpack it first"),
         ("Привет, мир".encode("utf-16-le"), UTF16.format("LE", "LE")),
@@ -100,6 +99,108 @@ def test_what_is_no_text_is_refused(tmp_path: Path, data: bytes, reason: str) ->
     with pytest.raises(DocumentError) as caught:
         read_document(str(path))
     assert str(caught.value) == f"the document '{path}' {reason}"
+
+
+def pdf(*pages: str) -> bytes:
+    """Each page with one line of text, or none."""
+    kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
+    objects = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        f"<</Type/Pages/Count {len(pages)}/Kids[{kids}]>>",
+        "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+    ]
+    for i, text in enumerate(pages):
+        stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET" if text else ""
+        objects += [
+            f"<</Type/Page/Parent 2 0 R/MediaBox[0 0 600 800]/Contents {5 + 2 * i} 0 R"
+            "/Resources<</Font<</F1 3 0 R>>>>>>",
+            f"<</Length {len(stream)}>>stream\n{stream}\nendstream",
+        ]
+    data, places = b"%PDF-1.4\n", []
+    for i, each in enumerate(objects):
+        places.append(len(data))
+        data += f"{i + 1} 0 obj\n{each}\nendobj\n".encode()
+    table = "".join(f"{place:010d} 00000 n \n" for place in places)
+    size = len(objects) + 1
+    end = f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer<</Size {size}/Root 1 0 R>>\nstartxref\n"
+    return data + f"{end}{len(data)}\n%%EOF\n".encode()
+
+
+def encrypted(data: bytes) -> bytes:
+    import pypdf
+
+    writer, out = pypdf.PdfWriter(io.BytesIO(data)), io.BytesIO()
+    writer.encrypt("secret", algorithm="RC4-128")
+    writer.write(out)
+    return out.getvalue()
+
+
+def word() -> bytes:
+    import docx
+
+    document, out = docx.Document(), io.BytesIO()
+    document.add_paragraph("The keeper\tis Marta.")
+    table = document.add_table(1, 2)
+    table.cell(0, 0).text, table.cell(0, 1).text = "Bo", "41"
+    document.save(out)
+    return out.getvalue()
+
+
+def test_text_of_pdf_and_docx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "document"
+    path.write_bytes(pdf("The first page.", "", "The third."))
+    document = read_document(str(path))
+    assert document.text == "The first page.\n\nThe third."
+    assert document.note == "1 of its 3 pages have no text: they may be scanned"
+    path.write_bytes(word())
+    assert read_document(str(path)).text == "The keeper\tis Marta.\nBo | 41"
+    for data, library, what in ((pdf("x"), "pypdf", "a PDF"), (word(), "docx", "a DOCX file")):
+        path.write_bytes(data)
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(DocumentError, match=rf"is {what}: pip install 'headkv-local\[documents\]' lets"):
+            read_document(str(path))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (pdf("", ""), "is a PDF of 2 pages without text: it seems to be scanned, and needs OCR first"),
+        (pdf("x")[:200], "is a PDF that cannot be read: "),
+        (encrypted(pdf("x")), "is an encrypted PDF: save it without its password first"),
+        (zipped("word/document.xml"), "is a DOCX file that cannot be read: "),
+    ],
+)
+def test_pdf_and_docx_without_text_to_be_had(tmp_path: Path, data: bytes, reason: str) -> None:
+    path = tmp_path / "document"
+    path.write_bytes(data)
+    with pytest.raises(DocumentError) as caught:
+        read_document(str(path))
+    assert str(caught.value).startswith(f"the document '{path}' {reason}")
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    for name, data in {
+        "part10": b"ten",
+        "part2": b"two",
+        "sub/a.txt": b"a",
+        ".hidden": b"x",
+        ".git/x": b"x",
+        "z.bin": b"\0\1\2\3",
+        "empty": b"",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "sub" / "round").symlink_to(tmp_path)
+    found = read_documents(str(tmp_path))
+    assert [document.text for document in found.documents] == ["two", "ten", "a"]
+    assert found.notes == [
+        f"{tmp_path}: 2 files left out: empty (is empty), z.bin (is not text: byte 0x00 at 0)."
+    ]
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "x").write_bytes(b"\x7fELF")
+    with pytest.raises(DocumentError, match="no document is in the folder '.*'; .*1 file left out: x .is"):
+        read_documents(str(tmp_path / "only"))
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -15,14 +15,13 @@ import pytest
 from chat_driver import TIMEOUT, Terminal, end, start
 
 from headkv_local import Llama, Retention, SessionError, StateError
-from headkv_local.chat.archive import open_archive
-from headkv_local.chat.args import build_parser, parse_options
+from headkv_local.chat.args import build_parser
+from headkv_local.chat.config import parse_options
 from headkv_local.chat.console import Console
 from headkv_local.chat.documents import Document
 from headkv_local.chat.keeping import Keeper, saved_at
-from headkv_local.chat.model import load_model
 from headkv_local.chat.saved import read_chat
-from headkv_local.chat.session import Session
+from headkv_local.chat.session import Session, open_session
 
 DOCUMENT = Document("folder/document", "\nThe pilot knows the rocks. " * 12)
 OTHER = Document("other", "The keeper lit the lamp. " * 12)
@@ -37,13 +36,12 @@ def chats(tiny_path: Path) -> Iterator[Callable[..., Kept]]:
     sessions: list[Session] = []
 
     def make(*argv: str, model: Path = tiny_path) -> Kept:
-        options = parse_options(["-t", "1", "-m", str(model), *argv], build_parser())
+        options = parse_options(["-t", "1", "-m", str(model), *argv], build_parser(), {})
         chat = saved_at(options.session)
-        options = options if chat is None else options.completed(chat.settings)
-        llm = load_model(str(options.model), options, chat.context if chat is not None else {})
-        sessions.append(Session(llm, options, open_archive(llm, options)))
-        keeper = Keeper(sessions[-1], Console(), options)
-        keeper.open(chat)
+        options = options if chat is None else options.completed(chat.settings, "a session")
+        sessions.append(open_session(options, chat.context if chat is not None else {}))
+        keeper = Keeper(sessions[-1], Console())
+        keeper.open(chat, options.system)
         return sessions[-1], keeper
 
     yield make
@@ -57,7 +55,12 @@ def ask(session: Session, question: str) -> tuple[Any, ...]:
 
 
 def holds(session: Session) -> tuple[Any, ...]:
-    return session.messages(session.answered), session.used_tokens, session.budget, session.llm.sampling
+    return (
+        session.messages(session.answered),
+        session.used_tokens,
+        session.options.budget,
+        session.llm.sampling,
+    )
 
 
 def test_goes_on_as_before(chats: Callable[..., Kept], tmp_path: Path) -> None:
@@ -65,9 +68,9 @@ def test_goes_on_as_before(chats: Callable[..., Kept], tmp_path: Path) -> None:
     path = str(tmp_path / "session")
     first, keeper = chats(*SHORT, "--temp", "0.8", "-c", "2048", "-sys", "Be brief.", "--session", path)
     for document, question in ((DOCUMENT, "Why?"), (OTHER, "Where?")):
-        first.attach(document)
+        first.attach([document])
         ask(first, question)
-    first.attach(DOCUMENT)
+    first.attach([DOCUMENT])
     keeper.leave()
     second, _ = chats("--session", path)
     assert holds(second) == holds(first)
@@ -89,11 +92,11 @@ def test_settings_that_are_not_given_are_as_they_were(chats: Callable[..., Kept]
     ask(session, "Why?")
     keeper.leave()
     again, keeper = chats("--session", path, "--temp", "0.5", "-sys", "Be brief.", "--archive", "off")
-    assert (again.budget, again.options.window, again.options.max_tokens) == (16, 6, 8)
-    assert (again.llm.n_ctx(), again.llm.sampling.temp, again.system) == (1024, 0.5, "Be brief.")
+    assert (again.options.budget, again.options.window, again.options.max_tokens) == (16, 6, 8)
+    assert (again.llm.n_ctx(), again.llm.sampling.temp, again.options.system) == (1024, 0.5, "Be brief.")
     keeper.save()
     last, _ = chats("--session", path, "--seed", "7")
-    assert (last.llm.sampling.temp, last.system, last.options.archive) == (0.5, "Be brief.", "off")
+    assert (last.llm.sampling.temp, last.options.system, last.options.archive) == (0.5, "Be brief.", "off")
     assert (last.llm._seed, again.llm._seed) == (7, session.llm._seed)
 
 
@@ -105,8 +108,12 @@ def test_a_session_of_python(chats: Callable[..., Kept], tiny_path: Path, tmp_pa
         done: Any = llm.create_chat_completion(asked, max_tokens=8)
         llm.save_session(path, messages=[*asked, done["choices"][0]["message"]])
     session, keeper = chats("--session", str(path))
-    assert (session.system, session.turns, session.used_tokens) == ("Be brief.", 1, session.llm.n_tokens)
-    session.attach(DOCUMENT)
+    assert (session.options.system, session.turns, session.used_tokens) == (
+        "Be brief.",
+        1,
+        session.llm.n_tokens,
+    )
+    session.attach([DOCUMENT])
     _, prompt_tokens, read_tokens, _ = ask(session, "Where?")
     assert prompt_tokens - read_tokens > 150
     keeper.leave()
@@ -173,9 +180,9 @@ def test_what_cannot_be_opened_leaves_the_chat(
     path = tmp_path / "session"
     (chat, keeper), (other, _) = chats(*SHORT), chats(*SHORT)
     for each in (chat, other):
-        each.attach(DOCUMENT)
+        each.attach([DOCUMENT])
         ask(each, "Why?")
-        each.attach(OTHER)
+        each.attach([OTHER])
     keeper.save(str(path))
     broken(path, tiny, what)
     with pytest.raises(SessionError, match=said) as error:
@@ -212,7 +219,7 @@ def test_which_file_is_meant(chats: Callable[..., Kept], tmp_path: Path) -> None
 
 def test_light(chats: Callable[..., Kept], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     session, keeper = chats(*SHORT)
-    session.attach(DOCUMENT)
+    session.attach([DOCUMENT])
     ask(session, "Why?")
     keeper.save(str(tmp_path / "whole"))
     keeper.save(str(tmp_path / "light"), light=True)

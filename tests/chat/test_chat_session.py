@@ -4,23 +4,22 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headkv_local import CancelToken
-from headkv_local.chat.archive import open_archive
-from headkv_local.chat.model import load_model
 from headkv_local.chat.options import Options
-from headkv_local.chat.session import Session
+from headkv_local.chat.session import Session, open_session
 
 
 @pytest.fixture
 def session(tiny_path: Path) -> Iterator[Session]:
-    options = Options(budget=16, threads=1, ctx=1024, max_tokens=4, temp=0.0)
-    with load_model(str(tiny_path), options) as llm:
-        yield Session(llm, options, open_archive(llm, options))  # type: ignore[arg-type]
+    options = Options(model=str(tiny_path), budget=16, threads=1, ctx=1024, max_tokens=4, temp=0.0)
+    with closing(open_session(options)) as session:
+        yield session
 
 
 def test_a_stop_that_comes_before_the_model_is_at_work(

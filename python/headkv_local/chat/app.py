@@ -12,9 +12,11 @@ import traceback
 from collections.abc import Iterator
 from functools import partial
 
-from headkv_local.chat.args import build_parser, parse_options
+from headkv_local.chat.args import build_parser
+from headkv_local.chat.config import parse_options, shown
 from headkv_local.chat.console import Console, OutputError
-from headkv_local.chat.documents import Document, read_document, read_stdin
+from headkv_local.chat.documents import Document, read_stdin
+from headkv_local.chat.folders import read_documents
 from headkv_local.chat.options import Options
 from headkv_local.chat.signatures import is_no_model
 from headkv_local.chat.wording import sentence
@@ -52,6 +54,9 @@ def _run(argv: list[str] | None) -> int:
     options = parse_options(argv, parser)
     console = Console(options.color)
     try:
+        if options.show_config:
+            console.answer(shown(options, parser))
+            return OK
         return _chat(options, parser, console)
     except OutputError as error:
         console.error(str(error))
@@ -66,8 +71,6 @@ def _run(argv: list[str] | None) -> int:
 
 
 def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -> int:
-    from headkv_local import default_model_path
-
     log = logging.getLogger("headkv_local")
     if options.verbose:
         log.addHandler(logging.StreamHandler())
@@ -75,54 +78,46 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     else:
         log.addHandler(logging.NullHandler())  # the chat itself says what its user has to know
     try:
-        options.retention(options.budget)
+        options.retention()
     except ArgumentError as error:
         parser.error(str(error))
     if options.model is not None and is_no_model(options.model):
         raise ModelError(
             f"'{options.model}' is no GGUF model; a document is given with -f: -f '{options.model}'"
         )
-    question, documents = _gather(options, parser)
+    question, documents = _gather(options, parser, console)
     if question is None and not (console.err_tty or console.out_tty):
         parser.error(
             "there is no terminal to show the chat on: leave one of the outputs to it, or ask with -p"
         )
 
     # From here on the model is needed, and with it llama_cpp.
-    from headkv_local.chat.archive import open_archive
     from headkv_local.chat.display import show_answer
     from headkv_local.chat.keeping import Keeper, model_of, saved_at
-    from headkv_local.chat.model import load_model
-    from headkv_local.chat.session import Session
+    from headkv_local.chat.session import open_session
     from headkv_local.devices import set_aside
 
     chat = saved_at(options.session)
     if chat is not None:
-        options = options.completed({**chat.settings, "model": model_of(chat, options)})
-    path = options.model if options.model is not None else str(default_model_path())
+        settings = {**chat.settings, "model": model_of(chat, options)}
+        options = options.completed(settings, f"the session {options.session}")
     if reason := set_aside(options.gpu_layers):
         console.note(reason)
     with _interrupts_end_the_process():
-        llm = load_model(path, options, chat.context if chat is not None else {})
-    with contextlib.closing(llm):
-        if options.ctx is not None and 0 < llm.trained_tokens < options.ctx:
-            console.note(
-                f"the model was trained for {llm.trained_tokens} tokens, it may lose track beyond them"
-            )
-        session = Session(llm, options, open_archive(llm, options))
-        if session.archive.reason:
-            console.note(session.archive.told)
-        keeper = Keeper(session, console, options)
-        keeper.open(chat)
-        for document in documents:
-            session.attach(document)
+        session = open_session(options, chat.context if chat is not None else {})
+    with contextlib.closing(session):
+        for note in session.notes():
+            console.note(note)
+        keeper = Keeper(session, console)
+        keeper.open(chat, options.system)
+        session.attach(documents)
         if question is None:
             from headkv_local.chat.repl import Repl
 
-            return Repl(session, console, options, keeper).run()
+            return Repl(session, console, keeper).run()
         ask = partial(session.ask, question)
         try:
-            answer = show_answer(session, ask, console, options, in_chat=False)
+            answer = show_answer(session, ask, console, in_chat=False)
         except (OutputError, BrokenPipeError):
             keeper.leave()
             raise
@@ -140,22 +135,30 @@ def _interrupts_end_the_process() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _gather(options: Options, parser: argparse.ArgumentParser) -> tuple[str | None, list[Document]]:
+def _gather(
+    options: Options, parser: argparse.ArgumentParser, console: Console
+) -> tuple[str | None, list[Document]]:
     """The question (None: an interactive chat) and the documents that come before it."""
     terminal = sys.stdin is not None and sys.stdin.isatty()
     takes_stdin = "-" in options.files
     if options.prompt is None and not terminal and takes_stdin:
         parser.error("there is no question: standard input is a document here, so give the question with -p")
-    documents = [read_document(name) for name in options.files]
+    documents: list[Document] = []
+    for found in map(read_documents, options.files):
+        documents += found.documents
+        for note in found.notes:
+            console.note(note)
     if terminal:
         return options.prompt, documents
-    piped = "" if takes_stdin else read_stdin()
+    piped = Document("-", "") if takes_stdin else read_stdin()
+    if piped.note:
+        console.note(f"Standard input: {piped.note}.")
     if options.prompt is None:
-        if not piped.strip():
+        if not piped.text.strip():
             parser.error("there is no question: give one with -p, pipe one in, or start a chat on a terminal")
-        return piped.strip("\n"), documents
-    if piped.strip():
-        documents.append(Document("-", piped))
+        return piped.text.strip("\n"), documents
+    if piped.text.strip():
+        documents.append(piped)
     return options.prompt, documents
 
 

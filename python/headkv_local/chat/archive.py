@@ -20,6 +20,7 @@ from headkv_local.machine import memory_free
 
 _SHARE: Final = 2  # an archive in memory may take one part in so many of what is free
 _PREFIX: Final = "archive-"
+_files: Final[list[str]] = []  # of this process, also those of models before
 
 
 @dataclass
@@ -64,12 +65,12 @@ def open_archive(llm: Llama, options: Options) -> Archive:
         archive = _choose(llm, options.archive)
         if archive.where != MEMORY:  # as which it was loaded
             with archive.being_made():
-                llm.retention = options.retention(options.budget, archive.where)
+                llm.retention = options.retention(archive.where)
     except (ArchiveError, OSError, RuntimeError) as error:
         if options.archive != AUTO:
             raise
         archive.give_up(str(error))
-        llm.retention = options.retention(options.budget)
+        llm.retention = options.retention()
     if archive.where is not None and archive.where != MEMORY:
         _remove_when_killed(archive.where)
     return archive
@@ -96,10 +97,12 @@ def _choose(llm: Llama, wanted: str) -> Archive:
 
 def _remove_when_killed(path: str) -> None:
     """Have the file go also when a signal ends the process: where its terminal is closed, for example."""
+    _files.append(path)
 
     def end(number: int, _: FrameType | None) -> None:
-        with suppress(OSError):
-            os.unlink(path)
+        for file in _files:
+            with suppress(OSError):
+                os.unlink(file)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from ..settings import DEFAULT_BUDGET, INT32_MAX, MAX_THREADS
-from .options import AUTO, MAX_CTX_BYTES, MAX_TOKENS, MEMORY, OFF, Options, expand, parse_budget
+from . import values
+from .options import AUTO, MAX_CTX_BYTES, MAX_TOKENS, expand, parse_budget
 from .sampling import Sampling
 
 _DESCRIPTION = """\
@@ -19,7 +19,8 @@ stay in an archive, and each turn chooses anew from them what to keep.
 _EPILOG = """\
 Without -p and without piped input an interactive chat is started; /help lists its commands. Piped input is
 a document where -p asks the question, and the question where it does not. The answer goes to standard
-output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+output, everything else to standard error. An option can also be set in the environment
+(HEADKV_CHAT_TEMP=0) or in a file (--config). Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 
@@ -28,20 +29,26 @@ def build_parser() -> argparse.ArgumentParser:
     unset = argparse.SUPPRESS
     parser = _Parser("headkv-chat", None, _DESCRIPTION, _EPILOG, argument_default=unset, allow_abbrev=False)
     parser.add_argument(
-        "model", metavar="MODEL", nargs="?", help="GGUF file (default: the installed default model)"
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        type=expand,
+        help="GGUF file (default: the installed default model)",
     )
-    parser.add_argument("-m", "--model", dest="named_model", metavar="MODEL", help="the same, as an option")
-    parser.add_argument("-p", "--prompt", type=_text, help="ask this one question and leave")
+    parser.add_argument(
+        "-m", "--model", dest="named_model", metavar="MODEL", type=expand, help="the same, as an option"
+    )
+    parser.add_argument("-p", "--prompt", type=values.text, help="ask this one question and leave")
     parser.add_argument(
         "-f",
         "--file",
         dest="files",
         metavar="FILE",
         action="append",
-        help="put this text before the question; repeatable, - is standard input",
+        help="put this text, or those of a folder, before the question; repeatable, - is standard input",
     )
     parser.add_argument(
-        "-sys", "--system", "--system-prompt", metavar="TEXT", type=_text, help="system message"
+        "-sys", "--system", "--system-prompt", metavar="TEXT", type=values.text, help="system message"
     )
     parser.add_argument(
         "--budget",
@@ -54,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--archive",
         metavar="WHERE",
-        type=_archive,
+        type=values.archive,
         help="where all rows of the prompts stay, so that each turn chooses anew what to keep: memory, the "
         "path of a file, or off; auto: memory where there is room, else a file in the cache folder "
         f"(default: {AUTO})",
@@ -62,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--session",
         metavar="FILE",
-        type=_session,
+        type=values.path,
         help="go on with the chat in this file, if there is one, and save it there at the end; what is not "
         "given here (model, budget, system message, sampling, ...) is as it was",
     )
@@ -71,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--ctx",
         "--ctx-size",
         metavar="N",
-        type=_integer(0, INT32_MAX),
+        type=values.integer(0, INT32_MAX),
         help="context size in tokens, 0: what the model was trained for (default: that, "
         f"but no more than {MAX_CTX_BYTES // 1024**3} GiB of full cache)",
     )
@@ -79,14 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
         "-t",
         "--threads",
         metavar="N",
-        type=_integer(1, MAX_THREADS),
+        type=values.integer(1, MAX_THREADS),
         help="CPU threads (default: one per physical core)",
     )
     parser.add_argument(
         "-ngl",
         "--gpu-layers",
         metavar="N",
-        type=_integer(-1, INT32_MAX),
+        type=values.integer(-1, INT32_MAX),
         help="layers on a GPU, each with its share of the cache; -1: all (default: all, if there is a GPU)",
     )
     parser.add_argument(
@@ -94,15 +101,29 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-tokens",
         "--predict",
         metavar="N",
-        type=_tokens,
+        type=values.tokens,
         help=f"longest answer, in tokens; -1: up to the end of the context (default: {MAX_TOKENS})",
     )
     _add_sampling(parser)
     parser.add_argument(
-        "--json", action="store_true", help="print each answer as one JSON object with usage and stats"
+        "--json", action=Switch, help="print each answer as one JSON object with usage and stats"
     )
     parser.add_argument(
-        "--no-stream", dest="stream", action="store_false", help="print the answer when it is complete"
+        "--stream",
+        action=Switch,
+        help="print the answer as it comes, or when it is complete (default: as it comes)",
+    )
+    parser.add_argument(
+        "--markdown",
+        choices=["auto", "off"],
+        help="auto: show headings, lists, bold text, ... as such where the answer goes to a terminal; off: "
+        "as they are written (default: auto)",
+    )
+    parser.add_argument(
+        "--thinking",
+        choices=["auto", "show", "hide"],
+        help="blocks in which a model thinks before it answers; auto: hidden on a terminal, where /thinking "
+        "shows them, else a part of the answer (default: auto)",
     )
     parser.add_argument(
         "--color",
@@ -112,9 +133,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--history", metavar="FILE", help="keep the typed lines in this file (default: only in memory)"
     )
-    parser.add_argument("--verbose", action="store_true", help="log to standard error")
+    parser.add_argument("--verbose", action=Switch, help="log to standard error")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=values.path,
+        help="TOML file with settings, each under the name of its option (default: chat.toml in the "
+        "configuration folder, if there is one)",
+    )
+    parser.add_argument(
+        "--show-config",
+        action="store_true",
+        help="print all settings as such a file, each with where it comes from, and leave",
+    )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
 
+    _add_form(parser)
     _add_retention(parser)
     return parser
 
@@ -130,39 +164,56 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--temp",
         metavar="T",
-        type=_real(0.0),
+        type=values.real(0.0),
         help=f"temperature; 0 always takes the likeliest token ({recommended} {usual.temp:g})",
     )
     group.add_argument(
         "--top-k",
         metavar="N",
-        type=_integer(0, INT32_MAX),
+        type=values.integer(0, INT32_MAX),
         help=f"draw from the N likeliest tokens, 0: from all ({recommended} {usual.top_k})",
     )
     group.add_argument(
         "--top-p",
         metavar="P",
-        type=_real(0.0, 1.0),
+        type=values.real(0.0, 1.0),
         help=f"draw from the likeliest tokens that make up this probability ({recommended} {usual.top_p:g})",
     )
     group.add_argument(
         "--min-p",
         metavar="P",
-        type=_real(0.0, 1.0),
+        type=values.real(0.0, 1.0),
         help=f"leave out tokens below this share of the likeliest one ({recommended} {usual.min_p:g})",
     )
     group.add_argument(
         "--repeat-penalty",
         metavar="X",
-        type=_real(0.01),
+        type=values.real(0.01),
         help=f"makes the latest tokens less likely ({recommended} {usual.repeat_penalty:g}; at --temp 0: 1)",
     )
     group.add_argument(
         "-s",
         "--seed",
         metavar="N",
-        type=_integer(0, 2**32 - 1),
+        type=values.integer(0, 2**32 - 1),
         help="random seed; with the same one the same question gets the same answer (default: a new one)",
+    )
+
+
+def _add_form(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("form of the answer").add_mutually_exclusive_group()
+    group.add_argument(
+        "-j",
+        "--json-schema",
+        metavar="SCHEMA",
+        type=values.text,
+        help="answer with JSON that this schema describes: a file, or the schema itself",
+    )
+    group.add_argument(
+        "--grammar",
+        metavar="GBNF",
+        type=values.text,
+        help="answer with what this grammar of llama.cpp describes: a file, or the grammar itself",
     )
 
 
@@ -201,21 +252,6 @@ def _add_retention(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_options(argv: list[str] | None, parser: argparse.ArgumentParser) -> Options:
-    """Options from `argv` (None: the process's own). Exits as argparse does: 0 after --help, 2 on misuse."""
-    space = vars(parser.parse_args(argv))
-    space.pop("version", None)
-    named, model = space.pop("named_model", None), space.pop("model", None)
-    if named is not None and model is not None:
-        parser.error(f"two models are given, '{model}' and '{named}'; a document is given with -f")
-    for path in (path for path in (model, named) if path is not None):
-        space["model"] = expand(path)
-    space["files"] = tuple(space.get("files", ()))
-    if space["files"].count("-") > 1:
-        parser.error("standard input can be read once: give '-f -' only once")
-    return Options(**space, given=frozenset(space))
-
-
 class _Parser(argparse.ArgumentParser):
     """A second name without an option is most often a document."""
 
@@ -228,6 +264,23 @@ class _Parser(argparse.ArgumentParser):
         return known
 
 
+class Switch(argparse.Action):
+    """Two options, --NAME and --no-NAME."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        names = [name for yes in option_strings for name in (yes, yes.replace("--", "--no-", 1))]
+        super().__init__(names, dest, nargs=0, **kwargs)
+
+    def __call__(
+        self,
+        _: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, not str(option).startswith("--no-"))
+
+
 class _Version(argparse.Action):
     """As argparse's own version action, but the package's version is looked up only when asked for."""
 
@@ -236,62 +289,3 @@ class _Version(argparse.Action):
 
         print(f"headkv-chat {__version__}")
         parser.exit()
-
-
-def _text(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError("the text is not valid UTF-8") from None
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the text is empty")
-    return text
-
-
-def _archive(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("it is auto, memory, off, or the path of a file")
-    return text if text in (AUTO, MEMORY, OFF) else expand(text)
-
-
-def _session(text: str) -> str:
-    if text in ("", "-"):
-        raise argparse.ArgumentTypeError("it is the path of a file")
-    return expand(text)
-
-
-def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    wanted = f"a whole number from {low}" + (" up" if high is None else f" to {high}")
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}")
-        return value
-
-    return convert
-
-
-def _tokens(text: str) -> int:
-    try:
-        return _integer(-1)(text) or _integer(1)(text)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 up, or -1") from None
-
-
-def _real(low: float, high: float = math.inf) -> Callable[[str], float]:
-    wanted = f"a number from {low:g} " + ("up" if high == math.inf else f"to {high:g}")
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}")
-        return value
-
-    return convert

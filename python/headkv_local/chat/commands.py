@@ -9,11 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from headkv_local.chat import info, setting
 from headkv_local.chat.console import Console
-from headkv_local.chat.documents import read_document
-from headkv_local.chat.options import MEMORY, budget_text, parse_budget
-from headkv_local.chat.render import seconds, share, size
+from headkv_local.chat.folders import read_documents
+from headkv_local.chat.kept import kept_text, show_kept
+from headkv_local.chat.kept_page import write_page
+from headkv_local.chat.options import expand
+from headkv_local.chat.render import counted
+from headkv_local.chat.switching import switch_model
+from headkv_local.chat.thinking import parted
 from headkv_local.chat.worker import interrupts
+from headkv_local.errors import ArgumentError
 
 if TYPE_CHECKING:
     from headkv_local.chat.keeping import Keeper
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
 
 _SHOWN: Final = 60  # characters of a question
 _LIGHT: Final = "--light"
+_HTML: Final = "--html"
 
 
 class Leave(Exception):
@@ -59,7 +66,8 @@ class Commands:
         argument = argument.strip()
         command = COMMANDS.get(_ALIASES.get(name, name))
         if command is None:
-            self._console.error(f"there is no command /{name}; /help lists them")
+            now = f"; /set {name} {argument}".rstrip() + " is one" if name in setting.NAMES else ""
+            self._console.error(f"there is no command /{name}{now}; /help lists them")
         elif bool(argument) and not command.argument:
             self._console.error(f"/{name} takes no argument")
         else:
@@ -73,39 +81,17 @@ class Commands:
         )
 
     def info(self, _: str) -> None:
-        session = self._session
-        llm, meta = session.llm, session.llm.metadata
-        self._console.note(f"model: {llm.model_path}")
-        name, architecture = meta.get("general.name", "no name"), meta.get("general.architecture", "?")
-        self._console.note(f"its own name: {name} ({architecture})")
-        self._console.note(f"context: {session.used_tokens} of {llm.n_ctx()} tokens")
-        self._console.note(f"budget: {budget_text(session.budget)}")
-        self._console.note(f"head scores: {llm.scores_from or 'none'}")
-        self._console.note(f"threads: {llm.n_threads}")
-        self._console.note(f"sampling: {llm.sampling.told()}")
-        stats = session.stats()
-        self._console.note(f"cache on: {', '.join(stats.devices)}")
-        if stats.compacted:
-            kept = f"{share(stats.kept_share)} of {stats.prompt_tokens} tokens, {size(stats.kept_bytes)}"
-            self._console.note(f"kept: {kept}")
-        self._console.note(f"archive: {self._archive()}")
-        self._console.note(f"turns: {session.turns}")
+        for line in info.told(self._session):
+            self._console.note(line)
         if self._keeper.path is not None:
             self._console.note(f"session: {self._keeper.path}")
-        for document in session.documents:
-            self._console.note(f"attached: {document.name}")
 
-    def _archive(self) -> str:
-        """What is in it, and where it is."""
-        archive, stats = self._session.archive, self._session.stats()
-        if self._session.llm.retention is None:
-            return "none" if stats.compacted else "none, the cache keeps everything"
-        if archive.where is None:
-            return f"none, {archive.reason}" if archive.reason else "none"
-        place = "in memory" if archive.where == MEMORY else f"in {archive.where}"
-        if not stats.archive_tokens:
-            return f"empty, {place}"
-        return f"{stats.archive_tokens} tokens, {size(stats.archive_bytes)} {place}"
+    def stats(self, _: str) -> None:
+        for line in info.figures(self._session):
+            if isinstance(line, str):
+                self._console.note(line)
+            else:
+                self._console.figures(line)
 
     def clear(self, _: str) -> None:
         self._session.clear()
@@ -113,14 +99,16 @@ class Commands:
 
     def file(self, argument: str) -> None:
         if not argument:
-            self._console.error("/file takes the path of a document")
-            return
+            raise ArgumentError("/file takes the path of a document, or of a folder")
         if argument == "-":
-            self._console.error("standard input is this chat; /file takes a path")
-            return
-        document = read_document(_unquoted(argument))
-        tokens = self._session.attach(document)
-        self._console.note(f"{document.name}: {tokens} tokens, read with your next question.")
+            raise ArgumentError("standard input is this chat; /file takes a path")
+        path = _unquoted(argument)
+        found = read_documents(path)
+        tokens = self._session.attach(found.documents)
+        for note in found.notes:
+            self._console.note(note)
+        what = f"{path}, {counted(len(found.documents), 'document')}" if found.folder else path
+        self._console.note(f"{what}: {tokens} tokens, read with your next question.")
 
     def again(self, _: str) -> None:
         self._answer(self._session.again)
@@ -140,30 +128,51 @@ class Commands:
         with interrupts(lambda: None):  # a chat is here as a whole, or the one before it
             self._keeper.load(_unquoted(argument))
 
-    def budget(self, argument: str) -> None:
-        session = self._session
-        if not argument:
-            self._console.note(f"budget: {budget_text(session.budget)}")
-        elif session.set_budget(parse_budget(argument)):
-            self._console.note(f"budget: {budget_text(session.budget)}, from the next prompt on")
+    def set(self, argument: str) -> None:
+        name, _, value = argument.partition(" ")
+        if value.strip():
+            self._console.note(setting.change(self._session, name, value.strip()))
+        elif name:
+            self._console.note(setting.told(self._session, name))
         else:
-            waiting = "after /clear (this chat's prompt is compacted already)"
-            self._console.note(f"budget: {budget_text(session.budget)}, {waiting}")
+            for line in setting.listed(self._session):
+                self._console.note(line)
 
-    def stats(self, _: str) -> None:
-        stats = self._session.stats()
-        how = f"kept {share(stats.kept_share)} ({stats.policy})" if stats.compacted else "kept whole"
-        self._console.note(f"prompt: {stats.prompt_tokens} tokens, {how}")
-        self._console.note(f"tail: {stats.tail_tokens} tokens")
-        self._console.note(f"context: {self._session.used_tokens} of {stats.n_ctx} tokens")
-        full, now, peak = (size(n) for n in (stats.full_bytes, stats.resident_bytes, stats.peak_bytes))
-        self._console.figures([f"cache: {full} full", f"{now} now", f"{peak} peak"])
-        self._console.note(f"archive: {self._archive()}")
-        if stats.compacted:
-            work = stats.select_seconds + stats.compact_seconds
-            self._console.note(
-                f"times: prefill {seconds(stats.prefill_seconds)}, compaction {1000 * work:.0f} ms"
-            )
+    def system(self, argument: str) -> None:
+        session = self._session
+        if argument:
+            text = argument if argument not in ('""', "''") else None
+            session.options = session.options.having({"system": text}, "/system")
+            anew = " The chat is read anew with your next question." if session.turns else ""
+            self._console.note(f"{'There is a' if text else 'There is no'} system message now.{anew}")
+        elif session.options.system:
+            self._console.note(session.options.system)
+        else:
+            self._console.note("There is no system message.")
+
+    def model(self, argument: str) -> None:
+        if not argument:
+            self._console.note(f"model: {self._session.llm.model_path}")
+            return
+        for note in switch_model(self._session, expand(_unquoted(argument)), self._keeper):
+            self._console.note(note)
+
+    def thinking(self, _: str) -> None:
+        turns = self._session.answered
+        thought = parted(turns[-1].answer)[0].strip() if turns else ""
+        self._console.note(thought or "The last answer has no thinking in it.")
+
+    def kept(self, argument: str) -> None:
+        text = kept_text(self._session.llm)
+        word, _, rest = argument.partition(" ")
+        if word == _HTML:
+            path = expand(_unquoted(rest.strip()))
+            write_page(path, text, self._session)
+            self._console.note(f"Written to {path}; a browser shows it.")
+        elif argument:
+            raise ArgumentError(f"/kept takes nothing, or {_HTML} and the path of a file")
+        else:
+            show_kept(text, self._console)
 
     def exit(self, _: str) -> None:
         raise Leave
@@ -173,14 +182,18 @@ COMMANDS: dict[str, Command] = {
     "help": Command("", "this list", Commands.help),
     "info": Command("", "model, context and settings", Commands.info),
     "clear": Command("", "start a new chat", Commands.clear),
-    "file": Command("PATH", "put a document before the next question", Commands.file),
+    "file": Command("PATH", "put a document, or those of a folder, before the next question", Commands.file),
     "again": Command("", "answer the last question anew", Commands.again),
     "undo": Command("", "take back the last question and its answer", Commands.undo),
     "save": Command(
         f"[{_LIGHT}] [PATH]", "save the chat in a file; light: without its archive", Commands.save
     ),
     "load": Command("[PATH]", "go on with the chat in a file", Commands.load),
-    "budget": Command("N", "what to keep: 128, 5%, 64MiB or full", Commands.budget),
+    "set": Command("[NAME] [VALUE]", "show settings, or change one; default leaves it open", Commands.set),
+    "system": Command("[TEXT]", 'show the system message, or have another one; "" for none', Commands.system),
+    "model": Command("[MODEL]", "go on with another model, which reads the chat anew", Commands.model),
+    "thinking": Command("", "what the model thought before its last answer", Commands.thinking),
+    "kept": Command(f"[{_HTML} PATH]", "the prompt, shaded by how many heads keep each token", Commands.kept),
     "stats": Command("", "the KV cache in figures", Commands.stats),
     "exit": Command("", "leave", Commands.exit),
 }

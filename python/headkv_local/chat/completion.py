@@ -1,19 +1,31 @@
-"""Tab in the interactive chat: slash commands, and paths after those that take one."""
+"""Tab in the interactive chat: slash commands and what they take."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
 
 class ChatCompleter(Completer):
-    """commands: each with its argument; an "--option" and a PATH are completed."""
+    """commands: each with its argument, of which an "--option", PATH, MODEL, NAME and VALUE are completed.
 
-    def __init__(self, commands: Mapping[str, str]) -> None:
-        self._commands = commands
+    names: of settings. choices: the values of one of them, as far as they are known.
+    """
+
+    def __init__(
+        self,
+        commands: Mapping[str, str],
+        names: Sequence[str],
+        choices: Callable[[str], Iterable[str]],
+    ) -> None:
+        self._commands, self._names, self._choices = commands, names, choices
         self._paths = PathCompleter(expanduser=True)
+        self._models = PathCompleter(
+            expanduser=True, file_filter=lambda path: os.path.isdir(path) or path.endswith(".gguf")
+        )
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         line = document.text_before_cursor
@@ -27,10 +39,20 @@ class ChatCompleter(Completer):
                     yield Completion(command + end, start_position=-len(name), display=f"/{command}")
             return
         *options, takes = self._commands.get(name, "").replace("[", "").replace("]", "").split(" ")
-        path = argument.lstrip()
+        typed = argument.lstrip()
+        if takes == "VALUE":
+            setting, blank, value = typed.partition(" ")
+            found = self._choices(setting) if blank else (f"{each} " for each in self._names)
+            typed = value if blank else setting
+            yield from _beginning(typed, found)
+            return
+        yield from _beginning(typed, (f"{option} " for option in options if typed))
         for option in options:
-            if path and option.startswith(path):
-                yield Completion(option + " ", start_position=-len(path))
-            path = path.removeprefix(option + " ").lstrip()
-        if takes == "PATH":
-            yield from self._paths.get_completions(Document(path, len(path)), complete_event)
+            typed = typed.removeprefix(option + " ").lstrip()
+        completers = {"PATH": self._paths, "MODEL": self._models}
+        if takes in completers:
+            yield from completers[takes].get_completions(Document(typed, len(typed)), complete_event)
+
+
+def _beginning(typed: str, words: Iterable[str]) -> Iterable[Completion]:
+    return (Completion(word, start_position=-len(typed)) for word in words if word.startswith(typed))

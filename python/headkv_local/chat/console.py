@@ -11,7 +11,7 @@ from typing import Literal, TextIO
 
 from headkv_local.chat.render import join, strip_control
 
-_COLUMNS = 80  # of a terminal that does not tell
+_SIZE = os.terminal_size((80, 24))  # of a terminal that does not tell
 _DIM, _RED, _PLAIN = "\x1b[2m", "\x1b[31m", "\x1b[0m"
 
 
@@ -46,24 +46,28 @@ class Console:
     @property
     def width(self) -> int | None:
         """Columns of the terminal behind standard error, None where there is none."""
-        return _columns(self.err) if self.err_tty else None
+        return _size(self.err).columns if self.err_tty else None
 
     def answer_width(self) -> int | None:
         """Columns of the terminal behind standard output, None where there is none."""
-        return _columns(self.out) if self.out_tty else None
+        return _size(self.out).columns if self.out_tty else None
+
+    def answer_size(self) -> os.terminal_size:
+        """Columns and rows of that terminal."""
+        return _size(self.out)
 
     def printable(self, text: str) -> str:
         """A piece of an answer, for a terminal without what could steer it."""
         return strip_control(text) if self.out_tty else text
 
     def answer(self, text: str) -> None:
-        """Write a piece of an answer at once."""
+        """Write what comes of printable(), or was made of it, at once."""
         if not text:
             return
         if self.out is None:
             raise OutputError("standard output is closed")
         try:
-            self.out.write(self.printable(text))
+            self.out.write(text)
             self.out.flush()
         except BrokenPipeError:
             raise
@@ -71,20 +75,32 @@ class Console:
             raise OutputError(f"cannot write the answer: {error.strerror or error}") from error
 
     @property
+    def renders(self) -> bool:
+        """Whether standard output is a terminal on which lines can be drawn again."""
+        return self.out_tty and os.environ.get("TERM", "dumb") != "dumb"
+
+    @property
     def unicode(self) -> bool:
         """Whether standard output can show every character."""
         return self.out is not None and (self.out.encoding or "").lower().replace("-", "") == "utf8"
-
-    def end_line(self) -> None:
-        """End a line of the answer that an error broke off."""
-        if self.out_tty:
-            self.answer("\n")
 
     def erase_line(self) -> None:
         """Empty the terminal line that a progress bar stood on."""
         if self.err is not None and self.err_tty:
             self.err.write("\r\x1b[K")
             self.err.flush()
+
+    def raw(self, text: str) -> None:
+        """Write text that has its own escape sequences to standard error."""
+        if self.err is not None:
+            self.err.write(text)
+            self.err.flush()
+
+    def hint(self, text: str) -> None:
+        """Show a line on the terminal behind standard error, until erase_line()."""
+        if self.width is not None:
+            text = text[: self.width - 1]
+            self.raw("\r\x1b[K" + (f"{_DIM}{text}{_PLAIN}" if self.color else text))
 
     def note(self, text: str) -> None:
         """Write lines of prose to standard error."""
@@ -118,8 +134,9 @@ class Console:
         self.err.flush()
 
 
-def _columns(stream: TextIO | None) -> int:
+def _size(stream: TextIO | None) -> os.terminal_size:
     try:
-        return os.get_terminal_size(stream.fileno()).columns or _COLUMNS if stream else _COLUMNS
+        found = os.get_terminal_size(stream.fileno()) if stream else _SIZE
     except OSError:
-        return _COLUMNS
+        found = _SIZE
+    return found if found.columns and found.lines else _SIZE

@@ -6,26 +6,25 @@ import json
 from collections.abc import Callable
 
 from headkv_local.chat.console import Console, OutputError
-from headkv_local.chat.options import Options
 from headkv_local.chat.progress import PrefillBar
 from headkv_local.chat.render import stats_parts
 from headkv_local.chat.session import Session, Show
 from headkv_local.chat.turn import Answer, Event, Notice, Prefill, Text
+from headkv_local.chat.view import View
 from headkv_local.chat.wording import no_room
-from headkv_local.chat.wrap import Wrapper
 from headkv_local.errors import ContextFullError
 
 
 def show_answer(
-    session: Session, ask: Callable[[Show], Answer], console: Console, options: Options, *, in_chat: bool
+    session: Session, ask: Callable[[Show], Answer], console: Console, *, in_chat: bool
 ) -> Answer:
     """Ask, show, and return the answer. Raises HeadKVError, OutputError, BrokenPipeError.
 
     ask: of the session. in_chat: another question can follow.
     """
+    options = session.options
     stream = options.stream and not options.json
-    shown = ""
-    wrapper = Wrapper(console.answer_width)
+    view = View(console, options, lambda: session.llm.meter.opening, in_chat=in_chat)
 
     with PrefillBar(console) as bar:
         lost: list[OutputError | BrokenPipeError] = []
@@ -39,40 +38,36 @@ def show_answer(
                     session.llm.cancel()  # what was answered stays in the chat
 
         def draw(event: Event | None) -> None:
-            nonlocal shown
             if isinstance(event, Prefill):
                 bar.update(event.done, event.total)
             elif isinstance(event, Text):
                 bar.close()
                 if stream:
-                    console.answer(wrapper.feed(console.printable(event.text)))
-                    shown = event.text
+                    view.feed(event.text)
             elif isinstance(event, Notice):
                 bar.close()
                 console.note(event.text)
             else:
                 bar.tick()
+                view.tick()
 
         try:
             answer = ask(show)
             if lost:
                 raise lost[0]
         except BaseException as error:
-            console.answer(wrapper.end())
-            if shown and not shown.endswith("\n"):
-                console.end_line()
+            view.end()
             if isinstance(error, ContextFullError):
                 raise ContextFullError(no_room(session, in_chat)) from error
             raise
 
     if options.json:
-        console.answer(json.dumps(answer.as_json(), ensure_ascii=not console.unicode) + "\n")
+        console.answer(
+            console.printable(json.dumps(answer.as_json(), ensure_ascii=not console.unicode)) + "\n"
+        )
     elif not stream:
-        console.answer(wrapper.feed(console.printable(answer.text)))
-        shown = answer.text
-    console.answer(wrapper.end())
-    if shown and not shown.endswith("\n"):
-        console.answer("\n")
+        view.feed(answer.text)
+    view.end()
     console.figures(stats_parts(answer))
     if answer.reread_reason is not None:
         console.note(f"The prompt was read as a whole: {answer.reread_reason}.")

@@ -1,14 +1,16 @@
-"""Documents for a prompt: files and standard input, in UTF-8, or in UTF-16 or UTF-32 with a mark."""
+"""Documents for a prompt: UTF-8, UTF-16 or UTF-32 with a mark, PDF or DOCX, from a file or standard input."""
 
 from __future__ import annotations
 
 import codecs
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from headkv_local.chat.extract import ExtractError, extracted
 from headkv_local.chat.options import expand
 from headkv_local.chat.render import strip_control
 from headkv_local.chat.signatures import told_by_bytes, told_by_signature
@@ -27,38 +29,41 @@ _MARKS: Final = (
 
 
 class DocumentError(HeadKVError, ValueError):
-    """A document that cannot be read, is no text, or is too large."""
+    """A document that cannot be read, is no text, or is too large.
+
+    reason: the end of a sentence that begins with its name.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text that goes before a question, and what the user calls it."""
+    """A text that goes before a question, and what the user calls it. note: what is odd about it, or ""."""
 
     name: str
     text: str
+    note: str = field(default="", compare=False)
 
 
 def read_document(path: str) -> Document:
     """The file `path`, or standard input for "-". Raises DocumentError, also where it is empty."""
     if path == STDIN:
-        text, name = read_stdin(), "standard input"
+        document, name = read_stdin(), "standard input"
     else:
         path = expand(path)
-        text, name = _read_file(path), f"the document '{path}'"
-    if not text.strip():
-        raise DocumentError(f"{name} is empty")
-    return Document(path, text)
+        name = f"the document '{path}'"
+        document = _decode(_content(path), path, name)
+    if not document.text.strip():
+        raise _refusal(name, "is empty")
+    return document
 
 
-def read_stdin() -> str:
-    """All of standard input, "" where it is closed. Raises DocumentError."""
-    if sys.stdin is None:
-        return ""
-    try:
-        data = sys.stdin.buffer.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise DocumentError(f"cannot read standard input: {error.strerror or error}") from error
-    return _decode(data, "standard input")
+def read_stdin() -> Document:
+    """All of standard input, empty where it is closed. Raises DocumentError."""
+    return _decode(_piped(), STDIN, "standard input")
 
 
 def compose(documents: Sequence[Document], question: str) -> str | list[dict[str, Any]]:
@@ -96,40 +101,59 @@ def _titles(documents: Sequence[Document]) -> list[str]:
     """File names; with their folders where two are the same."""
     paths = [document.name for document in documents]
     bases = [os.path.basename(path) for path in paths]
-    titles = []
+    titles, counts = [], Counter(bases)
     for path, base in zip(paths, bases, strict=True):
         if path == STDIN:
             titles.append("Standard input" if len(paths) > 1 else "")
         else:
-            titles.append(strip_control(path if bases.count(base) > 1 else base).replace("\n", " "))
+            titles.append(strip_control(path if counts[base] > 1 else base).replace("\n", " "))
     return titles
 
 
-def _read_file(path: str) -> str:
+def _piped() -> bytes:
+    if sys.stdin is None:
+        return b""
+    try:
+        return sys.stdin.buffer.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DocumentError(f"cannot read standard input: {error.strerror or error}") from error
+
+
+def _content(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise DocumentError(f"cannot read the document '{path}': {cause}") from error
-    return _decode(data, f"the document '{path}'")
+        raise DocumentError(
+            f"cannot read the document '{path}': {cause}", f"cannot be read: {cause}"
+        ) from error
 
 
-def _decode(data: bytes, name: str) -> str:
+def _refusal(name: str, reason: str) -> DocumentError:
+    return DocumentError(f"{name} {reason}", reason)
+
+
+def _decode(data: bytes, path: str, name: str) -> Document:
+    """name: of the document, in a sentence."""
+    if len(data) > MAX_BYTES and told_by_signature(data) is None:
+        raise _refusal(name, f"is larger than {MAX_BYTES // 1024**2} MiB")
+    try:
+        if found := extracted(data):
+            return Document(path, *found)
+    except ExtractError as error:
+        raise _refusal(name, str(error)) from None
     if what := told_by_signature(data):
-        raise DocumentError(f"{name} is {what}")
-    if len(data) > MAX_BYTES:
-        raise DocumentError(f"{name} is larger than {MAX_BYTES // 1024**2} MiB")
+        raise _refusal(name, f"is {what}")
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8-sig")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         if encoding != "utf-8-sig":
-            raise DocumentError(
-                f"{name} begins as {encoding.upper()} text and is none from byte {error.start} on"
-            ) from None
-        raise DocumentError(f"{name} is {told_by_bytes(data, error.start)}") from None
+            begins = f"begins as {encoding.upper()} text and is none from byte {error.start} on"
+            raise _refusal(name, begins) from None
+        raise _refusal(name, f"is {told_by_bytes(data, error.start)}") from None
     if "\0" in text:
-        raise DocumentError(f"{name} is {told_by_bytes(data, max(data.find(0), 0))}")
+        raise _refusal(name, f"is {told_by_bytes(data, max(data.find(0), 0))}")
     # A terminal and a text editor see the same lines whatever wrote the file, and so should the model.
-    return text.replace("\r\n", "\n")
+    return Document(path, text.replace("\r\n", "\n"))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headkv_local.chat.console import Console
-from headkv_local.chat.options import Options, expand
+from headkv_local.chat.options import FLAG, Options, expand
 from headkv_local.chat.render import counted, size
 from headkv_local.chat.saved import SavedChat, read_chat, state_of, with_state
 from headkv_local.chat.session import Session
@@ -21,11 +21,11 @@ class Keeper:
     path: the file that is meant where none is named: that of --session, else the one named last; None: none.
     """
 
-    def __init__(self, session: Session, console: Console, options: Options) -> None:
-        self._session, self._console, self._options = session, console, options
-        self.path = options.session
-        self._at_end = options.session is not None
-        self._stamp = _stamp(options.session)
+    def __init__(self, session: Session, console: Console) -> None:
+        self._session, self._console = session, console
+        self.path = session.options.session
+        self._at_end = self.path is not None
+        self._stamp = _stamp(self.path)
         self._kept: tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
     def save(self, name: str = "", light: bool = False) -> None:
@@ -33,6 +33,8 @@ class Keeper:
         path = self._named(name)
         if not self._session.turns:
             raise StateError("there is nothing to save: no question has been answered yet")
+        if not self._session.llm.n_tokens:
+            raise StateError("the model has not read this chat yet: it can be saved after the next answer")
         self._require_savable()
         messages, state = self._now()
         whole = with_state(messages, self._session.answered, state)
@@ -46,12 +48,15 @@ class Keeper:
         """Raises SessionError, and the chat goes on as it was. With --session it is saved first."""
         path = self._named(name)
         chat = read_chat(path)
-        if self._at_end and not _same(path, self.path) and self._is_new():
-            self._keep()
+        if not _same(path, self.path):
+            self.keep()
         self._take(path, chat)
 
-    def open(self, chat: SavedChat | None) -> None:
-        """What --session says of the file, before the first question. None: it is a new one."""
+    def open(self, chat: SavedChat | None, system: str | None) -> None:
+        """What --session says of the file, before the first question. None: it is a new one.
+
+        system: the message that holds, from the command line or the file.
+        """
         if self.path is None:
             return
         if chat is None:
@@ -59,7 +64,7 @@ class Keeper:
             self._console.note(f"A new session; at the end it is saved in {self.path}.")
             return
         self._take(self.path, chat)
-        self._session.system = self._options.system  # may be another one, from the command line
+        self._session.options = self._session.options.having({"system": system}, FLAG)
 
     def leave(self) -> None:
         """Save at the end, where --session asks for it. Raises HeadKVError; nothing is saved then."""
@@ -68,9 +73,7 @@ class Keeper:
         if not self._session.turns:
             stays = f"{self.path} stays as it is" if os.path.exists(self.path) else "no session is saved"
             self._console.note(f"The chat is empty: {stays}.")
-        elif self._is_new():
-            self._keep()
-        else:
+        elif not self.keep():
             self._console.note(f"Nothing is new: {self.path} stays as it is.")
 
     def _require_savable(self) -> None:
@@ -82,14 +85,17 @@ class Keeper:
     def _is_new(self) -> bool:
         return bool(self._session.turns) and self._kept != self._now()
 
-    def _keep(self) -> None:
-        """Save where nobody has asked for it now: what another process has written stays."""
+    def keep(self) -> bool:
+        """With --session, save what is new; False: nothing is. What another process has written stays."""
+        if not self._at_end or not self._is_new():
+            return False
         if self._stamp != _stamp(self.path):
             raise SessionError(
                 f"{self.path} has been written by another process since, and stays as it is: this chat is "
                 "not saved"
             )
         self.save()
+        return True
 
     def told_of_clear(self) -> str:
         """What an empty chat means for the file."""
@@ -113,7 +119,7 @@ class Keeper:
 
     def _now(self) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]:
         session = self._session
-        state = state_of(self._options, session.budget, session.documents)
+        state = state_of(session.options, session.documents)
         return session.messages(session.answered), state
 
     def _told(self) -> str:

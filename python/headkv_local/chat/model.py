@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
+from llama_cpp.llama_grammar import LlamaGrammar
 
 from headkv_local import Llama
 from headkv_local.chat.context import choose_context
+from headkv_local.chat.grammar import compiled
 from headkv_local.chat.options import MEMORY, OFF, Options
 from headkv_local.chat.repetition import Loop, LoopDetector
 from headkv_local.chat.sampling import Sampling, choose_sampling
 from headkv_local.devices import all_layers
+from headkv_local.errors import ModelError
 
 _BATCH = 512  # llama_cpp's default
 _CPU_BATCHES = ((400 * 1024**2, 256), (2 * 1024**3, 128))  # for files smaller than so many bytes
 _CPU_LEAST_BATCH = 64
+_OPENING = 16  # tokens of it may begin a thinking block
 _STRETCH = 16 * 1024  # characters that are tokenized in one go to count them
 
 
@@ -28,7 +32,7 @@ _STRETCH = 16 * 1024  # characters that are tokenized in one go to count them
 class Meter:
     """Counts and times of one answer. Times are those of time.perf_counter, 0.0 before they are known.
 
-    loop: what the answer has begun to repeat without end.
+    loop: what the answer has begun to repeat without end. opening: the end of the prompt.
     """
 
     prompt_tokens: int = 0
@@ -38,6 +42,7 @@ class Meter:
     first_at: float = 0.0
     last_at: float = 0.0
     loop: Loop | None = None
+    opening: str = ""
 
     def prefill_seconds(self) -> float:
         """From the start to the first token, or to now where there is none."""
@@ -59,12 +64,30 @@ class ChatLlama(Llama):
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         self.meter = Meter()
         self.sampling = Sampling()
+        self.grammar: LlamaGrammar | None = None
         self.watch_prefill: Callable[[int, int], None] | None = None
         self.loops: LoopDetector | None = None  # looks at the next answer
         super().__init__(model_path, on_prefill=self._prefilled, **kwargs)
 
+    def use(self, sampling: Sampling) -> None:
+        """For the answers to come."""
+        self.sampling = sampling
+        last_n = sampling.repeat_last_n
+        self.last_n_tokens_size = self.n_ctx() if last_n < 0 else last_n
+
+    def seed_anew(self, seed: int | None) -> None:
+        """None: with a new one."""
+        self.set_seed(_new_seed() if seed is None else seed)
+
+    def compile(self, options: Options) -> LlamaGrammar | None:
+        """What answers have to look like. Raises ArgumentError."""
+        return compiled(options, self._model.vocab)
+
     def count_tokens(self, text: str, enough: int) -> tuple[int, bool]:
-        """Tokens of `text`, and whether they were all counted: beyond `enough` they are estimated."""
+        """Tokens of `text`, and whether they were all counted: beyond `enough` they are estimated.
+
+        Some more than `enough` are counted before: between two stretches a token may be cut in two.
+        """
         counted, at = 0, 0
         while at < len(text) and counted <= enough:
             end = min(at + _STRETCH, len(text))
@@ -88,7 +111,8 @@ class ChatLlama(Llama):
     def generate(
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
     ) -> Generator[int, Sequence[int] | None, None]:
-        meter = self.meter = Meter(prompt_tokens=len(tokens), started=time.perf_counter())
+        end = self.detokenize(list(tokens[-_OPENING:]), special=True).decode(errors="ignore")
+        meter = self.meter = Meter(prompt_tokens=len(tokens), started=time.perf_counter(), opening=end)
         for token in super().generate(tokens, *args, **kwargs):
             meter.last_at = time.perf_counter()
             meter.first_at = meter.first_at or meter.last_at
@@ -108,23 +132,32 @@ def load_model(path: str, options: Options, context: Mapping[str, Any] | None = 
 
     context: arguments of Llama that a session was made with.
     """
+    if not os.path.isfile(path):
+        raise ModelError(f"there is no model file '{path}'")
     archive = None if options.archive == OFF else MEMORY
     gpu_layers = all_layers(options.gpu_layers)
     settings: dict[str, Any] = {
-        "retention": options.retention(options.budget, archive),
+        "retention": options.retention(archive),
         "n_ctx": choose_context(path, options.ctx),
         "n_threads": options.threads,
         "n_threads_batch": options.threads,
         "n_gpu_layers": gpu_layers,
         "n_batch": _batch(path) if gpu_layers == 0 else _BATCH,
-        "seed": secrets.randbelow(2**32 - 1) if options.seed is None else options.seed,
+        "seed": _new_seed() if options.seed is None else options.seed,
         "flash_attn": True,  # also for the full cache, so that /budget can change to another one
     }
     llm = ChatLlama(path, **(settings | dict(context or {})))
-    llm.sampling = choose_sampling(options, llm.metadata)
-    last_n = llm.sampling.repeat_last_n
-    llm.last_n_tokens_size = llm.n_ctx() if last_n < 0 else last_n
+    try:
+        llm.use(choose_sampling(options, llm.metadata))
+        llm.grammar = llm.compile(options)
+    except BaseException:
+        llm.close()
+        raise
     return llm
+
+
+def _new_seed() -> int:
+    return secrets.randbelow(2**32 - 1)
 
 
 def _batch(path: str) -> int:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MAX_TOKENS = 1024
 MAX_CTX_BYTES = 2 * 1024**3
 
+FLAG = "the command line"  # a source
+FORMS = frozenset(("json_schema", "grammar"))  # of an answer; one at a time
 AUTO, MEMORY, OFF = "auto", "memory", "off"  # of --archive; else it is the path of a file
 
 _ENTRIES = re.compile(r"-?[0-9]{1,18}")
@@ -27,7 +29,9 @@ class Options:
 
     budget: None for the full cache. ctx: None to choose one from the model, 0 for what it was trained for.
     max_tokens: -1 for no limit but the context. temp to repeat_penalty: None for what the model recommends.
-    given: names of the fields that were asked for, here or when the session was made.
+    json_schema, grammar: the text, or the path of a file.
+    sources: where each field that was asked for was: FLAG, the name of an environment variable, the path of
+    the configuration file, the session. config: that file, None where there is none.
     """
 
     model: str | None = None
@@ -51,29 +55,46 @@ class Options:
     min_p: float | None = None
     repeat_penalty: float | None = None
     seed: int | None = None
+    json_schema: str | None = None
+    grammar: str | None = None
     json: bool = False
     stream: bool = True
+    markdown: Literal["auto", "off"] = "auto"
+    thinking: Literal["auto", "show", "hide"] = "auto"
     color: Literal["auto", "always", "never"] = "auto"
     history: str | None = None
     session: str | None = None
     verbose: bool = False
-    given: frozenset[str] = field(default=frozenset(), compare=False)
+    config: str | None = None
+    show_config: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
-    def completed(self, settings: Mapping[str, Any]) -> Options:
+    def completed(self, settings: Mapping[str, Any], source: str) -> Options:
         """With these settings, of a session, where the command line leaves them open."""
-        open_ones = {name: value for name, value in settings.items() if name not in self.given}
-        return replace(self, **open_ones, given=self.given | open_ones.keys())
+        open_ones = {name: value for name, value in settings.items() if self.sources.get(name) != FLAG}
+        return self.having(open_ones, source)
 
-    def retention(self, budget: int | str | None, archive: str | None = None) -> Retention | None:
-        """What `budget` keeps with the other settings as they are; None for the full cache.
+    def having(self, settings: Mapping[str, Any], source: str) -> Options:
+        """With these settings, from there. A form of the answer takes the place of the other one."""
+        forms = FORMS & settings.keys()
+        base = self.without(*FORMS - forms) if forms else self
+        return replace(base, **settings, sources={**base.sources, **dict.fromkeys(settings, source)})
+
+    def without(self, *names: str) -> Options:
+        """With these fields as if nobody had asked for them."""
+        sources = {name: source for name, source in self.sources.items() if name not in names}
+        return replace(self, **{name: getattr(Options(), name) for name in names}, sources=sources)
+
+    def retention(self, archive: str | None = None) -> Retention | None:
+        """What is kept of prompts; None for the full cache.
 
         archive: as Retention takes it. Raises ArgumentError.
         """
         from headkv_local import Retention  # imports numpy
 
-        if budget is None:
+        if self.budget is None:
             return None
-        return Retention(budget=budget, scores=self.scores, archive=archive, **given(self))
+        return Retention(budget=self.budget, scores=self.scores, archive=archive, **given(self))
 
 
 def parse_budget(text: str) -> int | str | None:

@@ -12,6 +12,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 
+from headkv_local.chat import setting
 from headkv_local.chat.commands import COMMANDS
 from headkv_local.chat.completion import ChatCompleter
 from headkv_local.chat.console import Console
@@ -66,7 +67,9 @@ class Prompt:
             output=output,
             key_bindings=_bindings(),
             prompt_continuation=lambda width, line, wrapped: "" if wrapped else "... ",
-            completer=ChatCompleter({name: entry.argument for name, entry in COMMANDS.items()}),
+            completer=ChatCompleter(
+                {name: entry.argument for name, entry in COMMANDS.items()}, setting.NAMES, setting.choices
+            ),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
         )

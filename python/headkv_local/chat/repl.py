@@ -9,7 +9,7 @@ from headkv_local.chat.commands import Commands, Leave
 from headkv_local.chat.console import Console, OutputError
 from headkv_local.chat.display import show_answer
 from headkv_local.chat.keeping import Keeper
-from headkv_local.chat.options import Options, budget_text
+from headkv_local.chat.options import budget_text
 from headkv_local.chat.prompt import Dropped, Prompt
 from headkv_local.chat.session import Session, Show
 from headkv_local.chat.turn import Answer
@@ -23,14 +23,13 @@ _LEAVING = frozenset(("exit", "quit"))
 class Repl:
     """Reads lines until the user leaves; an error ends a turn, never the chat."""
 
-    def __init__(self, session: Session, console: Console, options: Options, keeper: Keeper) -> None:
+    def __init__(self, session: Session, console: Console, keeper: Keeper) -> None:
         self._session = session
         self._console = console
-        self._options = options
         self._keeper = keeper
         self._kept = True  # False: the last try to leave could not save the chat
         self._commands = Commands(session, console, self._answer, keeper)
-        self._prompt = Prompt(console, options.history)
+        self._prompt = Prompt(console, session.options.history)
 
     def run(self) -> int:
         """Returns the exit code: 0, 130 after Ctrl-C twice at an empty prompt, 1 if the chat is not saved."""
@@ -73,7 +72,7 @@ class Repl:
             self._keeper.leave()
         except (HeadKVError, MemoryError) as error:
             self._kept = False
-            self._console.error(sentence(error, self._options))
+            self._console.error(sentence(error, self._session.options))
             self._console.note("/save PATH saves the chat elsewhere; leaving once more gives it up.")
         return self._kept
 
@@ -95,7 +94,7 @@ class Repl:
         except (Leave, OutputError, BrokenPipeError):
             raise
         except (HeadKVError, MemoryError) as error:
-            self._console.error(sentence(error, self._options))
+            self._console.error(sentence(error, self._session.options))
         except ValueError as error:
             self._console.error(str(error))
         except Exception as error:  # of a model's own chat template, for example
@@ -103,11 +102,11 @@ class Repl:
 
     def _answer(self, ask: Callable[[Show], Answer]) -> None:
         with interrupts(lambda: None):  # an answer that has come is put into the chat, whatever happens
-            show_answer(self._session, ask, self._console, self._options, in_chat=True)
+            show_answer(self._session, ask, self._console, in_chat=True)
 
     def _greet(self) -> None:
         llm = self._session.llm
-        budget = budget_text(self._session.budget)
+        budget = budget_text(self._session.options.budget)
         self._console.note(
             f"{llm.file_name}, context {llm.n_ctx()} tokens, budget {budget}. /help lists the commands."
         )

@@ -43,14 +43,14 @@ class SavedChat:
     when: float | None
 
 
-def state_of(options: Options, budget: int | str | None, documents: Sequence[Document]) -> dict[str, Any]:
-    """What else a chat is made of. budget: that holds now."""
-    given = {name: getattr(options, name) for name in _SETTINGS if name in options.given}
+def state_of(options: Options, documents: Sequence[Document]) -> dict[str, Any]:
+    """What else a chat is made of."""
+    given = {name: getattr(options, name) for name in _SETTINGS if name in options.sources}
     settings = {name: str(value) for name, value in given.items() if isinstance(value, str | int | float)}
     for name in ("scores", "archive"):
         if name in settings and settings[name] not in _NO_PATHS:
             settings[name] = os.path.abspath(settings[name])
-    settings["budget"] = budget_text(budget)
+    settings["budget"] = budget_text(options.budget)
     return {
         "settings": settings,
         "documents": [{"name": document.name, "text": document.text} for document in documents],

@@ -2,42 +2,68 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from typing import Any, Final, cast
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
 
-from headkv_local import CacheStats
-from headkv_local.chat.archive import Archive
+from headkv_local import CacheStats, default_model_path
+from headkv_local.chat.answering import answer
+from headkv_local.chat.archive import Archive, open_archive
 from headkv_local.chat.documents import Document, DocumentError, compose
-from headkv_local.chat.model import ChatLlama, Meter
+from headkv_local.chat.model import ChatLlama, load_model
 from headkv_local.chat.options import MEMORY, Options
 from headkv_local.chat.repetition import LoopDetector
 from headkv_local.chat.saved import SavedChat
-from headkv_local.chat.turn import Answer, Event, FinishReason, Notice, Prefill, Text, Turn
+from headkv_local.chat.turn import Answer, Event, Notice, Turn
 from headkv_local.chat.worker import Job
-from headkv_local.errors import ArchiveError, Cancelled, StateError
+from headkv_local.errors import ArchiveError, ContextFullError, StateError
 
 Show = Callable[[Event | None], None]
 
 _ASKING_TOKENS: Final = 64  # for the template, a short question and the beginning of an answer
 
 
-class Session:
-    """One chat with one model. Every failed turn leaves the conversation as it was before it.
+def open_session(options: Options, context: Mapping[str, Any] | None = None) -> Session:
+    """A chat with the model that `options` name, or the default one. Raises HeadKVError.
 
-    archive: that prompts of `llm` are read with.
+    context: arguments of Llama that a session was made with.
+    """
+    path = options.model if options.model is not None else str(default_model_path())
+    llm = load_model(path, options, context)
+    try:
+        return Session(llm, options, open_archive(llm, options))
+    except BaseException:
+        llm.close()
+        raise
+
+
+class Session:
+    """One chat. Every failed turn leaves the conversation as it was before it.
+
+    llm: closed with the session. options: what holds now. archive: that prompts of `llm` are read with.
     """
 
     def __init__(self, llm: ChatLlama, options: Options, archive: Archive) -> None:
         self.llm = llm
         self.options = options
         self.archive = archive
-        self.budget = options.budget
-        self.system = options.system
         self.documents: list[Document] = []
-        self._budget_waits = False
+        self._retained = options  # what `llm` keeps of prompts; other options wait for clear()
         self._turns: list[Turn] = []
+
+    def close(self) -> None:
+        self.llm.close()
+
+    def notes(self) -> list[str]:
+        """What its user should know of the model and its archive."""
+        found = []
+        if self.options.ctx is not None and 0 < self.llm.trained_tokens < self.options.ctx:
+            trained = self.llm.trained_tokens
+            found.append(f"the model was trained for {trained} tokens, it may lose track beyond them")
+        if self.archive.reason:
+            found.append(self.archive.told)
+        return found
 
     @property
     def turns(self) -> int:
@@ -55,12 +81,24 @@ class Session:
     def stats(self) -> CacheStats:
         return self.llm.cache_stats()
 
-    def attach(self, document: Document) -> int:
-        """Put `document` before the next question; its tokens. Raises DocumentError if there is no room."""
+    def attach(self, documents: Sequence[Document]) -> int:
+        """Put `documents` before the next question; their tokens.
+
+        Raises DocumentError for the first one that there is no room for; none of them is attached then.
+        """
         n_ctx = self.llm.n_ctx()
         asking = min(_ASKING_TOKENS, n_ctx // 4)
         attached = sum(self.llm.count_tokens(other.text, n_ctx)[0] for other in self.documents)
         room = max(n_ctx - self.used_tokens - attached - asking, 0)
+        total = 0
+        for document in documents:
+            total += self._fitting(document, room - total)
+        self.documents += documents
+        return total
+
+    def _fitting(self, document: Document, room: int) -> int:
+        """Its tokens. Raises DocumentError if they are more than `room`."""
+        n_ctx = self.llm.n_ctx()
         tokens, exact = self.llm.count_tokens(document.text, room)
         if tokens > room:
             trained = self.llm.trained_tokens
@@ -73,7 +111,6 @@ class Session:
                 f"'{document.name}' has {'' if exact else 'about '}{tokens} tokens, and the context "
                 f"of {n_ctx} has room for {room}: {advice}"
             )
-        self.documents.append(document)
         return tokens
 
     def clear(self) -> None:
@@ -81,27 +118,49 @@ class Session:
         self.documents.clear()
         self._turns.clear()
         self.llm.reset()
-        if self._budget_waits:
-            self._retain(self.budget)
-            self._budget_waits = False
+        if self._retained is not self.options:
+            self._retain(self.options)
 
-    def set_budget(self, budget: int | str | None) -> bool:
-        """Use `budget` for the prompts to come. False: what is kept was chosen already, so after clear().
+    def retain(self, options: Options) -> bool:
+        """Keep of the prompts to come what `options` say. False: what is kept was chosen already, so after
+        clear().
 
         Raises ArgumentError and ArchiveError, and nothing is changed then.
         """
-        try:
-            self._retain(budget)
-        except StateError:
-            self._budget_waits = True
-        else:
-            self._budget_waits = False
-        self.budget = budget
-        return not self._budget_waits
+        with suppress(StateError):
+            self._retain(options)
+        self.options = options
+        return self._retained is options
 
-    def _retain(self, budget: int | str | None) -> None:
+    def _retain(self, options: Options) -> None:
         with self.archive.being_made():
-            self.llm.retention = self.options.retention(budget, self.archive.where)
+            self.llm.retention = options.retention(self.archive.where)
+        self._retained = options
+
+    def go_on_with(self, llm: ChatLlama, options: Options) -> None:
+        """With another model: the chat is text for it, and read anew with the next question.
+
+        options: that `llm` was loaded with. Raises ContextFullError for a chat that its context has no room
+        for; nothing is changed then, and the caller has to close `llm`.
+        """
+        used, turns = 0, []
+        for turn in self._turns:
+            texts = [*(document.text for document in turn.documents), turn.question, turn.answer]
+            used += sum(llm.count_tokens(text, llm.n_ctx())[0] for text in texts)
+            turns.append(replace(turn, used=used))  # about: the template's own are not known yet
+        if used > llm.n_ctx():
+            raise ContextFullError(
+                f"the chat has about {used} tokens for {llm.file_name}, and its context has room for "
+                f"{llm.n_ctx()}: the chat goes on with {self.llm.file_name}"
+            )
+        self.llm.close()  # with its archive
+        self.llm, self.options, self._turns = llm, options, turns
+        self._retained = options
+        try:
+            self.archive = open_archive(llm, options)
+        except ArchiveError as error:
+            self.archive.give_up(str(error))
+            llm.retention = options.retention()
 
     def ask(self, question: str, show: Show) -> Answer:
         """Answer `question`, preceded by the attached documents; runs `show` on every event.
@@ -156,7 +215,7 @@ class Session:
             self.llm.load_session(path)
         if self.options.seed is not None:
             self.llm.set_seed(self.options.seed)
-        self.system = chat.settings["system"]
+        self.options = self.options.having({"system": chat.settings["system"]}, path)
         self._turns, self.documents = list(chat.turns), list(chat.documents)
         return notice
 
@@ -164,45 +223,44 @@ class Session:
         self, before: Sequence[Turn], documents: tuple[Document, ...], question: str, show: Show
     ) -> tuple[Answer, Turn | None]:
         """The answer, and the turn that it makes; None where it was stopped before its first token."""
+        n_ctx = self.llm.n_ctx()
+        if self.llm.count_tokens(question, n_ctx)[0] > n_ctx:  # before all of it is tokenized
+            raise ContextFullError(f"the question does not fit into the context of {n_ctx} tokens")
         messages = [*self.messages(before), _asking(documents, question)]
 
         def run() -> Answer:
             self.llm.loops = LoopDetector(question, self._text_of)
-            return Job(lambda job: self._answer(messages, job)).run(show)
+            max_tokens = self.options.max_tokens
+            return Job[Answer](lambda job: answer(self.llm, messages, max_tokens, job)).run(show)
 
         try:
-            answer = run()
+            found = run()
         except (ArchiveError, MemoryError) as error:
             if not self._without_archive(error):
                 raise
             show(Notice(self.archive.told))
-            answer = run()
-        if self.archive.where is not None and self.llm.retention is not None and self._archive_now() is None:
+            found = run()
+        if self.archive.where is not None and self.llm.retention is not None and found.archive is None:
             self.archive.give_up("the answer could not be added to it")
             show(Notice(self.archive.told))
-        if answer.finish_reason == "interrupt" and answer.completion_tokens == 0:
-            return answer, None
+        if found.finish_reason == "interrupt" and found.completion_tokens == 0:
+            return found, None
         loop = self.llm.meter.loop
-        kept = loop.cut(answer.text) if loop is not None else answer.text
+        kept = loop.cut(found.text) if loop is not None else found.text
         used = int(self.llm.n_tokens)
-        return answer, Turn(documents=documents, question=question, answer=kept, used=used)
+        return found, Turn(documents=documents, question=question, answer=kept, used=used)
 
     def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """What the model reads of them, with the system message."""
         messages: list[dict[str, Any]] = []
-        if self.system:
-            messages.append({"role": "system", "content": self.system})
+        if self.options.system:
+            messages.append({"role": "system", "content": self.options.system})
         for turn in turns:
             messages += [
                 _asking(turn.documents, turn.question),
                 {"role": "assistant", "content": turn.answer},
             ]
         return messages
-
-    def _archive_now(self) -> str | None:
-        """Where the rows are; a long answer may have given them up."""
-        retention = self.llm.retention
-        return None if retention is None or retention.archive is None else str(retention.archive)
 
     def _without_archive(self, error: Exception) -> bool:
         """Give up the archive, if it may be what has failed. Whether it was."""
@@ -214,58 +272,11 @@ class Session:
         self.archive.give_up(
             str(error) if isinstance(error, ArchiveError) else "there is not enough memory for it"
         )
-        self.llm.retention = self.options.retention(retention.budget)
+        self.llm.retention = self._retained.retention()
         return True
 
     def _text_of(self, tokens: Sequence[int]) -> str:
         return self.llm.detokenize(list(tokens)).decode("utf-8", errors="ignore")
-
-    def _answer(self, messages: list[dict[str, Any]], job: Job[Answer]) -> Answer:
-        """Runs in the worker thread."""
-
-        def watch_prefill(done: int, total: int) -> None:
-            job.emit(Prefill(done, total))
-
-        self.llm.watch_prefill = watch_prefill
-        self.llm.meter = Meter(started=time.perf_counter())  # the job may be stopped before it generates
-        pieces: list[str] = []
-        finish: FinishReason = "interrupt"
-        stream: Any = self.llm.create_chat_completion(
-            messages=cast(Any, messages),
-            stream=True,
-            max_tokens=self.options.max_tokens,
-            **self.llm.sampling.arguments(),
-        )
-        try:
-            with closing(stream):
-                for chunk in stream:
-                    choice = chunk["choices"][0]
-                    if piece := choice["delta"].get("content"):
-                        pieces.append(piece)
-                        job.emit(Text(piece))
-                    if choice["finish_reason"] is not None:
-                        finish = choice["finish_reason"]
-                    elif self.llm.meter.loop is not None:
-                        finish = "repetition"
-                        break
-        except Cancelled:
-            finish = "interrupt"
-        meter = self.llm.meter
-        # The token that ends an answer is sampled but no part of it.
-        completion = meter.sampled - (finish == "stop")
-        return Answer(
-            text="".join(pieces),
-            finish_reason=finish,
-            prompt_tokens=meter.prompt_tokens,
-            read_tokens=meter.read_tokens,
-            reread_reason=self.llm.reread_reason if meter.read_tokens else None,
-            completion_tokens=completion,
-            prefill_seconds=meter.prefill_seconds(),
-            decode_rate=meter.decode_rate,
-            archive=self._archive_now(),
-            context_full=finish == "length" and not 0 < self.options.max_tokens <= completion,
-            stats=self.llm.cache_stats(),
-        )
 
 
 def _asking(documents: Sequence[Document], question: str) -> dict[str, Any]:

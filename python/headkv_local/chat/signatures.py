@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections import Counter
 from typing import Final
 
 _GGUF: Final = b"GGUF"
+DOCX: Final = "a DOCX file"
 _CONVERT: Final = "save it as text first"
 
 _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
-    (b"%PDF-", "a PDF: take its text out first, for example with pdftotext"),
     (_GGUF, "a GGUF model, and no document: give it without -f"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", f"an old Word, Excel or PowerPoint file: {_CONVERT}"),
     (b"{\\rtf", f"an RTF file: {_CONVERT}"),
@@ -34,7 +35,7 @@ _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
 )
 # a zip file is told by the name of a file in it
 _ZIPPED: Final[tuple[tuple[str, str], ...]] = (
-    ("word/", f"a DOCX file: {_CONVERT}"),
+    ("word/", f"{DOCX}: {_CONVERT}"),
     ("xl/", f"an XLSX file: {_CONVERT}"),
     ("ppt/", f"a PPTX file: {_CONVERT}"),
     ("META-INF/container.xml", f"an EPUB book: {_CONVERT}"),
@@ -43,7 +44,9 @@ _ZIPPED: Final[tuple[tuple[str, str], ...]] = (
 
 
 def is_no_model(path: str) -> bool:
-    """Whether it is a file that begins in another way than GGUF files do; a short one may be cut off."""
+    """Whether it is a folder, or begins in another way than GGUF files do; a short one may be cut off."""
+    if os.path.isdir(path):
+        return True
     try:
         with open(path, "rb") as file:
             begin = file.read(len(_GGUF))
@@ -95,3 +98,7 @@ def _told_by_zip(data: bytes) -> str:
         if any(name.startswith(begin) for name in names):
             return what
     return "a ZIP archive: unpack it first"
+
+
+def is_docx(data: bytes) -> bool:
+    return (told_by_signature(data) or "").startswith(DOCX)

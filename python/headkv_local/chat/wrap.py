@@ -10,6 +10,7 @@ from prompt_toolkit.utils import get_cwidth
 _FENCE: Final = "```"
 _TAB: Final = 8
 _WIDE: Final = 2
+_EMOJI: Final = "\ufe0f"
 _NOT_LAST: Final = tuple("「『（【〈《“‘\u200d")  # noqa: RUF001
 _NOT_FIRST: Final = frozenset("、。，．：；！？」』）】〉》”’…ー々")  # noqa: RUF001
 
@@ -37,10 +38,14 @@ class Wrapper:
             return text
         return "".join(self._take(character) for character in text)
 
+    def tick(self) -> str:
+        """Nothing waits for the time to pass."""
+        return ""
+
     def end(self) -> str:
         """What was held back."""
         rest = self._flush_word()
-        fits = self._column + _width(self._blank, self._column) < (self._columns() or 0)
+        fits = self._column + width_of(self._blank, self._column) < (self._columns() or 0)
         return rest + (self._flush_blank() if fits else "")
 
     def _take(self, c: str) -> str:
@@ -76,11 +81,11 @@ class Wrapper:
         """The word with the blanks before it, or with a line break in their place."""
         if not self._word:
             return ""
-        word, width = self._word, _width(self._word)
+        word, width = self._word, width_of(self._word)
         self._word = ""
         columns = max(self._columns() or 0, 2)
         edge = columns - 1  # a terminal may break the line at the last column
-        blank = _width(self._blank, self._column)
+        blank = width_of(self._blank, self._column)
         if self._column > 0 and self._column + blank + width > edge and not (width > edge and blank == 0):
             self._blank, self._column = "", width % columns
             return "\n" + word
@@ -90,13 +95,13 @@ class Wrapper:
 
     def _flush_blank(self) -> str:
         blank, self._blank = self._blank, ""
-        self._column += _width(blank, self._column)
+        self._column += width_of(blank, self._column)
         return blank
 
 
-def _width(text: str, column: int = 0) -> int:
-    """Columns that `text` takes from `column` on."""
+def width_of(text: str, column: int = 0) -> int:
+    """Columns that `text` takes from `column` on, or fewer: what makes an emoji of a sign may widen it."""
     start = column
     for c in text:
-        column += _TAB - column % _TAB if c == "\t" else max(get_cwidth(c), 0)
+        column += _TAB - column % _TAB if c == "\t" else max(get_cwidth(c), c == _EMOJI)
     return column - start

@@ -1,0 +1,108 @@
+"""The text of PDF and DOCX files, through the libraries of the extra `documents`."""
+
+from __future__ import annotations
+
+import io
+import logging
+import zipfile
+from collections.abc import Iterator
+from typing import Any, Final
+
+from headkv_local.chat.render import counted
+from headkv_local.chat.signatures import DOCX, is_docx
+
+MAX_CHARACTERS: Final = 64 * 1024**2
+_PDF: Final = b"%PDF-"
+_INSTALL: Final = "pip install 'headkv-local[documents]' lets it be read"
+_WORD: Final = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_TWICE: Final = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+
+
+class ExtractError(ValueError):
+    """What such a file is, where its text cannot be had: the end of a sentence that begins with its name."""
+
+
+def extracted(data: bytes) -> tuple[str, str] | None:
+    """The text of a PDF or DOCX file, and what its user should know of it or ""; None for other data.
+
+    Raises ExtractError.
+    """
+    if data.startswith(_PDF):
+        return _pdf(data)
+    return (_docx(data), "") if is_docx(data) else None
+
+
+def _pdf(data: bytes) -> tuple[str, str]:
+    try:
+        import pypdf
+    except ImportError:
+        raise ExtractError(f"is a PDF: {_INSTALL}") from None
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns about each oddity
+    try:
+        reader = pypdf.PdfReader(io.BytesIO(data))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise ExtractError("is an encrypted PDF: save it without its password first")
+        pages, total = [], 0
+        for page in reader.pages:
+            pages.append(page.extract_text().replace("\0", "").encode("utf-8", "replace").decode())
+            total += len(pages[-1])
+            if total > MAX_CHARACTERS:
+                raise ExtractError("is a PDF with too much text")
+    except (ExtractError, MemoryError):
+        raise
+    except pypdf.errors.DependencyError:
+        raise ExtractError("is an encrypted PDF: save it without its password first") from None
+    except Exception as error:  # of damaged files it raises whatever it stumbles over
+        raise ExtractError(f"is a PDF that cannot be read: {_told(error)}") from None
+    empty = sum(not page.strip() for page in pages)
+    if empty == len(pages):
+        of = counted(len(pages), "page")
+        raise ExtractError(f"is a PDF of {of} without text: it seems to be scanned, and needs OCR first")
+    note = f"{empty} of its {len(pages)} pages have no text: they may be scanned" if empty else ""
+    return "\n\n".join(page.strip("\n") for page in pages if page.strip()), note
+
+
+def _docx(data: bytes) -> str:
+    try:
+        import docx
+    except ImportError:
+        raise ExtractError(f"is {DOCX}: {_INSTALL}") from None
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(
+                entry.file_size for entry in archive.infolist() if entry.filename.endswith((".xml", ".rels"))
+            ) > (MAX_CHARACTERS):
+                raise ExtractError("is a DOCX file with too much text")
+        body = docx.Document(io.BytesIO(data)).element.body
+        for element in list(body.iter(_TWICE)):
+            element.getparent().remove(element)
+        return "\n".join(_blocks(body))
+    except (ExtractError, MemoryError):
+        raise
+    except Exception as error:  # as above
+        raise ExtractError(f"is a DOCX file that cannot be read: {_told(error)}") from None
+
+
+def _blocks(parent: Any) -> Iterator[str]:
+    """Paragraphs and rows of tables, also those inside of content controls."""
+    for child in parent:
+        if child.tag == f"{_WORD}p":
+            yield _text(child)
+        elif child.tag == f"{_WORD}tbl":
+            for row in child.iter(f"{_WORD}tr"):
+                yield " | ".join(" ".join(_blocks(cell)) for cell in row.iter(f"{_WORD}tc"))
+        elif child.tag in (f"{_WORD}sdt", f"{_WORD}sdtContent"):
+            yield from _blocks(child)
+
+
+def _text(paragraph: Any) -> str:
+    """As it reads with all changes accepted."""
+    pieces = {f"{_WORD}tab": "\t", f"{_WORD}br": "\n", f"{_WORD}cr": "\n"}
+    return "".join(
+        (each.text or "") if each.tag == f"{_WORD}t" else pieces.get(each.tag, "")
+        for each in paragraph.iter()
+    )
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,36 @@
+"""/model: the chat goes on with another model."""
+
+from __future__ import annotations
+
+import os
+
+from headkv_local.chat.keeping import Keeper
+from headkv_local.chat.model import load_model
+from headkv_local.chat.render import counted
+from headkv_local.chat.session import Session
+from headkv_local.chat.signatures import is_no_model
+from headkv_local.chat.worker import interrupts
+from headkv_local.errors import ModelError
+
+
+def switch_model(session: Session, path: str, keeper: Keeper) -> list[str]:
+    """Load the model at `path` and go on with it. Returns what the user should know.
+
+    The model before stays until then, so both have to fit. With --session the chat is saved before. Raises
+    HeadKVError, and the chat is as it was.
+    """
+    if is_no_model(path):
+        raise ModelError(f"'{path}' is no GGUF model; a document is given with /file")
+    keeper.keep()  # once another model has it, nothing of what was read is there
+    options = session.options.having({"model": os.path.abspath(path)}, "/model")
+    llm = load_model(path, options)
+    try:
+        with interrupts(lambda: None):  # a model is here as a whole, or the one before it
+            session.go_on_with(llm, options)
+    except BaseException:
+        if session.llm is not llm:
+            llm.close()
+        raise
+    anew = f" The chat of {counted(session.turns, 'turn')} is read anew with your next question."
+    now = f"{llm.file_name}, context {llm.n_ctx()} tokens.{anew if session.turns else ''}"
+    return [now, *session.notes()]

@@ -1,0 +1,149 @@
+"""Markdown in a terminal: nothing is lost, and what is streamed looks as if it had come at once."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+
+import pytest
+from prompt_toolkit.utils import get_cwidth
+
+from headkv_local.chat import markdown
+from headkv_local.chat.markdown import Markdown
+from headkv_local.chat.markup import lines_of
+
+PAGE = """\
+# Title of this
+
+Some **bold text** and *italic*, `code`, a [link](http://a.b/c), <b>html</b>, List<String>, snake_case and
+2 ** 3 \\(x^2\\) 日本語の長い文章はここで折り返される必要がありますよね。
+second line
+- item one with **bold words that go on for a long time so that they wrap**
+- item two
+  - nested `a`
+
+1. first
+2. second
+
+```python
+def f(x):
+    return "a line of code that is longer than forty columns"
+
+```
+
+> quote with *em*
+> more
+
+| a | b |
+|---|---|
+| 1 | **two** |
+
+[ref]: http://x.y
+
+---
+last **open"""
+BITS = (
+    *("**", "*", "`", "```\n", "\n", "\n\n", "- ", "1. ", "> ", "word ", "# ", "日本語", "    ", "\t"),
+    *("| a | b |\n", "|---|---|\n", "| c | d | e |\n", "[x](http://u)", "\\(", "---\n", "_a_", "~~"),
+    *("longer " * 9, "x" * 50 + " ", "<b>", "\\*", "``a`b``", "\xa0", "===\n", "1) ", "~~~\n"),
+)
+
+
+class Screen:
+    """A terminal of endless height, for the sequences that are used here."""
+
+    def __init__(self, columns: int) -> None:
+        self._columns, self._rows, self._at, self._column = columns, [""], 0, 0
+
+    def feed(self, text: str) -> None:
+        for up, below, style, c in re.findall(r"\x1b\[(\d+)A|(\x1b\[J)|(\x1b\[[\d;]*m)|(.|\n)", text):
+            if up:
+                self._at -= int(up)
+                assert self._at >= 0
+            elif below:
+                assert self._column == 0
+                del self._rows[self._at :]
+                self._rows.append("")
+            elif c == "\r":
+                self._column = 0
+            elif c == "\n":
+                self._down()
+            elif not style:
+                self._put(c)
+
+    def shown(self) -> list[str]:
+        return [row.rstrip() for row in self._rows]
+
+    def _put(self, c: str) -> None:
+        width = min(8 - self._column % 8, self._columns - 1 - self._column) if c == "\t" else get_cwidth(c)
+        if self._column + width > self._columns:
+            self._down()
+        self._rows[self._at] += c
+        self._column += width
+
+    def _down(self) -> None:
+        self._at, self._column = self._at + 1, 0
+        if self._at == len(self._rows):
+            self._rows.append("")
+
+
+def plain(lines: list[str]) -> str:
+    return re.sub(r"\x1b\[[\d;]*m", "", "\n".join(lines))
+
+
+def texts() -> list[str]:
+    draw = random.Random(1)
+    return [PAGE, *("".join(draw.choices(BITS, k=draw.randint(1, 50))) for _ in range(30))]
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80])
+def test_streamed_as_at_once(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(markdown, "_LEAST", 0.0)
+    monkeypatch.setattr(markdown, "_SHARE", 0.0)
+    for seed, text in enumerate(texts()):
+        sizes = random.Random(seed)
+        view, streamed, whole = (
+            Markdown(lambda: os.terminal_size((columns, 999))),
+            *map(Screen, [columns] * 2),
+        )
+        at = 0
+        while at < len(text):
+            n = sizes.randint(1, 9)
+            streamed.feed(view.feed(text[at : at + n]))
+            at += n
+        streamed.feed(view.end())
+        whole.feed("\n".join(lines_of(text, columns - 1)))
+        assert streamed.shown() == whole.shown(), text
+
+
+def test_nothing_but_marks_is_left_out() -> None:
+    for text in texts():
+        for columns in (20, 80):
+            shown = plain(lines_of(text, columns))
+            assert sorted(re.sub(r"[\W_]", "", shown)) == sorted(re.sub(r"[\W_]", "", text)), text
+
+
+def test_what_it_looks_like() -> None:
+    lines = lines_of(PAGE, 39)
+    assert lines[0] == "\x1b[1;4mTitle of this\x1b[0m"
+    shown = plain(lines)
+    assert "\n- item one with bold words that go on\n  for a long time so that they wrap\n" in shown
+    assert (
+        '\n```python\ndef f(x):\n    return "a line of code that is longer than forty columns"\n\n```\n'
+        in shown
+    )
+    assert (
+        "\n> quote with em\n> more\n\na | b\n--|----\n1 | two\n\n[ref]: http://x.y\n\n---\nlast **open"
+        in shown
+    )
+    assert "\\(x^2\\)" in shown
+    assert "`code`" in shown
+    assert plain(lines_of("| a | b |\n|---|---|\n| 1 | two |", 6)) == "| a | b |\n|---|---|\n| 1 | two |"
+
+
+def test_a_block_that_has_left_the_screen_is_shown_again() -> None:
+    view = Markdown(lambda: os.terminal_size((20, 5)))
+    view.feed("**" + "word " * 60)
+    view._next = 0.0
+    assert view.feed("end**").startswith("\n\x1b[1mword")

@@ -1,0 +1,101 @@
+"""/model: the chat goes on with another model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from headkv_local import HeadKVError, ModelError, StateError
+from headkv_local.chat import setting
+from headkv_local.chat.console import Console
+from headkv_local.chat.documents import Document
+from headkv_local.chat.keeping import Keeper
+from headkv_local.chat.options import Options
+from headkv_local.chat.saved import read_chat
+from headkv_local.chat.session import Session, open_session
+from headkv_local.chat.switching import switch_model
+
+DOCUMENT = Document("a.txt", "some words " * 60)
+
+
+@pytest.fixture
+def session(tiny_path: Path, tmp_path: Path) -> Iterator[Session]:
+    file = str(tmp_path / "session")
+    options = Options(model=str(tiny_path), budget=16, threads=1, max_tokens=8, temp=0.0, session=file)
+    session = open_session(options)
+    session.attach([DOCUMENT])
+    session.ask("Why?", lambda _: None)
+    yield session
+    session.close()
+
+
+def test_the_other_model_reads_it_anew(session: Session, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    other, keeper = tiny(arch="qwen2"), Keeper(session, Console())
+    turns, before = session.answered, session.llm
+    session.attach([Document("b.txt", "more")])
+    notes = switch_model(session, str(other), keeper)
+    assert notes[0].endswith("The chat of 1 turn is read anew with your next question.")
+    assert (session.llm.file_name, session.options.model) == (other.name, str(other))
+    assert [turn.answer for turn in session.answered] == [turn.answer for turn in turns]
+    assert [document.name for document in session.documents] == ["b.txt"]
+    assert 100 < session.used_tokens < session.llm.n_ctx()
+    assert len(read_chat(str(tmp_path / "session")).turns) == 1  # saved, as --session asks for
+    with pytest.raises(HeadKVError):
+        before.tokenize(b"closed")
+    keeper.leave()  # nothing is new, and there is nothing that could be saved
+    with pytest.raises(StateError, match="the model has not read this chat yet"):
+        keeper.save()
+    answer = session.ask("And then?", lambda _: None)
+    assert answer.read_tokens == answer.prompt_tokens > 100
+    assert session.archive.where is not None
+    assert answer.stats.archive_tokens == answer.prompt_tokens
+    keeper.leave()
+    assert read_chat(str(tmp_path / "session")).settings["model"] == str(other)
+
+
+def test_what_cannot_be_switched_to(session: Session, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    keeper, (turns, llm) = Keeper(session, Console()), (session.answered, session.llm)
+    (tmp_path / "text").write_text("no model")
+    (tmp_path / "cut.gguf").write_bytes(tiny().read_bytes()[:5000])
+    for path, reason in {
+        "text": "is no GGUF model; a document is given with /file",
+        "": "is no GGUF model; a document is given with /file",
+        "missing": "there is no model file",
+        "cut.gguf": "Failed to load model",
+    }.items():
+        with pytest.raises(ModelError, match=reason):
+            switch_model(session, str(tmp_path / path), keeper)
+    with pytest.raises(HeadKVError, match="its context has room for 256: the chat goes on with"):
+        switch_model(session, str(tiny(n_ctx_train=128)), keeper)
+    assert (session.answered, session.llm, session.options.model) == (turns, llm, str(tiny()))
+    assert session.ask("And then?", lambda _: None).read_tokens < 50
+
+
+def test_settings_while_it_runs(session: Session) -> None:
+    assert setting.change(session, "temp", "0.7") == "temp: 0.7 (/set)"
+    assert session.llm.sampling.temp == 0.7
+    assert setting.change(session, "temp", "default") == "temp: 0.6 (default)"
+    assert setting.change(session, "window", "4") == (
+        "window: 4 (/set), after /clear (this chat's prompt is compacted already)"
+    )
+    for name, value in (
+        ("budget", "3"),
+        ("top-p", "2"),
+        ("stream", "perhaps"),
+        ("wat", "1"),
+        ("markdown", "on"),
+    ):
+        before = session.options
+        with pytest.raises(HeadKVError):
+            setting.change(session, name, value)
+        assert session.options is before
+    retention = session.llm.retention
+    assert retention is not None
+    assert (retention.budget, retention.window) == (16, 8)
+    session.clear()
+    retention = session.llm.retention
+    assert retention is not None
+    assert (retention.budget, retention.window) == (16, 4)
+    assert [line.split(":")[0] for line in setting.listed(session)] == list(setting.NAMES)
