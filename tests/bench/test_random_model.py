@@ -77,7 +77,7 @@ def test_any_other_name_is_a_file() -> None:
 
 @pytest.mark.parametrize("name", ["random:", "random:llama", "random:tiny:q2_k"])
 def test_an_unknown_shape_is_refused_with_those_that_there_are(name: str) -> None:
-    with pytest.raises(ArgumentError, match=r"llama-3-8b, qwen2\.5-7b, tiny.*q4_k, q8_0"):
+    with pytest.raises(ArgumentError, match=r"llama-3-8b, qwen2\.5-7b, much-cache, tiny.*q4_k, q8_0"):
         parse(name)
 
 

@@ -70,6 +70,9 @@ SHAPES: Final = {
         n_ff=18944,
         rope_base=1000000.0,
     ),
+    "much-cache": Shape(
+        arch="llama", n_layer=24, n_head=8, n_head_kv=8, head_dim=64, n_embd=512, n_ff=512, rope_base=10000.0
+    ),
     "tiny": Shape(
         arch="llama", n_layer=2, n_head=4, n_head_kv=2, head_dim=64, n_embd=256, n_ff=512, rope_base=10000.0
     ),
