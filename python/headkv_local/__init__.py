@@ -27,6 +27,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .llama import Llama
+    from .memory import MemoryEstimate, memory_estimate
     from .models import default_model_path
     from .retention import Retention
     from .scores import HeadScores
@@ -44,6 +45,7 @@ __all__ = [
     "InternalError",
     "LibraryConflictError",
     "Llama",
+    "MemoryEstimate",
     "ModelError",
     "OutOfMemoryError",
     "Retention",
@@ -55,6 +57,7 @@ __all__ = [
     "__version__",
     "default_model_path",
     "library_dir",
+    "memory_estimate",
 ]
 
 __version__ = version("headkv-local")
@@ -67,8 +70,10 @@ _LAZY = {
     "CacheStats": "stats",
     "HeadScores": "scores",
     "Llama": "llama",
+    "MemoryEstimate": "memory",
     "Retention": "retention",
     "default_model_path": "models",
+    "memory_estimate": "memory",
 }
 
 
