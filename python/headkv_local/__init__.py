@@ -26,6 +26,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .aio import AsyncLlama
     from .llama import Llama
     from .memory import MemoryEstimate, memory_estimate
     from .models import default_model_path
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArchiveError",
     "ArgumentError",
+    "AsyncLlama",
     "CacheStats",
     "CancelToken",
     "Cancelled",
@@ -67,6 +69,7 @@ library_dir = _library.library_dir
 
 # Loaded when first asked for: llama_cpp and numpy take a good part of a second.
 _LAZY = {
+    "AsyncLlama": "aio",
     "CacheStats": "stats",
     "HeadScores": "scores",
     "Llama": "llama",
