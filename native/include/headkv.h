@@ -182,7 +182,8 @@ struct headkv_stats {
 // Bytes of ggml's own buffers on one device.
 struct headkv_memory {
     int64_t bytes_weights;
-    int64_t bytes_cache;   // as headkv_get_device_bytes()
+    int64_t bytes_packed; // of these, host memory in another form than a file has: one that is mapped is held beside it
+    int64_t bytes_cache;  // as headkv_get_device_bytes()
     int64_t bytes_compute; // what a batch computes in
 };
 

@@ -55,6 +55,12 @@ int32_t headkv_get_layer_devices(const llama_context * ctx, int32_t * devices, s
     });
 }
 
+// weights that the CPU has its own form for
+static bool is_packed(ggml_backend_buffer_type_t buft) {
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    return ggml_backend_buft_get_device(buft) == cpu && buft != ggml_backend_dev_buffer_type(cpu);
+}
+
 int32_t headkv_get_memory(const llama_context * ctx, headkv_memory * memory, size_t size, size_t n) {
     return headkv_guard([&]() {
         headkv_require_pointer(ctx);
@@ -66,6 +72,7 @@ int32_t headkv_get_memory(const llama_context * ctx, headkv_memory * memory, siz
         for (const auto & [buft, data] : llama_get_memory_breakdown(ctx)) {
             auto & to         = memory[device_of(buft)];
             to.bytes_weights += data.model;
+            to.bytes_packed  += is_packed(buft) ? data.model : 0;
             to.bytes_cache   += data.context;
             to.bytes_compute += data.compute;
         }

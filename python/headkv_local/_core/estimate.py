@@ -94,6 +94,8 @@ class Estimator:
             n_prompt = n_ctx if n_prompt is None else n_prompt
             if not 1 <= n_prompt <= n_ctx:
                 raise ArgumentError(f"n_prompt must be from 1 to {n_ctx}, not {n_prompt}")
+            if self._model.is_mapped:  # the file is held beside what has another form
+                made = made._replace(weights=made.weights + made.packed)
             if self._retention is not None:
                 shape, devices = shape_of(ctx), native.get_layer_devices(ctx)
         fixed = made.weights + self._beside(n_ctx)

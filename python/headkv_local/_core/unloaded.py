@@ -25,6 +25,7 @@ class Unloaded(llama_cpp.Llama):  # type: ignore[misc]
         """kwargs: of llama_cpp.Llama."""
         self._wanted = kwargs.get("n_batch", 512), kwargs.get("n_ubatch", 512)
         adapter = kwargs.get("lora_path")
+        self.is_mapped = bool(kwargs.get("use_mmap", True)) and not adapter
         self.adapter_bytes = os.path.getsize(adapter) if adapter else 0
         with explained_load_errors():
             super().__init__(model_path, **{**kwargs, "n_ctx": 1, "lora_path": None, "verbose": False})

@@ -14,6 +14,7 @@ class Bytes(NamedTuple):
     """struct headkv_memory, one number per device in ggml's order: int64 (n_device,)."""
 
     weights: npt.NDArray[np.int64]
+    packed: npt.NDArray[np.int64]  # of these
     cache: npt.NDArray[np.int64]
     compute: npt.NDArray[np.int64]
 
@@ -24,6 +25,7 @@ def get_memory(ctx: int) -> Bytes:
     _call("headkv_get_memory", ctx, raw, ffi.sizeof("struct headkv_memory"), len(raw))
     return Bytes(
         np.array([x.bytes_weights for x in raw], dtype=np.int64),
+        np.array([x.bytes_packed for x in raw], dtype=np.int64),
         np.array([x.bytes_cache for x in raw], dtype=np.int64),
         np.array([x.bytes_compute for x in raw], dtype=np.int64),
     )
