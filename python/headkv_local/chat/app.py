@@ -105,7 +105,7 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     with _interrupts_end_the_process():
         llm = load_model(path, options, chat.context if chat is not None else {})
     with contextlib.closing(llm):
-        if options.ctx is not None and 0 < llm.trained_tokens < options.ctx:
+        if isinstance(options.ctx, int) and 0 < llm.trained_tokens < options.ctx:
             console.note(
                 f"the model was trained for {llm.trained_tokens} tokens, it may lose track beyond them"
             )
