@@ -27,7 +27,7 @@ RETENTION = Retention(budget=256, archive="memory")
 """Each turn is read against all of the conversation; decoding looks at 256 entries per KV head."""
 
 _BATCH = 128  # tokens between two steps of the progress bar
-_MAX_TOKENS = 1024  # of an answer
+SAMPLING = {"temperature": 0.2, "repeat_penalty": 1.1, "max_tokens": 1024}
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Engine:
             llm = self._entered(conversation)
             with stop:
                 for chunk in llm.create_chat_completion(
-                    for_model([*conversation.messages, message]), stream=True, max_tokens=_MAX_TOKENS
+                    for_model([*conversation.messages, message]), stream=True, **SAMPLING
                 ):
                     piece = chunk["choices"][0]["delta"].get("content")
                     if piece:

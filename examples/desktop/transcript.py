@@ -58,6 +58,7 @@ class Transcript(ttk.Frame):
             else:
                 self.answer()
                 self.add(text)
+        self.after_idle(self._text.see, "end")  # once it is laid out
 
     def ask(self, question: str, document: str | None) -> None:
         self._line("You", "who")

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "desktop"))
 
 import style
 from app import App
-from engine import Event, Reading
+from engine import SAMPLING, Event, Reading
 
 Picture = npt.NDArray[np.uint8]  # (height, width, 3)
 
@@ -218,6 +218,7 @@ def mishaps(folder: Path, model: Path) -> None:
 
 if __name__ == "__main__":
     scenario = {"day": a_day_at_the_desk, "mishaps": mishaps}[sys.argv[1]]
+    SAMPLING["temperature"] = 0.0
     try:
         scenario(Path(sys.argv[2]), Path(sys.argv[3]))
     finally:

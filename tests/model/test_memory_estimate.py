@@ -154,6 +154,9 @@ def test_settings_that_change_it(tiny_path: Path) -> None:
     assert memory_estimate(tiny_path, n_ctx=N_CTX, budget=64, n_ubatch=64).compute < plain.compute
     everything = memory_estimate(tiny_path, n_ctx=N_CTX, budget=64, logits_all=True)
     assert everything.total - plain.total >= 4 * 259 * N_CTX
+    for retention in (Retention(budget=64), ORDERS["archive"]):
+        brief = memory_estimate(tiny_path, n_ctx=N_CTX, retention=retention, n_prompt=100)
+        assert brief.answering <= brief.total  # batches of answers are as large
     short = memory_estimate(tiny_path, n_ctx=N_CTX, budget=64, n_prompt=50)
     assert short.cache_compacted == short.cache_full  # it is kept whole
     in_file = memory_estimate(tiny_path, n_ctx=N_CTX, retention=Retention(budget=64, archive="a"))

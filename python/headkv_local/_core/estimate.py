@@ -111,7 +111,7 @@ class Estimator:
 
     def _beside(self, n_ctx: int) -> Bytes:
         """In host memory: logits, llama.cpp's and llama_cpp's own, and an adapter."""
-        n_rows = n_ctx + min(n_ctx, self._model.n_batch) if self._model.logits_all else 1
+        n_rows = n_ctx + min(n_ctx, self._model.batch) if self._model.logits_all else 1
         return on_host(4 * n_rows * self._model.n_vocab() + self._model.adapter_bytes)
 
 
@@ -140,9 +140,11 @@ class _Reading:
             self._at_first = native.get_memory(ctx).compute + rows.cells(_SMALL)
         with model.sized(n_ctx, small=True, one_output=True) as ctx:
             self._compute_small = native.get_memory(ctx).compute
-        with model.sized(min(n_ctx, _padded(n_prompt)), one_output=True) as ctx:
-            self._compute_fitted = native.get_memory(ctx).compute
-            self._n_cells = int(llama_cpp.llama_n_ctx(ctx))
+        self._n_cells = min(n_ctx, _padded(n_prompt))
+        with model.sized(max(self._n_cells, min(n_ctx, model.ubatch)), one_output=True) as ctx:
+            self._compute_fitted = native.get_memory(
+                ctx
+            ).compute  # of a whole ubatch, as the context has them
 
         caps = kept.caps_for(shape, n_prompt)
         n_tail = _TAIL
@@ -153,7 +155,8 @@ class _Reading:
         self._pool = rows.kept(caps, kept.window)
         self._archived = on_host(int(rows.cells(_padded(n_prompt)).sum()))
         row = 4 * model.n_embd()
-        n_panel = kept.panel or max(1, _HIDDEN // row // model.n_batch) * model.n_batch
+        n_batch = min(n_ctx, model.batch)
+        n_panel = kept.panel or max(1, _HIDDEN // row // n_batch) * n_batch
         self._hidden = on_host(row * min(n_panel, n_prompt))
 
     def parts(self) -> dict[str, Bytes]:
@@ -168,15 +171,16 @@ class _Reading:
             cache, after = self._pool + self._tail + self._bounded, self._compute_small
             if self._kept.archive == "memory":
                 archive = self._archived + on_host(int(self._bounded.sum()))
+        answering = self._fixed - self._bounded + cache + after + archive
         return {
             "cache_compacted": cache,
             "compute": compute,
             "compute_compacted": after,
             "hidden": self._hidden if self._kept.by_layers and not self._fits else on_host(0),
             "archive": archive,
-            "peak_tokens": self._peak("tokens"),
-            "peak_layers": self._peak("layers"),
-            "answering": self._fixed - self._bounded + cache + after + archive,
+            "peak_tokens": np.maximum(self._peak("tokens"), answering),
+            "peak_layers": np.maximum(self._peak("layers"), answering),
+            "answering": answering,
         }
 
     def _peak(self, order: Order) -> Bytes:

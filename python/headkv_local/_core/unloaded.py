@@ -23,7 +23,8 @@ class Unloaded(llama_cpp.Llama):  # type: ignore[misc]
 
     def __init__(self, model_path: str, kwargs: dict[str, Any]) -> None:
         """kwargs: of llama_cpp.Llama."""
-        self._wanted = kwargs.get("n_batch", 512), kwargs.get("n_ubatch", 512)
+        self.batch: int = kwargs.get("n_batch", 512)  # llama_cpp's n_batch is cut to its context
+        self.ubatch: int = min(self.batch, kwargs.get("n_ubatch", 512))
         adapter = kwargs.get("lora_path")
         self.is_mapped = bool(kwargs.get("use_mmap", True)) and not adapter
         self.adapter_bytes = os.path.getsize(adapter) if adapter else 0
@@ -55,8 +56,7 @@ class Unloaded(llama_cpp.Llama):  # type: ignore[misc]
         require_countable(n_ctx)
         params = type(self.context_params).from_buffer_copy(self.context_params)
         params.n_ctx = n_ctx
-        params.n_batch = min(n_ctx, self._wanted[0])
-        params.n_ubatch = min(params.n_batch, self._wanted[1])
+        params.n_batch, params.n_ubatch = min(n_ctx, self.batch), min(n_ctx, self.ubatch)
         if one_output:
             params.n_outputs_max = 1
         begin_small(small)
