@@ -7,12 +7,17 @@ from there without reading their documents again.
 from __future__ import annotations
 
 import argparse
-import tkinter as tk
+import sys
 from pathlib import Path
 
-from app import App
+from headkv_local import ModelError, default_model_path
 
-from headkv_local import default_model_path
+try:
+    import tkinter as tk
+
+    from app import App
+except ImportError as error:
+    sys.exit(f"this window needs Tk, which is not there ({error}): install the package python3-tk")
 
 
 def main() -> None:
@@ -25,8 +30,17 @@ def main() -> None:
         help="where conversations are kept",
     )
     options = parser.parse_args()
-    root = tk.Tk()
-    app = App(root, options.folder, options.model or default_model_path())
+    model = options.model
+    if model is None:
+        try:
+            model = default_model_path()
+        except ModelError as error:
+            print(error, file=sys.stderr)  # one can be opened in the window
+    try:
+        root = tk.Tk()
+    except tk.TclError as error:
+        sys.exit(f"no window can be opened: {error}")
+    app = App(root, options.folder, model)
     try:
         root.mainloop()
     finally:

@@ -120,8 +120,8 @@ class Engine:
         while (job := self._jobs.get()) is not None:
             try:
                 job()
-            except HeadKVError as error:
-                self.events.put(Failed(str(error)))
+            except Exception as error:  # whatever it is: the thread goes on
+                self.events.put(Failed(_sentence(error)))
         self._unload()
         self.events.put(Closed())
 
@@ -161,8 +161,8 @@ class Engine:
                         self.events.put(Piece(piece))
         except Cancelled:
             stopped = True
-        except HeadKVError as error:
-            self.events.put(Failed(str(error)))
+        except Exception as error:  # the window waits for an end in any case
+            self.events.put(Failed(_sentence(error)))
         if answer:  # also a part of one: the conversation goes on after it
             conversation.messages += [message, {"role": "assistant", "content": answer}]
             conversation.document = None
@@ -197,3 +197,7 @@ class Engine:
         if self._llm is not None:
             stats = self._llm.cache_stats()
             self.events.put(Memory(stats.full_bytes, stats.resident_bytes, stats.archive_bytes))
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, HeadKVError) else f"{type(error).__name__}: {error}"

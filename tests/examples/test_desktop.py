@@ -41,3 +41,14 @@ def test_desktop(
         timeout=1200,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_a_screen() -> None:
+    desktop = Path(__file__).parents[2] / "examples" / "desktop"
+    environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
+    done = subprocess.run(
+        [sys.executable, str(desktop)], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("no window can be opened: ")
+    assert done.stderr.count("\n") == 1

@@ -112,6 +112,19 @@ def test_what_is_held(
     assert found.total == (found.peak_tokens if "tokens" in order else found.peak_layers)
 
 
+@pytest.mark.parametrize("arch", ["neo-bert", "mamba2", "deepseek2", "llama"])
+@pytest.mark.parametrize("settings", [{"embedding": True}, {"logits_all": True}, {"n_batch": 100}])
+def test_what_is_not_compacted(tiny: Any, load: Any, arch: str, settings: dict[str, Any]) -> None:
+    """Encoders, recurrent models, latent attention; many sequences for embeddings."""
+    path = tiny(arch=arch)
+    found, made = (
+        memory_estimate(path, n_ctx=N_CTX, **settings),
+        get_memory(load(path, n_ctx=N_CTX, **settings).ctx),
+    )
+    parts = (found.weights, found.cache_full, found.compute)
+    assert parts == (made.weights.sum(), made.cache.sum(), made.compute.sum())
+
+
 RESIDENT = """
 import sys
 from headkv_local import Llama, Retention, default_model_path

@@ -29,7 +29,9 @@ class Unloaded(llama_cpp.Llama):  # type: ignore[misc]
         self.is_mapped = bool(kwargs.get("use_mmap", True)) and not adapter
         self.adapter_bytes = os.path.getsize(adapter) if adapter else 0
         with explained_load_errors():
-            super().__init__(model_path, **{**kwargs, "n_ctx": 1, "lora_path": None, "verbose": False})
+            super().__init__(
+                model_path, **{**kwargs, "n_ctx": min(self.batch, 512), "lora_path": None, "verbose": False}
+            )
 
     @property
     def model_params(self) -> llama_cpp.llama_model_params:
