@@ -76,7 +76,7 @@ class Estimator:
         self, model_path: str | os.PathLike[str], retention: Retention | None, kwargs: dict[str, Any]
     ) -> None:
         refuse_what_cannot_be(model_path, retention, kwargs)
-        self._retention = retention
+        self._retention, self._settled = retention, False
         self.order: Order = "layers" if retention is not None and retention.by_layers else "tokens"
         self._model = Unloaded(os.fspath(model_path), arguments_of(retention, kwargs))
         self.trained = int(llama_cpp.llama_model_n_ctx_train(self._model.model))
@@ -105,7 +105,10 @@ class Estimator:
             parts |= {"cache_compacted": made.cache, "peak_tokens": held, "answering": held}
             parts |= {"compute": made.compute, "compute_compacted": made.compute}
             return _estimate(n_ctx, n_prompt, self.order, parts)
-        kept = settle(self._retention, shape, self._model.model_path)[0]
+        if not self._settled:  # its scores are loaded, once for all sizes
+            self._retention = settle(self._retention, shape, self._model.model_path)[0]
+            self._settled = True
+        kept = self._retention
         reading = _Reading(self._model, kept, shape, _Rows.of(shape, devices), made, fixed, n_ctx, n_prompt)
         return _estimate(n_ctx, n_prompt, self.order, parts | reading.parts())
 
