@@ -179,6 +179,14 @@ struct headkv_stats {
     int64_t bytes_archive; // in host memory or in a file; not counted above
 };
 
+// Bytes of ggml's own buffers on one device.
+struct headkv_memory {
+    int64_t bytes_weights;
+    int64_t bytes_packed; // of these, host memory in another form than a file has: one that is mapped is held beside it
+    int64_t bytes_cache;  // as headkv_get_device_bytes()
+    int64_t bytes_compute; // what a batch computes in
+};
+
 // The ABI of the loaded library; compare it with HEADKV_ABI_VERSION before any other call.
 HEADKV_API int32_t headkv_abi_version(void);
 
@@ -308,6 +316,16 @@ HEADKV_API int32_t headkv_get_stats(const struct llama_context * ctx, struct hea
 // Where the KV cache is now: bytes[ggml_backend_dev_count()], n: its length, in ggml's order of devices. Of any
 // context, also one that can never be compacted.
 HEADKV_API int32_t headkv_get_device_bytes(const struct llama_context * ctx, int64_t * bytes, size_t n);
+
+// Where the layers that retain lie, as numbers of ggml's devices: devices[n_layer of struct headkv_stats], n: its
+// length.
+HEADKV_API int32_t headkv_get_layer_devices(const struct llama_context * ctx, int32_t * devices, size_t n);
+
+// What a context takes on each device: memory[ggml_backend_dev_count()], n: its length, in ggml's order of devices. Of
+// any context; of one whose model was loaded with no_alloc, what it would take. Not for other threads.
+//   size: sizeof(struct headkv_memory) of the caller
+HEADKV_API int32_t headkv_get_memory(const struct llama_context * ctx, struct headkv_memory * memory, size_t size,
+                                     size_t n);
 
 // Makes headkv_cancel() work, for which it takes the context's abort callback. Once per context.
 HEADKV_API int32_t headkv_cancel_enable(struct llama_context * ctx);

@@ -26,7 +26,9 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .aio import AsyncLlama
     from .llama import Llama
+    from .memory import MemoryEstimate, memory_estimate
     from .models import default_model_path
     from .retention import Retention
     from .scores import HeadScores
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArchiveError",
     "ArgumentError",
+    "AsyncLlama",
     "CacheStats",
     "CancelToken",
     "Cancelled",
@@ -44,6 +47,7 @@ __all__ = [
     "InternalError",
     "LibraryConflictError",
     "Llama",
+    "MemoryEstimate",
     "ModelError",
     "OutOfMemoryError",
     "Retention",
@@ -55,6 +59,7 @@ __all__ = [
     "__version__",
     "default_model_path",
     "library_dir",
+    "memory_estimate",
 ]
 
 __version__ = version("headkv-local")
@@ -64,11 +69,14 @@ library_dir = _library.library_dir
 
 # Loaded when first asked for: llama_cpp and numpy take a good part of a second.
 _LAZY = {
+    "AsyncLlama": "aio",
     "CacheStats": "stats",
     "HeadScores": "scores",
     "Llama": "llama",
+    "MemoryEstimate": "memory",
     "Retention": "retention",
     "default_model_path": "models",
+    "memory_estimate": "memory",
 }
 
 

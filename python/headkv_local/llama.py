@@ -16,7 +16,14 @@ from ._core.bounded import Bounded
 from ._core.compactor import Compactor, small_at_first
 from ._core.folding import Folding
 from ._core.lifetime import Lifetime
-from ._core.load import explained_load_errors, refuse_before_loading, require_adapter, require_last_logits
+from ._core.load import (
+    arguments_of,
+    explained_load_errors,
+    refuse_what_cannot_be,
+    require_adapter,
+    require_last_logits,
+)
+from ._core.memory import with_context
 from ._core.prompts import PromptTracker
 from ._core.sessions import Resuming
 from ._core.snapshot import native_stats, stock_stats
@@ -52,6 +59,8 @@ class Llama(Resuming):
     on_prefill: called as (done, total) tokens from the thread that reads a prompt: with 0 first, after
         every batch, and with total when the prompt has been read and compacted. Not where nothing is read.
     flash_attn: None stands for True with a retention, and without one for False, llama_cpp's default.
+    n_ctx: tokens that the context holds, 512 if left open; 0 for what the model was trained for; "auto" for
+        as many, up to that, as fit by memory_estimate() into nine tenths of the memory that is free.
     verbose: print llama.cpp's log to stderr; it goes to the logger "headkv_local.llama_cpp" in any case.
     kwargs: all other arguments of llama_cpp.Llama. n_gpu_layers (0: none, -1: all) puts layers and their KV
         cache on a GPU; where none can be used a warning says why, and all runs on the CPU.
@@ -71,24 +80,19 @@ class Llama(Resuming):
         verbose: bool = False,
         **kwargs: Any,
     ) -> None:
-        refuse_before_loading(model_path, retention, flash_attn, kwargs)
+        kwargs["flash_attn"] = flash_attn
+        refuse_what_cannot_be(model_path, retention, kwargs)
+        kwargs = arguments_of(retention, kwargs)
         self._choose_threads(kwargs)
-        if retention is not None:
-            kwargs.setdefault("swa_full", False)  # cells for the sliding windows, not for the whole context
         devices.check_before_loading(kwargs)
+        if not kwargs.get("vocab_only"):
+            kwargs = with_context(os.fspath(model_path), retention, kwargs)
         self.on_prefill = on_prefill
-        if kwargs.get("draft_model") is not None:
-            kwargs["logits_all"] = True  # llama_cpp turns this on by itself, but makes no room for them
         # with the compactor, once there is a context, the parts that a Llama has
         self._lifetime, self._prompts, self._rendering = Lifetime(), PromptTracker(), threading.local()
         with explained_load_errors() as lines, small_at_first(retention):
             try:
-                super().__init__(
-                    os.fspath(model_path),
-                    flash_attn=retention is not None if flash_attn is None else flash_attn,
-                    verbose=verbose,
-                    **kwargs,
-                )
+                super().__init__(os.fspath(model_path), verbose=verbose, **kwargs)
                 if self.lora_path and not self._lora_adapter:
                     require_adapter(self.lora_path, lines)
                 self._arrange_chat(chosen=any(kwargs.get(key) for key in ("chat_format", "chat_handler")))

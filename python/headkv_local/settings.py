@@ -17,6 +17,9 @@ DEFAULTS: Final[dict[str, Any]] = {"beta": 1.3, "window": 8, "kernel": 29, "sink
 """The settings that a file of head scores can recommend: fields of Retention and of HeadScores, keys in the
 file, options of the commands."""
 
+AUTO: Final = "auto"
+"""The n_ctx that stands for the largest one that memory has room for."""
+
 MAX_THREADS: Final = 512
 INT32_MAX: Final = 2**31 - 1
 """Beyond these llama.cpp ends the process, or crashes, instead of refusing."""

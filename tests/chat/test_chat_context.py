@@ -53,6 +53,7 @@ def test_context_of_the_default_model(smollm2: Path) -> None:
     assert choose_context(path, None) == 8192
     assert choose_context(path, 0) == 8192
     assert choose_context(path, 100) == 100
+    assert choose_context(path, "auto") == "auto"  # Llama chooses
 
 
 def test_context_beyond_the_memory(smollm2: Path) -> None:

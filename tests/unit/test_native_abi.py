@@ -13,6 +13,7 @@ import pytest
 
 from headkv_local import HeadKVError, LibraryConflictError
 from headkv_local._core import library, native
+from headkv_local._core.native.memory import get_layer_devices, get_memory
 
 ROOT = Path(__file__).parents[2]
 HEADER = ROOT / "native" / "include" / "headkv.h"
@@ -65,3 +66,6 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_calls_on_no_context_are_refused_with_a_sentence() -> None:
     with pytest.raises(HeadKVError, match=r"\w+ \w+"):
         native.supported(0)
+    for call in (get_memory, get_layer_devices):
+        with pytest.raises(HeadKVError, match=r"a pointer is NULL|the context is NULL"):
+            call(0)

@@ -35,6 +35,36 @@ def small_at_first(retention: Retention | None) -> Iterator[None]:
         begin_small(False)
 
 
+def shape_of(ctx: int) -> ModelShape:
+    """The layers that retain. UnsupportedError for a context that can never be compacted."""
+    native.supported(ctx)
+    now = native.get_numbers(ctx)
+    bounded = sum(native.get_device_bytes(ctx)) - now.bytes_cells - now.bytes_kept - now.bytes_record
+    return native.model_shape(ctx)._replace(bounded_bytes=bounded)
+
+
+def settle(retention: Retention, shape: ModelShape, model_path: str) -> tuple[Retention, str | None]:
+    """The retention with its scores loaded, and where they were found."""
+    if not retention.wants_scores:
+        return retention, None
+    if isinstance(retention.scores, HeadScores):
+        scores, where = retention.scores, "given"
+    elif isinstance(retention.scores, str | os.PathLike):
+        scores, where = HeadScores.from_gguf(retention.scores), os.fspath(retention.scores)
+    else:
+        found = HeadScores.find(model_path)
+        if found is None:
+            _logger.info("the model comes without head scores: every KV head gets the same budget")
+            return retention, None
+        scores, where = found[0], str(found[1])
+    try:
+        settled = retention.with_scores(scores.for_model(shape, model_path))
+    except (ArgumentError, ScoresError) as error:  # a budget below the window that the file recommends
+        raise type(error)(f"{error} (head scores: {where})") from error
+    _logger.info("budgets follow the head scores of %s", where)
+    return settled, where
+
+
 class Compactor:
     """Of one context, until that is freed."""
 
@@ -95,10 +125,7 @@ class Compactor:
     @property
     def shape(self) -> ModelShape:
         """The layers that retain. UnsupportedError for a context that can never be compacted."""
-        native.supported(self.ctx)
-        now = native.get_numbers(self.ctx)
-        bounded = sum(native.get_device_bytes(self.ctx)) - now.bytes_cells - now.bytes_kept - now.bytes_record
-        return native.model_shape(self.ctx)._replace(bounded_bytes=bounded)
+        return shape_of(self.ctx)
 
     @property
     def n_compacted(self) -> int:
@@ -117,7 +144,7 @@ class Compactor:
         scores_from = None
         if retention is not None:
             shape = self.shape
-            settled, scores_from = self._with_scores(retention, shape)
+            settled, scores_from = settle(retention, shape, self._model_path)
             n_ctx = native.get_numbers(self.ctx).n_ctx
             if settled.window > n_ctx:
                 raise ArgumentError(f"window must be from 1 to {n_ctx}, not {settled.window}")
@@ -135,27 +162,6 @@ class Compactor:
         if self.retention is not None:
             self.retention = replace(self.retention, archive=None, reselect=None)
             self._settled = replace(self._settled, archive=None, reselect=None)
-
-    def _with_scores(self, retention: Retention, shape: ModelShape) -> tuple[Retention, str | None]:
-        """The retention with its scores loaded, and where they were found."""
-        if not retention.wants_scores:
-            return retention, None
-        if isinstance(retention.scores, HeadScores):
-            scores, where = retention.scores, "given"
-        elif isinstance(retention.scores, str | os.PathLike):
-            scores, where = HeadScores.from_gguf(retention.scores), os.fspath(retention.scores)
-        else:
-            found = HeadScores.find(self._model_path)
-            if found is None:
-                _logger.info("the model comes without head scores: every KV head gets the same budget")
-                return retention, None
-            scores, where = found[0], str(found[1])
-        try:
-            settled = retention.with_scores(scores.for_model(shape, self._model_path))
-        except (ArgumentError, ScoresError) as error:  # a budget below the window that the file recommends
-            raise type(error)(f"{error} (head scores: {where})") from error
-        _logger.info("budgets follow the head scores of %s", where)
-        return settled, where
 
     def caps_for(self, n_prompt: int) -> npt.NDArray[np.int32] | None:
         """(n_layer, n_head_kv); None if there is nothing to compact."""

@@ -6,7 +6,8 @@ from typing import Final, NamedTuple
 
 from .native import ffi, lib, text_of
 
-_GPUS: Final = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
+_CPU: Final = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
+_GPUS: Final = (1, 2)  # _GPU, _IGPU
 
 
 class Device(NamedTuple):
@@ -25,6 +26,13 @@ def device_names() -> list[str]:
         text_of(lib.ggml_backend_dev_name(lib.ggml_backend_dev_get(i)))
         for i in range(lib.ggml_backend_dev_count())
     ]
+
+
+def host() -> int:
+    """The number of the CPU among them: host memory is its."""
+    n = lib.ggml_backend_dev_count()
+    kinds = [lib.ggml_backend_dev_type(lib.ggml_backend_dev_get(i)) for i in range(n)]
+    return kinds.index(_CPU)
 
 
 def devices() -> list[Device]:

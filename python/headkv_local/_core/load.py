@@ -11,23 +11,32 @@ from typing import Any
 
 from ..errors import AdapterError, ArgumentError, HeadKVError, LoadMemoryError, ModelError, UnsupportedError
 from ..retention import Retention
-from ..settings import INT32_MAX, KV_TYPES, MAX_THREADS
+from ..settings import AUTO, INT32_MAX, KV_TYPES, MAX_THREADS
 from .gguf import SIDECAR
 from .logging import collected_errors
-from .memory import refuse_too_large
 
 # "failed to allocate CUDA0 buffer of size 123", "unable to allocate CUDA0 buffer",
 # "allocating 1.0 MiB on device 0"
 _NO_ROOM = re.compile(r"(?:fail|unable)\w* to alloc\w* (\w+)|allocating [\d.]+ MiB on (device \d+)")
 
 
-def refuse_before_loading(
-    model_path: str | os.PathLike[str],
-    retention: Retention | None,
-    flash_attn: bool | None,
-    kwargs: dict[str, Any],
+def arguments_of(retention: Retention | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of Llama as llama_cpp takes them."""
+    given = {**kwargs}
+    if given.get("flash_attn") is None:
+        given["flash_attn"] = retention is not None
+    if retention is not None:
+        given.setdefault("swa_full", False)  # cells for the sliding windows, not for the whole context
+    if given.get("draft_model") is not None:
+        given["logits_all"] = True  # llama_cpp turns this on by itself, but makes no room for them
+    return given
+
+
+def refuse_what_cannot_be(
+    model_path: str | os.PathLike[str], retention: Retention | None, kwargs: dict[str, Any]
 ) -> None:
     """Raise for what can be told without reading the model."""
+    flash_attn = kwargs.get("flash_attn")
     if not isinstance(retention, Retention | None):
         raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
     if retention is not None:
@@ -53,14 +62,15 @@ def refuse_before_loading(
         ("n_threads_batch", 0, MAX_THREADS),
     ):
         number = kwargs.get(name)
-        if number is not None and not least <= number <= most:
-            raise ArgumentError(f"{name} must be from {least} to {most}, not {number}")
+        if name == "n_ctx" and number == AUTO:
+            continue
+        if isinstance(number, str) or (number is not None and not least <= number <= most):
+            auto = f' or "{AUTO}"' if name == "n_ctx" and isinstance(number, str) else ""
+            raise ArgumentError(f"{name} must be from {least} to {most}{auto}, not {number!r}")
     for name in ("type_k", "type_v"):
         if kwargs.get(name) is not None and kwargs[name] not in KV_TYPES.values():
             known = ", ".join(f"{number} ({text})" for text, number in KV_TYPES.items())
             raise ArgumentError(f"{name} must be one of {known}, not {kwargs[name]!r}")
-    if not kwargs.get("vocab_only"):
-        refuse_too_large(path, retention, kwargs)
 
 
 def require_last_logits(retention: Retention | None, logits_all: bool) -> None:

@@ -11,7 +11,10 @@ from ..devices import gpus
 from ..errors import HeadKVError, LoadMemoryError
 from ..machine import memory_total
 from ..retention import Retention
+from ..settings import AUTO
+from .estimate import Estimator
 from .gguf import Gguf, model_id
+from .room import largest_context
 
 _F16: Final = 1
 _BYTES: Final = {
@@ -36,13 +39,12 @@ _KEYS: Final = (
     "attention.key_length",
     "attention.value_length",
 )
-_OTHER_CACHES: Final = (
+_UNLIKE: Final = (
     "attention.causal",  # of models without a cache: it says no
-    "attention.sliding_window",
     "attention.kv_lora_rank",
-    "ssm.conv_kernel",
-    "wkv.head_size",
 )
+_BOUNDED: Final = ("attention.sliding_window", "ssm.conv_kernel", "wkv.head_size")
+_OTHER_CACHES: Final = (*_UNLIKE, *_BOUNDED)
 
 Numbers = dict[str, list[int]]
 
@@ -84,35 +86,57 @@ def token_bytes(numbers: Numbers, type_k: int = _F16, type_v: int = _F16) -> int
     return int(n_kv_heads * (d_k * _BYTES[type_k] + d_v * _BYTES[type_v]))
 
 
+def with_context(path: str, retention: Retention | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """kwargs, with a number for n_ctx="auto". LoadMemoryError for one that is too large."""
+    if kwargs.get("n_ctx") == AUTO:
+        with Estimator(path, retention, kwargs) as estimator:
+            return kwargs | {"n_ctx": largest_context(estimator)}
+    refuse_too_large(path, retention, kwargs)
+    return kwargs
+
+
 def refuse_too_large(path: str, retention: Retention | None, kwargs: dict[str, Any]) -> None:
-    """Raise LoadMemoryError for a context that is larger than all memory that this process may use.
+    """Raise LoadMemoryError for a KV cache that is larger than all memory that this process may use.
 
     With an archive in a file, one layer of it has to fit.
 
     A system that promises more memory than it has, or a container's limit, would end the process once the
-    cache is written to. Caches that do not hold all positions in all layers are left to llama.cpp, as are
-    those that may be on a GPU, whose driver says when it has no room.
+    cache is written to. What may be on a GPU is left to llama.cpp: its driver says when it has no room.
     """
     there = memory_total()
     on_gpu = kwargs.get("n_gpu_layers") and kwargs.get("offload_kqv", True) and gpus()
     if there is None or on_gpu:
         return
     numbers = metadata(path)
-    if any(key in numbers for key in _OTHER_CACHES):
+    if any(key in numbers for key in _UNLIKE):
         return
     n_ctx = kwargs.get("n_ctx", 512) or numbers.get("context_length", [0])[0]
     types = (kwargs.get(name) for name in ("type_k", "type_v"))
     needed = n_ctx * token_bytes(numbers, *(_F16 if kind is None else kind for kind in types))
+    n_layer = numbers.get("block_count", [1])[0]
     advice = "make n_ctx smaller"
     if retention is not None:
         if retention.by_layers and retention.archive not in (None, "memory"):
-            needed //= numbers["block_count"][0]
+            needed, n_layer = needed // n_layer, 1
         else:
             advice += ', or keep an archive in a file (Retention(archive="PATH"))'
+    if needed > there and any(key in numbers for key in _BOUNDED):  # it is less, but of one layer at least
+        needed //= n_layer
+        if needed <= there:
+            with Estimator(path, retention, kwargs) as estimator:
+                needed = estimator.at(n_ctx).cache_full
     if needed > there:
-        error = LoadMemoryError(
-            f"Failed to create llama_context: {n_ctx} tokens take {needed / 2**30:.1f} GiB of KV cache, and "
-            f"this process may use {there / 2**30:.1f} GiB: {advice}"
+        raise _too_large(
+            f"{n_ctx} tokens take {_gib(needed)} of KV cache, and this process may use {_gib(there)}: "
+            f"{advice}"
         )
-        error.setting = "n_ctx"
-        raise error
+
+
+def _too_large(reason: str) -> LoadMemoryError:
+    error = LoadMemoryError(f"Failed to create llama_context: {reason}")
+    error.setting = "n_ctx"
+    return error
+
+
+def _gib(n: float) -> str:
+    return f"{n / 2**30:.1f} GiB"

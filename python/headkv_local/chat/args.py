@@ -78,8 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--ctx",
         "--ctx-size",
         metavar="N",
-        type=values.integer(0, INT32_MAX),
-        help="context size in tokens, 0: what the model was trained for (default: that, "
+        type=values.context,
+        help="context size in tokens, 0: what the model was trained for, "
+        f"{AUTO}: as much of that as memory has room for (default: what it was trained for, "
         f"but no more than {MAX_CTX_BYTES // 1024**3} GiB of full cache)",
     )
     parser.add_argument(

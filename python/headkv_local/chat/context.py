@@ -13,12 +13,16 @@ from headkv_local.models import token_bytes, trained_context
 FALLBACK_CTX = 4096  # for a file that does not say what it was trained for
 
 
-def choose_context(path: str, wanted: int | None) -> int:
+def choose_context(path: str, wanted: int | str | None) -> int | str:
     """Context size for the model at `path`: `wanted` (0: what it was trained for), None: one that fits it.
+
+    "auto" is left to Llama.
 
     Raises ArgumentError if there is not the memory for `wanted`. A file that cannot be read is let through:
     loading it for real will say what is wrong.
     """
+    if isinstance(wanted, str):
+        return wanted
     trained, cost = trained_context(path), token_bytes(path)
     there = memory_total()
     if wanted is None:

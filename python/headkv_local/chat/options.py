@@ -27,7 +27,8 @@ _ENTRIES = re.compile(r"-?[0-9]{1,18}")
 class Options:
     """What the command line asks for.
 
-    budget: None for the full cache. ctx: None to choose one from the model, 0 for what it was trained for.
+    budget: None for the full cache. ctx: None to choose one from the model, 0 for what it was trained for,
+    AUTO for as much of that as memory has room for.
     max_tokens: -1 for no limit but the context. temp to repeat_penalty: None for what the model recommends.
     json_schema, grammar: the text, or the path of a file.
     sources: where each field that was asked for was: FLAG, the name of an environment variable, the path of
@@ -45,7 +46,7 @@ class Options:
     kernel: int | None = None
     sinks: int | None = None
     archive: str = AUTO
-    ctx: int | None = None
+    ctx: int | str | None = None
     threads: int | None = None
     gpu_layers: int | None = None  # None: all where there is a GPU
     max_tokens: int = MAX_TOKENS

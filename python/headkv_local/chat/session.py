@@ -58,7 +58,7 @@ class Session:
     def notes(self) -> list[str]:
         """What its user should know of the model and its archive."""
         found = []
-        if self.options.ctx is not None and 0 < self.llm.trained_tokens < self.options.ctx:
+        if isinstance(self.options.ctx, int) and 0 < self.llm.trained_tokens < self.options.ctx:
             trained = self.llm.trained_tokens
             found.append(f"the model was trained for {trained} tokens, it may lose track beyond them")
         if self.archive.reason:

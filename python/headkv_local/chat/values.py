@@ -6,6 +6,7 @@ import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
+from ..settings import INT32_MAX
 from .options import AUTO, MEMORY, OFF, expand
 
 
@@ -44,6 +45,13 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
         return value
 
     return convert
+
+
+def context(text: str) -> int | str:
+    try:
+        return AUTO if text == AUTO else integer(0, INT32_MAX)(text)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{error}, or {AUTO}") from None
 
 
 def tokens(text: str) -> int:

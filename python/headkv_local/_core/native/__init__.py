@@ -55,6 +55,8 @@ SURFACE: Final = (
     "headkv_get_layers",
     "headkv_get_stats",
     "headkv_get_device_bytes",
+    "headkv_get_layer_devices",
+    "headkv_get_memory",
     "headkv_cancel_enable",
     "headkv_cancel",
     "headkv_cancel_clear",
@@ -128,11 +130,8 @@ _ERRORS: Final[dict[int, type[HeadKVError]]] = {
     lib.HEADKV_ERR_SCORES_VALUE: ScoresError,
 }
 
-OBSERVE_OFF, OBSERVE_TOKENS, OBSERVE_ROWS = (
-    int(lib.HEADKV_OBSERVE_OFF),
-    int(lib.HEADKV_OBSERVE_TOKENS),
-    int(lib.HEADKV_OBSERVE_ROWS),
-)
+OBSERVE_OFF, OBSERVE_TOKENS = int(lib.HEADKV_OBSERVE_OFF), int(lib.HEADKV_OBSERVE_TOKENS)
+OBSERVE_ROWS = int(lib.HEADKV_OBSERVE_ROWS)
 
 
 def _check(code: int) -> None:

@@ -1,0 +1,234 @@
+"""What a Llama will take: llama.cpp counts what it makes, the layers' shapes tell what is added to that.
+
+Bytes are int64 (n_device,), in ggml's order of devices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from ..budgets import ModelShape
+from ..errors import ArgumentError
+from ..memory import DeviceMemory, MemoryEstimate
+from ..retention import Retention
+from . import ggml
+from .compactor import settle, shape_of
+from .load import arguments_of, refuse_what_cannot_be
+from .native import memory as native
+from .unloaded import Unloaded
+
+Bytes = npt.NDArray[np.int64]
+Order = Literal["tokens", "layers"]
+
+# as native/src has them: headkv-prefill.cpp, headkv-resize.cpp, headkv-archive.h, llama-kv-cache-headkv.h
+_HIDDEN: Final = 256 << 20  # bytes of a panel's hidden states
+_TAIL: Final = 128  # cells right after compaction; a power of two times as many where the window needs them
+_BLOCK: Final = 256  # positions that archives and cells for a prompt are multiples of
+_SMALL: Final = 8  # cells before the first prompt, where that gets its own
+
+
+class _Rows(NamedTuple):
+    """What tokens take in the layers that retain; arrays are (n_layer,)."""
+
+    devices: npt.NDArray[np.int32]
+    n_heads: npt.NDArray[np.int64]  # KV heads
+    sizes: npt.NDArray[np.int64]  # bytes of one entry of one KV head
+
+    @classmethod
+    def of(cls, shape: ModelShape, devices: npt.NDArray[np.int32]) -> _Rows:
+        n_heads, sizes = np.array([(x.n_head_kv, x.row_bytes) for x in shape.layers], dtype=np.int64).T
+        return cls(devices, n_heads, sizes)
+
+    def _by_device(self, per_layer: npt.NDArray[np.int64]) -> Bytes:
+        res = on_host(0)
+        np.add.at(res, self.devices, per_layer)
+        return res
+
+    def cells(self, n: int) -> Bytes:
+        return self._by_device(n * self.n_heads * self.sizes)
+
+    def cells_of_one_layer(self, n: int) -> Bytes:
+        """Of the largest: layers take turns in the same place."""
+        res = on_host(0)
+        np.maximum.at(res, self.devices, n * self.n_heads * self.sizes)
+        return res
+
+    def records(self, n_cells: int) -> Bytes:
+        """Of observed attention: a float for each cell and KV head."""
+        return self._by_device(4 * n_cells * self.n_heads)
+
+    def kept(self, caps: npt.NDArray[np.int32], window: int) -> Bytes:
+        """caps: (n_layer, n_head_kv). With the tables of where heads begin; the window is in cells."""
+        n_rows = caps.sum(axis=1, dtype=np.int64) - window * self.n_heads
+        return self._by_device(n_rows * self.sizes + 4 * (self.n_heads + 1))
+
+
+class Estimator:
+    """Of one model and its settings, for any size of the context."""
+
+    def __init__(
+        self, model_path: str | os.PathLike[str], retention: Retention | None, kwargs: dict[str, Any]
+    ) -> None:
+        refuse_what_cannot_be(model_path, retention, kwargs)
+        self._retention, self._settled = retention, False
+        self.order: Order = "layers" if retention is not None and retention.by_layers else "tokens"
+        self._model = Unloaded(os.fspath(model_path), arguments_of(retention, kwargs))
+        self.trained = int(llama_cpp.llama_model_n_ctx_train(self._model.model))
+
+    def __enter__(self) -> Estimator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._model.close()
+
+    def at(self, n_ctx: int, n_prompt: int | None = None) -> MemoryEstimate:
+        """n_ctx: 0 for what the model was trained for. n_prompt: None for all of the context."""
+        with self._model.sized(n_ctx or self.trained) as ctx:
+            made, n_ctx = native.get_memory(ctx), int(llama_cpp.llama_n_ctx(ctx))
+            n_prompt = n_ctx if n_prompt is None else n_prompt
+            if not 1 <= n_prompt <= n_ctx:
+                raise ArgumentError(f"n_prompt must be from 1 to {n_ctx}, not {n_prompt}")
+            if self._model.is_mapped:  # the file is held beside what has another form
+                made = made._replace(weights=made.weights + made.packed)
+            if self._retention is not None:
+                shape, devices = shape_of(ctx), native.get_layer_devices(ctx)
+        fixed = made.weights + self._beside(n_ctx)
+        parts = {"weights": made.weights, "cache_full": made.cache}
+        if self._retention is None:
+            held = fixed + made.cache + made.compute
+            parts |= {"cache_compacted": made.cache, "peak_tokens": held, "answering": held}
+            parts |= {"compute": made.compute, "compute_compacted": made.compute}
+            return _estimate(n_ctx, n_prompt, self.order, parts)
+        if not self._settled:  # its scores are loaded, once for all sizes
+            self._retention = settle(self._retention, shape, self._model.model_path)[0]
+            self._settled = True
+        kept = self._retention
+        reading = _Reading(self._model, kept, shape, _Rows.of(shape, devices), made, fixed, n_ctx, n_prompt)
+        return _estimate(n_ctx, n_prompt, self.order, parts | reading.parts())
+
+    def _beside(self, n_ctx: int) -> Bytes:
+        """In host memory: logits, llama.cpp's and llama_cpp's own, and an adapter."""
+        n_rows = n_ctx + min(n_ctx, self._model.batch) if self._model.logits_all else 1
+        return on_host(4 * n_rows * self._model.n_vocab() + self._model.adapter_bytes)
+
+
+class _Reading:
+    """A prompt that is read, and compacted as a retention says."""
+
+    def __init__(
+        self,
+        model: Unloaded,
+        kept: Retention,
+        shape: ModelShape,
+        rows: _Rows,
+        made: native.Bytes,
+        fixed: Bytes,
+        n_ctx: int,
+        n_prompt: int,
+    ) -> None:
+        """made: the context in the order of tokens, before a prompt. fixed: held beside it all the time."""
+        self._kept, self._rows, self._made, self._n_ctx = kept, rows, made, n_ctx
+        self._bounded = made.cache - rows.cells(n_ctx)
+        self._fixed = fixed + self._bounded
+        self._copies = on_host(2 * int(self._bounded.sum()))  # to go back to, and of the prompt's end
+        self._is_recurrent = bool(llama_cpp.llama_model_is_hybrid(model.model))
+
+        with model.sized(n_ctx, small=True) as ctx:
+            self._at_first = native.get_memory(ctx).compute + rows.cells(_SMALL)
+        with model.sized(n_ctx, small=True, one_output=True) as ctx:
+            self._compute_small = native.get_memory(ctx).compute
+        self._n_cells = min(n_ctx, _padded(n_prompt))
+        with model.sized(max(self._n_cells, min(n_ctx, model.ubatch)), one_output=True) as ctx:
+            self._compute_fitted = native.get_memory(
+                ctx
+            ).compute  # of a whole ubatch, as the context has them
+
+        caps = kept.caps_for(shape, n_prompt)
+        n_tail = _TAIL
+        while n_tail < kept.window:
+            n_tail *= 2
+        self._fits = bool((caps[shape.heads] >= n_prompt).all())  # and is kept whole
+        self._tail = rows.cells(min(n_tail, n_ctx - n_prompt + kept.window))
+        self._pool = rows.kept(caps, kept.window)
+        self._archived = on_host(int(rows.cells(_padded(n_prompt)).sum()))
+        row = 4 * model.n_embd()
+        n_batch = min(n_ctx, model.batch)
+        n_panel = kept.panel or max(1, _HIDDEN // row // n_batch) * n_batch
+        self._hidden = on_host(row * min(n_panel, n_prompt))
+
+    def parts(self) -> dict[str, Bytes]:
+        """The fields of DeviceMemory that a retention has to do with."""
+        reads_fitted = self._kept.archives
+        compute = self._compute_fitted if reads_fitted else self._made.compute
+        archive = on_host(0)
+        if self._fits:
+            cache = self._rows.cells(self._n_cells) + self._bounded if reads_fitted else self._made.cache
+            after = compute
+        else:
+            cache, after = self._pool + self._tail + self._bounded, self._compute_small
+            if self._kept.archive == "memory":
+                archive = self._archived + on_host(int(self._bounded.sum()))
+        answering = self._fixed - self._bounded + cache + after + archive
+        return {
+            "cache_compacted": cache,
+            "compute": compute,
+            "compute_compacted": after,
+            "hidden": self._hidden if self._kept.by_layers and not self._fits else on_host(0),
+            "archive": archive,
+            "peak_tokens": np.maximum(self._peak("tokens"), answering),
+            "peak_layers": np.maximum(self._peak("layers"), answering),
+            "answering": answering,
+        }
+
+    def _peak(self, order: Order) -> Bytes:
+        fitted = order == "layers" or self._kept.archive is not None  # cells, to the prompt
+        if not fitted:
+            whole: Bytes = self._fixed + self._made.compute + self._made.cache - self._bounded
+            if not self._fits:
+                whole += self._rows.records(self._n_ctx) + self._pool + self._tail
+                whole += self._copies if self._is_recurrent else 0  # windows go back by themselves
+            return whole
+        if self._fits:
+            return self._at_most(self._compute_fitted + self._rows.cells(self._n_cells))
+        records = self._rows.records(self._n_cells)
+        if order == "layers":
+            cells, records = self._rows.cells_of_one_layer(self._n_cells), records + self._hidden
+        else:
+            cells = self._rows.cells(self._n_cells)
+        held = self._compute_fitted + self._rows.cells(_SMALL) + cells + self._copies
+        held += np.maximum(records, self._pool)
+        if self._kept.archive in (None, "memory"):  # None: until the prompt has been read
+            held += self._archived
+        return self._at_most(held)
+
+    def _at_most(self, held: Bytes) -> Bytes:
+        """Of what is held before a prompt and what is held while it is read."""
+        most: Bytes = self._fixed + np.maximum(self._at_first, held)
+        return most
+
+
+def on_host(n: int) -> Bytes:
+    """n bytes in host memory, none on other devices."""
+    res = np.zeros(len(ggml.device_names()), dtype=np.int64)
+    res[ggml.host()] = n
+    return res
+
+
+def _padded(n: int) -> int:
+    return -(-n // _BLOCK) * _BLOCK
+
+
+def _estimate(n_ctx: int, n_prompt: int, order: Order, parts: Mapping[str, Bytes]) -> MemoryEstimate:
+    """parts: by the fields of DeviceMemory."""
+    devices = tuple(
+        DeviceMemory(name=name, **{field: int(n[i]) for field, n in parts.items()})
+        for i, name in enumerate(ggml.device_names())
+        if any(n[i] > 0 for n in parts.values())
+    )
+    return MemoryEstimate(devices=devices, n_ctx=n_ctx, n_prompt=n_prompt, order=order)

@@ -1,0 +1,220 @@
+"""AsyncLlama: a Llama for programs with an event loop, which stays free while the model works."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+from ._core.cancel import CancelToken
+from ._core.stream import Stream
+from .errors import StateError
+from .llama import Llama
+from .stats import CacheStats
+
+__all__ = ["AsyncLlama"]
+
+OnPrefill = Callable[[int, int], None]
+
+_T = TypeVar("_T")
+
+
+class AsyncLlama:
+    """A Llama with a thread of its own. All its work is done there, one call after another as they came.
+
+        async with await AsyncLlama.open("model.gguf", n_ctx="auto", retention=Retention()) as llm:
+            reply = await llm.create_chat_completion(messages)
+            async for chunk in await llm.create_chat_completion(messages, stream=True):
+                ...
+
+    A task that is cancelled while it waits stops its work, and only that: what has not begun never does, and
+    the model can be used as after Llama.cancel(). Errors are raised where they are awaited. A stream that
+    nobody takes from makes way for others after a second, 64 items ahead; leaving its loop ends it. Calls may
+    come from several tasks, and event loops.
+
+    on_prefill: called as (done, total) tokens on the caller's event loop, before the result comes.
+    """
+
+    def __init__(self, llm: Llama, worker: ThreadPoolExecutor, on_prefill: OnPrefill | None) -> None:
+        """open() and open_session() make one."""
+        self._llm, self._worker, self._on_prefill = llm, worker, on_prefill
+        self._begun: set[CancelToken] = set()  # of what runs, and of streams, also between their steps
+        self._closing: Future[None] | None = None
+
+    @classmethod
+    async def open(
+        cls, model_path: str | os.PathLike[str], *, on_prefill: OnPrefill | None = None, **kwargs: Any
+    ) -> AsyncLlama:
+        """Load a model. kwargs: of Llama. Where the task is cancelled, the model goes once it is loaded."""
+        return await cls._made(lambda: Llama(model_path, **kwargs), on_prefill)
+
+    @classmethod
+    async def open_session(
+        cls,
+        path: str | os.PathLike[str],
+        model_path: str | os.PathLike[str] | None = None,
+        *,
+        on_prefill: OnPrefill | None = None,
+        **kwargs: Any,
+    ) -> AsyncLlama:
+        """As Llama.open_session()."""
+        return await cls._made(lambda: Llama.open_session(path, model_path, **kwargs), on_prefill)
+
+    @classmethod
+    async def _made(cls, make: Callable[[], Llama], on_prefill: OnPrefill | None) -> AsyncLlama:
+        worker = ThreadPoolExecutor(1, thread_name_prefix="headkv")
+        loading = worker.submit(make)
+        try:
+            return cls(await asyncio.wrap_future(loading), worker, on_prefill)
+        except BaseException:
+            loading.add_done_callback(_close_loaded)  # nobody takes it any more
+            worker.shutdown(wait=False)
+            raise
+
+    async def __aenter__(self) -> AsyncLlama:
+        self._require_open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def llm(self) -> Llama:
+        """The Llama itself, for what may be called from any thread: tokenize(), cache_stats(), shape, ..."""
+        return self._llm
+
+    def cache_stats(self) -> CacheStats:
+        """As Llama.cache_stats(), at any time."""
+        return self._llm.cache_stats()
+
+    async def run(self, work: Callable[[Llama], _T], *, on_prefill: OnPrefill | None = None) -> _T:
+        """work(llm) in the model's thread, when it is its turn: for all that has no method here.
+
+        await llm.run(lambda llm: llm.save_session("a.session"))
+        """
+        self._require_open()
+        token, tell = CancelToken(), self._teller(on_prefill)
+
+        def job() -> _T:
+            self._begun.add(token)
+            try:
+                with self._working(token, tell):
+                    return work(self._llm)
+            finally:
+                self._begun.discard(token)
+
+        try:
+            return await asyncio.wrap_future(self._worker.submit(job))
+        except asyncio.CancelledError:
+            token.cancel()
+            raise
+
+    async def prefill(
+        self,
+        tokens: Sequence[int],
+        question: slice | Sequence[slice] | None = None,
+        messages: Sequence[Mapping[str, Any]] = (),
+        *,
+        on_prefill: OnPrefill | None = None,
+    ) -> None:
+        """As Llama.prefill()."""
+        await self.run(lambda llm: llm.prefill(tokens, question, messages), on_prefill=on_prefill)
+
+    async def create_chat_completion(
+        self, messages: Any, *, stream: bool = False, on_prefill: OnPrefill | None = None, **kwargs: Any
+    ) -> Any:
+        """As Llama.create_chat_completion(): the answer, or with stream=True an asynchronous generator."""
+
+        def begin(llm: Llama) -> Any:
+            return llm.create_chat_completion(messages, stream=stream, **kwargs)
+
+        return self._stream(begin, on_prefill) if stream else await self.run(begin, on_prefill=on_prefill)
+
+    async def create_completion(
+        self, prompt: Any, *, stream: bool = False, on_prefill: OnPrefill | None = None, **kwargs: Any
+    ) -> Any:
+        """As Llama.create_completion(): the answer, or with stream=True an asynchronous generator."""
+
+        def begin(llm: Llama) -> Any:
+            return llm.create_completion(prompt, stream=stream, **kwargs)
+
+        return self._stream(begin, on_prefill) if stream else await self.run(begin, on_prefill=on_prefill)
+
+    def generate(
+        self, tokens: Sequence[int], *, on_prefill: OnPrefill | None = None, **kwargs: Any
+    ) -> AsyncGenerator[int, None]:
+        """As Llama.generate(): token after token, without an end until the loop over it is left."""
+        return self._stream(lambda llm: llm.generate(tokens, **kwargs), on_prefill)
+
+    async def save_session(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
+        """As Llama.save_session()."""
+        await self.run(lambda llm: llm.save_session(path, **kwargs))
+
+    def cancel(self) -> None:
+        """Make what has begun raise Cancelled where it is awaited. What waits for its turn is not stopped."""
+        for token in tuple(self._begun):
+            token.cancel()
+
+    async def close(self) -> None:
+        """Stop what has begun, and free the model when it has stopped. Who waits for a turn gets StateError.
+
+        Closing twice is fine; every other call raises StateError then.
+        """
+        if self._closing is None:
+            self._closing = self._worker.submit(self._llm.close)
+            self.cancel()
+            self._worker.shutdown(wait=False)
+        await asyncio.shield(asyncio.wrap_future(self._closing))
+        self._worker.shutdown()  # of a thread that has nothing left to do
+
+    def _require_open(self) -> None:
+        if self._closing is not None:
+            raise StateError("this Llama has been closed")
+
+    def _teller(self, on_prefill: OnPrefill | None) -> OnPrefill | None:
+        """Calls it on the event loop that runs now, from any thread."""
+        callback, loop = on_prefill or self._on_prefill, asyncio.get_running_loop()
+        if callback is None:
+            return None
+
+        def tell(done: int, total: int) -> None:
+            with suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(callback, done, total)
+
+        return tell
+
+    @contextmanager
+    def _working(self, token: CancelToken, tell: OnPrefill | None) -> Iterator[None]:
+        """In the model's thread."""
+        self._require_open()
+        self._llm.on_prefill = tell
+        with token:
+            yield
+
+    async def _stream(
+        self, begin: Callable[[Llama], Any], on_prefill: OnPrefill | None
+    ) -> AsyncGenerator[Any, None]:
+        self._require_open()
+        token, tell = CancelToken(), self._teller(on_prefill)
+
+        def step(work: Callable[[Llama], None]) -> None:
+            with self._working(token, tell):
+                work(self._llm)
+
+        stream = Stream(begin, step, self._worker.submit)
+        self._begun.add(token)
+        try:
+            async for item in stream:
+                yield item
+        finally:
+            self._begun.discard(token)
+            token.cancel()
+            stream.close()
+
+
+def _close_loaded(loading: Future[Llama]) -> None:
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result().close()

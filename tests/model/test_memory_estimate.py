@@ -1,0 +1,260 @@
+"""memory_estimate() against what llama.cpp and the cache then hold, in bytes of ggml's own buffers."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headkv_local import (
+    ArgumentError,
+    Llama,
+    MemoryEstimate,
+    ModelError,
+    OutOfMemoryError,
+    Retention,
+    UnsupportedError,
+    memory_estimate,
+)
+from headkv_local._core import room
+from headkv_local._core.compactor import Compactor
+from headkv_local._core.native.memory import get_memory
+from helpers import random_tokens
+
+N_CTX, N_PROMPT = 2048, 1500
+ROUNDED = 1536  # an archive makes room for as many
+ORDERS = {
+    "full": None,
+    "tokens": Retention(budget=64),
+    "layers": Retention(budget=64, order="layers"),
+    "archive": Retention(budget=64, archive="memory"),
+    "tokens with an archive": Retention(budget=64, archive="memory", order="tokens"),
+}
+# plain, with windows, with windows and shared layers, recurrent layers beside attention
+MODELS = ("smollm2", "llama", "gemma3", "gemma3n", "falcon-h1", "qwen35")
+
+
+def near(found: int, wanted: int) -> bool:
+    return abs(found - wanted) <= 0.05 * wanted
+
+
+def total(llm: Llama) -> int:
+    found = get_memory(llm.ctx)
+    return int((found.weights + found.cache + found.compute).sum())
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Llama, list[int]], int]]:
+    """watched(llm, tokens): reads a prompt, and says how large compute buffers were meanwhile."""
+    compute: list[int] = []
+
+    def watching(name: str) -> None:
+        stock = getattr(Compactor, name)
+
+        def call(self: Compactor, *args: Any) -> Any:
+            compute.append(int(get_memory(self.ctx).compute.sum()))
+            return stock(self, *args)
+
+        monkeypatch.setattr(Compactor, name, call)
+
+    watching("compact")
+
+    def read(llm: Llama, tokens: list[int]) -> int:
+        compute.clear()
+        llm.on_prefill = lambda done, _: done and compute.append(int(get_memory(llm.ctx).compute.sum()))
+        llm.prefill(tokens)
+        return max(compute[:-1], default=compute[-1])
+
+    return read
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_is_held(
+    name: str, order: str, request: pytest.FixtureRequest, tiny: Any, load: Any, watched: Any
+) -> None:
+    path = request.getfixturevalue("smollm2") if name == "smollm2" else tiny(arch=name)
+    retention = ORDERS[order]
+    found = memory_estimate(path, n_ctx=N_CTX, retention=retention, n_prompt=N_PROMPT)
+    llm = load(path, n_ctx=N_CTX, retention=retention, flash_attn=retention is not None)
+    assert found.n_ctx == llm.n_ctx()
+    assert [device.name for device in found.devices] == ["CPU"]
+
+    at_first, held_at_first = get_memory(llm.ctx), total(llm)
+    assert found.weights == at_first.weights.sum()
+    if retention is None or not retention.archives:  # else there are few cells before a prompt
+        assert found.cache_full == at_first.cache.sum()
+        assert found.compute == at_first.compute.sum()
+    compute = watched(llm, random_tokens(N_PROMPT))
+    assert near(found.compute, compute)
+
+    after, stats = total(llm), llm.cache_stats()
+    assert near(found.cache_compacted + found.compute_compacted + found.weights, after)
+    if retention is None:
+        assert found.peak_layers is None
+        assert found.total == found.answering == found.peak_tokens
+        return
+    bounded = found.cache_full - stats.full_bytes
+    at_end = bounded if retention.archive else 0  # the archive holds these layers too
+    assert found.archive == stats.archive_bytes + at_end
+    assert near(found.answering, after + found.archive)
+
+    # bytes_peak is of the layers that retain; the others are copied, to go back to
+    copies = 2 * bounded if retention.archives or llm._bounded.recurrent else 0
+    archived = stats.full_bytes * ROUNDED // N_CTX if retention.archives else 0
+    held = found.weights + bounded + copies + stats.peak_bytes + compute + archived + found.hidden
+    assert near(found.total, max(held, held_at_first))
+    assert found.total == (found.peak_tokens if "tokens" in order else found.peak_layers)
+
+
+@pytest.mark.parametrize("arch", ["neo-bert", "mamba2", "deepseek2", "llama"])
+@pytest.mark.parametrize("settings", [{"embedding": True}, {"logits_all": True}, {"n_batch": 100}])
+def test_what_is_not_compacted(tiny: Any, load: Any, arch: str, settings: dict[str, Any]) -> None:
+    """Encoders, recurrent models, latent attention; many sequences for embeddings."""
+    path = tiny(arch=arch)
+    found, made = (
+        memory_estimate(path, n_ctx=N_CTX, **settings),
+        get_memory(load(path, n_ctx=N_CTX, **settings).ctx),
+    )
+    parts = (found.weights, found.cache_full, found.compute)
+    assert parts == (made.weights.sum(), made.cache.sum(), made.compute.sum())
+
+
+RESIDENT = """
+import sys
+from headkv_local import Llama, Retention, default_model_path
+from helpers import random_tokens
+
+def memory(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
+
+before = memory("VmRSS")
+llm = Llama(default_model_path(), n_ctx=4096, retention=Retention(budget=64, archive="memory"))
+llm.prefill(random_tokens(3000))
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_the_process_takes(smollm2: Path) -> None:
+    """All that is estimated, and what is not: work buffers of threads, and Python."""
+    found = memory_estimate(
+        smollm2, n_ctx=4096, n_prompt=3000, retention=Retention(budget=64, archive="memory")
+    )
+    command = [sys.executable, "-c", RESIDENT]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[1], check=True
+    )
+    assert 0.9 * found.total <= int(done.stdout) <= found.total + (32 << 20)
+
+
+def test_settings_that_change_it(tiny_path: Path) -> None:
+    plain = memory_estimate(tiny_path, n_ctx=N_CTX, budget=64)
+    assert plain == memory_estimate(tiny_path, n_ctx=N_CTX, retention=Retention(budget=64))
+    assert plain.peak_layers is not None
+    assert plain.order == "tokens"
+    assert memory_estimate(tiny_path, n_ctx=0).n_ctx == 8192
+    assert (
+        memory_estimate(tiny_path, n_ctx=N_CTX, budget=64, type_k=8, type_v=8).cache_full
+        == plain.cache_full * 34 // 64
+    )
+    assert memory_estimate(tiny_path, n_ctx=N_CTX, budget=64, n_ubatch=64).compute < plain.compute
+    everything = memory_estimate(tiny_path, n_ctx=N_CTX, budget=64, logits_all=True)
+    assert everything.total - plain.total >= 4 * 259 * N_CTX
+    for retention in (Retention(budget=64), ORDERS["archive"]):
+        brief = memory_estimate(tiny_path, n_ctx=N_CTX, retention=retention, n_prompt=100)
+        assert brief.answering <= brief.total  # batches of answers are as large
+    short = memory_estimate(tiny_path, n_ctx=N_CTX, budget=64, n_prompt=50)
+    assert short.cache_compacted == short.cache_full  # it is kept whole
+    in_file = memory_estimate(tiny_path, n_ctx=N_CTX, retention=Retention(budget=64, archive="a"))
+    assert in_file.archive == 0
+    assert in_file.total < memory_estimate(tiny_path, n_ctx=N_CTX, retention=ORDERS["archive"]).total
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"n_ctx": -1}, ArgumentError),
+        ({"n_ctx": "much"}, ArgumentError),
+        ({"n_prompt": 0}, ArgumentError),
+        ({"n_prompt": 513}, ArgumentError),
+        ({"n_ctx": 2_000_000_000}, OutOfMemoryError),
+        ({"budget": 64, "retention": Retention()}, ArgumentError),
+        ({"budget": 64, "flash_attn": False}, UnsupportedError),
+        ({"budget": "1KiB"}, ArgumentError),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    tiny_path: Path, arguments: dict[str, Any], error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headkv_local._core.unloaded.memory_free", lambda: 8 << 30)
+    with pytest.raises(error):
+        memory_estimate(tiny_path, **arguments)
+
+
+def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    for path in (broken, tmp_path / "missing.gguf"):
+        with pytest.raises(ModelError, match=path.name):
+            memory_estimate(path)
+
+
+def test_a_model_that_cannot_be_compacted(tiny: Any) -> None:
+    with pytest.raises(UnsupportedError):
+        memory_estimate(tiny(arch="deepseek2"), n_ctx=512, budget=64)
+
+
+@pytest.mark.parametrize("retention", [None, Retention(budget=64), Retention(budget=64, archive="memory")])
+def test_the_largest_context(
+    tiny_path: Path,
+    load: Any,
+    retention: Retention | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def estimate(n_ctx: int) -> MemoryEstimate:
+        return memory_estimate(tiny_path, n_ctx=n_ctx, retention=retention)
+
+    free = estimate(4096).total
+    monkeypatch.setattr(room, "memory_free", lambda: free)
+    with caplog.at_level(logging.INFO, logger="headkv_local"):
+        llm = load(tiny_path, n_ctx="auto", retention=retention)
+    n_ctx = llm.n_ctx()
+    assert 256 <= n_ctx < 4096
+    assert estimate(n_ctx).total <= 0.9 * free < estimate(n_ctx + 256).total
+    assert f'n_ctx="auto" is {n_ctx} tokens' in caplog.text
+    assert "a tenth" in caplog.text
+    llm.prefill(random_tokens(n_ctx - 1))
+
+
+def test_a_context_is_no_larger_than_was_trained_for(tiny: Any, load: Any) -> None:
+    assert load(tiny(n_ctx_train=1024), n_ctx="auto").n_ctx() == 1024
+
+
+def test_no_context_fits(tiny_path: Path, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "memory_free", lambda: 1 << 20)
+    with pytest.raises(OutOfMemoryError, match="already with 256 tokens .* on CPU, and 0.0 GiB may be used"):
+        load(tiny_path, n_ctx="auto")
+
+
+@pytest.mark.parametrize("refused", [True, False])
+@pytest.mark.parametrize("arch", ["gemma3", "gemma3n"])
+def test_a_cache_with_windows_is_counted_as_it_is(
+    tiny: Any, load: Any, monkeypatch: pytest.MonkeyPatch, arch: str, refused: bool
+) -> None:
+    """More than memory if all layers had all positions, which they have not."""
+    path = tiny(arch=arch)
+    there = memory_estimate(path, n_ctx=8192, budget=64).cache_full - refused
+    monkeypatch.setattr("headkv_local._core.memory.memory_total", lambda: there)
+    if refused:
+        with pytest.raises(OutOfMemoryError, match="8192 tokens take 0.0 GiB of KV cache"):
+            load(path, n_ctx=8192, retention=Retention(budget=64))
+    else:
+        assert load(path, n_ctx=8192, retention=Retention(budget=64)).n_ctx() == 8192
