@@ -155,7 +155,7 @@ def rouge_l_parts(said: str, right: str) -> tuple[float, float]:
     n_ours, n_theirs = (len({word for one in text for word in one}) for text in (ours, theirs))
     if n_ours == 0 or n_theirs == 0:
         return 0.0, 0.0
-    shared = {word for one in ours for other in theirs for word in common(one, other)}
+    shared = {word for other in theirs for one in ours for word in common(other, one)}
     return len(shared) / n_ours, len(shared) / n_theirs
 
 
