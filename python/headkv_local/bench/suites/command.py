@@ -107,7 +107,7 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
         for outcome in running.run(setup, sorted_items.fitting, ways, results, options.plain, tell):
             outcomes.append(outcome)
     finally:  # what was measured before an interrupt is worth its table
-        outcomes += results.others(set(labels))
+        outcomes += results.others(outcomes)
         if outcomes:
             data = _document(setup, {**header, **said, "limit": limit}, named, left_out, outcomes, labels)
             sentences = suite_report.left_out_sentences(left_out, options.truncate_middle)

@@ -203,6 +203,7 @@ def _cannot(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
         for task, found in line["tasks"].items() if line["policy"] == FULL else ():
             if found["full_can"] is False:
                 yield (
-                    f"* {task} {line['length']}: the full cache itself scores {found['score']:.0%} (chance: "
-                    f"{found['chance']:.0%}): the model cannot do this task, which counts nowhere else"
+                    f"* {task} {line['length']}: the full cache itself scores {found['score']:.0%} in "
+                    f"{found['n']} samples, where guessing gives {found['chance']:.0%}: no sign that the "
+                    "model can do this task, which counts nowhere else"
                 )

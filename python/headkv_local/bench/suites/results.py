@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -111,9 +111,15 @@ class Results:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
 
-    def others(self, known: set[str]) -> list[Outcome]:
-        """Outcomes of policies that are not among the labels: what another program has added."""
-        return [outcome for outcome in self._done.values() if outcome.label not in known]
+    def others(self, known: Sequence[Outcome]) -> list[Outcome]:
+        """Outcomes of the same prompts under other labels than the known have: of earlier runs, or peers."""
+        labels = {one.label for one in known}
+        prompts = {(one.task, one.length, one.sample): one.prompt for one in known}
+        return [
+            one
+            for one in self._done.values()
+            if one.label not in labels and prompts.get((one.task, one.length, one.sample)) == one.prompt
+        ]
 
     def _read(self, path: Path, header: dict[str, Any]) -> None:
         *lines, last = path.read_bytes().split(b"\n")
