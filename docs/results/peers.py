@@ -36,18 +36,23 @@ from headkv_local.budgets import ModelShape
 
 
 class Peer(NamedTuple):
-    """make: a press that drops this share of the entries."""
+    """make: a press that drops this share of the entries and keeps so many in each KV head."""
 
     chosen: str
-    make: Callable[[float], Any]
+    make: Callable[[float, int], Any]
+
+
+def snapkv(share: float, n_kept: int) -> Any:
+    """Its window of 64 tokens is always kept: here at most half of what a head keeps."""
+    return SnapKVPress(share, window_size=max(8, min(64, n_kept // 2)))
 
 
 PEERS = {
-    "full-torch": Peer(WITH, lambda _: None),  # what the weights in float32 say without any press
-    "snapkv": Peer(WITH, lambda share: SnapKVPress(share)),
-    "ada-snapkv": Peer(WITH, lambda share: AdaKVPress(SnapKVPress(share))),
-    "expected": Peer(WITH, lambda share: ExpectedAttentionPress(share)),
-    "kvzip": Peer(BEFORE, lambda share: KVzipPress(share)),
+    "full-torch": Peer(WITH, lambda _share, _n: None),  # what the weights in float32 say without any press
+    "snapkv": Peer(WITH, snapkv),
+    "ada-snapkv": Peer(WITH, lambda share, n: AdaKVPress(snapkv(share, n))),
+    "expected": Peer(WITH, lambda share, _: ExpectedAttentionPress(share)),
+    "kvzip": Peer(BEFORE, lambda share, _: KVzipPress(share)),
 }
 
 
@@ -139,7 +144,7 @@ def _outcome(
     started = time.perf_counter()
     tokens = answer(
         model,
-        peer.make(dropped),
+        peer.make(dropped, int(kept)),
         prompt.tokens,
         n_context,
         item.max_tokens,

@@ -109,7 +109,7 @@ def test_a_prompt_without_the_split_is_counted(tiny_path: Path) -> None:
 
 @pytest.fixture
 def lm_eval() -> Any:
-    return pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install '.[eval]'")
+    return pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lm-eval")
 
 
 def test_likelihoods_are_those_of_the_model(lm_eval: Any, tiny_path: Path) -> None:

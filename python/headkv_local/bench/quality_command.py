@@ -75,7 +75,7 @@ def add_parser(kinds: Any) -> None:
     add(
         "--budgets",
         metavar=LIST,
-        help=f"as --budget of speed (default: {_BUDGETS}; of a suite {suites.BUDGETS})",
+        help=f"as --budget of speed (default: {_BUDGETS}; of a suite {suites.BUDGETS.replace('%', '%%')})",
     )
     add(
         "--samples",

@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from . import model  # noqa: F401 - registers itself
     except ImportError as error:
         print(
-            f"headkv: eval needs lm-eval 0.4.13 or newer ({error}): pip install 'headkv-local[eval]'",
+            f"headkv: eval needs lm-eval 0.4.13 or newer ({error}): pip install 'headkv-local[eval]', or "
+            "lm-eval by itself",
             file=sys.stderr,
         )
         return 1

@@ -1,7 +1,7 @@
 """BABILong (Kuratov et al., 2024): facts of bAbI hidden in books. Files as the public set has them.
 
-DIR/1k/qa1.jsonl or DIR/qa1/1k.json: input, question, target. Instructions and examples are ours; whether an
-answer is right is the suite's own rule.
+DIR/1k/qa1.jsonl or DIR/qa1/1k.json: input, question, target. Whether an answer is right is
+the suite's own rule.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from headkv_local import ArgumentError
 
+from .babilong_texts import introduction
 from .item import Item
 from .names import BABILONG, LENGTHS, TASKS
 from .reading import first_file, found_tasks, require_folder, rows
@@ -29,77 +30,6 @@ LABELS: Mapping[str, tuple[str, ...]] = {
     "qa10": ("maybe", *_YES_NO),
 }
 """What an answer can be."""
-
-_HIDDEN = "The text below comes from books. Between its sentences stand short facts about {what}."
-_WHAT: Mapping[str, tuple[str, str, str, str]] = {
-    "qa1": (
-        "where people go",
-        "A person is where the last fact about that person says",
-        "Ruth went to the cellar. Otto walked to the attic. Ruth moved to the garage.\n"
-        "Question: Where is Ruth?",
-        "garage",
-    ),
-    "qa2": (
-        "where people go, and what they pick up and put down",
-        "A thing is where the person is who carries it, or where it was put down",
-        "Ruth went to the cellar. Ruth picked up the lamp. Ruth moved to the attic.\n"
-        "Question: Where is the lamp?",
-        "attic",
-    ),
-    "qa3": (
-        "where people go, and what they pick up and put down",
-        "Follow the thing from place to place with whoever carries it",
-        "Ruth picked up the lamp. Ruth went to the cellar. Ruth moved to the attic.\n"
-        "Question: Where was the lamp before the attic?",
-        "cellar",
-    ),
-    "qa4": (
-        "how places lie to each other",
-        "Mind the direction that the question asks for",
-        "The cellar is north of the attic. The garage is south of the attic.\n"
-        "Question: What is north of the attic?",
-        "cellar",
-    ),
-    "qa5": (
-        "who gives what to whom",
-        "The last such fact counts",
-        "Ruth picked up the lamp. Ruth handed the lamp to Otto.\nQuestion: Who did Ruth give the lamp to?",
-        "Otto",
-    ),
-    "qa6": (
-        "where people go",
-        "A person is where the last fact about that person says",
-        "Ruth went to the cellar. Ruth moved to the attic.\nQuestion: Is Ruth in the cellar?",
-        "no",
-    ),
-    "qa7": (
-        "what people pick up, put down and give away",
-        "Count what the person carries at the end",
-        "Ruth picked up the lamp. Ruth picked up the coat. Ruth dropped the lamp.\n"
-        "Question: How many objects is Ruth carrying?",
-        "one",
-    ),
-    "qa8": (
-        "what people pick up, put down and give away",
-        "Name what the person carries at the end",
-        "Ruth picked up the lamp. Ruth picked up the coat. Ruth dropped the lamp.\n"
-        "Question: What is Ruth carrying?",
-        "coat",
-    ),
-    "qa9": (
-        "where people are, and where they are not any longer",
-        "The last fact about a person counts",
-        "Ruth is in the cellar. Ruth is no longer in the cellar.\nQuestion: Is Ruth in the cellar?",
-        "no",
-    ),
-    "qa10": (
-        "where people are, some of them only one place or another",
-        "The last fact about a person counts",
-        "Ruth is either in the cellar or the attic.\nQuestion: Is Ruth in the attic?",
-        "maybe",
-    ),
-}
-"""By task: what its facts are about, how to use them, and a small example with its answer."""
 
 
 def items(folder: Path, tasks: Sequence[str] | None, lengths: Sequence[str] | None) -> list[Item]:
@@ -130,12 +60,7 @@ def _of_length(folder: Path, length: str, tasks: Sequence[str] | None) -> list[I
     )
     made = []
     for task, path in paths.items():
-        what, how, example, answer = _WHAT[task]
         labels = LABELS[task]
-        before = (
-            f"{_HIDDEN.format(what=what)} {how}. Answer with one word.\n\nExample:\n{example}\n"
-            f"Answer: {answer}\n\nText:\n"
-        )
         for number, row in enumerate(rows(path)):
             question, target = row.filled("question").strip(), row.filled("target").strip()
             if not {one.strip() for one in target.split(",")} <= set(labels):
@@ -145,12 +70,12 @@ def _of_length(folder: Path, length: str, tasks: Sequence[str] | None) -> list[I
                     task=task,
                     length=length,
                     number=number,
-                    before=before,
+                    before=introduction(task),
                     document=row.filled("input"),
                     after=f"\n\nQuestion: {question}",
                     answers=(target,),
                     metrics=("babilong",),
-                    max_tokens=16,
+                    max_tokens=20,
                     question=question,
                     classes=labels,
                     chance=1 / len(labels),
