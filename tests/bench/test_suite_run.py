@@ -90,7 +90,7 @@ def test_an_interrupted_run_goes_on(
     assert "with another prompt: give another --results" in capsys.readouterr().err
     babilong(tmp_path / "data", 10, 12)
     assert run(tiny_path, "babilong", *data, "--kernel", "3") == 1
-    assert "with another policy: give another --results" in capsys.readouterr().err
+    assert "with another uniform 32: give another --results" in capsys.readouterr().err
     assert run(tiny_path, "babilong", *data, "--plain") == 1
     assert "holds a run with plain False, not True" in capsys.readouterr().err
     lines.write_text("{}\n")

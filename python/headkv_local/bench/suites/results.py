@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from headkv_local import ArgumentError
 
@@ -74,6 +74,7 @@ class Results:
     def __init__(self, path: Path | None, header: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         self._path = path
         self._done: dict[Key, Outcome] = {}
+        self._prompts: dict[tuple[str, str, int], str] = {}
         if path is None:
             return
         if path.exists() and path.stat().st_size > 0:
@@ -87,39 +88,35 @@ class Results:
             }
             path.write_text(json.dumps(first, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def __len__(self) -> int:
-        return len(self._done)
-
     def found(self, key: Key, prompt: str, recipe: str) -> Outcome | None:
-        """Raises ArgumentError if that was measured with another prompt, or with other settings."""
+        """Raises ArgumentError if the file holds another prompt under this number, or another policy."""
         outcome = self._done.get(key)
-        for what, then, now in (
-            ()
-            if outcome is None
-            else (("prompt", outcome.prompt, prompt), ("policy", outcome.recipe, recipe))
-        ):
-            if then != now:
-                raise ArgumentError(
-                    f"{self._path} holds {key[3]!r} of {key[0]} {key[1]}, sample {key[2]}, with another "
-                    f"{what}: give another --results, or the data and settings of that run"
-                )
+        if self._prompts.get(key[:3], prompt) != prompt:
+            self._refuse(key, "prompt")
+        if outcome is not None and outcome.recipe != recipe:
+            self._refuse(key, key[3])
         return outcome
 
     def add(self, outcome: Outcome) -> None:
-        self._done[outcome.key] = outcome
+        self._keep(outcome)
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
 
+    def _keep(self, outcome: Outcome) -> None:
+        self._done[outcome.key] = outcome
+        self._prompts[outcome.key[:3]] = outcome.prompt
+
+    def _refuse(self, key: Key, what: str) -> NoReturn:
+        raise ArgumentError(
+            f"{self._path} holds {key[0]} {key[1]}, sample {key[2]}, with another {what}: give another "
+            "--results, or the data and settings of that run"
+        )
+
     def others(self, known: Sequence[Outcome]) -> list[Outcome]:
-        """Outcomes of the same prompts under other labels than the known have: of earlier runs, or peers."""
-        labels = {one.label for one in known}
-        prompts = {(one.task, one.length, one.sample): one.prompt for one in known}
-        return [
-            one
-            for one in self._done.values()
-            if one.label not in labels and prompts.get((one.task, one.length, one.sample)) == one.prompt
-        ]
+        """Outcomes of these samples under other labels than the known have: of earlier runs, or peers."""
+        labels, samples = {one.label for one in known}, {one.key[:3] for one in known}
+        return [one for one in self._done.values() if one.label not in labels and one.key[:3] in samples]
 
     def _read(self, path: Path, header: dict[str, Any]) -> None:
         *lines, last = path.read_bytes().split(b"\n")
@@ -130,8 +127,7 @@ class Results:
                     f"{path} holds a run with {name} {value!r}, not {header[name]!r}: give another --results"
                 )
         for number, line in enumerate(lines[1:], 2):
-            outcome = _outcome(line, f"{path}, line {number}")
-            self._done[outcome.key] = outcome
+            self._keep(_outcome(line, f"{path}, line {number}"))
         if last:  # a run was ended while it wrote
             path.write_bytes(b"\n".join([*lines, b""]))
 
