@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from headkv_local import Llama
 from headkv_local.bench.suites import report
 from headkv_local.bench.suites.results import Outcome
 from headkv_local.cli import main
@@ -145,6 +147,29 @@ def test_what_is_chosen_before_and_anew(tiny_path: Path, tmp_path: Path) -> None
         one["answer"] for one in by_label["uniform, anew"]
     ]
     assert {one["kept_bytes"] for one in by_label["uniform, before"]} == {32 * 4 * 2 * 64 * 2}
+
+
+def test_longbench_continues_text_and_judges_each_task_by_its_metric(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task, classes in (("trec", ["Place", "Person"]), ("lcc", None), ("multifieldqa_zh", None)):
+        row = {"input": "Type:", "context": _FILLER * 8, "answers": ["Place"], "all_classes": classes}
+        (tmp_path / f"{task}.jsonl").write_text(json.dumps({**row, "dataset": task}))
+    options = ("--data", str(tmp_path), "--budgets", "32", "--policies", "full,uniform")
+    out = tmp_path / "o.json"
+    assert run(tiny_path, "longbench", *options, "--tasks", "trec,lcc", "--json", str(out)) == 0
+    found = read(out)
+    assert {name: list(one["metrics"]) for name, one in found["summary"][0]["tasks"].items()} == {
+        "trec": ["classification"],
+        "lcc": ["code_similarity"],
+    }
+    assert not found["official_prompts"]
+    with Llama(tiny_path, vocab_only=True, n_ctx=64) as llm:  # no template stands around examples
+        n_tokens = len(llm.tokenize(f"{_FILLER * 8}\nType:".encode(), add_bos=True))
+    assert {one["prompt_tokens"] for one in found["outcomes"] if one["task"] == "trec"} == {n_tokens}
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    assert run(tiny_path, "longbench", *options) == 1
+    assert "which needs jieba: pip install" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

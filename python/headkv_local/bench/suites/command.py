@@ -142,10 +142,11 @@ def prepared(model: str, said: dict[str, Any], limit: int) -> Any:
 
     from headkv_local import Llama
 
-    from . import prompts
+    from . import metrics, prompts
 
     with Llama(model, vocab_only=True, n_ctx=64) as llm:
         items = _first(_items(said, llm), said["samples"])
+        metrics.require(items)
         if said["max_tokens"]:
             items = [replace(item, max_tokens=said["max_tokens"]) for item in items]
         return prompts.fitted(llm, items, limit, said["plain"], said["truncate_middle"])

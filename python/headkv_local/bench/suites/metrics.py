@@ -7,7 +7,7 @@ import ast
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from headkv_local import UnsupportedError
 
@@ -124,7 +124,13 @@ METRICS: Mapping[str, Metric] = {
     )
 }
 
-NEED_JIEBA = {"f1_chinese", "rouge_l_chinese"}
+_NEED_JIEBA = {"f1_chinese", "rouge_l_chinese"}
+
+
+def require(items: Iterable[Item]) -> None:
+    """Raises UnsupportedError before anything is measured that could not be judged."""
+    if any(_NEED_JIEBA & set(item.metrics) for item in items):
+        cut("")
 
 
 def cut(text: str) -> list[str]:
