@@ -246,7 +246,7 @@ def _document(
     from .report import summary
 
     return {
-        "bench": "quality",
+        "bench": "suite",
         "environment": report.environment(),
         "setup": asdict(setup),
         "settings": said,
