@@ -177,7 +177,7 @@ def _variables(length: int, rng: random.Random) -> _Asked:
         after=(
             f"\n\nWhich variables in the text have the value {value}? Some get it from others. Name them all."
         ),
-        lead=f"{len(names)} variables have the value {value}. They are: ",
+        lead=f"{len(names)} variables have the value {value}. They are:",
         answers=tuple(names),
         max_tokens=30,
     )
