@@ -28,7 +28,7 @@ import torch
 from kvpress import AdaKVPress, ExpectedAttentionPress, KVzipPress, SnapKVPress
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, logging
 
-from headkv_local import Llama, Retention
+from headkv_local import HeadKVError, Llama, Retention
 from headkv_local.bench.policies import parse_budgets
 from headkv_local.bench.suites import command, metrics, prompts, results
 from headkv_local.bench.suites.names import BEFORE, WITH
@@ -193,11 +193,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"{unknown[0]!r} is none of {', '.join(PEERS)}")
     options.budgets = parse_budgets(options.budgets)
     logging.disable_progress_bar()
-    for outcome in measure(options):
-        print(
-            f"{outcome.label}: {outcome.task} {outcome.length} {outcome.sample}: {outcome.score:.2f}",
-            flush=True,
-        )
+    try:
+        for outcome in measure(options):
+            print(f"{outcome.label}: {outcome.task} {outcome.length} {outcome.sample}: {outcome.score:.2f}")
+            sys.stdout.flush()
+    except HeadKVError as error:
+        raise SystemExit(f"peers: {error}") from error
 
 
 if __name__ == "__main__":
