@@ -16,6 +16,7 @@ def rows_of(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "quality": _quality,
         "sessions": _sessions,
         "speed": _speed,
+        "suite": _suite,
         "threads": _threads,
         "turns": _turns,
     }
@@ -73,6 +74,33 @@ def _family(family: dict[str, Any]) -> str:
 def _of_full(one: dict[str, Any]) -> str:
     share = "" if one["of_full"] is None else f" ({one['of_full']:.0%})"
     return f"{one['found']}/{one['asked']}{share}"
+
+
+def _suite(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Scores in percent with their intervals; a star where the full cache cannot do the task."""
+    lines = data["summary"]
+    tasks = list(dict.fromkeys(task for line in lines for task in line["tasks"]))
+    rows = [
+        [
+            f"{line['length']} {line['label']}".strip(),
+            f"{line['kept_share']:.1%}",
+            _mebibytes(line["kept_bytes"]),
+            *(_scored(line["tasks"].get(task)) for task in tasks),
+            "-" if line["of_full"] is None else _percent(line["of_full"], line["of_full_95"]),
+        ]
+        for line in lines
+    ]
+    return ["prompt, policy", "kept", "K and V", *tasks, "of full"], rows
+
+
+def _scored(task: dict[str, Any] | None) -> str:
+    if task is None:
+        return "-"
+    return _percent(task["score"], task["interval_95"]) + "*" * (task["full_can"] is False)
+
+
+def _percent(value: float, interval: Sequence[float]) -> str:
+    return f"{100 * value:.0f} ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})"
 
 
 def _speed(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -14,17 +14,23 @@ from .scoring import command as scoring
 
 EXIT_ERROR = 1
 EXIT_INTERRUPT = 130
+_EVAL = "eval"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     arguments = bench.with_default(list(sys.argv[1:] if argv is None else argv))
+    if arguments[:1] == [_EVAL]:  # its options are lm_eval's
+        from .eval.__main__ import main as evaluate
+
+        return evaluate(arguments[1:])
     parser = argparse.ArgumentParser(prog="headkv", description="Tools around headkv-local.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     bench.add_parser(commands)
     scoring.add_parser(commands)
     scoresfile.add_parser(commands)
     doctor.add_parser(commands)
+    commands.add_parser(_EVAL, help="lm-evaluation-harness with our model and tasks", add_help=False)
     options = parser.parse_args(arguments)
     from .errors import HeadKVError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from headkv_local import Llama
 
@@ -13,7 +13,7 @@ from .questions import Question
 from .tasks import Sample
 from .wordings import PLAIN, Wording, catalogue
 
-_OBSERVED = 160  # tokens at the end of a document that a policy may have to see
+OBSERVED = 160  # tokens at the end of a document that a policy may have to see
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,30 @@ def read_once(llm: Llama, messages: list[dict[str, Any]], document: str) -> tupl
     """The prompt, and how many of its tokens other prompts about the document may have in common with it."""
     prompt = chat_prompt(llm, messages)
     tokens = tokens_of(llm, prompt)
+    return tokens, _n_shared(tokens, up_to(llm, prompt, document))
+
+
+def up_to(llm: Llama, prompt: str, document: str) -> list[int]:
+    """The tokens of a chat's prompt up to the document's end."""
     before, written, _ = prompt.partition(document.strip())  # templates may strip
-    return tokens, _n_shared(tokens, tokens_of(llm, before + written) if written else [])
+    return tokens_of(llm, before + written) if written else []
 
 
-def by_beginning(cases: Sequence[Case]) -> Iterator[tuple[list[int], list[Case]]]:
+class _Shares(Protocol):
+    """A prompt whose first n_shared tokens others have too."""
+
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def n_shared(self) -> int: ...
+
+
+_C = TypeVar("_C", bound=_Shares)
+
+
+def by_beginning(cases: Sequence[_C]) -> Iterator[tuple[list[int], list[_C]]]:
     """Tokens to read once, and the cases whose prompts begin with them."""
-    groups: dict[tuple[int, ...], list[Case]] = {}
+    groups: dict[tuple[int, ...], list[_C]] = {}
     for case in cases:
         groups.setdefault(tuple(case.tokens[: case.n_shared]), []).append(case)
     for beginning, group in groups.items():
@@ -89,7 +106,9 @@ def _questions(sample: Sample, number: int, wording: Wording) -> tuple[Question,
 
 def _n_shared(tokens: Sequence[int], document: Sequence[int]) -> int:
     """document: tokens of the prompt up to the document's end; only the last of them may differ."""
-    n_same = next(
-        (i for i, (a, b) in enumerate(zip(tokens, document, strict=False)) if a != b), len(document)
-    )
-    return max(min(n_same, len(document) - _OBSERVED), 0)
+    return max(min(n_same(tokens, document), len(document) - OBSERVED), 0)
+
+
+def n_same(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..settings import given
-from .options import LIST, Help, add_common, haystacks, names_of, positive, positives, setup_of, tell
+from .options import LIST, Help, add_common, haystacks, names_of, positive, setup_of, tell
 from .questions import SINGLE_FACT, TASKS
+from .suites import command as suites
+from .suites.names import TASKS as SUITE_TASKS
 
 if TYPE_CHECKING:
     from headkv_local import HeadScores
+
+_LENGTHS, _BUDGETS, _SAMPLES = (1000, 2000, 4000), "32,64,128,256", 4
 
 
 def add_parser(kinds: Any) -> None:
@@ -45,9 +50,9 @@ def add_parser(kinds: Any) -> None:
     add(
         "--haystacks",
         type=haystacks,
-        default="prose",
+        default=("prose",),
         metavar=names,
-        help="what hides facts: prose, code, table, chat",
+        help="what hides facts: prose, code, table, chat (default: prose)",
     )
     add(
         "--question",
@@ -61,18 +66,38 @@ def add_parser(kinds: Any) -> None:
         metavar=names,
         help="which of full, recent, uniform, scores to try (default: all)",
     )
-    add("--lengths", type=positives, default=(1000, 2000, 4000), metavar=LIST, help="prompt lengths")
-    add("--budgets", default="32,64,128,256", metavar=LIST, help="as --budget of speed")
-    add("--samples", type=positive, default=4, metavar="N", help="prompts per task and length")
+    add(
+        "--lengths",
+        type=suites.lengths,
+        metavar=LIST,
+        help=f"prompt lengths (default: {','.join(map(str, _LENGTHS))}; of ruler 4k, of babilong all)",
+    )
+    add(
+        "--budgets",
+        metavar=LIST,
+        help=f"as --budget of speed (default: {_BUDGETS}; of a suite {suites.BUDGETS.replace('%', '%%')})",
+    )
+    add(
+        "--samples",
+        type=positive,
+        metavar="N",
+        help=f"prompts per task and length (default: {_SAMPLES}; of a suite all there are, of ruler 20)",
+    )
     add("--scores", metavar="FILE[,...]", help="head scores to compare (default: those found for the model)")
     add("--beta", type=float, help="of the budgets by scores (default: what the scores recommend)")
     add("--png", metavar="OUT", help="write a plot there (needs matplotlib)")
-    parser.set_defaults(run=_quality)
+    suites.add_options(add)
+    parser.set_defaults(run=_quality, default_of=parser.get_default)
 
 
 def _quality(options: argparse.Namespace) -> None:
+    if options.suite is not None:
+        suites.run(options, _scores)
+        return
+    suites.refuse_without_suite(options)
     from . import policies, quality, quality_report, report, wordings, wordings_report
 
+    _require_own(options)
     asked = wordings.chosen(options.wordings)
     is_plain = asked == (wordings.PLAIN,)
     if not is_plain:
@@ -86,8 +111,8 @@ def _quality(options: argparse.Namespace) -> None:
         plot.check(options.png)
     settings = quality.Settings(
         tasks=options.tasks or (tuple(TASKS) if is_plain else ("needle",)),
-        lengths=options.lengths,
-        n_samples=options.samples,
+        lengths=options.lengths or _LENGTHS,
+        n_samples=options.samples or _SAMPLES,
         seed=options.seed,
         max_tokens=options.max_tokens or (24 if is_plain else 32),
         plain=options.plain,
@@ -95,7 +120,7 @@ def _quality(options: argparse.Namespace) -> None:
         haystacks=options.haystacks,
         question=options.question,
     )
-    budgets = policies.parse_budgets(options.budgets)
+    budgets = policies.parse_budgets(options.budgets or _BUDGETS)
     tried = policies.all_of(budgets, scores, given(options), options.policies or policies.KINDS)
     outcomes: list[quality.Outcome] = []
     try:
@@ -151,8 +176,18 @@ def _require_wide(options: argparse.Namespace) -> None:
         raise ArgumentError("--png plots likelihoods, which only --wordings plain measures")
 
 
+def _require_own(options: argparse.Namespace) -> None:
+    """Raises ArgumentError for a task of a suite."""
+    from headkv_local import ArgumentError
+
+    for task in options.tasks or ():
+        if task not in TASKS:
+            raise ArgumentError(f"{task} is a task of a suite: --suite NAME goes with it")
+
+
 def _tasks(text: str) -> tuple[str, ...]:
-    return names_of(text, "task", tuple(TASKS))
+    """Which of them go together is known later."""
+    return names_of(text, "task", tuple(dict.fromkeys((*TASKS, *chain(*SUITE_TASKS.values())))))
 
 
 def _policies(text: str) -> tuple[str, ...]:

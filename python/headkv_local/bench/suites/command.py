@@ -1,0 +1,267 @@
+"""`headkv bench quality --suite`: its options. What measures is imported late."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...settings import given
+from ..options import names_of, positive, setup_of, tell
+from .names import ANEW, BABILONG, BEFORE, CHOSEN, LENGTHS, LONGBENCH, LOOGLE, RULER, TASKS, WITH
+
+if TYPE_CHECKING:
+    from headkv_local import HeadScores, Llama
+
+    from .item import Item
+    from .results import Outcome
+
+BUDGETS = "2%,5%,10%"
+_ONLY_HERE = ("data", "results", "context", "truncate_middle", "chosen")
+_NOT_HERE = ("wordings", "haystacks", "question")
+
+
+def add_options(add: Callable[..., Any]) -> None:
+    add(
+        "--suite",
+        choices=tuple(TASKS),
+        help="ask the questions of a public suite; what follows goes with it",
+    )
+    add("--data", metavar="DIR", help="where the suite's files are; ruler has none, its tasks are made")
+    add(
+        "--results",
+        metavar="FILE",
+        help="each answer is added to this file of JSON lines, and a run that was ended goes on from it "
+        "(default: with --json OUT.json OUT.jsonl)",
+    )
+    add(
+        "--context",
+        type=positive,
+        metavar="N",
+        help="leave out what takes more tokens with its answer (default: what the model was trained for)",
+    )
+    add(
+        "--truncate-middle",
+        action="store_true",
+        help="cut out the middle of what does not fit, as LongBench does, and say so",
+    )
+    add(
+        "--chosen",
+        type=lambda text: names_of(text, "time of choosing", CHOSEN),
+        metavar="WHEN[,...]",
+        help=f"when what is kept of a document is chosen: {WITH} the question; {BEFORE} it is known; "
+        f"before it and {ANEW} when it comes, from an archive (default: {WITH})",
+    )
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """For argparse: numbers of tokens, "4k" is 4096."""
+    return tuple(LENGTHS[part] if part in LENGTHS else positive(part) for part in text.split(","))
+
+
+def refuse_without_suite(options: argparse.Namespace) -> None:
+    from headkv_local import ArgumentError
+
+    for name in _ONLY_HERE:
+        if getattr(options, name):
+            raise ArgumentError(f"--{name.replace('_', '-')} goes with --suite")
+
+
+def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[str, HeadScores]]) -> None:
+    """scores: finds head scores, of files or for a model."""
+    from headkv_local.models import model_id
+
+    from .. import policies, report
+    from . import report as suite_report
+    from . import results as results_file
+    from . import run as running
+
+    _check(options)
+    setup = setup_of(options)
+    named = scores(options.scores, setup.model)
+    report.check_target(options.json)
+    if options.png is not None:
+        from .. import plot
+
+        plot.check(options.png)
+    budgets = policies.parse_budgets(options.budgets or BUDGETS)
+    tried = policies.all_of(budgets, named, given(options), options.policies or policies.KINDS)
+    ways = running.ways_of(tried, options.chosen or (WITH,))
+    limit = _limit(options, setup.model)
+    said = settings(options)
+    header = {
+        "suite": options.suite,
+        "model_id": model_id(setup.model),
+        **{name: getattr(setup, name) for name in ("type_k", "type_v")},
+        **{name: said[name] for name in ("plain", "seed", "max_tokens")},
+    }
+    sorted_items = prepared(setup.model, said, limit)
+    left_out = suite_report.left_out(sorted_items, limit)
+    results = results_file.Results(
+        _results_path(options), header, {"model": setup.model, "limit": limit, **said}
+    )
+    labels = [way.label for way in ways]
+    outcomes: list[Outcome] = []
+    try:
+        for outcome in running.run(setup, sorted_items.fitting, ways, results, options.plain, tell):
+            outcomes.append(outcome)
+    finally:  # what was measured before an interrupt is worth its table
+        outcomes += results.others(outcomes)
+        if outcomes:
+            data = _document(setup, {**header, **said, "limit": limit}, named, left_out, outcomes, labels)
+            sentences = suite_report.left_out_sentences(left_out, options.truncate_middle)
+            text = "\n".join([suite_report.table(data["summary"]), *sentences])
+            report.write(text, data, options.json)
+            if options.png is not None:
+                from .plot import write_png
+
+                write_png(data["summary"], options.png)
+    if not outcomes:
+        _refuse_empty(left_out, options)
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What prompts are made of, so that another program can make them again."""
+    return {
+        "suite": options.suite,
+        "data": options.data,
+        "tasks": options.tasks,
+        "lengths": options.lengths,
+        "samples": options.samples,
+        "seed": options.seed,
+        "plain": options.plain,
+        "max_tokens": options.max_tokens,
+        "truncate_middle": options.truncate_middle,
+    }
+
+
+def prepared(model: str, said: dict[str, Any], limit: int) -> Any:
+    """prompts.Sorted: the items of settings() that fit into `limit` tokens, and the others."""
+    from dataclasses import replace
+
+    from headkv_local import Llama
+
+    from . import metrics, prompts
+
+    with Llama(model, vocab_only=True, n_ctx=64) as llm:
+        items = _first(_items(said, llm), said["samples"])
+        metrics.require(items)
+        if said["max_tokens"]:
+            items = [replace(item, max_tokens=said["max_tokens"]) for item in items]
+        return prompts.fitted(llm, items, limit, said["plain"], said["truncate_middle"])
+
+
+def _items(said: dict[str, Any], llm: Llama) -> list[Item]:
+    from . import babilong, longbench, loogle, ruler
+
+    suite, tasks, data = said["suite"], said["tasks"], Path(said["data"] or "")
+    if suite == BABILONG:
+        names = {tokens: name for name, tokens in LENGTHS.items()}
+        return babilong.items(data, tasks, [names[n] for n in said["lengths"]] if said["lengths"] else None)
+    if suite == LONGBENCH:
+        return longbench.items(data, tasks)
+    if suite == LOOGLE:
+        return loogle.items(data, tasks)
+    from ..prompts import chat_tokens, plain_tokens
+
+    n_template = len((plain_tokens if said["plain"] else chat_tokens)(llm, ""))
+    return ruler.items(
+        tasks,
+        said["lengths"] or (4096,),
+        said["samples"] or ruler.N_SAMPLES,
+        said["seed"],
+        lambda text: len(llm.tokenize(text.encode(), add_bos=False, special=False)),
+        n_template,
+    )
+
+
+def _first(items: Sequence[Item], n: int | None) -> list[Item]:
+    """Of each task and length the first n, in the order of the items."""
+    return [item for item in items if n is None or item.number < n]
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises ArgumentError for options that do not go with this suite."""
+    from headkv_local import ArgumentError
+
+    for name in _NOT_HERE:
+        if getattr(options, name) != options.default_of(name):
+            raise ArgumentError(f"--{name} does not go with --suite, whose questions are worded already")
+    known = TASKS[options.suite]
+    for task in options.tasks or ():
+        if task not in known:
+            raise ArgumentError(f"{task!r} is no task of {options.suite}: {', '.join(known)}")
+    if options.suite == RULER:
+        if options.data is not None:
+            raise ArgumentError("--data does not go with --suite ruler: its tasks are made on the spot")
+    elif options.data is None:
+        raise ArgumentError(f"--suite {options.suite} needs --data DIR, the folder of its files")
+    if options.lengths and options.suite in (LONGBENCH, LOOGLE):
+        raise ArgumentError(f"--lengths does not go with --suite {options.suite}, whose texts have their own")
+    if options.suite == BABILONG:
+        for length in options.lengths or ():
+            if length not in LENGTHS.values():
+                raise ArgumentError(f"BABILong has no length {length}: {', '.join(LENGTHS)}")
+
+
+def _limit(options: argparse.Namespace, model: str) -> int:
+    from headkv_local import ArgumentError
+    from headkv_local.models import trained_context
+
+    trained: int = trained_context(model)
+    if options.context and trained and options.context > trained:
+        raise ArgumentError(
+            f"the model was trained for {trained} tokens, --context {options.context} is more"
+        )
+    if not (options.context or trained):
+        raise ArgumentError(
+            "the model's file does not say how many tokens it was trained for: give --context"
+        )
+    return int(options.context or trained)
+
+
+def _results_path(options: argparse.Namespace) -> Path | None:
+    if options.results is not None:
+        return Path(options.results)
+    if options.json in (None, "-"):
+        return None
+    path = Path(options.json).with_suffix(".jsonl")
+    return path if path != Path(options.json) else path.with_suffix(".results.jsonl")
+
+
+def _document(
+    setup: Any,
+    said: dict[str, Any],
+    named: dict[str, HeadScores],
+    left_out: dict[str, Any],
+    outcomes: Sequence[Outcome],
+    labels: Sequence[str],
+) -> dict[str, Any]:
+    """What --json writes."""
+    from dataclasses import asdict
+
+    from .. import report
+    from . import longbench
+    from .report import summary
+
+    return {
+        "bench": "suite",
+        "environment": report.environment(),
+        "setup": asdict(setup),
+        "settings": said,
+        "official_prompts": said["suite"] == LONGBENCH and longbench.has_official_prompts(Path(said["data"])),
+        "scores": {name: dict(one.source) for name, one in named.items()},
+        "left_out": left_out,
+        "summary": summary(outcomes, labels),
+        "outcomes": [asdict(outcome) for outcome in outcomes],
+    }
+
+
+def _refuse_empty(left_out: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
+    from headkv_local import ArgumentError
+
+    from .report import left_out_sentences
+
+    sentences = left_out_sentences(left_out, options.truncate_middle)
+    raise ArgumentError("; ".join(["nothing is left to ask", *sentences]))

@@ -1,0 +1,165 @@
+# ruff: noqa: RUF001 - Chinese
+"""LongBench (Bai et al., 2024). Files as the public set has them: DIR/TASK.jsonl, or TASK_e.jsonl.
+
+Prompts and answer lengths are those of the suite where its dataset2prompt.json and dataset2maxlen.json lie in
+DIR or DIR/config; else ours. Metrics are the suite's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headkv_local import ArgumentError
+
+from .item import ANSWER_LINES, Item
+from .names import LONGBENCH, TASKS
+from .reading import Row, first_file, found_tasks, rows
+
+_CONTEXT, _INPUT = "{context}", "{input}"
+PROMPTS, LENGTHS = "dataset2prompt.json", "dataset2maxlen.json"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """chat, marks, stop: as in Item. prompt: ours."""
+
+    metric: str
+    max_tokens: int
+    prompt: str
+    chat: bool = True
+    marks: bool = True
+    stop: str = ""
+    chance: float = 0.0
+
+
+_SHORT = "Give the answer alone, in as few words as you can."
+_ANSWER = f"{_CONTEXT}\n\nAnswer this question about the text above. {_SHORT}\nQuestion: {_INPUT}\nAnswer:"
+_CHINESE = f"{_CONTEXT}\n\n请根据上文回答问题，只写答案，越短越好。\n问题：{_INPUT}\n答案："
+_SUMMARY = f"{_CONTEXT}\n\nSum up the text above on one page.\nSummary:"
+_CHOOSE = "Which paragraph above is this a summary of?"
+_LINE = f"{_CONTEXT}{_INPUT}Next line of code:\n"
+_EXAMPLES = f"{_CONTEXT}\n{_INPUT}"
+
+
+def _lines(metric: str, max_tokens: int) -> _Kind:
+    """Examples that the answer goes on from: no chat."""
+    return _Kind(metric, max_tokens, _EXAMPLES, chat=False, stop=ANSWER_LINES)
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "narrativeqa": _Kind("f1", 128, _ANSWER),
+    "qasper": _Kind(
+        "f1", 128, _ANSWER.replace(_SHORT, f'{_SHORT} If the text has none, say "unanswerable".')
+    ),
+    "multifieldqa_en": _Kind("f1", 64, _ANSWER),
+    "multifieldqa_zh": _Kind("f1_chinese", 64, _CHINESE),
+    **dict.fromkeys(("hotpotqa", "2wikimqa", "musique"), _Kind("f1", 32, _ANSWER)),
+    "dureader": _Kind("rouge_l_chinese", 128, _CHINESE),
+    "gov_report": _Kind("rouge_l", 512, _SUMMARY),
+    "qmsum": _Kind("rouge_l", 512, _ANSWER.replace(_SHORT, "Answer in a few sentences.")),
+    "multi_news": _Kind("rouge_l", 512, _SUMMARY),
+    "vcsum": _Kind("rouge_l_chinese", 512, f"{_CONTEXT}\n\n请总结上面的会议内容。\n总结："),
+    "trec": _lines("classification", 64),
+    "triviaqa": _lines("f1", 32),
+    "samsum": _lines("rouge_l", 128),
+    "lsht": _lines("classification", 64),
+    "passage_count": _Kind(
+        "count",
+        32,
+        f"{_CONTEXT}\n\nSome of the paragraphs above are repeated. How many different ones are there? "
+        "Give the number alone.\nNumber: ",
+    ),
+    "passage_retrieval_en": _Kind(
+        "retrieval",
+        32,
+        f'{_CONTEXT}\n\n{_CHOOSE}\n\n{_INPUT}\n\nAnswer as in "Paragraph 1".\nAnswer: ',
+        chance=1 / 30,
+    ),
+    "passage_retrieval_zh": _Kind(
+        "retrieval",
+        32,
+        f"{_CONTEXT}\n\n下面是哪一段的摘要？\n\n{_INPUT}\n\n按“段落1”的格式回答。\n答案：",
+        chance=1 / 30,
+    ),
+    "lcc": _Kind("code_similarity", 64, _LINE, chat=False, marks=False),
+    "repobench-p": _Kind("code_similarity", 64, _LINE, chat=False, marks=False),
+}
+
+
+def items(folder: Path, tasks: Sequence[str] | None) -> list[Item]:
+    """All questions. Raises ArgumentError for what is not there, or has another schema."""
+
+    def path_of(task: str) -> Path | None:
+        return first_file(
+            *(at / f"{task}{end}.jsonl" for end in ("", "_e") for at in (folder, folder / "data"))
+        )
+
+    paths = found_tasks(
+        folder,
+        tuple(tasks or ()) or None,
+        TASKS[LONGBENCH],
+        path_of,
+        "LongBench is looked for in DIR/TASK.jsonl",
+    )
+    prompts, lengths = _official(folder, PROMPTS, str), _official(folder, LENGTHS, int)
+    for task, prompt in prompts.items():
+        if task in paths and prompt.count(_CONTEXT) != 1:
+            raise ArgumentError(f"{PROMPTS}: {task!r} must hold {_CONTEXT} once")
+    return [
+        _item(task, number, row, prompts.get(task), lengths.get(task))
+        for task, path in paths.items()
+        for number, row in enumerate(rows(path))
+    ]
+
+
+def has_official_prompts(folder: Path) -> bool:
+    return _official_file(folder, PROMPTS) is not None
+
+
+def _item(task: str, number: int, row: Row, prompt: str | None, max_tokens: int | None) -> Item:
+    kind = _KINDS[task]
+    if (named := row.text("dataset").removesuffix("_e")) != task:
+        row.refuse("dataset", f"must be {task!r}, not {named!r}")
+    asked, answers = row.text("input"), row.texts("answers")
+    classes = row.texts_or_null("all_classes")
+    if kind.metric == "classification" and not set(answers) <= set(classes):
+        row.refuse("all_classes", "must hold the answers")
+    before, _, after = (prompt or kind.prompt).partition(_CONTEXT)
+    return Item(
+        task=task,
+        length="",
+        number=number,
+        before=before.replace(_INPUT, asked),
+        document=row.filled("context"),
+        after=after.replace(_INPUT, asked),
+        answers=answers,
+        metrics=(kind.metric,),
+        max_tokens=max_tokens or kind.max_tokens,
+        question=asked,
+        classes=classes,
+        marks=kind.marks,
+        chat=kind.chat,
+        stop=kind.stop,
+        chance=1 / len(classes) if kind.metric == "classification" else kind.chance,
+    )
+
+
+def _official_file(folder: Path, name: str) -> Path | None:
+    return first_file(folder / name, folder / "config" / name)
+
+
+def _official(folder: Path, name: str, of: type) -> dict[str, Any]:
+    path = _official_file(folder, name)
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArgumentError(f"{path}: is no JSON: {error}") from error
+    if not isinstance(found, dict) or not all(type(value) is of and value for value in found.values()):
+        raise ArgumentError(f"{path} must be a JSON object of tasks with a {of.__name__} each")
+    return found

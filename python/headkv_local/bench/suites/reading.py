@@ -1,0 +1,113 @@
+"""JSON Lines, and JSON lists, of other people: each field is checked, errors name file, line and key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from headkv_local import ArgumentError
+
+
+class Row:
+    """One object of a file. What it does not have, or has in another form, is an ArgumentError."""
+
+    def __init__(self, fields: Mapping[str, Any], where: str) -> None:
+        self._fields, self.where = fields, where
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._fields
+
+    def text(self, key: str) -> str:
+        value = self._of(key)
+        if not isinstance(value, str):
+            self.refuse(key, f"must be a text, not {_short(value)}")
+        return value
+
+    def filled(self, key: str) -> str:
+        """A text that is more than spaces."""
+        if not (value := self.text(key)).strip():
+            self.refuse(key, "is empty")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of texts, with at least one."""
+        value = self._of(key)
+        if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+            self.refuse(key, f"must be a list of texts with at least one, not {_short(value)}")
+        return tuple(value)
+
+    def texts_or_null(self, key: str) -> tuple[str, ...]:
+        return () if self._of(key) is None else self.texts(key)
+
+    def value(self, key: str) -> Any:
+        return self._of(key)
+
+    def refuse(self, key: str, why: str) -> NoReturn:
+        raise ArgumentError(f"{self.where}: {key!r} {why}")
+
+    def _of(self, key: str) -> Any:
+        if key not in self._fields:
+            self.refuse(key, "is missing")
+        return self._fields[key]
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """The objects of a file: one a line, or all in one list. Raises ArgumentError, OSError."""
+    data = path.read_bytes()
+    found = False
+    if data.lstrip()[:1] == b"[":
+        for number, value in enumerate(_parsed(data, str(path)), 1):
+            found = True
+            yield _row(value, f"{path}, item {number}")
+        data = b""
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.strip():
+            found, where = True, f"{path}, line {number}"
+            yield _row(_parsed(line, where), where)
+    if not found:
+        raise ArgumentError(f"{path} is empty")
+
+
+def found_tasks(
+    folder: Path, wanted: tuple[str, ...] | None, known: tuple[str, ...], path_of: Any, layout: str
+) -> dict[str, Path]:
+    """The file of each task: of all that are wanted, or of those that are there.
+
+    path_of: makes a Path or None of a task. layout: how files would be named, for the sentence.
+    Raises ArgumentError where one that is wanted is missing, or none is there.
+    """
+    require_folder(folder)
+    files = {task: path_of(task) for task in wanted or known}
+    missing = [task for task, path in files.items() if path is None]
+    if len(missing) == len(files) or (wanted and missing):
+        raise ArgumentError(f"{folder} has no {missing[0]}: {layout}")
+    return {task: path for task, path in files.items() if path is not None}
+
+
+def require_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise ArgumentError(f"{path} is not a folder")
+
+
+def first_file(*paths: Path) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _row(value: Any, where: str) -> Row:
+    if not isinstance(value, dict):
+        raise ArgumentError(f"{where}: must be a JSON object, not {_short(value)}")
+    return Row(value, where)
+
+
+def _parsed(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # of UTF-8 too
+        raise ArgumentError(f"{where}: is no JSON: {error}") from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,154 @@
+"""What was measured, sample by sample: JSON Lines that an interrupted run goes on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from headkv_local import ArgumentError
+
+_FORMAT = "headkv bench quality --suite"
+_VERSION = 1
+
+Key = tuple[str, str, int, str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One question under one policy."""
+
+    task: str
+    length: str
+    sample: int
+    """Its number among those of the task and length."""
+    policy: str
+    budget: int | str | None
+    chosen: str
+    """When what is kept is chosen: names.WITH, BEFORE or ANEW."""
+    prompt: str
+    """Digest of the prompt's tokens."""
+    recipe: str
+    """Digest of what the policy is: its settings and scores."""
+    prompt_tokens: int
+    removed_tokens: int
+    """Cut out of the document's middle."""
+    expected: tuple[str, ...]
+    answer: str
+    answer_tokens: int
+    score: float
+    """The first of the scores."""
+    scores: dict[str, float]
+    """By metric."""
+    chance: float
+    kept_share: float
+    kept_bytes: int
+    resident_bytes: int
+    archive_bytes: int
+    seconds: float
+    """From the copy of the full cache, or from the document's end in the archive, to the answer's end."""
+
+    @property
+    def label(self) -> str:
+        return label_of(self.policy, self.budget, self.chosen)
+
+    @property
+    def key(self) -> Key:
+        return self.task, self.length, self.sample, self.label, self.chosen
+
+
+def label_of(policy: str, budget: int | str | None, chosen: str) -> str:
+    name = policy if budget is None else f"{policy} {budget}"
+    return name if chosen == "with" else f"{name}, {chosen}"
+
+
+class Results:
+    """The file of a run, or nothing but memory where path is None.
+
+    header: what has to be the same for all outcomes of a file. settings: said in it, for whoever makes the
+    prompts again. Raises ArgumentError for a file of another run, or damaged before its last line.
+    """
+
+    def __init__(self, path: Path | None, header: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        self._path = path
+        self._done: dict[Key, Outcome] = {}
+        self._prompts: dict[tuple[str, str, int], str] = {}
+        if path is None:
+            return
+        if path.exists() and path.stat().st_size > 0:
+            self._read(path, dict(header))
+        else:
+            first = {
+                "format": _FORMAT,
+                "version": _VERSION,
+                "header": dict(header),
+                "settings": dict(settings),
+            }
+            path.write_text(json.dumps(first, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def found(self, key: Key, prompt: str, recipe: str) -> Outcome | None:
+        """Raises ArgumentError if the file holds another prompt under this number, or another policy."""
+        outcome = self._done.get(key)
+        if self._prompts.get(key[:3], prompt) != prompt:
+            self._refuse(key, "prompt")
+        if outcome is not None and outcome.recipe != recipe:
+            self._refuse(key, key[3])
+        return outcome
+
+    def add(self, outcome: Outcome) -> None:
+        self._keep(outcome)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
+
+    def _keep(self, outcome: Outcome) -> None:
+        self._done[outcome.key] = outcome
+        self._prompts[outcome.key[:3]] = outcome.prompt
+
+    def _refuse(self, key: Key, what: str) -> NoReturn:
+        raise ArgumentError(
+            f"{self._path} holds {key[0]} {key[1]}, sample {key[2]}, with another {what}: give another "
+            "--results, or the data and settings of that run"
+        )
+
+    def others(self, known: Sequence[Outcome]) -> list[Outcome]:
+        """Outcomes of these samples under other labels than the known have: of earlier runs, or peers."""
+        labels, samples = {one.label for one in known}, {one.key[:3] for one in known}
+        return [one for one in self._done.values() if one.label not in labels and one.key[:3] in samples]
+
+    def _read(self, path: Path, header: dict[str, Any]) -> None:
+        *lines, last = path.read_bytes().split(b"\n")
+        first = header_of(path)
+        for name, value in first["header"].items():
+            if header.get(name, value) != value:
+                raise ArgumentError(
+                    f"{path} holds a run with {name} {value!r}, not {header[name]!r}: give another --results"
+                )
+        for number, line in enumerate(lines[1:], 2):
+            self._keep(_outcome(line, f"{path}, line {number}"))
+        if last:  # a run was ended while it wrote
+            path.write_bytes(b"\n".join([*lines, b""]))
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """The first line: format, version, header and settings. Raises ArgumentError."""
+    with path.open("rb") as file:
+        line = file.readline()
+    try:
+        first = json.loads(line)
+        if first["format"] == _FORMAT and first["version"] == _VERSION and isinstance(first["header"], dict):
+            return dict(first)
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise ArgumentError(f"{path} holds no results of {_FORMAT}: give another --results")
+
+
+def _outcome(line: bytes, where: str) -> Outcome:
+    try:
+        values = json.loads(line)
+        found = Outcome(**{one.name: values[one.name] for one in fields(Outcome)})
+        return replace(found, expected=tuple(found.expected))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArgumentError(f"{where}: is no outcome: {error}") from error

@@ -1,0 +1,279 @@
+"""RULER's synthetic tasks (Hsieh et al., 2024), made on the spot. Nothing is read, nothing is copied.
+
+Needles, variables and counts are as there; sentences and filler are ours. A sample depends on the seed, the
+task, the length and its number alone. No model in here: `count` gives the number of tokens of a text.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+from headkv_local import ArgumentError
+
+from .. import haystack
+from ..haystack import Count
+from .item import Item
+from .names import RULER, TASKS
+
+N_SAMPLES = 20
+"""Of a task and length, unless it is said."""
+
+_NOISE = "The lamp is lit. The door is shut. The clock ticks. Nobody comes, and nobody leaves."
+_KEYED = re.compile(r"\b[a-z]{4,9}\b")
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+_NOISE_HAY, _PROSE_HAY, _NEEDLE_HAY = "noise", "prose", "needles"
+_MANY = 4  # keys, values or queries where a task has several
+_N_HOPS, _N_COMMON, _N_FREQUENT = 4, 10, 3
+
+
+@dataclass(frozen=True)
+class _Needles:
+    """hay: what needles are hidden in; of _NEEDLE_HAY others of their kind."""
+
+    hay: str
+    uuids: bool = False
+    n_keys: int = 1
+    n_values: int = 1
+    n_asked: int = 1
+
+
+_NIAH: Mapping[str, _Needles] = {
+    "niah_single_1": _Needles(_NOISE_HAY),
+    "niah_single_2": _Needles(_PROSE_HAY),
+    "niah_single_3": _Needles(_PROSE_HAY, uuids=True),
+    "niah_multikey_1": _Needles(_PROSE_HAY, n_keys=_MANY),
+    "niah_multikey_2": _Needles(_NEEDLE_HAY),
+    "niah_multikey_3": _Needles(_NEEDLE_HAY, uuids=True),
+    "niah_multivalue": _Needles(_PROSE_HAY, n_values=_MANY),
+    "niah_multiquery": _Needles(_PROSE_HAY, n_keys=_MANY, n_asked=_MANY),
+}
+
+
+def items(
+    tasks: Sequence[str] | None,
+    lengths: Sequence[int],
+    n_samples: int,
+    seed: int,
+    count: Count,
+    n_template: int,
+) -> list[Item]:
+    """n_samples of every length and task; a prompt has its length, with the n_template tokens of a template.
+
+    Raises ArgumentError for a length that leaves no room.
+    """
+    return [
+        _item(task, length, number, seed, count, n_template)
+        for length in lengths
+        for task in tasks or TASKS[RULER]
+        for number in range(n_samples)
+    ]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A sample without its filler. document: of so many units of filler."""
+
+    document: Callable[[int], str]
+    after: str
+    lead: str
+    answers: tuple[str, ...]
+    max_tokens: int
+    n_most: int = 1 << 22
+
+
+def _item(task: str, length: int, number: int, seed: int, count: Count, n_template: int) -> Item:
+    asked = _made(task, length, random.Random(f"{seed}/ruler/{task}/{length}/{number}"), count)
+    room = length - n_template - count(asked.after + asked.lead)
+    n_units = _most(lambda n: count(asked.document(n)) <= room, asked.n_most)
+    if n_units == 0:
+        raise ArgumentError(f"prompts of {length} tokens leave no room for {task}")
+    return Item(
+        task=task,
+        length=str(length),
+        number=number,
+        before="",
+        document=asked.document(n_units),
+        after=asked.after,
+        answers=asked.answers,
+        metrics=("match_all",),
+        max_tokens=asked.max_tokens,
+        question=asked.after.strip(),
+        lead=asked.lead,
+    )
+
+
+def _made(task: str, length: int, rng: random.Random, count: Count) -> _Asked:
+    if task in _NIAH:
+        return _niah(_NIAH[task], length, rng, count)
+    return {"vt": _variables, "cwe": _common, "fwe": _frequent}[task](length, rng)
+
+
+def _niah(kind: _Needles, length: int, rng: random.Random, count: Count) -> _Asked:
+    what = "uuid" if kind.uuids else "number"
+
+    def value() -> str:
+        return (
+            str(uuid.UUID(int=rng.getrandbits(128), version=4))
+            if kind.uuids
+            else str(rng.randrange(10**6, 10**7))
+        )
+
+    keys = _keys(rng, kind.n_keys)
+    values = {key: [value() for _ in range(kind.n_values)] for key in keys}
+    needles = [_needle(what, key, one) for key in keys for one in values[key]]
+    rng.shuffle(needles)
+    if kind.hay == _NOISE_HAY:
+        hay = [_NOISE] * (length // 8)
+    elif kind.hay == _NEEDLE_HAY:
+        hay = [_needle(what, key, value()) for key in _keys(rng, length // 8, keys)]
+    else:
+        hay = _sentences(length, rng, count)
+    depths = [rng.random() for _ in needles]
+    asked = keys[: kind.n_asked]
+    named = asked[0] if len(asked) == 1 else f"{', '.join(asked[:-1])} and {asked[-1]}"
+    several = kind.n_values > 1 or len(asked) > 1
+    return _Asked(
+        document=lambda n: " ".join(_spread(hay[:n], needles, depths)),
+        after=(
+            f"\n\nWhat are all the special magic {what}s for {named} that the text gives?"
+            if several
+            else f"\n\nWhat is the special magic {what} for {named} that the text gives?"
+        ),
+        lead=(
+            f"The special magic {what}s for {named} are"
+            if several
+            else f"The special magic {what} for {named} is"
+        ),
+        answers=tuple(one for key in asked for one in values[key]),
+        max_tokens=128,
+        n_most=len(hay),
+    )
+
+
+def _needle(what: str, key: str, value: str) -> str:
+    return f"A special magic {what} for {key} is: {value}."
+
+
+def _variables(length: int, rng: random.Random) -> _Asked:
+    """One chain: a value, and names that are set to each other."""
+    names: list[str] = []
+    while len(names) <= _N_HOPS:
+        name = "".join(rng.choice(_LETTERS.upper()) for _ in range(5))
+        if name not in names:
+            names.append(name)
+    value = str(rng.randrange(10000, 100000))
+    steps = [f"VAR {names[0]} = {value}."]
+    steps += [f"VAR {b} = VAR {a}." for a, b in pairwise(names)]
+    depths = sorted(rng.random() for _ in steps)
+    return _Asked(
+        document=lambda n: " ".join(_spread([_NOISE] * n, steps, depths)),
+        after=(
+            f"\n\nWhich variables in the text have the value {value}? Some get it from others. Name them all."
+        ),
+        lead=f"{len(names)} variables have the value {value}. They are:",
+        answers=tuple(names),
+        max_tokens=30,
+    )
+
+
+def _common(length: int, rng: random.Random) -> _Asked:
+    """A list in which ten words stand more often than all others."""
+    n_often, n_seldom = (30, 3) if length >= 4096 else (10, 1)
+    words = list(vocabulary())
+    rng.shuffle(words)
+    often, others = words[:_N_COMMON], words[_N_COMMON:]
+    order = rng.random()
+
+    def document(n: int) -> str:
+        listed = often * n_often + others[:n] * n_seldom
+        random.Random(order).shuffle(listed)
+        return " ".join(f"{i}. {word}" for i, word in enumerate(listed, 1))
+
+    return _Asked(
+        document=document,
+        after=f"\n\nWhich {_N_COMMON} words stand most often in this list?",
+        lead=f"The {_N_COMMON} words that stand most often in the list are:",
+        answers=tuple(often),
+        max_tokens=120,
+        n_most=len(others),
+    )
+
+
+def _frequent(length: int, rng: random.Random) -> _Asked:
+    """Made-up words that get rarer with the square of their rank. The first is dots, and not asked for."""
+    words = ["..."]
+    while len(words) < max(length // 50, 16):
+        word = "".join(rng.choice(_LETTERS) for _ in range(6))
+        if word not in words:
+            words.append(word)
+    weights = [rank**-2.0 for rank in range(1, len(words) + 1)]
+    order = rng.random()
+
+    def document(n: int) -> str:
+        scale = n * 10 / sum(weights)
+        listed = [
+            word for word, weight in zip(words, weights, strict=True) for _ in range(round(scale * weight))
+        ]
+        random.Random(order).shuffle(listed)
+        return " ".join(listed)
+
+    return _Asked(
+        document=document,
+        after=f"\n\nWhich {_N_FREQUENT} words stand most often in this text? Leave out the dots.",
+        lead=f"The {_N_FREQUENT} words that stand most often are:",
+        answers=tuple(words[1 : _N_FREQUENT + 1]),
+        max_tokens=50,
+    )
+
+
+@cache
+def vocabulary() -> tuple[str, ...]:
+    """Short words of the haystack's prose, in the order of the alphabet; none begins another."""
+    words = sorted(set(_KEYED.findall(" ".join(haystack.paragraphs()))))
+    return tuple(a for a, b in zip(words, [*words[1:], ""], strict=True) if not b.startswith(a))
+
+
+def _keys(rng: random.Random, n: int, others: Sequence[str] = ()) -> list[str]:
+    """Different pairs of words, none among the others."""
+    words, found = vocabulary(), dict.fromkeys(others)
+    while len(found) < len(others) + n:
+        found.setdefault(f"{rng.choice(words)}-{rng.choice(words)}")
+    return list(found)[len(others) :]
+
+
+def _sentences(length: int, rng: random.Random, count: Count) -> list[str]:
+    start = rng.randrange(len(haystack.paragraphs()))
+    try:
+        parts = haystack.cut(length, count, start)
+    except ValueError as error:
+        raise ArgumentError(f"prompts of {length} tokens cannot be made: {error}") from error
+    return [sentence for part in parts for sentence in re.split(r"(?<=[.?!]) (?=[A-Z])", part)]
+
+
+def _spread(filler: Sequence[str], needles: Sequence[str], depths: Sequence[float]) -> list[str]:
+    """The filler with each needle before the unit at its depth; at the same place in their order."""
+    places = sorted((int(depth * len(filler)), i) for i, depth in enumerate(depths))
+    out, at = [], 0
+    for place, i in places:
+        out += [*filler[at:place], needles[i]]
+        at = place
+    return [*out, *filler[at:]]
+
+
+def _most(fits: Callable[[int], bool], n_most: int) -> int:
+    """The largest n up to n_most that fits, 0 if none does."""
+    high = 1
+    while high < n_most and fits(high):
+        high *= 2
+    low, high = high // 2, min(high, n_most)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,52 @@
+"""`headkv eval`, `python -m headkv_local.eval`: the command line of lm_eval with our model and tasks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from headkv_local import HeadKVError
+
+TASKS = Path(__file__).parent / "tasks"
+
+_INCLUDE = "--include_path"
+_OTHERS = ("ls", "validate")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it; 0 done, 1 failed, 2 wrong usage, 130 interrupted. One sentence where lm-eval is missing."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        from lm_eval.__main__ import cli_evaluate
+
+        from . import model  # noqa: F401 - registers itself
+    except ImportError as error:
+        print(
+            f"headkv: eval needs lm-eval 0.4.13 or newer ({error}): pip install 'headkv-local[eval]', or "
+            "lm-eval by itself",
+            file=sys.stderr,
+        )
+        return 1
+    if arguments and not any(one.startswith(_INCLUDE) for one in arguments):
+        first = arguments[0] if arguments[0] in _OTHERS else ""
+        rest = arguments[1:] if first else arguments
+        arguments = [*([first] if first else []), *rest, _INCLUDE, str(TASKS)]
+    before, sys.argv = sys.argv, ["headkv eval", *arguments]
+    try:
+        cli_evaluate()
+    except HeadKVError as error:
+        print(f"headkv: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("headkv: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    finally:
+        sys.argv = before
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

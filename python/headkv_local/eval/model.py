@@ -1,0 +1,184 @@
+"""The model `headkv` of lm-evaluation-harness: one Llama in this process, greedy or sampled, one sequence."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from tqdm import tqdm
+
+from headkv_local import UnsupportedError
+
+from ..bench.contexts import last_logits
+from .reader import Reader, log_softmax
+from .settings import parse
+
+_logger = logging.getLogger("lm_eval.headkv")
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens")
+
+
+@register_model("headkv")
+class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
+    """--model_args model=FILE,budget=5%,scores=...: settings.parse() has all of them.
+
+    Requests are answered in their order; those that share a prompt, or with chosen=anew a document, are
+    cheaper one after the other. A prompt that does not fit into the context is counted and said, and scores
+    nothing; with truncate=middle it loses its middle.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+        self._reader = Reader(parse(given))
+        self._llm = self._reader.llm
+        self._vocab = llama_cpp.llama_model_get_vocab(self._llm.model)
+        self._messages: dict[str, list[dict[str, Any]]] = {}  # by the prompt that they were rendered to
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self._llm.token_eos())
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = int(self._llm.token_bos())
+        return bos if bos >= 0 else self.eot_token_id
+
+    @property
+    def max_length(self) -> int:
+        return int(self._llm.n_ctx())
+
+    @property
+    def max_gen_toks(self) -> int:
+        return self._reader.settings.max_gen_toks
+
+    @property
+    def tokenizer_name(self) -> str:
+        return Path(self._reader.model).name
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        return self._reader.tokens(string, add_bos=add_special_tokens is not False)
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        return str(self._llm.metadata.get("tokenizer.chat_template", "")) if chat_template else ""
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        history = [dict(message) for message in chat_history]
+        begun = "" if add_generation_prompt else str(history.pop()["content"])
+        prompt = self._llm.chat_prompt(history) + begun
+        self._messages[prompt] = history
+        return prompt
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        answers = []
+        for request in tqdm(requests, desc="headkv: answers", disable=disable_tqdm):
+            text, options = request.args
+            answer = self._generated(text, dict(options))
+            self.cache_hook.add_partial("generate_until", request.args, answer)
+            answers.append(answer)
+        self._say()
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **options: Any
+    ) -> list[tuple[float, bool]]:
+        found = []
+        for pair, context, continuation in tqdm(
+            requests, desc="headkv: likelihoods", disable=bool(options.get("disable_tqdm"))
+        ):
+            result = self._likelihood(pair[0], context, continuation)
+            self.cache_hook.add_partial("loglikelihood", pair, result)
+            found.append(result)
+        self._say()
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        raise UnsupportedError(
+            "the likelihood of a whole text (loglikelihood_rolling) has no prompt whose cache could be "
+            "compacted: choose tasks that generate, or that compare continuations of a context"
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm_eval puts into the results, under "config"."""
+        costs = self._reader.costs.summary()
+        return {"headkv": {"model": self.tokenizer_name, "scores_from": self._scores_from(), **costs}}
+
+    def _generated(self, text: str, options: dict[str, Any]) -> str:
+        reader = self._reader
+        n_most = next((int(options[name]) for name in _LENGTHS if options.get(name)), self.max_gen_toks)
+        prompt = reader.prompt(reader.tokens(text), text, n_most)
+        if prompt is None:
+            return ""
+        reader.read(prompt, self._messages.get(text, ()))
+        until = options.get("until") or []
+        stops = [one for one in ([until] if isinstance(until, str) else until) if one]
+        started, out = time.perf_counter(), []
+        answer = ""
+        for token in self._sampled(options):
+            out.append(token)
+            answer = str(self._llm.detokenize(out), "utf-8", errors="replace")
+            if len(out) >= n_most or any(stop in answer for stop in stops):
+                break
+        reader.costs.answer_tokens += len(out)
+        reader.costs.answer_seconds += time.perf_counter() - started
+        for stop in stops:
+            answer = answer.split(stop)[0]
+        return answer
+
+    def _sampled(self, options: dict[str, Any]) -> Iterator[int]:
+        """Up to an end of generation, which is left out."""
+        temperature = float(options.get("temperature", 1.0)) if options.get("do_sample") else 0.0
+        others = {name: options[name] for name in ("top_p", "top_k", "min_p") if name in options}
+        while True:
+            if temperature > 0:
+                token = int(self._llm.sample(temp=temperature, **others))
+            else:
+                token = int(last_logits(self._llm).argmax())
+            if llama_cpp.llama_vocab_is_eog(self._vocab, token):
+                return
+            yield token
+            self._llm.eval([token])
+
+    def _likelihood(self, text: str, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+        reader = self._reader
+        prompt = reader.prompt(context, text, len(continuation))
+        if prompt is None:
+            return float("-inf"), False
+        reader.read(prompt, self._messages.get(text, ()))
+        total, greedy = 0.0, True
+        for token in continuation:
+            found = log_softmax(last_logits(self._llm))
+            total += float(found[token])
+            greedy = greedy and int(found.argmax()) == token
+            self._llm.eval([token])
+        return total, greedy
+
+    def _scores_from(self) -> str | None:
+        found = self._llm.scores_from
+        return None if found is None else Path(found).name
+
+    def _say(self) -> None:
+        """What was kept, how fast it was, and what was left out, in one line each."""
+        costs = self._reader.costs.summary()
+        if costs["prompts"]:
+            _logger.info(
+                "headkv: kept %.1f %% of %d prompts, %.2f MiB each; read %.0f, answered %.0f tokens/s",
+                100 * costs["kept_shares"],
+                costs["prompts"],
+                costs["kept_bytes"] / 2**20,
+                costs["prompt_tokens_per_second"] or 0,
+                costs["answer_tokens_per_second"] or 0,
+            )
+        for name, what in (
+            ("skipped", "do not fit into the context and score nothing: truncate=middle cuts them"),
+            ("truncated", "did not fit into the context: their middle was cut out"),
+            ("unsplit", "do not hold the split: they were read as a whole"),
+        ):
+            if costs[name]:
+                _logger.warning("headkv: %d prompts %s", costs[name], what)

@@ -1,0 +1,146 @@
+"""A Llama that reads an evaluation's prompts: what is document in them, what fits, what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from headkv_local import Llama, default_model_path
+from headkv_local.models import trained_context
+
+from ..bench.cases import n_same
+from .settings import BEFORE, WITH, Settings
+
+
+@dataclass
+class Costs:
+    """Of all prompts so far. skipped: that did not fit. truncated: whose middle was cut out."""
+
+    prompts: int = 0
+    skipped: int = 0
+    truncated: int = 0
+    unsplit: int = 0
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    answer_tokens: int = 0
+    answer_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.kept_shares: list[float] = []
+        self.kept_bytes: list[int] = []
+        self.resident_bytes: list[int] = []
+
+    def summary(self) -> dict[str, Any]:
+        """Means over prompts, and tokens per second; None where there was nothing."""
+        return {
+            **vars(self),
+            **{
+                name: mean(values) if values else None
+                for name, values in (
+                    ("kept_shares", self.kept_shares),
+                    ("kept_bytes", self.kept_bytes),
+                    ("resident_bytes", self.resident_bytes),
+                )
+            },
+            "prompt_tokens_per_second": _rate(self.prompt_tokens, self.prompt_seconds),
+            "answer_tokens_per_second": _rate(self.answer_tokens, self.answer_seconds),
+        }
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """n_document: tokens before what asks; 0 where that is not known."""
+
+    tokens: list[int]
+    n_document: int
+
+
+class Reader:
+    """Raises what Llama raises."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.costs = settings, Costs()
+        self.model = settings.model or str(default_model_path())
+        n_ctx = settings.options.get("n_ctx") or trained_context(self.model) or 4096
+        options = settings.options | {"n_ctx": n_ctx}
+        self.llm = Llama(self.model, retention=settings.retention, flash_attn=True, **options)
+        self._bos = self.llm.token_bos()
+        self._compacted: tuple[list[int], Any] | None = None
+        self._last: list[int] = []
+
+    def tokens(self, text: str, add_bos: bool = True) -> list[int]:
+        """With the model's beginning once, also where a chat template has written it."""
+        found = list(self.llm.tokenize(text.encode(), add_bos=add_bos, special=True))
+        return found[1:] if found[:2] == [self._bos, self._bos] else found
+
+    def prompt(self, tokens: list[int], text: str, n_more: int) -> Prompt | None:
+        """A prompt, if it and n_more tokens fit into the context; without its middle if that is wanted."""
+        n_asks = len(tokens) - self._n_document(tokens, text)
+        room = self.llm.n_ctx() - n_more
+        if len(tokens) > room:
+            if not self.settings.truncate or room < 2:
+                self.costs.skipped += 1
+                return None
+            self.costs.truncated += 1
+            half = room // 2
+            tokens = tokens[:half] + tokens[len(tokens) - (room - half) :]
+        return Prompt(tokens, max(0, len(tokens) - n_asks))
+
+    def read(self, prompt: Prompt, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Read a prompt and compact it. messages: that it was made of, if any."""
+        llm, tokens, n_document = self.llm, prompt.tokens, prompt.n_document
+        started = time.perf_counter()
+        if self.settings.chosen == WITH or n_document == 0:
+            if self.settings.retention is not None and tokens != self._last:
+                llm.reset()  # what was kept for another question is not to be gone on from
+        elif self.settings.chosen == BEFORE:
+            self._read_before(tokens[:n_document])
+        elif llm.input_ids[: min(llm.n_tokens, n_document)].tolist() != tokens[:n_document]:
+            llm.prefill(tokens[:n_document])
+        self._last = tokens
+        question = slice(n_document, len(tokens)) if 0 < len(tokens) - n_document < n_document else None
+        llm.prefill(tokens, question=question, messages=() if question else messages)
+        stats = llm.cache_stats()
+        costs = self.costs
+        costs.prompt_seconds += time.perf_counter() - started
+        costs.prompts += 1
+        costs.prompt_tokens += len(tokens)
+        costs.kept_shares.append(stats.kept_share)
+        costs.kept_bytes.append(stats.kept_bytes)
+        costs.resident_bytes.append(stats.resident_bytes)
+
+    def _n_document(self, tokens: list[int], text: str) -> int:
+        """Tokens before the last split in the prompt; 0 where there is none, or none is given."""
+        if self.settings.split is None:
+            return 0
+        at = text.rfind(self.settings.split)
+        if at <= 0:
+            self.costs.unsplit += 1
+            return 0
+        return n_same(tokens, self.tokens(text[:at]))
+
+    def _read_before(self, document: list[int]) -> None:
+        """Compact a document that no question is known of; one that several questions follow, once."""
+        if self._compacted is not None and self._compacted[0] == document:
+            self.llm.load_state(self._compacted[1])
+            return
+        self.llm.reset()
+        self.llm.prefill(document)
+        self._compacted = document, self.llm.save_state()
+
+
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """(n_vocab,)."""
+    shifted: npt.NDArray[np.float64] = logits.astype(np.float64) - float(logits.max())
+    found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return found
+
+
+def _rate(n: int, seconds: float) -> float | None:
+    return n / seconds if seconds else None

@@ -1,0 +1,46 @@
+"""Tasks of our suites for lm_eval: the same files, prompts and metrics as `headkv bench quality --suite`.
+
+lm_eval loads this file by itself, so its imports are absolute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from headkv_local import ArgumentError
+from headkv_local.bench.suites import babilong, longbench, loogle, metrics
+from headkv_local.bench.suites.item import Item
+
+
+def load(
+    suite: str, task: str, data: str | None = None, length: str | None = None, **_: Any
+) -> dict[str, Any]:
+    """The split "test". data: the folder of the suite's files. length: of BABILong, "4k". From --metadata."""
+    from datasets import Dataset
+
+    if data is None:
+        raise ArgumentError(f"""{suite} needs its files: --metadata '{{"data": "DIR"}}'""")
+    folder = Path(data)
+    if suite == "babilong":
+        items = babilong.items(folder, [task], [length] if length else None)
+    else:
+        items = (longbench if suite == "longbench" else loogle).items(folder, [task])
+    return {"test": Dataset.from_list([asdict(item) for item in items])}
+
+
+def text(doc: dict[str, Any]) -> str:
+    return _item(doc).text
+
+
+def judge(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    return metrics.score(_item(doc), results[0])
+
+
+def _item(doc: dict[str, Any]) -> Item:
+    values: dict[str, Any] = {one.name: doc[one.name] for one in fields(Item)}
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(value)
+    return Item(**values)

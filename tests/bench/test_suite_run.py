@@ -1,0 +1,219 @@
+"""`headkv bench quality --suite` on a tiny random model: what is measured, counted, resumed and refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headkv_local import Llama
+from headkv_local.bench.suites import report
+from headkv_local.bench.suites.results import Outcome
+from headkv_local.cli import main
+
+_FACT = "Mary went to the office. "
+_FILLER = "It rained all day long, and nobody came to see the old house at the river. "
+
+
+def babilong(folder: Path, *lengths: int) -> Path:
+    """qa1 and qa2 at 1k, a sample for each number of sentences."""
+    for task in ("qa1", "qa2"):
+        path = folder / "1k" / f"{task}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [
+            {"input": _FILLER * n + _FACT, "question": "Where is Mary? ", "target": "office"} for n in lengths
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run(model: Path, suite: str, *options: str) -> int:
+    return main(
+        [
+            *("bench", "quality", "--suite", suite, "--model", str(model), "--threads", "1"),
+            *("--max-tokens", "2", *options),
+        ]
+    )
+
+
+def documents(folder: Path) -> tuple[str, ...]:
+    """--data of a LooGLE file with three questions about one document."""
+    folder.mkdir()
+    pairs = [{"Q": f"Who came on day {i}?", "A": "Mary"} for i in range(3)]
+    row = {"input": _FILLER * 8 + _FACT, "qa_pairs": pairs, "output": "none"}
+    (folder / "shortdep_qa.jsonl").write_text(json.dumps(row))
+    return "--data", str(folder)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def test_policies_keep_the_same_bytes_of_the_same_prompts(tiny_path: Path, tmp_path: Path) -> None:
+    data = ("--data", str(babilong(tmp_path / "data", 10, 12)))
+    assert run(tiny_path, "babilong", *data, "--budgets", "32,10%", "--json", str(tmp_path / "o.json")) == 0
+    found = read(tmp_path / "o.json")
+    labels = ["full", "recent 32", "uniform 32", "recent 10%", "uniform 10%"]
+    assert [line["label"] for line in found["summary"]] == labels
+    assert [line["total"] for line in found["summary"]] == [4] * 5
+    kept = {line["label"]: line["kept_bytes"] for line in found["summary"]}
+    assert kept["recent 32"] == kept["uniform 32"] == 32 * 4 * 2 * 64 * 2
+    by_sample: dict[Any, set[str]] = {}
+    for one in found["outcomes"]:
+        by_sample.setdefault((one["task"], one["sample"]), set()).add(one["prompt"])
+        assert one["answer_tokens"] <= 2
+    assert [len(prompts) for prompts in by_sample.values()] == [1] * 4
+
+
+def test_an_interrupted_run_goes_on(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, lines = tmp_path / "o.json", tmp_path / "o.jsonl"
+    data = ("--data", str(babilong(tmp_path / "data", 10, 12)), "--budgets", "32", "--json", str(out))
+    assert run(tiny_path, "babilong", *data) == 0
+    whole, text = read(out)["outcomes"], lines.read_bytes()
+    assert text.count(b"\n") == 1 + len(whole)
+
+    lines.write_bytes(b"\n".join(text.split(b"\n")[:6])[:-40])  # killed while it wrote the fifth
+    assert run(tiny_path, "babilong", *data) == 0
+    again = read(out)["outcomes"]
+    assert [one["seconds"] for one in again[:4]] == [
+        one["seconds"] for one in whole[:4]
+    ]  # not measured again
+    assert [one["seconds"] for one in again[4:]] != [one["seconds"] for one in whole[4:]]
+    assert [{**one, "seconds": 0} for one in again] == [{**one, "seconds": 0} for one in whole]
+
+    capsys.readouterr()
+    babilong(tmp_path / "data", 11, 12)
+    assert run(tiny_path, "babilong", *data) == 1
+    assert "with another prompt: give another --results" in capsys.readouterr().err
+    babilong(tmp_path / "data", 10, 12)
+    assert run(tiny_path, "babilong", *data, "--kernel", "3") == 1
+    assert "with another uniform 32: give another --results" in capsys.readouterr().err
+    assert run(tiny_path, "babilong", *data, "--plain") == 1
+    assert "holds a run with plain False, not True" in capsys.readouterr().err
+    lines.write_text("{}\n")
+    assert run(tiny_path, "babilong", *data) == 1
+    assert f"{lines} holds no results" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_counted_or_cut_and_said(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ("--data", str(babilong(tmp_path / "data", 4, 30)), "--budgets", "32", "--policies", "full")
+    limit = ("--context", "1200")
+    assert run(tiny_path, "babilong", *data, *limit, "--json", str(tmp_path / "a.json")) == 0
+    assert "qa1 1k: 1 of 2 are left out" in capsys.readouterr().out
+    found = read(tmp_path / "a.json")
+    assert found["left_out"]["qa1 1k"]["too_long"] == 1
+    assert [one["sample"] for one in found["outcomes"]] == [0, 0]
+
+    cut = (*limit, "--truncate-middle", "--json", str(tmp_path / "b.json"))
+    assert run(tiny_path, "babilong", *data, *cut) == 0
+    assert "qa1 1k: the middle of 1 of 2 was cut out" in capsys.readouterr().out
+    for one in read(tmp_path / "b.json")["outcomes"]:
+        assert one["prompt_tokens"] + 2 <= 1200
+        assert (one["removed_tokens"] > 0) == (one["sample"] == 1)
+
+    assert run(tiny_path, "babilong", *data, "--context", "64") == 1
+    assert "nothing is left to ask; qa1 1k: 2 of 2 are left out" in capsys.readouterr().err
+
+
+def test_what_is_chosen_before_and_anew(tiny_path: Path, tmp_path: Path) -> None:
+    """With an archive what is kept for a question does not depend on when it became known."""
+    options = ("--budgets", "32", "--policies", "full,uniform", "--chosen", "with,before,anew")
+    assert (
+        run(tiny_path, "loogle", *documents(tmp_path / "d"), *options, "--json", str(tmp_path / "o.json"))
+        == 0
+    )
+    outcomes = read(tmp_path / "o.json")["outcomes"]
+    by_label: dict[str, list[dict[str, Any]]] = {}
+    for one in outcomes:
+        by_label.setdefault(f"{one['policy']}, {one['chosen']}", []).append(one)
+    assert {name: len(of) for name, of in by_label.items()} == {
+        "full, with": 3,
+        "uniform, with": 3,
+        "uniform, before": 3,
+        "uniform, anew": 3,
+    }
+    for of_label in by_label.values():
+        of_label.sort(key=lambda one: one["sample"])
+    assert all(one["archive_bytes"] > 0 for one in by_label["uniform, anew"])
+    assert not any(one["archive_bytes"] for one in by_label["uniform, before"])
+    assert [one["answer"] for one in by_label["uniform, with"]] == [
+        one["answer"] for one in by_label["uniform, anew"]
+    ]
+    assert {one["kept_bytes"] for one in by_label["uniform, before"]} == {32 * 4 * 2 * 64 * 2}
+
+
+def test_longbench_continues_text_and_judges_each_task_by_its_metric(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task, classes in (("trec", ["Place", "Person"]), ("lcc", None), ("multifieldqa_zh", None)):
+        row = {"input": "Type:", "context": _FILLER * 8, "answers": ["Place"], "all_classes": classes}
+        (tmp_path / f"{task}.jsonl").write_text(json.dumps({**row, "dataset": task}))
+    options = ("--data", str(tmp_path), "--budgets", "32", "--policies", "full,uniform")
+    out = tmp_path / "o.json"
+    assert run(tiny_path, "longbench", *options, "--tasks", "trec,lcc", "--json", str(out)) == 0
+    found = read(out)
+    assert {name: list(one["metrics"]) for name, one in found["summary"][0]["tasks"].items()} == {
+        "trec": ["classification"],
+        "lcc": ["code_similarity"],
+    }
+    assert not found["official_prompts"]
+    with Llama(tiny_path, vocab_only=True, n_ctx=64) as llm:  # no template stands around examples
+        n_tokens = len(llm.tokenize(f"{_FILLER * 8}\nType:".encode(), add_bos=True))
+    assert {one["prompt_tokens"] for one in found["outcomes"] if one["task"] == "trec"} == {n_tokens}
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    assert run(tiny_path, "longbench", *options) == 1
+    assert "which needs jieba: pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--suite", "ruler", "--data", "x"], "its tasks are made on the spot"),
+        (["--suite", "loogle"], "needs --data DIR"),
+        (["--suite", "loogle", "--data", "x", "--lengths", "1k"], "whose texts have their own"),
+        (["--suite", "ruler", "--tasks", "qa1"], "'qa1' is no task of ruler"),
+        (["--suite", "ruler", "--wordings", "test"], "--wordings does not go with --suite"),
+        (["--suite", "babilong", "--data", "x", "--lengths", "1000"], "BABILong has no length 1000"),
+        (["--suite", "ruler", "--context", "99999"], "the model was trained for 8192 tokens"),
+        (["--data", "x"], "--data goes with --suite"),
+        (["--tasks", "vt"], "vt is a task of a suite"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    tiny_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "quality", "--model", str(tiny_path), *options]) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def outcome(task: str, sample: int, policy: str, score: float) -> Outcome:
+    budget = None if policy == "full" else "5%"
+    return Outcome(
+        *(task, "4k", sample, policy, budget, "with", "", "", 100, 0, ("x",), "x", 1),
+        *(score, {"m": score}, 0.25, 1.0, 10, 10, 0, 1.0),
+    )
+
+
+def test_tasks_that_the_full_cache_cannot_do_count_nowhere() -> None:
+    able = [
+        outcome("able", i, policy, score) for i in range(40) for policy, score in (("full", 1), ("r2", i % 2))
+    ]
+    chance = [outcome("unable", i, policy, i % 4 == 0) for i in range(40) for policy in ("full", "r2")]
+    full, ours = report.summary([*able, *chance], ["full", "r2 5%"])
+    assert (full["able"], ours["able"]) == (["able"], ["able"])
+    assert (full["of_full"], ours["of_full"]) == (1.0, 0.5)
+    low, high = ours["of_full_95"]
+    assert 0.3 < low < 0.5 < high < 0.7
+    assert ours["tasks"]["unable"]["interval_by"] == "wilson"
+    text = report.table([full, ours])
+    assert "* unable 4k: the full cache itself scores 25% in 40 samples, where guessing gives 25%" in text
+    assert text.count("*") == 3  # both cells, and the sentence

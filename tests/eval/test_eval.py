@@ -1,0 +1,169 @@
+"""The model of lm-evaluation-harness: its arguments, what it reads, and requests where lm_eval is there."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headkv_local import ArgumentError, Llama, Retention
+from headkv_local.cli import main
+from headkv_local.eval.reader import Reader, log_softmax
+from headkv_local.eval.settings import parse
+
+FILLER = "It rained all day long, and nobody came to see the old house. " * 12
+ASKED = "\nQuestion: {}?"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"budgets": "5%"}, "'budgets' is no argument of headkv; those there are: model, budget"),
+        ({"scores": "uniform"}, "without a budget everything is kept"),
+        ({"budget": "5%", "chosen": "later", "split": "x"}, "chosen must be with, before or anew"),
+        ({"budget": "5%", "chosen": "anew"}, "chosen=anew needs split=TEXT"),
+        ({"budget": "much"}, "budget must be"),
+        ({"type_k": "q2_k"}, "type_k must be one of"),
+        ({"threads": "two"}, "threads must be a whole number of at least 1"),
+        ({"truncate": "left"}, "truncate must be middle"),
+        ({"batch_size": 8}, "batch_size must be 1"),
+    ],
+)
+def test_arguments_that_cannot_be(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        parse(given)
+
+
+def test_arguments_of_the_harness_are_let_through() -> None:
+    settings = parse({"budget": 64, "batch_size": 1, "max_batch_size": None, "device": "cuda:0"})
+    assert settings.retention == Retention(budget=64)
+    assert parse({}).retention is None
+
+
+def test_without_lm_eval_one_sentence_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert main(["eval", "--model", "headkv"]) == 1
+    err = capsys.readouterr().err
+    assert "pip install 'headkv-local[eval]'" in err
+    assert err.count("\n") == 1
+
+
+def reader(model: Path, **given: Any) -> Reader:
+    return Reader(parse({"model": str(model), "n_ctx": 1024, "threads": 1, **given}))
+
+
+def test_what_does_not_fit_is_counted_or_cut_in_the_middle(tiny_path: Path) -> None:
+    text = "begin " + FILLER * 4 + "end"
+    one = reader(tiny_path)
+    assert one.prompt(one.tokens(text), text, 100) is None
+    assert one.costs.skipped == 1
+    cut = reader(tiny_path, truncate="middle")
+    tokens = cut.tokens(text)
+    prompt = cut.prompt(tokens, text, 100)
+    assert prompt is not None
+    assert len(prompt.tokens) == 924
+    assert (prompt.tokens[:462], prompt.tokens[462:]) == (tokens[:462], tokens[-462:])
+    assert (cut.costs.skipped, cut.costs.truncated) == (0, 1)
+
+
+@pytest.mark.parametrize("chosen", ["with", "before", "anew"])
+def test_each_question_is_read_as_if_it_were_the_only_one(tiny_path: Path, chosen: str) -> None:
+    """Whatever came before: nothing is kept for another question."""
+    texts = [FILLER + ASKED.format(what) for what in ("Who", "When", "Who")]
+
+    def logits(one: Reader, text: str) -> Any:
+        prompt = one.prompt(one.tokens(text), text, 8)
+        assert prompt is not None
+        assert 0 < len(prompt.tokens) - prompt.n_document < 40
+        one.read(prompt, ())
+        from headkv_local.bench.contexts import last_logits
+
+        found = last_logits(one.llm).copy()
+        one.llm.eval([int(found.argmax())])  # an answer, which the next question must not see
+        return found
+
+    given = {"budget": 32, "scores": "uniform", "chosen": chosen, "split": "\nQuestion:"}
+    together = reader(tiny_path, **given)
+    found = [logits(together, text) for text in texts]
+    for text, one in zip(texts, found, strict=True):
+        assert logits(reader(tiny_path, **given), text) == pytest.approx(one, abs=1e-4)
+    assert found[0] == pytest.approx(found[2], abs=1e-4)
+    assert together.costs.kept_bytes == [32 * 4 * 2 * 64 * 2] * 3
+
+
+def test_a_prompt_without_the_split_is_counted(tiny_path: Path) -> None:
+    one = reader(tiny_path, budget=32, split="\nQuestion:", chosen="before")
+    prompt = one.prompt(one.tokens(FILLER), FILLER, 8)
+    assert prompt is not None
+    one.read(prompt, ())
+    assert one.costs.unsplit == 1
+    assert one.costs.summary()["kept_bytes"] == 32 * 4 * 2 * 64 * 2
+
+
+@pytest.fixture
+def lm_eval() -> Any:
+    return pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lm-eval")
+
+
+def test_likelihoods_are_those_of_the_model(lm_eval: Any, tiny_path: Path) -> None:
+    from lm_eval.api.instance import Instance
+
+    from headkv_local.eval.model import HeadKVLM
+
+    context, continuations = "The old house stands at", (" the river", " the mill")
+    model = HeadKVLM(model=str(tiny_path), n_ctx=512, threads=1)
+    found = model.loglikelihood(
+        [Instance("loglikelihood", {}, (context, one), 0) for one in continuations], disable_tqdm=True
+    )
+    with Llama(tiny_path, n_ctx=512, logits_all=True, n_threads=1) as llm:
+        for continuation, (total, greedy) in zip(continuations, found, strict=True):
+            tokens = llm.tokenize((context + continuation).encode(), add_bos=True)
+            n_context = len(llm.tokenize(context.encode(), add_bos=True))
+            llm.reset()
+            llm.eval(tokens)
+            scores = [log_softmax(llm.scores[i - 1]) for i in range(n_context, len(tokens))]
+            expected = sum(float(one[t]) for one, t in zip(scores, tokens[n_context:], strict=True))
+            assert total == pytest.approx(expected, abs=0.02)
+            assert greedy == all(
+                int(one.argmax()) == t for one, t in zip(scores, tokens[n_context:], strict=True)
+            )
+    assert all(math.isfinite(total) for total, _ in found)
+
+
+def test_a_run_of_the_harness(
+    lm_eval: Any, tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data" / "1k"
+    folder.mkdir(parents=True)
+    row = {"input": FILLER + "Mary went to the office.", "question": "Where is Mary? ", "target": "office"}
+    (folder / "qa1.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row))
+    arguments = [
+        *("eval", "--model", "headkv", "--tasks", "headkv_babilong_qa1", "--apply_chat_template"),
+        *("--model_args", f"model={tiny_path},budget=10%,scores=uniform,n_ctx=2048,threads=1"),
+        *("--output_path", str(tmp_path / "out"), "--log_samples"),
+    ]
+    metadata = json.dumps({"data": str(tmp_path / "data"), "length": "1k"})
+    assert main([*arguments, "--metadata", metadata]) == 0
+    assert "headkv_babilong_qa1" in capsys.readouterr().out
+    (path,) = (tmp_path / "out").rglob("results_*.json")
+    found = json.loads(path.read_text())
+    assert found["results"]["headkv_babilong_qa1"]["babilong,none"] in (0.0, 0.5, 1.0)
+    told = found["config"]["headkv"]
+    assert told["prompts"] == 2
+    assert told["kept_shares"] == pytest.approx(0.1, abs=0.01)
+    assert told["kept_bytes"] > 0
+    assert told["answer_tokens_per_second"] > 0
+
+    (folder / "qa1.jsonl").write_text(json.dumps({**row, "target": "moon"}))
+    assert main([*arguments, "--metadata", metadata]) == 1
+    err = capsys.readouterr().err
+    assert "qa1.jsonl, line 1: 'target' must be of bathroom" in err.strip().split("\n")[-1]
+    assert main(arguments) == 1
+    assert "babilong needs its files" in capsys.readouterr().err
