@@ -47,7 +47,7 @@ def test_budgets_follow_the_curves_of_a_file(
     llm.prefill(list(range(3, 203)))
     kept = llm.cache_stats().kept
     assert kept.sum() == 4 * 40
-    # half of what is beyond the window is equal: 8 + 16; the rest goes where the loss falls, up to 25 %: 8 + 48
+    # half of what is beyond the window is equal: 8 + 16; the rest where the loss falls: 8 + 48, 25 %
     assert kept.tolist() == [[56, 24], [56, 24]]
     assert llm.cache_stats().policy == "scores"
 
