@@ -28,20 +28,27 @@ SHORT = ("--method", "ablation", "--samples", "2", "--lengths", "300", "--thread
 N_RUNS = 4 * 3  # KV heads and points
 
 
-def test_the_loss_is_that_of_a_prompt_read_anew(tiny_path: Path, load: Callable[..., Llama]) -> None:
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "lfm2"])
+def test_the_loss_is_that_of_a_prompt_read_anew(
+    arch: str, tiny: Callable[..., Path], load: Callable[..., Llama]
+) -> None:
     """One that was compacted many times, and token by token instead of in one batch."""
-    llm = load(tiny_path, flash_attn=True)
+    model = tiny(arch=arch)
+    llm = load(model, flash_attn=True, swa_full=False)
     (plan,) = samples.plan(dataset.load("r").examples[:1], 1, (400,), seed=0)
     asked = ask(plan, Prompter(llm), n_template=20)
     assert asked.answer == llm.tokenize(plan.example.answer.encode(), add_bos=False)
     saved = SavedPrompt(llm, asked, window=8)
     retentions = [Retention(budget=b, scores="uniform") for b in (8, 40, "100%")]
+    read: list[int] = []
+    llm.on_prefill = lambda _, n_tokens: read.append(n_tokens)
     losses = [saved.loss(retention) for retention in (*retentions, *retentions)]
+    assert set(read) == {len(asked.tokens) - 1 - asked.n_before}  # nothing but the question
     assert losses[:3] == losses[3:]
     assert len(set(losses)) == 3
 
     for retention, loss in zip(retentions, losses, strict=False):
-        other = load(tiny_path, flash_attn=True, retention=retention)
+        other = load(model, retention=retention)
         other.prefill(asked.tokens[:-1], messages=asked.messages)
         total, last = 0.0, asked.tokens[-1]
         for token in asked.answer:
@@ -90,6 +97,21 @@ def test_from_end_to_end(score: Score, tmp_path: Path, capsys: Capture) -> None:
     assert (source["kinds"], source["unit"]) == ("r,r2", "nats per answer token")
     assert (source["points"], source["base"], source["samples"]) == ("0%,5%,40%", "5%", "2")
     assert str(source["beta"]).startswith(f"{found.beta:g} of 1.005, 1.1, 1.3, 2, 5, 10: loss ")
+
+
+def test_layers_with_different_heads(
+    score: Score, tiny: Callable[..., Path], tmp_path: Path, load: Callable[..., Llama]
+) -> None:
+    model = tiny(arch="lfm2")
+    assert score(*SHORT, "--beta", "1.3", model=model) == 0
+    path = str(tmp_path / "out.gguf")
+    found = HeadScores.from_gguf(path)
+    llm = load(model, retention=Retention(budget=40, scores=path))
+    assert found.curves is not None
+    assert (found.curves.losses[~llm.shape.heads] == 0).all()
+    assert (found.curves.losses[llm.shape.heads] > 0).all()
+    llm.prefill(list(range(3, 203)))
+    assert llm.cache_stats().kept.sum() == 40 * llm.shape.n_heads
 
 
 def test_a_given_beta_and_kinds(score: Score, tmp_path: Path, capsys: Capture) -> None:
