@@ -137,17 +137,18 @@ def test_a_users_examples_all_count(score: Score, tmp_path: Path, examples_file:
     assert found.beta == pytest.approx(1.3)  # of two examples none is held out
 
 
-def test_a_run_that_is_killed_within_a_sample(
-    score: Score, tiny_path: Path, tmp_path: Path, capsys: Capture
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_within_a_sample(
+    score: Score, tiny_path: Path, tmp_path: Path, capsys: Capture, sent: signal.Signals, code: int
 ) -> None:
     assert score(*SHORT, out="whole.gguf") == 0
     out, partial = tmp_path / "out.gguf", tmp_path / "out.gguf.partial.json"
-    code = (
+    program = (
         "import sys; from headkv_local import cli; from headkv_local.scoring import ablation\n"
         "ablation._SAVED_EVERY = 0.0\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, "score", str(tiny_path), "-o", str(out), *SHORT]
+    command = [sys.executable, "-c", program, "score", str(tiny_path), "-o", str(out), *SHORT]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         within = 0
@@ -155,7 +156,8 @@ def test_a_run_that_is_killed_within_a_sample(
             time.sleep(0.001)
             if partial.exists():
                 within = len(json.loads(partial.read_text())["within"])
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, sent)
+        assert process.wait() == code
     kept = json.loads(partial.read_text())
     n_done = N_RUNS * kept["tallies"]["ablation"]["done"] + len(kept["within"])
     assert 0 < n_done < 2 * N_RUNS
