@@ -21,6 +21,7 @@ from headkv_local.scoring.loss import SavedPrompt, ask
 from headkv_local.scoring.options import Options
 from headkv_local.scoring.progress import Progress, Tally
 from headkv_local.scoring.prompt import Prompter
+from headkv_local.scoring.shrinking import shrink
 
 Score = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -95,6 +96,7 @@ def test_from_end_to_end(score: Score, tmp_path: Path, capsys: Capture) -> None:
     assert found.beta in [pytest.approx(beta) for beta in held_out.BETAS]
     source = found.source
     assert (source["kinds"], source["unit"]) == ("r,r2", "nats per answer token")
+    assert len(str(source["measured"]).split(",")) == 2
     assert (source["points"], source["base"], source["samples"]) == ("0%,5%,40%", "5%", "2")
     assert str(source["beta"]).startswith(f"{found.beta:g} of 1.005, 1.1, 1.3, 2, 5, 10: loss ")
 
@@ -176,9 +178,10 @@ def test_a_run_that_is_stopped_within_a_sample(
 def test_no_scores_where_no_entries_help(tiny_path: Path, load: Callable[..., Llama]) -> None:
     tally = Tally(np.zeros((2, 2, 2, 3)))
     tally.add(0, np.broadcast_to([1.0, 1.5, 2.0], (2, 2, 3)))
-    curves = ablation.curves_of(tally, (0, 5, 40))
+    shape = load(tiny_path, flash_attn=True).shape
+    curves = ablation.curves_of(shrink(tally, shape.heads, None), (0, 5, 40), shape)
     with pytest.raises(ValueError, match="no head's entries ever lowered the loss"):
-        ablation.scores_of(curves, load(tiny_path, flash_attn=True).shape)
+        ablation.scores_of(curves, shape)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from .loss import SavedPrompt, ask
 from .options import Bar, Options, Tell
 from .progress import Progress, Tally
 from .prompt import Prompter
+from .shrinking import Shrunk
 
 STAGE = "ablation"
 _BASE_BETA = 1.3
@@ -111,9 +112,9 @@ def settings_of(options: Options) -> dict[str, Any]:
     return {name: options.advice.get(name, DEFAULTS[name]) for name in ("window", "kernel", "sinks")}
 
 
-def curves_of(tally: Tally, points: Sequence[float]) -> Curves:
-    """What the samples come to. Beyond the last point a curve is level: nothing was measured there."""
-    losses, shares = tally.mean, np.array(points) / 100
+def curves_of(found: Shrunk, points: Sequence[float], shape: ModelShape) -> Curves:
+    """Beyond the last point a curve is level: nothing was measured there."""
+    losses, shares = shape.by_head(found.losses), np.array(points) / 100
     if shares[-1] < 1:
         losses = np.concatenate([losses, losses[..., -1:]], axis=-1)
         shares = np.append(shares, 1.0)

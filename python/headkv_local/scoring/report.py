@@ -27,6 +27,11 @@ def text(result: Result) -> str:
             f"halves of {tally.counted[0]} and {tally.counted[1]} samples without a common example: "
             f"Spearman {agreement} over {by_half[0].size} KV heads"
         )
+    if "measured" in scores.source:
+        expected = "attention" if scores.source["base"] != "100%" else "the mean of all"
+        lines.append(
+            f"as measured: {scores.source['measured']} of the falls, by points; the rest as {expected} has it"
+        )
     lines += _of_beta(result)
     share = values / values.sum()
     order = np.argsort(-share, axis=None, kind="stable")[:_TOP]

@@ -29,6 +29,7 @@ from .measure import ANSWER_TOKENS
 from .options import Bar, Options, Tell
 from .progress import Progress, Tally
 from .prompt import Prompter
+from .shrinking import shrink
 
 __all__ = ["Options", "Result", "run"]
 
@@ -162,7 +163,8 @@ def _by_ablation(
     kept = ablation.settings_of(options)
     ablating = ablation.Ablating(llm, options, lengths, progress, bar, tell, attention, kept)
     tally = ablating.tally(examples)
-    curves = ablation.curves_of(tally, options.points)
+    found = shrink(tally, shape.heads, None if attention is None else attention[shape.heads])
+    curves = ablation.curves_of(found, options.points, shape)
     scores = HeadScores(
         scores=ablation.scores_of(curves, shape),
         layers=tuple(layer.il for layer in shape.layers),
@@ -174,6 +176,7 @@ def _by_ablation(
             "unit": "nats per answer token",
             "points": ",".join(f"{point:g}%" for point in options.points),
             "base": ",".join(f"{base:g}%" for base in options.bases),
+            "measured": ",".join(f"{part:.0%}" for part in found.measured),
         },
         **{**DEFAULTS, **options.advice},
     )
