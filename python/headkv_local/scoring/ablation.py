@@ -60,7 +60,7 @@ class Ablating:
         template = len(prompter.tokenize(prompter.text("")))
         plans = samples.plan(examples, options.n_samples, self.lengths, options.seed)
         tally = progress.tally(STAGE)
-        n_runs = len(list(self._variants(100)))
+        n_runs = len(options.bases) * llm.shape.n_heads * len(options.points)
         timer = _Timer(self.tell, n_runs * (len(plans) - tally.done) - len(progress.within))
         self.bar(STAGE, n_runs * tally.done + len(progress.within), n_runs * len(plans), "run")
         for plan in plans[tally.done :]:
