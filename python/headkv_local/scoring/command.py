@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.options import Help, layers, positive, threads
+from ..errors import ArgumentError
 from ..settings import given
 from .dataset import KINDS
 
@@ -19,8 +20,8 @@ _METHOD = (
     "truthfulness (truth); ablation: by what the loss of answers changes"
 )
 _KIND = "of examples, for ablation (default: r,r2, or all that --examples holds)"
-_POINTS = "for ablation: percent of the prompt, beyond the window, that one head keeps"
-_BASE = "for ablation: percent of it that the others keep meanwhile; of several, the mean loss counts"
+_POINTS = "for ablation: percent of the prompt, beyond the window, that one head keeps (default: 0,3,10,30)"
+_BASE = "for ablation: percent of it that the others keep meanwhile; of several, the mean loss counts (default: 5)"
 _BETA = "recommended in the file (default: the best on examples that are held out)"
 _RECOMMENDED = "recommended in the file, for whoever uses the scores (default: Retention's)"
 
@@ -36,9 +37,9 @@ def add_parser(commands: Any) -> None:
     add("model", metavar="MODEL", help="GGUF file of a model that answers questions")
     add("-o", "--output", metavar="OUT", type=Path, required=True, help="GGUF file to write the scores to")
     add("--method", choices=_METHODS, default="r2", help=_METHOD)
-    add("--kind", type=_kinds, default=(), metavar="K[,K...]", help=_KIND)
-    add("--points", type=_points, default=(0, 3, 10, 30), metavar="P[,P...]", help=_POINTS)
-    add("--base", type=_bases, default=(5,), metavar="P[,P...]", help=_BASE)
+    add("--kind", dest="kinds", type=_kinds, metavar="K[,K...]", help=_KIND)
+    add("--points", type=_points, metavar="P[,P...]", help=_POINTS)
+    add("--base", dest="bases", type=_bases, metavar="P[,P...]", help=_BASE)
     add("--teacher-forced", action="store_true", help="feed the right answer; every sample counts")
     add("--plain", action="store_true", help="ask without a chat template, for base models")
     add("--samples", type=positive, default=40, metavar="N", help="prompts in all")
@@ -64,9 +65,7 @@ def _score(options: argparse.Namespace) -> None:
         model=options.model,
         output=options.output,
         method=options.method,
-        kinds=options.kind,
-        points=options.points,
-        bases=options.base,
+        **_of_ablation(options),
         teacher_forced=options.teacher_forced,
         plain=options.plain,
         n_samples=options.samples,
@@ -81,6 +80,15 @@ def _score(options: argparse.Namespace) -> None:
     with _Bar() as bar:
         result = run.run(settings, bar.tell, bar.show)
     print(f"{report.text(result)}\nwritten to {options.output}")
+
+
+def _of_ablation(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that go with that method alone, where they were given."""
+    values = {name: getattr(options, name) for name in ("kinds", "points", "bases")}
+    found = {name: value for name, value in values.items() if value is not None}
+    if found and options.method != "ablation":
+        raise ArgumentError("--kind, --points and --base go with --method ablation")
+    return found
 
 
 class _Bar:
