@@ -21,7 +21,10 @@ _METHOD = (
 )
 _KIND = "of examples, for ablation (default: r,r2, or all that --examples holds)"
 _POINTS = "for ablation: percent of the prompt, beyond the window, that one head keeps (default: 0,3,10,30)"
-_BASE = "for ablation: percent of it that the others keep meanwhile; of several, the mean loss counts (default: 5)"
+_BASE = (
+    "for ablation: percent of it that the others keep meanwhile, of several the mean loss counts "
+    "(default: 5)"
+)
 _BETA = "recommended in the file (default: the best on examples that are held out)"
 _RECOMMENDED = "recommended in the file, for whoever uses the scores (default: Retention's)"
 
