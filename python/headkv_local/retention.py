@@ -12,17 +12,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .budgets import (
-    Budget,
-    ModelShape,
-    headkv_caps,
-    kv_head_scores,
-    parse_budget,
-    uniform_caps,
-)
+from .budgets import Budget, ModelShape, headkv_caps, kv_head_scores, parse_budget, uniform_caps
+from .curves import Curves
 from .errors import ArgumentError
 from .scores import HeadScores
 from .settings import DEFAULT_BUDGET, DEFAULT_FOLD, DEFAULT_OBSERVE, DEFAULTS, INT32_MAX, given
+from .waterfill import curve_caps
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +39,8 @@ class Retention:
     scores: None for the head scores that come with the model, beside it or in it, and equal budgets
         where there are none; "uniform" for equal budgets (SnapKV per KV head); the path of a GGUF file
         with scores; HeadScores; or a raw array, finite and not negative, (n_layer, n_head) or
-        (n_layer, n_head_kv): the more, the larger a head's share (`headkv_local.budgets` has the formula).
+        (n_layer, n_head_kv): the more, the larger a head's share (`headkv_local.budgets` has the formula);
+        or Curves, which a file may hold beside its scores and which then count (`headkv_local.waterfill`).
     beta: more than 1. Higher beta: flatter budgets.
     window: in tokens, at least 1. Every head keeps that many last tokens of the prompt, and up to as many
         before them while all of these are at most half of what it keeps.
@@ -76,7 +72,7 @@ class Retention:
 
     budget: int | str | None = DEFAULT_BUDGET
     caps: npt.ArrayLike | None = None
-    scores: npt.ArrayLike | str | os.PathLike[str] | HeadScores | None = None
+    scores: npt.ArrayLike | str | os.PathLike[str] | HeadScores | Curves | None = None
     # numbers from here on, once __post_init__ has put the defaults in
     beta: float = None  # type: ignore[assignment]
     window: int = None  # type: ignore[assignment]
@@ -101,7 +97,7 @@ class Retention:
             raise ArgumentError(f"kernel must be odd, not {self.kernel}")
         if not isinstance(self.beta, Real) or not (isfinite(self.beta) and self.beta > 1):
             raise ArgumentError(f"beta must be a finite number above 1, not {self.beta!r}")
-        if not isinstance(self.scores, str | os.PathLike | HeadScores | None):
+        if not isinstance(self.scores, str | os.PathLike | HeadScores | Curves | None):
             self._set("scores", _scores_of(self.scores))
         self._check_archive()
         if self.caps is None:
@@ -170,7 +166,7 @@ class Retention:
     @property
     def wants_scores(self) -> bool:
         """Whether with_scores() is to be called before caps_for(): the scores are still in a file."""
-        return self.caps is None and not self._is_uniform and not isinstance(self.scores, np.ndarray)
+        return self.caps is None and not self._is_uniform and not isinstance(self.scores, np.ndarray | Curves)
 
     def with_scores(self, scores: HeadScores) -> Retention:
         """This retention with these scores, and with what they recommend where nothing was given."""
@@ -178,7 +174,7 @@ class Retention:
         advice = {name: getattr(scores, name) for name in DEFAULTS.keys() - self._given}
         return Retention(
             budget=self.budget,
-            scores=np.asarray(scores.scores),
+            scores=scores.curves or np.asarray(scores.scores),
             observe=self.observe,
             fold=self.fold,
             archive=self.archive,
@@ -214,10 +210,13 @@ class Retention:
         if self.policy == "scores":
             if self.wants_scores:
                 raise ArgumentError("the head scores are not loaded yet: with_scores() puts them in")
-            scores = kv_head_scores(np.asarray(self.scores, dtype=np.float64), shape)
+            if not isinstance(self.scores, Curves):
+                scores = kv_head_scores(np.asarray(self.scores, dtype=np.float64), shape)
         if n_prompt <= self.window:
             return shape.by_head(np.full(shape.n_heads, n_prompt, dtype=np.int32))
         total = self._parsed_budget().total(shape, n_prompt, self.window)
+        if isinstance(self.scores, Curves):
+            return curve_caps(total, self.scores, self.beta, self.window, shape, n_prompt)
         if scores is None:
             return uniform_caps(total, shape, n_prompt)
         return headkv_caps(total, scores, self.beta, self.window, shape, n_prompt)
@@ -229,7 +228,11 @@ class Retention:
         object.__setattr__(self, name, value)  # a frozen dataclass can be normalised in no other way
 
     def _key(self) -> tuple[Hashable, ...]:
-        scores: Any = self.scores.scores if isinstance(self.scores, HeadScores) else self.scores
+        scores: Any = self.scores
+        if isinstance(scores, HeadScores):
+            scores = scores.curves or scores.scores
+        if isinstance(scores, Curves):
+            scores = np.append(scores.losses.ravel(), scores.shares)
         frozen: Iterator[Any] = (
             (np.shape(a), np.asarray(a).tobytes()) if isinstance(a, np.ndarray) else a
             for a in (self.caps, None if self._is_uniform else scores)

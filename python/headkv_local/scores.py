@@ -18,6 +18,7 @@ from . import files
 from ._core.gguf import load_scores, model_id
 from ._gguf import reading, writing
 from .budgets import ModelShape
+from .curves import Curves
 from .errors import ArgumentError, ScoresAbsentError, ScoresError, UnsupportedError
 
 SUFFIX = ".headkv.gguf"
@@ -37,9 +38,12 @@ class HeadScores:
         sliding-window or recurrent layers those count whose attention reaches to all positions.
     n_head_kv: KV heads per layer; a GQA group's scores are summed when budgets are made.
     method: how they were measured: "r2" (retrieval with a reasoning step), "r" (retrieval), with
-        "-teacher-forced" where the answer was given and not generated; or the name of an import.
+        "-teacher-forced" where the answer was given and not generated; "ablation"; or the name of an
+        import.
     beta, window, kernel, sinks: what is recommended with these scores, None where nothing is.
     source: provenance: model, model_id, data, samples, seed, date, licence, tool, ...
+    curves: of the method "ablation": the loss by budget of each KV head. Where there are some, budgets are
+        made of them (`headkv_local.waterfill`), else of the scores.
 
     Raises ArgumentError for scores, or a number of KV heads, that no model can have.
     """
@@ -53,6 +57,7 @@ class HeadScores:
     sinks: int | None = None
     source: Mapping[str, str | int] = field(default_factory=dict)
     layers: tuple[int, ...] | None = None
+    curves: Curves | None = None
 
     def __post_init__(self) -> None:
         with np.errstate(over="ignore"):  # too large for float32: not finite, refused below
@@ -69,6 +74,11 @@ class HeadScores:
         if len(layers) != len(scores) or list(layers) != sorted({int(il) for il in layers if il >= 0}):
             raise ArgumentError(f"layers must be {len(scores)} different ones, ascending, not {self.layers}")
         object.__setattr__(self, "layers", tuple(map(int, layers)))
+        if self.curves is not None and self.curves.losses.shape[:2] != (len(scores), self.n_head_kv):
+            raise ArgumentError(
+                f"curves must be of {len(scores)} layers of {self.n_head_kv} KV heads, as the scores are, "
+                f"not of {self.curves.losses.shape[:2]}"
+            )
         scores.setflags(write=False)
         object.__setattr__(self, "scores", scores)
 
@@ -89,6 +99,7 @@ class HeadScores:
             n_head_kv=raw.n_head_kv,
             method=method,
             source=source,
+            curves=Curves.from_gguf(os.fspath(path), len(raw.scores), raw.n_head_kv),
             **recommended,
         )
 
@@ -157,8 +168,9 @@ class HeadScores:
         self._check_file(model_path)
         if wanted == self.layers:
             return self
-        rows = self.scores[[self.layers.index(il) for il in wanted]]
-        return replace(self, scores=rows, layers=wanted)
+        rows = [self.layers.index(il) for il in wanted]
+        curves = None if self.curves is None else self.curves.of_rows(rows)
+        return replace(self, scores=self.scores[rows], layers=wanted, curves=curves)
 
     def to_sidecar(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write a GGUF file that holds nothing else. It appears complete or not at all.
@@ -207,6 +219,8 @@ class HeadScores:
         }
         if self.layers != tuple(range(n_layer)):
             values["headkv.layers"] = np.array(self.layers, dtype=np.uint32)
+        if self.curves is not None:
+            values |= self.curves.metadata()
         if self.beta is not None:
             values["headkv.beta"] = float(self.beta)
         for name in ("window", "kernel", "sinks"):

@@ -76,9 +76,22 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "Spearman   -1.0000      -1.0000\n"
         "top 10 %    0 of 1       0 of 4\n"
         "top         4 of 7       0 of 7\n"
+        "more in A (layer-KV head, share in A and in B)\n"
+        "  4-1      18.8%   1.2%\n"
+        "  4-0      16.8%   3.2%\n"
+        "  3-1      14.9%   5.1%\n"
+        "  3-0      12.9%   7.1%\n"
+        "  2-1      11.0%   9.0%\n"
+        "more in B (layer-KV head, share in A and in B)\n"
+        "  0-0       1.2%  18.8%\n"
+        "  0-1       3.2%  16.8%\n"
+        "  1-0       5.1%  14.9%\n"
+        "  1-1       7.1%  12.9%\n"
+        "  2-0       9.0%  11.0%\n"
     )
     assert cli.main(["scores", "diff", a, a, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    assert document["moves"] == []
     assert document["query_heads"] == {
         "heads": 40,
         "spearman": pytest.approx(1),

@@ -45,6 +45,29 @@ def test_duo_patterns_are_spread_over_the_group(tiny_path: Path, tmp_path: Path)
     assert found.method == "duo"
 
 
+def test_budgets_of_the_layers_that_are_compacted(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tmp_path / "optimized_agnostic.json", tmp_path / "out.gguf"
+    path.write_text('{"L1H0": 0.25, "L1H1": 0.75}')
+    assert run(path, tiny_path, output, "compaction") == 0
+    found = HeadScores.from_gguf(output)
+    assert (found.layers, found.scores.tolist()) == ((1,), [[0.125, 0.125, 0.375, 0.375]])
+    assert (found.method, found.beta) == ("compaction", pytest.approx(1.001))
+    for content, said in (
+        ('{"L1H0": 0.25}', "'L1H1' is missing"),
+        ('{"L1H0": 0.25, "L1H2": 1}', "'L1H2' is beyond the model's 2 layers of 2 KV heads"),
+        ('{"L1H0": 0.25, "1-1": 1}', "'1-1' is not of the form"),
+        ('{"L1H0": 0.25, "L1H1": -1}', "'L1H1' has '-1', which is no score"),
+        ('{"L1H0": 0, "L1H1": 0}', "all scores are zero"),
+        ("{}", "has no shares"),
+    ):
+        path.write_text(content)
+        capsys.readouterr()
+        assert run(path, tiny_path, tmp_path / "none.gguf", "compaction") == cli.EXIT_ERROR
+        assert said in capsys.readouterr().err
+
+
 def test_the_model_is_never_the_output(
     tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,7 +99,7 @@ BAD = {
     "no text": ("headkv", b"\xff\xfe", "is no text, byte 0 is not UTF-8"),
     "no JSON": ("headkv", b'{"0-0": [1],\n"0-1" [1]}', "line 2 is no JSON: Expecting ':' delimiter"),
     "nothing": ("headkv", b"", "line 1 is no JSON"),
-    "no object": ("headkv", b"[1, 2]", "must be a JSON object with a key 'layer-head' for each head"),
+    "no object": ("headkv", b"[1, 2]", "must be a JSON object with a key for each head"),
     "lists without end": ("headkv", b"[" * 100_000, "is no JSON that can be read"),
     "a number without end": ("headkv", b'{"0-0": [' + b"9" * 10_000 + b"]}", "is no JSON that can be read"),
     "key twice": ("headkv", b'{"0-0": [1], "0-0": [2]}', "the key '0-0' is there twice"),

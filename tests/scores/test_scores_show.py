@@ -122,6 +122,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "recommended": {"sinks": 0},
         "source": {"model": "tiny", "seed": "3"},
         "scores": RAW.astype(float).tolist(),
+        "curves": None,
     }
 
 

@@ -15,7 +15,7 @@ from headkv_local import HeadKVError, Llama, Retention, __version__
 from headkv_local._core import native
 from headkv_local.cli import main
 from headkv_local.scores import HeadScores
-from headkv_local.scoring import dataset, samples
+from headkv_local.scoring import dataset, held_out, samples
 from headkv_local.scoring.measure import observe
 from headkv_local.scoring.prompt import Prompter
 
@@ -43,10 +43,15 @@ def test_teacher_forced_from_end_to_end(
     assert written.scores.shape == (2, 4)
     assert (written.scores > 0).any()
     assert (written.n_head_kv, written.method) == (2, "r2-teacher-forced")
-    assert (written.beta, written.window, written.kernel, written.sinks) == (pytest.approx(1.3), 8, 29, 4)
+    assert written.beta in [pytest.approx(beta) for beta in held_out.BETAS]
+    assert (written.window, written.kernel, written.sinks) == (8, 29, 4)
     source = dict(written.source)
     assert source.pop("data").startswith("headkv-local's reasoning.jsonl in pydoc_data.topics of Python 3.")
     assert date.fromisoformat(str(source.pop("date")))
+    chosen = str(source.pop("beta"))
+    assert chosen.startswith(f"{written.beta:g} of 1.005, 1.1, 1.3, 2, 5, 10: loss ")
+    assert chosen.endswith(", on 4 samples of 7 held-out examples at 3% and 6%")
+    assert source.pop("kinds") == "r2"
     assert source == {
         "model": tiny_path.name,
         "model_id": native.model_id(str(tiny_path)),
@@ -231,6 +236,7 @@ def test_what_is_answered_right_counts_and_r2_falls_back_to_r(
     assert err == (
         "headkv score: only 0 of 1 samples of the method 'r2' were answered right, too few for scores: "
         "measuring plain retrieval (the method 'r') instead\n"
+        "headkv score: fewer than 4 examples: none is held out to choose beta on, it stays 1.3\n"
     )
     assert "method r: 2 of 2 samples counted" in out
     fallen = HeadScores.from_gguf(tmp_path / "out.gguf")

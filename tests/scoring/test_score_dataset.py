@@ -17,7 +17,8 @@ from headkv_local.bench.questions import TASKS
 from headkv_local.scoring import dataset
 from headkv_local.scoring.attention import RIGHT_ABOVE, token_f1
 
-PLAIN, REASONING = dataset.load("r").examples, dataset.load("r2").examples
+PLAIN, REASONING, IN_CONTEXT, TRUTH = (dataset.load(kind).examples for kind in ("r", "r2", "icl", "truth"))
+ALL = (*PLAIN, *REASONING, *IN_CONTEXT, *TRUTH)
 GOOD: dict[str, Any] = {
     "kind": "r2",
     "pattern": "order",
@@ -39,13 +40,13 @@ def parts(text: list[str], least: int) -> list[list[str]]:
     return [text[i:j] for i in range(len(text)) for j in range(i + least, len(text) + 1)]
 
 
-def test_there_are_enough_of_both_kinds_in_two_languages() -> None:
+def test_there_are_enough_of_all_kinds_in_two_languages() -> None:
     assert len(PLAIN) >= 20
     assert len(REASONING) >= 20
-    for examples in (PLAIN, REASONING):
+    for examples, n_german in ((PLAIN, 6), (REASONING, 6), (IN_CONTEXT, 5), (TRUTH, 6)):
         languages = Counter(example.lang for example in examples)
-        assert languages["en"] >= 15
-        assert languages["de"] >= 6
+        assert languages["en"] >= 13
+        assert languages["de"] >= n_german
 
 
 def test_every_reasoning_pattern_is_there_in_both_languages() -> None:
@@ -56,7 +57,7 @@ def test_every_reasoning_pattern_is_there_in_both_languages() -> None:
 
 
 def test_no_example_is_there_twice() -> None:
-    facts = [fact for example in (*PLAIN, *REASONING) for fact in example.facts]
+    facts = [fact for example in ALL for fact in example.facts]
     assert len(set(facts)) == len(facts)
     assert not any(fact in text for fact in facts for text in haystack.paragraphs())
 
@@ -76,12 +77,43 @@ def test_reasoning_takes_more_than_one_fact_and_no_other_counts(example: dataset
         assert token_f1(said, example.answer) <= RIGHT_ABOVE, said
 
 
+@pytest.mark.parametrize("example", IN_CONTEXT, ids=lambda e: e.answer)
+def test_in_context_learning_needs_several_examples_and_none_is_the_answer(example: dataset.Example) -> None:
+    assert len(example.needle) >= 2
+    if example.pattern == "labels":
+        labelled = [fact for fact in example.facts if example.answer in fact]
+        assert labelled == [example.facts[i] for i in example.needle]
+        assert len(labelled) < len(example.facts)
+    else:  # a rule: nobody has said the answer
+        assert not any(example.answer in fact for fact in example.facts)
+
+
+@pytest.mark.parametrize("example", TRUTH, ids=lambda e: e.answer)
+def test_only_what_is_true_says_the_answer(example: dataset.Example) -> None:
+    assert example.needle == (1,)
+    wrong, right = example.facts
+    assert example.answer in right
+    assert example.answer not in wrong
+
+
+def test_a_part_of_every_kind_is_held_out() -> None:
+    for examples in (PLAIN, REASONING, IN_CONTEXT, TRUTH, ALL):
+        measured, held_out = dataset.split(examples, seed=0)
+        assert len(held_out) == len(examples) // 4
+        assert not {e.question for e in measured} & {e.question for e in held_out}
+        assert len(measured) + len(held_out) == len(examples)
+        assert {e.kind for e in held_out} == {e.kind for e in examples}
+        assert dataset.split(examples, seed=0) == (measured, held_out)
+        assert dataset.split(examples, seed=1) != (measured, held_out)
+    assert dataset.split(PLAIN[:3], seed=0) == (list(PLAIN[:3]), [])
+
+
 def test_questions_of_the_bench_share_no_wording() -> None:
     rng = random.Random(0)
     asked = (maker(rng) for makers in TASKS.values() for maker in makers for _ in range(300))
     theirs = set().union(*(words(" ".join((*q.facts, q.text, q.lead, q.expected))) for q in asked))
     assert {"locker", "velmora", "marta", "lottery", "observatory", "bassoon"} <= theirs
-    ours = set().union(*(words(" ".join((*e.facts, e.question, e.answer))) for e in (*PLAIN, *REASONING)))
+    ours = set().union(*(words(" ".join((*e.facts, e.question, e.answer))) for e in ALL))
     assert ours & theirs <= FUNCTION_WORDS
 
 
@@ -104,7 +136,7 @@ def test_a_users_file(tmp_path: Path) -> None:
         ("3", "must be a JSON object"),
         (json.dumps({k: v for k, v in GOOD.items() if k != "lang"}), "'lang' is missing"),
         (json.dumps(GOOD | {"extra": 1}), "'extra' is unknown"),
-        (json.dumps(GOOD | {"kind": "r3"}), "'kind' must be one of 'r', 'r2', not 'r3'"),
+        (json.dumps(GOOD | {"kind": "r3"}), "'kind' must be one of 'r', 'r2', 'icl', 'truth', not 'r3'"),
         (json.dumps(GOOD | {"kind": ["r"]}), "'kind' must be one of"),
         (json.dumps(GOOD | {"question": " "}), "'question' must be a text"),
         (json.dumps(GOOD | {"answer": 7}), "'answer' must be a text"),

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from ..curves import Curves
 from ..errors import ArgumentError
 from ..retention import Retention
 from ..scores import HeadScores
@@ -151,8 +152,11 @@ def _retention_to_json(retention: Retention) -> dict[str, Any]:
             "method": scores.method,
             "layers": None if scores.layers is None else list(scores.layers),
             "source": dict(scores.source),
+            "curves": None if scores.curves is None else _curves_to_json(scores.curves),
             **{name: getattr(scores, name) for name in _ADVICE},
         }
+    elif isinstance(scores, Curves):
+        scores = _curves_to_json(scores)
     elif isinstance(scores, np.ndarray):
         scores = scores.tolist()
     elif scores is not None:
@@ -162,6 +166,10 @@ def _retention_to_json(retention: Retention) -> dict[str, Any]:
     return plain | given | {"caps": None if caps is None else np.asarray(caps).tolist(), "scores": scores}
 
 
+def _curves_to_json(curves: Curves) -> dict[str, Any]:
+    return {"shares": curves.shares.tolist(), "losses": curves.losses.tolist()}
+
+
 def _retention_from_json(found: Mapping[str, Any]) -> Retention:
     settings = dict(found)
     unknown = settings.keys() - {*_PLAIN, *DEFAULTS, "caps", "scores"}
@@ -169,8 +177,11 @@ def _retention_from_json(found: Mapping[str, Any]) -> Retention:
         raise ArgumentError(f"a retention has no {_short(sorted(unknown))}")
     try:
         scores = settings.get("scores")
-        if isinstance(scores, dict):
-            settings["scores"] = HeadScores(**scores)
+        if isinstance(scores, dict) and "shares" in scores:
+            settings["scores"] = Curves(**scores)
+        elif isinstance(scores, dict):
+            curves = scores.get("curves")
+            settings["scores"] = HeadScores(**scores | {"curves": curves and Curves(**curves)})
         return Retention(**settings)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ArgumentError(f"its retention cannot be: {error}") from error

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .._core.gguf import SIDECAR, Gguf
 
-Value = int | float | str | npt.NDArray[np.float32] | npt.NDArray[np.uint32]
+Value = int | float | str | npt.NDArray[np.floating] | npt.NDArray[np.uint32]
 
 PREFIX = "headkv."
 

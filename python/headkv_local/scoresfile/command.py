@@ -10,7 +10,7 @@ from typing import Any
 
 from ..bench.options import positive
 
-_FORMATS = ("headkv", "retrieval-head", "duo")
+_FORMATS = ("headkv", "retrieval-head", "duo", "compaction")
 
 
 def add_parser(commands: Any) -> None:
@@ -42,7 +42,11 @@ def add_parser(commands: Any) -> None:
 
     imported = kinds.add_parser("import", help="make a sidecar from what other projects published")
     add = imported.add_argument
-    add("file", metavar="FILE", help="JSON of HeadKV or Retrieval_Head, or a TSV pattern of DuoAttention")
+    add(
+        "file",
+        metavar="FILE",
+        help="JSON of HeadKV, Retrieval_Head or compaction, or a TSV pattern of DuoAttention",
+    )
     add("model", metavar="MODEL", help="the GGUF file that they are meant for")
     add("--format", required=True, choices=_FORMATS, help="whose file it is")
     _add_output(imported)
@@ -71,11 +75,12 @@ def _show(options: argparse.Namespace) -> None:
 def _diff(options: argparse.Namespace) -> None:
     from . import diff, files
 
-    found = diff.compare(files.find(options.a).scores, files.find(options.b).scores, options.top)
+    a, b = files.find(options.a).scores, files.find(options.b).scores
+    found, moved = diff.compare(a, b, options.top), diff.moves(a, b)
     if options.json:
-        _print_json(diff.document(found))
+        _print_json(diff.document(found, moved))
     else:
-        print(diff.text(found))
+        print(diff.text(found, moved))
 
 
 def _embed(options: argparse.Namespace) -> None:

@@ -27,6 +27,36 @@ class Agreement(NamedTuple):
     overlaps: list[Overlap]
 
 
+class Move(NamedTuple):
+    """A KV head, and its share of all scores in each file."""
+
+    layer: int
+    head: int
+    a: float
+    b: float
+
+
+_MOST_MOVES = 6
+
+
+def moves(a: HeadScores, b: HeadScores) -> list[Move]:
+    """The KV heads whose shares differ most: up to 6 that have more in a, then as many that have more in b.
+
+    The files are of the same shape and layers.
+    """
+    in_a, in_b = (by_kv_head(scores) / by_kv_head(scores).sum() for scores in (a, b))
+    layers = a.layers or range(len(a.scores))
+    found: list[Move] = []
+    for gain in (in_a - in_b, in_b - in_a):
+        most = np.argsort(-gain, kind="stable")[:_MOST_MOVES]
+        heads = [divmod(int(i), a.n_head_kv) for i in most if gain[i] > 0]
+        found += [
+            Move(layers[il], head, *(float(x[il * a.n_head_kv + head]) for x in (in_a, in_b)))
+            for il, head in heads
+        ]
+    return found
+
+
 def compare(a: HeadScores, b: HeadScores, top: int | None = None) -> dict[str, Agreement]:
     """Agreement over "KV heads" and over "query heads": of all ranks, the top 10 %, and the top so many.
 
@@ -83,8 +113,8 @@ def _agreement(a: Scores, b: Scores, top: int | None) -> Agreement:
     return Agreement(a.size, spearman(a, b), [overlap(a, b, k) for k in sizes])
 
 
-def text(agreements: dict[str, Agreement]) -> str:
-    """A table with a column for each kind of head."""
+def text(agreements: dict[str, Agreement], moved: list[Move]) -> str:
+    """A table with a column for each kind of head, and the KV heads that differ most."""
     rows = [["", *agreements]]
     rows.append(["heads", *(str(x.n_heads) for x in agreements.values())])
     rows.append(["Spearman", *(_number(x.spearman) for x in agreements.values())])
@@ -92,12 +122,17 @@ def text(agreements: dict[str, Agreement]) -> str:
         rows.append([name, *(f"{x.overlaps[i].common} of {x.overlaps[i].k}" for x in agreements.values())])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    said = [line.rstrip() for line in lines]
+    for whose, chosen in (("A", [m for m in moved if m.a > m.b]), ("B", [m for m in moved if m.b > m.a])):
+        if chosen:
+            said.append(f"more in {whose} (layer-KV head, share in A and in B)")
+            said += [f"  {f'{m.layer}-{m.head}':7} {m.a:6.1%} {m.b:6.1%}" for m in chosen]
+    return "\n".join(said)
 
 
-def document(agreements: dict[str, Agreement]) -> dict[str, Any]:
+def document(agreements: dict[str, Agreement], moved: list[Move]) -> dict[str, Any]:
     """For --json."""
-    return {
+    return {"moves": [move._asdict() for move in moved]} | {
         kind.replace(" ", "_").lower(): {
             "heads": found.n_heads,
             "spearman": found.spearman,

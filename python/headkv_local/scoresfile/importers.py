@@ -2,6 +2,8 @@
 
 "headkv", "retrieval-head": JSON of the HeadKV and Retrieval_Head projects, {"layer-head": [score of each
     sample, ...], ...} with all query heads; a head's score is the mean.
+"compaction": budgets of adamzweiger/compaction, JSON {"L<layer>H<KV head>": share of all entries, ...}.
+    Layers with a sliding window are not there. A share is shared out evenly, as in "duo".
 "duo": DuoAttention's patterns, a line of tab-separated values from 0 to 1 per layer, one per KV head; a
     value is shared out evenly to the query heads of its GQA group.
 """
@@ -30,6 +32,9 @@ Array = npt.NDArray[np.float64]
 _MOST = 1e30  # far beyond any score, and sums of them are finite in float32
 
 _KEY = re.compile(r"(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,8})")
+_HEAD = re.compile(r"L(0|[1-9][0-9]{0,8})H(0|[1-9][0-9]{0,8})")
+
+_WHOLE_BETA = 1.001  # a share is of the whole budget: nothing is shared out equally before
 
 
 class Shape(NamedTuple):
@@ -51,10 +56,13 @@ def read(path: str, model: str, format_name: str) -> HeadScores:
     except UnicodeDecodeError as error:
         raise ArgumentError(f"{path}: is no text, byte {error.start} is not UTF-8") from error
     scores = FORMATS[format_name](content, shape, path)
-    if scores.max() == 0:
+    if not np.nanmax(scores) > 0:
         raise ArgumentError(f"{path}: all scores are zero")
+    layers = np.flatnonzero(~np.isnan(scores[:, 0]))
     return HeadScores(
-        scores=scores.astype(np.float32),
+        scores=scores[layers].astype(np.float32),
+        layers=tuple(layers.tolist()),
+        beta=_WHOLE_BETA if format_name == "compaction" else None,
         n_head_kv=shape.n_head_kv,
         method=format_name,
         source={
@@ -91,6 +99,29 @@ def _json_lists(content: str, shape: Shape, path: str) -> Array:
     return scores
 
 
+def _budgets(content: str, shape: Shape, path: str) -> Array:
+    """Rows of layers that are not there are not a number."""
+    shares = np.full((shape.n_layer, shape.n_head_kv), np.nan)
+    for key, value in _json_object(content, path).items():
+        match = _HEAD.fullmatch(key)
+        if match is None:
+            raise ArgumentError(f"{path}: the key {key!r} is not of the form 'L<layer>H<head>'")
+        layer, head = int(match[1]), int(match[2])
+        if layer >= shape.n_layer or head >= shape.n_head_kv:
+            raise ArgumentError(
+                f"{path}: the key {key!r} is beyond the model's {shape.n_layer} layers of {shape.n_head_kv} "
+                "KV heads"
+            )
+        shares[layer, head] = _score(value, path, key)
+    missing = np.isnan(shares)
+    for layer, head in np.argwhere(missing & ~missing.all(axis=1, keepdims=True)):
+        raise ArgumentError(f"{path}: the key 'L{layer}H{head}' is missing, others of its layer are there")
+    if missing.all():
+        raise ArgumentError(f"{path}: has no shares")
+    group = shape.n_head // shape.n_head_kv
+    return np.repeat(shares, group, axis=1) / group
+
+
 def _json_object(content: str, path: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -109,7 +140,7 @@ def _json_object(content: str, path: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
         raise ArgumentError(f"{path}: is no JSON that can be read: {error}") from error
     if not isinstance(document, dict):
-        raise ArgumentError(f"{path}: must be a JSON object with a key 'layer-head' for each head")
+        raise ArgumentError(f"{path}: must be a JSON object with a key for each head")
     return document
 
 
@@ -150,4 +181,5 @@ FORMATS: dict[str, Callable[[str, Shape, str], Array]] = {
     "headkv": _json_lists,
     "retrieval-head": _json_lists,
     "duo": _duo_patterns,
+    "compaction": _budgets,
 }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..curves import Curves
 from ..scores import HeadScores, sidecar_path
 from ..settings import given
 from .files import Found
@@ -39,7 +40,13 @@ def document(found: Found) -> dict[str, Any]:
         "recommended": given(scores),
         "source": dict(scores.source),
         "scores": scores.scores.astype(float).tolist(),
+        "curves": None if scores.curves is None else _curves(scores.curves),
     }
+
+
+def _curves(curves: Curves) -> dict[str, Any]:
+    """losses: (n_layer, n_head_kv, n_points)"""
+    return {"shares": curves.shares.astype(float).tolist(), "losses": curves.losses.astype(float).tolist()}
 
 
 def heat_map(scores: HeadScores, width: int) -> Iterator[str]:
@@ -82,6 +89,9 @@ def _facts(found: Found, width: int) -> Iterator[str]:
         facts.append(("beside" if of_sidecar else "for", f"{found.beside}: {whose}"))
     facts.append(("method", scores.method))
     facts.append(("shape", f"{n_layer} layers, {n_head} query heads, {scores.n_head_kv} KV heads"))
+    if scores.curves is not None:
+        shares = ", ".join(f"{100 * share:.3g}%" for share in scores.curves.shares)
+        facts.append(("curves", f"loss of each KV head at {shares} of the prompt beyond the window"))
     facts += [(name, f"{value:.6g}") for name, value in given(scores).items()]
     facts += [(f"source.{name}", str(value)) for name, value in scores.source.items()]
     indent = min(max(len(name) for name, _ in facts), 20) + 2

@@ -8,9 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.options import Help, layers, positive, threads
+from ..errors import ArgumentError
 from ..settings import given
+from .dataset import KINDS
 
 _LIST = "N[,N...]"
+_MOST_POINTS = 64  # of a curve in a file, the last one may be added
+_METHODS = (*KINDS, "ablation")
+_METHOD = (
+    "by attention: retrieval with a reasoning step (r2) or without (r), in-context learning (icl), "
+    "truthfulness (truth); ablation: by what the loss of answers changes"
+)
+_KIND = "of examples, for ablation (default: r,r2, or all that --examples holds)"
+_POINTS = "for ablation: percent of the prompt, beyond the window, that one head keeps (default: 0,3,10,30)"
+_BASE = (
+    "for ablation: percent of it that the others keep meanwhile, of several the mean loss counts "
+    "(default: 5)"
+)
+_BETA = "recommended in the file (default: the best on examples that are held out)"
 _RECOMMENDED = "recommended in the file, for whoever uses the scores (default: Retention's)"
 
 
@@ -24,7 +39,10 @@ def add_parser(commands: Any) -> None:
     add = score.add_argument
     add("model", metavar="MODEL", help="GGUF file of a model that answers questions")
     add("-o", "--output", metavar="OUT", type=Path, required=True, help="GGUF file to write the scores to")
-    add("--method", choices=("r2", "r"), default="r2", help="retrieval with a reasoning step, or without")
+    add("--method", choices=_METHODS, default="r2", help=_METHOD)
+    add("--kind", dest="kinds", type=_kinds, metavar="K[,K...]", help=_KIND)
+    add("--points", type=_points, metavar="P[,P...]", help=_POINTS)
+    add("--base", dest="bases", type=_bases, metavar="P[,P...]", help=_BASE)
     add("--teacher-forced", action="store_true", help="feed the right answer; every sample counts")
     add("--plain", action="store_true", help="ask without a chat template, for base models")
     add("--samples", type=positive, default=40, metavar="N", help="prompts in all")
@@ -33,7 +51,7 @@ def add_parser(commands: Any) -> None:
     add("--examples", metavar="FILE", help="JSON Lines with examples of yours (default: the project's)")
     add("--threads", type=threads, metavar="N", help="CPU threads (default: one per core that may be used)")
     add("--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)")
-    add("--beta", type=float, metavar="X", help=_RECOMMENDED)
+    add("--beta", type=float, metavar="X", help=_BETA)
     add("--window", type=int, metavar="N", help=_RECOMMENDED)
     add("--kernel", type=int, metavar="N", help=_RECOMMENDED)
     add("--sinks", type=int, metavar="N", help=_RECOMMENDED)
@@ -50,6 +68,7 @@ def _score(options: argparse.Namespace) -> None:
         model=options.model,
         output=options.output,
         method=options.method,
+        **_of_ablation(options),
         teacher_forced=options.teacher_forced,
         plain=options.plain,
         n_samples=options.samples,
@@ -66,12 +85,21 @@ def _score(options: argparse.Namespace) -> None:
     print(f"{report.text(result)}\nwritten to {options.output}")
 
 
+def _of_ablation(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that go with that method alone, where they were given."""
+    values = {name: getattr(options, name) for name in ("kinds", "points", "bases")}
+    found = {name: value for name, value in values.items() if value is not None}
+    if found and options.method != "ablation":
+        raise ArgumentError("--kind, --points and --base go with --method ablation")
+    return found
+
+
 class _Bar:
-    """tqdm's bar on stderr where that is a terminal; one for each method that is measured."""
+    """tqdm's bar on stderr where that is a terminal; one for each stage of a run."""
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._method = ""
+        self._stage = ""
 
     def __enter__(self) -> _Bar:
         return self
@@ -80,15 +108,15 @@ class _Bar:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, method: str, done: int, total: int) -> None:
+    def show(self, stage: str, done: int, total: int, unit: str) -> None:
         from tqdm import tqdm
 
-        if method != self._method:
+        if stage != self._stage:
             self.__exit__()
-            if done > 0:
-                self.tell(f"going on after sample {done} of {total} of the method {method!r}")
-            self._bar = tqdm(total=total, initial=done, desc=method, unit="sample", disable=None)
-            self._method = method
+            if 0 < done < total:
+                self.tell(f"going on after {unit} {done} of {total} of {stage!r}")
+            self._bar = tqdm(total=total, initial=done, desc=stage, unit=unit, disable=None)
+            self._stage = stage
         self._bar.update(done - self._bar.n)
 
     def tell(self, text: str) -> None:
@@ -99,6 +127,37 @@ class _Bar:
 
 def _lengths(text: str) -> tuple[int, ...]:
     return tuple(positive(part) for part in text.split(","))
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(text.split(","))
+    if not set(kinds) <= set(KINDS) or len(set(kinds)) < len(kinds):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of {', '.join(KINDS)}")
+    return kinds
+
+
+def _points(text: str) -> tuple[float, ...]:
+    points = _percents(text)
+    if points[0] != 0 or list(points) != sorted(set(points)) or not 2 <= len(points) < _MOST_POINTS:
+        raise argparse.ArgumentTypeError(f"{text!r} must ascend from 0, in 2 to {_MOST_POINTS - 1} steps")
+    return points
+
+
+def _bases(text: str) -> tuple[float, ...]:
+    bases = _percents(text)
+    if min(bases) == 0 or len(set(bases)) < len(bases):
+        raise argparse.ArgumentTypeError(f"{text!r} must be different percentages above 0")
+    return bases
+
+
+def _percents(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 <= percent <= 100 for percent in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of percentages from 0 to 100")
+    return found
 
 
 def _seed(text: str) -> int:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ArgumentError
 
-Kind = Literal["r", "r2"]
+Kind = Literal["r", "r2", "icl", "truth"]
 
-_FILES: Mapping[str, str] = {"r": "plain.jsonl", "r2": "reasoning.jsonl"}
+_FILES: Mapping[str, str] = {
+    "r": "plain.jsonl",
+    "r2": "reasoning.jsonl",
+    "icl": "in-context.jsonl",
+    "truth": "truthfulness.jsonl",
+}
+KINDS = tuple(_FILES)
 _FOLDER = Path(__file__).parent / "examples"
 _TEXTS = ("pattern", "lang", "question", "answer")
 _KEYS = {"kind", "facts", "needle", *_TEXTS}
@@ -22,7 +29,11 @@ _KEYS = {"kind", "facts", "needle", *_TEXTS}
 
 @dataclass(frozen=True)
 class Example:
-    """kind: "r" (the fact is the answer) or "r2" (the answer takes a reasoning step from the facts).
+    """What kind of heads an answer takes.
+
+    kind: "r" (the fact is the answer), "r2" (the answer takes a reasoning step from the facts), "icl"
+        (in-context learning: the facts are examples of a rule that nobody states), "truth" (truthfulness:
+        some of the facts are said to be wrong, or come from somebody who cannot know).
 
     facts: all that is hidden in the text. needle: indices of those that the answer needs.
     """
@@ -38,7 +49,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples of one kind. name: of their file; digest: SHA-256 of them, in hex."""
+    """Examples of one kind or several. name: of their file; digest: SHA-256 of them, in hex."""
 
     name: str
     examples: tuple[Example, ...]
@@ -61,8 +72,32 @@ def load(kind: Kind, path: str | os.PathLike[str] | None = None) -> Dataset:
     return Dataset(file.name, examples)
 
 
+def load_all(kinds: Sequence[Kind], path: str | os.PathLike[str] | None = None) -> Dataset:
+    """Examples of several kinds; of a file, all that it holds where no kinds are named. Raises as load()."""
+    if path is not None and not kinds:
+        examples = tuple(read(path))
+        if not examples:
+            raise ArgumentError(f"{os.fspath(path)} holds no examples")
+        return Dataset(Path(path).name, examples)
+    parts = [load(kind, path) for kind in kinds]
+    names = dict.fromkeys(part.name for part in parts)
+    return Dataset(", ".join(names), tuple(example for part in parts for example in part.examples))
+
+
+def split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    """Those to measure on, and every fourth, held out to choose settings on; none of fewer than four.
+
+    The same seed gives the same ones; of each kind and pattern as many as there are.
+    """
+    order = list(examples)
+    random.Random(f"{seed}/held out").shuffle(order)
+    order.sort(key=lambda example: (example.kind, example.pattern))  # stable: shuffled within each
+    held_out = order[3::4]
+    return [example for example in examples if example not in held_out], held_out
+
+
 def read(path: str | os.PathLike[str]) -> list[Example]:
-    """All examples of a file, of both kinds; empty lines are skipped. Raises as load()."""
+    """All examples of a file, of any kind; empty lines are skipped. Raises as load()."""
     examples = []
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
         if line.strip():

@@ -17,12 +17,15 @@ from ..files import replacing
 Settings = Mapping[str, Any]
 """All that the scores depend on, as JSON values."""
 
+Shapes = Mapping[str, tuple[int, ...]]
+
 
 @dataclass
 class Tally:
     """Sums over samples, in two halves.
 
-    totals: (2, n_layer, n_head). counted: samples in each of them. done: samples tried, counted or not.
+    totals: (2, ...), of the scores of heads (2, n_layer, n_head). counted: samples in each of them. done:
+    samples tried, counted or not.
     """
 
     totals: npt.NDArray[np.float64]
@@ -42,29 +45,33 @@ class Tally:
 
     @property
     def mean(self) -> npt.NDArray[np.float64]:
-        """The head scores, (n_layer, n_head); all 0 if nothing has counted."""
+        """Over the samples that counted, (n_layer, n_head) for scores; all 0 if none has."""
         mean: npt.NDArray[np.float64] = self.totals.sum(axis=0) / max(self.n_counted, 1)
         return mean
 
 
 class Progress:
-    """The tallies of a run, one per method, in `OUT.partial.json`.
+    """The tallies of a run, one per stage, in `OUT.partial.json`.
 
     The file is replaced as a whole after every sample, so that it is complete at any moment.
+
+    shapes: of what the samples of each stage add up, by its name.
+    within: losses of the sample that is being measured, where one takes long.
 
     Raises ArgumentError if there is one already that is not of a run with these settings; with force it
     is dropped instead.
     """
 
-    def __init__(self, output: Path, settings: Settings, shape: tuple[int, int], *, force: bool) -> None:
+    def __init__(self, output: Path, settings: Settings, shapes: Shapes, *, force: bool) -> None:
         self.path = output.with_name(output.name + ".partial.json")
-        self._settings, self._shape = settings, shape
+        self._settings, self._shapes = settings, shapes
+        self.within: list[float] = []
         self._tallies: dict[str, Tally] = {}
         if self.path.exists():
             try:
                 self._load()
             except (ValueError, KeyError, TypeError) as error:
-                self._tallies = {}
+                self._tallies, self.within = {}, []
                 if not force:
                     raise ArgumentError(
                         f"{self.path} holds the progress of a run with other settings, or is damaged: "
@@ -72,19 +79,18 @@ class Progress:
                     ) from error
         self.save()  # tells at once whether there can be an output at all
 
-    def tally(self, method: str) -> Tally:
-        """What was measured with that method; empty at first."""
-        return self._tallies.setdefault(method, Tally(np.zeros((2, *self._shape))))
+    def tally(self, stage: str) -> Tally:
+        """What was measured in that stage; empty at first."""
+        return self._tallies.setdefault(stage, Tally(np.zeros((2, *self._shapes[stage]))))
 
     def save(self) -> None:
         tallies = {
-            method: {"done": tally.done, "counted": tally.counted, "totals": tally.totals.tolist()}
-            for method, tally in self._tallies.items()
+            stage: {"done": tally.done, "counted": tally.counted, "totals": tally.totals.tolist()}
+            for stage, tally in self._tallies.items()
         }
+        kept = {"settings": self._settings, "tallies": tallies, "within": self.within}
         with replacing(self.path) as temporary:
-            temporary.write_text(
-                json.dumps({"settings": self._settings, "tallies": tallies}), encoding="utf-8"
-            )
+            temporary.write_text(json.dumps(kept), encoding="utf-8")
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -93,9 +99,10 @@ class Progress:
         kept = json.loads(self.path.read_text(encoding="utf-8"))
         if kept["settings"] != self._settings:
             raise ValueError("other settings")
-        for method, fields in kept["tallies"].items():
+        self.within = list(map(float, kept["within"]))
+        for stage, fields in kept["tallies"].items():
             totals = np.array(fields["totals"], dtype=np.float64)
             done, counted = fields["done"], fields["counted"]
-            if totals.shape != (2, *self._shape) or not 0 <= sum(counted) <= done:
+            if totals.shape != (2, *self._shapes[stage]) or not 0 <= sum(counted) <= done:
                 raise ValueError("damaged")
-            self._tallies[method] = Tally(totals, done, list(counted))
+            self._tallies[stage] = Tally(totals, done, list(counted))

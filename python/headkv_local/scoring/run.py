@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,56 +14,37 @@ import numpy as np
 from .. import __version__, files
 from ..bench import haystack
 from ..bench.contexts import n_ctx_for
-from ..budgets import ModelShape
+from ..budgets import ModelShape, kv_head_scores
 from ..errors import ArgumentError
 from ..llama import Llama
 from ..models import model_id
 from ..retention import Retention
 from ..scores import HeadScores
 from ..settings import DEFAULTS
-from . import dataset, samples
-from .attention import RIGHT_ABOVE, token_f1
-from .dataset import Dataset, Kind
-from .measure import ANSWER_TOKENS, observe
+from . import ablation, dataset, held_out
+from .attending import Measuring, first_that_works, require_attention
+from .dataset import Dataset, Example
+from .held_out import Choice
+from .measure import ANSWER_TOKENS
+from .options import Bar, Options, Tell
 from .progress import Progress, Tally
 from .prompt import Prompter
+from .shrinking import shrink
 
-_LEAST_SAMPLES, _LEAST_SHARE = 8, 0.2  # that must be answered correctly
+__all__ = ["Options", "Result", "run"]
+
 _ROOM = ANSWER_TOKENS + 64  # of the context, for the answer and for prompts that are a little too long
-_CURE = "try --teacher-forced, or shorter --lengths; no scores were written"
 _LICENCE = "CC0-1.0"
-
-Tell = Callable[[str], None]
-Bar = Callable[[str, int, int], None]
-"""Called with method, samples done, samples in all."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """n_threads: None is one per core that may be used. examples: None stands for the project's own.
-
-    advice: beta, window, kernel and sinks to recommend with the scores; Retention's where it has none.
-    """
-
-    model: str
-    output: Path
-    method: Kind = "r2"
-    teacher_forced: bool = False
-    plain: bool = False
-    n_samples: int = 40
-    lengths: tuple[int, ...] = (700, 1400)
-    seed: int = 0
-    examples: str | None = None
-    n_threads: int | None = None
-    n_gpu_layers: int = 0
-    force: bool = False
-    advice: Mapping[str, Any] = field(default_factory=dict)
+_BASE = "base"  # the stage of attention scores, for the budgets around which an ablation moves
 
 
 @dataclass(frozen=True)
 class Result:
+    """choice: of beta, None where it was given or no examples are left for it."""
+
     scores: HeadScores
     tally: Tally
+    choice: Choice | None
 
 
 def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: None) -> Result:
@@ -77,7 +56,7 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
     """
     files.target(options.output, force=options.force, model=options.model)
     Retention(budget="100%", **options.advice)  # refuses what can never work
-    data = dataset.load(options.method, options.examples)
+    data = _data(options)
     lengths = _usable_lengths(options, tell)
     with Llama(
         options.model,
@@ -89,70 +68,119 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
     ) as llm:
         shape = llm.shape
         settings = _settings(options, data, lengths)
-        progress = Progress(options.output, settings, (shape.n_layer, shape.n_head), force=options.force)
-        measuring = _Measuring(llm, options, lengths, progress, bar)
+        progress = Progress(options.output, settings, _stages(options, shape), force=options.force)
         try:
-            method, data, tally = _first_that_works(measuring, data, tell)
+            if options.is_ablation:
+                scores, tally = _by_ablation(llm, options, settings, data, lengths, progress, tell, bar)
+            else:
+                scores, data, tally = _by_attention(
+                    llm, options, settings, data, lengths, progress, tell, bar
+                )
         except ArgumentError:
             progress.remove()  # the same settings would end here again
             raise
-        scores = _head_scores(options, settings, data, method, tally, shape)
+        choice = None
+        left = _split(options, data)[1]
+        if left:
+            choice = held_out.choose(llm, options, lengths, left, scores, progress, bar)
+            source = {**scores.source, "beta": choice.text()}
+            scores = replace(scores, beta=choice.beta, source=source)
+        elif "beta" not in options.advice:
+            tell(f"fewer than 4 examples: none is held out to choose beta on, it stays {scores.beta:g}")
     scores.to_sidecar(options.output, force=options.force)
     progress.remove()
-    return Result(scores, tally)
+    return Result(scores, tally, choice)
 
 
-@dataclass(frozen=True)
-class _Measuring:
-    llm: Llama
-    options: Options
-    lengths: tuple[int, ...]
-    progress: Progress
-    bar: Bar
-
-    def tally(self, method: Kind, data: Dataset) -> Tally:
-        """All samples of one method that are not in its tally yet, or until too many were wrong."""
-        llm, options = self.llm, self.options
-        prompter = Prompter(llm, options.plain)
-        template = len(prompter.tokenize(prompter.text("")))
-        plans = samples.plan(data.examples, options.n_samples, self.lengths, options.seed)
-        tally = self.progress.tally(method)
-        self.bar(method, tally.done, len(plans))
-        for plan in plans[tally.done :]:
-            if self.too_few(tally.n_counted + len(plans) - tally.done):
-                break
-            example = plan.example
-            content = samples.content(plan, plan.length - template, prompter.count)
-            prompt = prompter.prompt(content, [example.facts[i] for i in example.needle])
-            forced = prompter.answer(example.answer) if options.teacher_forced else None
-            observed = observe(llm, prompt, forced)
-            right = forced is not None or token_f1(observed.text, example.answer) > RIGHT_ABOVE
-            tally.add(plan.half, observed.score if right else None)
-            self.progress.save()
-            self.bar(method, tally.done, len(plans))
-        return tally
-
-    def too_few(self, n_right: int) -> bool:
-        n = self.options.n_samples
-        return n_right < max(min(_LEAST_SAMPLES, n), ceil(_LEAST_SHARE * n))
+def _data(options: Options) -> Dataset:
+    if options.method != "ablation":
+        return dataset.load(options.method, options.examples)
+    kinds = options.kinds or (("r", "r2") if options.examples is None else ())
+    return dataset.load_all(kinds, options.examples)
 
 
-def _first_that_works(measuring: _Measuring, data: Dataset, tell: Tell) -> tuple[Kind, Dataset, Tally]:
-    """The method asked for; plain retrieval where the model does not answer the other one's questions."""
-    method = measuring.options.method
-    tally = measuring.tally(method, data)
-    if measuring.too_few(tally.n_counted):
-        said = f"only {tally.n_counted} of {tally.done} samples of the method {method!r} were answered right"
-        if method == "r":
-            raise ArgumentError(f"{said}: {_CURE}")
-        tell(f"{said}, too few for scores: measuring plain retrieval (the method 'r') instead")
-        method, data = "r", _plain(measuring.options, tell)
-        tally = measuring.tally(method, data)
-        if measuring.too_few(tally.n_counted):
-            raise ArgumentError(f"{said}, and {tally.n_counted} of {tally.done} of the method 'r': {_CURE}")
-    if tally.mean.max() == 0:
-        raise ArgumentError("no head ever attended to a needle: no scores were written")
-    return method, data, tally
+def _split(options: Options, data: Dataset) -> tuple[list[Example], list[Example]]:
+    """Examples to measure on, and those that are held out to choose beta on."""
+    if "beta" in options.advice:
+        return list(data.examples), []
+    return dataset.split(data.examples, options.seed)
+
+
+def _stages(options: Options, shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    attention = (shape.n_layer, shape.n_head)
+    curves = (shape.n_layer, shape.n_head_kv, len(options.points))
+    own = {_BASE: attention, ablation.STAGE: curves} if options.is_ablation else {options.method: attention}
+    return {**own, "r": attention, held_out.STAGE: held_out.SHAPE}
+
+
+def _by_attention(
+    llm: Llama,
+    options: Options,
+    settings: dict[str, Any],
+    data: Dataset,
+    lengths: tuple[int, ...],
+    progress: Progress,
+    tell: Tell,
+    bar: Bar,
+) -> tuple[HeadScores, Dataset, Tally]:
+    assert options.method != "ablation"
+
+    def measured(data: Dataset) -> list[Example]:
+        return _split(options, data)[0]
+
+    measuring = Measuring(llm, options, lengths, progress, bar, measured, options.teacher_forced)
+    method, data, tally = first_that_works(measuring, options.method, data, tell)
+    name = f"{method}-teacher-forced" if options.teacher_forced else method
+    shape = llm.shape
+    scores = HeadScores(
+        scores=tally.mean.astype(np.float32),
+        layers=tuple(layer.il for layer in shape.layers),
+        n_head_kv=shape.n_head_kv,
+        method=name,
+        source=_source(options, settings, data, tally),
+        **{**DEFAULTS, **options.advice},
+    )
+    return scores, data, tally
+
+
+def _by_ablation(
+    llm: Llama,
+    options: Options,
+    settings: dict[str, Any],
+    data: Dataset,
+    lengths: tuple[int, ...],
+    progress: Progress,
+    tell: Tell,
+    bar: Bar,
+) -> tuple[HeadScores, Tally]:
+    shape, examples = llm.shape, _split(options, data)[0]
+    attention = None
+    if min(options.bases) < 100:
+        measuring = Measuring(llm, options, lengths, progress, bar, lambda _: examples, forced=True)
+        base = measuring.tally(_BASE, data)
+        require_attention(base)
+        attention = kv_head_scores(base.mean, shape)
+    kept = ablation.settings_of(options)
+    ablating = ablation.Ablating(llm, options, lengths, progress, bar, tell, attention, kept)
+    tally = ablating.tally(examples)
+    found = shrink(tally, shape.heads, None if attention is None else attention[shape.heads])
+    curves = ablation.curves_of(found, options.points, shape)
+    scores = HeadScores(
+        scores=ablation.scores_of(curves, shape),
+        layers=tuple(layer.il for layer in shape.layers),
+        n_head_kv=shape.n_head_kv,
+        method=options.method,
+        curves=curves,
+        source={
+            **_source(options, settings, data, tally),
+            "unit": "nats per answer token",
+            "points": ",".join(f"{point:g}%" for point in options.points),
+            "base": ",".join(f"{base:g}%" for base in options.bases),
+            "measured": ",".join(f"{part:.0%}" for part in found.measured),
+        },
+        **{**DEFAULTS, **options.advice},
+    )
+    return scores, tally
 
 
 def _usable_lengths(options: Options, tell: Tell) -> tuple[int, ...]:
@@ -183,40 +211,26 @@ def _settings(options: Options, data: Dataset, lengths: tuple[int, ...]) -> dict
         "lengths": list(lengths),
         "seed": options.seed,
         "examples": data.digest,
+        "held_out": "beta" not in options.advice,
+        "kept": ablation.settings_of(options),
+        "points": list(options.points) if options.is_ablation else [],
+        "bases": list(options.bases) if options.is_ablation else [],
         "haystack": hashlib.sha256(text.encode()).hexdigest(),
     }
 
 
-def _plain(options: Options, tell: Tell) -> Dataset:
-    """The user's plain examples, or the project's where the user has only others."""
-    try:
-        return dataset.load("r", options.examples)
-    except ArgumentError:
-        tell("the examples given hold none of the kind 'r': this project's own are used")
-        return dataset.load("r")
-
-
-def _head_scores(
-    options: Options, settings: dict[str, Any], data: Dataset, method: str, tally: Tally, shape: ModelShape
-) -> HeadScores:
+def _source(options: Options, settings: dict[str, Any], data: Dataset, tally: Tally) -> dict[str, str | int]:
     own = "headkv-local's" if options.examples is None else "the user's"
-    python = platform.python_version()
-    return HeadScores(
-        scores=tally.mean.astype(np.float32),
-        layers=tuple(layer.il for layer in shape.layers),
-        n_head_kv=shape.n_head_kv,
-        method=f"{method}-teacher-forced" if options.teacher_forced else method,
-        source={
-            "model": settings["model"],
-            "model_id": settings["model_id"],
-            "data": f"{own} {data.name} in pydoc_data.topics of Python {python}",
-            "samples": tally.n_counted,
-            "samples_tried": tally.done,
-            "seed": options.seed,
-            "lengths": ",".join(map(str, settings["lengths"])),
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "licence": _LICENCE,
-            "tool": f"headkv-local {__version__}",
-        },
-        **{**DEFAULTS, **options.advice},
-    )
+    return {
+        "model": settings["model"],
+        "model_id": settings["model_id"],
+        "data": f"{own} {data.name} in pydoc_data.topics of Python {platform.python_version()}",
+        "kinds": ",".join(sorted({example.kind for example in data.examples})),
+        "samples": tally.n_counted,
+        "samples_tried": tally.done,
+        "seed": options.seed,
+        "lengths": ",".join(map(str, settings["lengths"])),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "licence": _LICENCE,
+        "tool": f"headkv-local {__version__}",
+    }

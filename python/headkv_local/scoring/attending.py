@@ -1,0 +1,94 @@
+"""Scores by attention: samples through the model, and plain retrieval where reasoning is too hard for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+
+from ..errors import ArgumentError
+from ..llama import Llama
+from . import dataset, samples
+from .attention import RIGHT_ABOVE, token_f1
+from .dataset import Dataset, Example, Kind
+from .measure import observe
+from .options import Bar, Options, Tell
+from .progress import Progress, Tally
+from .prompt import Prompter
+
+_LEAST_SAMPLES, _LEAST_SHARE = 8, 0.2  # that must be answered correctly
+_CURE = "try --teacher-forced, or shorter --lengths; no scores were written"
+
+Measured = Callable[[Dataset], list[Example]]
+"""The examples that are not held out."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """forced: the right answer is fed to the model."""
+
+    llm: Llama
+    options: Options
+    lengths: tuple[int, ...]
+    progress: Progress
+    bar: Bar
+    measured: Measured
+    forced: bool
+
+    def tally(self, stage: str, data: Dataset) -> Tally:
+        """All samples of one stage that are not in its tally yet, or until too many were wrong."""
+        llm, options = self.llm, self.options
+        prompter = Prompter(llm, options.plain)
+        template = len(prompter.tokenize(prompter.text("")))
+        plans = samples.plan(self.measured(data), options.n_samples, self.lengths, options.seed)
+        tally = self.progress.tally(stage)
+        self.bar(stage, tally.done, len(plans), "sample")
+        for plan in plans[tally.done :]:
+            if self.too_few(tally.n_counted + len(plans) - tally.done):
+                break
+            example = plan.example
+            content = samples.content(plan, plan.length - template, prompter.count)
+            prompt = prompter.prompt(content, [example.facts[i] for i in example.needle])
+            forced = prompter.answer(example.answer) if self.forced else None
+            observed = observe(llm, prompt, forced)
+            right = forced is not None or token_f1(observed.text, example.answer) > RIGHT_ABOVE
+            tally.add(plan.half, observed.score if right else None)
+            self.progress.save()
+            self.bar(stage, tally.done, len(plans), "sample")
+        return tally
+
+    def too_few(self, n_right: int) -> bool:
+        n = self.options.n_samples
+        return n_right < max(min(_LEAST_SAMPLES, n), ceil(_LEAST_SHARE * n))
+
+
+def first_that_works(
+    measuring: Measuring, method: Kind, data: Dataset, tell: Tell
+) -> tuple[Kind, Dataset, Tally]:
+    """The method asked for; plain retrieval where the model does not answer the reasoning questions."""
+    tally = measuring.tally(method, data)
+    if measuring.too_few(tally.n_counted):
+        said = f"only {tally.n_counted} of {tally.done} samples of the method {method!r} were answered right"
+        if method != "r2":
+            raise ArgumentError(f"{said}: {_CURE}")
+        tell(f"{said}, too few for scores: measuring plain retrieval (the method 'r') instead")
+        method, data = "r", _plain(measuring.options, tell)
+        tally = measuring.tally(method, data)
+        if measuring.too_few(tally.n_counted):
+            raise ArgumentError(f"{said}, and {tally.n_counted} of {tally.done} of the method 'r': {_CURE}")
+    require_attention(tally)
+    return method, data, tally
+
+
+def require_attention(tally: Tally) -> None:
+    if tally.mean.max() == 0:
+        raise ArgumentError("no head ever attended to a needle: no scores were written")
+
+
+def _plain(options: Options, tell: Tell) -> Dataset:
+    """The user's plain examples, or the project's where the user has only others."""
+    try:
+        return dataset.load("r", options.examples)
+    except ArgumentError:
+        tell("the examples given hold none of the kind 'r': this project's own are used")
+        return dataset.load("r")

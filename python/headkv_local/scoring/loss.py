@@ -1,0 +1,94 @@
+"""The loss of a right answer after compaction. A prompt is read once, and compacted anew each time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from ..bench.state import KeptState
+from ..errors import InternalError
+from ..llama import Llama
+from ..retention import Retention
+from .measure import ANSWER_TOKENS
+from .prompt import Prompter
+from .samples import Plan, content
+
+
+@dataclass(frozen=True)
+class Asked:
+    """tokens: the prompt. messages: it was made of, the document marked. answer: tokens of the right one.
+
+    n_before: tokens before the question, which no token that asks is among.
+    """
+
+    tokens: list[int]
+    messages: list[dict[str, Any]]
+    answer: list[int]
+    n_before: int
+
+
+def ask(plan: Plan, prompter: Prompter, n_template: int) -> Asked:
+    """The sample's prompt, in the model's own template. Raises as content() and Prompter.prompt() do."""
+    whole = content(plan, plan.length - n_template, prompter.count)
+    question = f"Question: {plan.example.question}"
+    prompt = prompter.prompt(whole, [question])
+    document = {"type": "text", "text": whole.removesuffix(question).strip(), "document": True}
+    parts = [document, {"type": "text", "text": question}]
+    return Asked(
+        tokens=prompt.tokens,
+        messages=[{"role": "user", "content": parts}],
+        answer=prompter.answer(plan.example.answer)[:ANSWER_TOKENS],
+        n_before=int(prompt.needle[0]),
+    )
+
+
+class SavedPrompt:
+    """A prompt that has been read up to its question, to be compacted in many ways.
+
+    Of a prompt all but the last token is compacted: that one and the answer are decoded afterwards, in one
+    batch, so that every token of the answer depends on what was kept.
+    """
+
+    def __init__(self, llm: Llama, asked: Asked, window: int) -> None:
+        self._llm, self._asked = llm, asked
+        self.n_prompt = len(asked.tokens) - 1
+        llm.reset()
+        llm.retention = None
+        # the last two windows observe in any case
+        llm.eval(asked.tokens[: max(1, min(asked.n_before, self.n_prompt - 2 * window))])
+        self._state = KeptState(llm)
+
+    def loss(self, retention: Retention) -> float:
+        """Mean negative log-likelihood of the answer's tokens, in nats."""
+        llm, asked = self._llm, self._asked
+        self._state.restore(llm)
+        llm.retention = retention
+        llm.prefill(asked.tokens[: self.n_prompt], messages=asked.messages)
+        return _teacher_forced(llm, asked.tokens[self.n_prompt :], asked.answer)
+
+
+def _teacher_forced(llm: Llama, before: list[int], answer: list[int]) -> float:
+    """before: tokens that come first. What is decoded here is no part of what the Llama knows of."""
+    tokens = [*before, *answer[:-1]]
+    first = len(before) - 1
+    batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+    try:
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, llm.n_tokens + i
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.logits[i] = i >= first
+        if (code := llama_cpp.llama_decode(llm.ctx, batch)) != 0:
+            raise InternalError(f"the answer could not be decoded: llama_decode returned {code}")
+    finally:
+        llama_cpp.llama_batch_free(batch)
+    total = 0.0
+    for i, token in enumerate(answer):
+        row = llama_cpp.llama_get_logits_ith(llm.ctx, first + i)
+        logits = np.ctypeslib.as_array(row, (llm.n_vocab(),)).astype(np.float64)
+        top = logits.max()
+        total += float(top + np.log(np.exp(logits - top).sum()) - logits[token])
+    return total / len(answer)
