@@ -5,8 +5,8 @@
 # make results  the tables of docs/results.md and README.md, from their records
 #
 # CUDA=1 builds for the GPU, CUDA_ARCHS="86-real;90-real" for these architectures (without it: for the GPUs of this
-# machine, or for a list, see native/cmake/cuda.cmake). PTX=1 builds kernels that tests/gpu/run.sh --ptx runs
-# without a GPU. WITHOUT="amx avx512" builds without instructions of this CPU. Everything goes into .venv/ and build/.
+# machine, or for a list, see native/cmake/cuda.cmake). WITHOUT="amx avx512" builds without instructions of this CPU.
+# Everything goes into .venv/ and build/.
 #
 # Without a network: PIP_NO_INDEX=1 and PIP_FIND_LINKS=FOLDER for pip, LLAMA_CPP_DIR=FOLDER with the pinned llama.cpp,
 # NO_MODEL=1 to go without the default model, VENV_FLAGS=--system-site-packages to use what Python has.
@@ -14,7 +14,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-BUILD  := build/$(if $(PTX),ptx,$(if $(CUDA),cuda,cpu))
+BUILD  := build/$(if $(CUDA),cuda,cpu)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 SOURCES := $(shell find native python scores CMakeLists.txt pyproject.toml -type f ! -path '*/__pycache__/*' ! -name '*.pyc')
@@ -24,8 +24,7 @@ C_FILES := $(shell find native -type f -name "*.cpp" -o -name "*.h" -o -name "*.
 # CMake remembers what it was given: what may be nothing is said every time
 SOURCE  := -C 'cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR)'
 DEFINES := -C cmake.define.HEADKV_BUILD_TESTS=ON -C 'cmake.define.HEADKV_WITHOUT=$(WITHOUT)' $(SOURCE) \
-	$(if $(CUDA)$(PTX),-C cmake.define.GGML_CUDA=ON) \
-	$(if $(PTX),-C cmake.define.HEADKV_PTX=ON) \
+	$(if $(CUDA),-C cmake.define.GGML_CUDA=ON) \
 	$(if $(CUDA_ARCHS),-C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHS)')
 
 .PHONY: demo test wheel lint format results install clean always
@@ -39,7 +38,7 @@ test: install
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
 
 wheel: $(VENV)/base.stamp
-	$(if $(CUDA)$(PTX)$(WITHOUT),$(error make wheel builds for every kind of CPU: CUDA, PTX and WITHOUT are for make install))
+	$(if $(CUDA)$(WITHOUT),$(error make wheel builds for every kind of CPU: CUDA and WITHOUT are for make install))
 	rm -rf build/wheel
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel \
 		-C build-dir=build/portable -C cmake.define.HEADKV_PORTABLE=ON \

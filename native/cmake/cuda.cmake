@@ -4,12 +4,6 @@
 set(GGML_CUDA_NO_VMM ON)
 set(GGML_CUDA_NCCL OFF)
 
-option(HEADKV_PTX "build CUDA kernels as plain PTX, which native/tests/ptx runs on the CPU" OFF)
-if(HEADKV_PTX)
-    set(CMAKE_CUDA_ARCHITECTURES 90-virtual)
-    set(GGML_CUDA_COMPRESSION_MODE none CACHE STRING "" FORCE)
-endif()
-
 # the GPUs of this machine, where there are any; else all that llama.cpp has kernels tuned for, PTX for what is newer
 if(NOT CMAKE_CUDA_ARCHITECTURES)
     execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader

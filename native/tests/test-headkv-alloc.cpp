@@ -8,7 +8,7 @@
 //
 // --windows: a model with sliding windows in half of its layers
 // --archive: prompts and turns that are read with an archive
-// --gpu: with the model on the GPU, for ptx/ alone, whose device memory comes from posix_memalign too.
+// --gpu: with the model on the GPU; the buffers are the device's (cudaMalloc)
 
 #include "archive-turn.h"
 
@@ -29,6 +29,8 @@ static thread_local bool fail_rest      = false; // then all of them fail, not o
 static thread_local bool failed         = false;
 static thread_local bool had_buffer     = false; // the next object stands for it
 
+static bool on_device = false; // a driver's host memory is no buffer
+
 static bool fail_now(fail_kind kind) {
     if (fail_what != kind || (failed && !fail_rest) || fail_after-- > 0) {
         return false;
@@ -37,15 +39,30 @@ static bool fail_now(fail_kind kind) {
     return true;
 }
 
-// these take the place of libc's and libstdc++'s in all libraries of the process
+static bool is_buffer(size_t size) {
+    return size >= 16 * 1024;
+}
+
+// these take the place of libc's, the CUDA runtime's and libstdc++'s in all libraries of the process
 extern "C" int posix_memalign(void ** ptr, size_t alignment, size_t size) {
-    if (size >= 16 * 1024 && fail_now(FAIL_BUFFER)) {
+    if (!on_device && is_buffer(size) && fail_now(FAIL_BUFFER)) {
         return ENOMEM;
     }
     using fn             = int (*)(void **, size_t, size_t);
     static const fn next = (fn) dlsym(RTLD_NEXT, "posix_memalign");
-    had_buffer           = size >= 16 * 1024;
+    had_buffer           = !on_device && is_buffer(size);
     return next(ptr, alignment, size);
+}
+
+extern "C" int cudaMalloc(void ** ptr, size_t size) {
+    if (is_buffer(size) && fail_now(FAIL_BUFFER)) {
+        return 2; // cudaErrorMemoryAllocation
+    }
+    using fn             = int (*)(void **, size_t);
+    static const fn next = (fn) dlsym(RTLD_NEXT, "cudaMalloc");
+    const int res        = next(ptr, size);
+    had_buffer           = is_buffer(size);
+    return res;
 }
 
 void * operator new(size_t size) {
@@ -82,12 +99,6 @@ static void check(bool ok, const char * what, fail_kind kind, int n) {
     }
 }
 
-static int decode(llama_context * ctx, int p0, int n) {
-    const int rc = tiny_model_decode(ctx, p0, n);
-    llama_synchronize(ctx); // the work of ptx/'s device allocates, and is not what is to fail
-    return rc;
-}
-
 static std::vector<float> logits(llama_context * ctx) {
     const float * data = llama_get_logits_ith(ctx, -1);
     return std::vector<float>(data, data + 96);
@@ -106,12 +117,12 @@ static std::vector<uint8_t> mask(llama_context * ctx) {
 // up to where the step that is tested begins
 static bool prefill(llama_context * ctx) {
     llama_memory_clear(llama_get_memory(ctx), true);
-    return decode(ctx, 0, n_prompt - n_window) == 0;
+    return tiny_model_decode(ctx, 0, n_prompt - n_window) == 0;
 }
 
 static bool observe(llama_context * ctx) {
     return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) == HEADKV_OK &&
-           decode(ctx, n_prompt - n_window, n_window) == 0 &&
+           tiny_model_decode(ctx, n_prompt - n_window, n_window) == 0 &&
            headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK;
 }
 
@@ -182,18 +193,17 @@ static void torture_archive(llama_model * model, fail_kind kind) {
 static void quiet(ggml_log_level, const char *, void *) {}
 
 int main(int argc, char ** argv) {
-    const bool gpu     = argc > 1 && strcmp(argv[1], "--gpu") == 0;
     const bool windows = argc > 1 && strcmp(argv[1], "--windows") == 0;
+    on_device          = argc > 1 && strcmp(argv[1], "--gpu") == 0;
 
     llama_log_set(quiet, nullptr);
 
-    // a real GPU's allocations cannot be made to fail here
     const auto load = [&](int d_head) {
         tiny_model_params shape;
         shape.d_head  = d_head;
         shape.windows = windows;
         shape.n_layer = windows ? 4 : 3;
-        return tiny_model_load(shape, gpu);
+        return tiny_model_load(shape, on_device);
     };
     llama_model_ptr model = load(64);
 
@@ -234,7 +244,7 @@ int main(int argc, char ** argv) {
 
     // without failures
     check(prefill(ctx) && observe(ctx) && compact(), "plain run", FAIL_NONE, 0);
-    if (gpu) {
+    if (on_device) {
         std::vector<int64_t> bytes(ggml_backend_dev_count());
         check(headkv_get_device_bytes(ctx, bytes.data(), bytes.size()) == HEADKV_OK, "plain run", FAIL_NONE, 0);
         for (size_t i = 0; i < bytes.size(); ++i) {
@@ -244,11 +254,11 @@ int main(int argc, char ** argv) {
     }
     auto mask_ref = mask(ctx);
     check(!mask_ref.empty(), "plain run", FAIL_NONE, 0);
-    check(decode(ctx, n_prompt, n_more) == 0, "plain run", FAIL_NONE, 0);
+    check(tiny_model_decode(ctx, n_prompt, n_more) == 0, "plain run", FAIL_NONE, 0);
     auto logits_ref = logits(ctx);
 
     const auto goes_on = [&]() {
-        return mask(ctx) == mask_ref && decode(ctx, n_prompt, n_more) == 0 && logits(ctx) == logits_ref;
+        return mask(ctx) == mask_ref && tiny_model_decode(ctx, n_prompt, n_more) == 0 && logits(ctx) == logits_ref;
     };
     const auto from_memory = [&]() { return strlen(headkv_last_error()) > 0; };
 
@@ -277,9 +287,9 @@ int main(int argc, char ** argv) {
         return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt + n_tail, n_asking, nullptr) == HEADKV_OK;
     };
     const auto with_tail = [&]() {
-        return prefill(ctx) && observe(ctx) && compact() && decode(ctx, n_prompt, n_tail) == 0;
+        return prefill(ctx) && observe(ctx) && compact() && tiny_model_decode(ctx, n_prompt, n_tail) == 0;
     };
-    const auto ask  = [&]() { return decode(ctx, n_prompt + n_tail, n_asking) == 0; };
+    const auto ask  = [&]() { return tiny_model_decode(ctx, n_prompt + n_tail, n_asking) == 0; };
     headkv_plan all = plan;
     all.ends        = nullptr;
     all.n_ends      = 0;
@@ -287,11 +297,11 @@ int main(int argc, char ** argv) {
 
     check(with_tail() && observe_tail() && ask() && fold(), "plain run, folded", FAIL_NONE, 0);
     const auto folded_ref = mask(ctx);
-    check(decode(ctx, n_prompt + n_tail + n_asking, n_more) == 0, "plain run, folded", FAIL_NONE, 0);
+    check(tiny_model_decode(ctx, n_prompt + n_tail + n_asking, n_more) == 0, "plain run, folded", FAIL_NONE, 0);
     const auto folded_logits_ref = logits(ctx);
 
     const auto goes_on_folded = [&]() {
-        return mask(ctx) == folded_ref && decode(ctx, n_prompt + n_tail + n_asking, n_more) == 0 &&
+        return mask(ctx) == folded_ref && tiny_model_decode(ctx, n_prompt + n_tail + n_asking, n_more) == 0 &&
                logits(ctx) == folded_logits_ref;
     };
     const auto is_as_before = [&]() { return mask(ctx) == mask_ref && from_memory(); };
@@ -304,12 +314,13 @@ int main(int argc, char ** argv) {
 
     // C++ allocations of llama_decode() itself are upstream's
     torture(
-        "tail growth", FAIL_BUFFER, [&]() { return decode(ctx, n_prompt, n_more) == 0; },
+        "tail growth", FAIL_BUFFER, [&]() { return tiny_model_decode(ctx, n_prompt, n_more) == 0; },
         [&]() { return mask(ctx) == mask_ref && from_memory(); },
         [&]() { return prefill(ctx) && observe(ctx) && compact(); }, [&]() { return logits(ctx) == logits_ref; });
 
     torture(
-        "full size after clear", FAIL_BUFFER, [&]() { return decode(ctx, 0, n_prompt - n_window) == 0; }, from_memory,
+        "full size after clear", FAIL_BUFFER, [&]() { return tiny_model_decode(ctx, 0, n_prompt - n_window) == 0; },
+        from_memory,
         [&]() {
             bool ok = prefill(ctx) && observe(ctx) && compact();
             llama_memory_clear(llama_get_memory(ctx), true);
@@ -333,7 +344,7 @@ int main(int argc, char ** argv) {
 
     // the compute buffers of a prompt that has room, without which its batches get some by themselves
     torture(
-        "compute buffers", FAIL_HANDLE, [&]() { return decode(ctx, 0, n_prompt - n_window) == 0; },
+        "compute buffers", FAIL_HANDLE, [&]() { return tiny_model_decode(ctx, 0, n_prompt - n_window) == 0; },
         [&]() { return false; },
         [&]() {
             bool ok = prefill(ctx) && observe(ctx) && compact();
@@ -355,7 +366,7 @@ int main(int argc, char ** argv) {
 
         check(fresh() && observe(ctx) && compact(), "plain run, small ubatches", FAIL_NONE, 0);
         mask_ref = mask(ctx);
-        check(decode(ctx, n_prompt, n_more) == 0, "plain run, small ubatches", FAIL_NONE, 0);
+        check(tiny_model_decode(ctx, n_prompt, n_more) == 0, "plain run, small ubatches", FAIL_NONE, 0);
         logits_ref = logits(ctx);
 
         torture(
@@ -364,7 +375,7 @@ int main(int argc, char ** argv) {
                 // a smaller batch fits what was planned for the one that failed
                 return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) ==
                            HEADKV_OK &&
-                       decode(ctx, n_prompt - n_window, n_window - 1) == 0 &&
+                       tiny_model_decode(ctx, n_prompt - n_window, n_window - 1) == 0 &&
                        llama_memory_seq_rm(llama_get_memory(ctx), 0, n_prompt - n_window, -1);
             },
             fresh, [&]() { return compact() && goes_on(); });

@@ -1,11 +1,8 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one go, with one table at the end: tests/gpu/run.sh [--ptx] [STEP...]
+# All that needs a GPU, in one go, with one table at the end: tests/gpu/run.sh [STEP...]
 #
 # Exit code: 0 all that ran has passed, 1 something failed. Without a GPU nothing is run, and the code is 0.
-# --ptx: what can be shown without one. Every CUDA kernel, ggml's too, is run on the CPU as nvcc has compiled it, by
-# native/tests/ptx, on as many devices as HEADKV_PTX_DEVICES says. Needs nvcc; the build takes most of an hour on two
-# cores, the steps somewhat longer.
-# Results and logs go to $OUT (build/gpu-results, build/ptx-results). Settings, all from the environment:
+# Results and logs go to $OUT (build/gpu-results). Settings, all from the environment:
 #
 #   HEADKV_PYTHON, HEADKV_BIN   a Python that has headkv_local with CUDA installed, and the folder of the test programs:
 #                               nothing is built then (else: `make install CUDA=1`, see the Makefile on building
@@ -14,26 +11,19 @@
 #   HEADKV_MODEL                model of the checks (default: the default model; they are skipped where it is missing)
 #   HEADKV_SHAPE                model of the speed bench (random:llama-3-8b)
 #   HEADKV_LENGTHS, HEADKV_LONG its prompt lengths (8192,32768), and those of the steps -long (131072)
-#   HEADKV_CHECK_TOKENS         prompt length of the checks mask, splits, turn and memory (4000, with --ptx 1000)
-#   HEADKV_STEP_SECONDS         most that one step may take (600, with --ptx 7200)
+#   HEADKV_CHECK_TOKENS         prompt length of the checks mask, splits, turn and memory (4000)
+#   HEADKV_STEP_SECONDS         most that one step may take (600)
 set -u
 cd "$(dirname "$0")/../.."
 
-if [ "${1:-}" = --ptx ]; then
-    shift
-    STEPS="build op gather compute alloc mask mask-q8 splits splits-q8 turn memory"
-    MODE=ptx BUILD=build/ptx TOKENS=1000 LIMIT=7200
-else
-    STEPS="build op gather compute mask mask-q8 splits splits-q8 turn memory layers layers-q8 answers architectures memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8 bench-speed-long bench-speed-q8-long bench-order bench-order-long"
-    MODE=gpu BUILD=build/cuda TOKENS=4000 LIMIT=600
-fi
+STEPS="build op gather compute alloc mask mask-q8 splits splits-q8 turn memory layers layers-q8 answers architectures memcheck racecheck initcheck synccheck bench-op bench-speed bench-speed-q8 bench-speed-long bench-speed-q8-long bench-order bench-order-long"
 
-OUT=${OUT:-build/$MODE-results}
+OUT=${OUT:-build/gpu-results}
 PYTHON=${HEADKV_PYTHON:-.venv/bin/python}
-BIN=${HEADKV_BIN:-$BUILD/bin}
+BIN=${HEADKV_BIN:-build/cuda/bin}
 SHAPE=${HEADKV_SHAPE:-random:llama-3-8b}
-TOKENS=${HEADKV_CHECK_TOKENS:-$TOKENS}
-LIMIT=${HEADKV_STEP_SECONDS:-$LIMIT}
+TOKENS=${HEADKV_CHECK_TOKENS:-4000}
+LIMIT=${HEADKV_STEP_SECONDS:-600}
 
 WANTED=${*:-$STEPS}
 ROWS=()
@@ -67,13 +57,7 @@ step() {
     return $code
 }
 
-if [ $MODE = ptx ]; then
-    GPU="none: PTX on the CPU"
-    if [ -z "${HEADKV_BIN:-}" ] && ! command -v nvcc >/dev/null; then
-        echo "no nvcc: there is none in PATH to make PTX with. Not run: $WANTED"
-        exit 0
-    fi
-elif ! command -v nvidia-smi >/dev/null || ! GPU=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader); then
+if ! command -v nvidia-smi >/dev/null || ! GPU=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader); then
     echo "no GPU: there is no nvidia-smi that shows one. Not run: $WANTED"
     exit 0
 fi
@@ -88,18 +72,9 @@ echo "$GPU" | tee "$OUT/gpu.txt" >&2
 if [ -n "${HEADKV_PYTHON:-}" ] && [ -n "${HEADKV_BIN:-}" ]; then
     skip build "HEADKV_PYTHON and HEADKV_BIN are given"
 else
-    if [ $MODE = ptx ]; then
-        FOR=(PTX=1)
-    else
-        caps=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | sed 's/\.//; s/ *$/-real/' | paste -sd';')
-        FOR=(CUDA=1 "CUDA_ARCHS=${HEADKV_ARCHS:-$caps}")
-    fi
-    CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} step build make install "${FOR[@]}"
-fi
-
-if [ $MODE = ptx ]; then
-    LD_PRELOAD=$(realpath -e "$BIN/libheadkv-ptx.so") || exit 1
-    export LD_PRELOAD HEADKV_PTX_CACHE="${HEADKV_PTX_CACHE:-$OUT/kernels}" HEADKV_PTX_LOG="$OUT/kernels.txt"
+    caps=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | sed 's/\.//; s/ *$/-real/' | paste -sd';')
+    CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} step build \
+        make install CUDA=1 "CUDA_ARCHS=${HEADKV_ARCHS:-$caps}"
 fi
 
 program() { # step, program, arguments...
@@ -110,7 +85,7 @@ program() { # step, program, arguments...
 program op test-headkv-attn
 program gather test-headkv-gather
 program compute test-headkv-compute --gpu
-if [ $MODE = ptx ]; then program alloc test-headkv-alloc --gpu; fi
+program alloc test-headkv-alloc --gpu
 
 MODEL=${HEADKV_MODEL:-$("$PYTHON" -c 'import headkv_local as h; print(h.default_model_path())' 2>/dev/null)}
 check() { # step, arguments of checks.py

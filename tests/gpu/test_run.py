@@ -74,23 +74,6 @@ def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
     assert "there is no step nonsense" in done.stderr
 
 
-def test_ptx_has_steps_of_its_own_and_needs_no_gpu(tmp_path: Path) -> None:
-    program(tmp_path / "bin" / "test-headkv-alloc", "echo $LD_PRELOAD $@")
-    given = {"HEADKV_PYTHON": sys.executable, "HEADKV_BIN": str(tmp_path / "bin")}
-    done = run(tmp_path, "--ptx", "alloc", **given)
-    assert done.returncode == 1
-    assert "libheadkv-ptx.so" in done.stderr
-
-    (tmp_path / "bin" / "libheadkv-ptx.so").write_text("")  # the loader complains, and goes on
-    done = run(tmp_path, "--ptx", "alloc", **given)
-    assert done.returncode == 0
-    (row,) = (line for line in done.stdout.splitlines() if line.startswith("alloc"))
-    assert row.split()[1] == "passed"
-    assert row.endswith(f"{tmp_path}/bin/libheadkv-ptx.so --gpu")
-
-    assert "there is no step memcheck" in run(tmp_path, "--ptx", "memcheck", **given).stderr
-
-
 @pytest.mark.parametrize("type_kv", ["f16", "q8_0"])
 @pytest.mark.parametrize("check", ["mask", "splits", "turn", "memory"])
 def test_the_checks_hold_between_the_cpu_and_itself(

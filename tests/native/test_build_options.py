@@ -27,5 +27,5 @@ def test_options_of_an_earlier_make_are_taken_back() -> None:
 
 
 def test_a_portable_wheel_takes_no_options_of_one_machine() -> None:
-    for option in ("CUDA=1", "PTX=1", "WITHOUT=amx"):
+    for option in ("CUDA=1", "WITHOUT=amx"):
         assert "make wheel builds for every kind of CPU" in make("wheel", option)
