@@ -18,8 +18,9 @@ from ..retention import Retention
 from ..scores import HeadScores
 from . import native
 from .native.archive import ORDER_LAYERS, ORDER_TOKENS, Prompt, begin_small, prefill, set_archive
+from .native.plan import Observers
 from .pieces import Pieces
-from .question import Observers, who_observes
+from .question import who_observes
 from .turns import Turn
 
 _logger = logging.getLogger("headkv_local")

@@ -15,10 +15,10 @@ from ..stats import PromptRecord
 from .folding import Folding
 from .going_back import GoingBack
 from .native.archive import Prompt
+from .native.plan import sentence_ends
 from .pieces import Pieces
 from .progress import Progress
 from .question import checked, checked_messages
-from .sentences import sentence_ends
 from .turns import Turn
 
 
@@ -164,7 +164,7 @@ class PromptReader(GoingBack):
         self._prompts.record = PromptRecord()
         held = self.input_ids[: self.n_tokens].tolist()
         prompt = Pieces((held + tokens)[:n_compacted], self._piece)
-        first, again, weights = compactor.who_observes(prompt, turn, self._n_ctx, n_compacted)
+        first, again, weights, _ = compactor.who_observes(prompt, turn, self._n_ctx, n_compacted)
         compactor.expect(max(n_prompt, n_compacted + len(again)))
 
         # all observed tokens are decoded under observation, also what of them is in the cache already
@@ -240,7 +240,7 @@ class PromptReader(GoingBack):
         n_past = min(n_whole, self.n_tokens, seen.first, n_compacted - 1)
         if self._bounded:
             seen, n_past = seen.after(n_whole, self.n_tokens, n_compacted)
-        first, again, weights = seen
+        first, again, weights, _ = seen
         progress = Progress(self.on_prefill, len(whole) - n_past + len(again))
         asking = [whole[i] for i in again]
         started = perf_counter()
