@@ -51,6 +51,7 @@ struct headkv_part {
 struct headkv_observers {
     int32_t first;      // from this position on
     int32_t n_left_out; // tokens that would be read once more, and that there is no room for
+    int32_t n_stay;     // tokens that stay of those that were to, or 0
     int32_t * again;    // [n_again] positions of what is read once more; or NULL to ask how many
     size_t n_again;
     float * weights; // [n_weights] of all of these tokens, in their order; or NULL
@@ -103,6 +104,13 @@ HEADKV_API int32_t headkv_scores_get(const struct headkv_scores * scores, float 
 // The model's layers that the rows of scores are of, ascending. n: n_layer.
 HEADKV_API int32_t headkv_scores_get_layers(const struct headkv_scores * scores, int32_t * layers, size_t n);
 
+// Which rows of scores are of the layers of a model that retain, from headkv_get_layers(). Of those of a file, and of
+// any others: of the layers `scored`, ascending, with n_head query and n_head_kv KV heads in the layer that has most.
+//   rows: [n_layers]
+// HEADKV_ERR_SCORES_VALUE: they are of another model, or not of all of these layers
+HEADKV_API int32_t headkv_match_scores(const int32_t * scored, size_t n_scored, int32_t n_head, int32_t n_head_kv,
+                                       const struct headkv_layer * layers, size_t n_layers, int32_t * rows);
+
 // Key and text number i of n_texts, NULL beyond. Numbers come as decimals. Valid as long as scores.
 HEADKV_API const char * headkv_scores_key(const struct headkv_scores * scores, int64_t i);
 HEADKV_API const char * headkv_scores_text(const struct headkv_scores * scores, int64_t i);
@@ -148,11 +156,15 @@ HEADKV_API int32_t headkv_get_question(const struct headkv_text * text, size_t s
 
 // Who observes a prompt of n_prompt tokens. Parts of a question at its end are observed where they stand, with all that
 // comes after them; others are read once more after it, for they could not look at what came after them.
-//   question: parts in their order; n_least: last tokens that observe in any case, since some models ask there: twice
-//   the window; n_room: tokens that may be read once more, as the context has positions
+//   question: parts in their order
+//   n_least: last tokens that observe in any case, since some models ask there: twice the window
+//   n_room: tokens that may be read once more, as the context has positions
+//   n_stay: tokens that are not read, since layers hold them that cannot go back: those do not observe. If nothing that
+//   asks comes after them, all is read. 0 for other layers
 //   res: its arrays have to be of the right length, where they are not NULL
 HEADKV_API int32_t headkv_get_observers(const struct headkv_part * question, size_t n_question, int32_t n_prompt,
-                                        int32_t n_least, int32_t n_room, struct headkv_observers * res, size_t size);
+                                        int32_t n_least, int32_t n_room, int32_t n_stay, struct headkv_observers * res,
+                                        size_t size);
 
 // All of the above in one call: finds where sentences end, what asks and how much each head keeps, and calls
 // headkv_prefill(). What it needs of the model's vocabulary it takes from the context. With headkv_set_archive() a

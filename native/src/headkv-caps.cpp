@@ -126,31 +126,37 @@ static std::string listed(const std::vector<int32_t> & numbers) {
     return res;
 }
 
-// The rows of a file's scores that are of these layers, [n_layers][n_head].
-static std::vector<double> rows_of(const headkv_scores & file, const model_heads & heads) {
-    const size_t n_layer = heads.il.size();
-    const std::vector<int32_t> scored(file.layers.begin(), file.layers.end());
-
+// which rows of scores of the layers `scored` are of a model's
+static std::vector<int32_t> match(const std::vector<int32_t> & scored, int32_t n_head, int32_t n_head_kv,
+                                  const model_heads & heads) {
     bool whole = true; // the model retains all of its layers
-    for (size_t i = 0; i < n_layer; ++i) {
+    for (size_t i = 0; i < heads.il.size(); ++i) {
         whole = whole && heads.il[i] == (int32_t) i;
     }
-    if (file.n_head != (uint32_t) heads.n_head_max || file.n_head_kv != (uint32_t) heads.n_head_kv_max ||
-        (whole && scored != heads.il)) {
+    if (n_head != heads.n_head_max || n_head_kv != heads.n_head_kv_max || (whole && scored != heads.il)) {
         throw headkv_error(HEADKV_ERR_SCORES_VALUE,
-                           format("the head scores are for %u layers of %u query and %u KV heads, the model has %zu "
+                           format("the head scores are for %zu layers of %d query and %d KV heads, the model has %zu "
                                   "layers of %d and %d",
-                                  file.n_layer, file.n_head, file.n_head_kv, n_layer, heads.n_head_max,
+                                  scored.size(), n_head, n_head_kv, heads.il.size(), heads.n_head_max,
                                   heads.n_head_kv_max));
     }
-    std::vector<double> res;
+    std::vector<int32_t> res;
     for (const int32_t il : heads.il) {
         const auto found = std::lower_bound(scored.begin(), scored.end(), il);
         if (found == scored.end() || *found != il) {
             throw headkv_error(HEADKV_ERR_SCORES_VALUE, "the head scores are for the layers " + listed(scored) +
                                                             ", and the model retains the layers " + listed(heads.il));
         }
-        const float * row = file.scores.data() + (found - scored.begin()) * file.n_head;
+        res.push_back(found - scored.begin());
+    }
+    return res;
+}
+
+// the rows of a file's scores that are of these layers, [n_layers][n_head]
+static std::vector<double> rows_of(const headkv_scores & file, const model_heads & heads) {
+    std::vector<double> res;
+    for (const int32_t i : match({ file.layers.begin(), file.layers.end() }, file.n_head, file.n_head_kv, heads)) {
+        const float * row = file.scores.data() + (size_t) i * file.n_head;
         res.insert(res.end(), row, row + file.n_head);
     }
     return res;
@@ -330,5 +336,16 @@ int32_t headkv_get_caps(const headkv_retention * retention, size_t size, const h
         const auto res = headkv_make_caps(*retention, layers, n_layers, bounded_bytes, n_prompt);
         headkv_require_length(n, res.size());
         std::copy(res.begin(), res.end(), caps);
+    });
+}
+
+int32_t headkv_match_scores(const int32_t * scored, size_t n_scored, int32_t n_head, int32_t n_head_kv,
+                            const headkv_layer * layers, size_t n_layers, int32_t * rows) {
+    return headkv_guard([&]() {
+        headkv_require_pointer(scored);
+        headkv_require_pointer(layers);
+        headkv_require_pointer(rows);
+        const auto res = match({ scored, scored + n_scored }, n_head, n_head_kv, heads_of(layers, n_layers, 0));
+        std::copy(res.begin(), res.end(), rows);
     });
 }

@@ -100,7 +100,8 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     const int32_t n_whole = facts.stats.n_prompt > 0 ? facts.stats.n_archived : facts.stats.n_tokens;
     int32_t n_past        = std::min({ n_whole, reading.n_held, asking.first, n_prompt - 1 });
     if (facts.bounded) {
-        n_past = asking.stay_at(n_whole, reading.n_held, n_prompt);
+        asking.stay_at(n_whole <= reading.n_held && n_whole < n_prompt ? n_whole : 0);
+        n_past = asking.n_stay;
     }
     std::vector<int32_t> again;
     for (const int32_t i : asking.again) {

@@ -208,7 +208,7 @@ static std::string piece_of(const llama_vocab & vocab, int32_t token) {
         n = vocab.token_to_piece(token, res.data(), res.size(), 0, /*special =*/false);
     }
     res.resize(std::max(n, 0));
-    return token == vocab.token_bos() && !res.empty() && res[0] == ' ' ? res.substr(1) : res;
+    return res;
 }
 
 headkv_spelled::headkv_spelled(const llama_vocab & vocab, const int32_t * tokens, size_t n_tokens) {
@@ -277,15 +277,13 @@ headkv_asking::headkv_asking(const headkv_part * question, size_t n_question, in
     }
 }
 
-int32_t headkv_asking::stay_at(int32_t n_held, int32_t n_same, int32_t n_prompt) {
-    const size_t n_gone = std::min<size_t>(std::max(0, n_held - first), weights.size());
-    const bool asks     = std::any_of(weights.begin() + n_gone, weights.end(), [](float w) { return w > 0.0f; });
-    if (n_held > n_same || n_held >= n_prompt || !asks) {
-        return 0;
+void headkv_asking::stay_at(int32_t n) {
+    const size_t n_gone = std::min<size_t>(std::max(0, n - first), weights.size());
+    if (std::any_of(weights.begin() + n_gone, weights.end(), [](float w) { return w > 0.0f; })) {
+        weights.erase(weights.begin(), weights.begin() + n_gone);
+        first  = std::max(first, n);
+        n_stay = n;
     }
-    weights.erase(weights.begin(), weights.begin() + n_gone);
-    first = std::max(first, n_held);
-    return n_held;
 }
 
 //
@@ -322,12 +320,16 @@ int32_t headkv_get_question(const headkv_text * text, size_t size, int32_t start
 }
 
 int32_t headkv_get_observers(const headkv_part * question, size_t n_question, int32_t n_prompt, int32_t n_least,
-                             int32_t n_room, headkv_observers * res, size_t size) {
+                             int32_t n_room, int32_t n_stay, headkv_observers * res, size_t size) {
     return headkv_guard([&]() {
         headkv_require_pointer(question);
         headkv_require_pointer(res);
         headkv_require_size(size, sizeof(*res));
-        const headkv_asking asking(question, n_question, n_prompt, n_least, n_room);
+        headkv_asking asking(question, n_question, n_prompt, n_least, n_room);
+        if (n_stay < 0 || n_stay >= n_prompt) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, format("%d of %d tokens cannot stay", n_stay, n_prompt));
+        }
+        asking.stay_at(n_stay);
         if (res->weights) {
             headkv_require_length(res->n_weights, asking.weights.size());
             std::copy(asking.weights.begin(), asking.weights.end(), res->weights);
@@ -338,6 +340,7 @@ int32_t headkv_get_observers(const headkv_part * question, size_t n_question, in
         }
         res->first      = asking.first;
         res->n_left_out = asking.n_left_out;
+        res->n_stay     = asking.n_stay;
         res->n_weights  = asking.weights.size();
         res->n_again    = asking.again.size();
     });

@@ -59,12 +59,12 @@ struct headkv_asking {
     // throws headkv_error for parts that cannot be
     headkv_asking(const headkv_part * question, size_t n_question, int32_t n_prompt, int32_t n_least, int32_t n_room);
 
-    // For layers that stay at n_held tokens or begin anew: who observes then, and how many stay; n_same: tokens that
-    // the prompt begins with and that are held
-    int32_t stay_at(int32_t n_held, int32_t n_same, int32_t n_prompt);
+    // Of the tokens after the first n_stay ones alone. If none of these asks, all is as it was, and 0 stay.
+    void stay_at(int32_t n_stay);
 
     int32_t first = 1;          // from this position to the prompt's end
     std::vector<int32_t> again; // positions of a question that stood before what it asks about
     std::vector<float> weights; // of all of these tokens, in their order
     int32_t n_left_out = 0;     // tokens that there was no room for
+    int32_t n_stay     = 0;
 };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ def test_a_question_that_is_told(tiny_path: Path, load: Load) -> None:
     theirs.prefill(TOKENS, question=slice(10, 20))
     parts = ffi.new("struct headkv_part[]", [(10, 20, 1.0)])
     read(mine, TOKENS, question=parts, n_question=1, order=1)
+    assert (mine.retention_mask() == theirs.retention_mask()).all()
+
+
+def test_tokens_of_more_than_32_bytes_have_their_text(smollm2: Path, load: Load) -> None:
+    """Lines end there in C and in Python alike; llama_cpp gives nothing for such a token."""
+    mine, theirs = (load(smollm2, retention=replace(RETENTION, scores="uniform")) for _ in range(2))
+    deep = "\n" + 41 * " "
+    code = "".join(f"{deep}call the pilot of ship {i}" for i in range(30)) + "\n\nWhich pilots were called?"
+    tokens = theirs.tokenize(code.encode(), add_bos=False)
+    assert sum(len(theirs._piece(token)) > 32 for token in tokens) > 5
+    theirs.prefill(tokens)
+    read(mine, tokens, order=2)
     assert (mine.retention_mask() == theirs.retention_mask()).all()
 
 

@@ -23,14 +23,16 @@ def who_observes(
     n_last: int,
     n_least: int,
     n_ctx: int,
+    n_stay: int = 0,
 ) -> Observers:
     """Those of a question, if one is told, else of what asks in the messages, else of the prompt's ending.
 
     n_last: last tokens that may ask. n_ctx: positions that the context has, also for what is read once more.
+    n_stay: tokens that layers hold which cannot go back, and that are not read.
     """
     n_prompt = prompt.n_tokens
     question = question or question_of(prompt, messages, n_last) or ending(prompt, n_prompt, n_last)
-    found = observers(question, n_prompt, n_least, n_ctx - n_prompt)
+    found = observers(question, n_prompt, n_least, n_ctx - n_prompt, n_stay)
     if found.n_left_out > 0:
         n_read = len(found.again)
         _logger.warning(

@@ -55,19 +55,34 @@ def check(keep: Keep) -> None:
     _check(_functions["headkv_check_retention"](raw, ffi.sizeof("struct headkv_retention")))
 
 
+def _layers_of(shape: ModelShape) -> Any:
+    """struct headkv_layer of each layer that retains."""
+    alike = [(il, shape.n_head, shape.n_head_kv, shape.row_bytes) for il in range(shape.n_layer)]
+    return ffi.new("struct headkv_layer[]", list(shape.layers or alike))
+
+
 def get_caps(keep: Keep, shape: ModelShape, n_prompt: int) -> npt.NDArray[np.int32]:
     """(n_layer, n_head_kv), 0 for KV heads that a layer does not have."""
     if n_prompt > INT32_MAX:
         raise ArgumentError(f"n_prompt must be at most {INT32_MAX}, not {n_prompt}")
     raw, _kept = keep.struct()
-    alike = [(il, shape.n_head, shape.n_head_kv, shape.row_bytes) for il in range(shape.n_layer)]
-    layers = ffi.new("struct headkv_layer[]", list(shape.layers or alike))
-    caps = np.empty(shape.n_heads, dtype=np.int32)
+    layers, caps = _layers_of(shape), np.empty(shape.n_heads, dtype=np.int32)
     pointer = ffi.from_buffer("int32_t[]", caps, require_writable=True)
     size, n_layers, n_bytes = ffi.sizeof("struct headkv_retention"), len(layers), shape.bounded_bytes
     get = _functions["headkv_get_caps"]
     _check(get(raw, size, layers, n_layers, n_bytes, n_prompt, pointer, caps.size))
     return shape.by_head(caps)
+
+
+def match_scores(scored: Sequence[int], n_head: int, n_head_kv: int, shape: ModelShape) -> list[int]:
+    """Which rows of scores are of the layers that a model retains. scored: the layers that they are of.
+
+    n_head, n_head_kv: of the layer that has most. ScoresError for those of another model, with both values.
+    """
+    layers, of = _layers_of(shape), ffi.new("int32_t[]", list(scored))
+    rows = ffi.new("int32_t[]", len(layers))
+    _check(_functions["headkv_match_scores"](of, len(of), n_head, n_head_kv, layers, len(layers), rows))
+    return list(rows)
 
 
 class Text(Protocol):
@@ -129,26 +144,24 @@ class Observers(NamedTuple):
     """Of all of these tokens, in their order."""
     n_left_out: int = 0
     """Tokens that should be read once more, and that there is no room for."""
-
-    def after(self, n_held: int, n_same: int, n_prompt: int) -> tuple[Observers, int]:
-        """For layers that stay at n_held tokens or begin anew: who observes then, and how many stay.
-
-        n_same: tokens that the prompt of n_prompt begins with and that are held.
-        """
-        late = self.weights[max(0, n_held - self.first) :]
-        if n_held > n_same or n_held >= n_prompt or not late.any():
-            return self, 0
-        return self._replace(first=max(self.first, n_held), weights=late), n_held
+    n_stay: int = 0
+    """Tokens that stay of those that were to, or 0."""
 
 
-def observers(asking: Sequence[Part], n_prompt: int, n_least: int, n_room: int = INT32_MAX) -> Observers:
-    """Who observes a prompt of n_prompt tokens. n_room: tokens that may be read once more."""
+def observers(
+    asking: Sequence[Part], n_prompt: int, n_least: int, n_room: int = INT32_MAX, n_stay: int = 0
+) -> Observers:
+    """Who observes a prompt of n_prompt tokens.
+
+    n_room: tokens that may be read once more. n_stay: tokens that layers hold which cannot go back.
+    """
     parts, res = ffi.new("struct headkv_part[]", list(asking)), ffi.new("struct headkv_observers *")
-    arguments = (parts, len(parts), n_prompt, n_least, n_room, res, ffi.sizeof("struct headkv_observers"))
+    size = ffi.sizeof("struct headkv_observers")
+    arguments = (parts, len(parts), n_prompt, n_least, n_room, n_stay, res, size)
     get = _functions["headkv_get_observers"]
     _check(get(*arguments))  # how many
     again, weights = np.empty(res.n_again, dtype=np.int32), np.empty(res.n_weights, dtype=np.float32)
     res.again = ffi.from_buffer("int32_t[]", again, require_writable=True)
     res.weights = ffi.from_buffer("float[]", weights, require_writable=True)
     _check(get(*arguments))
-    return Observers(res.first, tuple(again.tolist()), weights, res.n_left_out)
+    return Observers(res.first, tuple(again.tolist()), weights, res.n_left_out, res.n_stay)
