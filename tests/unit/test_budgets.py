@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headkv_local._core import native
 from headkv_local._core.plans import Keep, get_caps
-from headkv_local.budgets import ModelShape
-from headkv_local.errors import ArgumentError
+from headkv_local.budgets import LayerShape, ModelShape
+from headkv_local.errors import ArgumentError, ScoresError
 from headkv_local.retention import Retention
+from headkv_local.scores import HeadScores
+from headkv_local.settings import DEFAULT_BUDGET, DEFAULT_OBSERVE, DEFAULTS
 
 SHAPE = ModelShape(n_layer=3, n_head=4, n_head_kv=2, row_bytes=256)
 Caps = npt.NDArray[np.int32]
@@ -242,3 +247,38 @@ def test_a_budget_below_the_window_names_the_smallest_that_works(
     if number > 0.02:  # and little less does not work
         with pytest.raises(ArgumentError):
             total_of(f"{number - 0.011:.4f}{unit}", n_prompt, window)
+
+
+@pytest.mark.parametrize("layers", [None, (0, 2, 4)])
+def test_a_files_scores_and_advice_are_those_that_the_class_takes(
+    layers: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    """What a C program does with headkv_scores_load() and headkv_init_retention()."""
+    raw = np.random.default_rng(3).gamma(1.0, size=(3, 4))
+    scores = HeadScores(scores=raw, n_head_kv=2, method="r", window=6, beta=1.7, layers=layers)
+    scores.to_sidecar(tmp_path / "x.headkv.gguf")
+    shape = ModelShape.of([LayerShape(il, 4, 2, 256) for il in layers or range(3)])
+    wanted = Retention(budget="10%").with_scores(scores).caps_for(shape, 1000)
+
+    ffi, call = native.ffi, native._functions
+    handle, keep = ffi.new("struct headkv_scores **"), ffi.new("struct headkv_retention *")
+    native._check(call["headkv_scores_load"](str(tmp_path / "x.headkv.gguf").encode(), handle))
+    loaded = ffi.gc(handle[0], call["headkv_scores_free"])
+    size = ffi.sizeof("struct headkv_retention")
+    native._check(call["headkv_init_retention"](keep, size, loaded))
+    defaults = {**DEFAULTS, "window": 6, "beta": pytest.approx(1.7)}
+    assert {name: getattr(keep, name) for name in DEFAULTS} == defaults
+    assert (keep.entries, keep.observe) == (DEFAULT_BUDGET, DEFAULT_OBSERVE)
+    budget = ffi.new("char[]", b"10%")
+    keep.budget = budget
+
+    def caps(layers: Sequence[LayerShape]) -> list[int]:
+        found = ffi.new("int32_t[]", sum(layer.n_head_kv for layer in layers))
+        raw = ffi.new("struct headkv_layer[]", list(layers))
+        native._check(call["headkv_get_caps"](keep, size, raw, len(raw), 0, 1000, found, len(found)))
+        return list(found)
+
+    assert caps(shape.layers) == wanted.ravel().tolist()
+    for other in ((7, 4, 2, 256), (0, 4, 4, 256), (0, 8, 2, 256)):
+        with pytest.raises(ScoresError, match="the head scores are for"):
+            caps([LayerShape(*other), *shape.layers[1:]])
