@@ -167,3 +167,54 @@ def test_every_mistake_is_a_sentence(smollm2: Path, tiny_path: Path, tmp_path: P
         tiny_path, document, session, "Who?", "Why?"
     )
     assert session.read_bytes() == b"something else"
+
+
+THROWS = r"""
+#include <headkv.h>
+#include <llama-cpp.h>
+#include <cstdio>
+#include <vector>
+
+static bool fails = true;
+
+static void show(void *, int32_t, int32_t) {
+    if (fails) {
+        throw 42;
+    }
+}
+
+int main(int, char ** argv) {
+    llama_model_ptr model(llama_model_load_from_file(argv[1], llama_model_default_params()));
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = 512;
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    llama_context_ptr ctx(llama_init_from_model(model.get(), params));
+    headkv_retention keep;
+    headkv_init_retention(&keep, sizeof(keep), nullptr);
+    const std::vector<int32_t> tokens(300, 7);
+    headkv_reading prompt = {};
+    prompt.tokens = tokens.data();
+    prompt.n_tokens = tokens.size();
+    prompt.order = HEADKV_ORDER_ANY;
+    prompt.progress = show;
+    for (; ; fails = false) {
+        const int32_t code = headkv_read(ctx.get(), &prompt, sizeof(prompt), &keep, sizeof(keep));
+        printf("%d %s\n", code, headkv_last_error());
+        if (!fails) {
+            return 0;
+        }
+    }
+}
+"""
+
+
+def test_no_exception_of_a_callback_leaves_the_library(tiny_path: Path, tmp_path: Path) -> None:
+    """A C++ program too needs no more than the target or the flags."""
+    (tmp_path / "throws.cpp").write_text(THROWS, encoding="utf-8")
+    settings = {"PKG_CONFIG_PATH": str(sdk.folder() / "lib" / "pkgconfig")}
+    tool("pkg-config"), tool("c++")
+    script = 'eval "c++ -std=c++17 -o \\"$1\\" \\"$2\\" $(pkg-config --cflags --libs headkv)"'
+    run("sh", "-c", script, "sh", tmp_path / "throws", tmp_path / "throws.cpp", **settings)
+    first, second = run(tmp_path / "throws", tiny_path).stdout.splitlines()
+    assert first.startswith("-5 an exception")
+    assert second.startswith("0 ")
