@@ -4,7 +4,6 @@
 #include <llama.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { N_CTX = 4096, N_ANSWER = 32, N_TEXT = 1 << 20 };
 
@@ -36,11 +35,11 @@ static struct llama_context * open_context(struct llama_model * model) {
     return ctx;
 }
 
-// text: what comes after the conversation so far, up to where the answer begins
-static void ask(struct llama_context * ctx, const struct llama_vocab * vocab) {
+// The first n_text bytes of text are what comes after the conversation so far, up to where the answer begins.
+static void ask(struct llama_context * ctx, const struct llama_vocab * vocab, size_t n_text) {
     struct headkv_reading prompt = { .tokens = tokens, .n_held = (int32_t) n_tokens, .order = HEADKV_ORDER_ANY };
-    const int n                  = llama_tokenize(vocab, text, (int) strlen(text), tokens + n_tokens,
-                                                  (int) (N_CTX - N_ANSWER - n_tokens), n_tokens == 0, false);
+    const int n = llama_tokenize(vocab, text, (int) n_text, tokens + n_tokens, (int) (N_CTX - N_ANSWER - n_tokens),
+                                 n_tokens == 0, false);
     if (n < 0) {
         fail("the prompt");
     }
@@ -77,6 +76,9 @@ int main(int argc, char ** argv) {
     }
     size_t length = fread(text, 1, N_TEXT / 2, file); // the document stands before the first question
     fclose(file);
+    if (length == N_TEXT / 2) {
+        fail(argv[2]);
+    }
 
     llama_backend_init();
     struct llama_model * model = llama_model_load_from_file(argv[1], llama_model_default_params());
@@ -104,8 +106,8 @@ int main(int argc, char ** argv) {
                 fail("opening");
             }
         }
-        snprintf(text + length, N_TEXT - length, "\n\nQuestion: %s\nAnswer:", argv[i]);
-        ask(ctx, llama_model_get_vocab(model));
+        const int n = snprintf(text + length, N_TEXT - length, "\n\nQuestion: %s\nAnswer:", argv[i]);
+        ask(ctx, llama_model_get_vocab(model), length + n);
     }
     llama_free(ctx);
     llama_model_free(model);

@@ -162,6 +162,11 @@ def test_every_mistake_is_a_sentence(smollm2: Path, tiny_path: Path, tmp_path: P
 
     assert says(smollm2, tmp_path / "none.txt", session, "Who?").startswith("usage: ")
     assert f"{document}: failed" in says(document, document, session, "Who?")
+    document.write_text(TEXT * 40, encoding="utf-8")
+    assert "the prompt: failed, or is too long" in says(tiny_path, document, session, "Who?")
+    document.write_text(TEXT * 400, encoding="utf-8")
+    assert f"{document}: failed, or is too long" in says(tiny_path, document, session, "Who?")
+    document.write_text(TEXT[:500], encoding="utf-8")
     session.write_bytes(b"something else")
     assert "another file, not a session: it stays as it is" in says(
         tiny_path, document, session, "Who?", "Why?"
