@@ -3,8 +3,12 @@
 // A prompt, or a later turn, in one call:
 //
 //   headkv_set_archive may be left out: where the full K and V rows of prompts are kept
-//   headkv_prefill     read it, layer by layer or in order of tokens, choose what each KV head keeps, and compact
+//   headkv_read        of tokens and a retention, in headkv-plan.h: find what asks, and what each KV head may keep;
+//   read
+//                      the prompt, layer by layer or in order of tokens, choose what is kept, and compact
 //   llama_decode       the answer
+//
+// headkv_prefill() is the same by a plan that the caller has made.
 //
 // The same in steps, with all of the cache in place until the last, and without an archive:
 //
@@ -22,6 +26,10 @@
 // Every function that returns int32_t returns HEADKV_OK or one of the codes below, never throws and
 // never aborts on bad input; headkv_last_error() then tells the cause in one sentence. Unless a
 // comment says otherwise, a failing call leaves the context exactly as it was.
+//
+// What cannot be promised is llama.cpp's: making a model or a context, and ggml, which aborts where it cannot get a few
+// KiB of metadata. Arrays must be as long as their lengths say, text ends with a zero byte, names of files are in the
+// system's encoding.
 //
 // One context is to be used by one thread at a time. Others may call meanwhile what says so: headkv_cancel(),
 // headkv_last_error() and what tells of the cache, headkv_get_stats(), _layers(), _mask() and _device_bytes().
@@ -52,7 +60,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 8,
+    HEADKV_ABI_VERSION = 9,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
@@ -72,6 +80,7 @@ enum headkv_const {
 
     HEADKV_ERR_CANCELLED = -13, // headkv_cancel() came
     HEADKV_ERR_ARCHIVE   = -14, // the archive's file cannot be made, written or read
+    HEADKV_ERR_SESSION   = -15, // a session that cannot be written or read, is damaged, or does not fit
 
     HEADKV_OBSERVE_OFF    = 0,
     HEADKV_OBSERVE_TOKENS = 1,
@@ -87,6 +96,7 @@ enum headkv_const {
 
     HEADKV_ORDER_TOKENS = 0, // all layers, batch by batch
     HEADKV_ORDER_LAYERS = 1, // all tokens of a panel, layer by layer: the K and V of one layer are in cells at a time
+    HEADKV_ORDER_ANY    = 2, // for headkv_read(): by layers if the model's graph can be cut, else by tokens
 };
 
 struct llama_context;
@@ -135,18 +145,14 @@ struct headkv_prompt {
     void * data;
 };
 
-// head scores as read from a GGUF file
-struct headkv_scores;
-
-struct headkv_scores_info {
-    int64_t n_layer;
-    int64_t n_head;
-    int64_t n_head_kv;
-    int64_t window; // what the file recommends; negative where it says nothing, beta too
-    int64_t kernel;
-    int64_t sinks;
-    double beta;
-    int64_t n_texts; // headkv.method and all headkv.source.*
+// What a session is of, beside the context.
+struct headkv_session {
+    const char * model_path; // the file that the model was loaded from; of a split model the first
+    const int32_t * tokens;  // [n_tokens] all that the context holds
+    size_t n_tokens;
+    const float * logits; // [n_vocab] of the last token, as llama_get_logits_ith() gives them; or NULL
+    const struct headkv_retention * retention; // that Python's Llama goes on with; or NULL
+    int32_t light; // not 0: without the archive; later turns are then read against what was kept
 };
 
 // A layer that retains: one whose attention reaches to all positions. Layers with a sliding window and recurrent layers
@@ -282,6 +288,23 @@ HEADKV_API int32_t headkv_get_archived(struct llama_context * ctx, int32_t layer
 HEADKV_API int32_t headkv_set_archived(struct llama_context * ctx, int32_t layer, int32_t first, int32_t n,
                                        const void * rows, size_t size);
 
+// A file of what a context holds, with its archive: docs/sessions.md, the one that Python's save_session() writes. It
+// appears whole or not at all, and in place of an earlier session alone; another file of that name stays.
+//   size: sizeof(struct headkv_session) of the caller
+// HEADKV_ERR_ARGUMENT: n_tokens are not those in the context
+// HEADKV_ERR_SESSION : the file cannot be written
+HEADKV_API int32_t headkv_session_save(struct llama_context * ctx, const char * path,
+                                       const struct headkv_session * session, size_t size);
+
+// Go on where a session was saved, by C or Python; nothing is read again. The rows of its archive go to this context's,
+// if headkv_set_archive() has made one. With the logits, where the session has them: llama_get_logits_ith(ctx, -1).
+//   model_path: as of a headkv_session; it must be the same model, with K and V of the same types and the same RoPE
+//   tokens: room for *n_tokens, n_ctx are enough; *n_tokens: how many the session holds
+// HEADKV_ERR_SESSION: damaged, of another format or model, or longer than the context, which is as it was then; where a
+// file without damage says what cannot be, the context is empty.
+HEADKV_API int32_t headkv_session_open(struct llama_context * ctx, const char * path, const char * model_path,
+                                       int32_t * tokens, size_t * n_tokens);
+
 // The attention recorded for each prompt position, before the max-pool: the weighted power mean with exponent 4 over
 // the observed tokens and the query heads of the group, where a token counts for positions at least 16 before it, for
 // others as 0; over all layers that share K and V. w: [KV heads of all layers][n_prompt], n: its length.
@@ -337,33 +360,10 @@ HEADKV_API int32_t headkv_cancel_enable(struct llama_context * ctx);
 HEADKV_API int32_t headkv_cancel(struct llama_context * ctx);
 HEADKV_API int32_t headkv_cancel_clear(struct llama_context * ctx);
 
-// Head scores from the metadata of a GGUF file, a sidecar or a model; everything in it is checked.
-// On success *scores is to be freed with headkv_scores_free(), on failure it is NULL and the code one of
-// HEADKV_ERR_FILE, HEADKV_ERR_SCORES_*, HEADKV_ERR_MEMORY, with the cause as headkv_last_error().
-HEADKV_API int32_t headkv_scores_load(const char * path, struct headkv_scores ** scores);
-HEADKV_API void headkv_scores_free(struct headkv_scores * scores);
-
-// size: sizeof(struct headkv_scores_info) of the caller.
-HEADKV_API int32_t headkv_scores_get_info(const struct headkv_scores * scores, struct headkv_scores_info * info,
-                                          size_t size);
-
-// w: row-major [n_layer][n_head], n: its length.
-HEADKV_API int32_t headkv_scores_get(const struct headkv_scores * scores, float * w, size_t n);
-
-// The model's layers that the rows of scores are of, ascending. n: n_layer.
-HEADKV_API int32_t headkv_scores_get_layers(const struct headkv_scores * scores, int32_t * layers, size_t n);
-
-// Key and text number i of n_texts, NULL beyond. Numbers come as decimals. Valid as long as scores.
-HEADKV_API const char * headkv_scores_key(const struct headkv_scores * scores, int64_t i);
-HEADKV_API const char * headkv_scores_text(const struct headkv_scores * scores, int64_t i);
-
-// Identity of a model's weights: a hash over name, type, shape and both ends of every tensor. The same with and
-// without embedded scores, another for another quantization. id: size bytes, 32 are enough.
-// Of a split model, path is the first part; all parts are read, and it is the identity of the model in one file.
-HEADKV_API int32_t headkv_model_id(const char * path, char * id, size_t size);
-
 // cdef end
 
 #ifdef __cplusplus
 }
 #endif
+
+#include "headkv-plan.h"

@@ -3,6 +3,10 @@
 #include "headkv-error.h"
 #include "llama-impl.h"
 
+#ifdef __GLIBCXX__
+#include <cxxabi.h>
+#endif
+
 // What every function of the C API does with exceptions and arguments.
 
 // run f(); any exception becomes a code, and its text this thread's last error
@@ -20,6 +24,20 @@ int32_t headkv_guard(F && f) {
     } catch (const std::exception & err) {
         headkv_set_error(err.what());
         return HEADKV_ERR_INTERNAL;
+#ifdef __GLIBCXX__
+    } catch (const abi::__forced_unwind &) {
+        throw; // of pthread_cancel(): whoever stops it ends the process
+#endif
+    } catch (...) {
+        headkv_set_error("an exception of a kind that is not known, of a callback");
+        return HEADKV_ERR_INTERNAL;
+    }
+}
+
+// of a function of the C API that another one calls: its error is that one's
+inline void headkv_require_ok(int32_t code) {
+    if (code != HEADKV_OK) {
+        throw headkv_error(code, headkv_last_error());
     }
 }
 

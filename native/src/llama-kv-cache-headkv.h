@@ -132,6 +132,8 @@ public:
 
     bool get_retains() const { return retains; }
 
+    bool has_archive() const { return archive != nullptr; }
+
     const std::vector<headkv_layer_shape> & get_shapes() const { return shapes; }
 
     // these may be called while another thread is in here

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from . import sdk
 from .bench import command as bench
 from .doctor import command as doctor
 from .scoresfile import command as scoresfile
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scoring.add_parser(commands)
     scoresfile.add_parser(commands)
     doctor.add_parser(commands)
+    sdk.add_parser(commands)
     commands.add_parser(_EVAL, help="lm-evaluation-harness with our model and tasks", add_help=False)
     options = parser.parse_args(arguments)
     from .errors import HeadKVError

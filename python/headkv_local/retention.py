@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from math import isfinite
 from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from .budgets import Budget, ModelShape, headkv_caps, kv_head_scores, parse_budget, uniform_caps
+from ._core.plans import Keep, check, get_caps
+from .budgets import ModelShape
 from .curves import Curves
 from .errors import ArgumentError
 from .scores import HeadScores
@@ -93,15 +93,13 @@ class Retention:
         self._set("sinks", _int_of("sinks", self.sinks, 0))
         self._set("observe", _int_of("observe", self.observe, 1))
         self._set("kernel", _int_of("kernel", self.kernel, 1))
-        if self.kernel % 2 == 0:
-            raise ArgumentError(f"kernel must be odd, not {self.kernel}")
-        if not isinstance(self.beta, Real) or not (isfinite(self.beta) and self.beta > 1):
+        if not isinstance(self.beta, Real):
             raise ArgumentError(f"beta must be a finite number above 1, not {self.beta!r}")
         if not isinstance(self.scores, str | os.PathLike | HeadScores | Curves | None):
             self._set("scores", _scores_of(self.scores))
         self._check_archive()
+        check(self._keep())
         if self.caps is None:
-            self._parsed_budget()
             return
         if self.budget not in (None, DEFAULT_BUDGET):
             raise ArgumentError("caps and budget exclude each other: give one of them")
@@ -197,7 +195,6 @@ class Retention:
         """
         if n_prompt < 0:
             raise ArgumentError(f"n_prompt must not be negative, not {n_prompt}")
-        scores = None
         if self.policy == "caps":
             caps = np.asarray(self.caps)
             if caps.shape != (shape.n_layer, shape.n_head_kv):
@@ -207,22 +204,24 @@ class Retention:
                 )
             _require_wide(caps[shape.heads], self.window)
             return shape.by_head(np.minimum(caps[shape.heads], n_prompt).astype(np.int32))
-        if self.policy == "scores":
-            if self.wants_scores:
-                raise ArgumentError("the head scores are not loaded yet: with_scores() puts them in")
-            if not isinstance(self.scores, Curves):
-                scores = kv_head_scores(np.asarray(self.scores, dtype=np.float64), shape)
-        if n_prompt <= self.window:
-            return shape.by_head(np.full(shape.n_heads, n_prompt, dtype=np.int32))
-        total = self._parsed_budget().total(shape, n_prompt, self.window)
-        if isinstance(self.scores, Curves):
-            return curve_caps(total, self.scores, self.beta, self.window, shape, n_prompt)
-        if scores is None:
-            return uniform_caps(total, shape, n_prompt)
-        return headkv_caps(total, scores, self.beta, self.window, shape, n_prompt)
+        if self.policy == "scores" and self.wants_scores:
+            raise ArgumentError("the head scores are not loaded yet: with_scores() puts them in")
+        caps = get_caps(self._keep(), shape, n_prompt)
+        if isinstance(self.scores, Curves) and n_prompt > self.window:
+            return curve_caps(caps, self.scores, self.beta, self.window, shape, n_prompt)
+        return caps
 
-    def _parsed_budget(self) -> Budget:
-        return parse_budget(self.budget, self.window)
+    def _keep(self) -> Keep:
+        """As the native library takes it; of given caps with the budget that does not count."""
+        budget: Any = self.budget if self.caps is None else max(self.window, DEFAULT_BUDGET)
+        if not isinstance(budget, str | int | np.integer) or isinstance(budget, bool):
+            raise ArgumentError(
+                "budget must be an int (mean entries per KV head), a percentage of the prompt such as '5%' "
+                f"or a size of what is kept such as '64MiB', not {budget!r}"
+            )
+        scores: Any = self.scores if isinstance(self.scores, np.ndarray) else None
+        budget = budget if isinstance(budget, str) else int(budget)
+        return Keep(budget, float(self.beta), self.window, self.kernel, self.sinks, self.observe, scores)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # a frozen dataclass can be normalised in no other way

@@ -6,7 +6,7 @@ docs/gguf-metadata.md is the format; it is read, and checked, by the native libr
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from . import files
 from ._core.gguf import load_scores, model_id
+from ._core.plans import match_scores
 from ._gguf import reading, writing
 from .budgets import ModelShape
 from .curves import Curves
@@ -154,23 +155,14 @@ class HeadScores:
         layers than it retains, or on another file.
         """
         assert self.layers is not None
-        wanted = tuple(layer.il for layer in shape.layers) or tuple(range(shape.n_layer))
-        missing = set(wanted) - set(self.layers)
-        whole = wanted == tuple(range(len(wanted)))  # the model retains all of its layers
-        found = (len(self.layers), self.scores.shape[1], self.n_head_kv)
-        if found[1:] != (shape.n_head, shape.n_head_kv) or (whole and wanted != self.layers):
-            raise ScoresError(_other_shape(found, (len(wanted), shape.n_head, shape.n_head_kv)))
-        if missing:
-            raise ScoresError(
-                f"the head scores are for the layers {_listed(self.layers)}, and the model retains the "
-                f"layers {_listed(wanted)}"
-            )
+        rows = match_scores(self.layers, self.scores.shape[1], self.n_head_kv, shape)
         self._check_file(model_path)
-        if wanted == self.layers:
+        if rows == list(range(len(self.layers))):
             return self
-        rows = [self.layers.index(il) for il in wanted]
         curves = None if self.curves is None else self.curves.of_rows(rows)
-        return replace(self, scores=self.scores[rows], layers=wanted, curves=curves)
+        return replace(
+            self, scores=self.scores[rows], layers=tuple(self.layers[i] for i in rows), curves=curves
+        )
 
     def to_sidecar(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write a GGUF file that holds nothing else. It appears complete or not at all.
@@ -243,10 +235,6 @@ def _other_shape(found: tuple[int, int, int], wanted: tuple[int, int, int]) -> s
         f"the head scores are for {found[0]} layers of {found[1]} query and {found[2]} KV heads, the model "
         f"has {wanted[0]} layers of {wanted[1]} and {wanted[2]}"
     )
-
-
-def _listed(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers))
 
 
 def _uint32(name: str, value: int) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .budgets import ModelShape, uniform_caps
+from .budgets import ModelShape
 from .curves import Curves
 from .errors import ArgumentError
 
@@ -30,13 +30,18 @@ class _Slope(NamedTuple):
 
 
 def curve_caps(
-    total: int, curves: Curves, beta: float, window: int, shape: ModelShape, n_prompt: int
+    equal: npt.NDArray[np.int32],
+    curves: Curves,
+    beta: float,
+    window: int,
+    shape: ModelShape,
+    n_prompt: int,
 ) -> npt.NDArray[np.int32]:
     """Entries to keep per KV head, int32 (n_layer, n_head_kv), from window to n_prompt each.
 
-    total: entries of all KV heads, from window to n_prompt for each. The caps take the bytes of equal budgets
-    with that total; where the rows of layers differ in size, up to one row fewer. The same arguments give the
-    same caps. Raises ArgumentError for curves of another shape than the model's.
+    equal: what each would keep if budgets were equal, in the same form. The caps take the same bytes; where the
+    rows of layers differ in size, up to one row fewer. The same arguments give the same caps.
+    Raises ArgumentError for curves of another shape than the model's.
     """
     if curves.losses.shape[:2] != (shape.n_layer, shape.n_head_kv):
         raise ArgumentError(
@@ -44,9 +49,9 @@ def curve_caps(
             f"{curves.losses.shape[:2]}"
         )
     sizes = _row_bytes(shape)
-    base = window + int((total / shape.n_heads - window) * (1 - 1 / beta))
+    base = window + int((equal[shape.heads].mean() - window) * (1 - 1 / beta))
     caps = np.full(shape.n_heads, base, dtype=np.int64)
-    left = int(sizes @ uniform_caps(total, shape, n_prompt)[shape.heads]) - int(sizes @ caps)
+    left = int(sizes @ equal[shape.heads]) - int(sizes @ caps)
     at = window + np.rint(curves.shares.astype(np.float64) * (n_prompt - window)).astype(np.int64)
     for slope in sorted(_slopes(at, curves.losses[shape.heads], sizes), key=_steepest_first):
         n = min(slope.stop - max(slope.start, int(caps[slope.head])), left // int(sizes[slope.head]))

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from headkv_local import Llama, Retention
 from headkv_local._core import native
+from headkv_local._core.native.plan import sentence_ends
 from headkv_local._core.pieces import Pieces
-from headkv_local._core.sentences import sentence_ends
 from helpers import compact_natively, random_tokens
 
 Load = Callable[..., Llama]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +14,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headkv_local.budgets import (
-    ModelShape,
-    headkv_caps,
-    kv_head_scores,
-    parse_budget,
-    uniform_caps,
-)
-from headkv_local.errors import ArgumentError
+from headkv_local._core import native
+from headkv_local._core.plans import Keep, get_caps
+from headkv_local.budgets import LayerShape, ModelShape
+from headkv_local.errors import ArgumentError, ScoresError
+from headkv_local.retention import Retention
+from headkv_local.scores import HeadScores
+from headkv_local.settings import DEFAULT_BUDGET, DEFAULT_OBSERVE, DEFAULTS
 
 SHAPE = ModelShape(n_layer=3, n_head=4, n_head_kv=2, row_bytes=256)
+Caps = npt.NDArray[np.int32]
+
+
+def caps_of_total(
+    total: int,
+    scores: npt.NDArray[np.float64] | None,
+    beta: float,
+    window: int,
+    shape: ModelShape,
+    n_prompt: int,
+) -> Caps:
+    """total: entries of all KV heads, as the size of their rows."""
+    budget = f"{Decimal(total * shape.row_bytes) / 1024}KiB"
+    return get_caps(Keep(budget, beta, window, 29, 4, 128, scores), shape, n_prompt)
+
+
+def total_of(budget: object, n_prompt: int, window: int = 8) -> int:
+    return int(Retention(budget=budget, window=window).caps_for(SHAPE, n_prompt).sum())  # type: ignore[arg-type]
+
+
+def normalised(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return scores / scores.sum()
 
 
 @dataclass(frozen=True)
@@ -45,7 +69,7 @@ def cases(draw: st.DrawFn) -> Case:
     n_prompt = draw(st.integers(window + 1, 3000))
     return Case(
         shape,
-        kv_head_scores(raw.reshape(n_layer, n_head_kv), shape),
+        normalised(raw.reshape(n_layer, n_head_kv)),
         window,
         n_prompt,
         draw(st.integers(window * shape.n_heads, n_prompt * shape.n_heads)),
@@ -53,8 +77,8 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def caps_of(case: Case) -> npt.NDArray[np.int32]:
-    return headkv_caps(case.total, case.scores, case.beta, case.window, case.shape, case.n_prompt)
+def caps_of(case: Case) -> Caps:
+    return caps_of_total(case.total, case.scores, case.beta, case.window, case.shape, case.n_prompt)
 
 
 @given(cases())
@@ -108,33 +132,33 @@ def test_the_formula_where_nothing_is_clipped() -> None:
     scores = np.array([[0.5, 0.1], [0.1, 0.1], [0.1, 0.1]])
     alpha, b, beta = 8, 64, 2.0
     expected = alpha + (b - alpha) * (1 - 1 / beta) + scores * (b - alpha) / beta * 6
-    caps = headkv_caps(b * 6, scores, beta, alpha, SHAPE, 10_000)
+    caps = caps_of_total(b * 6, scores, beta, alpha, SHAPE, 10_000)
     assert np.abs(caps - expected).max() < 1
 
 
 def test_a_head_that_would_get_more_than_the_prompt_hands_the_rest_on() -> None:
     scores = np.array([[0.9, 0.02], [0.02, 0.02], [0.02, 0.02]])
-    caps = headkv_caps(50 * 6, scores, 1.02, 8, SHAPE, 100)
+    caps = caps_of_total(50 * 6, scores, 1.02, 8, SHAPE, 100)
     assert caps[0, 0] == 100
     assert caps.ravel()[1:].tolist() == [40] * 5
 
 
 def test_heads_of_no_score_take_what_the_others_cannot() -> None:
     scores = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
-    caps = headkv_caps(90 * 6, scores, 1.02, 8, SHAPE, 100)
+    caps = caps_of_total(90 * 6, scores, 1.02, 8, SHAPE, 100)
     assert caps.ravel().tolist() == [100] + [88] * 5
 
 
 def test_a_high_beta_is_flat() -> None:
     scores = np.array([[0.5, 0.1], [0.1, 0.1], [0.1, 0.1]])
-    caps = headkv_caps(64 * 6, scores, 1e9, 8, SHAPE, 10_000)
+    caps = caps_of_total(64 * 6, scores, 1e9, 8, SHAPE, 10_000)
     assert (caps == 64).all()
 
 
 @given(st.integers(8, 4000), st.data())
 def test_uniform(n_prompt: int, data: st.DataObject) -> None:
     total = data.draw(st.integers(8 * 6, n_prompt * 6))
-    caps = uniform_caps(total, SHAPE, n_prompt)
+    caps = caps_of_total(total, None, 2.0, 8, SHAPE, n_prompt)
     assert caps.sum() == total
     assert np.ptp(caps) <= 1
     assert caps.ravel().tolist() == sorted(caps.ravel().tolist(), reverse=True)
@@ -142,17 +166,36 @@ def test_uniform(n_prompt: int, data: st.DataObject) -> None:
 
 def test_scores_of_query_heads_are_summed_over_the_gqa_group() -> None:
     scores = np.array([[1, 2, 3, 4], [0, 0, 0, 0], [5, 0, 0, 5]], dtype=float)
-    assert kv_head_scores(scores, SHAPE) == pytest.approx(np.array([[3, 7], [0, 0], [5, 5]]) / 20)
+    summed = np.array([[3, 7], [0, 0], [5, 5]], dtype=float)
+    found, wanted = (caps_of_total(600, x, 1.1, 8, SHAPE, 1000) for x in (scores, summed))
+    assert (found == wanted).all()
+    assert found[0, 0] < found[2, 0] == found[2, 1] < found[0, 1]
 
 
 def test_scores_near_the_end_of_the_float_range_do_not_overflow() -> None:
-    assert kv_head_scores(np.full((3, 4), 1e308), SHAPE) == pytest.approx(np.full((3, 2), 1 / 6))
+    assert (caps_of_total(600, np.full((3, 4), 1e308), 1.3, 8, SHAPE, 1000) == 100).all()
+
+
+def test_the_rounding_of_sums_is_that_of_the_measured_budgets() -> None:
+    """Of numpy: in another order of the additions some of these caps would be others."""
+    shape = ModelShape(n_layer=30, n_head=48, n_head_kv=3, row_bytes=256)
+    raw = np.random.default_rng(7).gamma(0.5, size=(30, 48)) * 3.7
+    grouped = (raw / raw.max()).reshape(30, 3, 16).sum(axis=2)
+    scores, total, window, beta, n_prompt = grouped / grouped.sum(), 90 * 77 + 5, 8, 1.3, 4000
+    mean = total / 90
+    base = window + (mean - window) * (1 - 1 / beta)
+    pool = total - base * 90
+    heaviest = np.sort(scores.ravel())[::-1]
+    exact = base + scores.ravel() / np.cumsum(heaviest[::-1])[-1] * pool
+    wanted = np.floor(exact).astype(np.int64)
+    wanted[np.argsort(-(exact - wanted), kind="stable")[: total - int(wanted.sum())]] += 1
+    assert caps_of_total(total, raw, beta, window, shape, n_prompt).ravel().tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 4), (4, 3), (3, 8)])
 def test_scores_of_another_shape(shape: tuple[int, int]) -> None:
     with pytest.raises(ArgumentError, match=r"\(3, 4\).*\(3, 2\)"):
-        kv_head_scores(np.ones(shape), SHAPE)
+        caps_of_total(600, np.ones(shape), 1.3, 8, SHAPE, 1000)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +215,7 @@ def test_scores_of_another_shape(shape: tuple[int, int]) -> None:
     ],
 )
 def test_budgets_of_a_prompt_of_1000(budget: object, total: int) -> None:
-    assert parse_budget(budget, 8).total(SHAPE, 1000, 8) == total
+    assert total_of(budget, 1000) == total
 
 
 @pytest.mark.parametrize(
@@ -180,12 +223,12 @@ def test_budgets_of_a_prompt_of_1000(budget: object, total: int) -> None:
     [
         *(0, -1, 7, True, False, 64.0, float("nan"), None, [64], 2**31),
         *("0%", "100.1%", "-5%", "nan%", "inf%", "5 percent", "%", "\u0665%", "9" * 5000 + "%"),
-        *("5", "64", "", "64 MB", "0MiB", "1e3MiB"),
+        *("5", "64", "", "64 MB", "0MiB", "1e3MiB", "5%\0", "5\n6%", "5.%", ".5%", 2**200, -(2**200)),
     ],
 )
 def test_budgets_that_can_never_work(budget: object) -> None:
     with pytest.raises(ArgumentError) as caught:
-        parse_budget(budget, 8)
+        Retention(budget=budget)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
@@ -196,11 +239,46 @@ def test_a_budget_below_the_window_names_the_smallest_that_works(
     if window >= n_prompt:
         return
     with pytest.raises(ArgumentError) as caught:
-        parse_budget(f"0.0000001{unit}", window).total(SHAPE, n_prompt, window)
+        total_of(f"0.0000001{unit}", n_prompt, window)
     advice = str(caught.value).rpartition("works is ")[2].strip("'")
     least = window * SHAPE.n_heads
-    assert parse_budget(advice, window).total(SHAPE, n_prompt, window) >= least
+    assert total_of(advice, n_prompt, window) >= least
     number = float(advice.removesuffix(unit))
     if number > 0.02:  # and little less does not work
         with pytest.raises(ArgumentError):
-            parse_budget(f"{number - 0.011:.4f}{unit}", window).total(SHAPE, n_prompt, window)
+            total_of(f"{number - 0.011:.4f}{unit}", n_prompt, window)
+
+
+@pytest.mark.parametrize("layers", [None, (0, 2, 4)])
+def test_a_files_scores_and_advice_are_those_that_the_class_takes(
+    layers: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    """What a C program does with headkv_scores_load() and headkv_init_retention()."""
+    raw = np.random.default_rng(3).gamma(1.0, size=(3, 4))
+    scores = HeadScores(scores=raw, n_head_kv=2, method="r", window=6, beta=1.7, layers=layers)
+    scores.to_sidecar(tmp_path / "x.headkv.gguf")
+    shape = ModelShape.of([LayerShape(il, 4, 2, 256) for il in layers or range(3)])
+    wanted = Retention(budget="10%").with_scores(scores).caps_for(shape, 1000)
+
+    ffi, call = native.ffi, native._functions
+    handle, keep = ffi.new("struct headkv_scores **"), ffi.new("struct headkv_retention *")
+    native._check(call["headkv_scores_load"](str(tmp_path / "x.headkv.gguf").encode(), handle))
+    loaded = ffi.gc(handle[0], call["headkv_scores_free"])
+    size = ffi.sizeof("struct headkv_retention")
+    native._check(call["headkv_init_retention"](keep, size, loaded))
+    defaults = {**DEFAULTS, "window": 6, "beta": pytest.approx(1.7)}
+    assert {name: getattr(keep, name) for name in DEFAULTS} == defaults
+    assert (keep.entries, keep.observe) == (DEFAULT_BUDGET, DEFAULT_OBSERVE)
+    budget = ffi.new("char[]", b"10%")
+    keep.budget = budget
+
+    def caps(layers: Sequence[LayerShape]) -> list[int]:
+        found = ffi.new("int32_t[]", sum(layer.n_head_kv for layer in layers))
+        raw = ffi.new("struct headkv_layer[]", list(layers))
+        native._check(call["headkv_get_caps"](keep, size, raw, len(raw), 0, 1000, found, len(found)))
+        return list(found)
+
+    assert caps(shape.layers) == wanted.ravel().tolist()
+    for other in ((7, 4, 2, 256), (0, 4, 4, 256), (0, 8, 2, 256)):
+        with pytest.raises(ScoresError, match="the head scores are for"):
+            caps([LayerShape(*other), *shape.layers[1:]])

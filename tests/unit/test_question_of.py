@@ -95,14 +95,36 @@ def test_what_else_may_ask_weighs_little() -> None:
 
 
 def test_who_observes() -> None:
-    first, again, weights = observers(1000, [Part(900, 950, 0.1**4), Part(950, 990)], 16)
+    first, again, weights = observers([Part(900, 950, 0.1**4), Part(950, 990)], 1000, 16)[:3]
     assert (first, again) == (900, ())
     assert weights.tolist() == pytest.approx([0.1**4] * 50 + [1] * 50)
-    assert observers(1000, [Part(995, 1000)], 16)[:2] == (984, ())  # some models ask in the last tokens
-    assert observers(1000, [Part(5, 8)], 16)[:2] == (984, (5, 6, 7))
-    first, again, weights = observers(1000, [Part(5, 7), Part(600, 602), Part(950, 980)], 16)
+    assert observers([Part(995, 1000)], 1000, 16)[:2] == (984, ())  # some models ask in the last tokens
+    assert observers([Part(5, 8)], 1000, 16)[:2] == (984, (5, 6, 7))
+    first, again, weights = observers([Part(5, 7), Part(600, 602), Part(950, 980)], 1000, 16)[:3]
     assert (first, again, len(weights)) == (950, (5, 6, 600, 601), 54)
-    assert observers(20, [Part(0, 20)], 16)[:2] == (1, ())
+    assert observers([Part(0, 20)], 20, 16)[:2] == (1, ())
+
+
+def test_a_question_that_there_is_no_room_for_is_left_out_from_its_beginning() -> None:
+    first, again, weights, n_left_out, _ = observers([Part(5, 9)], 1000, 16, 3)
+    assert (first, again, len(weights), n_left_out) == (984, (6, 7, 8), 19, 1)
+
+
+def test_tokens_that_stay_do_not_observe() -> None:
+    asking = [Part(900, 950, 0.1**4), Part(950, 990)]
+    seen = observers(asking, 1000, 16, n_stay=960)
+    assert (seen.first, seen.n_stay, seen.weights.tolist()) == (960, 960, [1.0] * 40)
+    seen = observers(asking, 1000, 16, n_stay=300)
+    assert (seen.first, seen.n_stay, len(seen.weights)) == (900, 300, 100)
+    silent = [Part(5, 8, 1.0), Part(900, 1000, 0.0)]
+    seen = observers(silent, 1000, 16, n_room=0, n_stay=950)  # nothing after them asks: all is read
+    assert (seen.first, seen.n_stay, len(seen.weights)) == (900, 0, 100)
+
+
+def test_parts_that_are_not_in_the_prompt() -> None:
+    for parts in ([], [Part(-1, 3)], [Part(5, 5)], [Part(90, 101)], [Part(9, 12), Part(3, 5)]):
+        with pytest.raises(ArgumentError):
+            observers(parts, 100, 16)
 
 
 def test_bounds_are_those_of_python() -> None:

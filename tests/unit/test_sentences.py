@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headkv_local._core.native.plan import sentence_ends
 from headkv_local._core.pieces import Pieces
-from headkv_local._core.sentences import sentence_ends
 
 
 def last_tokens(pieces: list[bytes]) -> list[int]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headkv_local import ArgumentError, Retention
-from headkv_local.budgets import LayerShape, ModelShape, uniform_caps
+from headkv_local.budgets import LayerShape, ModelShape
 from headkv_local.curves import Curves
 from headkv_local.waterfill import curve_caps, hull
 
@@ -21,6 +21,12 @@ MIXED = ModelShape.of([LayerShape(0, 4, 2, 256), LayerShape(3, 4, 2, 384), Layer
 
 def shape_of(n_layer: int, n_head_kv: int) -> ModelShape:
     return ModelShape(n_layer, n_head_kv, n_head_kv, 256)
+
+
+def equal(total: int, shape: ModelShape) -> npt.NDArray[np.int32]:
+    flat = np.full(shape.n_heads, total // shape.n_heads, dtype=np.int32)
+    flat[: total % shape.n_heads] += 1
+    return shape.by_head(flat)
 
 
 @st.composite
@@ -50,7 +56,7 @@ def test_no_other_caps_have_a_lower_loss(curves: Curves, n_prompt: int, data: st
     total = data.draw(st.integers(4 * window, 4 * n_prompt))
     beta = data.draw(st.sampled_from([1.0001, 2.0, 1e6]))
     base = window + int((total / 4 - window) * (1 - 1 / beta))
-    caps = curve_caps(total, curves, beta, window, shape, n_prompt).ravel()
+    caps = curve_caps(equal(total, shape), curves, beta, window, shape, n_prompt).ravel()
     assert caps.sum() == total
     assert caps.min() >= base
     assert caps.max() <= n_prompt
@@ -69,9 +75,9 @@ def test_equal_bytes_where_rows_differ_in_size(
     curves: Curves, n_prompt: int, beta: float, data: st.DataObject
 ) -> None:
     total = data.draw(st.integers(8 * MIXED.n_heads, n_prompt * MIXED.n_heads))
-    caps = curve_caps(total, curves, beta, 8, MIXED, n_prompt)
+    caps = curve_caps(equal(total, MIXED), curves, beta, 8, MIXED, n_prompt)
     sizes = np.array([[256], [384], [512]])
-    as_uniform = (uniform_caps(total, MIXED, n_prompt) * sizes).sum()
+    as_uniform = (equal(total, MIXED) * sizes).sum()
     assert as_uniform - 512 < (caps * sizes).sum() <= as_uniform
     assert caps[MIXED.heads].min() >= 8
     assert caps.max() <= n_prompt
@@ -83,8 +89,14 @@ def test_entries_go_where_the_loss_falls_and_what_none_wants_is_shared_equally()
     losses[0, 1] = [3, 0, 0, 0]  # falls until a quarter of what is beyond the window
     losses[1, 0] = [1, 1, 0, 2]  # by half of it, then rises: no reason for more
     found = Curves(np.array(SHARES), losses)
-    assert curve_caps(4 * 30, found, 1.0001, 10, shape_of(2, 2), 130).tolist() == [[10, 40], [60, 10]]
-    assert curve_caps(4 * 40, found, 1.0001, 10, shape_of(2, 2), 130).tolist() == [[25, 40], [70, 25]]
+    assert curve_caps(equal(4 * 30, shape_of(2, 2)), found, 1.0001, 10, shape_of(2, 2), 130).tolist() == [
+        [10, 40],
+        [60, 10],
+    ]
+    assert curve_caps(equal(4 * 40, shape_of(2, 2)), found, 1.0001, 10, shape_of(2, 2), 130).tolist() == [
+        [25, 40],
+        [70, 25],
+    ]
 
 
 def test_a_hull_takes_rises_and_bumps_for_noise() -> None:

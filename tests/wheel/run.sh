@@ -29,6 +29,10 @@ PATH="$folder/bin:$PATH" CC=false CXX=false "$env/bin/python" -m pip install --q
 step "llama_cpp by itself"
 "$env/bin/python" -c 'import llama_cpp; print(llama_cpp.__version__, llama_cpp.llama_cpp._base_path)'
 
+step "headers and libraries for C programs"
+sdk=$("$env/bin/headkv" sdk)
+ls "$sdk/include/headkv/headkv.h" "$sdk/lib/pkgconfig/headkv.pc" "$sdk/lib/cmake/headkv/headkv-config.cmake"
+
 step "read-only"
 chmod -R a-w "$env/lib"
 "$env/bin/headkv" doctor

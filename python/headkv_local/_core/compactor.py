@@ -18,8 +18,9 @@ from ..retention import Retention
 from ..scores import HeadScores
 from . import native
 from .native.archive import ORDER_LAYERS, ORDER_TOKENS, Prompt, begin_small, prefill, set_archive
+from .native.plan import Observers
 from .pieces import Pieces
-from .question import Observers, who_observes
+from .question import who_observes
 from .turns import Turn
 
 _logger = logging.getLogger("headkv_local")
@@ -179,12 +180,15 @@ class Compactor:
         if self.retention is not None:
             native.reserve(self.ctx, n_tokens)
 
-    def who_observes(self, prompt: Pieces, turn: Turn, n_ctx: int, n_new: int) -> Observers:
-        """n_new: tokens of the prompt that came with this turn; others do not ask, unless that is told."""
+    def who_observes(self, prompt: Pieces, turn: Turn, n_ctx: int, n_new: int, n_stay: int = 0) -> Observers:
+        """n_new: tokens of the prompt that came with this turn; others do not ask, unless that is told.
+
+        n_stay: tokens that layers hold which cannot go back, and that are not read.
+        """
         kept = self._settled
         n_least = 2 * kept.window
         n_last = min(kept.observe, max(n_new, n_least))
-        return who_observes(prompt, turn.question, turn.messages, n_last, n_least, n_ctx)
+        return who_observes(prompt, turn.question, turn.messages, n_last, n_least, n_ctx, n_stay)
 
     @contextmanager
     def observing(self, first: int, weights: npt.NDArray[np.float32]) -> Iterator[None]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
@@ -15,10 +17,10 @@ from ..stats import PromptRecord
 from .folding import Folding
 from .going_back import GoingBack
 from .native.archive import Prompt
+from .native.plan import sentence_ends
 from .pieces import Pieces
 from .progress import Progress
 from .question import checked, checked_messages
-from .sentences import sentence_ends
 from .turns import Turn
 
 
@@ -134,8 +136,11 @@ class PromptReader(GoingBack):
 
     def _piece(self, token: int) -> bytes:
         """The text of a token, with the space before it, whatever tokenizer the user has set."""
-        piece: bytes = self._model.detokenize([token]) if self._has_tokenizer() else b""
-        return piece
+        if not self._has_tokenizer():
+            return b""
+        room = ctypes.create_string_buffer(1024)  # llama_cpp has 32 bytes, and gives nothing for a longer one
+        n = llama_cpp.llama_token_to_piece(self._model.vocab, token, room, len(room), 0, False)
+        return room.raw[: max(n, 0)]
 
     def _evaluate_observed(self, tokens: list[int], first: int, n_all: int, progress: Progress) -> None:
         """Evaluate tokens; those from position `first` on are observed. n_all: in the cache then."""
@@ -164,7 +169,7 @@ class PromptReader(GoingBack):
         self._prompts.record = PromptRecord()
         held = self.input_ids[: self.n_tokens].tolist()
         prompt = Pieces((held + tokens)[:n_compacted], self._piece)
-        first, again, weights = compactor.who_observes(prompt, turn, self._n_ctx, n_compacted)
+        first, again, weights = compactor.who_observes(prompt, turn, self._n_ctx, n_compacted)[:3]
         compactor.expect(max(n_prompt, n_compacted + len(again)))
 
         # all observed tokens are decoded under observation, also what of them is in the cache already
@@ -235,12 +240,11 @@ class PromptReader(GoingBack):
         whole = self.input_ids[: self.n_tokens].tolist() + tokens
         prompt = Pieces(whole[:n_compacted], self._piece)
         n_new = n_compacted - min(compactor.n_compacted, self.n_tokens)
-        seen = compactor.who_observes(prompt, turn, self._n_ctx, n_new)
         n_whole = compactor.n_archived or self.n_tokens
-        n_past = min(n_whole, self.n_tokens, seen.first, n_compacted - 1)
-        if self._bounded:
-            seen, n_past = seen.after(n_whole, self.n_tokens, n_compacted)
-        first, again, weights = seen
+        stays = self._bounded and n_whole <= self.n_tokens and n_whole < n_compacted
+        seen = compactor.who_observes(prompt, turn, self._n_ctx, n_new, n_whole if stays else 0)
+        first, again, weights = seen[:3]
+        n_past = seen.n_stay if self._bounded else min(n_whole, self.n_tokens, first, n_compacted - 1)
         progress = Progress(self.on_prefill, len(whole) - n_past + len(again))
         asking = [whole[i] for i in again]
         started = perf_counter()

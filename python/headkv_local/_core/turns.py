@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ..errors import StateError
 from .cancel import CancelToken
-from .question import Part
+from .native.plan import Part
 
 PATIENCE: Final = 1.0
 """Seconds after which a stream that nobody takes tokens from makes way; it goes on where it was, later."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..budgets import ModelShape, headkv_caps
+from ..budgets import ModelShape
 from ..curves import Curves
 from ..errors import ArgumentError
 from ..llama import Llama
@@ -99,8 +99,8 @@ class Ablating:
             whole[tuple(np.argwhere(shape.heads)[-1])] -= 1
             return whole
         assert self.attention is not None
-        window = self.kept["window"]
-        return headkv_caps(entries * shape.n_heads, self.attention, _BASE_BETA, window, shape, n_prompt)
+        base = Retention(budget=entries, scores=self.attention, beta=_BASE_BETA, **self.kept)
+        return base.caps_for(shape, n_prompt)
 
     def _entries(self, percent: float, n_prompt: int) -> int:
         window: int = self.kept["window"]

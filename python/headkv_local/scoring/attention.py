@@ -8,6 +8,8 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
+from ..budgets import ModelShape
+
 RIGHT_ABOVE = 0.5  # token F1
 
 
@@ -33,3 +35,12 @@ def token_f1(answer: str, gold: str) -> float:
     said, wanted = (Counter(re.findall(r"\w+", text.casefold())) for text in (answer, gold))
     both = (said & wanted).total()
     return 2 * both / (said.total() + wanted.total()) if both else 0.0
+
+
+def by_kv_head(scores: npt.NDArray[np.float64], shape: ModelShape) -> npt.NDArray[np.float64]:
+    """Of the sum 1, those of a group of query heads added up: (n_layer, n_head) to (n_layer, n_head_kv)."""
+    res = np.zeros((shape.n_layer, shape.n_head_kv))
+    for row, found, layer in zip(res, scores, shape.layers, strict=True):
+        row[: layer.n_head_kv] = found[: layer.n_head].reshape(layer.n_head_kv, -1).sum(axis=1)
+    normalised: npt.NDArray[np.float64] = res / res.sum()
+    return normalised

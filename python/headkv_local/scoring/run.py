@@ -14,7 +14,7 @@ import numpy as np
 from .. import __version__, files
 from ..bench import haystack
 from ..bench.contexts import n_ctx_for
-from ..budgets import ModelShape, kv_head_scores
+from ..budgets import ModelShape
 from ..errors import ArgumentError
 from ..llama import Llama
 from ..models import model_id
@@ -23,6 +23,7 @@ from ..scores import HeadScores
 from ..settings import DEFAULTS
 from . import ablation, dataset, held_out
 from .attending import Measuring, first_that_works, require_attention
+from .attention import by_kv_head
 from .dataset import Dataset, Example
 from .held_out import Choice
 from .measure import ANSWER_TOKENS
@@ -159,7 +160,7 @@ def _by_ablation(
         measuring = Measuring(llm, options, lengths, progress, bar, lambda _: examples, forced=True)
         base = measuring.tally(_BASE, data)
         require_attention(base)
-        attention = kv_head_scores(base.mean, shape)
+        attention = by_kv_head(base.mean, shape)
     kept = ablation.settings_of(options)
     ablating = ablation.Ablating(llm, options, lengths, progress, bar, tell, attention, kept)
     tally = ablating.tally(examples)

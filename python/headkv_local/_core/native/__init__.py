@@ -27,48 +27,12 @@ from ...errors import (
     OutOfMemoryError,
     ScoresAbsentError,
     ScoresError,
+    SessionError,
     StateError,
     UnsupportedError,
 )
 from .. import logging  # noqa: F401 - first of all, so that whatever the library says goes to logging
 from ..library import library_path
-
-SURFACE: Final = (
-    "headkv_abi_version",
-    "headkv_last_error",
-    "headkv_supported",
-    "headkv_reserve",
-    "headkv_observe",
-    "headkv_get_observe_limit",
-    "headkv_compact",
-    "headkv_set_archive",
-    "headkv_prefill",
-    "headkv_get_part",
-    "headkv_set_part",
-    "headkv_get_bounded_of",
-    "headkv_get_archived",
-    "headkv_set_archived",
-    "headkv_get_attention",
-    "headkv_get_rows",
-    "headkv_begin_small",
-    "headkv_get_mask",
-    "headkv_get_layers",
-    "headkv_get_stats",
-    "headkv_get_device_bytes",
-    "headkv_get_layer_devices",
-    "headkv_get_memory",
-    "headkv_cancel_enable",
-    "headkv_cancel",
-    "headkv_cancel_clear",
-    "headkv_scores_load",
-    "headkv_scores_free",
-    "headkv_scores_get_info",
-    "headkv_scores_get",
-    "headkv_scores_get_layers",
-    "headkv_scores_key",
-    "headkv_scores_text",
-    "headkv_model_id",
-)
 
 
 class NativeStats(NamedTuple):
@@ -95,10 +59,11 @@ class NativeStats(NamedTuple):
 def _open() -> tuple[Any, Any, dict[str, Callable[..., Any]]]:
     """The generated module's ffi, the library, and its functions by name."""
     path = library_path()
-    ffi = import_module(f"{__name__}._abi").ffi
+    abi = import_module(f"{__name__}._abi")
+    ffi = abi.ffi
     try:
         lib = ffi.dlopen(str(path))  # the file that llama_cpp has loaded too: one library, one state
-        functions = {name: getattr(lib, name) for name in SURFACE}
+        functions = {name: getattr(lib, name) for name in abi.SURFACE}
     except (OSError, AttributeError, ffi.error) as error:
         raise LibraryConflictError(f"the native library {path} cannot be used: {error}") from error
     found, wanted = functions["headkv_abi_version"](), lib.HEADKV_ABI_VERSION
@@ -121,6 +86,7 @@ _ERRORS: Final[dict[int, type[HeadKVError]]] = {
     lib.HEADKV_ERR_INTERNAL: InternalError,
     lib.HEADKV_ERR_CANCELLED: Cancelled,
     lib.HEADKV_ERR_ARCHIVE: ArchiveError,
+    lib.HEADKV_ERR_SESSION: SessionError,
     lib.HEADKV_ERR_FILE: ScoresError,
     lib.HEADKV_ERR_SCORES_ABSENT: ScoresAbsentError,
     lib.HEADKV_ERR_SCORES_VERSION: ScoresError,

@@ -1,16 +1,19 @@
-"""Makes the Python side of the C API: `python build_abi.py headkv.h _abi.py`.
+"""Makes the Python side of the C API: `python build_abi.py FOLDER _abi.py`, of the headers in the folder.
 
 Run by the build with only cffi installed; not imported by the package.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import cffi
 
 BEGIN, END = "// cdef begin", "// cdef end"
+
+HEADERS = ("headkv.h", "headkv-plan.h")
 
 # what is called of llama.h, ggml-backend.h and gguf.h of the pinned llama.cpp; enums as the int that they are
 GGML = """
@@ -48,7 +51,7 @@ void gguf_get_meta_data(const struct gguf_context * ctx, void * data);
 
 
 def cdef_of(header: str) -> str:
-    """The declarations between the two markers of the header, without the export macro."""
+    """The declarations between the two markers of a header, without the export macro."""
     if header.count(BEGIN) != 1 or header.count(END) != 1 or header.index(BEGIN) > header.index(END):
         raise SystemExit(f"the header must hold '{BEGIN}' and then '{END}', each once")
     body = header[header.index(BEGIN) + len(BEGIN) : header.index(END)]
@@ -57,12 +60,16 @@ def cdef_of(header: str) -> str:
 
 def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
-        raise SystemExit("usage: build_abi.py HEADER OUTPUT")
-    header, output = (Path(argument) for argument in arguments)
+        raise SystemExit("usage: build_abi.py FOLDER OUTPUT")
+    folder, output = (Path(argument) for argument in arguments)
+    headers = [(folder / name).read_text(encoding="utf-8") for name in HEADERS]
     ffi = cffi.FFI()
-    ffi.cdef(cdef_of(header.read_text(encoding="utf-8")) + GGML)
+    ffi.cdef("".join(map(cdef_of, headers)) + GGML)
     ffi.set_source("headkv_local._core.native._abi", None)
     ffi.emit_python_code(str(output))
+    names = re.findall(r"^HEADKV_API .*?(headkv_\w+)\(", "".join(headers), re.MULTILINE)
+    with output.open("a", encoding="utf-8") as file:
+        file.write(f"SURFACE = {tuple(names)!r}\n")
 
 
 if __name__ == "__main__":

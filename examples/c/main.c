@@ -1,0 +1,116 @@
+// headkv-example MODEL.gguf DOCUMENT.txt SESSION QUESTION...: reads a document and answers questions about it. The last
+// of several is asked in another context, which goes on from the session that was saved before.
+#include <headkv.h>
+#include <llama.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { N_CTX = 4096, N_ANSWER = 32, N_TEXT = 1 << 20 };
+
+static struct headkv_retention keep;
+static int32_t tokens[N_CTX]; // of the conversation, in the context
+static size_t n_tokens;
+static char text[N_TEXT];
+
+static void fail(const char * what) {
+    fprintf(stderr, "%s: %s\n", what, *headkv_last_error() ? headkv_last_error() : "failed, or is too long");
+    exit(1);
+}
+
+static void show(void * data, int32_t done, int32_t total) {
+    (void) data;
+    fprintf(stderr, "\rread %d of %d tokens%s", done, total, done == total ? "\n" : "");
+}
+
+static struct llama_context * open_context(struct llama_model * model) {
+    struct llama_context_params params = llama_context_default_params();
+    params.n_ctx                       = N_CTX;
+    params.flash_attn_type             = LLAMA_FLASH_ATTN_TYPE_ENABLED; // kept rows need it
+    headkv_begin_small(1);                                              // the full cache is never there at once
+    struct llama_context * ctx = llama_init_from_model(model, params);
+    headkv_begin_small(0);
+    if (!ctx || headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, NULL) != HEADKV_OK) {
+        fail("making a context");
+    }
+    return ctx;
+}
+
+// The first n_text bytes of text are what comes after the conversation so far, up to where the answer begins.
+static void ask(struct llama_context * ctx, const struct llama_vocab * vocab, size_t n_text) {
+    struct headkv_reading prompt = { .tokens = tokens, .n_held = (int32_t) n_tokens, .order = HEADKV_ORDER_ANY };
+    const int n = llama_tokenize(vocab, text, (int) n_text, tokens + n_tokens, (int) (N_CTX - N_ANSWER - n_tokens),
+                                 n_tokens == 0, false);
+    if (n < 0) {
+        fail("the prompt");
+    }
+    prompt.n_tokens = n_tokens += n;
+    prompt.progress             = show;
+    if (headkv_read(ctx, &prompt, sizeof(prompt), &keep, sizeof(keep)) != HEADKV_OK) {
+        fail("reading");
+    }
+    for (int i = 0; i < N_ANSWER; ++i) {
+        const float * logits = llama_get_logits_ith(ctx, -1);
+        llama_token best     = 0;
+        for (llama_token token = 1; token < llama_vocab_n_tokens(vocab); ++token) {
+            best = logits[token] > logits[best] ? token : best;
+        }
+        if (llama_vocab_is_eog(vocab, best)) {
+            break;
+        }
+        char piece[256];
+        const int n_piece = llama_token_to_piece(vocab, best, piece, sizeof(piece), 0, false);
+        printf("%.*s", n_piece > 0 ? n_piece : 0, piece);
+        tokens[n_tokens++] = best;
+        if (llama_decode(ctx, llama_batch_get_one(&best, 1)) != 0) {
+            fail("answering");
+        }
+    }
+    printf("\n");
+}
+
+int main(int argc, char ** argv) {
+    FILE * file = argc > 4 ? fopen(argv[2], "rb") : NULL;
+    if (!file) {
+        fprintf(stderr, "usage: headkv-example MODEL.gguf DOCUMENT.txt SESSION QUESTION...\n");
+        return 2;
+    }
+    size_t length = fread(text, 1, N_TEXT / 2, file); // the document stands before the first question
+    fclose(file);
+    if (length == N_TEXT / 2) {
+        fail(argv[2]);
+    }
+
+    llama_backend_init();
+    struct llama_model * model = llama_model_load_from_file(argv[1], llama_model_default_params());
+    if (!model) {
+        fail(argv[1]);
+    }
+    headkv_init_retention(&keep, sizeof(keep), NULL);
+    keep.budget = "10%"; // of what is read
+
+    struct llama_context * ctx = open_context(model);
+    for (int i = 4; i < argc; ++i, length = 0) {
+        if (i > 4 && i == argc - 1) {
+            const struct headkv_session session = { .model_path = argv[1],
+                                                    .tokens     = tokens,
+                                                    .n_tokens   = n_tokens,
+                                                    .logits     = llama_get_logits_ith(ctx, -1),
+                                                    .retention  = &keep };
+            if (headkv_session_save(ctx, argv[3], &session, sizeof(session)) != HEADKV_OK) {
+                fail("saving");
+            }
+            llama_free(ctx);
+            ctx      = open_context(model);
+            n_tokens = N_CTX;
+            if (headkv_session_open(ctx, argv[3], argv[1], tokens, &n_tokens) != HEADKV_OK) {
+                fail("opening");
+            }
+        }
+        const int n = snprintf(text + length, N_TEXT - length, "\n\nQuestion: %s\nAnswer:", argv[i]);
+        ask(ctx, llama_model_get_vocab(model), length + n);
+    }
+    llama_free(ctx);
+    llama_model_free(model);
+    llama_backend_free();
+    return 0;
+}

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+// Session files as bytes: a header, and sections with a checksum each. docs/sessions.md is the format, Python's is in
+// _core/session_file.py. All of it throws headkv_error with HEADKV_ERR_SESSION, std::bad_alloc.
+
+using headkv_file_ptr = std::unique_ptr<FILE, int (*)(FILE *)>;
+
+// the CRC-32 of zlib; crc: of what comes before
+uint32_t headkv_crc32(const void * data, size_t size, uint32_t crc = 0);
+
+// Writes a session beside the one of that name, which stays until commit(). Only its owner may read a new one.
+class headkv_session_writer {
+public:
+    // HEADKV_ERR_SESSION also for a name that is another file's
+    headkv_session_writer(const char * path, const std::string & header);
+    ~headkv_session_writer();
+
+    void section(const char * name, const void * data, size_t size);
+
+    // a section that is written by several calls of write(), size bytes in all
+    void begin(const char * name, uint64_t size);
+    void write(const void * data, size_t size);
+    void end();
+
+    void commit();
+
+private:
+    [[noreturn]] void fail() const;
+
+    const std::string path;
+    std::string temporary; // "" once it has its name
+    headkv_file_ptr file;
+    uint32_t crc = 0;
+};
+
+class headkv_session_reader {
+public:
+    // reads the header; finds the sections, of which there may be these, in this order
+    headkv_session_reader(const char * path, const std::vector<std::string> & names);
+
+    const std::string & header() const { return text; }
+
+    [[noreturn]] void fail(const std::string & what) const; // a sentence about this session
+
+    void verify(); // all checksums
+
+    bool has(const std::string & name) const { return sections.count(name) > 0; }
+    uint64_t size(const std::string & name) const;       // bytes; 0 where it is missing
+    std::vector<uint8_t> read(const std::string & name); // whole, and checked
+    void begin(const std::string & name);                // read by several calls of fill(), whole and in order
+    void fill(void * data, size_t size);
+    void end(); // checked
+
+private:
+    void get(void * data, size_t size);
+    void seek(uint64_t offset);
+    void read_header(uint64_t n_file);
+    void check(uint32_t wanted, const std::string & what);
+
+    const std::string path;
+    headkv_file_ptr file;
+    std::string text;
+    std::map<std::string, std::pair<uint64_t, uint64_t>> sections; // where each begins, and its bytes
+    std::string current;
+    uint32_t crc  = 0;
+    uint64_t left = 0; // bytes of the section that is read
+};

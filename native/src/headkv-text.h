@@ -1,0 +1,70 @@
+#pragma once
+
+#include "headkv.h"
+
+#include <string>
+#include <vector>
+
+struct llama_vocab;
+
+// The text of a prompt, as its tokens spell it: where sentences end, and which tokens ask. Pure, but for of().
+class headkv_text_view {
+public:
+    // throws headkv_error for what is no text of tokens
+    explicit headkv_text_view(const headkv_text & text);
+
+    int32_t n_tokens() const { return n; }
+
+    // res: [n_tokens] 1 for the last token of every sentence and of every line, else 0
+    void sentence_ends(uint8_t * res) const;
+
+    // What asks in a message of the tokens from start on and before stop, or, with start < 0, in the last n_last ones
+    // before stop; in their order, three at most.
+    std::vector<headkv_part> question(int32_t start, int32_t stop, int32_t n_last) const;
+
+private:
+    // the token that holds the last byte of what ends here
+    size_t token_at(size_t end) const;
+
+    size_t start_of(int32_t token) const { return token > 0 ? ends[token - 1] : 0; }
+
+    // the first token after the line that a token is in
+    int32_t end_of_line(int32_t token) const;
+
+    bool has_mark(int32_t start, int32_t stop) const;
+
+    std::vector<headkv_part> ending(int32_t end, int32_t n_last) const;
+    bool opening(int32_t start, int32_t end, headkv_part & res) const;
+
+    const uint8_t * const bytes;
+    const size_t n_bytes;
+    const int64_t * const ends;
+    const int32_t n;
+};
+
+// The text of tokens, each with the space before it; control tokens have none. Throws std::bad_alloc.
+struct headkv_spelled {
+    headkv_spelled(const llama_vocab & vocab, const int32_t * tokens, size_t n_tokens);
+
+    headkv_text text() const { return { bytes.data(), bytes.size(), ends.data(), ends.size() }; }
+
+    std::string bytes;
+    std::vector<int64_t> ends;
+};
+
+// Whose attention is recorded: the prompt's last tokens, and some that are read once more after it.
+struct headkv_asking {
+    // question: disjoint parts of a prompt of n_prompt tokens, in their order; n_least: last tokens that observe in any
+    // case; n_room: tokens that may be read once more, the last ones of those that should be
+    // throws headkv_error for parts that cannot be
+    headkv_asking(const headkv_part * question, size_t n_question, int32_t n_prompt, int32_t n_least, int32_t n_room);
+
+    // Of the tokens after the first n_stay ones alone. If none of these asks, all is as it was, and 0 stay.
+    void stay_at(int32_t n_stay);
+
+    int32_t first = 1;          // from this position to the prompt's end
+    std::vector<int32_t> again; // positions of a question that stood before what it asks about
+    std::vector<float> weights; // of all of these tokens, in their order
+    int32_t n_left_out = 0;     // tokens that there was no room for
+    int32_t n_stay     = 0;
+};

@@ -1,0 +1,243 @@
+"""What C programs call on top of headkv_prefill(): prompts in one call, and sessions in Python's files."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headkv_local import HeadKVError, Llama, Retention, SessionError
+from headkv_local._core import native
+from headkv_local._core.native.plan import Keep
+from helpers import greedy_logits, last_logits, random_tokens
+from session_bytes import Session, mutant
+
+Load = Callable[..., Llama]
+Tiny = Callable[..., Path]
+ffi, call = native.ffi, native._functions
+RETENTION = Retention(budget=32, archive="memory", observe=64, fold=None)
+TOKENS, LATER = random_tokens(300), random_tokens(40, seed=1)
+KINDS = [{"arch": "llama"}, {"arch": "gemma2"}, {"arch": "granitehybrid"}]
+
+
+def check(code: int) -> None:
+    native._check(code)
+
+
+def context(llm: Llama) -> Any:
+    return ffi.cast("struct llama_context *", int(llm.ctx))
+
+
+def keep(retention: Retention = RETENTION) -> tuple[Any, Any]:
+    settings = (retention.beta, retention.window, retention.kernel, retention.sinks, retention.observe)
+    return Keep(32, *settings).struct()
+
+
+def read(llm: Llama, tokens: list[int], n_held: int = 0, **fields: Any) -> None:
+    reading = ffi.new("struct headkv_reading *", fields)
+    flat = ffi.new("int32_t[]", tokens)
+    reading.tokens, reading.n_tokens, reading.n_held = flat, len(tokens), n_held
+    raw, _kept = keep()
+    sizes = ffi.sizeof("struct headkv_reading"), ffi.sizeof("struct headkv_retention")
+    check(call["headkv_read"](context(llm), reading, sizes[0], raw, sizes[1]))
+    llm.input_ids[: len(tokens)], llm.n_tokens = tokens, len(tokens)  # so that eval() goes on from there
+
+
+def save(llm: Llama, path: Path, model: Path, tokens: list[int], light: bool = False) -> None:
+    flat, logits = ffi.new("int32_t[]", tokens), last_logits(llm)
+    raw, _kept = keep()
+    name = ffi.new("char[]", str(model).encode())
+    session = ffi.new("struct headkv_session *")
+    session.model_path, session.tokens, session.n_tokens = name, flat, len(tokens)
+    session.logits, session.retention, session.light = ffi.from_buffer("float[]", logits), raw, light
+    size = ffi.sizeof("struct headkv_session")
+    check(call["headkv_session_save"](context(llm), str(path).encode(), session, size))
+
+
+def opened(llm: Llama, path: Path, model: Path, room: int = 1024) -> list[int]:
+    tokens, n = ffi.new("int32_t[]", room), ffi.new("size_t *", room)
+    check(call["headkv_session_open"](context(llm), str(path).encode(), str(model).encode(), tokens, n))
+    held = list(tokens[0 : n[0]])
+    llm.input_ids[: len(held)], llm.n_tokens = held, len(held)
+    return held
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["arch"])
+def test_a_prompt_and_a_turn_are_read_as_the_class_reads_them(kind: Any, tiny: Tiny, load: Load) -> None:
+    """Token for token and bit for bit, sliding windows and recurrent layers too."""
+    mine, theirs = (load(tiny(**kind), retention=RETENTION) for _ in range(2))
+    theirs.prefill(TOKENS)
+    read(mine, TOKENS, order=2)
+    assert (last_logits(mine) == last_logits(theirs)).all()
+    assert (mine.retention_mask() == theirs.retention_mask()).all()
+    answer = greedy_logits(theirs, 5)[0]
+    for token in answer:
+        mine.eval([token])
+    theirs.prefill(TOKENS + answer + LATER)
+    read(mine, TOKENS + answer + LATER, len(TOKENS), order=2)
+    assert (last_logits(mine) == last_logits(theirs)).all()
+    assert (mine.retention_mask() == theirs.retention_mask()).all()
+
+
+def test_a_question_that_is_told(tiny_path: Path, load: Load) -> None:
+    mine, theirs = (load(tiny_path, retention=RETENTION) for _ in range(2))
+    theirs.prefill(TOKENS, question=slice(10, 20))
+    parts = ffi.new("struct headkv_part[]", [(10, 20, 1.0)])
+    read(mine, TOKENS, question=parts, n_question=1, order=1)
+    assert (mine.retention_mask() == theirs.retention_mask()).all()
+
+
+def test_tokens_of_more_than_32_bytes_have_their_text(smollm2: Path, load: Load) -> None:
+    """Lines end there in C and in Python alike; llama_cpp gives nothing for such a token."""
+    mine, theirs = (load(smollm2, retention=replace(RETENTION, scores="uniform")) for _ in range(2))
+    deep = "\n" + 41 * " "
+    code = "".join(f"{deep}call the pilot of ship {i}" for i in range(30)) + "\n\nWhich pilots were called?"
+    tokens = theirs.tokenize(code.encode(), add_bos=False)
+    assert sum(len(theirs._piece(token)) > 32 for token in tokens) > 5
+    theirs.prefill(tokens)
+    read(mine, tokens, order=2)
+    assert (mine.retention_mask() == theirs.retention_mask()).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 9, 32])
+def test_a_short_prompt_is_kept_whole(n: int, tiny_path: Path, load: Load) -> None:
+    mine, theirs = load(tiny_path, retention=RETENTION), load(tiny_path)
+    read(mine, TOKENS[:n])
+    theirs.eval(TOKENS[:n])
+    assert mine.retention_mask().all()
+    assert last_logits(mine).argmax() == last_logits(theirs).argmax()
+
+
+@pytest.mark.parametrize(
+    ("fields", "n_held", "text"),
+    [
+        ({"order": 3}, 0, "no order 3"),
+        ({"message_start": 5, "message_stop": 301}, 0, "cannot ask"),
+        ({"message_start": 5, "message_stop": 5}, 0, "cannot ask"),
+        ({"n_question": 1}, 0, "NULL"),
+        ({}, 1, "does not hold 1 tokens, it holds 0"),
+        ({}, -1, "does not hold -1"),
+    ],
+)
+def test_readings_that_cannot_be(
+    fields: dict[str, Any], n_held: int, text: str, tiny_path: Path, load: Load
+) -> None:
+    llm = load(tiny_path, retention=RETENTION)
+    with pytest.raises(HeadKVError, match=text):
+        read(llm, TOKENS, n_held, **fields)
+    with pytest.raises(HeadKVError, match="token -1 is none"):
+        read(llm, [*TOKENS, -1])
+    with pytest.raises(HeadKVError, match="1025 tokens cannot be read in a context of 1024"):
+        read(llm, random_tokens(1025))
+    read(llm, TOKENS)  # the context is as it was
+
+
+@pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["arch"])
+def test_python_goes_on_from_a_session_of_c(
+    kind: Any, light: bool, tiny: Tiny, load: Load, tmp_path: Path
+) -> None:
+    model, file = tiny(**kind), tmp_path / "c.session"
+    llm = load(model, retention=RETENTION)
+    read(llm, TOKENS)
+    for token in LATER[:3]:
+        llm.eval([token])
+    save(llm, file, model, TOKENS + LATER[:3], light)
+    assert file.stat().st_mode & 0o777 == 0o600
+    with Llama.open_session(file, n_threads=1, n_threads_batch=1) as again:
+        assert again.input_ids[: again.n_tokens].tolist() == TOKENS + LATER[:3]
+        assert (again.cache_stats().archive_tokens > 0) != light
+        assert (again.retention_mask() == llm.retention_mask()).all()
+        assert (greedy_logits(again, 5)[1] == greedy_logits(llm, 5)[1]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["arch"])
+def test_c_goes_on_from_a_session_of_python(kind: Any, tiny: Tiny, load: Load, tmp_path: Path) -> None:
+    model, file = tiny(**kind), tmp_path / "python.session"
+    llm, again = load(model, retention=RETENTION), load(model, retention=RETENTION)
+    llm.prefill(TOKENS)
+    llm.eval(LATER[:3])
+    llm.save_session(file, messages=[{"role": "user", "content": "Is it \ud800 or é, \U0001f600?"}])
+    assert opened(again, file, model) == TOKENS + LATER[:3]
+    assert again.cache_stats().archive_tokens == len(TOKENS)
+    assert (last_logits(again) == last_logits(llm)).all()
+    assert (again.retention_mask() == llm.retention_mask()).all()
+    whole = TOKENS + LATER
+    for one in (llm, again):
+        read(one, whole, len(TOKENS) + 3)
+    assert (last_logits(again) == last_logits(llm)).all()
+
+
+def test_sessions_that_are_refused_leave_the_context(
+    tiny: Tiny, tiny_path: Path, load: Load, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.session"
+    llm = load(tiny_path, retention=RETENTION)
+    read(llm, TOKENS)
+    save(llm, file, tiny_path, TOKENS)
+    good, before = file.read_bytes(), llm.retention_mask()
+    other = tiny(n_layer=3)
+
+    def says(text: str, data: bytes = good, model: Path = tiny_path, room: int = 1024) -> None:
+        file.write_bytes(data)
+        with pytest.raises(HeadKVError, match=text) as caught:
+            opened(llm, file, model, room)
+        assert "\n" not in str(caught.value)
+        assert (llm.retention_mask() == before).all()
+
+    says("is of the model", model=other)
+    says("holds 300 tokens, and there is room for 299", room=299)
+    says("has been cut short", good[:-1])
+    says("checksum of its section 'cells' is wrong", good[:5000] + bytes([good[5000] ^ 1]) + good[5001:])
+    says("does not begin as a session does", b"")
+    says("has format 2", good[:16] + b"\2" + good[17:])
+    session = Session.of(good)
+    session.header["context"]["type_k"] = 8
+    says("has rows of type_k=8, and this context has 1", session.to_bytes())
+    session.header["context"] |= {"type_k": 1, "rope_freq_base": 77.0}
+    says("other RoPE settings", session.to_bytes())
+    says("no JSON of ours", session.to_bytes(b"[" * 100_000))
+    with pytest.raises(SessionError, match="is not a file"):
+        opened(llm, tmp_path, tiny_path)
+    with pytest.raises(SessionError, match="cannot be opened"):
+        opened(llm, tmp_path / "none", tiny_path)
+
+
+def test_what_cannot_be_saved(tiny_path: Path, load: Load, tmp_path: Path) -> None:
+    llm = load(tiny_path, retention=RETENTION)
+    read(llm, TOKENS)
+    file = tmp_path / "document.txt"
+    file.write_text("mine")
+    with pytest.raises(SessionError, match="is another file, not a session: it stays as it is"):
+        save(llm, file, tiny_path, TOKENS)
+    assert file.read_text() == "mine"
+    with pytest.raises(SessionError, match="cannot be written: No such file"):
+        save(llm, tmp_path / "none" / "x.session", tiny_path, TOKENS)
+    with pytest.raises(HeadKVError, match="holds 300 tokens, not the 299"):
+        save(llm, tmp_path / "x.session", tiny_path, TOKENS[:-1])
+    assert [path.name for path in tmp_path.iterdir()] == ["document.txt"]
+
+
+def test_mutants_are_refused_or_right(tiny_path: Path, load: Load, tmp_path: Path) -> None:
+    """Nothing ends the process, whatever a file with right checksums says."""
+    file = tmp_path / "x.session"
+    llm = load(tiny_path, retention=RETENTION)
+    read(llm, TOKENS)
+    save(llm, file, tiny_path, TOKENS)
+    good, rng, n_refused = file.read_bytes(), random.Random(1), 0
+    for _ in range(150):
+        file.write_bytes(mutant(good, rng))
+        try:
+            opened(llm, file, tiny_path)
+        except HeadKVError:
+            n_refused += 1
+        else:
+            assert np.isfinite(last_logits(llm)).any()
+    assert n_refused > 50
+    file.write_bytes(good)
+    assert opened(llm, file, tiny_path) == TOKENS
