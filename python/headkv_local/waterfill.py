@@ -39,8 +39,8 @@ def curve_caps(
 ) -> npt.NDArray[np.int32]:
     """Entries to keep per KV head, int32 (n_layer, n_head_kv), from window to n_prompt each.
 
-    equal: what each would keep if budgets were equal, in the same form. The caps take the same bytes; where the
-    rows of layers differ in size, up to one row fewer. The same arguments give the same caps.
+    equal: what each would keep if budgets were equal, in the same form. The caps take the same bytes, or,
+    where the rows of layers differ in size, up to one row fewer. The same arguments give the same caps.
     Raises ArgumentError for curves of another shape than the model's.
     """
     if curves.losses.shape[:2] != (shape.n_layer, shape.n_head_kv):
