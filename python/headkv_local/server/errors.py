@@ -1,0 +1,123 @@
+"""What is said to a client when something is wrong: a status, and one sentence in OpenAI's form."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final
+
+from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from llama_cpp.server.errors import RouteErrorHandler
+
+from ..errors import (
+    ArgumentError,
+    Cancelled,
+    ContextFullError,
+    HeadKVError,
+    ModelError,
+    OutOfMemoryError,
+    UnsupportedError,
+)
+
+_logger = logging.getLogger("headkv_local.server")
+
+_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+_SHOWN: Final = 200  # characters of what a client sent that are shown to it again
+
+
+class Refusal(Exception):
+    """A request is not answered; args[0] is the sentence that says why."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param, self.headers = status, code, param, dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        usual = "invalid_request_error" if self.status < 500 else "internal_server_error"
+        error = {
+            "message": str(self.args[0]),
+            "type": _TYPES.get(self.status, usual),
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, self.headers)
+
+
+def refusal_of(error: BaseException, body: Any = None) -> Refusal:
+    """What a client is told of an exception. body: of a completion, whose numbers stock's texts name."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, RequestValidationError):
+        return Refusal(400, sentence_of(error.errors()), param=_place(error.errors()))
+    if isinstance(error, HTTPException):
+        return Refusal(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, ContextFullError) and body is not None:
+        for pattern, told in RouteErrorHandler.pattern_and_formatters.items():
+            if (found := pattern.search(str(error))) is not None:
+                status, stock = told(body, found)
+                return Refusal(status, stock["message"], stock["code"], stock["param"])
+    if isinstance(error, ContextFullError):
+        return Refusal(400, str(error), "context_length_exceeded")
+    if isinstance(error, Cancelled):
+        return Refusal(503, "the request was cancelled")
+    if isinstance(error, OutOfMemoryError):
+        return Refusal(503, str(error), "out_of_memory")
+    if isinstance(error, ArgumentError | ModelError | UnsupportedError):
+        return Refusal(400, str(error))
+    if isinstance(error, HeadKVError):
+        _logger.error("%s", error)
+        return Refusal(500, str(error))
+    if isinstance(error, ValueError) and str(error):  # llama_cpp refuses arguments with it
+        return Refusal(400, str(error))
+    _logger.error("a request failed: %s", error, exc_info=error)
+    return Refusal(500, f"an internal error: {type(error).__name__}")
+
+
+def sentence_of(errors: Sequence[Any]) -> str:
+    """The first thing that is wrong with a body, of pydantic's list."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
+    place = _place(errors)
+    message = str(first["msg"]).removeprefix("Value error, ")
+    text = f"{place}: {message}" if place else f"the body cannot be used: {message}"
+    return text if len(text) <= 2 * _SHOWN else text[: 2 * _SHOWN] + "..."
+
+
+def _place(errors: Sequence[Any]) -> str | None:
+    names = [str(part) for part in errors[0]["loc"] if part != "body"]
+    # of a union pydantic names the branch that it tried
+    return ".".join(name for name in names if name.isidentifier() or name.isdecimal()) or None
+
+
+class Route(APIRoute):
+    """A route whose exceptions become refusals, as stock's RouteErrorHandler does it for some of them."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except Exception as error:
+                return refusal_of(error).response()
+
+        return handled
