@@ -36,7 +36,7 @@ def create_app(server_settings: ServerSettings, model_settings: Sequence[ModelSe
         app: FastAPI = stock.create_app(server_settings=unguarded, model_settings=list(model_settings))
     app.title, app.version = "headkv-server", __version__
     app.router.routes[:] = [route for route in app.router.routes if _is_of_docs(route)]
-    app.user_middleware[:] = [one for one in app.user_middleware if one.cls is not CORSMiddleware]
+    app.user_middleware[:] = [one for one in app.user_middleware if one.cls not in (CORSMiddleware,)]
     app.router.lifespan_context = service.lifespan
     app.state.service = service
     for router in (routes.router, extras.router, status.router):

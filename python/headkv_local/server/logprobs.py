@@ -23,7 +23,6 @@ class Logprobs:
         self._llm, self._n_top = llm, n_top
         self._tokens: list[_Token] = []
         self._n_told = 0  # tokens
-        self._behind = 0  # bytes of told tokens that no chunk has had yet
         self._offset = 0  # characters of the answer that are told
 
     def add(self, token: int, logits: npt.NDArray[np.float32]) -> None:
@@ -40,14 +39,10 @@ class Logprobs:
         """In OpenAI's older form, of the first n_tokens."""
         return self._told(self._tokens[:n_tokens])
 
-    def of_chunk(self, text: str) -> dict[str, Any] | None:
-        """Of the tokens that make up the next piece of a stream; None where it has none of its own."""
-        first, n = self._n_told, len(text.encode("utf-8"))
-        while self._behind < n and self._n_told < len(self._tokens):
-            self._behind += len(self._tokens[self._n_told].text)
-            self._n_told += 1
-        self._behind -= n
-        tokens = self._tokens[first : self._n_told]
+    def of_chunk(self) -> dict[str, Any] | None:
+        """Of the tokens since the last piece of a stream; None where there are none."""
+        tokens = self._tokens[self._n_told :]
+        self._n_told += len(tokens)
         return self._told(tokens) if tokens else None
 
     def _told(self, tokens: list[_Token]) -> dict[str, Any]:

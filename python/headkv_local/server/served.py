@@ -102,9 +102,9 @@ class Served(Llama):
             for token in steps:
                 if not llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
                     asked.n_answer += 1
-                if asked.logprobs is not None:
-                    row = llama_cpp.llama_get_logits_ith(self.ctx, -1)
-                    asked.logprobs.add(token, np.ctypeslib.as_array(row, (self.n_vocab(),)))
+                    if asked.logprobs is not None:
+                        row = llama_cpp.llama_get_logits_ith(self.ctx, -1)
+                        asked.logprobs.add(token, np.ctypeslib.as_array(row, (self.n_vocab(),)))
                 yield token
         finally:
             steps.close()
@@ -113,5 +113,5 @@ class Served(Llama):
 def _with_logprobs(chunks: Iterator[Any], told: Logprobs) -> Iterator[Any]:
     for chunk in chunks:
         choice = chunk["choices"][0]
-        choice["logprobs"] = told.of_chunk(choice["text"])
+        choice["logprobs"] = told.of_chunk()
         yield chunk

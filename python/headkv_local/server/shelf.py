@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows: nobody looks whether two servers share a folder
     LOCK_EX = LOCK_NB = 0
 
-    def flock(fd: Any, operation: int, /) -> None: ...
+    def flock(fd: Any, operation: int, /) -> None: ...  # type: ignore[misc]
 
 
 _logger = logging.getLogger("headkv_local.server")
