@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from llama_cpp.server import app as stock
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from .. import __version__
 from . import extras, routes, status
-from .errors import Refusal
+from .errors import refusal_of
 from .guard import Guard
 from .models import Models
 from .network import is_local
@@ -43,7 +43,7 @@ def create_app(server_settings: ServerSettings, model_settings: Sequence[ModelSe
         app.include_router(router)
     if server_settings.page:
         app.include_router(status.page)
-    app.add_exception_handler(StarletteHTTPException, _refused)
+    app.add_exception_handler(HTTPException, _refused)
     key = server_settings.api_key
     app.add_middleware(Guard, service=service, key=key, local=is_local(server_settings.host))
     if server_settings.cors_origins:
@@ -58,8 +58,7 @@ def _is_of_docs(route: Any) -> bool:
 
 async def _refused(_: Request, error: Exception) -> Response:
     """A path that nobody serves, or a method that it does not know."""
-    assert isinstance(error, HTTPException | StarletteHTTPException)
-    return Refusal(error.status_code, str(error.detail), headers=error.headers).response()
+    return refusal_of(error).response()
 
 
 @contextmanager

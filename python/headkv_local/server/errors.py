@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from llama_cpp.server.errors import RouteErrorHandler
+from starlette.exceptions import HTTPException
 
 from ..errors import (
     ArgumentError,
@@ -63,6 +64,8 @@ class Refusal(Exception):
 
 def refusal_of(error: BaseException, body: Any = None) -> Refusal:
     """What a client is told of an exception. body: of a completion, whose numbers stock's texts name."""
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, Refusal):
+        error = error.__cause__  # while FastAPI read the body
     if isinstance(error, Refusal):
         return error
     if isinstance(error, RequestValidationError):
