@@ -24,7 +24,8 @@ class Asked:
     retention: Retention | None
     ready: Callable[[], None] = lambda: None
     n_prompt: int = 0
-    n_read: int = 0
+    n_read: int = 0  # of the prompt, and what asks once more, if it stands before a document
+    n_done: int = 0  # of these, so far
     n_answer: int = 0
     logprobs: Logprobs | None = field(default=None, repr=False)
 
@@ -53,8 +54,7 @@ class Served(Llama):
         """Completions meanwhile are those of a request; one at a time."""
 
         def read(done: int, total: int) -> None:
-            if done == 0:
-                asked.n_read = max(asked.n_read, total)  # it may be told more than once
+            asked.n_read, asked.n_done = total, done
 
         self._asked, self.on_prefill = asked, read
         try:
@@ -76,7 +76,7 @@ class Served(Llama):
             )
         if self.keeper is not None:
             self.keeper.prepare(tokens, asked.retention)
-        asked.n_read = 0
+        asked.n_read = asked.n_done = 0
         asked.ready()
         n_top = kwargs.get("logprobs")
         if n_top is None or self._logits_all:

@@ -86,5 +86,5 @@ class Service:
         usage = asked.usage()
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         self.tokens["cached"] += cached
-        self.tokens["read"] += usage["prompt_tokens"] - cached
+        self.tokens["read"] += asked.n_done
         self.tokens["generated"] += usage["completion_tokens"]

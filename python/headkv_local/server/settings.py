@@ -13,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 
 from ..errors import ArgumentError
 from ..settings import DEFAULT_BUDGET
-from .retaining import ADVANCED, Budget, check_budget
+from .retaining import ADVANCED, FULL, Budget, check_budget, parse_budget
 
 ENVIRONMENT = "HEADKV_SERVER_"
 
@@ -74,6 +74,8 @@ class ModelSettings(stock.ModelSettings):  # type: ignore[misc]
         check_budget(self.budget)
         if self.archive not in ("auto", "memory", "file", "off"):
             raise ValueError(f'archive must be "auto", "memory", "file" or "off", not {self.archive!r}')
+        if self.embedding and parse_budget(self.budget) != FULL:
+            raise ValueError('embedding needs budget "full": its context is for many sequences at once')
         if self.cache:
             raise ValueError("cache: conversations are kept anyway; --sessions and its limits say how many")
         return self
