@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from serving import Running, serving
 
 from headkv_local import Llama, Retention
-from serving import Running, serving
 
 MESSAGES: Any = [
     {"role": "system", "content": "The harbour has much to say. " * 20},

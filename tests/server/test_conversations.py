@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from serving import Running, serving
 
 from headkv_local import Llama, Retention
 from headkv_local.server.conversations import Conversation, choose
-from serving import Running, serving
 
 SIZES = ("--ctx", 2048, "--threads", 1, "--n-threads-batch", 1, "--budget", 48)
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-
 from serving import TIMEOUT, Running, environment, serving, until
 
 LONG = [{"role": "user", "content": "The sea was calm. " * 600}]  # more than 6,000 tokens

@@ -6,14 +6,13 @@ import concurrent.futures
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-
 from serving import Running, failing, serving, until
 
 MESSAGES = [{"role": "user", "content": "Hello."}]
