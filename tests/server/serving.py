@@ -68,9 +68,11 @@ def environment(**given: str) -> dict[str, str]:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: Any, ready: bool = True, **variables: str) -> Iterator[Running]:
-    """A server on a free port, with its sessions in folder/sessions; ready: wait until it answers."""
-    command = [sys.executable, "-m", "headkv_local.server", *map(str, arguments), "--port", "0"]
+def serving(
+    folder: Path, *arguments: Any, within: tuple[str, ...] = (), **variables: str
+) -> Iterator[Running]:
+    """A server on a free port, with its sessions in folder/sessions. within: a command that starts it."""
+    command = [*within, sys.executable, "-m", "headkv_local.server", *map(str, arguments), "--port", "0"]
     if "--sessions" not in command:
         command += ["--sessions", str(folder / "sessions")]
     log = folder / f"log-{time.monotonic_ns()}"
@@ -85,7 +87,7 @@ def serving(folder: Path, *arguments: Any, ready: bool = True, **variables: str)
         assert found is not None, log.read_text()
         running = Running(found[1], process, log)
         with running.plain() as client:
-            until(lambda: not ready or client.get("/health").status_code == 200, "a model")
+            until(lambda: client.get("/health").status_code == 200, "a model")
         yield running
         assert "Traceback" not in log.read_text(), log.read_text()
     finally:

@@ -14,7 +14,7 @@ from headkv_local import Llama, Retention
 from headkv_local.server.conversations import Conversation, choose
 
 SIZES = ("--ctx", 2048, "--threads", 1, "--n-threads-batch", 1, "--budget", 48)
-GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 20}
 QUESTIONS = ("What was said?", "Say it in other words, please.", "And then?")
 
 
@@ -57,6 +57,36 @@ def test_conversations_in_turns(
         for end in range(2, len(chat), 2):
             reply = alone.create_chat_completion(chat[:end], **GREEDY, repeat_penalty=1.1)  # type: ignore[arg-type]
             assert reply["choices"][0]["message"]["content"] == chat[end]["content"]
+
+
+FILL = (
+    "The harbour is on the east side of the bay. Fishing boats leave before sunrise and come back at noon. "
+    "The market opens at nine. Visitors walk along the wall and watch the ferries. In winter the wind is "
+    "strong and few people come. "
+)
+FACTS = {"Petrel": "74", "Albatross": "31", "Kestrel": "58", "Osprey": "96"}
+
+
+def test_each_has_its_own_facts(smollm2: Path, tmp_path: Path) -> None:
+    """Of texts that begin alike; the server is started anew between the questions."""
+    chats = {}
+    for boat, channel in FACTS.items():
+        text = (
+            f"{FILL}The lifeboat is called the {boat}. {FILL}The harbour listens on radio channel {channel}. "
+        )
+        chats[boat] = [{"role": "system", "content": f"Answer from this text. {text}"}]
+    arguments = (smollm2, "--alias", "tiny", "--ctx", 1024, "--budget", 128)
+    for question, again in (
+        ("What is the lifeboat called?", False),
+        ("On which radio channel does the harbour listen?", True),
+    ):
+        with serving(tmp_path, *arguments) as server:
+            for boat, chat in chats.items():
+                usage = ask(server, chat, question)
+                assert (FACTS[boat] if again else boat) in chat[-1]["content"]
+                if again:  # its new tokens alone: the last answer, and the question
+                    assert usage.prompt_tokens - usage.prompt_tokens_details.cached_tokens < 50
+            server.stop()
 
 
 def test_an_edited_message_leaves_the_conversation_as_it_was(
@@ -120,6 +150,18 @@ def test_a_damaged_session_is_read_anew(tiny: Callable[..., Path], tmp_path: Pat
         assert [line for line in said if "cut short" in line or "cannot have" in line]
         assert [line for line in said if "read anew: the session" in line and "checksum" in line]
         server.stop()
+
+
+def test_a_full_disk_loses_no_answer(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Files may have 100 KiB here, and a session has more."""
+    with serving(tmp_path, *model(tiny, "llama"), within=("prlimit", "--fsize=102400")) as server:
+        chats = [opening("harbour"), opening("forest")]
+        for question in QUESTIONS[:2]:
+            for chat in chats:
+                assert ask(server, chat, question).prompt_tokens_details.cached_tokens == 0
+        assert "is not kept: " in server.log.read_text()
+        assert server.metric("headkv_conversations") == 1
+    assert [file.name for file in (tmp_path / "sessions" / "tiny").iterdir()] == ["lock"]
 
 
 def test_those_used_longest_ago_go(tiny: Callable[..., Path], tmp_path: Path) -> None:

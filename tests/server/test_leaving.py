@@ -45,6 +45,10 @@ def require_idle(server: Running) -> None:
     before = server.cpu_seconds()
     time.sleep(1)
     assert server.cpu_seconds() - before < 0.3
+    require_answer(server)
+
+
+def require_answer(server: Running) -> None:
     reply = httpx.post(
         f"{server.url}/v1/chat/completions",
         json={"messages": SHORT, "max_tokens": 1},
@@ -92,6 +96,19 @@ def test_while_it_waits(server: Running) -> None:
     assert server.metric("headkv_requests_running") == 1
     running.close()
     require_idle(server)
+
+
+def test_a_stream_gives_way_where_that_is_set(tiny_path: Path, tmp_path: Path) -> None:
+    arguments = (tiny_path, "--ctx", 8192, "--threads", 1, "--interrupt_requests", "true")
+    with serving(tmp_path, *arguments) as server:
+        client = begin(server, messages=SHORT, stream=True, **ENDLESS)
+        until(lambda: server.metric('headkv_context_tokens{model="') > 20, "an answer")
+        require_answer(server)
+        got = b""
+        while b"[DONE]" not in got:
+            got += (more := client.recv(100_000))
+            assert more
+        client.close()
 
 
 def test_the_server_stops_in_the_middle(tiny_path: Path, tmp_path: Path) -> None:

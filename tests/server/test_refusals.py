@@ -158,16 +158,22 @@ def test_bodies_that_are_too_large(client: httpx.Client) -> None:
 
 def test_pages_from_elsewhere(tiny_path: Path, tmp_path: Path) -> None:
     with serving(tmp_path, tiny_path, *SMALL, "--ctx", 512) as server, server.plain() as client:
-        for headers in ({"Origin": "https://example.com"}, {"Host": "example.com"}):
+        for headers in (
+            {"Origin": "https://example.com"},
+            {"Origin": "null"},
+            {"Host": "example.com"},
+            {"Host": "127.0.0.1.example.com"},
+        ):
             assert client.post(CHAT, json=ASKED, headers=headers).status_code == 403
         assert client.post(CHAT, json=ASKED, headers={"Origin": server.url}).status_code == 200
+        assert client.get("/health", headers={"Host": "localhost:1"}).status_code == 200
     allowed = "https://example.com"
-    with serving(tmp_path, tiny_path, *SMALL, "--ctx", 512, "--cors_origins", allowed) as server:
-        with server.plain() as client:
-            answered = client.post(CHAT, json=ASKED, headers={"Origin": allowed})
-            assert answered.headers["access-control-allow-origin"] == allowed
-            asked = {"Origin": allowed, "Access-Control-Request-Method": "POST"}
-            assert client.options(CHAT, headers=asked).status_code == 200
+    arguments = (tiny_path, *SMALL, "--ctx", 512, "--cors_origins", allowed)
+    with serving(tmp_path, *arguments) as server, server.plain() as client:
+        answered = client.post(CHAT, json=ASKED, headers={"Origin": allowed})
+        assert answered.headers["access-control-allow-origin"] == allowed
+        asked = {"Origin": allowed, "Access-Control-Request-Method": "POST"}
+        assert client.options(CHAT, headers=asked).status_code == 200
 
 
 def test_too_many_requests_and_too_long_ones(tiny_path: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def create_app(server_settings: ServerSettings, model_settings: Sequence[ModelSe
         app: FastAPI = stock.create_app(server_settings=unguarded, model_settings=list(model_settings))
     app.title, app.version = "headkv-server", __version__
     app.router.routes[:] = [route for route in app.router.routes if _is_of_docs(route)]
-    app.user_middleware[:] = [one for one in app.user_middleware if one.cls not in (CORSMiddleware,)]
+    app.user_middleware[:] = [one for one in app.user_middleware if not _is_cors(one)]
     app.router.lifespan_context = service.lifespan
     app.state.service = service
     for router in (routes.router, extras.router, status.router):
@@ -50,6 +50,10 @@ def create_app(server_settings: ServerSettings, model_settings: Sequence[ModelSe
         origins = server_settings.cors_origins
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     return app
+
+
+def _is_cors(middleware: Any) -> bool:
+    return middleware.cls is CORSMiddleware  # stock lets pages from everywhere in
 
 
 def _is_of_docs(route: Any) -> bool:

@@ -14,12 +14,14 @@ from llama_cpp.server.errors import RouteErrorHandler
 from starlette.exceptions import HTTPException
 
 from ..errors import (
+    ArchiveError,
     ArgumentError,
     Cancelled,
     ContextFullError,
     HeadKVError,
     ModelError,
     OutOfMemoryError,
+    SessionError,
     UnsupportedError,
 )
 
@@ -81,6 +83,8 @@ def refusal_of(error: BaseException, body: Any = None) -> Refusal:
         return Refusal(400, str(error), "context_length_exceeded")
     if isinstance(error, Cancelled):
         return Refusal(503, "the request was cancelled")
+    if isinstance(error, ArchiveError | SessionError):
+        return Refusal(503, str(error), "storage_failed")
     if isinstance(error, OutOfMemoryError):
         return Refusal(503, str(error), "out_of_memory")
     if isinstance(error, ArgumentError | ModelError | UnsupportedError):
@@ -101,7 +105,8 @@ def sentence_of(errors: Sequence[Any]) -> str:
         return f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
     place = _place(errors)
     message = str(first["msg"]).removeprefix("Value error, ")
-    text = f"{place}: {message}" if place else f"the body cannot be used: {message}"
+    known = first["type"] == "value_error"  # which says in its own words what of the body it is about
+    text = message if known else f"{place or 'body'}: {message}"
     return text if len(text) <= 2 * _SHOWN else text[: 2 * _SHOWN] + "..."
 
 

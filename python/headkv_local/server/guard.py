@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import Refusal
+from .network import is_local_name
 from .service import Service
 
 _OPEN = {"/", "/health", "/favicon.ico"}  # without a key: they say nothing of anybody's conversation
-_LOCAL = {"localhost", "127.0.0.1", "[::1]"}
 
 
 class Guard:
@@ -47,7 +47,7 @@ class Guard:
 
     def _require_welcome(self, path: str, headers: dict[str, str]) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self._key is None and self._local and _name(host) not in _LOCAL:
+        if self._key is None and self._local and not is_local_name(host):
             raise Refusal(403, f"this server is not {host[:100]!r}: it is reached as localhost", "wrong_host")
         if origin is not None and not self._origins & {"*", origin} and urlsplit(origin).netloc != host:
             raise Refusal(403, f"pages of {origin[:100]!r} may not use this server", "wrong_origin")
@@ -88,12 +88,6 @@ class Guard:
 
 def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
-
-
-def _name(host: str) -> str:
-    """Without the port."""
-    name, _, port = host.rpartition(":")
-    return (name if name and port.isdecimal() else host).lower()
 
 
 def _path(scope: Scope) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from urllib.parse import urlsplit
 
 from ..errors import ArgumentError, HeadKVError
 
@@ -19,6 +20,17 @@ def is_local(host: str) -> bool:
     except OSError:
         return False
     return all(ipaddress.ip_address(str(one[4][0]).partition("%")[0]).is_loopback for one in found)
+
+
+def is_local_name(host: str) -> bool:
+    """Whether a Host header names this machine in a way that no name server can change."""
+    name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def require_key(host: str, key: str | None) -> None:
