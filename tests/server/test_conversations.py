@@ -64,16 +64,15 @@ FILL = (
     "The market opens at nine. Visitors walk along the wall and watch the ferries. In winter the wind is "
     "strong and few people come. "
 )
-FACTS = {"Petrel": "74", "Albatross": "31", "Kestrel": "58", "Osprey": "96"}
+FACTS = {"Petrel": "74", "Albatross": "31", "Kestrel": "58", "Heron": "63"}
 
 
 def test_each_has_its_own_facts(smollm2: Path, tmp_path: Path) -> None:
     """Of texts that begin alike; the server is started anew between the questions."""
     chats = {}
     for boat, channel in FACTS.items():
-        text = (
-            f"{FILL}The lifeboat is called the {boat}. {FILL}The harbour listens on radio channel {channel}. "
-        )
+        text = f"{FILL}The lifeboat is called the {boat}. {FILL}"
+        text += f"The harbour listens on radio channel {channel}. "
         chats[boat] = [{"role": "system", "content": f"Answer from this text. {text}"}]
     arguments = (smollm2, "--alias", "tiny", "--ctx", 1024, "--budget", 128)
     for question, again in (
