@@ -34,6 +34,7 @@ def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             ("words", {"budget": "full", "embedding": True}),
         )
     ]
+    models.append({"model": str(folder / "gone.gguf")})
     config = folder / "config.json"
     config.write_text(json.dumps({"models": models, "request_timeout": 100}))
     with serving(folder, "--config_file", config) as running:
@@ -131,13 +132,36 @@ def test_several_models_and_embeddings(client: openai.OpenAI, server: Running) -
     assert alone.choices[0].message.content == reply.choices[0].message.content
     client.chat.completions.create(**GREEDY | {"model": "other"}, max_tokens=3)
     models = {model.id: model for model in client.models.list().data}
-    assert set(models) == {"tiny", "other", "words"}
+    assert set(models) == {"tiny", "other", "words", "gone"}
     assert models["tiny"].retention["budget"] == 48
     assert models["other"].loaded
     assert models["other"].memory["resident_bytes"] > 0
     back = client.chat.completions.create(**GREEDY, max_tokens=3)
     assert back.usage.prompt_tokens_details.cached_tokens == first.usage.prompt_tokens
     assert back.choices[0].message.content == first.choices[0].message.content
+
+
+def test_a_model_that_is_gone(client: openai.OpenAI) -> None:
+    with pytest.raises(
+        openai.InternalServerError, match="gone cannot be loaded: there is no model"
+    ) as raised:
+        client.chat.completions.create(**GREEDY | {"model": "gone"}, max_tokens=3)
+    assert raised.value.status_code == 503
+    assert client.chat.completions.create(**GREEDY, max_tokens=3).usage.completion_tokens > 0
+
+
+def test_a_history_as_the_client_has_it(client: openai.OpenAI) -> None:
+    """With message objects, calls of tools, and their results."""
+    reply = client.chat.completions.create(**GREEDY, max_tokens=3)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    later = [
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "42"},
+    ]
+    history = [*MESSAGES, reply.choices[0].message, *later]
+    again = client.chat.completions.create(**GREEDY | {"messages": history}, max_tokens=3)
+    assert again.usage.prompt_tokens_details.cached_tokens >= reply.usage.prompt_tokens
 
 
 def test_tokens(server: Running) -> None:

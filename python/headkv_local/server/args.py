@@ -114,9 +114,9 @@ def normalised(argv: list[str]) -> list[str]:
         if _is_bool(owner, name)
     }
     made: list[str] = []
-    for word in argv:
+    for i, word in enumerate(argv):
         if word == "--":
-            return made + argv[len(made) :]
+            return made + argv[i:]
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             name = name.replace("_", "-")

@@ -55,7 +55,7 @@ class Guard:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if not hmac.compare_digest(given.encode("utf-8"), self._key):
+        if not hmac.compare_digest(given.encode("latin-1"), self._key):
             raise Refusal(
                 401,
                 "the API key is wrong" if given else "an API key is needed: Authorization: Bearer KEY",

@@ -23,6 +23,7 @@ class Keeper:
         self._llm, self._shelf = llm, shelf
         self.held: Conversation | None = None
         """The conversation in the context."""
+        self._root: Conversation | None = None  # which it has begun as, until its prompt is read
         self._going_back = _can_go_back(llm)
 
     @property
@@ -38,7 +39,7 @@ class Keeper:
 
     def prepare(self, tokens: Sequence[int], wanted: Retention | None) -> None:
         """Before a prompt is read. Raises what cannot be retained; the context is empty then."""
-        self._recognise()
+        self.settle()
         prompt = np.asarray(tokens, dtype=np.int32)
         there = [] if self.held is None else [self.held]
         there += [] if self._shelf is None else [one for one in self._shelf if one is not self.held]
@@ -53,21 +54,28 @@ class Keeper:
         if one is self.held and (wanted == self._llm.retention or not one.compacted):
             if branches:
                 self._save()
-                self.held = one.branch()
             if wanted != self._llm.retention:
                 self._llm.retention = wanted
         else:
             self._save()
             self._empty(wanted)
             loaded = self._shelf is not None and one in self._shelf and self._shelf.load(self._llm, one)
-            self.held = Conversation() if not loaded else one.branch() if branches else one
-        self.held.retention, self.held.used = wanted, time.time()
+            if not loaded:
+                self.held = Conversation(retention=wanted)
+                return
+        self._root = one if branches else None
+        self.held = one.branch() if branches else one
+        self.held.retention = wanted
 
     def settle(self) -> None:
-        """After the request, however it has ended: the conversation is what the context holds."""
+        """Whatever has used the context: the conversation is what it holds."""
         one, tokens = self.held, self._tokens()
+        root, self._root = self._root, None
         if len(tokens) == 0 or one is None:
             self.held = None
+            return
+        if root is not None and np.array_equal(tokens, root.tokens):  # its prompt has not been read
+            self.held = root
             return
         stats = self._llm.cache_stats()
         n_prompt = min(stats.prompt_tokens, len(tokens))
@@ -78,23 +86,18 @@ class Keeper:
 
     def leave(self, wanted: Retention | None) -> None:
         """The context is empty afterwards, for prompts of which that is kept, and nothing is lost."""
-        self._recognise()
+        self.settle()
         self._save()
         self._empty(wanted)
 
     def close(self) -> None:
-        self._recognise()
+        self.settle()
         self._save()
         if self._shelf is not None:
             self._shelf.close()
 
     def _tokens(self) -> Tokens:
         return np.array(self._llm.input_ids[: self._llm.n_tokens], dtype=np.int32)
-
-    def _recognise(self) -> None:
-        """What else has used the context has made it another conversation, of which nothing is known."""
-        if self.held is not None and not np.array_equal(self.held.tokens, self._tokens()):
-            self.held = None
 
     def _save(self) -> None:
         one = self.held

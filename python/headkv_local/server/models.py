@@ -12,7 +12,7 @@ from typing import Any
 import llama_cpp
 from llama_cpp.server.model import LlamaProxy
 
-from ..errors import ArgumentError, ModelError
+from ..errors import ArgumentError, HeadKVError, ModelError
 from ..machine import memory_free
 from ..models import token_bytes, trained_context
 from .errors import Refusal
@@ -61,6 +61,13 @@ class Models(LlamaProxy):  # type: ignore[misc]
         if self.loaded is not None and self.name == name:
             return self.loaded
         self.free()
+        try:
+            return self._made(name)
+        except (HeadKVError, OSError, ValueError, AssertionError, ImportError) as error:
+            reason = str(error) or type(error).__name__
+            raise Refusal(503, f"{name} cannot be loaded: {reason}", "model_failed") from error
+
+    def _made(self, name: str) -> Served:
         settings = self.settings[name]
         shelf = self._shelf(name)
         try:

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
-from ..errors import HeadKVError
 from .errors import Refusal
 from .line import Line
 from .models import Models
@@ -54,9 +53,8 @@ class Service:
                 await asyncio.get_running_loop().run_in_executor(self._thread, self.models)
             self.ready = True
         except Exception as error:
-            told = isinstance(error, HeadKVError | OSError | ValueError | AssertionError | ImportError)
             self.failed = str(error) or type(error).__name__
-            if not told:
+            if not isinstance(error, Refusal):
                 _logger.error("the model cannot be loaded", exc_info=error)
             self.on_failure()
 
