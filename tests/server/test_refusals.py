@@ -49,6 +49,8 @@ def message(response: httpx.Response) -> str:
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}
+HUGE = {"type": "array", "items": {"type": "string"}, "maxItems": 10**8}
+FETCHED = {"$ref": "https://127.0.0.1:1/schema"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "nothing", "$ref": "#/x"}}}
 
 
@@ -56,6 +58,10 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "no
     ("body", "words"),
     [
         ("{", "not JSON"),
+        ("[" * 50_000, "not JSON"),
+        (ASKED | {"messages": [{"role": "user"}]}, "messages.0.content: Field required"),
+        (ASKED | {"response_format": {"type": "json_object", "schema": HUGE}}, "more than 2000 times"),
+        (ASKED | {"response_format": {"type": "json_object", "schema": FETCHED}}, "not allowed"),
         ('{"messages": 3}', "messages"),
         ([], "body"),
         ({}, "messages"),

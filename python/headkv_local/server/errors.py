@@ -72,6 +72,8 @@ def refusal_of(error: BaseException, body: Any = None) -> Refusal:
         return error
     if isinstance(error, RequestValidationError):
         return Refusal(400, sentence_of(error.errors()), param=_place(error.errors()))
+    if isinstance(error, HTTPException) and error.status_code == 400 and error.__cause__ is not None:
+        return Refusal(400, "the body is not JSON: it cannot be decoded")
     if isinstance(error, HTTPException):
         return Refusal(error.status_code, str(error.detail), headers=error.headers)
     if isinstance(error, ContextFullError) and body is not None:
@@ -99,21 +101,27 @@ def refusal_of(error: BaseException, body: Any = None) -> Refusal:
 
 
 def sentence_of(errors: Sequence[Any]) -> str:
-    """The first thing that is wrong with a body, of pydantic's list."""
-    first = errors[0]
+    """What is wrong with a body, of pydantic's list."""
+    first = _telling(errors)
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
-    place = _place(errors)
     message = str(first["msg"]).removeprefix("Value error, ")
     known = first["type"] == "value_error"  # which says in its own words what of the body it is about
-    text = message if known else f"{place or 'body'}: {message}"
+    text = message if known else f"{_place(errors) or 'body'}: {message}"
     return text if len(text) <= 2 * _SHOWN else text[: 2 * _SHOWN] + "..."
 
 
+def _telling(errors: Sequence[Any]) -> Any:
+    """Of a message pydantic tells why it is none of each role; those of other roles do not count."""
+    told = [one for one in errors if not (one["type"] == "literal_error" and one["loc"][-1] == "role")]
+    return (told or errors)[0]
+
+
 def _place(errors: Sequence[Any]) -> str | None:
-    names = [str(part) for part in errors[0]["loc"] if part != "body"]
-    # of a union pydantic names the branch that it tried
-    return ".".join(name for name in names if name.isidentifier() or name.isdecimal()) or None
+    """Without the branches of unions, which pydantic names by their types."""
+    names = [str(part) for part in _telling(errors)["loc"] if part != "body"]
+    kept = [name for name in names if name.isdecimal() or (name.islower() and name.isidentifier())]
+    return ".".join(name for name in kept if name not in ("int", "str")) or None
 
 
 class Route(APIRoute):
