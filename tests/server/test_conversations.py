@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import Running, serving
+from serving import Running, serving, until
 
 from headkv_local import Llama, Retention
 from headkv_local.server.conversations import Conversation, choose
@@ -128,6 +128,17 @@ def test_the_request_says_what_is_kept(tiny: Callable[..., Path], tmp_path: Path
         assert usage.prompt_tokens_details.cached_tokens == 0
         server.stop()
     assert not list((tmp_path / "sessions" / "tiny").glob("archive-*"))
+
+
+def test_a_server_that_is_killed(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """What was saved while nobody asked is still there."""
+    chat = opening("harbour")
+    with serving(tmp_path, *model(tiny, "llama"), "--save-after", 0.1) as server:
+        first = ask(server, chat, QUESTIONS[0]).prompt_tokens
+        until(lambda: any((tmp_path / "sessions" / "tiny").glob("*.session")), "a session")
+        server.process.kill()
+    with serving(tmp_path, *model(tiny, "llama")) as server:
+        assert ask(server, chat, QUESTIONS[1]).prompt_tokens_details.cached_tokens >= first
 
 
 def test_a_damaged_session_is_read_anew(tiny: Callable[..., Path], tmp_path: Path) -> None:

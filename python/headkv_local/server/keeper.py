@@ -53,11 +53,11 @@ class Keeper:
         branches = not one.goes_on(n_common) and one.has_own(n_common)
         if one is self.held and (wanted == self._llm.retention or not one.compacted):
             if branches:
-                self._save()
+                self.save()
             if wanted != self._llm.retention:
                 self._llm.retention = wanted
         else:
-            self._save()
+            self.save()
             self._empty(wanted)
             loaded = self._shelf is not None and one in self._shelf and self._shelf.load(self._llm, one)
             if not loaded:
@@ -86,20 +86,20 @@ class Keeper:
 
     def leave(self, wanted: Retention | None) -> None:
         """The context is empty afterwards, for prompts of which that is kept, and nothing is lost."""
-        self.settle()
-        self._save()
+        self.save()
         self._empty(wanted)
 
     def close(self) -> None:
-        self.settle()
-        self._save()
+        self.save()
         if self._shelf is not None:
             self._shelf.close()
 
     def _tokens(self) -> Tokens:
         return np.array(self._llm.input_ids[: self._llm.n_tokens], dtype=np.int32)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """The conversation in the context, to its session, if that is not as it is."""
+        self.settle()
         one = self.held
         if one is not None and not one.saved and self._shelf is not None:
             self._shelf.save(self._llm, one)

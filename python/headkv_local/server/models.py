@@ -90,6 +90,11 @@ class Models(LlamaProxy):  # type: ignore[misc]
     def __iter__(self) -> Iterator[str]:
         return iter(self.settings)
 
+    def save(self) -> None:
+        """The conversation in the context, to its session."""
+        if self.loaded is not None and self.loaded.keeper is not None:
+            self.loaded.keeper.save()
+
     def free(self) -> None:
         llm, self.loaded, self.name = self.loaded, None, None
         if llm is None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -36,6 +36,7 @@ class Service:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="headkv-model")
         self._works: set[Work] = set()
         self._loading: asyncio.Task[None] | None = None
+        self._idle: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
@@ -44,6 +45,8 @@ class Service:
         self._loading = loop.create_task(self._load())
         yield
         self.stop()
+        if self._idle is not None:
+            self._idle.cancel()
         await loop.run_in_executor(self._thread, self.models.free)
         self._thread.shutdown()
 
@@ -68,10 +71,32 @@ class Service:
         if self.settings.interrupt_requests:
             for other in self._works:
                 other.give_way()
-        work = Work(job, self.line, self._thread, self.settings.request_timeout)
+        return self._begin(job, self.settings.request_timeout, self._rest)
+
+    def _begin(self, job: Job, limit: float | None, then: Callable[[], None]) -> Work:
+        if self._idle is not None:
+            self._idle.cancel()
+
+        def done(work: Work) -> None:
+            self._works.discard(work)
+            then()
+
+        work = Work(job, self.line, self._thread, limit)
         self._works.add(work)
-        work.when_done(self._works.discard)
+        work.when_done(done)
         return work
+
+    def _rest(self) -> None:
+        """A request has ended. If none comes for a while, the conversation is saved, lest it be lost."""
+        if not self._works and not self.stopping and self.settings.save_after > 0:
+            self._idle = asyncio.get_running_loop().call_later(self.settings.save_after, self._save)
+
+    def _save(self) -> None:
+        def job(_: Work) -> Generator[Any, None, None]:
+            self.models.save()
+            yield
+
+        self._begin(job, None, lambda: None)
 
     def stop(self) -> None:
         """End all work; also from a signal handler."""

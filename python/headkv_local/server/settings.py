@@ -117,6 +117,12 @@ class ServerSettings(stock.ServerSettings):  # type: ignore[misc]
     sessions_size: str = Field(
         default="16GiB", description="Bytes of all these conversations together (also KiB, MiB, GiB)."
     )
+    save_after: float = Field(
+        default=60.0,
+        ge=0,
+        description="Seconds without a request after which the conversation in the context is saved too; "
+        "0: only when another takes its place, and at the end.",
+    )
     max_body: str = Field(default="16MiB", description="Largest body of a request.")
     max_queue: int = Field(default=32, ge=0, le=_MOST, description="Requests that may wait; others get 429.")
     queue_timeout: float = Field(
