@@ -45,10 +45,9 @@ def require_key(host: str, key: str | None) -> None:
 def listening(host: str, port: int) -> socket.socket:
     """A socket that takes connections from now on. Raises AddressError."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)  # which clients try first
+        return socket.create_server((str(address[0]), port), family=family, backlog=2048)
     except OSError as error:
         raise AddressError(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
 

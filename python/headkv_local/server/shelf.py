@@ -70,7 +70,7 @@ class Shelf:
 
     @property
     def n_bytes(self) -> int:
-        return sum(one.n_bytes for one in self._there.values())
+        return sum(one.n_bytes for one in self)
 
     def _path(self, one: Conversation) -> Path:
         return self.folder / f"{one.name}{_SUFFIX}"
