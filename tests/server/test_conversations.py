@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from serving import Running, serving, until
 
-from headkv_local import Llama, Retention
+from headkv_local import Cancelled, CancelToken, Llama, Retention
 from headkv_local.server.conversations import Conversation, choose
+from headkv_local.server.keeper import Keeper
+from headkv_local.server.shelf import Shelf
+from helpers import random_tokens
 
 SIZES = ("--ctx", 2048, "--threads", 1, "--n-threads-batch", 1, "--budget", 48)
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 20}
@@ -212,3 +215,36 @@ def test_what_is_gone_is_not_gone_back_to() -> None:
     longer = np.frombuffer(("a" * 95 + "b" * 20).encode(), np.uint8).astype(np.int32)
     assert choose([one], one, longer, kept, True) == (one, 95)
     assert choose([one], one, longer, Retention(budget=64), True) is None
+
+
+def test_who_leaves_costs_no_other_its_conversation(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    """The client goes while another's conversation is saved, or its own is loaded."""
+    kept = Retention(budget=48, archive="memory")
+    llm = load(tiny_path, retention=kept)
+    keeper = Keeper(llm, Shelf(tmp_path, 4, 2**30))
+    first, second = random_tokens(300, seed=1), random_tokens(300, seed=2)
+    keeper.prepare(first, kept)
+    llm.prefill(first)
+    keeper.settle()
+
+    def leave(tokens: list[int]) -> None:
+        gone = CancelToken()
+        gone.cancel()
+        with gone, pytest.raises(Cancelled):
+            keeper.prepare(tokens, kept)
+        keeper.settle()
+
+    leave(second)
+    assert keeper.held is not None
+    assert keeper.held.tokens.tolist() == first
+    keeper.prepare(second, kept)
+    llm.prefill(second)
+    keeper.settle()
+    leave(first)
+    for tokens in (first, second):
+        keeper.prepare([*tokens, 1], kept)
+        assert llm.n_tokens == len(tokens)
+        keeper.settle()
+    keeper.close()

@@ -59,6 +59,7 @@ def _serve(settings: Any, models: Any) -> int:
     service = app.state.service
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("headkv_local.llama_cpp").propagate = False  # verbose prints it anyway
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that has left
     logging.getLogger("headkv_local").setLevel(
         logging.INFO if any(m.verbose for m in models) else logging.WARNING
     )

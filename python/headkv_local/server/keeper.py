@@ -90,9 +90,11 @@ class Keeper:
         self._empty(wanted)
 
     def close(self) -> None:
-        self.save()
-        if self._shelf is not None:
-            self._shelf.close()
+        try:
+            self.save()
+        finally:
+            if self._shelf is not None:
+                self._shelf.close()
 
     def _tokens(self) -> Tokens:
         return np.array(self._llm.input_ids[: self._llm.n_tokens], dtype=np.int32)

@@ -12,6 +12,7 @@ from typing import Any
 import llama_cpp
 from llama_cpp.server.model import LlamaProxy
 
+from .. import CancelToken
 from ..errors import ArgumentError, HeadKVError, ModelError
 from ..machine import memory_free
 from ..models import token_bytes, trained_context
@@ -101,7 +102,8 @@ class Models(LlamaProxy):  # type: ignore[misc]
             return
         try:
             if llm.keeper is not None:
-                llm.keeper.close()
+                with CancelToken():  # not the request's, whose client may have left
+                    llm.keeper.close()
         finally:
             llm.close()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import Llama
-from ..errors import ArgumentError, HeadKVError, SessionError
+from ..errors import ArgumentError, Cancelled, HeadKVError, SessionError
 from ..sessions import read_header
 from .conversations import Conversation
 
@@ -92,10 +92,15 @@ class Shelf:
                     path.unlink()
 
     def save(self, llm: Llama, one: Conversation) -> bool:
-        """What the context holds of it. False, and the log says why, if that cannot be."""
+        """What the context holds of it. False, and the log says why, if that cannot be.
+
+        Cancelled leaves all as it is: the client for whom it has to make room has left.
+        """
         try:
             llm.save_session(self._path(one), messages=[one.to_json()])
             one.n_bytes = self._path(one).stat().st_size
+        except Cancelled:
+            raise
         except (HeadKVError, OSError) as error:
             _logger.warning("a conversation of %d tokens is not kept: %s", len(one.tokens), error)
             self.drop(one)
