@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "python" / "headkv_local"
-TOOLS = ("bench", "chat", "cli", "demo", "doctor", "eval", "scoresfile", "scoring", "sdk")
+TOOLS = ("bench", "chat", "cli", "demo", "doctor", "eval", "scoresfile", "scoring", "sdk", "server")
 NATIVE = "_core.native"
 
 

@@ -1,0 +1,107 @@
+"""The bodies of requests: llama-cpp-python's, with what is kept of the prompt, and OpenAI's newer fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import llama_cpp
+from llama_cpp.server import types as stock
+from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
+
+from .retaining import OfArchive, OfBudget, OfScores, check_budget
+
+
+def _as_given(value: Any, check: Any) -> Any:
+    """Checked, but whole: what stock's types do not know, such as marks of documents, is for the template."""
+    check(value)
+    return value
+
+
+class _Kept(BaseModel):
+    """What each KV head keeps of this prompt, and how a stream ends."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    budget: OfBudget = None
+    scores: OfScores = None
+    archive: OfArchive = None
+    stream_options: dict[str, Any] | None = None
+
+    @property
+    def includes_usage(self) -> bool:
+        return bool((self.stream_options or {}).get("include_usage"))
+
+    def require_sense(self) -> None:
+        """Raises ValueError for what stock sets aside without a word."""
+        if self.budget is not None:
+            check_budget(self.budget)
+        for name in ("n", "best_of"):
+            if getattr(self, name, 1) not in (None, 1):
+                raise ValueError(f"{name} must be 1: there is one answer to a request")
+        stop = getattr(self, "stop", None)
+        if stop is not None and (stop == "" or "" in ([stop] if isinstance(stop, str) else stop)):
+            raise ValueError("stop must not be an empty text")
+        for token in getattr(self, "logit_bias", None) or {}:
+            if getattr(self, "logit_bias_type", None) != "tokens" and not token.isdecimal():
+                raise ValueError(f"logit_bias: {token!r} is no token's number")
+
+
+class CompletionBody(_Kept, stock.CreateCompletionRequest):  # type: ignore[misc]
+    prompt: str | list[str] = Field(default="", description="The text to go on with.")
+
+    @model_validator(mode="after")
+    def _check(self) -> CompletionBody:
+        self.require_sense()
+        if isinstance(self.prompt, list):
+            if len(self.prompt) > 1:
+                raise ValueError("prompt must be one text: there is one answer to a request")
+            self.prompt = self.prompt[0] if self.prompt else ""
+        return self
+
+
+_Messages = Annotated[list[llama_cpp.ChatCompletionRequestMessage], WrapValidator(_as_given)]
+
+
+class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
+    messages: _Messages = Field(min_length=1, description="The conversation so far.")
+    top_logprobs: int | None = Field(default=None, ge=0, description="Likeliest tokens to tell of, at each.")
+    max_completion_tokens: int | None = Field(
+        default=None, ge=1, description="OpenAI's newer name of max_tokens."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_format(cls, given: Any) -> Any:
+        """OpenAI's "json_schema" as llama-cpp-python writes it."""
+        wanted = given.get("response_format") if isinstance(given, dict) else None
+        if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+            return given
+        inner = wanted.get("json_schema")
+        schema = inner.get("schema") if isinstance(inner, dict) else None
+        if not isinstance(schema, dict):
+            raise ValueError("response_format: json_schema must have a schema")
+        return given | {"response_format": {"type": "json_object", "schema": schema}}
+
+    @model_validator(mode="after")
+    def _check(self) -> ChatBody:
+        self.require_sense()
+        if self.max_completion_tokens is not None:
+            self.max_tokens = self.max_completion_tokens
+        if self.logprobs and self.top_logprobs is None:
+            self.top_logprobs = 0  # stock would leave them out
+        for message in self.messages:
+            for part in message.get("content") or ():
+                if isinstance(part, dict) and part.get("type") == "image_url":
+                    _require_inline(part.get("image_url"))
+        return self
+
+
+def _require_inline(image: Any) -> None:
+    """Stock would open whatever the URL names: files of this machine, and services beside it."""
+    url = image.get("url") if isinstance(image, dict) else image
+    if not isinstance(url, str) or not url.startswith("data:"):
+        raise ValueError("image_url must hold the image itself, as a data: URL")
+
+
+NEW_FIELDS = {"budget", "scores", "archive", "stream_options", "max_completion_tokens"}
+"""What is not handed on to llama-cpp-python."""

@@ -1,0 +1,95 @@
+"""The headkv-server command: settings, an address, and a server until it is stopped."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from ..errors import HeadKVError
+
+_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+_GRACE = 5  # seconds for answers that are on their way when the server stops
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        import fastapi  # noqa: F401
+        import pydantic_settings  # noqa: F401
+        import sse_starlette  # noqa: F401
+        import starlette_context  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        print(f"headkv-server: {error.name} is missing: pip install 'headkv-local[server]'", file=sys.stderr)
+        return _FAILED
+    from ..errors import ArgumentError
+    from .args import build_parser, parse
+
+    parser = build_parser()
+    try:
+        server, models = parse(list(sys.argv[1:] if argv is None else argv), parser)
+        return _serve(server, models)
+    except ArgumentError as error:
+        print(f"headkv-server: {error}", file=sys.stderr)
+        return _USAGE
+    except (HeadKVError, OSError) as error:
+        print(f"headkv-server: {error}", file=sys.stderr)
+        return _FAILED
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _serve(settings: Any, models: Any) -> int:
+    import uvicorn
+
+    from .app import create_app
+    from .network import listening, require_key, url_of
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """A prompt of minutes is not waited for."""
+            service.stop()
+            super().handle_exit(sig, frame)
+
+    require_key(settings.host, settings.api_key)
+    app = create_app(settings, models)
+    service = app.state.service
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("headkv_local.llama_cpp").propagate = False  # verbose prints it anyway
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that has left
+    logging.getLogger("headkv_local").setLevel(
+        logging.INFO if any(m.verbose for m in models) else logging.WARNING
+    )
+    with listening(settings.host, settings.port) as listener:
+        config = uvicorn.Config(
+            app,
+            ssl_keyfile=settings.ssl_keyfile,
+            ssl_certfile=settings.ssl_certfile,
+            log_level="info" if any(m.verbose for m in models) else "warning",
+            timeout_graceful_shutdown=_GRACE,
+            server_header=False,
+        )
+        server = Server(config)
+
+        def leave() -> None:
+            server.should_exit = True
+
+        service.on_failure = leave
+        if settings.stop_with_stdin:
+            threading.Thread(target=_watch_stdin, args=(service, leave), daemon=True).start()
+        print(f"headkv-server listens on {url_of(listener, settings.ssl_certfile is not None)}", flush=True)
+        server.run([listener])
+    if service.failed is not None:
+        print(f"headkv-server: {service.failed}", file=sys.stderr)
+        return _FAILED
+    return 0
+
+
+def _watch_stdin(service: Any, leave: Any) -> None:
+    while sys.stdin is not None and sys.stdin.buffer.read(4096):
+        pass
+    leave()
+    service.stop()

@@ -1,0 +1,139 @@
+"""What is said to a client when something is wrong: a status, and one sentence in OpenAI's form."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from llama_cpp.server.errors import RouteErrorHandler
+from starlette.exceptions import HTTPException
+
+from ..errors import (
+    ArchiveError,
+    ArgumentError,
+    Cancelled,
+    ContextFullError,
+    HeadKVError,
+    ModelError,
+    OutOfMemoryError,
+    SessionError,
+    UnsupportedError,
+)
+
+_logger = logging.getLogger("headkv_local.server")
+
+_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+_SHOWN: Final = 200  # characters of what a client sent that are shown to it again
+
+
+class Refusal(Exception):
+    """A request is not answered; args[0] is the sentence that says why."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param, self.headers = status, code, param, dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        usual = "invalid_request_error" if self.status < 500 else "internal_server_error"
+        error = {
+            "message": str(self.args[0]),
+            "type": _TYPES.get(self.status, usual),
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, self.headers)
+
+
+def refusal_of(error: BaseException, body: Any = None) -> Refusal:
+    """What a client is told of an exception. body: of a completion, whose numbers stock's texts name."""
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, Refusal):
+        error = error.__cause__  # while FastAPI read the body
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, RequestValidationError):
+        return Refusal(400, sentence_of(error.errors()), param=_place(error.errors()))
+    if isinstance(error, HTTPException) and error.status_code == 400 and error.__cause__ is not None:
+        return Refusal(400, "the body is not JSON: it cannot be decoded")
+    if isinstance(error, HTTPException):
+        return Refusal(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, ContextFullError) and body is not None:
+        for pattern, told in RouteErrorHandler.pattern_and_formatters.items():
+            if (found := pattern.search(str(error))) is not None:
+                status, stock = told(body, found)
+                return Refusal(status, stock["message"], stock["code"], stock["param"])
+    if isinstance(error, ContextFullError):
+        return Refusal(400, str(error), "context_length_exceeded")
+    if isinstance(error, Cancelled):
+        return Refusal(503, "the request was cancelled")
+    if isinstance(error, ArchiveError | SessionError):
+        return Refusal(503, str(error), "storage_failed")
+    if isinstance(error, OutOfMemoryError):
+        return Refusal(503, str(error), "out_of_memory")
+    if isinstance(error, ArgumentError | ModelError | UnsupportedError):
+        return Refusal(400, str(error))
+    if isinstance(error, HeadKVError):
+        _logger.error("%s", error)
+        return Refusal(500, str(error))
+    if isinstance(error, ValueError) and str(error):  # llama_cpp refuses arguments with it
+        return Refusal(400, str(error))
+    _logger.error("a request failed: %s", error, exc_info=error)
+    return Refusal(500, f"an internal error: {type(error).__name__}")
+
+
+def sentence_of(errors: Sequence[Any]) -> str:
+    """What is wrong with a body, of pydantic's list."""
+    first = _telling(errors)
+    if first["type"] == "json_invalid":
+        return f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    known = first["type"] == "value_error"  # which says in its own words what of the body it is about
+    text = message if known else f"{_place(errors) or 'body'}: {message}"
+    return text if len(text) <= 2 * _SHOWN else text[: 2 * _SHOWN] + "..."
+
+
+def _telling(errors: Sequence[Any]) -> Any:
+    """Of a message pydantic tells why it is none of each role; those of other roles do not count."""
+    told = [one for one in errors if not (one["type"] == "literal_error" and one["loc"][-1] == "role")]
+    return (told or errors)[0]
+
+
+def _place(errors: Sequence[Any]) -> str | None:
+    """Without the branches of unions, which pydantic names by their types."""
+    names = [str(part) for part in _telling(errors)["loc"] if part != "body"]
+    kept = [name for name in names if name.isdecimal() or (name.islower() and name.isidentifier())]
+    return ".".join(name for name in kept if name not in ("int", "str")) or None
+
+
+class Route(APIRoute):
+    """A route whose exceptions become refusals, as stock's RouteErrorHandler does it for some of them."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except Exception as error:
+                return refusal_of(error).response()
+
+        return handled

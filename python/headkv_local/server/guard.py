@@ -1,0 +1,100 @@
+"""Who may come in: a key, a page of this server, a body that is not too large. Before anything is parsed."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import Refusal
+from .network import is_local_name
+from .service import Service
+
+_OPEN = {"/", "/health", "/favicon.ico"}  # without a key: they say nothing of anybody's conversation
+
+
+class Guard:
+    """local: the server listens on this machine alone, so that it has other names for pages from elsewhere
+    only, which then would be pages of its own to a browser."""
+
+    def __init__(self, app: ASGIApp, service: Service, key: str | None, local: bool) -> None:
+        self._app, self._service, self._local = app, service, local
+        self._key = None if key is None else key.encode("utf-8")
+        self._most = service.settings.body_bytes
+        self._origins = set(service.settings.cors_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = _headers(scope["headers"])
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._service.responses[_path(scope), message["status"]] += 1
+            await send(message)
+
+        try:
+            self._require_welcome(scope["path"], headers)
+            self._require_small(headers)
+        except Refusal as refused:
+            await _refuse(refused, scope, receive, counted)
+            return
+        await self._app(scope, self._limited(receive), counted)
+
+    def _require_welcome(self, path: str, headers: dict[str, str]) -> None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self._key is None and self._local and not is_local_name(host):
+            raise Refusal(403, f"this server is not {host[:100]!r}: it is reached as localhost", "wrong_host")
+        if origin is not None and not self._origins & {"*", origin} and urlsplit(origin).netloc != host:
+            raise Refusal(403, f"pages of {origin[:100]!r} may not use this server", "wrong_origin")
+        if self._key is None or path in _OPEN:
+            return
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if not hmac.compare_digest(given.encode("latin-1"), self._key):
+            raise Refusal(
+                401,
+                "the API key is wrong" if given else "an API key is needed: Authorization: Bearer KEY",
+                "invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"the body is larger than the {self._most} bytes allowed", "body_too_large")
+
+    def _require_small(self, headers: dict[str, str]) -> None:
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self._most:
+            raise self._too_large()
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Also a body whose length is not said beforehand."""
+        n_bytes = 0
+
+        async def limited() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > self._most:
+                raise self._too_large()
+            return message
+
+        return limited
+
+
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
+
+
+def _path(scope: Scope) -> str:
+    """As it is counted: paths that nobody serves are one."""
+    route: Any = scope.get("route")
+    return str(getattr(route, "path", None) or "other")
+
+
+async def _refuse(refused: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+    await refused.response()(scope, receive, send)

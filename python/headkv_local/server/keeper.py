@@ -1,0 +1,123 @@
+"""Puts the right conversation into the context before a prompt is read, and keeps the one that it leaves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from .. import Llama, Retention
+from ..errors import HeadKVError
+from .conversations import Conversation, Tokens, choose
+from .shelf import Shelf
+
+
+class Keeper:
+    """Of one Llama. shelf: None where conversations that leave the context are gone.
+
+    To be called by one thread at a time, while nothing computes in the context.
+    """
+
+    def __init__(self, llm: Llama, shelf: Shelf | None) -> None:
+        self._llm, self._shelf = llm, shelf
+        self.held: Conversation | None = None
+        """The conversation in the context."""
+        self._root: Conversation | None = None  # which it has begun as, until its prompt is read
+        self._going_back = _can_go_back(llm)
+
+    @property
+    def n_kept(self) -> int:
+        """Conversations in the context and in the folder."""
+        held = self.held is not None and (self._shelf is None or self.held not in self._shelf)
+        return held + (0 if self._shelf is None else len(self._shelf))
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all sessions in the folder."""
+        return 0 if self._shelf is None else self._shelf.n_bytes
+
+    def prepare(self, tokens: Sequence[int], wanted: Retention | None) -> None:
+        """Before a prompt is read. Raises what cannot be retained; the context is empty then."""
+        self.settle()
+        prompt = np.asarray(tokens, dtype=np.int32)
+        there = [] if self.held is None else [self.held]
+        there += [] if self._shelf is None else [one for one in self._shelf if one is not self.held]
+        found = choose(there, self.held, prompt, wanted, self._going_back)
+        if found is None:
+            self.leave(wanted)
+            self.held = Conversation(retention=wanted)
+            return
+        one, n_common = found
+        one.used = time.time()  # so that it is not what goes for another
+        branches = not one.goes_on(n_common) and one.has_own(n_common)
+        if one is self.held and (wanted == self._llm.retention or not one.compacted):
+            if branches:
+                self.save()
+            if wanted != self._llm.retention:
+                self._llm.retention = wanted
+        else:
+            self.save()
+            self._empty(wanted)
+            loaded = self._shelf is not None and one in self._shelf and self._shelf.load(self._llm, one)
+            if not loaded:
+                self.held = Conversation(retention=wanted)
+                return
+        self._root = one if branches else None
+        self.held = one.branch() if branches else one
+        self.held.retention = wanted
+
+    def settle(self) -> None:
+        """Whatever has used the context: the conversation is what it holds."""
+        one, tokens = self.held, self._tokens()
+        root, self._root = self._root, None
+        if len(tokens) == 0 or one is None:
+            self.held = None
+            return
+        if root is not None and np.array_equal(tokens, root.tokens):  # its prompt has not been read
+            self.held = root
+            return
+        stats = self._llm.cache_stats()
+        n_prompt = min(stats.prompt_tokens, len(tokens))
+        if n_prompt != one.n_prompt or not np.array_equal(tokens, one.tokens):
+            one.saved = False
+        one.tokens, one.n_prompt = tokens, n_prompt
+        one.compacted, one.archived = stats.compacted, stats.archive_tokens > 0
+
+    def leave(self, wanted: Retention | None) -> None:
+        """The context is empty afterwards, for prompts of which that is kept, and nothing is lost."""
+        self.save()
+        self._empty(wanted)
+
+    def close(self) -> None:
+        try:
+            self.save()
+        finally:
+            if self._shelf is not None:
+                self._shelf.close()
+
+    def _tokens(self) -> Tokens:
+        return np.array(self._llm.input_ids[: self._llm.n_tokens], dtype=np.int32)
+
+    def save(self) -> None:
+        """The conversation in the context, to its session, if that is not as it is."""
+        self.settle()
+        one = self.held
+        if one is not None and not one.saved and self._shelf is not None:
+            self._shelf.save(self._llm, one)
+
+    def _empty(self, wanted: Retention | None) -> None:
+        self.held = None
+        self._llm.reset()
+        if wanted != self._llm.retention:
+            self._llm.retention = wanted
+
+
+def _can_go_back(llm: Llama) -> bool:
+    """Whether all layers keep all positions: sliding windows and recurrent states do not."""
+    try:
+        n_retaining = llm.shape.n_layer
+    except HeadKVError:
+        return False
+    arch = llm.metadata.get("general.architecture", "")
+    return n_retaining >= int(llm.metadata.get(f"{arch}.block_count", 0))

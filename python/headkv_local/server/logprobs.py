@@ -1,0 +1,66 @@
+"""Log-probabilities of an answer's tokens, without logits_all=True, which keeps those of the prompt too."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import Llama
+
+
+class _Token(NamedTuple):
+    text: bytes
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Logprobs:
+    """Of one answer. n_top: how many of the likeliest tokens are told beside the one that was taken."""
+
+    def __init__(self, llm: Llama, n_top: int) -> None:
+        self._llm, self._n_top = llm, n_top
+        self._tokens: list[_Token] = []
+        self._n_told = 0  # tokens
+        self._offset = 0  # characters of the answer that are told
+
+    def add(self, token: int, logits: npt.NDArray[np.float32]) -> None:
+        """logits: (n_vocab,), of which the token was drawn, before temperature and penalties."""
+        shifted = logits.astype(np.float64) - float(logits.max())
+        logprobs = shifted - np.log(np.exp(shifted).sum())
+        n_top = min(self._n_top, len(logits))
+        best = np.argpartition(-logprobs, n_top - 1)[:n_top] if n_top > 0 else np.empty(0, np.int64)
+        best = best[np.argsort(-logprobs[best])]
+        top = [(int(i), float(logprobs[i])) for i in best]
+        self._tokens.append(_Token(self._piece(token), float(logprobs[token]), top))
+
+    def of_text(self, n_tokens: int) -> dict[str, Any]:
+        """In OpenAI's older form, of the first n_tokens."""
+        return self._told(self._tokens[:n_tokens])
+
+    def of_chunk(self) -> dict[str, Any] | None:
+        """Of the tokens since the last piece of a stream; None where there are none."""
+        tokens = self._tokens[self._n_told :]
+        self._n_told += len(tokens)
+        return self._told(tokens) if tokens else None
+
+    def _told(self, tokens: list[_Token]) -> dict[str, Any]:
+        texts = [token.text.decode("utf-8", errors="ignore") for token in tokens]
+        offsets = []
+        for text in texts:
+            offsets.append(self._offset)
+            self._offset += len(text)
+        tops = []
+        for text, token in zip(texts, tokens, strict=True):
+            top = {self._piece(i).decode("utf-8", errors="ignore"): logprob for i, logprob in token.top}
+            tops.append(top | {text: token.logprob})
+        return {
+            "tokens": texts,
+            "text_offset": offsets,
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": tops,
+        }
+
+    def _piece(self, token: int) -> bytes:
+        return self._llm.detokenize([token])

@@ -1,0 +1,167 @@
+"""Which model is loaded: one at a time, as llama-cpp-python's server has it, but with its conversations."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+from llama_cpp.server.model import LlamaProxy
+
+from .. import CancelToken
+from ..errors import ArgumentError, HeadKVError, ModelError
+from ..machine import memory_free
+from ..models import token_bytes, trained_context
+from .errors import Refusal
+from .retaining import Settings, retention_of, usual_settings
+from .served import Served
+from .settings import ModelSettings, ServerSettings, cache_folder
+from .shelf import Shelf
+
+_logger = logging.getLogger("headkv_local.server")
+
+_MOST_CACHE = 2 * 2**30  # bytes of full cache, where the size of the context is left open
+_FALLBACK_CTX = 4096  # for a file that does not say what it was trained for
+_SHARE = 2  # an archive in memory may take one part in so many of what is free
+
+
+class Models(LlamaProxy):  # type: ignore[misc]
+    """Loads nothing until it is asked for the first time. To be called in one thread at a time."""
+
+    def __init__(self, models: Sequence[ModelSettings], server: ServerSettings) -> None:
+        """Raises ArgumentError for no model, or two of one name."""
+        if not models:
+            raise ArgumentError("there is no model: name a GGUF file, or list models in a --config_file")
+        self._server = server
+        self.settings = {one.alias: one for one in models}
+        if len(self.settings) < len(models):
+            raise ArgumentError("two models have the same name: give each its own model_alias")
+        self.default = models[0].alias
+        self.loaded: Served | None = None
+        self.name: str | None = None
+        self.usual: Settings | None = None
+        self.archive_file: str | None = None
+
+    def known(self, model: str | None) -> str:
+        """The name of the model that a request asks for. Raises Refusal for one that is not here."""
+        name = self.default if model is None else model
+        if name not in self.settings:
+            names = ", ".join(self.settings)
+            raise Refusal(
+                404, f"The model `{name[:100]}` does not exist: there is {names}", "model_not_found", "model"
+            )
+        return name
+
+    def __call__(self, model: str | None = None) -> Served:
+        """The model of that name, loaded now if it is not. The one before it keeps its conversations."""
+        name = self.known(model)
+        if self.loaded is not None and self.name == name:
+            return self.loaded
+        self.free()
+        try:
+            return self._made(name)
+        except (HeadKVError, OSError, ValueError, AssertionError, ImportError) as error:
+            reason = str(error) or type(error).__name__
+            raise Refusal(503, f"{name} cannot be loaded: {reason}", "model_failed") from error
+
+    def _made(self, name: str) -> Served:
+        settings = self.settings[name]
+        shelf = self._shelf(name)
+        try:
+            self.archive_file = None if shelf is None else shelf.archive_file
+            self.usual = usual_settings(settings, self.archive_file)
+            llm = self._load(settings, self.usual)
+            try:
+                self._settle_archive(llm, settings)
+                llm.keep(shelf)
+            except BaseException:
+                llm.close()
+                raise
+        except BaseException:
+            if shelf is not None:
+                shelf.close()
+            raise
+        self.loaded, self.name = llm, name
+        return llm
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.settings)
+
+    def save(self) -> None:
+        """The conversation in the context, to its session."""
+        if self.loaded is not None and self.loaded.keeper is not None:
+            self.loaded.keeper.save()
+
+    def free(self) -> None:
+        llm, self.loaded, self.name = self.loaded, None, None
+        if llm is None:
+            return
+        try:
+            if llm.keeper is not None:
+                with CancelToken():  # not the request's, whose client may have left
+                    llm.keeper.close()
+        finally:
+            llm.close()
+
+    def _shelf(self, name: str) -> Shelf | None:
+        server, settings = self._server, self.settings[name]
+        if server.max_conversations == 0 or settings.embedding:
+            return None  # a context for embeddings cannot be saved
+        if settings.clip_model_path is not None:
+            return None  # tokens do not say which picture they stand for
+        folder = re.sub(r"[^\w.-]", "_", name).lstrip(".")[:100] or "model"
+        if server.sessions is not None:
+            where = Path(server.sessions).expanduser() / folder
+            return Shelf(where, server.max_conversations, server.session_bytes)
+        for number in range(1, 100):  # servers side by side have a folder each
+            try:
+                where = cache_folder() / (folder if number == 1 else f"{folder}-{number}")
+                return Shelf(where, server.max_conversations, server.session_bytes)
+            except ArgumentError as error:
+                refused = error
+        raise refused
+
+    @staticmethod
+    def _load(settings: ModelSettings, usual: Settings | None) -> Served:
+        class Retaining(Served):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, retention=retention_of(usual), **kwargs)
+
+        if settings.hf_model_repo_id is None and not Path(settings.model).is_file():
+            raise ModelError(f"there is no model {settings.model}")
+        chosen = settings.model_copy(update={"n_ctx": _context(settings)})
+        with _swapped(llama_cpp, "Llama", Retaining):  # what stock makes of the settings
+            llm: Served = LlamaProxy.load_llama_from_model_settings(chosen)
+        return llm
+
+    def _settle_archive(self, llm: Served, settings: ModelSettings) -> None:
+        """Where "auto" is: in memory where there is room, else in a file."""
+        if settings.archive != "auto" or self.usual is None or self.archive_file is None:
+            return
+        needed, free = llm.n_ctx() * llm.shape.n_heads * llm.shape.row_bytes, memory_free()
+        if free is not None and _SHARE * needed > free:
+            _logger.info("the archive is in a file: %d bytes are free, and it may take %d", free, needed)
+            self.usual["archive"] = self.archive_file
+            llm.retention = retention_of(self.usual)
+
+
+def _context(settings: ModelSettings) -> int:
+    """Tokens of the context, as the settings or the model's file say."""
+    if settings.n_ctx is not None:
+        return settings.n_ctx
+    trained, cost = trained_context(settings.model), token_bytes(settings.model)
+    return max(1, min(trained, _MOST_CACHE // cost)) if trained > 0 and cost > 0 else _FALLBACK_CTX
+
+
+@contextmanager
+def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -1,0 +1,58 @@
+"""The address that the server listens on."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from ..errors import ArgumentError, HeadKVError
+
+
+class AddressError(HeadKVError, OSError):
+    """The address cannot be listened on."""
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    try:
+        found = socket.getaddrinfo(host or "0.0.0.0", None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(one[4][0]).partition("%")[0]).is_loopback for one in found)
+
+
+def is_local_name(host: str) -> bool:
+    """Whether a Host header names this machine in a way that no name server can change."""
+    name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def require_key(host: str, key: str | None) -> None:
+    """Raises ArgumentError for an address that others reach, without a key."""
+    if key is None and not is_local(host):
+        raise ArgumentError(
+            f"{host or 'all addresses'} can be reached from other machines: give the server an --api-key, or "
+            "--host 127.0.0.1"
+        )
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that takes connections from now on. Raises AddressError."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)  # which clients try first
+        return socket.create_server((str(address[0]), port), family=family, backlog=2048)
+    except OSError as error:
+        raise AddressError(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
+
+
+def url_of(listener: socket.socket, secure: bool) -> str:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if secure else 'http'}://{shown}:{port}"

@@ -1,0 +1,112 @@
+"""What is kept of a request's prompts: settings of the model, and what the request says otherwise."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, StrictFloat, StrictInt, StrictStr
+
+from .. import Retention
+from ..errors import ArgumentError
+
+FULL: Final = "full"
+
+Budget = StrictInt | StrictStr
+Scores = Literal["model", "uniform"] | list[list[StrictFloat | StrictInt]]
+Where = Literal["memory", "file", "off"]
+
+OfBudget = Annotated[
+    Budget | None,
+    Field(description='Entries per KV head (128), a share ("5%"), memory for all ("64MiB"), or "full".'),
+]
+OfScores = Annotated[
+    Scores | None,
+    Field(description='"model" for the scores that come with it, "uniform", or a number per layer and head.'),
+]
+OfArchive = Annotated[Where | None, Field(description='Where all rows stay: "memory", "file" or "off".')]
+
+ADVANCED: Final = {
+    "beta": "Above 1; the higher, the flatter the budgets of the heads.",
+    "window": "Last tokens of a prompt that every KV head keeps.",
+    "kernel": "Odd width of the max-pool over the positions of a sentence.",
+    "sinks": "How many of the first tokens are always kept.",
+    "observe": "Last tokens that choose what is kept, where the question is not known.",
+    "fold": "Tokens of an answer after which each head chooses again.",
+}
+
+
+def check_budget(budget: int | str) -> None:
+    """ArgumentError for what can never be a budget."""
+    parsed = parse_budget(budget)
+    if parsed != FULL:
+        Retention(budget=parsed, window=1)
+
+
+def parse_budget(budget: int | str) -> int | str:
+    """Of a command line all is text."""
+    if isinstance(budget, str) and re.fullmatch(r"[0-9]{1,9}", budget.strip()):
+        return int(budget)
+    return budget.strip().lower() if isinstance(budget, str) and budget.strip().lower() == FULL else budget
+
+
+Settings = dict[str, Any]
+"""Arguments of Retention: those that are not given are left to the head scores' file."""
+
+
+def usual_settings(settings: Any, archive_file: str | None) -> Settings | None:
+    """What a model's settings say; None to keep everything. archive_file: where "file" is.
+
+    The archive of "auto" is in memory here, until the model says what it takes.
+    """
+    budget = parse_budget(settings.budget)
+    if budget == FULL:
+        return None
+    given = {name: getattr(settings, name) for name in ADVANCED if getattr(settings, name) is not None}
+    where = "memory" if settings.archive == "auto" else settings.archive
+    return {"budget": budget, "scores": settings.scores, "archive": _place(where, archive_file), **given}
+
+
+def retention_of(settings: Settings | None) -> Retention | None:
+    return None if settings is None else Retention(**settings)
+
+
+def settings_for(body: Any, usual: Settings | None, archive_file: str | None) -> Settings | None:
+    """What a request wants: the model's usual settings, but for what it says. Raises ArgumentError."""
+    if body.budget is None and body.scores is None and body.archive is None:
+        return usual
+    budget = None if body.budget is None else parse_budget(body.budget)
+    if budget == FULL:
+        if body.scores is not None or body.archive not in (None, "off"):
+            raise ArgumentError('budget "full" keeps everything: it has neither scores nor an archive')
+        return None
+    if usual is None and budget is None:
+        raise ArgumentError(
+            "scores and archive need a budget: this model keeps everything unless told otherwise"
+        )
+    changed: Settings = dict(usual or {})
+    if budget is not None:
+        changed["budget"] = budget
+    if body.scores is not None:
+        changed["scores"] = None if body.scores == "model" else body.scores
+    if body.archive is not None:
+        changed["archive"] = _place(body.archive, archive_file)
+    return changed
+
+
+def _place(where: str, file: str | None) -> str | None:
+    if where == "file" and file is None:
+        raise ArgumentError('archive "file" needs a folder: the server keeps no sessions')
+    return {"memory": "memory", "file": file, "off": None}[where]
+
+
+def alike(a: Retention | None, b: Retention | None) -> bool:
+    """Whether they keep the same of the same prompts, wherever the archive is."""
+    return _placeless(a) == _placeless(b)
+
+
+def _placeless(retention: Retention | None) -> Retention | None:
+    if retention is None or retention.archive is None:
+        return retention
+    return replace(retention, archive="memory")

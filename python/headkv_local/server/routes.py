@@ -1,0 +1,162 @@
+"""Completions and chats: llama-cpp-python's bodies and answers, one conversation apart from the other."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import closing, suppress
+from typing import Any
+
+import llama_cpp
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from llama_cpp.server import app as stock
+from sse_starlette.sse import EventSourceResponse
+
+from .bodies import NEW_FIELDS, ChatBody, CompletionBody
+from .errors import Route, refusal_of
+from .grammars import require_grammars
+from .retaining import retention_of, settings_for
+from .served import Asked, Served
+from .service import Service
+from .work import GaveWay, Job, Work
+
+_UNUSED = {"n", "best_of", "logit_bias_type", "user", "min_tokens"}  # of which stock hands nothing on
+_READY = object()  # the prompt is read next: what could be refused has been
+
+router = APIRouter(route_class=Route)
+
+
+@router.post("/v1/completions", summary="Completion", tags=["OpenAI V1"])
+async def create_completion(request: Request, body: CompletionBody) -> Response:
+    return await _answer(request, body, Served.create_completion)
+
+
+@router.post("/v1/engines/copilot-codex/completions", include_in_schema=False)
+async def create_copilot_completion(request: Request, body: CompletionBody) -> Response:
+    body.model = None
+    return await _answer(request, body, Served.create_completion)
+
+
+@router.post("/v1/chat/completions", summary="Chat", tags=["OpenAI V1"])
+async def create_chat_completion(request: Request, body: ChatBody) -> Response:
+    return await _answer(request, body, Served.create_chat_completion)
+
+
+async def _answer(request: Request, body: Any, call: Any) -> Response:
+    service: Service = request.app.state.service
+    body.model = service.models.known(body.model)
+    work = service.work(_job(service, body, call))
+    work.streams = body.stream
+    try:
+        first = await next_unless_gone(work, request)
+        if not body.stream:
+            while first is _READY:
+                first = await next_unless_gone(work, request)
+            return JSONResponse(first)
+    except Gone:
+        work.stop()
+        return Response(status_code=499)  # nobody reads it
+    except BaseException as error:
+        work.stop()
+        if isinstance(error, Exception):
+            raise refusal_of(error, body) from error
+        raise
+    chunks = _events(work, body, first)
+    return EventSourceResponse(chunks, sep="\n", ping_message_factory=stock._ping_message_factory)
+
+
+def _job(service: Service, body: Any, call: Any) -> Job:
+    def job(work: Work) -> Generator[Any, None, None]:
+        models = service.models
+        llm = models(body.model)
+        require_grammars(llm, body)
+        _require_tokens(llm, body)
+        wanted = retention_of(settings_for(body, models.usual, models.archive_file))
+        if wanted is not None:
+            wanted.caps_for(llm.shape, llm.n_ctx())  # refuses what does not fit the model
+        asked = Asked(wanted, lambda: work.tell(_READY))
+        kwargs = body.model_dump(exclude=_UNUSED | NEW_FIELDS, warnings=False)
+        if "messages" in kwargs:
+            kwargs["messages"] = body.messages  # with the marks that stock's types do not know
+        if body.min_tokens > 0:
+            kwargs["logits_processor"] = _Processors()
+        stock.prepare_request_resources(body, models, body.model, kwargs)
+        try:
+            with llm.answered(asked):
+                made = call(llm, **kwargs)
+                if body.stream:
+                    yield from _streamed(made, body, asked)
+                else:
+                    yield made | {"usage": asked.usage()}
+        finally:
+            service.count(asked)
+
+    return job
+
+
+def _streamed(made: Iterator[Any], body: Any, asked: Asked) -> Generator[Any, None, None]:
+    last: Any = None
+    with closing(made):  # type: ignore[type-var]
+        for last in made:
+            yield last | {"usage": None} if body.includes_usage else last
+    if body.includes_usage and last is not None:
+        yield last | {"choices": [], "usage": asked.usage()}
+
+
+class _Processors(llama_cpp.LogitsProcessorList):  # type: ignore[misc]
+    def extend(self, more: Any) -> Any:
+        """llama_cpp goes on with what this returns, which a list's own leaves out."""
+        super().extend(more)
+        return self
+
+
+def _require_tokens(llm: Served, body: Any) -> None:
+    if body.logit_bias_type == "tokens":
+        return
+    for token in body.logit_bias or ():
+        if int(token) >= llm.n_vocab():
+            raise ValueError(f"logit_bias: token {token} is none of the model's {llm.n_vocab()}")
+
+
+async def _events(work: Work, body: Any, first: Any) -> AsyncIterator[dict[str, str]]:
+    try:
+        try:
+            if first is not _READY:
+                yield {"data": json.dumps(first)}
+            while True:
+                item = await work.next()
+                if item is not _READY:
+                    yield {"data": json.dumps(item)}
+        except (StopAsyncIteration, GaveWay):
+            yield {"data": "[DONE]"}
+        except Exception as error:  # it is too late for another status
+            yield {"data": json.dumps(refusal_of(error, body).body())}
+    finally:
+        work.stop()
+
+
+class Gone(Exception):
+    """The client has left."""
+
+
+async def next_unless_gone(work: Work, request: Request) -> Any:
+    """What the work makes next. Raises Gone as soon as nobody waits for it any more."""
+    made = asyncio.ensure_future(work.next())
+    left = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((made, left), return_when=asyncio.FIRST_COMPLETED)
+        if not made.done():
+            raise Gone
+        return made.result()
+    finally:
+        for task in (made, left):
+            task.cancel()
+            with suppress(BaseException):
+                await task
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,117 @@
+"""The Llama that is served: each request says what is kept for it, and learns what was read for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from .. import Llama, Retention
+from ..errors import ContextFullError
+from .keeper import Keeper
+from .logprobs import Logprobs
+from .shelf import Shelf
+
+
+@dataclass
+class Asked:
+    """One request. ready: called when its prompt fits and is read next."""
+
+    retention: Retention | None
+    ready: Callable[[], None] = lambda: None
+    n_prompt: int = 0
+    n_read: int = 0  # of the prompt, and what asks once more, if it stands before a document
+    n_done: int = 0  # of these, so far
+    n_answer: int = 0
+    logprobs: Logprobs | None = field(default=None, repr=False)
+
+    def usage(self) -> dict[str, Any]:
+        """As OpenAI tells it; cached tokens are those of the prompt that were not read."""
+        return {
+            "prompt_tokens": self.n_prompt,
+            "completion_tokens": self.n_answer,
+            "total_tokens": self.n_prompt + self.n_answer,
+            "prompt_tokens_details": {"cached_tokens": max(0, self.n_prompt - self.n_read)},
+        }
+
+
+class Served(Llama):
+    """A Llama whose completions belong to conversations, while a request is answered()."""
+
+    keeper: Keeper | None = None
+    _asked: Asked | None = None
+
+    def keep(self, shelf: Shelf | None) -> None:
+        """From now on, conversations are kept apart."""
+        self.keeper = Keeper(self, shelf)
+
+    @contextmanager
+    def answered(self, asked: Asked) -> Iterator[None]:
+        """Completions meanwhile are those of a request; one at a time."""
+
+        def read(done: int, total: int) -> None:
+            asked.n_read, asked.n_done = total, done
+
+        self._asked, self.on_prefill = asked, read
+        try:
+            yield
+        finally:
+            self._asked = self.on_prefill = None
+            if self.keeper is not None:
+                self.keeper.settle()
+
+    def create_completion(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        """As llama_cpp.Llama.create_completion(), in the conversation that the prompt goes on with."""
+        asked = self._asked
+        if asked is None:
+            return super().create_completion(prompt, *args, **kwargs)
+        tokens = prompt if isinstance(prompt, list) else self.tokenize(prompt.encode("utf-8"), True, True)
+        if len(tokens) >= self.n_ctx():
+            raise ContextFullError(
+                f"Requested tokens ({len(tokens)}) exceed context window of {self.n_ctx()}"
+            )
+        if self.keeper is not None:
+            self.keeper.prepare(tokens, asked.retention)
+        asked.n_read = asked.n_done = 0
+        asked.ready()
+        n_top = kwargs.get("logprobs")
+        if n_top is None or self._logits_all:
+            return super().create_completion(prompt, *args, **kwargs)
+        told = asked.logprobs = Logprobs(self, n_top)
+        made = super().create_completion(prompt, *args, **{**kwargs, "logprobs": None})
+        if kwargs.get("stream"):
+            return _with_logprobs(made, told)
+        made["choices"][0]["logprobs"] = told.of_text(made["usage"]["completion_tokens"])
+        return made
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
+        """As Llama.generate(); counts for the request that is answered."""
+        asked = self._asked
+        steps = super().generate(tokens, *args, **kwargs)
+        return steps if asked is None else self._counted(steps, asked, len(tokens))
+
+    def _counted(
+        self, steps: Generator[int, Any, None], asked: Asked, n_prompt: int
+    ) -> Generator[int, Any, None]:
+        asked.n_prompt, asked.n_answer = n_prompt, 0
+        try:
+            for token in steps:
+                if not llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
+                    asked.n_answer += 1
+                    if asked.logprobs is not None:
+                        row = llama_cpp.llama_get_logits_ith(self.ctx, -1)
+                        asked.logprobs.add(token, np.ctypeslib.as_array(row, (self.n_vocab(),)))
+                yield token
+        finally:
+            steps.close()
+
+
+def _with_logprobs(chunks: Iterator[Any], told: Logprobs) -> Iterator[Any]:
+    for chunk in chunks:
+        choice = chunk["choices"][0]
+        choice["logprobs"] = told.of_chunk()
+        yield chunk

@@ -1,0 +1,113 @@
+"""What the routes share: the models, the line in front of them, the thread that computes, and counts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+from .errors import Refusal
+from .line import Line
+from .models import Models
+from .served import Asked
+from .settings import ServerSettings
+from .work import Job, Work
+
+_logger = logging.getLogger("headkv_local.server")
+
+
+class Service:
+    """models: may still be loaded. failed: why the first one could not be, once that is known."""
+
+    def __init__(self, models: Models, settings: ServerSettings) -> None:
+        self.models, self.settings = models, settings
+        self.line = Line(settings.max_queue, settings.queue_timeout)
+        self.started = time.time()
+        self.ready = self.stopping = False
+        self.failed: str | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.responses: Counter[tuple[str, int]] = Counter()
+        self.tokens: Counter[str] = Counter()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="headkv-model")
+        self._works: set[Work] = set()
+        self._loading: asyncio.Task[None] | None = None
+        self._idle: asyncio.TimerHandle | None = None
+
+    @asynccontextmanager
+    async def lifespan(self, _: Any) -> AsyncIterator[None]:
+        """Loads the first model while the server answers already; keeps the conversations at the end."""
+        loop = asyncio.get_running_loop()
+        self._loading = loop.create_task(self._load())
+        yield
+        self.stop()
+        if self._idle is not None:
+            self._idle.cancel()
+        await loop.run_in_executor(self._thread, self.models.free)
+        self._thread.shutdown()
+
+    async def _load(self) -> None:
+        try:
+            async with self.line.turn():
+                await asyncio.get_running_loop().run_in_executor(self._thread, self.models)
+            self.ready = True
+        except Exception as error:
+            self.failed = str(error) or type(error).__name__
+            if not isinstance(error, Refusal):
+                _logger.error("the model cannot be loaded", exc_info=error)
+            self.on_failure()
+
+    def work(self, job: Job) -> Work:
+        """Begin with a request's work. Raises Refusal where that cannot be."""
+        if self.stopping:
+            raise Refusal(503, "the server stops", "stopping")
+        if not self.ready:
+            raise Refusal(503, "the model is still being loaded", "loading", headers={"Retry-After": "1"})
+        self.line.require_room()
+        if self.settings.interrupt_requests:
+            for other in self._works:
+                other.give_way()
+        return self._begin(job, self.settings.request_timeout, self._rest)
+
+    def _begin(self, job: Job, limit: float | None, then: Callable[[], None]) -> Work:
+        if self._idle is not None:
+            self._idle.cancel()
+
+        def done(work: Work) -> None:
+            self._works.discard(work)
+            then()
+
+        work = Work(job, self.line, self._thread, limit)
+        self._works.add(work)
+        work.when_done(done)
+        return work
+
+    def _rest(self) -> None:
+        """A request has ended. If none comes for a while, the conversation is saved, lest it be lost."""
+        if not self._works and not self.stopping and self.settings.save_after > 0:
+            self._idle = asyncio.get_running_loop().call_later(self.settings.save_after, self._save)
+
+    def _save(self) -> None:
+        def job(_: Work) -> Generator[Any, None, None]:
+            self.models.save()
+            yield
+
+        self._begin(job, None, lambda: None)
+
+    def stop(self) -> None:
+        """End all work; also from a signal handler."""
+        self.stopping = True
+        for work in tuple(self._works):
+            work.stop(Refusal(503, "the server stops", "stopping"))
+
+    def count(self, asked: Asked) -> None:
+        """The tokens of a request that has ended, however it has."""
+        usage = asked.usage()
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        self.tokens["cached"] += cached
+        self.tokens["read"] += asked.n_done
+        self.tokens["generated"] += usage["completion_tokens"]

@@ -1,0 +1,218 @@
+"""Settings of the server and of its models: llama-cpp-python's own, and those of this package."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from llama_cpp.server import settings as stock
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from ..errors import ArgumentError
+from ..settings import DEFAULT_BUDGET
+from .retaining import ADVANCED, FULL, Budget, check_budget, parse_budget
+
+ENVIRONMENT = "HEADKV_SERVER_"
+
+_CONFIG = SettingsConfigDict(env_prefix=ENVIRONMENT, protected_namespaces=(), extra="forbid")
+_MOST = 2**31 - 1
+
+
+class ModelSettings(stock.ModelSettings):  # type: ignore[misc]
+    """Of one model. Where stock's defaults suit a server without retention they are others here."""
+
+    model_config = _CONFIG
+
+    # defaults of ours for settings of llama-cpp-python
+    n_ctx: int | None = Field(
+        default=None,
+        ge=0,
+        description="Tokens that a conversation may have; 0: what the model was trained for. Left out: that, "
+        "but no more than 2 GiB of full cache hold.",
+    )
+    n_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads. Left out: one for each physical core."
+    )
+    n_threads_batch: int | None = Field(
+        default=None, ge=1, description="CPU threads that read prompts. Left out: one for each physical core."
+    )
+    logits_all: bool = Field(
+        default=False,
+        description="Keep the logits of all tokens. Goes with no archive, and logprobs need it not.",
+    )
+    flash_attn: bool = Field(default=True, description="Use flash attention; retention needs it.")
+    use_mlock: bool = Field(default=False, description="Keep the model's weights from being paged out.")
+    verbose: bool = Field(default=False, description="Print llama.cpp's log.")
+
+    # of this package
+    budget: Budget = Field(
+        default=DEFAULT_BUDGET,
+        description='What each KV head keeps of a prompt: entries (128), a share ("5%"), memory for all '
+        '("64MiB"), or "full" for everything.',
+    )
+    scores: str | None = Field(
+        default=None,
+        description='GGUF file with head scores, or "uniform". Left out: those that come with the model.',
+    )
+    archive: str = Field(
+        default="auto",
+        description='Where all rows of the conversation in the context stay: "memory", "file" (in the '
+        'folder of the sessions), "off", or "auto": memory where there is room, else a file.',
+    )
+    beta: float | None = Field(default=None, description=ADVANCED["beta"])
+    window: int | None = Field(default=None, description=ADVANCED["window"])
+    kernel: int | None = Field(default=None, description=ADVANCED["kernel"])
+    sinks: int | None = Field(default=None, description=ADVANCED["sinks"])
+    observe: int | None = Field(default=None, description=ADVANCED["observe"])
+    fold: int | None = Field(default=None, description=ADVANCED["fold"])
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        check_budget(self.budget)
+        if self.archive not in ("auto", "memory", "file", "off"):
+            raise ValueError(f'archive must be "auto", "memory", "file" or "off", not {self.archive!r}')
+        if self.embedding and parse_budget(self.budget) != FULL:
+            raise ValueError('embedding needs budget "full": its context is for many sequences at once')
+        if self.cache:
+            raise ValueError("cache: conversations are kept anyway; --sessions and its limits say how many")
+        return self
+
+    @property
+    def alias(self) -> str:
+        """The name that clients know; by default the file's, without its folder."""
+        return str(self.model_alias or Path(self.model).name.removesuffix(".gguf"))
+
+
+class ServerSettings(stock.ServerSettings):  # type: ignore[misc]
+    """Of the server."""
+
+    model_config = _CONFIG
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on. A public one needs a key.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0: a free one.")
+    api_key: str | None = Field(
+        default=None,
+        description="Key that each request must have: Authorization: Bearer KEY. Better given in the "
+        f"environment, as {ENVIRONMENT}API_KEY, where other users do not see it.",
+    )
+    interrupt_requests: bool = Field(
+        default=False, description="End a running stream when another request comes."
+    )
+
+    # of this package
+    sessions: str | None = Field(
+        default=None,
+        description="Folder for conversations that are not in the context. Left out: the cache folder.",
+    )
+    max_conversations: int = Field(
+        default=32,
+        ge=0,
+        le=_MOST,
+        description="Conversations of a model that are kept in the folder; the one used longest ago goes "
+        "first. 0: none is kept, and the folder is not used.",
+    )
+    sessions_size: str = Field(
+        default="16GiB", description="Bytes of all these conversations together (also KiB, MiB, GiB)."
+    )
+    save_after: float = Field(
+        default=60.0,
+        ge=0,
+        description="Seconds without a request after which the conversation in the context is saved too; "
+        "0: only when another takes its place, and at the end.",
+    )
+    max_body: str = Field(default="16MiB", description="Largest body of a request.")
+    max_queue: int = Field(default=32, ge=0, le=_MOST, description="Requests that may wait; others get 429.")
+    queue_timeout: float = Field(
+        default=600.0, gt=0, description="Seconds that a request may wait; then it gets 503."
+    )
+    request_timeout: float = Field(
+        default=1800.0, gt=0, description="Seconds that a request may run; then it is stopped with 503."
+    )
+    cors_origins: list[str] = Field(
+        default=[], description="Web pages of these origins may use the server, * for all."
+    )
+    page: bool = Field(default=True, description="Show a chat at /.")
+    stop_with_stdin: bool = Field(
+        default=False,
+        description="Stop when standard input is closed, so that a program leaves no server behind.",
+    )
+
+    @property
+    def body_bytes(self) -> int:
+        return n_bytes("max_body", self.max_body)
+
+    @property
+    def session_bytes(self) -> int:
+        return n_bytes("sessions_size", self.sessions_size)
+
+    @model_validator(mode="after")
+    def _check(self) -> ServerSettings:
+        if self.api_key is not None and not self.api_key.strip():
+            raise ValueError("api_key is empty")
+        if self.body_bytes < 1:
+            raise ValueError("max_body is 0: no request would be taken")
+        _ = self.session_bytes
+        return self
+
+
+class ConfigFileSettings(ServerSettings):
+    """A configuration file: settings of the server, and a list of models."""
+
+    models: list[ModelSettings] = Field(default=[], description="The models.")
+
+
+def n_bytes(name: str, text: str) -> int:
+    """Of "16MiB"; a ValueError for what is no size."""
+    number = text.strip()
+    factor = 1
+    for unit, size in (("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30), ("B", 1)):
+        if number.endswith(unit):
+            number, factor = number.removesuffix(unit).strip(), size
+            break
+    if not number.isascii() or not number.isdecimal():
+        raise ValueError(f'{name} must be a size such as "16MiB", not {text!r}')
+    return int(number) * factor
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The settings in a JSON or YAML file. ArgumentError for what is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        if path.endswith((".yaml", ".yml")):
+            import yaml
+
+            found = yaml.safe_load(text)
+        else:
+            found = json.loads(text)
+    except OSError as error:
+        raise ArgumentError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ImportError as error:
+        raise ArgumentError(f"{path} needs PyYAML: pip install 'headkv-local[server]'") from error
+    except Exception as error:  # yaml has a tree of its own
+        raise ArgumentError(f"{path} is not {_kind(path)}: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ArgumentError(f"{path} holds no settings: it must be an object with a list of models")
+    return found
+
+
+def _kind(path: str) -> Literal["YAML", "JSON"]:
+    return "YAML" if path.endswith((".yaml", ".yml")) else "JSON"
+
+
+def explained(error: ValidationError, where: str) -> ArgumentError:
+    """One sentence for what pydantic found first."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return ArgumentError(f"{where}{name}: {message}" if name else f"{where}{message}")
+
+
+def cache_folder() -> Path:
+    """Where sessions are by default."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    # as the specification of these folders says, a relative path counts as none
+    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "headkv-local" / "server"

@@ -1,0 +1,93 @@
+"""What the server says of itself: health, metrics, models, and the page to try it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+
+from .. import __version__
+from .errors import Refusal, Route
+from .metrics import exposition, memory_of
+from .service import Service
+
+_PAGE = Path(__file__).with_name("page.html")
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+router = APIRouter(route_class=Route)
+page = APIRouter(route_class=Route)
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+@router.get("/health", tags=["Status"])
+async def health(request: Request) -> Response:
+    """200 once requests are answered, 503 before and at the end. Needs no key."""
+    service = _service(request)
+    status = "stopping" if service.stopping else "ok" if service.ready else "loading"
+    told = {"status": status, "version": __version__}
+    if service.ready:
+        told["model"] = service.models.name or service.models.default
+    return JSONResponse(told, 200 if status == "ok" else 503)
+
+
+@router.get("/metrics", tags=["Status"])
+async def metrics(request: Request) -> Response:
+    """In Prometheus' text format."""
+    text = exposition(_service(request))
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/v1/models", tags=["OpenAI V1"])
+async def list_models(request: Request) -> Response:
+    service = _service(request)
+    return JSONResponse(
+        {"object": "list", "data": [_model(service, name) for name in service.models.settings]}
+    )
+
+
+@router.get("/v1/models/{name:path}", tags=["OpenAI V1"])
+async def get_model(request: Request, name: str) -> Response:
+    service = _service(request)
+    return JSONResponse(_model(service, service.models.known(name)))
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    settings = service.models.settings[name]
+    told: dict[str, Any] = {
+        "id": name,
+        "object": "model",
+        "created": int(service.started),
+        "owned_by": "me",
+        "permissions": [],
+        "retention": {
+            "budget": settings.budget,
+            "scores": "model"
+            if settings.scores is None
+            else "uniform"
+            if settings.scores == "uniform"
+            else "file",
+            "archive": settings.archive,
+        },
+        "loaded": service.models.name == name,
+    }
+    llm = service.models.loaded
+    if told["loaded"] and llm is not None:
+        told |= {"n_ctx": llm.n_ctx(), "memory": memory_of(service)}
+    return told
+
+
+@page.get("/", include_in_schema=False)
+async def chat() -> Response:
+    if not _PAGE.is_file():
+        raise Refusal(404, "the page is not part of this installation")
+    headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+    return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=headers)

@@ -1,0 +1,190 @@
+"""Answers are those of a Llama, in OpenAI's form: streams, schemas, tools, log-probabilities, tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from serving import Running, serving
+
+from headkv_local import Llama, Retention
+
+MESSAGES: Any = [
+    {"role": "system", "content": "The harbour has much to say. " * 20},
+    {"role": "user", "content": "What is there?"},
+]
+GREEDY: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0.0}
+SCHEMA = {"type": "object", "properties": {"a": {"enum": ["b", "c"]}}, "required": ["a"]}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("server")
+    models = [
+        {"model": str(tiny_path), "model_alias": name, "n_ctx": 1024, "n_threads": 1, **kept}
+        for name, kept in (
+            ("tiny", {"budget": 48}),
+            ("other", {"budget": "full"}),
+            ("words", {"budget": "full", "embedding": True}),
+        )
+    ]
+    models.append({"model": str(folder / "gone.gguf")})
+    config = folder / "config.json"
+    config.write_text(json.dumps({"models": models, "request_timeout": 100}))
+    with serving(folder, "--config_file", config) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with server.client() as made:
+        yield made
+
+
+def test_streams(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(**GREEDY, max_tokens=20)
+    assert whole.choices[0].finish_reason in ("length", "stop")
+    chunks = list(
+        client.chat.completions.create(
+            **GREEDY, max_tokens=20, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    assert chunks[-1].choices == []
+    used = chunks[-1].usage
+    assert (used.prompt_tokens, used.completion_tokens) == (
+        whole.usage.prompt_tokens,
+        whole.usage.completion_tokens,
+    )
+    assert used.prompt_tokens_details.cached_tokens == used.prompt_tokens
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    told = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+    assert told == whole.choices[0].message.content
+
+
+def test_log_probabilities(client: openai.OpenAI, tiny_path: Path, load: Callable[..., Llama]) -> None:
+    wanted: dict[str, Any] = {"max_tokens": 8, "logprobs": True, "top_logprobs": 3}
+    alone = load(tiny_path, retention=Retention(budget=48), logits_all=True)
+    expected: Any = alone.create_chat_completion(MESSAGES, temperature=0.0, repeat_penalty=1.1, **wanted)
+    expected = [token["logprob"] for token in expected["choices"][0]["logprobs"]["content"]]
+    found = client.chat.completions.create(**GREEDY, **wanted).choices[0].logprobs.content
+    assert np.allclose([token.logprob for token in found], expected, atol=1e-3)
+    assert all(1 <= len(token.top_logprobs) <= 4 for token in found)  # some have the same text
+    streamed = [
+        token
+        for chunk in client.chat.completions.create(**GREEDY, **wanted, stream=True)
+        if chunk.choices[0].logprobs
+        for token in chunk.choices[0].logprobs.content
+    ]
+    assert [token.logprob for token in streamed] == [token.logprob for token in found]
+
+
+def test_schemas_and_tools(client: openai.OpenAI) -> None:
+    given = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    reply = client.chat.completions.create(**GREEDY, response_format=given, max_tokens=60)
+    assert json.loads(reply.choices[0].message.content)["a"] in ("b", "c")
+    tool = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+    choice = {"type": "function", "function": {"name": "f"}}
+    reply = client.chat.completions.create(**GREEDY, tools=[tool], tool_choice=choice, max_tokens=60)
+    called = reply.choices[0].message.tool_calls[0].function
+    assert (called.name, json.loads(called.arguments)["a"] in ("b", "c")) == ("f", True)
+    grammar = {"grammar": 'root ::= "yes" | "no"'}
+    reply = client.chat.completions.create(**GREEDY, max_tokens=10, extra_body=grammar)
+    assert reply.choices[0].message.content in ("yes", "no")
+
+
+def test_completions_and_two_ways_to_bend_them(client: openai.OpenAI) -> None:
+    bent: dict[str, Any] = {"min_tokens": 5, "logit_bias_type": "input_ids"}
+    reply = client.completions.create(
+        model="tiny", prompt="hello", max_tokens=6, temperature=0, logit_bias={"65": 100}, extra_body=bent
+    )
+    assert reply.choices[0].text == "A" * 6
+
+
+def test_documents_are_marked(client: openai.OpenAI, server: Running) -> None:
+    """What stock's types do not know of a message is what the model's class needs."""
+    parts = [
+        {"type": "text", "text": "What is there? " + "The harbour has much to say. " * 20, "document": True},
+        {"type": "text", "text": "Who?"},
+    ]
+    messages: Any = [{"role": "user", "content": parts}]
+    reply = client.chat.completions.create(model="tiny", messages=messages, max_tokens=2)
+    assert reply.usage.prompt_tokens > 100
+
+
+def test_several_models_and_embeddings(client: openai.OpenAI, server: Running) -> None:
+    """Each keeps its conversations while another is loaded."""
+    first = client.chat.completions.create(**GREEDY, max_tokens=3)
+    reply = client.chat.completions.create(**GREEDY | {"model": "other"}, max_tokens=3)
+    assert reply.model == "other"
+    held = reply.usage.prompt_tokens
+    made = client.embeddings.create(model="words", input=["a", "b"], encoding_format="float")
+    assert len(made.data) == 2
+    again = client.chat.completions.create(**GREEDY | {"model": "other"}, max_tokens=3)
+    assert again.usage.prompt_tokens_details.cached_tokens >= held - 1
+    assert again.choices[0].message.content == reply.choices[0].message.content
+    alone = client.chat.completions.create(**GREEDY | {"model": "words"}, max_tokens=3)
+    assert alone.choices[0].message.content == reply.choices[0].message.content
+    client.chat.completions.create(**GREEDY | {"model": "other"}, max_tokens=3)
+    models = {model.id: model for model in client.models.list().data}
+    assert set(models) == {"tiny", "other", "words", "gone"}
+    assert models["tiny"].retention["budget"] == 48
+    assert models["other"].loaded
+    assert models["other"].memory["resident_bytes"] > 0
+    back = client.chat.completions.create(**GREEDY, max_tokens=3)
+    assert back.usage.prompt_tokens_details.cached_tokens == first.usage.prompt_tokens
+    assert back.choices[0].message.content == first.choices[0].message.content
+
+
+def test_a_model_that_is_gone(client: openai.OpenAI) -> None:
+    with pytest.raises(
+        openai.InternalServerError, match="gone cannot be loaded: there is no model"
+    ) as raised:
+        client.chat.completions.create(**GREEDY | {"model": "gone"}, max_tokens=3)
+    assert raised.value.status_code == 503
+    assert client.chat.completions.create(**GREEDY, max_tokens=3).usage.completion_tokens > 0
+
+
+def test_a_history_as_the_client_has_it(client: openai.OpenAI) -> None:
+    """With message objects, calls of tools, and their results."""
+    reply = client.chat.completions.create(**GREEDY, max_tokens=3)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    later = [
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "42"},
+    ]
+    history = [*MESSAGES, reply.choices[0].message, *later]
+    again = client.chat.completions.create(**GREEDY | {"messages": history}, max_tokens=3)
+    assert again.usage.prompt_tokens_details.cached_tokens >= reply.usage.prompt_tokens
+
+
+def test_tokens(server: Running) -> None:
+    with server.plain() as client:
+        tokens = client.post("/extras/tokenize", json={"input": "hello"}).json()["tokens"]
+        assert client.post("/extras/tokenize/count", json={"input": "hello"}).json() == {"count": len(tokens)}
+        assert client.post("/extras/detokenize", json={"tokens": tokens}).json() == {"text": "hello"}
+
+
+def test_what_the_server_says_of_itself(server: Running) -> None:
+    with server.plain() as client:
+        client.post("/v1/chat/completions", json=GREEDY | {"max_tokens": 2})
+        assert client.get("/health").json() | {"version": ""} == {
+            "status": "ok",
+            "version": "",
+            "model": "tiny",
+        }
+        text = client.get("/metrics").text
+        for line in text.splitlines():
+            assert re.fullmatch(r'# (HELP|TYPE) \w+ .+|\w+(\{\w+="[^"]*"(,\w+="[^"]*")*\})? [-+.e\d]+', line)
+        assert 'headkv_cache_bytes{model="tiny",kind="archive"}' in text
+        assert server.metric('headkv_responses_total{path="/v1/chat/completions",status="200"}') > 0
+        page = client.get("/")
+        assert page.headers["content-type"].startswith("text/html")
+        assert "://" not in page.text  # it needs nothing from elsewhere
+        assert "default-src 'none'" in page.headers["content-security-policy"]

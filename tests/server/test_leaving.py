@@ -1,0 +1,145 @@
+"""Clients that leave: reading and answering stop, and whoever waits comes next."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from serving import TIMEOUT, Running, environment, serving, until
+
+LONG = [{"role": "user", "content": "The sea was calm. " * 600}]  # more than 6,000 tokens
+SHORT = [{"role": "user", "content": "Hello."}]
+ENDLESS = {"max_tokens": 7000, "logit_bias": {"65": 100.0}, "logit_bias_type": "input_ids"}
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    model = tiny(n_layer=24, n_ff=2048, n_ctx_train=16384)
+    limits = ("--alias", "tiny", "--ctx", 16384, "--threads", 1, "--n-threads-batch", 1)
+    with serving(tmp_path_factory.mktemp("server"), model, *limits) as running:
+        yield running
+
+
+def begin(server: Running, **body: Any) -> socket.socket:
+    """A request whose client waits for it."""
+    address = urlsplit(server.url)
+    text = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {len(text)}\r\n"
+    client = socket.create_connection((address.hostname, address.port), TIMEOUT)
+    client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + text)
+    return client
+
+
+def require_idle(server: Running) -> None:
+    until(lambda: server.metric("headkv_requests_running") == 0, "the work has stopped", 10)
+    before = server.cpu_seconds()
+    time.sleep(1)
+    assert server.cpu_seconds() - before < 0.3
+    require_answer(server)
+
+
+def require_answer(server: Running) -> None:
+    reply = httpx.post(
+        f"{server.url}/v1/chat/completions",
+        json={"messages": SHORT, "max_tokens": 1},
+        timeout=TIMEOUT,
+        trust_env=False,
+    )
+    assert reply.status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_while_the_prompt_is_read(server: Running, stream: bool) -> None:
+    read = server.metric('headkv_tokens_total{kind="read"}')
+    client = begin(server, messages=LONG, max_tokens=1, stream=stream)
+    if stream:
+        assert client.recv(100).startswith(b"HTTP/1.1 200")  # before the first token is there
+    until(lambda: server.metric("headkv_requests_running") == 1, "the request runs")
+    began = server.cpu_seconds()
+    until(lambda: server.cpu_seconds() - began > 1, "the prompt is being read")
+    assert server.metric("headkv_requests_running") == 1
+    client.close()
+    require_idle(server)
+    assert server.metric('headkv_context_tokens{model="tiny",part="prompt"}') < 100
+    assert server.metric('headkv_tokens_total{kind="read"}') < read + 9000
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_while_it_is_answered(server: Running, stream: bool) -> None:
+    client = begin(server, messages=SHORT, stream=stream, **ENDLESS)
+    if stream:
+        got = b""
+        while b'"content"' not in got:
+            got += client.recv(1000)
+    until(lambda: server.metric('headkv_context_tokens{model="tiny",part="tail"}') > 20, "an answer")
+    client.close()
+    require_idle(server)
+
+
+def test_while_it_waits(server: Running) -> None:
+    running = begin(server, messages=SHORT, **ENDLESS)
+    until(lambda: server.metric("headkv_requests_running") == 1, "the first runs")
+    waiting = begin(server, messages=SHORT, max_tokens=1)
+    until(lambda: server.metric("headkv_requests_waiting") == 1, "the second waits")
+    waiting.close()
+    until(lambda: server.metric("headkv_requests_waiting") == 0, "it is not waited for", 10)
+    assert server.metric("headkv_requests_running") == 1
+    running.close()
+    require_idle(server)
+
+
+def test_a_stream_gives_way_where_that_is_set(tiny_path: Path, tmp_path: Path) -> None:
+    arguments = (tiny_path, "--ctx", 8192, "--threads", 1, "--interrupt_requests", "true")
+    with serving(tmp_path, *arguments) as server:
+        client = begin(server, messages=SHORT, stream=True, **ENDLESS)
+        until(lambda: server.metric('headkv_context_tokens{model="') > 20, "an answer")
+        require_answer(server)
+        got = b""
+        while b"[DONE]" not in got:
+            got += (more := client.recv(100_000))
+            assert more
+        client.close()
+
+
+def test_the_server_stops_in_the_middle(tiny_path: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, tiny_path, "--ctx", 8192, "--threads", 1) as server:
+        client = begin(server, messages=SHORT, **ENDLESS)
+        until(lambda: server.metric("headkv_requests_running") == 1, "it runs")
+        server.process.send_signal(signal.SIGTERM)
+        assert client.recv(1000).startswith(b"HTTP/1.1 503")
+        server.process.wait(TIMEOUT)
+        client.close()
+
+
+def test_it_stops_with_the_program_that_started_it(tiny_path: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "headkv_local.server",
+        str(tiny_path),
+        "--port",
+        "0",
+        "--stop-with-stdin",
+    ]
+    process = subprocess.Popen(
+        [*command, "--sessions", str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith(b"headkv-server listens on http://127.0.0.1:")
+    process.stdin.close()
+    assert process.wait(TIMEOUT) == 0
+    process.stdout.close()

@@ -1,0 +1,238 @@
+"""What is refused: with the right status and one sentence, and the next request is answered."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from serving import Running, failing, serving, until
+
+MESSAGES = [{"role": "user", "content": "Hello."}]
+ASKED: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 2}
+SMALL = ("--alias", "tiny", "--threads", 1, "--n-threads-batch", 1, "--budget", 48)
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("server")
+    arguments = (tiny_path, *SMALL, "--ctx", 512, "--max-body", "64KiB")
+    with serving(folder, *arguments, HEADKV_SERVER_API_KEY="secret") as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[httpx.Client]:
+    """After the test a request must be answered as ever."""
+    with server.plain() as plain:
+        plain.headers["Authorization"] = "Bearer secret"
+        yield plain
+        assert plain.post(CHAT, json=ASKED).status_code == 200
+
+
+def message(response: httpx.Response) -> str:
+    found = response.json()["error"]
+    assert set(found) == {"message", "type", "param", "code"}
+    text: str = found["message"]
+    assert text
+    assert "\n" not in text
+    assert len(text) < 500
+    return text
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}
+HUGE = {"type": "array", "items": {"type": "string"}, "maxItems": 10**8}
+FETCHED = {"$ref": "https://127.0.0.1:1/schema"}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "nothing", "$ref": "#/x"}}}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("{", "not JSON"),
+        ("[" * 50_000, "not JSON"),
+        (ASKED | {"messages": [{"role": "user"}]}, "messages.0.content: Field required"),
+        (ASKED | {"response_format": {"type": "json_object", "schema": HUGE}}, "more than 2000 times"),
+        (ASKED | {"response_format": {"type": "json_object", "schema": FETCHED}}, "not allowed"),
+        ('{"messages": 3}', "messages"),
+        ([], "body"),
+        ({}, "messages"),
+        ({"messages": []}, "messages"),
+        (ASKED | {"messages": [{"role": "alien", "content": "x"}]}, "messages"),
+        (ASKED | {"temperature": "warm"}, "temperature"),
+        ('{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature"),
+        (ASKED | {"n": 2}, "n must be 1"),
+        (ASKED | {"stop": [""]}, "stop"),
+        (ASKED | {"budget": 0}, "budget"),
+        (ASKED | {"budget": "much"}, "budget"),
+        (ASKED | {"budget": True}, "budget"),
+        (ASKED | {"archive": "/etc/passwd"}, "archive"),
+        (ASKED | {"scores": "/etc/passwd"}, "scores"),
+        (ASKED | {"scores": [[1.0, 2.0]]}, "scores"),
+        (ASKED | {"budget": "full", "archive": "memory"}, "full"),
+        (ASKED | {"logit_bias": {"999999": 1.0}}, "logit_bias"),
+        (ASKED | {"response_format": {"type": "json_object", "schema": SCHEMA}}, "schema cannot be compiled"),
+        (ASKED | {"response_format": {"type": "json_schema", "json_schema": {}}}, "schema"),
+        (ASKED | {"tools": [TOOL]}, "'f': the JSON schema cannot be compiled"),
+        (ASKED | {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "no tool 'g'"),
+        (ASKED | {"grammar": "root ::= nowhere"}, "grammar cannot be compiled"),
+        (
+            ASKED
+            | {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}],
+                    }
+                ]
+            },
+            "data: URL",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_body_that_cannot_be(client: httpx.Client, body: Any, words: str, stream: bool) -> None:
+    if isinstance(body, dict):
+        body = body | {"stream": stream}
+    text = body if isinstance(body, str) else json.dumps(body)
+    refused = client.post(CHAT, content=text, headers={"Content-Type": "application/json"})
+    assert refused.status_code == 400
+    assert words in message(refused)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_is_too_long(client: httpx.Client, stream: bool) -> None:
+    refused = client.post("/v1/completions", json={"prompt": "a " * 2000, "stream": stream})
+    assert refused.status_code == 400
+    assert "maximum context length is 512 tokens" in message(refused)
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_models_that_are_not_here(server: Running, client: httpx.Client) -> None:
+    for path, body in (
+        (CHAT, ASKED),
+        ("/extras/tokenize", {"input": "x"}),
+        ("/v1/embeddings", {"input": "x"}),
+    ):
+        refused = client.post(path, json=body | {"model": "gpt-5"})
+        assert refused.status_code == 404
+        assert refused.json()["error"]["code"] == "model_not_found"
+        assert "`gpt-5` does not exist" in message(refused)
+    with server.client("secret") as ours, pytest.raises(openai.NotFoundError):
+        ours.models.retrieve("gpt-5")
+
+
+def test_what_is_not_offered(client: httpx.Client) -> None:
+    for path in ("/v1/files", "/etc/passwd", "/v1/models/../../etc/passwd"):
+        assert client.get(path).status_code == 404
+    assert client.get(CHAT).status_code == 405
+    assert "--embedding" in message(client.post("/v1/embeddings", json={"input": "x"}))
+    assert "none of the model's" in message(client.post("/extras/detokenize", json={"tokens": [10**6]}))
+
+
+def test_keys(server: Running, client: httpx.Client) -> None:
+    with server.plain() as stranger:
+        for path in ("/v1/models", "/metrics", "/docs", "/nowhere"):
+            refused = stranger.get(path)
+            assert refused.status_code == 401
+            assert "API key" in message(refused)
+        # before the body is looked at
+        assert stranger.post(CHAT, content="{").status_code == 401
+        assert stranger.get("/health").json()["status"] == "ok"
+        assert stranger.get("/").status_code == 200
+    with server.client("wrong") as wrong, pytest.raises(openai.AuthenticationError, match="key is wrong"):
+        wrong.models.list()
+    with server.client("secret") as right:
+        assert [model.id for model in right.models.list().data] == ["tiny"]
+
+
+def test_bodies_that_are_too_large(client: httpx.Client) -> None:
+    large = json.dumps(ASKED | {"user": "x" * 70_000}).encode()
+    for content in (large, iter([large[:40_000], large[40_000:]])):  # the second says no length
+        refused = client.post(CHAT, content=content, headers={"Content-Type": "application/json"})
+        assert refused.status_code == 413
+        assert "65536 bytes" in message(refused)
+
+
+def test_pages_from_elsewhere(tiny_path: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, tiny_path, *SMALL, "--ctx", 512) as server, server.plain() as client:
+        for headers in (
+            {"Origin": "https://example.com"},
+            {"Origin": "null"},
+            {"Host": "example.com"},
+            {"Host": "127.0.0.1.example.com"},
+        ):
+            assert client.post(CHAT, json=ASKED, headers=headers).status_code == 403
+        assert client.post(CHAT, json=ASKED, headers={"Origin": server.url}).status_code == 200
+        assert client.get("/health", headers={"Host": "localhost:1"}).status_code == 200
+    allowed = "https://example.com"
+    arguments = (tiny_path, *SMALL, "--ctx", 512, "--cors_origins", allowed)
+    with serving(tmp_path, *arguments) as server, server.plain() as client:
+        answered = client.post(CHAT, json=ASKED, headers={"Origin": allowed})
+        assert answered.headers["access-control-allow-origin"] == allowed
+        asked = {"Origin": allowed, "Access-Control-Request-Method": "POST"}
+        assert client.options(CHAT, headers=asked).status_code == 200
+
+
+def test_too_many_requests_and_too_long_ones(tiny_path: Path, tmp_path: Path) -> None:
+    limits = ("--ctx", 8192, "--max-queue", 1, "--queue-timeout", 0.5, "--request-timeout", 4)
+    endless = ASKED | {"max_tokens": 8000, "logit_bias": {"65": 100.0}, "logit_bias_type": "input_ids"}
+    with serving(tmp_path, tiny_path, *SMALL, *limits) as server, server.plain() as client:
+        with concurrent.futures.ThreadPoolExecutor(3) as threads:
+            first = threads.submit(client.post, CHAT, json=endless)
+            until(lambda: server.metric("headkv_requests_running") == 1, "the first runs")
+            second = threads.submit(client.post, CHAT, json=ASKED)
+            until(lambda: server.metric("headkv_requests_waiting") == 1 or second.done(), "the second waits")
+            third = client.post(CHAT, json=ASKED)
+            assert third.status_code == 429
+            assert third.headers["Retry-After"]
+            assert "wait already" in message(third)
+            assert second.result().status_code == 503
+            assert "has waited" in message(second.result())
+            assert first.result().status_code == 503
+            assert "longer than the 4 seconds" in message(first.result())
+        text = client.post(CHAT, json=endless | {"stream": True}).text
+        *_, last = re.findall(r"^data: (.*?)\r?$", text, re.MULTILINE)
+        assert json.loads(last)["error"]["code"] == "request_timeout"
+        assert client.post(CHAT, json=ASKED).status_code == 200
+
+
+def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF, but no more")
+    (tmp_path / "bad.json").write_text('{"models": [{"model": "x", "colour": 1}]}')
+    (tmp_path / "none.json").write_text("{}")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        sessions = ("--sessions", tmp_path / "sessions")
+        for code, words, arguments in (
+            (1, "there is no model nowhere.gguf", ("nowhere.gguf", "--port", 0)),
+            (1, "bad.gguf", ("bad.gguf", "--port", 0)),
+            (1, "cannot be listened on: Address already in use", (tiny_path, "--port", port)),
+            (2, "give the server an --api-key", (tiny_path, "--host", "0.0.0.0", "--port", 0)),
+            (2, "api_key is empty", (tiny_path, "--api-key", "", "--port", 0)),
+            (2, "--budget must be", (tiny_path, "--budget", "much", "--port", 0)),
+            (2, "colour", ("--config-file", "bad.json", "--port", 0)),
+            (2, "there is no model", ("--config-file", "none.json", "--port", 0)),
+            (2, "bad.yaml cannot be read", ("--config-file", "bad.yaml")),
+            (1, "cannot be kept in", (tiny_path, "--sessions", tiny_path, "--port", 0)),
+        ):
+            given = arguments if "--sessions" in arguments else (*arguments, *sessions)
+            found, said = failing(tmp_path, *given)
+            assert (found, words in said) == (code, True), said
+            assert said.count("\n") == 1
+
+
+def test_two_servers_do_not_share_a_folder(tiny_path: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, tiny_path, *SMALL, "--ctx", 512):
+        sessions = ("--sessions", tmp_path / "sessions", "--port", 0)
+        found, said = failing(tmp_path, tiny_path, *SMALL, "--ctx", 512, *sessions)
+    assert found == 1
+    assert "another server keeps its sessions in" in said
