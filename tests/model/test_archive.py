@@ -131,6 +131,18 @@ def test_going_back_reads_nothing_before_the_cut(load: Load, tiny: Tiny, tmp_pat
     assert not read
 
 
+def test_an_earlier_prompt_is_asked_by_the_same_tokens(load: Load, tiny: Tiny) -> None:
+    llm = reading(load, tiny())
+    llm.prefill(PROMPT)
+    second = [*PROMPT, *greedy(llm, 4), *TURN]
+    masks = {len(PROMPT): llm.retention_mask()}
+    llm.prefill(second)
+    masks[len(second)] = llm.retention_mask()
+    for prompt in (PROMPT, second, [*second, *TOKENS[400:500]], second, PROMPT):
+        llm.prefill(prompt)
+        assert np.array_equal(llm.retention_mask(), masks.setdefault(len(prompt), llm.retention_mask()))
+
+
 @pytest.mark.parametrize("name", ["gemma3", "qwen35"])
 def test_what_cannot_go_back_is_read_whole(load: Load, tiny: Tiny, name: str) -> None:
     path = tiny(**VARIANTS[name])

@@ -239,10 +239,12 @@ class PromptReader(GoingBack):
         compactor, before = self._compactor, self._prompts.record
         whole = self.input_ids[: self.n_tokens].tolist() + tokens
         prompt = Pieces(whole[:n_compacted], self._piece)
-        n_new = n_compacted - min(compactor.n_compacted, self.n_tokens)
+        turns = {end: n for end, n in before.turns if end <= self.n_tokens + 1}
+        if n_compacted not in turns:  # else it was read before, and what asked then asks again
+            turns[n_compacted] = n_compacted - min(compactor.n_compacted, self.n_tokens)
         n_whole = compactor.n_archived or self.n_tokens
         stays = self._bounded and n_whole <= self.n_tokens and n_whole < n_compacted
-        seen = compactor.who_observes(prompt, turn, self._n_ctx, n_new, n_whole if stays else 0)
+        seen = compactor.who_observes(prompt, turn, self._n_ctx, turns[n_compacted], n_whole if stays else 0)
         first, again, weights = seen[:3]
         n_past = seen.n_stay if self._bounded else min(n_whole, self.n_tokens, first, n_compacted - 1)
         progress = Progress(self.on_prefill, len(whole) - n_past + len(again))
@@ -266,6 +268,7 @@ class PromptReader(GoingBack):
         self._prompts.record = replace(
             self._prompts.record,
             n_tokens=n_compacted,
+            turns=tuple(turns.items()),
             prefill_seconds=read - compactor.compact_seconds,
             logits=self._logits_copy(),
             recurrent=self._bounded.snapshot() if self._bounded.recurrent else None,
