@@ -133,7 +133,8 @@ def test_no_server_is_left_when_node_is_killed(variables: dict[str, str], number
     with node(variables, STREAMING) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "on\n"
-        os.kill(process.pid, number)
+        end = os.killpg if number == signal.SIGINT else os.kill  # Ctrl-C is for all of the terminal
+        end(process.pid, number)
         assert process.wait(TIMEOUT) == -number
         until(lambda: left(variables) == [], "the server ends")
 
