@@ -143,3 +143,22 @@ def test_it_stops_with_the_program_that_started_it(tiny_path: Path, tmp_path: Pa
     process.stdin.close()
     assert process.wait(TIMEOUT) == 0
     process.stdout.close()
+
+
+@pytest.mark.parametrize("why", ["interrupted", "no model"])
+def test_it_ends_by_itself_while_that_program_runs(tiny_path: Path, tmp_path: Path, why: str) -> None:
+    model = tiny_path
+    if why == "no model":
+        model = tmp_path / "half.gguf"
+        model.write_bytes(tiny_path.read_bytes()[: tiny_path.stat().st_size // 2])
+    command = [sys.executable, "-m", "headkv_local.server", str(model), "--port", "0", "--stop-with-stdin"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--sessions", str(tmp_path)], env=environment(), **pipes) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith(b"headkv-server listens on ")
+        if why == "interrupted":
+            process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == {"interrupted": 130, "no model": 1}[why]
+        if why == "no model":
+            assert len(process.stderr.read().splitlines()) == 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -89,7 +91,9 @@ def _serve(settings: Any, models: Any) -> int:
 
 
 def _watch_stdin(service: Any, leave: Any) -> None:
-    while sys.stdin is not None and sys.stdin.buffer.read(4096):
-        pass
+    with suppress(OSError):  # a terminal that is gone
+        # not sys.stdin.read(): Python aborts if a thread still holds the lock of sys.stdin when it ends
+        while sys.stdin is not None and os.read(sys.stdin.fileno(), 4096):
+            pass
     leave()
     service.stop()
