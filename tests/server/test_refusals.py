@@ -84,6 +84,8 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "no
         (ASKED | {"tools": [TOOL]}, "'f': the JSON schema cannot be compiled"),
         (ASKED | {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "no tool 'g'"),
         (ASKED | {"grammar": "root ::= nowhere"}, "grammar cannot be compiled"),
+        (ASKED | {"grammar": "root ::= " + "(" * 30_000}, "nested more than 500 deep"),
+        (ASKED | {"grammar": 'root ::= "a"{5,2}'}, "ends before it begins"),
         (
             ASKED
             | {
