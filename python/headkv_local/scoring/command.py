@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
     add("--lengths", type=_lengths, default=(700, 1400), metavar=_LIST, help="prompt lengths, in tokens")
     add("--seed", type=_seed, default=0, metavar="N", help="chooses haystacks, depths and the order")
     add("--examples", metavar="FILE", help="JSON Lines with examples of yours (default: the project's)")
-    add("--threads", type=threads, metavar="N", help="CPU threads (default: one per core that may be used)")
+    add("--threads", type=threads, metavar="N", help="CPU threads (default: one per physical core)")
     add("--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)")
     add("--beta", type=float, metavar="X", help=_BETA)
     add("--window", type=int, metavar="N", help=_RECOMMENDED)
