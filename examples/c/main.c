@@ -17,6 +17,13 @@ static void fail(const char * what) {
     exit(1);
 }
 
+static void log_errors(enum ggml_log_level level, const char * said, void * data) {
+    (void) data;
+    if (level == GGML_LOG_LEVEL_ERROR) {
+        fputs(said, stderr);
+    }
+}
+
 static void show(void * data, int32_t done, int32_t total) {
     (void) data;
     fprintf(stderr, "\rread %d of %d tokens%s", done, total, done == total ? "\n" : "");
@@ -80,6 +87,7 @@ int main(int argc, char ** argv) {
         fail(argv[2]);
     }
 
+    llama_log_set(log_errors, NULL);
     llama_backend_init();
     struct llama_model * model = llama_model_load_from_file(argv[1], llama_model_default_params());
     if (!model) {

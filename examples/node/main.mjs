@@ -41,7 +41,10 @@ async function askForAMoment(question) {
   console.log(`stopped after '${content}'`);
 }
 
-const { model } = await server.start();
+const { model } = await server.start().catch((error) => {
+  console.error(error.code === "ENOENT" ? "headkv-server is not on the PATH" : `no server: ${error.message}`);
+  process.exit(1);
+});
 console.log(`${model} at ${server.url}`);
 try {
   await ask([

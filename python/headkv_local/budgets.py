@@ -1,7 +1,7 @@
 """What budgets are of: the layers of a model that retain, and their KV heads.
 
 HeadKV (Fu et al., ICLR 2025, section 3.2) gives each head a base budget and shares the rest out by head
-score. With alpha the observation window, b the mean budget, L layers of H KV heads and s the KV-head
+score. With alpha the window, b the mean budget, L layers of H KV heads and s the KV-head
 scores normalised to sum 1:
 
     cap[l][h] = alpha + (b - alpha) * (1 - 1/beta) + s[l][h] * (b - alpha)/beta * L*H

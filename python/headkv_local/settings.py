@@ -20,6 +20,9 @@ file, options of the commands."""
 AUTO: Final = "auto"
 """The n_ctx that stands for the largest one that memory has room for."""
 
+MAX_CTX_BYTES: Final = 2 * 2**30
+"""Of full cache, where a tool is not told how large its context is."""
+
 MAX_THREADS: Final = 512
 INT32_MAX: Final = 2**31 - 1
 """Beyond these llama.cpp ends the process, or crashes, instead of refusing."""

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from headkv_local import ArchiveError, StateError
-from headkv_local.chat import archive
+from headkv_local import ArchiveError, StateError, defaults
 from headkv_local.chat.documents import Document
 from headkv_local.chat.options import Options
 from headkv_local.chat.session import Session, open_session
@@ -53,7 +52,7 @@ def session(tiny_path: Path) -> Iterator[Callable[..., Session]]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache folder, on a machine that has no memory for an archive."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(archive, "memory_free", lambda: 1000)
+    monkeypatch.setattr(defaults, "memory_free", lambda: 1000)
     return tmp_path / "headkv-local"
 
 
@@ -76,7 +75,7 @@ def test_in_memory_while_there_is_room(
     shape = chat.llm.shape
     needed = 2048 * shape.n_heads * shape.row_bytes
     for free, in_memory in ((2 * needed, True), (2 * needed - 1, False)):
-        monkeypatch.setattr(archive, "memory_free", lambda free=free: free)
+        monkeypatch.setattr(defaults, "memory_free", lambda free=free: free)
         assert (session().archive.where == "memory") is in_memory
 
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from headkv_local import ArgumentError
+from headkv_local import ArgumentError, defaults
 from headkv_local._core.memory import Numbers, token_bytes
 from headkv_local.chat import context
-from headkv_local.chat.context import FALLBACK_CTX, choose_context, default_context
-from headkv_local.chat.options import MAX_CTX_BYTES
+from headkv_local.chat.context import choose_context
+from headkv_local.defaults import FALLBACK_CTX, bounded_context
+from headkv_local.settings import MAX_CTX_BYTES
 
 SMOLLM2: dict[str, int] = {
     "context_length": 8192,
@@ -39,8 +40,8 @@ LLAMA_8B = {
         (LLAMA_8B | {"block_count": 2**40}, 1),
     ],
 )
-def test_default_context(numbers: dict[str, int], n_ctx: int) -> None:
-    assert default_context(numbers.get("context_length", 0), token_bytes(lists(numbers))) == n_ctx
+def test_bounded_context(numbers: dict[str, int], n_ctx: int) -> None:
+    assert bounded_context(numbers.get("context_length", 0), token_bytes(lists(numbers))) == n_ctx
 
 
 def lists(numbers: dict[str, int]) -> Numbers:
@@ -75,7 +76,8 @@ def test_context_within_the_memory_of_a_container(
 ) -> None:
     """Half of what the weights leave of it, and what was asked for where it is not known to be too much."""
     path, cost = str(smollm2), token_bytes(lists(SMOLLM2))
-    monkeypatch.setattr(context, "memory_total", lambda: limit)
+    for module in (context, defaults):
+        monkeypatch.setattr(module, "memory_total", lambda: limit)
     left = max((limit - smollm2.stat().st_size) // 2, 0)
     assert choose_context(path, None) == max(min(8192, left // cost), 1)
     assert choose_context(path, limit // cost) == limit // cost

@@ -30,7 +30,7 @@ def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         {"model": str(tiny_path), "model_alias": name, "n_ctx": 1024, "n_threads": 1, **kept}
         for name, kept in (
             ("tiny", {"budget": 48}),
-            ("other", {"budget": "full"}),
+            ("other", {"budget": "full", "n_ctx": "auto"}),
             ("words", {"budget": "full", "embedding": True}),
         )
     ]
@@ -135,6 +135,7 @@ def test_several_models_and_embeddings(client: openai.OpenAI, server: Running) -
     assert set(models) == {"tiny", "other", "words", "gone"}
     assert models["tiny"].retention["budget"] == 48
     assert models["other"].loaded
+    assert models["other"].n_ctx == 8192  # memory has room for all that it was trained for
     assert models["other"].memory["resident_bytes"] > 0
     back = client.chat.completions.create(**GREEDY, max_tokens=3)
     assert back.usage.prompt_tokens_details.cached_tokens == first.usage.prompt_tokens

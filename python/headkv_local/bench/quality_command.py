@@ -35,7 +35,7 @@ def add_parser(kinds: Any) -> None:
         help="length of an answer (default: 24, with --wordings 32 for each question)",
     )
     recommended = "(default: what the scores recommend, else Retention's)"
-    add("--window", type=int, help=f"observation window, in tokens {recommended}")
+    add("--window", type=int, help=f"last prompt tokens that every KV head keeps {recommended}")
     add("--kernel", type=int, help=f"width of the max-pool {recommended}")
     add("--sinks", type=int, help=f"first positions always kept {recommended}")
     add("--plain", action="store_true", help="ask without a chat template, for base models")

@@ -9,16 +9,14 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Final
 
 from headkv_local import Llama
 from headkv_local.chat.options import AUTO, MEMORY, OFF, Options
+from headkv_local.defaults import archive_fits, cache_folder
 from headkv_local.errors import ArchiveError, UnsupportedError
-from headkv_local.machine import memory_free
 
-_SHARE: Final = 2  # an archive in memory may take one part in so many of what is free
 _PREFIX: Final = "archive-"
 _files: Final[list[str]] = []  # of this process, also those of models before
 
@@ -83,14 +81,11 @@ def _choose(llm: Llama, wanted: str) -> Archive:
     if wanted != AUTO:
         return Archive(wanted)
     try:
-        shape = llm.shape
+        if archive_fits(llm):
+            return Archive(MEMORY)
     except UnsupportedError:  # the full cache is all that it can have
         return Archive(None)
-    needed = llm.n_ctx() * shape.n_heads * shape.row_bytes
-    free = memory_free()
-    if free is not None and _SHARE * needed <= free:
-        return Archive(MEMORY)
-    folder = _cache_folder()
+    folder = cache_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Archive(str(folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"), own=True)
 
@@ -111,16 +106,10 @@ def _remove_when_killed(path: str) -> None:
             signal.signal(number, end)
 
 
-def _cache_folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # as the specification of these folders says, a relative path counts as none
-    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "headkv-local"
-
-
 def _remove_left_over() -> None:
     """Files whose owner has died without removing them: nobody holds their lock."""
-    with suppress(OSError, RuntimeError), _alone_in(str(_cache_folder())):
-        for path in _cache_folder().glob(f"{_PREFIX}*"):
+    with suppress(OSError, RuntimeError), _alone_in(str(cache_folder())):
+        for path in cache_folder().glob(f"{_PREFIX}*"):
             with suppress(OSError):
                 file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:

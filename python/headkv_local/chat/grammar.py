@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -10,7 +9,6 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import Any, Final
 
 import llama_cpp
@@ -18,10 +16,8 @@ from llama_cpp.llama_grammar import LlamaGrammar
 
 from headkv_local.chat.options import Options, expand
 from headkv_local.errors import ArgumentError
+from headkv_local.grammars import MOST_BYTES, from_schema, require_bounded
 
-_MAX_BYTES: Final = 1024**2
-_DEEPEST: Final = 500  # parentheses; llama.cpp takes thousands, and then overflows the stack
-_LITERAL: Final = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]')
 _SHOWN: Final = 120  # characters of a reason
 _PREFIX: Final = re.compile(r"^\w+: (error parsing grammar: |failed to parse grammar)?", re.MULTILINE)
 
@@ -29,26 +25,12 @@ _PREFIX: Final = re.compile(r"^\w+: (error parsing grammar: |failed to parse gra
 def compiled(options: Options, vocab: Any) -> LlamaGrammar | None:
     """What --json-schema or --grammar ask for, for a model with this vocabulary. Raises ArgumentError."""
     if options.json_schema is not None:
-        return _checked(_from_schema(options.json_schema), "the JSON schema", vocab)
+        return _checked(
+            from_schema(_text_of(options.json_schema, "{", "the JSON schema")), "the JSON schema", vocab
+        )
     if options.grammar is not None:
         return _checked(_text_of(options.grammar, "::=", "the grammar"), "the grammar", vocab)
     return None
-
-
-def _from_schema(given: str) -> str:
-    """The grammar of a schema."""
-    text = _text_of(given, "{", "the JSON schema")
-    try:
-        if not isinstance(json.loads(text), dict):
-            raise ValueError("it is no object")
-        return str(llama_cpp.llama_grammar.json_schema_to_gbnf(text))
-    except json.JSONDecodeError as error:
-        raise ArgumentError(f"the JSON schema is no JSON: {error}") from None
-    except RecursionError:
-        raise ArgumentError("the JSON schema is nested too deeply") from None
-    except Exception as error:  # the converter raises whatever it stumbles over
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ArgumentError(f"the JSON schema cannot be compiled: {reason}") from None
 
 
 def _text_of(given: str, mark: str, what: str) -> str:
@@ -58,9 +40,9 @@ def _text_of(given: str, mark: str, what: str) -> str:
     path = expand(given)
     try:
         with open(path, "rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise ArgumentError(f"{what} in {path} is larger than {_MAX_BYTES // 1024**2} MiB")
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise ArgumentError(f"{what} in {path} is larger than {MOST_BYTES // 1024**2} MiB")
         return data.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         if isinstance(error, ArgumentError):
@@ -72,10 +54,11 @@ def _text_of(given: str, mark: str, what: str) -> str:
 
 
 def _checked(text: str, what: str, vocab: Any) -> LlamaGrammar:
-    """llama.cpp would go on without a grammar that it cannot parse, and crash; a deep one ends its parser."""
-    depths = accumulate({"(": 1, ")": -1}.get(c, 0) for c in _LITERAL.sub("", text))
-    if max(depths, default=0) > _DEEPEST:
-        raise ArgumentError(f"{what} does not compile: it is nested more than {_DEEPEST} deep")
+    """llama.cpp would go on without a grammar that it cannot parse, and crash."""
+    try:
+        require_bounded(text)
+    except ArgumentError as error:
+        raise ArgumentError(f"{what} does not compile: {error}") from None
     grammar = LlamaGrammar.from_string(text, verbose=False)
     with _said_by_the_library() as said:
         sampler = llama_cpp.llama_sampler_init_grammar(vocab, text.encode(), grammar._root.encode())

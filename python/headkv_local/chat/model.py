@@ -144,7 +144,7 @@ def load_model(path: str, options: Options, context: Mapping[str, Any] | None = 
         "n_gpu_layers": gpu_layers,
         "n_batch": _batch(path) if gpu_layers == 0 else _BATCH,
         "seed": _new_seed() if options.seed is None else options.seed,
-        "flash_attn": True,  # also for the full cache, so that /budget can change to another one
+        "flash_attn": True,  # also for the full cache, so that /set budget can change to another one
     }
     llm = ChatLlama(path, **(settings | dict(context or {})))
     try:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from headkv_local import Retention
 
 MAX_TOKENS = 1024
-MAX_CTX_BYTES = 2 * 1024**3
 
 FLAG = "the command line"  # a source
 FORMS = frozenset(("json_schema", "grammar"))  # of an answer; one at a time

@@ -176,7 +176,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--threads", type=threads, metavar="N", help="CPU threads (default: as free cores allow)"
     )
     parser.add_argument(
-        "--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)"
+        "--gpu-layers",
+        type=layers,
+        metavar="N",
+        help="layers on a GPU, -1 for all (default: all, if there is a GPU)",
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     return parser.parse_args(argv)

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headkv_local import Llama, default_model_path
+from headkv_local.defaults import FALLBACK_CTX
+from headkv_local.devices import all_layers, require_gpu
 from headkv_local.models import trained_context
 
 from ..bench.cases import n_same
@@ -67,8 +69,10 @@ class Reader:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.costs = settings, Costs()
         self.model = settings.model or str(default_model_path())
-        n_ctx = settings.options.get("n_ctx") or trained_context(self.model) or 4096
-        options = settings.options | {"n_ctx": n_ctx}
+        layers = settings.options.get("n_gpu_layers")
+        require_gpu(layers or 0)
+        n_ctx = settings.options.get("n_ctx") or trained_context(self.model) or FALLBACK_CTX
+        options = settings.options | {"n_ctx": n_ctx, "n_gpu_layers": all_layers(layers)}
         self.llm = Llama(self.model, retention=settings.retention, flash_attn=True, **options)
         self._bos = self.llm.token_bos()
         self._compacted: tuple[list[int], Any] | None = None

@@ -26,7 +26,7 @@ _BASE = (
     "(default: 5)"
 )
 _BETA = "recommended in the file (default: the best on examples that are held out)"
-_RECOMMENDED = "recommended in the file, for whoever uses the scores (default: Retention's)"
+_RECOMMENDED = "measured with where that matters, and recommended in the file (default: Retention's)"
 
 
 def add_parser(commands: Any) -> None:
@@ -46,11 +46,22 @@ def add_parser(commands: Any) -> None:
     add("--teacher-forced", action="store_true", help="feed the right answer; every sample counts")
     add("--plain", action="store_true", help="ask without a chat template, for base models")
     add("--samples", type=positive, default=40, metavar="N", help="prompts in all")
-    add("--lengths", type=_lengths, default=(700, 1400), metavar=_LIST, help="prompt lengths, in tokens")
+    add(
+        "--lengths",
+        type=_lengths,
+        default=(700, 1400),
+        metavar=_LIST,
+        help="prompt lengths, in tokens (default: 700,1400)",
+    )
     add("--seed", type=_seed, default=0, metavar="N", help="chooses haystacks, depths and the order")
     add("--examples", metavar="FILE", help="JSON Lines with examples of yours (default: the project's)")
-    add("--threads", type=threads, metavar="N", help="CPU threads (default: one per core that may be used)")
-    add("--gpu-layers", type=layers, metavar="N", help="layers on a GPU, -1 for all (default: all)")
+    add("--threads", type=threads, metavar="N", help="CPU threads (default: one per physical core)")
+    add(
+        "--gpu-layers",
+        type=layers,
+        metavar="N",
+        help="layers on a GPU, -1 for all (default: all, if there is a GPU)",
+    )
     add("--beta", type=float, metavar="X", help=_BETA)
     add("--window", type=int, metavar="N", help=_RECOMMENDED)
     add("--kernel", type=int, metavar="N", help=_RECOMMENDED)

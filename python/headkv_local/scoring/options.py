@@ -18,7 +18,7 @@ Method = Literal["r", "r2", "icl", "truth", "ablation"]
 
 @dataclass(frozen=True)
 class Options:
-    """n_threads: None is one per core that may be used. examples: None stands for the project's own.
+    """n_threads: None is one per physical core. examples: None stands for the project's own.
 
     kinds, points, bases: of the method "ablation". kinds: of examples; none for all of a user's, else
     retrieval and reasoning. points: percent of the prompt beyond the window that one head keeps; bases:

@@ -165,7 +165,7 @@ def parse(argv: list[str], parser: argparse.ArgumentParser) -> tuple[ServerSetti
         try:
             model = ModelSettings(**of_model)
         except ValidationError as error:
-            if [first["loc"] for first in error.errors()] != [("model",)] or "model" in of_model:
+            if ("model",) not in [one["loc"] for one in error.errors()] or "model" in of_model:
                 raise
             model = ModelSettings(model=str(default_model_path()), **of_model)
     except ValidationError as error:

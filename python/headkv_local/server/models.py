@@ -13,20 +13,16 @@ import llama_cpp
 from llama_cpp.server.model import LlamaProxy
 
 from .. import CancelToken
+from ..defaults import archive_fits, cache_folder, default_context
+from ..devices import all_layers
 from ..errors import ArgumentError, HeadKVError, ModelError
-from ..machine import memory_free
-from ..models import token_bytes, trained_context
 from .errors import Refusal
 from .retaining import Settings, retention_of, usual_settings
 from .served import Served
-from .settings import ModelSettings, ServerSettings, cache_folder
+from .settings import ModelSettings, ServerSettings
 from .shelf import Shelf
 
 _logger = logging.getLogger("headkv_local.server")
-
-_MOST_CACHE = 2 * 2**30  # bytes of full cache, where the size of the context is left open
-_FALLBACK_CTX = 4096  # for a file that does not say what it was trained for
-_SHARE = 2  # an archive in memory may take one part in so many of what is free
 
 
 class Models(LlamaProxy):  # type: ignore[misc]
@@ -119,7 +115,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
             return Shelf(where, server.max_conversations, server.session_bytes)
         for number in range(1, 100):  # servers side by side have a folder each
             try:
-                where = cache_folder() / (folder if number == 1 else f"{folder}-{number}")
+                where = cache_folder() / "server" / (folder if number == 1 else f"{folder}-{number}")
                 return Shelf(where, server.max_conversations, server.session_bytes)
             except ArgumentError as error:
                 refused = error
@@ -133,7 +129,9 @@ class Models(LlamaProxy):  # type: ignore[misc]
 
         if settings.hf_model_repo_id is None and not Path(settings.model).is_file():
             raise ModelError(f"there is no model {settings.model}")
-        chosen = settings.model_copy(update={"n_ctx": _context(settings)})
+        n_ctx = default_context(settings.model) if settings.n_ctx is None else settings.n_ctx
+        n_gpu_layers = all_layers(settings.n_gpu_layers)
+        chosen = settings.model_copy(update={"n_ctx": n_ctx, "n_gpu_layers": n_gpu_layers})
         with _swapped(llama_cpp, "Llama", Retaining):  # what stock makes of the settings
             llm: Served = LlamaProxy.load_llama_from_model_settings(chosen)
         return llm
@@ -142,19 +140,10 @@ class Models(LlamaProxy):  # type: ignore[misc]
         """Where "auto" is: in memory where there is room, else in a file."""
         if settings.archive != "auto" or self.usual is None or self.archive_file is None:
             return
-        needed, free = llm.n_ctx() * llm.shape.n_heads * llm.shape.row_bytes, memory_free()
-        if free is not None and _SHARE * needed > free:
-            _logger.info("the archive is in a file: %d bytes are free, and it may take %d", free, needed)
+        if not archive_fits(llm):
+            _logger.info("the archive is in a file: in memory it could take more than half of what is free")
             self.usual["archive"] = self.archive_file
             llm.retention = retention_of(self.usual)
-
-
-def _context(settings: ModelSettings) -> int:
-    """Tokens of the context, as the settings or the model's file say."""
-    if settings.n_ctx is not None:
-        return settings.n_ctx
-    trained, cost = trained_context(settings.model), token_bytes(settings.model)
-    return max(1, min(trained, _MOST_CACHE // cost)) if trained > 0 and cost > 0 else _FALLBACK_CTX
 
 
 @contextmanager

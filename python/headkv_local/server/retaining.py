@@ -37,11 +37,16 @@ ADVANCED: Final = {
 }
 
 
-def check_budget(budget: int | str) -> None:
-    """ArgumentError for what can never be a budget."""
+def advanced(settings: Any) -> dict[str, Any]:
+    """Those of ADVANCED that these settings of a model have."""
+    return {name: getattr(settings, name) for name in ADVANCED if getattr(settings, name) is not None}
+
+
+def check_budget(budget: int | str, **given: Any) -> None:
+    """ArgumentError for what can never be a budget, with these settings of ADVANCED."""
     parsed = parse_budget(budget)
     if parsed != FULL:
-        Retention(budget=parsed, window=1)
+        Retention(budget=parsed, **({"window": 1} | given))
 
 
 def parse_budget(budget: int | str) -> int | str:
@@ -63,9 +68,9 @@ def usual_settings(settings: Any, archive_file: str | None) -> Settings | None:
     budget = parse_budget(settings.budget)
     if budget == FULL:
         return None
-    given = {name: getattr(settings, name) for name in ADVANCED if getattr(settings, name) is not None}
     where = "memory" if settings.archive == "auto" else settings.archive
-    return {"budget": budget, "scores": settings.scores, "archive": _place(where, archive_file), **given}
+    usual = {"budget": budget, "scores": settings.scores, "archive": _place(where, archive_file)}
+    return usual | advanced(settings)
 
 
 def retention_of(settings: Settings | None) -> Retention | None:

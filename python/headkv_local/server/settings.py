@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from llama_cpp.server import settings as stock
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from ..errors import ArgumentError
-from ..settings import DEFAULT_BUDGET
-from .retaining import ADVANCED, FULL, Budget, check_budget, parse_budget
+from ..settings import AUTO, DEFAULT_BUDGET, MAX_CTX_BYTES
+from .retaining import ADVANCED, FULL, Budget, advanced, check_budget, parse_budget
 
 ENVIRONMENT = "HEADKV_SERVER_"
 
 _CONFIG = SettingsConfigDict(env_prefix=ENVIRONMENT, protected_namespaces=(), extra="forbid")
 _MOST = 2**31 - 1
+
+
+def _context(value: Any) -> int | str | None:
+    if value is None or value == AUTO:
+        return AUTO if value else None
+    number = value.strip() if isinstance(value, str) else str(value)
+    if isinstance(value, int | str) and number.isascii() and number.isdecimal() and int(number) <= _MOST:
+        return int(number)
+    raise ValueError(f'it is a number of tokens, 0 or "{AUTO}", not {value!r}')
 
 
 class ModelSettings(stock.ModelSettings):  # type: ignore[misc]
@@ -27,11 +35,17 @@ class ModelSettings(stock.ModelSettings):  # type: ignore[misc]
     model_config = _CONFIG
 
     # defaults of ours for settings of llama-cpp-python
-    n_ctx: int | None = Field(
+    n_ctx: Annotated[int | str | None, BeforeValidator(_context)] = Field(
         default=None,
-        ge=0,
-        description="Tokens that a conversation may have; 0: what the model was trained for. Left out: that, "
-        "but no more than 2 GiB of full cache hold.",
+        description='Tokens that a conversation may have; 0: what the model was trained for, "auto": as much '
+        "of that as memory has room for. Left out: what it was trained for, but no more than "
+        f"{MAX_CTX_BYTES >> 30} GiB of full cache.",
+    )
+    n_gpu_layers: int | None = Field(
+        default=None,
+        ge=-1,
+        description="Layers on a GPU, each with its share of the cache; -1: all. Left out: all, if there is "
+        "a GPU.",
     )
     n_threads: int | None = Field(
         default=None, ge=1, description="CPU threads. Left out: one for each physical core."
@@ -71,7 +85,7 @@ class ModelSettings(stock.ModelSettings):  # type: ignore[misc]
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
-        check_budget(self.budget)
+        check_budget(self.budget, **advanced(self))
         if self.archive not in ("auto", "memory", "file", "off"):
             raise ValueError(f'archive must be "auto", "memory", "file" or "off", not {self.archive!r}')
         if self.embedding and parse_budget(self.budget) != FULL:
@@ -209,10 +223,3 @@ def explained(error: ValidationError, where: str) -> ArgumentError:
     name = ".".join(str(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")
     return ArgumentError(f"{where}{name}: {message}" if name else f"{where}{message}")
-
-
-def cache_folder() -> Path:
-    """Where sessions are by default."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # as the specification of these folders says, a relative path counts as none
-    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "headkv-local" / "server"

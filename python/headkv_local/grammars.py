@@ -1,0 +1,108 @@
+"""Grammars and JSON schemas, looked at before llama.cpp compiles them: some would end the process."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, Final
+
+from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+from .errors import ArgumentError
+
+MOST_BYTES: Final = 2**20  # of a grammar
+_MOST_SCHEMA_BYTES: Final = 2**18
+_DEEPEST: Final = 500  # parentheses in each other
+_MOST_RULES: Final = 20_000  # with those that parentheses and repetitions become
+_MOST_ELEMENTS: Final = 2**22  # 8 bytes each
+_MOST_TIMES: Final = 2000  # that something may be repeated: the converter and the parser write it out
+_COUNTS: Final = ("minItems", "maxItems", "minLength", "maxLength")
+_QUANTIFIER: Final = re.compile(r"\{\s*\d*\s*,?\s*\d*\s*\}")
+_SHOWN: Final = 200  # characters of a reason
+
+_SYMBOL: Final = re.compile(
+    r"""(?P<comment>\#[^\r\n]*)
+    |   (?P<chars>"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\])
+    |   (?P<token><[^>]*>)
+    |   (?P<rule>::=)
+    |   (?P<times>\{[^}]*\}|[*+?])
+    |   (?P<open>\()
+    |   (?P<close>\))
+    |   (?P<other>[^\s])""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def from_schema(text: str) -> str:
+    """The grammar of a JSON schema. Raises ArgumentError, whose text begins with "the JSON schema"."""
+    try:
+        if len(text) > _MOST_SCHEMA_BYTES:
+            raise ValueError(f"it has more than {_MOST_SCHEMA_BYTES} bytes")
+        schema = json.loads(text)
+        if not isinstance(schema, dict):
+            raise ValueError("it is no object")
+        _require_few_times(schema)
+        grammar = str(json_schema_to_gbnf(text))
+    except json.JSONDecodeError as error:
+        raise ArgumentError(f"the JSON schema is no JSON: {error}") from None
+    except RecursionError:
+        raise ArgumentError("the JSON schema is nested too deeply") from None
+    except Exception as error:  # the converter raises whatever it stumbles over
+        reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+        raise ArgumentError(f"the JSON schema cannot be compiled: {reason}") from None
+    return grammar
+
+
+def require_bounded(grammar: str) -> None:
+    """Raises ArgumentError for a grammar on which llama.cpp overflows the stack, or takes memory without end.
+
+    Its parser, and its search for left recursion, call themselves for what is nested and for each rule that
+    begins with another one; and a repetition is written out, so one that ends before it begins never ends.
+    """
+    if len(grammar) > MOST_BYTES:
+        raise ArgumentError("it is too large")
+    if "\0" in grammar:
+        raise ArgumentError("a grammar has no zero bytes")
+    depth = rules = elements = 0
+    last = 1  # elements of the symbol before
+    for symbol in _SYMBOL.finditer(grammar):
+        kind = symbol.lastgroup
+        if kind == "times":
+            times = _times(symbol[0])
+            rules += times
+            elements += times * (last + 3)
+        elif kind != "comment":
+            depth += {"open": 1, "close": -1}.get(kind or "", 0)
+            rules += kind in ("rule", "open")
+            last = len(symbol[0]) if kind == "chars" else 1
+            elements += last
+        if depth > _DEEPEST:
+            raise ArgumentError(f"it is nested more than {_DEEPEST} deep")
+    if rules > _MOST_RULES or elements > _MOST_ELEMENTS:
+        raise ArgumentError("it has too many rules, with those that its repetitions become")
+
+
+def _times(quantifier: str) -> int:
+    """How often the symbol before it is written out."""
+    numbers = [int(number[:9]) for number in re.findall(r"[0-9]+", quantifier)]
+    if numbers != sorted(numbers):
+        raise ArgumentError(f"{quantifier[:_SHOWN]} ends before it begins")
+    return min(max(numbers, default=1), _MOST_TIMES)
+
+
+def _require_few_times(schema: Any) -> None:
+    """Raises ValueError for more repetitions than a grammar can hold."""
+    rest = [schema]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, list):
+            rest += part
+        elif isinstance(part, dict):
+            rest += part.values()
+            counts = [part[name] for name in _COUNTS if isinstance(part.get(name), int | float)]
+            if isinstance(part.get("pattern"), str):
+                found = _QUANTIFIER.findall(part["pattern"])
+                counts.append(math.prod(max(map(int, re.findall(r"\d+", one)), default=1) for one in found))
+            if max(counts, default=0) > _MOST_TIMES:
+                raise ValueError(f"something in it may be repeated more than {_MOST_TIMES} times")

@@ -1,0 +1,61 @@
+"""Grammars that would end the process, or never end, are refused before llama.cpp sees them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from headkv_local import ArgumentError
+from headkv_local.grammars import from_schema, require_bounded
+
+DEEP = "(" * 600 + '"a"' + ")" * 600
+CHAIN = "\n".join(f"r{i} ::= r{i + 1}" for i in range(20_000))
+
+
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [
+        (f"root ::= {DEEP}", "nested more than 500 deep"),
+        (f'# "\nroot ::= {DEEP} # "', "nested more than 500 deep"),  # quotes of comments quote nothing
+        (f'root ::= <"> {DEEP} <">', "nested more than 500 deep"),
+        (f'root ::= r0\n{CHAIN}\nr20000 ::= "a"', "too many rules"),
+        ("root ::= " + '("a"?){0,1000} ' * 30, "too many rules"),
+        (f'root ::= "{"a" * 5000}"{{2000}}', "too many rules"),
+        ('root ::= "a"{5,2}', "5,2} ends before it begins"),
+        ('root ::= "a"{5 ,\n0}', "ends before it begins"),
+        ('root ::= "a\0"', "no zero bytes"),
+        ("#" * (2**20 + 1), "too large"),
+    ],
+)
+def test_what_is_refused(grammar: str, reason: str) -> None:
+    with pytest.raises(ArgumentError, match=reason):
+        require_bounded(grammar)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= "' + "(" * 600 + '" [(]{2} "{5,2}" # ' + "(" * 600,
+        'root ::= ("a" | "b")+ [^\\]"]{3,} "\\"" "c"{0,2000}',
+        "root ::= " + "(" * 400 + '"a"' + ")" * 400,
+    ],
+)
+def test_what_is_taken(grammar: str) -> None:
+    require_bounded(grammar)
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "array", "items": {}, "minItems": 10**9}, "more than 2000 times"),
+        ({"type": "string", "pattern": "^(a{50}){50}$"}, "more than 2000 times"),
+        ({"$ref": "https://example.org/schema.json"}, "cannot be compiled: "),
+        ({"enum": ["a" * 2**18]}, "more than 262144 bytes"),
+        ([], "it is no object"),
+    ],
+)
+def test_schemas_that_are_refused(schema: Any, reason: str) -> None:
+    with pytest.raises(ArgumentError, match=f"the JSON schema .*{reason}"):
+        from_schema(json.dumps(schema))
