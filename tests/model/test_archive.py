@@ -131,7 +131,7 @@ def test_going_back_reads_nothing_before_the_cut(load: Load, tiny: Tiny, tmp_pat
     assert not read
 
 
-def test_an_earlier_prompt_is_asked_by_the_same_tokens(load: Load, tiny: Tiny) -> None:
+def test_an_earlier_prompt_is_asked_by_the_same_tokens(load: Load, tiny: Tiny, tmp_path: Path) -> None:
     llm = reading(load, tiny())
     llm.prefill(PROMPT)
     second = [*PROMPT, *greedy(llm, 4), *TURN]
@@ -141,6 +141,12 @@ def test_an_earlier_prompt_is_asked_by_the_same_tokens(load: Load, tiny: Tiny) -
     for prompt in (PROMPT, second, [*second, *TOKENS[400:500]], second, PROMPT):
         llm.prefill(prompt)
         assert np.array_equal(llm.retention_mask(), masks.setdefault(len(prompt), llm.retention_mask()))
+    llm.prefill(second)
+    llm.save_session(tmp_path / "session")
+    with Llama.open_session(tmp_path / "session") as other:
+        for prompt in (PROMPT, second):
+            other.prefill(prompt)
+            assert np.array_equal(other.retention_mask(), masks[len(prompt)])
 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen35"])

@@ -244,6 +244,11 @@ def test_bad_files_and_calls_are_refused_and_leave_the_context(
     long.save_session(tmp_path / "long")
     os.mkfifo(tmp_path / "fifo")
     deep, nan = b"[" * 10**6, json.dumps(session.header | {"seed": float("nan")}).encode()
+    odd_turns: list[Any] = [7, [400], [100, 101], [9**9, 1], [400, -1], [400.0, 1], [True, 0], "ab"]
+
+    def turns_of(turn: object) -> bytes:
+        return json.dumps(session.header | {"prompt": session.header["prompt"] | {"turns": [turn]}}).encode()
+
     cases: list[tuple[bytes | Path, str]] = [
         (saved(tiny(seed=5)), r"is of the model tiny \(.*\), not of tiny"),
         (saved(type_k=8), r"has rows of type_k=q8_0, and this context has f16"),
@@ -258,6 +263,7 @@ def test_bad_files_and_calls_are_refused_and_leave_the_context(
         (session.to_bytes(deep), "no JSON of ours"),
         (session.to_bytes(nan), "no JSON of ours"),
         (session.to_bytes(b"[]"), "no JSON object"),
+        *((session.to_bytes(turns_of(turn)), "turns cannot hold") for turn in odd_turns),
         (tmp_path, "is not a file"),
         (tmp_path / "fifo", "is not a file"),
         (tmp_path / "missing", "No such file"),

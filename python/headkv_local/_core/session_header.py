@@ -70,6 +70,7 @@ class Header(NamedTuple):
             "n_archived": self.n_archived,
             "prompt": {
                 "n_tokens": prompt.n_tokens,
+                "turns": [list(turn) for turn in prompt.turns],
                 "policy": prompt.policy,
                 "scores_from": prompt.scores_from,
                 "prefill_seconds": prompt.prefill_seconds,
@@ -97,6 +98,7 @@ class Header(NamedTuple):
             n_archived=_count(found, "n_archived", 0, n_tokens),
             prompt=PromptRecord(
                 n_tokens=None if prompt.get("n_tokens") is None else _count(prompt, "n_tokens", 0, n_tokens),
+                turns=_turns(prompt, n_tokens),
                 policy=policy,
                 scores_from=_value(prompt, "scores_from", str, None),
                 prefill_seconds=_value(prompt, "prefill_seconds", float),
@@ -133,6 +135,15 @@ def _count(found: Mapping[str, Any], name: str, least: int, most: int = INT32_MA
     if not least <= value <= most:
         raise ArgumentError(f"{name} cannot be {value}")
     return value
+
+
+def _turns(found: Mapping[str, Any], n_tokens: int) -> tuple[tuple[int, int], ...]:
+    turns = _value(found, "turns", list, None) or []  # of a C program there are none
+    for turn in turns:
+        whole = type(turn) is list and [type(n) for n in turn] == [int, int]
+        if not whole or not 0 <= turn[1] <= turn[0] <= n_tokens:
+            raise ArgumentError(f"turns cannot hold {_short(turn)}")
+    return tuple((end, n_new) for end, n_new in turns)
 
 
 def _short(value: object) -> str:

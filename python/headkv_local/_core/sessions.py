@@ -86,8 +86,9 @@ class Resuming(Chatting):
 
     def _record_to_save(self) -> PromptRecord:
         record = self._prompts.record  # of a prompt that was read whole a part may be gone
-        n = record.n_tokens
-        return record if n is None else replace(record, n_tokens=min(n, self.n_tokens))
+        turns = tuple(turn for turn in record.turns if turn[0] <= self.n_tokens)
+        n = None if record.n_tokens is None else min(record.n_tokens, self.n_tokens)
+        return replace(record, n_tokens=n, turns=turns)
 
     def _target(self, path: str | os.PathLike[str]) -> Path:
         try:
