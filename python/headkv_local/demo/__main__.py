@@ -10,7 +10,7 @@ from typing import Any
 from headkv_local import HeadKVError, HeadScores, Llama, Retention, default_model_path
 from headkv_local.bench import report
 from headkv_local.bench.contexts import check_length, n_ctx_for
-from headkv_local.bench.options import Help, layers, positive, threads
+from headkv_local.bench.options import Help, add_gpu_layers, positive, threads
 from headkv_local.bench.policies import parse_budget
 from headkv_local.bench.prompts import chat_tokens
 from headkv_local.bench.timing import timed_eval
@@ -175,12 +175,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=threads, metavar="N", help="CPU threads (default: as free cores allow)"
     )
-    parser.add_argument(
-        "--gpu-layers",
-        type=layers,
-        metavar="N",
-        help="layers on a GPU, -1 for all (default: all, if there is a GPU)",
-    )
+    add_gpu_layers(parser)
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     return parser.parse_args(argv)
 

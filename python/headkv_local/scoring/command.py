@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..bench.options import Help, layers, positive, threads
+from ..bench.options import Help, add_gpu_layers, positive, threads
 from ..errors import ArgumentError
 from ..settings import given
 from .dataset import KINDS
@@ -56,12 +56,7 @@ def add_parser(commands: Any) -> None:
     add("--seed", type=_seed, default=0, metavar="N", help="chooses haystacks, depths and the order")
     add("--examples", metavar="FILE", help="JSON Lines with examples of yours (default: the project's)")
     add("--threads", type=threads, metavar="N", help="CPU threads (default: one per physical core)")
-    add(
-        "--gpu-layers",
-        type=layers,
-        metavar="N",
-        help="layers on a GPU, -1 for all (default: all, if there is a GPU)",
-    )
+    add_gpu_layers(score)
     add("--beta", type=float, metavar="X", help=_BETA)
     add("--window", type=int, metavar="N", help=_RECOMMENDED)
     add("--kernel", type=int, metavar="N", help=_RECOMMENDED)
