@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from ..retention import Retention
 from ..scores import HeadScores
 from ..settings import DEFAULTS
 from . import ablation, dataset, held_out
-from .attending import Measuring, first_that_works, require_attention
+from .attending import Measured, Measuring, first_that_works, require_attention
 from .attention import by_kv_head
 from .dataset import Dataset, Example
 from .held_out import Choice
@@ -70,13 +70,12 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
         shape = llm.shape
         settings = _settings(options, data, lengths)
         progress = Progress(options.output, settings, _stages(options, shape), force=options.force)
+        measured = _Run(llm, options, settings, lengths, progress, tell, bar)
         try:
             if options.is_ablation:
-                scores, tally = _by_ablation(llm, options, settings, data, lengths, progress, tell, bar)
+                scores, tally = _by_ablation(measured, data)
             else:
-                scores, data, tally = _by_attention(
-                    llm, options, settings, data, lengths, progress, tell, bar
-                )
+                scores, data, tally = _by_attention(measured, data)
         except ArgumentError:
             progress.remove()  # the same settings would end here again
             raise
@@ -114,72 +113,66 @@ def _stages(options: Options, shape: ModelShape) -> dict[str, tuple[int, ...]]:
     return {**own, "r": attention, held_out.STAGE: held_out.SHAPE}
 
 
-def _by_attention(
-    llm: Llama,
-    options: Options,
-    settings: dict[str, Any],
-    data: Dataset,
-    lengths: tuple[int, ...],
-    progress: Progress,
-    tell: Tell,
-    bar: Bar,
-) -> tuple[HeadScores, Dataset, Tally]:
+class _Run(NamedTuple):
+    """What measuring needs, whatever the method."""
+
+    llm: Llama
+    options: Options
+    settings: dict[str, Any]
+    lengths: tuple[int, ...]
+    progress: Progress
+    tell: Tell
+    bar: Bar
+
+    def measuring(self, examples: Measured, forced: bool) -> Measuring:
+        return Measuring(self.llm, self.options, self.lengths, self.progress, self.bar, examples, forced)
+
+    def scores(self, method: str, data: Dataset, tally: Tally, scores: Any, **more: Any) -> HeadScores:
+        """more: curves, and what else is to be said of where they come from."""
+        curves = more.pop("curves", None)
+        return HeadScores(
+            scores=scores.astype(np.float32),
+            layers=tuple(layer.il for layer in self.llm.shape.layers),
+            n_head_kv=self.llm.shape.n_head_kv,
+            method=method,
+            curves=curves,
+            source={**_source(self.options, self.settings, data, tally), **more},
+            **{**DEFAULTS, **self.options.advice},
+        )
+
+
+def _by_attention(run: _Run, data: Dataset) -> tuple[HeadScores, Dataset, Tally]:
+    options = run.options
     assert options.method != "ablation"
-
-    def measured(data: Dataset) -> list[Example]:
-        return _split(options, data)[0]
-
-    measuring = Measuring(llm, options, lengths, progress, bar, measured, options.teacher_forced)
-    method, data, tally = first_that_works(measuring, options.method, data, tell)
+    measuring = run.measuring(lambda data: _split(options, data)[0], options.teacher_forced)
+    method, data, tally = first_that_works(measuring, options.method, data, run.tell)
     name = f"{method}-teacher-forced" if options.teacher_forced else method
-    shape = llm.shape
-    scores = HeadScores(
-        scores=tally.mean.astype(np.float32),
-        layers=tuple(layer.il for layer in shape.layers),
-        n_head_kv=shape.n_head_kv,
-        method=name,
-        source=_source(options, settings, data, tally),
-        **{**DEFAULTS, **options.advice},
-    )
-    return scores, data, tally
+    return run.scores(name, data, tally, tally.mean), data, tally
 
 
-def _by_ablation(
-    llm: Llama,
-    options: Options,
-    settings: dict[str, Any],
-    data: Dataset,
-    lengths: tuple[int, ...],
-    progress: Progress,
-    tell: Tell,
-    bar: Bar,
-) -> tuple[HeadScores, Tally]:
+def _by_ablation(run: _Run, data: Dataset) -> tuple[HeadScores, Tally]:
+    llm, options = run.llm, run.options
     shape, examples = llm.shape, _split(options, data)[0]
     attention = None
     if min(options.bases) < 100:
-        measuring = Measuring(llm, options, lengths, progress, bar, lambda _: examples, forced=True)
-        base = measuring.tally(_BASE, data)
+        base = run.measuring(lambda _: examples, forced=True).tally(_BASE, data)
         require_attention(base)
         attention = by_kv_head(base.mean, shape)
     kept = ablation.settings_of(options)
-    ablating = ablation.Ablating(llm, options, lengths, progress, bar, tell, attention, kept)
+    ablating = ablation.Ablating(llm, options, run.lengths, run.progress, run.bar, run.tell, attention, kept)
     tally = ablating.tally(examples)
     found = shrink(tally, shape.heads, None if attention is None else attention[shape.heads])
     curves = ablation.curves_of(found, options.points, shape)
-    scores = HeadScores(
-        scores=ablation.scores_of(curves, shape),
-        layers=tuple(layer.il for layer in shape.layers),
-        n_head_kv=shape.n_head_kv,
-        method=options.method,
+    scores = run.scores(
+        options.method,
+        data,
+        tally,
+        ablation.scores_of(curves, shape),
         curves=curves,
-        source={
-            **_source(options, settings, data, tally),
-            "unit": "nats per answer token",
-            "points": ",".join(f"{point:g}%" for point in options.points),
-            "base": ",".join(f"{base:g}%" for base in options.bases),
-            "measured": ",".join(f"{part:.0%}" for part in found.measured),
-        },
-        **{**DEFAULTS, **options.advice},
+        unit="nats per answer token",
+        points=",".join(f"{point:g}%" for point in options.points),
+        base=",".join(f"{base:g}%" for base in options.bases),
+        measured=",".join(f"{part:.0%}" for part in found.measured),
     )
     return scores, tally
 
