@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, logg
 
 from headkv_local import HeadKVError, Llama, Retention
 from headkv_local.bench.policies import parse_budgets
-from headkv_local.bench.suites import command, metrics, prompts, results
+from headkv_local.bench.suites import command, prompts, results
 from headkv_local.bench.suites.names import BEFORE, WITH
 from headkv_local.budgets import ModelShape
 
@@ -151,25 +151,15 @@ def _outcome(
         lambda token: bool(llama_cpp.llama_vocab_is_eog(vocab, token)),
     )
     text = str(llm.detokenize(tokens), "utf-8", errors="replace")
-    scores = metrics.score(item, text)
     n_bytes = int(kept * shape.n_heads * shape.row_bytes)
-    return results.Outcome(
-        task=item.task,
-        length=item.length,
-        sample=item.number,
+    return results.Outcome.of(
+        prompt,
+        text,
         policy=policy,
         budget=budget,
         chosen=peer.chosen,
-        prompt=prompt.digest,
         recipe=recipe,
-        prompt_tokens=len(prompt.tokens),
-        removed_tokens=prompt.n_removed,
-        expected=item.answers,
-        answer=text,
         answer_tokens=len(tokens),
-        score=scores[item.metrics[0]],
-        scores=scores,
-        chance=item.chance,
         kept_share=kept / n_all,
         kept_bytes=n_bytes,
         resident_bytes=n_bytes,

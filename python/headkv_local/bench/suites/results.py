@@ -10,6 +10,9 @@ from typing import Any, NoReturn
 
 from headkv_local import ArgumentError
 
+from . import metrics
+from .prompts import Prompt
+
 _FORMAT = "headkv bench quality --suite"
 _VERSION = 1
 
@@ -49,6 +52,26 @@ class Outcome:
     archive_bytes: int
     seconds: float
     """From the copy of the full cache, or from the document's end in the archive, to the answer's end."""
+
+    @classmethod
+    def of(cls, prompt: Prompt, answer: str, **others: Any) -> Outcome:
+        """Scored; others: the fields that neither the prompt nor the answer says."""
+        item = prompt.item
+        scores = metrics.score(item, answer)
+        return cls(
+            task=item.task,
+            length=item.length,
+            sample=item.number,
+            prompt=prompt.digest,
+            prompt_tokens=len(prompt.tokens),
+            removed_tokens=prompt.n_removed,
+            expected=item.answers,
+            answer=answer,
+            score=scores[item.metrics[0]],
+            scores=scores,
+            chance=item.chance,
+            **others,
+        )
 
     @property
     def label(self) -> str:

@@ -16,7 +16,6 @@ from ..cases import by_beginning
 from ..contexts import Setup, likeliest, n_ctx_for, open_headkv, text_of
 from ..policies import FULL, Policy
 from ..state import KeptState
-from . import metrics
 from .item import Item
 from .names import ANEW, BEFORE, WITH
 from .prompts import Fitting, Prompt, by_document, made
@@ -91,7 +90,7 @@ def _measured(llm: Llama, todo: Sequence[tuple[Prompt, Way]], recipes: dict[str,
 
 def _outcome(llm: Llama, prompt: Prompt, way: Way, recipe: str, state: KeptState | None) -> Outcome:
     """state: the beginning in the full cache; None where the rows come from an archive."""
-    item, policy = prompt.item, way.policy
+    policy = way.policy
     started = time.perf_counter()
     retention = policy.retention(llm.shape, len(prompt.tokens))
     if state is not None:
@@ -104,26 +103,15 @@ def _outcome(llm: Llama, prompt: Prompt, way: Way, recipe: str, state: KeptState
         _read_document(llm, prompt, way)
     llm.prefill(prompt.tokens, messages=prompt.messages)
     stats = llm.cache_stats()
-    tokens = _answer(llm, item)
-    answer = text_of(llm, tokens)
-    scores = metrics.score(item, answer)
-    return Outcome(
-        task=item.task,
-        length=item.length,
-        sample=item.number,
+    tokens = _answer(llm, prompt.item)
+    return Outcome.of(
+        prompt,
+        text_of(llm, tokens),
         policy=policy.name,
         budget=policy.budget,
         chosen=way.chosen,
-        prompt=prompt.digest,
         recipe=recipe,
-        prompt_tokens=len(prompt.tokens),
-        removed_tokens=prompt.n_removed,
-        expected=item.answers,
-        answer=answer,
         answer_tokens=len(tokens),
-        score=scores[item.metrics[0]],
-        scores=scores,
-        chance=item.chance,
         kept_share=stats.kept_share,
         kept_bytes=stats.kept_bytes,
         resident_bytes=stats.resident_bytes,
