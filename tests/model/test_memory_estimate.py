@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from headkv_local import (
@@ -21,9 +22,11 @@ from headkv_local import (
     UnsupportedError,
     memory_estimate,
 )
-from headkv_local._core import room
+from headkv_local._core import ggml, room
 from headkv_local._core.compactor import Compactor
+from headkv_local._core.estimate import _Rows
 from headkv_local._core.native.memory import get_memory
+from headkv_local.budgets import LayerShape, ModelShape
 from helpers import random_tokens
 
 N_CTX, N_PROMPT = 2048, 1500
@@ -258,3 +261,19 @@ def test_a_cache_with_windows_is_counted_as_it_is(
             load(path, n_ctx=8192, retention=Retention(budget=64))
     else:
         assert load(path, n_ctx=8192, retention=Retention(budget=64)).n_ctx() == 8192
+
+
+def test_on_a_device_two_layers_have_cells_and_hidden_states_lie_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ggml, "device_names", lambda: ["GPU0", "GPU1", "CPU"])
+    monkeypatch.setattr(ggml, "host", lambda: 2)
+    layers = [LayerShape(il, 4, 2, 100 * (il + 1)) for il in (0, 1, 2, 5)]
+
+    def cells(*devices: int) -> tuple[list[int], int]:
+        rows = _Rows.of(ModelShape.of(layers), np.array(devices, dtype=np.int32))
+        return rows.cells_in_turns(10).tolist(), rows.reader
+
+    assert cells(1, 1, 1, 1) == ([0, 2 * 10 * (300 + 600), 0], 1)  # of layers 2 and 5
+    assert cells(2, 2, 2, 2) == ([0, 0, 2 * 10 * 600], 2)
+    assert cells(0, 0, 1, 1) == ([2 * 10 * 200, 2 * 10 * 600, 0], 2)  # layers on two devices: one at a time

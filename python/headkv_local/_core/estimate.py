@@ -39,11 +39,15 @@ class _Rows(NamedTuple):
     devices: npt.NDArray[np.int32]
     n_heads: npt.NDArray[np.int64]  # KV heads
     sizes: npt.NDArray[np.int64]  # bytes of one entry of one KV head
+    rooms: npt.NDArray[np.int64]  # the place of its cells where layers take turns
+    reader: int  # the device that reads layer by layer: that of all of them, else the host
 
     @classmethod
     def of(cls, shape: ModelShape, devices: npt.NDArray[np.int32]) -> _Rows:
-        n_heads, sizes = np.array([(x.n_head_kv, x.row_bytes) for x in shape.layers], dtype=np.int64).T
-        return cls(devices, n_heads, sizes)
+        il, n_heads, sizes = np.array([(x.il, x.n_head_kv, x.row_bytes) for x in shape.layers]).T
+        alone = (devices == devices[0]).all()
+        reader = int(devices[0]) if alone else ggml.host()
+        return cls(devices, n_heads, sizes, il % (1 if reader == ggml.host() else 2), reader)
 
     def _by_device(self, per_layer: npt.NDArray[np.int64]) -> Bytes:
         res = on_host(0)
@@ -53,10 +57,13 @@ class _Rows(NamedTuple):
     def cells(self, n: int) -> Bytes:
         return self._by_device(n * self.n_heads * self.sizes)
 
-    def cells_of_one_layer(self, n: int) -> Bytes:
-        """Of the largest: layers take turns in the same place."""
+    def cells_in_turns(self, n: int) -> Bytes:
+        """Of the largest layer of each room."""
         res = on_host(0)
-        np.maximum.at(res, self.devices, n * self.n_heads * self.sizes)
+        for room in set(self.rooms.tolist()):
+            most, here = on_host(0), self.rooms == room
+            np.maximum.at(most, self.devices[here], (n * self.n_heads * self.sizes)[here])
+            res += most
         return res
 
     def records(self, n_cells: int) -> Bytes:
@@ -160,7 +167,7 @@ class _Reading:
         row = 4 * model.n_embd()
         n_batch = min(n_ctx, model.batch)
         n_panel = kept.panel or max(1, _HIDDEN // row // n_batch) * n_batch
-        self._hidden = on_host(row * min(n_panel, n_prompt))
+        self._hidden = on_device(row * min(n_panel, n_prompt), rows.reader)
 
     def parts(self) -> dict[str, Bytes]:
         """The fields of DeviceMemory that a retention has to do with."""
@@ -198,7 +205,7 @@ class _Reading:
             return self._at_most(self._compute_fitted + self._rows.cells(self._n_cells))
         records = self._rows.records(self._n_cells)
         if order == "layers":
-            cells, records = self._rows.cells_of_one_layer(self._n_cells), records + self._hidden
+            cells, records = self._rows.cells_in_turns(self._n_cells), records + self._hidden
         else:
             cells = self._rows.cells(self._n_cells)
         held = self._compute_fitted + self._rows.cells(_SMALL) + cells + self._copies
@@ -213,11 +220,15 @@ class _Reading:
         return most
 
 
-def on_host(n: int) -> Bytes:
-    """n bytes in host memory, none on other devices."""
+def on_device(n: int, device: int) -> Bytes:
+    """n bytes in its memory, none in others."""
     res = np.zeros(len(ggml.device_names()), dtype=np.int64)
-    res[ggml.host()] = n
+    res[device] = n
     return res
+
+
+def on_host(n: int) -> Bytes:
+    return on_device(n, ggml.host())
 
 
 def _padded(n: int) -> int:
