@@ -54,8 +54,8 @@ class Retention:
     archive: "memory", or the path of a file: keep all K and V rows of prompts there, beside what each head
         keeps for decoding. Prompts are then read layer by layer, so that the full cache of one layer, on a
         GPU of two, has to fit, not of all; each turn is read against all rows; and going back to an earlier
-        token reads nothing before it again but the tokens that ask. The file is made, and goes with the Llama.
-        None: what a head does not keep is gone.
+        token reads nothing before it again but the tokens that ask. The file is made, and goes with the
+        Llama. None: what a head does not keep is gone.
     reselect: choose what is kept anew at every turn, from all of the prompt. None: where there is an archive.
     order: in which a prompt is read: "tokens", all layers batch by batch as llama.cpp does it, or "layers",
         all its tokens layer by layer; without an archive the rows are in memory meanwhile. None: "layers"
