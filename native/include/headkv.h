@@ -60,7 +60,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 9,
+    HEADKV_ABI_VERSION = 10,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
@@ -135,8 +135,10 @@ struct headkv_prompt {
     size_t n_weights;
 
     // Tokens that are read once more after the prompt, as the last observed ones, and taken back: of a question that
-    // stands before what it asks about. NULL and 0: none.
-    const int32_t * again; // [n_again]
+    // stands before what it asks about. None of them counts for the positions that they stand at: text that comes twice
+    // looks at where it stood before, whatever it asks. NULL, NULL and 0: none.
+    const int32_t * again;    // [n_again]
+    const int32_t * again_at; // [n_again] ascending
     size_t n_again;
 
     // Called between batches with how much is done, as tokens of n_tokens + n_again; or NULL. headkv_cancel() in it, in
@@ -215,13 +217,15 @@ HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 //                          on, each with its weight; for headkv_compact(). What else is decoded is not recorded.
 //   HEADKV_OBSERVE_ROWS  : the attention of each query head, of the last token only; for headkv_get_rows()
 //   HEADKV_OBSERVE_OFF   : nothing any more; what was recorded is kept
-// first, n, weights: of HEADKV_OBSERVE_TOKENS. weights: [n], each from 0 to 1 and not all 0, or NULL: all are 1. The
-// range must reach to the end of the prompt that is compacted, or farther: tokens after it that are taken back when
-// they were decoded observe, and are no part of the prompt. HEADKV_ERR_MEMORY without room for the records.
+// What follows is of HEADKV_OBSERVE_TOKENS. weights: [n], each from 0 to 1 and not all 0, or NULL: all are 1. The range
+// must reach to the end of the prompt that is compacted, or farther: tokens after it that are taken back when they were
+// decoded observe, and are no part of the prompt. again_at: of the last n_again of the range, which are such tokens
+// that the prompt has too, its positions, ascending; see struct headkv_prompt. HEADKV_ERR_MEMORY without room for the
+// records.
 // On a compacted cache HEADKV_OBSERVE_TOKENS records what tokens of its tail ask for, those from `first` on that are
 // still to come, all with the same weight; the others are HEADKV_ERR_STATE.
 HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what, int32_t first, int32_t n,
-                                  const float * weights);
+                                  const float * weights, const int32_t * again_at, size_t n_again);
 
 // How many observed tokens one llama_decode() should have at most, of a model with sliding-window or recurrent layers,
 // when the cache holds n_tokens with them: else what observing them takes for the time is more than 32 MiB, or a copy

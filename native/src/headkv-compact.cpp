@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 std::vector<float> headkv_read_attention(const headkv_observer & obs, const std::vector<headkv_layer_shape> & shapes,
                                          uint32_t ikv, const std::vector<uint32_t> & cell) {
@@ -72,6 +73,15 @@ void headkv_check_weights(const std::vector<float> & weights) {
     }
     if (std::none_of(weights.begin(), weights.end(), [](float x) { return x > 0.0f; })) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, "at least one observed token must have a weight above 0");
+    }
+}
+
+void headkv_check_again(const std::vector<llama_pos> & at, size_t n) {
+    const bool ascends = std::adjacent_find(at.begin(), at.end(), std::greater_equal<llama_pos>()) == at.end();
+    if (at.size() > n || !ascends || (!at.empty() && at[0] < 0)) {
+        throw headkv_error(
+            HEADKV_ERR_ARGUMENT,
+            format("%zu of %zu observed tokens are read once more: their positions must ascend", at.size(), n));
     }
 }
 

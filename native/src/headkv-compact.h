@@ -18,6 +18,9 @@ headkv_params headkv_params_of(const headkv_plan & plan);
 // throws headkv_error for weights of observed tokens that can select nothing
 void headkv_check_weights(const std::vector<float> & weights);
 
+// throws headkv_error for what cannot be positions that the last tokens of n observed ones, or fewer, are copies of
+void headkv_check_again(const std::vector<llama_pos> & at, size_t n);
+
 // What selects: the power mean of the attention recorded in layer ikv, [n_head_kv][n_prompt].
 // throws headkv_error where nothing was recorded that could have been
 std::vector<float> headkv_read_attention(const headkv_observer & obs, const std::vector<headkv_layer_shape> & shapes,

@@ -17,10 +17,11 @@ static constexpr size_t n_bytes_max   = 32u * 1024 * 1024;
 static constexpr size_t n_columns_max = 16;
 
 headkv_observer::headkv_observer(mode mode, const std::vector<headkv_layer_shape> & shapes, uint32_t n_cells,
-                                 llama_pos first, std::vector<float> weights)
+                                 llama_pos first, std::vector<float> weights, std::vector<llama_pos> again)
     : what(mode),
       range_first(first),
-      range_weights(std::move(weights)) {
+      range_weights(std::move(weights)),
+      again_at(std::move(again)) {
     records.reserve(shapes.size());
     for (const auto & shape : shapes) {
         on_device  = on_device || !ggml_backend_buft_is_host(shape.buft);
@@ -31,7 +32,8 @@ headkv_observer::headkv_observer(mode mode, const std::vector<headkv_layer_shape
 
 uint32_t headkv_observer::at_once(size_t n_kv) const {
     const size_t n_at_once = on_device ? 1 : GGML_HEADKV_RECORD_QUERIES;
-    const size_t n_in_room = n_bytes_max * n_at_once / (sizeof(float) * n_kv * n_head_max);
+    const size_t n_rows    = again_at.empty() ? n_head_max : std::max<size_t>(n_head_max, n_at_once); // or `far`
+    const size_t n_in_room = n_bytes_max * n_at_once / (sizeof(float) * n_kv * n_rows);
 
     return std::clamp<size_t>(n_in_room, 1, on_device ? n_columns_max : std::numeric_limits<int32_t>::max());
 }
@@ -75,14 +77,19 @@ bool headkv_observer::aim(const llama_ubatch & ubatch, const llama_kv_cells & ce
     }
 
     const uint32_t n_used = cells.used_max_p1();
-    const auto is_near    = [&](uint32_t c) {
-        return !cells.is_empty(c) && cells.pos_get(c) > aimed.pos.front() - headkv_gap;
+    const bool copies     = is_copy(aimed.pos.back());
+    const auto is_copied  = [&](llama_pos p) { return std::binary_search(again_at.begin(), again_at.end(), p); };
+    const auto counts     = [&](uint32_t c) {
+        return cells.is_empty(c) ||
+               (cells.pos_get(c) <= aimed.pos.front() - headkv_gap && !(copies && is_copied(cells.pos_get(c))));
     };
-    while (aimed.first < n_used && !is_near(aimed.first)) {
+    while (aimed.first < n_used && counts(aimed.first)) {
         aimed.first++;
     }
     for (uint32_t c = aimed.first; c < n_used; ++c) {
-        aimed.cells.push_back(cells.is_empty(c) ? std::numeric_limits<llama_pos>::max() : cells.pos_get(c));
+        const llama_pos p = cells.is_empty(c) ? std::numeric_limits<llama_pos>::max() : cells.pos_get(c);
+        aimed.cells.push_back(p);
+        aimed.copied.push_back(copies && is_copied(p));
     }
     return false;
 }
@@ -112,8 +119,11 @@ void headkv_observer::set_inputs(const headkv_record_inputs & in) const {
 
     std::vector<float> far(n_cells * aimed.n, 0.0f);
     for (uint32_t i = 0; i < aimed.n; ++i) {
-        std::transform(aimed.cells.begin(), aimed.cells.end(), &far[i * n_cells],
-                       [&](llama_pos p) { return p <= aimed.pos[i] - headkv_gap ? 1.0f : 0.0f; });
+        const llama_pos p = aimed.pos[i];
+        std::transform(aimed.cells.begin(), aimed.cells.end(), aimed.copied.begin(), &far[i * n_cells],
+                       [p, copy = is_copy(p)](llama_pos at, bool copied) {
+                           return at <= p - headkv_gap && !(copy && copied) ? 1.0f : 0.0f;
+                       });
     }
     ggml_backend_tensor_set(in.far, far.data(), 0, ggml_nbytes(in.far));
 }

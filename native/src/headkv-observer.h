@@ -27,9 +27,10 @@ public:
 
     // first    : TOKENS: position where the range begins; what else is decoded is not recorded
     // weights  : TOKENS: of each token of the range
+    // again    : TOKENS: positions of which the last tokens of the range are copies, ascending
     // allocates; throws headkv_error, std::bad_alloc
     headkv_observer(mode mode, const std::vector<headkv_layer_shape> & shapes, uint32_t n_cells, llama_pos first,
-                    std::vector<float> weights);
+                    std::vector<float> weights, std::vector<llama_pos> again);
 
     // How many tokens from position p0 on may be one ubatch, of n_max at most. Observed ones of a ubatch are bounded:
     // n_kv cells.
@@ -97,15 +98,20 @@ private:
     struct view {
         uint32_t i0    = 0;           // first token
         uint32_t n     = 0;           // tokens
-        uint32_t first = 0;           // cells before this one are far from all of them
+        uint32_t first = 0;           // cells before this one count for all of them
         std::vector<llama_pos> pos;   // [n]
         std::vector<float> weights;   // [n]
         std::vector<llama_pos> cells; // positions from cell `first` on, none: the largest there is
+        std::vector<bool> copied;     // of those cells, which hold what the last tokens of the range are copies of
     };
+
+    // is the token at position p read once more
+    bool is_copy(llama_pos p) const { return p >= range_end() - (llama_pos) again_at.size(); }
 
     const mode what;
     const llama_pos range_first;
     const std::vector<float> range_weights;
+    const std::vector<llama_pos> again_at;
 
     bool on_device      = false; // is any layer
     uint32_t n_head_max = 0;     // query heads of a layer

@@ -96,6 +96,7 @@ void llama_kv_cache_headkv::reading::require_prompt() const {
     require_tokens(prompt.tokens, prompt.n_tokens);
     if (prompt.n_again > 0) {
         headkv_require_pointer(prompt.again);
+        headkv_require_pointer(prompt.again_at);
         require_tokens(prompt.again, prompt.n_again);
     }
     if (prompt.first < prompt.n_past || prompt.n_weights != n_all - (size_t) prompt.first) {
@@ -197,6 +198,8 @@ void llama_kv_cache_headkv::reading::begin() {
 
     std::vector<float> weights(prompt.weights, prompt.weights + prompt.n_weights);
     headkv_check_weights(weights);
+    std::vector<llama_pos> again(prompt.again_at, prompt.again_at + prompt.n_again);
+    headkv_check_again(again, weights.size());
 
     const uint32_t n_cells = std::min(kv.n_ctx, (uint32_t) GGML_PAD(n_all, 256));
 
@@ -214,7 +217,7 @@ void llama_kv_cache_headkv::reading::begin() {
     }
 
     auto next = std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells, prompt.first,
-                                                  std::move(weights));
+                                                  std::move(weights), std::move(again));
 
     // what stays of the bounded layers; a copy, since it may have to stay again
     headkv_bounded past = kv.kept && n_past > 0 && kv.archived_end ? *kv.archived_end : headkv_bounded(nullptr, false);

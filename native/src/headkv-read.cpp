@@ -125,6 +125,7 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     prompt.weights         = asking.weights.data();
     prompt.n_weights       = asking.weights.size();
     prompt.again           = again.data();
+    prompt.again_at        = asking.again.data();
     prompt.n_again         = again.size();
     prompt.progress        = reading.progress;
     prompt.data            = reading.data;

@@ -49,7 +49,8 @@ void llama_kv_cache_headkv::set_archive(int32_t where, const char * path) {
     archived_end.reset();
 }
 
-void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, const float * weights) {
+void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, const float * weights,
+                                    std::vector<llama_pos> again) {
     if (what < HEADKV_OBSERVE_OFF || what > HEADKV_OBSERVE_ROWS) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no kind of observation %d", what));
     }
@@ -64,6 +65,7 @@ void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, cons
     }
     if (what == HEADKV_OBSERVE_TOKENS) {
         headkv_check_weights(weigh);
+        headkv_check_again(again, n);
     }
     if (kept && what == HEADKV_OBSERVE_TOKENS) {
         observe_tail(first, n);
@@ -81,7 +83,7 @@ void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, cons
         grow(0);
         auto next = std::make_unique<headkv_observer>(what == HEADKV_OBSERVE_ROWS ? headkv_observer::ROWS
                                                                                   : headkv_observer::TOKENS,
-                                                      shapes, n_ctx, first, std::move(weigh));
+                                                      shapes, n_ctx, first, std::move(weigh), std::move(again));
         const std::lock_guard<std::mutex> lock(mutex);
         update_peak(next->size());
         obs = std::move(next);

@@ -57,10 +57,14 @@ int32_t headkv_reserve(llama_context * ctx, int32_t n) {
     });
 }
 
-int32_t headkv_observe(llama_context * ctx, int32_t what, int32_t first, int32_t n, const float * weights) {
+int32_t headkv_observe(llama_context * ctx, int32_t what, int32_t first, int32_t n, const float * weights,
+                       const int32_t * again_at, size_t n_again) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        if (n_again > 0) {
+            headkv_require_pointer(again_at);
+        }
         ctx->synchronize();
-        mem.observe(what, first, n, weights);
+        mem.observe(what, first, n, weights, { again_at, again_at + n_again });
     });
 }
 

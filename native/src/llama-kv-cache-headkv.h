@@ -112,7 +112,7 @@ public:
     //
 
     void expect(int32_t n);
-    void observe(int32_t what, int32_t first, int32_t n, const float * weights);
+    void observe(int32_t what, int32_t first, int32_t n, const float * weights, std::vector<llama_pos> again);
     uint32_t get_observe_limit(uint32_t n_kv) const;
     void compact(const headkv_plan & plan, uint32_t n_threads);
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -110,6 +111,13 @@ inline std::vector<float> turn_weights(int n) {
     return res;
 }
 
+// positions of the tokens that are read once more
+inline std::vector<int32_t> turn_again_at(int n) {
+    std::vector<int32_t> res(n);
+    std::iota(res.begin(), res.end(), 5);
+    return res;
+}
+
 // what headkv_prefill() gets of a turn
 class turn_call {
 public:
@@ -117,6 +125,7 @@ public:
         : ctx(ctx),
           tokens(turn_tokens(turn.n_past, turn.n_prompt, turn.branch)),
           again(turn_tokens(5, 5 + turn.n_again)),
+          again_at(turn_again_at(turn.n_again)),
           weights(turn_weights(turn.n_again > 0 ? turn.n_again : n_turn_observed)),
           plan(ctx, turn.n_prompt) {
         prompt.tokens    = tokens.data();
@@ -128,6 +137,7 @@ public:
         prompt.weights   = weights.data();
         prompt.n_weights = weights.size();
         prompt.again     = again.data();
+        prompt.again_at  = again_at.data();
         prompt.n_again   = again.size();
         prompt.progress  = turn.progress;
         prompt.data      = turn.data;
@@ -137,7 +147,7 @@ public:
 
 private:
     llama_context * ctx;
-    const std::vector<int32_t> tokens, again;
+    const std::vector<int32_t> tokens, again, again_at;
     const std::vector<float> weights;
     const turn_plan plan;
     headkv_prompt prompt = {};
@@ -152,8 +162,9 @@ inline bool turn_compact(llama_context * ctx, const std::vector<int> & p, int br
     llama_memory_t mem = llama_get_memory(ctx);
     const int n_prompt = p.back();
     const auto weights = turn_weights(n_again > 0 ? n_again : n_turn_observed);
-    if (headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt + n_again - weights.size(), weights.size(),
-                       weights.data()) != HEADKV_OK) {
+    const auto again   = turn_again_at(n_again);
+    if (headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt + n_again - weights.size(), weights.size(), weights.data(),
+                       again.data(), again.size()) != HEADKV_OK) {
         return false;
     }
     for (size_t i = 0; i + 1 < p.size(); ++i) {
@@ -161,7 +172,7 @@ inline bool turn_compact(llama_context * ctx, const std::vector<int> & p, int br
             return false;
         }
     }
-    if (n_again > 0) { // the tokens of positions 5 ...
+    if (n_again > 0) {
         llama_batch batch = llama_batch_init(n_again, 0, 1);
         batch.n_tokens    = n_again;
         for (int i = 0; i < n_again; ++i) {

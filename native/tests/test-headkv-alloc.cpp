@@ -121,9 +121,10 @@ static bool prefill(llama_context * ctx) {
 }
 
 static bool observe(llama_context * ctx) {
-    return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) == HEADKV_OK &&
+    return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr, nullptr, 0) ==
+               HEADKV_OK &&
            tiny_model_decode(ctx, n_prompt - n_window, n_window) == 0 &&
-           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK;
+           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr, nullptr, 0) == HEADKV_OK;
 }
 
 // run step() with its N-th allocation failing, N = 1, 2, ...; true from reported() means that the failure was
@@ -266,7 +267,8 @@ int main(int argc, char ** argv) {
         torture(
             "observe", kind,
             [&]() {
-                return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) == HEADKV_OK;
+                return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr, nullptr, 0) ==
+                       HEADKV_OK;
             },
             from_memory, [&]() { return prefill(ctx); }, [&]() { return observe(ctx) && compact() && goes_on(); });
 
@@ -284,7 +286,8 @@ int main(int argc, char ** argv) {
     // the tail becomes a part of the prompt
     constexpr int n_tail = 60, n_asking = 10;
     const auto observe_tail = [&]() {
-        return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt + n_tail, n_asking, nullptr) == HEADKV_OK;
+        return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt + n_tail, n_asking, nullptr, nullptr, 0) ==
+               HEADKV_OK;
     };
     const auto with_tail = [&]() {
         return prefill(ctx) && observe(ctx) && compact() && tiny_model_decode(ctx, n_prompt, n_tail) == 0;
@@ -373,7 +376,7 @@ int main(int argc, char ** argv) {
             "decode under observation", FAIL_BUFFER, [&]() { return observe(ctx); },
             [&]() {
                 // a smaller batch fits what was planned for the one that failed
-                return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) ==
+                return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr, nullptr, 0) ==
                            HEADKV_OK &&
                        tiny_model_decode(ctx, n_prompt - n_window, n_window - 1) == 0 &&
                        llama_memory_seq_rm(llama_get_memory(ctx), 0, n_prompt - n_window, -1);

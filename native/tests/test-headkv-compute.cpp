@@ -57,9 +57,10 @@ static bool compact(llama_context * ctx) {
     const std::vector<int32_t> caps = { 20, 200, 64, 64, 8, 128 };
     const headkv_plan plan          = { n_window, 7, 4, caps.data(), caps.size(), nullptr, 0 };
     return headkv_reserve(ctx, n_prompt) == HEADKV_OK && decode(ctx, 0, n_prompt - n_window) &&
-           headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr) == HEADKV_OK &&
+           headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr, nullptr, 0) ==
+               HEADKV_OK &&
            decode(ctx, n_prompt - n_window, n_window) &&
-           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK &&
+           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr, nullptr, 0) == HEADKV_OK &&
            headkv_compact(ctx, &plan, sizeof(plan)) == HEADKV_OK;
 }
 

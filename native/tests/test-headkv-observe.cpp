@@ -22,18 +22,23 @@ static bool decode(llama_context * ctx, int p0, int n) {
     return tiny_model_decode(ctx, p0, n) == 0;
 }
 
+static const std::vector<float> all_count(n_observed, 1.0f);
+
 // The last tokens of the prompt, decoded in batches of n_batch from position `from` on, n_behind of them no part of it
 // -> [n_head_kv][n_prompt - n_behind], empty if that failed.
-static std::vector<float> observe(llama_context * ctx, int from, int n_batch, int n_behind = 0) {
+static std::vector<float> observe(llama_context * ctx, int from, int n_batch, int n_behind = 0,
+                                  const std::vector<float> & weights    = all_count,
+                                  const std::vector<int32_t> & again_at = {}) {
     bool ok = llama_memory_seq_rm(llama_get_memory(ctx), 0, from, -1) &&
-              headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_observed, n_observed, nullptr) == HEADKV_OK;
+              headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_observed, n_observed, weights.data(),
+                             again_at.data(), again_at.size()) == HEADKV_OK;
     for (int p = from; ok && p < n_prompt; p += n_batch) {
         ok = decode(ctx, p, std::min(n_batch, n_prompt - p));
     }
     ok = ok && (n_behind == 0 || llama_memory_seq_rm(llama_get_memory(ctx), 0, n_prompt - n_behind, -1));
 
     std::vector<float> res((size_t) n_layer * n_head_kv * (n_prompt - n_behind));
-    ok = ok && headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK &&
+    ok = ok && headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr, nullptr, 0) == HEADKV_OK &&
          headkv_get_attention(ctx, res.data(), res.size()) == HEADKV_OK;
     if (!ok) {
         printf("%s\n", headkv_last_error());
@@ -83,6 +88,33 @@ int main() {
     if (after > std::max(before, limit + limit / 16)) { // the observed tokens take a little besides
         printf("FAIL: that is more than it should take\n");
         n_fail++;
+    }
+
+    // the last ones read once more what stands at some positions, and nothing else counts
+    const std::vector<int32_t> again_at = { 5, 6, 700, n_prompt - 100 };
+    std::vector<float> weights(n_observed, 0.0f);
+    std::fill(weights.end() - again_at.size(), weights.end(), 1.0f);
+    const auto all_of     = observe(ctx.get(), n_prompt - 300, 300, again_at.size(), weights);
+    const auto but_copies = observe(ctx.get(), n_prompt - 300, 300, again_at.size(), weights, again_at);
+    if (all_of.empty() || but_copies.size() != all_of.size()) {
+        printf("FAIL: nothing was recorded of what is read once more\n");
+        return 1;
+    }
+    for (size_t i = 0; i < all_of.size(); ++i) {
+        const bool copied  = std::count(again_at.begin(), again_at.end(), (int32_t) (i % (n_prompt - again_at.size())));
+        const float wanted = copied ? 0.0f : all_of[i];
+        if (but_copies[i] != wanted || (copied && all_of[i] == 0.0f)) {
+            printf("FAIL: %g instead of %g was recorded where a copy of %g is looked at\n", but_copies[i], wanted,
+                   all_of[i]);
+            n_fail++;
+        }
+    }
+    for (const std::vector<int32_t> & wrong : { std::vector<int32_t>{ 6, 5 }, { -1 }, std::vector<int32_t>(99, 1) }) {
+        if (headkv_observe(ctx.get(), HEADKV_OBSERVE_TOKENS, 0, n_observed, nullptr, wrong.data(), wrong.size()) !=
+            HEADKV_ERR_ARGUMENT) {
+            printf("FAIL: positions that do not ascend were taken\n");
+            n_fail++;
+        }
     }
 
     double sum = 0.0;

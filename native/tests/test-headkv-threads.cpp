@@ -21,9 +21,10 @@ static std::vector<int32_t> caps = { 20, 100, 64, 64, 8, 128 }; // of three laye
 
 static bool compact(llama_context * ctx, const headkv_plan & plan) {
     return headkv_reserve(ctx, n_prompt) == HEADKV_OK && tiny_model_decode(ctx, 0, n_prompt - n_observed) == 0 &&
-           headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_observed, n_observed, nullptr) == HEADKV_OK &&
+           headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_observed, n_observed, nullptr, nullptr, 0) ==
+               HEADKV_OK &&
            tiny_model_decode(ctx, n_prompt - n_observed, n_observed) == 0 &&
-           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr) == HEADKV_OK &&
+           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr, nullptr, 0) == HEADKV_OK &&
            headkv_compact(ctx, &plan, sizeof(plan)) == HEADKV_OK;
 }
 

@@ -77,6 +77,35 @@ def test_a_question_before_the_document(chat: Llama, document: str) -> None:
     assert "48213" in answer(chat, parts)
 
 
+@pytest.mark.parametrize("scores", ["uniform", None])
+def test_examples_before_the_document_do_not_select_themselves(
+    chat: Llama, document: str, scores: str | None
+) -> None:
+    """What is read once more looks at where it stood, and would keep that: an example was the answer."""
+    codes = {"harbour in Genoa": 55217, "museum in Lyon": 90384, "granary in Ghent": 31566}
+    lines = [
+        f"The access code of the {of} is {n}. {ASK.replace('warehouse in Lisbon', of)}?\nAnswer: {n}"
+        for of, n in codes.items()
+    ]
+    content = [
+        {"type": "text", "text": "Read the text and answer the question at its end.\n\nExamples:\n"},
+        {"type": "text", "text": "\n".join(lines) + "\n\nAnswer with the number only.\n\nText:\n"},
+        {"type": "text", "text": document, "document": True},
+        {"type": "text", "text": f"\n\nQuestion: {ASK}?"},
+    ]
+    given = chat.retention
+    chat.reset()
+    chat.retention = Retention(budget=48, scores=scores)
+    try:
+        reply: Any = chat.create_chat_completion(
+            [{"role": "user", "content": content}], max_tokens=32, temperature=0.0
+        )
+    finally:
+        chat.reset()
+        chat.retention = given
+    assert "48213" in reply["choices"][0]["message"]["content"]
+
+
 def test_a_question_before_the_document_leaves_no_trace(load: Load, tiny_path: Path) -> None:
     """It is read once more, and taken back: the logits are those of the prompt, also of what comes next."""
     llm, full = load(tiny_path, retention=Retention(budget=32)), load(tiny_path, flash_attn=True)

@@ -191,9 +191,10 @@ class Compactor:
         return who_observes(prompt, turn.question, turn.messages, n_last, n_least, n_ctx, n_stay)
 
     @contextmanager
-    def observing(self, first: int, weights: npt.NDArray[np.float32]) -> Iterator[None]:
-        """weights: (n,), of the tokens from position `first` on. Ends when the device has computed them."""
-        native.observe(self.ctx, native.OBSERVE_TOKENS, first, len(weights), weights)
+    def observing(self, seen: Observers) -> Iterator[None]:
+        """Ends when the device has computed them."""
+        n = len(seen.weights)
+        native.observe(self.ctx, native.OBSERVE_TOKENS, seen.first, n, seen.weights, seen.again)
         try:
             yield
         finally:

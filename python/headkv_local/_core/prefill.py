@@ -169,7 +169,8 @@ class PromptReader(GoingBack):
         self._prompts.record = PromptRecord()
         held = self.input_ids[: self.n_tokens].tolist()
         prompt = Pieces((held + tokens)[:n_compacted], self._piece)
-        first, again, weights = compactor.who_observes(prompt, turn, self._n_ctx, n_compacted)[:3]
+        seen = compactor.who_observes(prompt, turn, self._n_ctx, n_compacted)
+        first, again = seen.first, seen.again
         compactor.expect(max(n_prompt, n_compacted + len(again)))
 
         # all observed tokens are decoded under observation, also what of them is in the cache already
@@ -183,7 +184,7 @@ class PromptReader(GoingBack):
 
         progress = Progress(self.on_prefill, len(tokens) + len(again))
         started = perf_counter()
-        with compactor.observing(first, weights):
+        with compactor.observing(seen):
             self._evaluate_observed(tokens[: len(tokens) - n_behind], first, n_prompt, progress)
             logits = self._logits_copy()
             bounded = (
@@ -252,7 +253,7 @@ class PromptReader(GoingBack):
         started = perf_counter()
         self._prompts.record = PromptRecord(policy=compactor.policy, scores_from=compactor.scores_from)
         try:
-            reading = Prompt(whole[n_past:n_compacted], n_past, first, weights, asking)
+            reading = Prompt(whole[n_past:n_compacted], n_past, first, weights, asking, again)
             compactor.prefill(reading, caps, sentence_ends(prompt), progress.reach)
         except BaseException as error:
             self._prompts.record = before

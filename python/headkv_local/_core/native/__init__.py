@@ -9,7 +9,7 @@ through _check(), which raises what the code stands for, with the library's own 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
@@ -131,16 +131,22 @@ def reserve(ctx: int, n: int) -> None:
 
 
 def observe(
-    ctx: int, what: int, first: int = 0, n: int = 0, weights: npt.NDArray[np.float32] | None = None
+    ctx: int,
+    what: int,
+    first: int = 0,
+    n: int = 0,
+    weights: npt.NDArray[np.float32] | None = None,
+    again_at: Sequence[int] = (),
 ) -> None:
     """what: OBSERVE_OFF, OBSERVE_ROWS, or OBSERVE_TOKENS: n of them from position `first` on.
 
-    weights: (n,), each from 0 to 1; None: all are 1.
+    weights: (n,), each from 0 to 1; None: all are 1. again_at: positions that the last of them are copies of.
     """
     flat = ffi.NULL
     if weights is not None:
         flat = ffi.from_buffer("float[]", np.ascontiguousarray(weights, dtype=np.float32))
-    _call("headkv_observe", ctx, what, first, n, flat)
+    copied = ffi.new("int32_t[]", list(again_at))
+    _call("headkv_observe", ctx, what, first, n, flat, copied, len(again_at))
 
 
 def get_observe_limit(ctx: int, n_tokens: int) -> int:

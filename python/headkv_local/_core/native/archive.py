@@ -21,6 +21,7 @@ class Prompt(NamedTuple):
     first: int  # position of the first observed token
     weights: npt.NDArray[np.float32]  # of each observed one
     again: Sequence[int] = ()  # tokens that are read once more, as the last observed ones
+    again_at: Sequence[int] = ()  # their positions
     order: int = ORDER_TOKENS
     panel: int = 0
 
@@ -28,7 +29,8 @@ class Prompt(NamedTuple):
 def prefill(ctx: int, prompt: Prompt, plan: Plan, progress: Callable[[int, int], None]) -> None:
     """Read, select anew, compact. progress: called as (done, total); what it raises ends the reading."""
     raw_plan, _kept = plan.struct(ctx)
-    tokens, again = (np.ascontiguousarray(x, dtype=np.int32) for x in (prompt.tokens, prompt.again))
+    given = (prompt.tokens, prompt.again, prompt.again_at)
+    tokens, again, again_at = (np.ascontiguousarray(x, dtype=np.int32) for x in given)
     weights = np.ascontiguousarray(prompt.weights, dtype=np.float32)
     raised: list[BaseException] = []
 
@@ -47,6 +49,7 @@ def prefill(ctx: int, prompt: Prompt, plan: Plan, progress: Callable[[int, int],
     raw.n_past, raw.order, raw.panel, raw.first = prompt.n_past, prompt.order, prompt.panel, prompt.first
     raw.weights, raw.n_weights = ffi.from_buffer("float[]", weights), weights.size
     raw.again, raw.n_again = ffi.from_buffer("int32_t[]", again), again.size
+    raw.again_at = ffi.from_buffer("int32_t[]", again_at)
     raw.progress = callback
     sizes = (ffi.sizeof("struct headkv_prompt"), ffi.sizeof("struct headkv_plan"))
     try:
