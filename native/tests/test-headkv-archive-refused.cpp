@@ -30,6 +30,7 @@ using change = std::function<void(headkv_prompt &, headkv_plan &)>;
 static void test_prompts(llama_context * ctx) {
     static const int32_t beyond[]   = { 1, 96 };
     static const int32_t negative[] = { 1, -1 };
+    static const int32_t places[]   = { 2, 2 };
     static const float heavy[] = { 1.5f }, nothing[] = { 0.0f }, nan[] = { NAN };
 
     const std::tuple<const char *, int32_t, const char *, change> cases[] = {
@@ -46,7 +47,11 @@ static void test_prompts(llama_context * ctx) {
         { "a negative token", HEADKV_ERR_ARGUMENT, "token -1 is none of the model's",
           [](auto & p, auto &) { p.tokens                                 = negative; } },
         { "such a token once more", HEADKV_ERR_ARGUMENT, "token 96 is none of the model's",
-          [](auto & p, auto &) { p.again                                  = beyond, p.n_again = 2, p.first += 2; } },
+          [](auto & p, auto &) { p.again                                  = p.again_at = beyond, p.n_again = 2, p.first += 2; } },
+        { "tokens once more of nowhere", HEADKV_ERR_ARGUMENT, "NULL",
+          [](auto & p, auto &) { p.again                                  = places, p.n_again = 2, p.first += 2; } },
+        { "tokens once more in no order", HEADKV_ERR_ARGUMENT, "must ascend",
+          [](auto & p, auto &) { p.again                                  = p.again_at = places, p.n_again = 2, p.first += 2; } },
         { "too many tokens", HEADKV_ERR_STATE, "context of 1024 positions is too small",
           [](auto & p, auto &) { p.n_tokens                               = 725; } },
         { "as many as overflow", HEADKV_ERR_STATE, "context of 1024 positions is too small",
