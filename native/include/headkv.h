@@ -135,7 +135,7 @@ struct headkv_prompt {
     size_t n_weights;
 
     // Tokens that are read once more after the prompt, as the last observed ones, and taken back: of a question that
-    // stands before what it asks about. None of them counts for the positions that they stand at: text that comes twice
+    // stands before what it asks about. They count little for the positions that they stand at: text that comes twice
     // looks at where it stood before, whatever it asks. NULL, NULL and 0: none.
     const int32_t * again;    // [n_again]
     const int32_t * again_at; // [n_again] ascending

@@ -122,7 +122,8 @@ void headkv_observer::set_inputs(const headkv_record_inputs & in) const {
         const llama_pos p = aimed.pos[i];
         std::transform(aimed.cells.begin(), aimed.cells.end(), aimed.copied.begin(), &far[i * n_cells],
                        [p, copy = is_copy(p)](llama_pos at, bool copied) {
-                           return at <= p - headkv_gap && !(copy && copied) ? 1.0f : 0.0f;
+                           const float weight = copy && copied ? headkv_copied : 1.0f;
+                           return at <= p - headkv_gap ? weight : 0.0f;
                        });
     }
     ggml_backend_tensor_set(in.far, far.data(), 0, ggml_nbytes(in.far));
