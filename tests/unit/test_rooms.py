@@ -1,4 +1,4 @@
-"""Who imports what: tools -> public modules -> _gguf -> _core -> the native library."""
+"""Who imports what: tools -> public modules -> _gguf -> _core -> the native library. How long a file is."""
 
 from __future__ import annotations
 
@@ -102,3 +102,17 @@ def test_native_folders_include_those_below_them() -> None:
         if found in NATIVE_FOLDERS[NATIVE_FOLDERS.index(path.parent.name) + 1 :]
     ]
     assert above == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "suffixes", "most"),
+    [("native", (".c", ".cpp", ".h", ".cu", ".cuh"), 400), ("python", (".py",), 300)],
+)
+def test_files_are_short(folder: str, suffixes: tuple[str, ...], most: int) -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in suffixes
+    }
+    assert lengths
+    assert {name: n for name, n in lengths.items() if n > most} == {}
