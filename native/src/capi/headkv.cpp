@@ -6,10 +6,8 @@
 #include "llama-context.h"
 #include "llama-impl.h"
 #include "llama-model.h"
-#include "scores/headkv-scores.h"
 
 #include <algorithm>
-#include <cstring>
 #include <new>
 
 static llama_kv_cache_headkv & require_mem(const llama_context * ctx) {
@@ -201,69 +199,4 @@ int32_t headkv_cancel(llama_context * ctx) {
 
 int32_t headkv_cancel_clear(llama_context * ctx) {
     return guard_found(ctx, [](llama_kv_cache_headkv & mem) { mem.canceller.cancelled = false; });
-}
-
-//
-// head scores
-//
-
-int32_t headkv_scores_load(const char * path, headkv_scores ** scores) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(scores);
-        *scores = nullptr;
-        headkv_require_pointer(path);
-        *scores = new headkv_scores(headkv_scores::load(path));
-    });
-}
-
-void headkv_scores_free(headkv_scores * scores) {
-    delete scores;
-}
-
-int32_t headkv_scores_get_info(const headkv_scores * scores, headkv_scores_info * info, size_t size) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(scores);
-        headkv_require_pointer(info);
-        headkv_require_size(size, sizeof(*info));
-        *info = { scores->n_layer, scores->n_head, scores->n_head_kv, scores->window,
-                  scores->kernel,  scores->sinks,  scores->beta,      (int64_t) scores->texts.size() };
-    });
-}
-
-int32_t headkv_scores_get(const headkv_scores * scores, float * w, size_t n) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(scores);
-        headkv_require_pointer(w);
-        headkv_require_size(n, scores->scores.size());
-        std::copy(scores->scores.begin(), scores->scores.end(), w);
-    });
-}
-
-int32_t headkv_scores_get_layers(const headkv_scores * scores, int32_t * layers, size_t n) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(scores);
-        headkv_require_pointer(layers);
-        headkv_require_size(n, scores->layers.size());
-        std::copy(scores->layers.begin(), scores->layers.end(), layers);
-    });
-}
-
-const char * headkv_scores_key(const headkv_scores * scores, int64_t i) {
-    return scores && i >= 0 && i < (int64_t) scores->texts.size() ? scores->texts[i].first.c_str() : nullptr;
-}
-
-const char * headkv_scores_text(const headkv_scores * scores, int64_t i) {
-    return scores && i >= 0 && i < (int64_t) scores->texts.size() ? scores->texts[i].second.c_str() : nullptr;
-}
-
-int32_t headkv_model_id(const char * path, char * id, size_t size) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(path);
-        headkv_require_pointer(id);
-        const std::string res = headkv_model_id(path);
-        if (size < res.size() + 1) {
-            throw headkv_error(HEADKV_ERR_ARGUMENT, format("the id needs %zu bytes, not %zu", res.size() + 1, size));
-        }
-        memcpy(id, res.c_str(), res.size() + 1);
-    });
 }

@@ -1,7 +1,6 @@
 #include "scores/headkv-caps.h"
 
 #include "base/headkv-error.h"
-#include "base/headkv-guard.h"
 #include "llama-impl.h"
 #include "scores/headkv-budget.h"
 #include "scores/headkv-scores.h"
@@ -299,53 +298,7 @@ std::vector<int32_t> headkv_make_caps(const headkv_retention & retention, const 
     return rounded(std::move(exact), total, n_prompt);
 }
 
-//
-// the part of headkv.h that is about budgets
-//
-
-int32_t headkv_init_retention(headkv_retention * retention, size_t size, const headkv_scores * scores) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(retention);
-        headkv_require_size(size, sizeof(*retention));
-        *retention         = {};
-        retention->entries = 128;
-        retention->beta    = scores && scores->beta > 1.0f ? scores->beta : 1.3;
-        retention->window  = scores && scores->window >= 1 ? scores->window : 8;
-        retention->kernel  = scores && scores->kernel >= 1 ? scores->kernel : 29;
-        retention->sinks   = scores && scores->sinks >= 0 ? scores->sinks : 4;
-        retention->observe = 128;
-        retention->file    = scores;
-    });
-}
-
-int32_t headkv_check_retention(const headkv_retention * retention, size_t size) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(retention);
-        headkv_require_size(size, sizeof(*retention));
-        headkv_check_retention(*retention);
-    });
-}
-
-int32_t headkv_get_caps(const headkv_retention * retention, size_t size, const headkv_layer * layers, size_t n_layers,
-                        int64_t bounded_bytes, int32_t n_prompt, int32_t * caps, size_t n) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(retention);
-        headkv_require_size(size, sizeof(*retention));
-        headkv_require_pointer(layers);
-        headkv_require_pointer(caps);
-        const auto res = headkv_make_caps(*retention, layers, n_layers, bounded_bytes, n_prompt);
-        headkv_require_length(n, res.size());
-        std::copy(res.begin(), res.end(), caps);
-    });
-}
-
-int32_t headkv_match_scores(const int32_t * scored, size_t n_scored, int32_t n_head, int32_t n_head_kv,
-                            const headkv_layer * layers, size_t n_layers, int32_t * rows) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(scored);
-        headkv_require_pointer(layers);
-        headkv_require_pointer(rows);
-        const auto res = match({ scored, scored + n_scored }, n_head, n_head_kv, heads_of(layers, n_layers, 0));
-        std::copy(res.begin(), res.end(), rows);
-    });
+std::vector<int32_t> headkv_match_rows(const std::vector<int32_t> & scored, int32_t n_head, int32_t n_head_kv,
+                                       const headkv_layer * layers, size_t n_layers) {
+    return match(scored, n_head, n_head_kv, heads_of(layers, n_layers, 0));
 }

@@ -14,3 +14,7 @@ void headkv_check_retention(const headkv_retention & retention);
 // throws headkv_error for a retention that does not fit the layers, or is too small
 std::vector<int32_t> headkv_make_caps(const headkv_retention & retention, const headkv_layer * layers, size_t n_layers,
                                       int64_t bounded_bytes, int32_t n_prompt);
+
+// Which rows of scores of the layers `scored` are of these layers. Throws headkv_error where they do not fit.
+std::vector<int32_t> headkv_match_rows(const std::vector<int32_t> & scored, int32_t n_head, int32_t n_head_kv,
+                                       const headkv_layer * layers, size_t n_layers);

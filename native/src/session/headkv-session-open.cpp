@@ -165,7 +165,7 @@ static void read_into(llama_context * ctx, llama_kv_cache_headkv & mem, headkv_s
     require_part(ctx, file, HEADKV_PART_END, "end");
 }
 
-static void open_session(llama_context * ctx, llama_kv_cache_headkv & mem, const char * path, const char * model_path,
+void headkv_open_session(llama_context * ctx, llama_kv_cache_headkv & mem, const char * path, const char * model_path,
                          int32_t * tokens, size_t * n_tokens) {
     headkv_session_reader file(path, section_names);
     const held_session held = read_small(ctx, mem.get_shapes()[0], file, model_path);
@@ -188,15 +188,4 @@ static void open_session(llama_context * ctx, llama_kv_cache_headkv & mem, const
     }
     std::copy(held.tokens.begin(), held.tokens.end(), tokens);
     *n_tokens = held.tokens.size();
-}
-
-int32_t headkv_session_open(llama_context * ctx, const char * path, const char * model_path, int32_t * tokens,
-                            size_t * n_tokens) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(path);
-        headkv_require_pointer(model_path);
-        headkv_require_pointer(tokens);
-        headkv_require_pointer(n_tokens);
-        open_session(ctx, headkv_require_mem(ctx), path, model_path, tokens, n_tokens);
-    });
 }

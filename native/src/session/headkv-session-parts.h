@@ -1,6 +1,6 @@
 #pragma once
 
-// What saving and opening a session have in common.
+// Saving and opening a session, and what they have in common.
 
 #include "base/headkv-error.h"
 #include "base/headkv-guard.h"
@@ -64,8 +64,7 @@ inline std::string headkv_name_of(const llama_model & model, const std::string &
     return std::string(name) + " (" + path.substr(path.find_last_of('/') + 1) + ")";
 }
 
-inline llama_kv_cache_headkv & headkv_require_mem(llama_context * ctx) {
-    headkv_require_ok(headkv_supported(ctx));
-    ctx->synchronize();
-    return *llama_kv_cache_headkv::find(ctx->get_memory());
-}
+// Both throw headkv_error, std::bad_alloc.
+void headkv_save_session(llama_context * ctx, llama_kv_cache_headkv & mem, const headkv_session & s, const char * path);
+void headkv_open_session(llama_context * ctx, llama_kv_cache_headkv & mem, const char * path, const char * model_path,
+                         int32_t * tokens, size_t * n_tokens);

@@ -62,7 +62,8 @@ static std::string absolute(const char * path) {
     return res;
 }
 
-static void save(llama_context * ctx, llama_kv_cache_headkv & mem, const headkv_session & s, const char * path) {
+void headkv_save_session(llama_context * ctx, llama_kv_cache_headkv & mem, const headkv_session & s,
+                         const char * path) {
     const headkv_stats stats = headkv_stats_of(ctx);
     if (s.n_tokens < 1 || (int64_t) s.n_tokens != stats.n_tokens) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("the context holds %lld tokens, not the %zu that were given",
@@ -115,14 +116,4 @@ static void save(llama_context * ctx, llama_kv_cache_headkv & mem, const headkv_
         file.section("end", end.data(), end.size());
     }
     file.commit();
-}
-
-int32_t headkv_session_save(llama_context * ctx, const char * path, const headkv_session * session, size_t size) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(path);
-        headkv_require_pointer(session);
-        headkv_require_size(size, sizeof(*session));
-        headkv_require_pointer(session->model_path);
-        save(ctx, headkv_require_mem(ctx), *session, path);
-    });
 }

@@ -1,7 +1,6 @@
 #include "text/headkv-text.h"
 
 #include "base/headkv-error.h"
-#include "base/headkv-guard.h"
 #include "llama-impl.h"
 #include "llama-vocab.h"
 
@@ -284,64 +283,4 @@ void headkv_asking::stay_at(int32_t n) {
         first  = std::max(first, n);
         n_stay = n;
     }
-}
-
-//
-// the part of headkv.h that is about text
-//
-
-int32_t headkv_get_sentences(const headkv_text * text, size_t size, uint8_t * ends, size_t n) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(text);
-        headkv_require_size(size, sizeof(*text));
-        const headkv_text_view view(*text);
-        headkv_require_length(n, view.n_tokens());
-        if (n > 0) {
-            headkv_require_pointer(ends);
-            view.sentence_ends(ends);
-        }
-    });
-}
-
-int32_t headkv_get_question(const headkv_text * text, size_t size, int32_t start, int32_t stop, int32_t n_last,
-                            headkv_part * parts, size_t * n) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(text);
-        headkv_require_size(size, sizeof(*text));
-        headkv_require_pointer(parts);
-        headkv_require_pointer(n);
-        const auto res = headkv_text_view(*text).question(start, stop, n_last);
-        if (*n < res.size()) {
-            throw headkv_error(HEADKV_ERR_ARGUMENT, format("there are %zu parts, not %zu", res.size(), *n));
-        }
-        std::copy(res.begin(), res.end(), parts);
-        *n = res.size();
-    });
-}
-
-int32_t headkv_get_observers(const headkv_part * question, size_t n_question, int32_t n_prompt, int32_t n_least,
-                             int32_t n_room, int32_t n_stay, headkv_observers * res, size_t size) {
-    return headkv_guard([&]() {
-        headkv_require_pointer(question);
-        headkv_require_pointer(res);
-        headkv_require_size(size, sizeof(*res));
-        headkv_asking asking(question, n_question, n_prompt, n_least, n_room);
-        if (n_stay < 0 || n_stay >= n_prompt) {
-            throw headkv_error(HEADKV_ERR_ARGUMENT, format("%d of %d tokens cannot stay", n_stay, n_prompt));
-        }
-        asking.stay_at(n_stay);
-        if (res->weights) {
-            headkv_require_length(res->n_weights, asking.weights.size());
-            std::copy(asking.weights.begin(), asking.weights.end(), res->weights);
-        }
-        if (res->again) {
-            headkv_require_length(res->n_again, asking.again.size());
-            std::copy(asking.again.begin(), asking.again.end(), res->again);
-        }
-        res->first      = asking.first;
-        res->n_left_out = asking.n_left_out;
-        res->n_stay     = asking.n_stay;
-        res->n_weights  = asking.weights.size();
-        res->n_again    = asking.again.size();
-    });
 }
