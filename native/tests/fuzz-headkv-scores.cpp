@@ -7,8 +7,8 @@
 // Anything but a result that keeps what headkv-scores.h promises, or a headkv_error, ends the process. So does any
 // line that gguf.h logs: what it would complain of is to be found before.
 
-#include "headkv-error.h"
-#include "headkv-scores.h"
+#include "base/headkv-error.h"
+#include "scores/headkv-scores.h"
 
 #include "ggml.h"
 

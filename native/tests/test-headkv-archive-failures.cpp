@@ -3,7 +3,7 @@
 // not happen: its tokens, its mask, what is in its archive.
 
 #include "archive-turn.h"
-#include "headkv-queue.h"
+#include "prefill/headkv-queue.h"
 
 #include <dlfcn.h>
 

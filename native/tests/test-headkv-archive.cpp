@@ -2,7 +2,7 @@
 // compacted, bit by bit; what is kept is what headkv_compact() keeps of the same tokens; what cannot be is refused.
 
 #include "archive-turn.h"
-#include "headkv-queue.h"
+#include "prefill/headkv-queue.h"
 
 #include <algorithm>
 #include <sstream>

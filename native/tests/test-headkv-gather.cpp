@@ -1,7 +1,7 @@
 // headkv_gather: rows moved by a graph, on the CPU and on every GPU there is, against a plain copy byte by byte.
 
-#include "headkv-error.h"
-#include "headkv-gather.h"
+#include "base/headkv-error.h"
+#include "rows/headkv-gather.h"
 
 #include "ggml-backend.h"
 

@@ -1,7 +1,7 @@
 // headkv_regex against std::regex: every expression of llama.cpp's tokenizers, on random text that std::regex survives,
 // and runs of characters that it does not.
 
-#include "headkv-regex.h"
+#include "text/headkv-regex.h"
 
 #include <cstdio>
 #include <fstream>

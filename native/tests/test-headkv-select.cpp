@@ -1,7 +1,7 @@
 // headkv_vote() and headkv_select() against the same, written the slow and plain way.
 // With --bench: the time it takes for the heads of a model with long prompts.
 
-#include "headkv-select.h"
+#include "select/headkv-select.h"
 
 #include <algorithm>
 #include <chrono>

@@ -1,6 +1,7 @@
 #pragma once
 
-// A tiny random model, written as a GGUF file: llama, or gemma2 with sliding windows in every other layer.
+// A tiny random model, written as a GGUF file: llama; gemma2 with sliding windows in every other layer; or lfm2 with
+// recurrent layers, and sliding windows in the others.
 
 #include "ggml-cpp.h"
 #include "gguf.h"
@@ -14,6 +15,7 @@
 #include <cstdlib>
 #include <random>
 #include <string>
+#include <vector>
 
 struct tiny_model_params {
     int n_vocab   = 96;
@@ -24,6 +26,7 @@ struct tiny_model_params {
     int d_head    = 64;
     int n_ff      = 64;
     bool windows  = false; // of 64 tokens, in layers 0, 2, ...
+    bool hybrid   = false; // recurrent layers 0, 2, ..., windows in the others
 };
 
 inline llama_token tiny_model_token_at(int pos) {
@@ -50,7 +53,8 @@ inline void tiny_model_write(const char * path, const tiny_model_params & p = {}
     const int n_embd     = p.n_head * p.d_head;
     const int n_embd_gqa = p.n_head_kv * p.d_head;
 
-    const std::string arch = p.windows ? "gemma2" : "llama";
+    const std::string arch  = p.hybrid ? "lfm2" : p.windows ? "gemma2" : "llama";
+    const auto is_recurrent = [&](int il) { return p.hybrid && il % 2 == 0; };
 
     gguf_context_ptr gguf(gguf_init_empty());
     const auto set = [&](const char * key, uint32_t value) {
@@ -63,12 +67,20 @@ inline void tiny_model_write(const char * path, const tiny_model_params & p = {}
     set("block_count", p.n_layer);
     set("feed_forward_length", p.n_ff);
     set("attention.head_count", p.n_head);
-    set("attention.head_count_kv", p.n_head_kv);
+    std::vector<uint32_t> n_head_kv;
+    for (int il = 0; il < p.n_layer; ++il) {
+        n_head_kv.push_back(is_recurrent(il) ? 0 : p.n_head_kv);
+    }
+    gguf_set_arr_data(gguf.get(), (arch + ".attention.head_count_kv").c_str(), GGUF_TYPE_UINT32, n_head_kv.data(),
+                      n_head_kv.size());
     set("attention.key_length", p.d_head);
     set("attention.value_length", p.d_head);
     gguf_set_val_f32(gguf.get(), (arch + ".attention.layer_norm_rms_epsilon").c_str(), 1e-5f);
-    if (p.windows) {
+    if (p.windows || p.hybrid) {
         set("attention.sliding_window", 64);
+    }
+    if (p.hybrid) {
+        set("shortconv.l_cache", 3);
     }
     gguf_set_val_str(gguf.get(), "tokenizer.ggml.model", "no_vocab");
 
@@ -90,17 +102,27 @@ inline void tiny_model_write(const char * path, const tiny_model_params & p = {}
     const float s = 1.5f / sqrtf(n_embd);
 
     add("token_embd.weight", n_embd, p.n_vocab, 0.0f, 1.0f);
-    add("output_norm.weight", n_embd, 0, 1.0f, 0.1f);
+    add(p.hybrid ? "token_embd_norm.weight" : "output_norm.weight", n_embd, 0, 1.0f, 0.1f);
     if (!p.windows) { // else that of the embeddings
         add("output.weight", n_embd, p.n_vocab, 0.0f, s);
     }
     for (int il = 0; il < p.n_layer; ++il) {
         const std::string b = "blk." + std::to_string(il) + ".";
         add(b + "attn_norm.weight", n_embd, 0, 1.0f, 0.1f);
-        add(b + "attn_q.weight", n_embd, n_embd, 0.0f, s);
-        add(b + "attn_k.weight", n_embd, n_embd_gqa, 0.0f, s);
-        add(b + "attn_v.weight", n_embd, n_embd_gqa, 0.0f, s);
-        add(b + "attn_output.weight", n_embd, n_embd, 0.0f, s);
+        if (is_recurrent(il)) {
+            add(b + "shortconv.conv.weight", 3, n_embd, 0.0f, 0.5f);
+            add(b + "shortconv.in_proj.weight", n_embd, 3 * n_embd, 0.0f, s);
+            add(b + "shortconv.out_proj.weight", n_embd, n_embd, 0.0f, s);
+        } else {
+            add(b + "attn_q.weight", n_embd, n_embd, 0.0f, s);
+            add(b + "attn_k.weight", n_embd, n_embd_gqa, 0.0f, s);
+            add(b + "attn_v.weight", n_embd, n_embd_gqa, 0.0f, s);
+            add(b + "attn_output.weight", n_embd, n_embd, 0.0f, s);
+        }
+        if (p.hybrid && !is_recurrent(il)) {
+            add(b + "attn_q_norm.weight", p.d_head, 0, 1.0f, 0.1f);
+            add(b + "attn_k_norm.weight", p.d_head, 0, 1.0f, 0.1f);
+        }
         if (p.windows) {
             add(b + "post_attention_norm.weight", n_embd, 0, 1.0f, 0.1f);
             add(b + "post_ffw_norm.weight", n_embd, 0, 1.0f, 0.1f);

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from . import devices
+from ._core import aside, sessions
 from ._core.bounded import Bounded
+from ._core.chats import Chats
 from ._core.compactor import Compactor, small_at_first
 from ._core.folding import Folding
 from ._core.lifetime import Lifetime
@@ -24,9 +25,10 @@ from ._core.load import (
     require_last_logits,
 )
 from ._core.memory import with_context
+from ._core.messages import Chatting
 from ._core.prompts import PromptTracker
-from ._core.sessions import Resuming
 from ._core.snapshot import native_stats, stock_stats
+from ._core.threads import Threads
 from .budgets import ModelShape
 from .errors import ArgumentError, StateError, UnsupportedError
 from .retention import Retention
@@ -35,7 +37,10 @@ from .stats import CacheStats
 __all__ = ["Llama", "explained_load_errors"]
 
 
-class Llama(Resuming):
+_Self = TypeVar("_Self", bound="Llama")
+
+
+class Llama(Chatting):
     """A llama_cpp.Llama whose KV heads each keep only their share of a prompt.
 
     When generate() (and all that is built on it) or prefill() has read a prompt, the KV cache is
@@ -83,13 +88,15 @@ class Llama(Resuming):
         kwargs["flash_attn"] = flash_attn
         refuse_what_cannot_be(model_path, retention, kwargs)
         kwargs = arguments_of(retention, kwargs)
-        self._choose_threads(kwargs)
+        self._threads = Threads(kwargs)
         devices.check_before_loading(kwargs)
         if not kwargs.get("vocab_only"):
             kwargs = with_context(os.fspath(model_path), retention, kwargs)
         self.on_prefill = on_prefill
-        # with the compactor, once there is a context, the parts that a Llama has
-        self._lifetime, self._prompts, self._rendering = Lifetime(), PromptTracker(), threading.local()
+        # the parts that a Llama has, with those that need a context
+        self._lifetime = Lifetime(aside.set_aside, aside.bring_back)
+        self._prompts, self._chats = PromptTracker(), Chats()
+        self._session_messages: list[Any] = []
         with explained_load_errors() as lines, small_at_first(retention):
             try:
                 super().__init__(os.fspath(model_path), verbose=verbose, **kwargs)
@@ -120,7 +127,7 @@ class Llama(Resuming):
     def __getstate__(self) -> dict[str, Any]:
         self._lifetime.require_open()
         state: dict[str, Any] = super().__getstate__()
-        if self._free_cores is not None:  # left open, also where it is loaded
+        if self._threads.cores is not None:  # also where it is loaded
             state |= {"n_threads": None}
         return state | {"retention": self.retention, "on_prefill": self.on_prefill}
 
@@ -228,3 +235,58 @@ class Llama(Resuming):
         finally:
             with suppress(StateError), self._using():  # unless it was closed meanwhile
                 self._compactor.end_rows()
+
+    @property
+    def session_messages(self) -> list[Any]:
+        """The chat messages that came with the session that was opened last; empty without one."""
+        return list(self._session_messages)
+
+    def save_session(
+        self,
+        path: str | os.PathLike[str],
+        light: bool = False,
+        messages: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Write a file that open_session() goes on from, without reading the prompt again.
+
+        It holds tokens, kept rows and tail, all rows in the archive, settings, and the model's identity. It
+        appears whole or not at all: an earlier session of that name is there until then.
+
+        light: leave out the archive, and what it takes to go back to the prompt's end. Later turns are then
+            read against what was kept.
+        messages: of the chat, for whoever opens the session; anything that JSON can hold.
+
+        Raises SessionError for a file that cannot be written, or a name that is another file's; StateError
+        for an empty context; UnsupportedError for one that can never be compacted; ArgumentError for
+        messages that are none.
+        """
+        sessions.save(self, path, light, messages)
+
+    @classmethod
+    def open_session(
+        cls: type[_Self],
+        path: str | os.PathLike[str],
+        model_path: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> _Self:
+        """A Llama that goes on where the one that saved the session was. Nothing is read again.
+
+        model_path: where the model is now; None: where it was. It must be the same model.
+        kwargs: as for the constructor. What is not given is as it was: retention, n_ctx, the types of K and
+            V and whatever else rows depend on. A retention without an archive leaves out the session's.
+
+        Logits are those that the saving Llama would have computed, bit for bit on the same CPU with the same
+        settings, until its next fold, which may come some tokens later here. Raises SessionError for a file
+        that is damaged, of another format or model, or does not fit into the context, and what the
+        constructor raises. A session names files, its model and the archive: of one from others, give
+        model_path and retention.
+        """
+        llm: _Self = sessions.open_with(cls, path, model_path, kwargs)
+        return llm
+
+    def load_session(self, path: str | os.PathLike[str]) -> None:
+        """As open_session(), in this Llama, with its own settings.
+
+        A SessionError leaves the context as it was; empty, where a file without damage says what cannot be.
+        """
+        sessions.load(self, path)

@@ -1,16 +1,32 @@
-"""Who may import what: tools -> public modules -> _gguf -> _core -> the native library."""
+"""Who imports what: tools -> public modules -> _gguf -> _core -> the native library. How long a file is."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "python" / "headkv_local"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "python" / "headkv_local"
 TOOLS = ("bench", "chat", "cli", "demo", "doctor", "eval", "scoresfile", "scoring", "sdk", "server")
 NATIVE = "_core.native"
+NATIVE_SOURCES = ROOT / "native" / "src"
+NATIVE_FOLDERS = (  # a file includes those of its own folder, and of folders before that
+    "base",
+    "text",
+    "scores",
+    "slice",
+    "rows",
+    "observe",
+    "select",
+    "cache",
+    "prefill",
+    "session",
+    "capi",
+)
 
 
 def imported(source: str, module: str, is_package: bool = False) -> Iterator[str]:
@@ -74,3 +90,29 @@ def test_nothing_below_the_tools_knows_them() -> None:
         if name.split(".")[0] not in TOOLS and one.split(".")[0] in TOOLS
     ]
     assert above == []
+
+
+def test_native_folders_include_those_below_them() -> None:
+    sources = [path for path in NATIVE_SOURCES.rglob("*") if path.is_file()]
+    assert {str(path.parent.relative_to(NATIVE_SOURCES)) for path in sources} == set(NATIVE_FOLDERS)
+    above = [
+        f"{path.name} includes {found}/"
+        for path in sources
+        for found in re.findall(r'^#include "(\w+)/', path.read_text(encoding="utf-8"), re.MULTILINE)
+        if found in NATIVE_FOLDERS[NATIVE_FOLDERS.index(path.parent.name) + 1 :]
+    ]
+    assert above == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "suffixes", "most"),
+    [("native", (".c", ".cpp", ".h", ".cu", ".cuh"), 400), ("python", (".py",), 300)],
+)
+def test_files_are_short(folder: str, suffixes: tuple[str, ...], most: int) -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in suffixes
+    }
+    assert lengths
+    assert {name: n for name, n in lengths.items() if n > most} == {}

@@ -70,7 +70,7 @@ def test_where_the_result_depends_on_threads_their_number_stays(
 ) -> None:
     """Also right after it did not: a full cache that grows past what one thread looks at alone."""
     llm = load(tiny_path, n_threads=None, flash_attn=True, retention=retention)
-    cores = llm._free_cores
+    cores = llm._threads.cores
     assert cores is not None
     cores.default, cores.threads = 2, lambda: 1
     used = {}
@@ -80,4 +80,4 @@ def test_where_the_result_depends_on_threads_their_number_stays(
         llm.eval([token])
         used[n] = llama_cpp.llama_n_threads(llm._ctx.ctx)
     assert used == {n: 2 if n >= 256 and retention is None else 1 for n in range(250, 262)}
-    assert pickle.loads(pickle.dumps(llm))._free_cores is not None
+    assert pickle.loads(pickle.dumps(llm))._threads.cores is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
@@ -12,37 +13,40 @@ import numpy.typing as npt
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from ..errors import ArgumentError, Cancelled, ContextFullError, StateError, UnsupportedError
-from ..machine import default_threads
 from .bounded import Bounded, Snapshot
 from .compactor import Compactor
 from .failures import decode_error
 from .lifetime import Closed, Lifetime
 from .logging import collected_errors
-from .threads import FreeCores
+from .threads import Threads
 from .turns import Turn
 
 _ONE_PART = 256  # cells of a full cache that one thread looks at alone, whatever their number
+
+
+@dataclass
+class _Step:
+    """What is decoded now."""
+
+    piece: Sequence[int] = ()
+    before: Snapshot | None = None
+    """What bounded layers held before it."""
 
 
 class Decoder(llama_cpp.Llama):  # type: ignore[misc]
     """Whatever goes wrong in eval(): n_tokens and the KV cache agree, and the next call works."""
 
     _lifetime: Lifetime
+    _threads: Threads
     _compactor: Compactor
+    _bounded: Bounded
 
     n_tokens: int
     _requires_eval: bool
     input_ids: npt.NDArray[np.intc]
     scores: npt.NDArray[np.single]
 
-    _bounded: Bounded
-    _step: tuple[Sequence[int], Snapshot | None] = (
-        [],
-        None,
-    )  # what is decoded now, and bounded layers before it
-
     _n_logits = 0  # tokens that the last decode has left logits of
-    _free_cores: FreeCores | None = None  # where the caller leaves the number of threads open
 
     def close(self) -> None:
         """Free model and context. Every later call raises StateError; closing twice is fine.
@@ -83,12 +87,6 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
         """Use the context, see Lifetime.used()."""
         return self._lifetime.used(self, turn, beside)
 
-    def _set_aside(self, turn: Turn) -> None:
-        raise NotImplementedError
-
-    def _bring_back(self, turn: Turn) -> None:
-        raise NotImplementedError
-
     def _has_tokenizer(self) -> bool:
         return bool(llama_cpp.llama_vocab_type(self._model.vocab) != llama_cpp.LLAMA_VOCAB_TYPE_NONE)
 
@@ -115,26 +113,14 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
             text: bytes = super().detokenize(*args, **kwargs)
             return text
 
-    def _choose_threads(self, kwargs: dict[str, Any]) -> None:
-        """For llama_cpp's constructor, which would take half of the machine's CPUs."""
-        if not kwargs.get("n_threads"):
-            self._free_cores = FreeCores()
-        for name in ("n_threads", "n_threads_batch"):
-            kwargs[name] = kwargs.get(name) or default_threads()
-
-    def _fit_threads(self) -> None:
-        """Before a token is decoded. Not where the result would depend on it: flash attention over more
-        cells, also those of a sliding window, adds up as many parts as there are threads."""
-        cores = self._free_cores
-        if cores is None or cores.default == 1:
-            return
-        free = (
+    def _adds_up_alike(self) -> bool:
+        """Whether any number of threads decodes a token to the same logits: flash attention over more cells,
+        also those of a sliding window, adds up as many parts as there are threads."""
+        return (
             self.n_tokens < _ONE_PART
             or not self.context_params.flash_attn_type
             or (self._compactor.n_compacted > 0 and self._bounded.window == 0)
         )
-        n_threads = cores.threads() if free else cores.default
-        llama_cpp.llama_set_n_threads(self._ctx.ctx, n_threads, self.n_threads_batch)
 
     def _wait(self) -> None:
         """Until all that was asked for is computed: a decode returns while a GPU is still at it."""
@@ -170,19 +156,19 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
         """Evaluate in pieces of n_batch tokens. done: called with the size of each piece."""
         self._require_known(tokens)
         self._require_room(len(tokens))
-        with self._in_step():
+        with self._in_step() as step:
             for start in range(0, len(tokens), self.n_batch):
                 if self._lifetime.cancelled:
                     raise Cancelled("cancelled")
                 piece = tokens[start : start + self.n_batch]
                 self._n_logits = 0
                 if len(piece) == 1:
-                    self._fit_threads()
+                    self._threads.fit(self._ctx.ctx, self._adds_up_alike)
                 # a single token is not worth a copy of a recurrent state: the native library finishes it
                 before = self._bounded.snapshot() if self._bounded.recurrent and len(piece) > 1 else None
-                self._step = piece, before
+                step.piece, step.before = piece, before
                 super().eval(piece)
-                self._step = [], None
+                step.piece, step.before = [], None
                 self._n_logits = len(piece) if self._logits_all else 1
                 done(len(piece))
 
@@ -221,33 +207,33 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
         self._requires_eval = True
         return True
 
-    def _drop_unfinished(self) -> None:
+    def _drop_unfinished(self, step: _Step) -> None:
         """After a decode that failed: n_tokens and the memory agree again, and nothing that was read is lost.
 
         llama.cpp has taken back the ubatch that failed, but from a recurrent state it cannot. What of the
         piece was decoded before that stays where a sliding window cannot go back so far.
         """
-        (piece, before), self._step = self._step, ([], None)
-        if before is not None:
-            self._bounded.put_back(before)
+        if step.before is not None:
+            self._bounded.put_back(step.before)
         elif not self._bounded.reaches(self.n_tokens):
-            n_more = min(max(0, self._bounded.n_held - self.n_tokens), len(piece))
-            self.input_ids[self.n_tokens : self.n_tokens + n_more] = piece[:n_more]
+            n_more = min(max(0, self._bounded.n_held - self.n_tokens), len(step.piece))
+            self.input_ids[self.n_tokens : self.n_tokens + n_more] = step.piece[:n_more]
             self.n_tokens += n_more
         if not self._truncate(self.n_tokens):
             self.reset()
 
     @contextmanager
-    def _in_step(self) -> Iterator[None]:
+    def _in_step(self) -> Iterator[_Step]:
         """If decoding fails, drop what n_tokens does not count, and say what went wrong."""
+        step = _Step()
         try:
             with collected_errors() as lines:
-                yield
+                yield step
         except BaseException as error:
             raised = decode_error(error, lines)
             if isinstance(raised, Cancelled):
                 self._lifetime.forget_cancel()
-            self._drop_unfinished()
+            self._drop_unfinished(step)
             if raised is error:
                 raise
             raise raised from error

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llama_cpp.llama import LlamaState
 
-from ..errors import Cancelled, ContextFullError, HeadKVError, StateError, StateMismatchError
+from ..errors import ContextFullError, HeadKVError, StateError
 from ..stats import PromptRecord
-from . import states
+from . import aside, states
+from .chats import Chats
 from .prefill import PromptReader
 from .turns import Turn
 
 _TOO_LONG = re.compile(r"Requested tokens \((\d+)\) exceed context window of (\d+)")
 
 
-@dataclass
-class _Aside:
-    """What a suspended stream needs to go on."""
-
-    state: LlamaState
-    prompt: PromptRecord
-    sampler: Any
-    n_logits: int
-    cancelled: bool
-
-
 class Generating(PromptReader):
     """A PromptReader whose generations do not mix, in whatever threads they run."""
 
-    _rendering: threading.local  # .chat: what create_chat_completion() tells the calls it makes
+    _chats: Chats
     _completion: Turn | None = None  # whose generate() comes next
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
@@ -89,13 +77,7 @@ class Generating(PromptReader):
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         self._lifetime.require_open()
-        turn = Turn()
-        chat = getattr(self._rendering, "chat", None)
-        if chat is not None:
-            turn.rewritten = chat.rewritten
-            if chat.n_unstable:
-                turn.n_stable = len(kwargs["prompt"]) - chat.n_unstable
-            turn.messages = chat.messages
+        turn = self._chats.turn(kwargs.get("prompt", ()))
         return self._completed(turn, super()._create_completion(*args, **kwargs), bool(kwargs.get("stream")))
 
     def _completed(
@@ -156,40 +138,5 @@ class Generating(PromptReader):
         """
         with self._using():
             states.require_fitting(self, state)
-            self._restore(state, vars(state).get("headkv_prompt", PromptRecord()))
+            aside.restore(self, state, vars(state).get("headkv_prompt", PromptRecord()))
             self._seed = state.seed
-
-    def _restore(self, state: LlamaState, prompt: PromptRecord) -> None:
-        self.reset()
-        self._n_logits = 0  # whatever there was of them
-        states.restore(self, state)
-        self._compactor.forget_caps()
-        self._prompts.record = prompt
-
-    def _set_aside(self, turn: Turn) -> None:
-        cancelled = self._lifetime.cancelled
-        self._prompts.announced()
-        self._lifetime.forget_cancel()
-        try:
-            state = states.capture(self)
-        except (MemoryError, StateMismatchError):
-            turn.lost = True
-        else:
-            turn.aside = _Aside(state, self._prompts.record, self._sampler, self._n_logits, cancelled)
-
-    def _bring_back(self, turn: Turn) -> None:
-        """If others have used the context since the last step of the turn."""
-        if turn.lost:
-            raise StateError("another call came between, and there was no memory to set this stream aside")
-        aside, turn.aside = turn.aside, None
-        if aside is None:
-            return
-        self._restore(aside.state, aside.prompt)
-        self._sampler = aside.sampler
-        if aside.cancelled:
-            raise Cancelled("cancelled")
-        if self.draft_model is not None:  # what of the drafts is right is still to be sampled
-            start = self.n_tokens - aside.n_logits
-            again = self.input_ids[start : self.n_tokens].tolist()
-            if (start > 0 or self._compactor.n_compacted == 0) and self._truncate(start):
-                self._evaluate(again)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn
 
 from ..errors import StateError, UnsupportedError
 from . import native
@@ -21,16 +21,16 @@ class Closed:
         raise StateError("this Llama has been closed")
 
 
-class _User(Protocol):
-    def _set_aside(self, turn: Turn) -> None: ...
-
-    def _bring_back(self, turn: Turn) -> None: ...
+Switch = Callable[[Any, Turn], None]
 
 
 class Lifetime:
     """One call at a time uses the context, in whatever thread; the end waits for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, set_aside: Switch, bring_back: Switch) -> None:
+        """set_aside, bring_back: called with a user and a turn, to take what the context holds of the turn
+        out of it, or to put it there again."""
+        self._set_aside, self._bring_back = set_aside, bring_back
         self.turns = Turns()
         self.lock = threading.RLock()  # held for moments, in which the context is not freed
         self.cancelled = False
@@ -119,10 +119,10 @@ class Lifetime:
                     self.forget_cancel()
 
     @contextmanager
-    def used(self, user: _User, turn: Turn | None = None, beside: bool = False) -> Iterator[None]:
+    def used(self, user: Any, turn: Turn | None = None, beside: bool = False) -> Iterator[None]:
         """Use the context, for a step of a turn or a call of its own.
 
-        user: sets aside what the context holds of another turn, and brings back what it held of this one.
+        user: whose context it is, for set_aside() of another turn and bring_back() of this one.
         beside: the call goes on in what a stream of this thread has left there, and the stream after it.
         """
         if self.turns.inside:
@@ -137,11 +137,11 @@ class Lifetime:
             try:
                 with self._under(token):
                     if displaced is not None and not (beside and displaced.thread == threading.get_ident()):
-                        user._set_aside(displaced)
+                        self._set_aside(user, displaced)
                         self.turns.hold(None)
                     if turn is not None:
                         self.turns.hold(turn)
-                        user._bring_back(turn)
+                        self._bring_back(user, turn)
                     yield
             except MemoryError as error:
                 explained = advised(error)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import llama_cpp
 from llama_cpp import llama_chat_format
@@ -13,22 +12,10 @@ from llama_cpp import llama_chat_format
 from . import templates
 from .generation import Generating
 
-_logger = logging.getLogger("headkv_local")
-
 _STOCK: Final = llama_cpp.Llama.create_chat_completion  # llama_cpp.Llama may be set to ours later
 _OWN: Final = "the model's chat template"
 _SIGNATURE: Final = inspect.signature(_STOCK)
 _PLAIN_TEXT: Final = llama_chat_format.chat_formatter_to_chat_completion_handler(templates.plain_text)
-
-
-class _Chat(NamedTuple):
-    """What is known of the prompt that a chat's messages were rendered to."""
-
-    messages: list[templates.Message]
-    n_unstable: int
-    """Tokens at its end that the next turn does not begin with."""
-    rewritten: bool
-    """Whether the next turn begins with less than the messages."""
 
 
 class _Rendered(Exception):
@@ -51,7 +38,6 @@ class Chatting(Generating):
     def _arrange_chat(self, chosen: bool) -> None:
         """chosen: whether the caller has given a chat format or a handler."""
         self._chat_handlers[templates.PLAIN_TEXT] = _PLAIN_TEXT
-        self._said: set[str] = set()
         if not chosen and "tokenizer.chat_template" not in self.metadata:
             self.chat_format = templates.PLAIN_TEXT  # llama_cpp would take that of Llama 2
 
@@ -84,7 +70,7 @@ class Chatting(Generating):
         for name in ("self", "messages"):
             del given[name]
         if handler is _PLAIN_TEXT:
-            self._say(logging.WARNING, "the model has no chat template: its chats are written as plain text")
+            self._chats.warn("the model has no chat template: its chats are written as plain text")
 
         def render(form: list[templates.Message]) -> str:
             try:
@@ -95,13 +81,10 @@ class Chatting(Generating):
 
         form, prompt, change = templates.fitted(list(messages), render, self._template_name())
         if change:
-            self._say(logging.WARNING, f"{self._template_name()} knows no system role: {change}")
+            self._chats.warn(f"{self._template_name()} knows no system role: {change}")
         ends, later, rewritten = templates.ending(form, prompt, render)
-        self._rendering.chat = _Chat(list(messages), self._n_unstable(ends, later), rewritten)
-        try:
+        with self._chats.reading(list(messages), self._n_unstable(ends, later), rewritten):
             return super().create_chat_completion(form, **given)
-        finally:
-            self._rendering.chat = None
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Messages in the model's own chat template, with the opening of an answer after them.
@@ -121,12 +104,6 @@ class Chatting(Generating):
         if self.chat_format in self._chat_handlers and self.chat_format != templates.PLAIN_TEXT:
             return _OWN
         return f"the chat format {self.chat_format!r}"
-
-    def _say(self, level: int, text: str) -> None:
-        """Once."""
-        if text not in self._said:
-            self._said.add(text)
-            _logger.log(level, text)
 
     def _n_unstable(self, ends: str, later: str) -> int:
         """Tokens at the end of a prompt that the next turn does not begin with."""

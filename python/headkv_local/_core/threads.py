@@ -7,9 +7,12 @@ are slower than one: each waits for the other to get a core again.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import Any, Final
+
+import llama_cpp
 
 from ..machine import default_threads
 
@@ -54,3 +57,22 @@ class FreeCores:
                 ticks += sum(numbers) - sum(numbers[3:5])
         used = os.times()
         return ticks / os.sysconf("SC_CLK_TCK"), used.user + used.system
+
+
+class Threads:
+    """How many threads compute in one context."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        """arguments: of llama_cpp's constructor, filled in here: it would take half of the machine's CPUs."""
+        self.cores = None if arguments.get("n_threads") else FreeCores()
+        """Where the caller leaves open how many decode."""
+        for name in ("n_threads", "n_threads_batch"):
+            arguments[name] = arguments.get(name) or default_threads()
+        self._n_batch: int = arguments["n_threads_batch"]
+
+    def fit(self, ctx: llama_cpp.llama_context_p, same: Callable[[], bool]) -> None:
+        """Before a token is decoded. same: whether any number of threads comes to the same logits."""
+        cores = self.cores
+        if cores is not None and cores.default > 1:
+            n_threads = cores.threads() if same() else cores.default
+            llama_cpp.llama_set_n_threads(ctx, n_threads, self._n_batch)

@@ -1,0 +1,34 @@
+// Compute buffers that are as large as the cells want them.
+
+#include "cache/llama-kv-cache-headkv.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+
+#include <tuple>
+
+void llama_kv_cache_headkv::fit_compute() const {
+    if (lctx && get_size() != n_reserved) {
+        lctx->headkv_fit_compute();
+    }
+}
+
+void llama_context::headkv_fit_compute() {
+    // reserving takes these for its own, and the last two may be those of a batch that has begun
+    auto state = std::tie(cparams.n_outputs_max, n_outputs, n_queued_tokens, t_compute_start_us);
+    const std::tuple<uint32_t, uint32_t, int64_t, int64_t> before = state;
+
+    // Room for the logits of one token, where llama.cpp reserves it for those of a whole ubatch, which few ask for: a
+    // batch that does gets it then. Samplers in the graph could not: it would have more nodes than are reserved.
+    if (sampling.samplers.empty()) {
+        cparams.n_outputs_max = 1;
+    }
+    n_queued_tokens    = 0;
+    sched_need_reserve = true;
+    try {
+        sched_reserve();
+    } catch (const std::exception & err) { // a batch asks by itself for the buffers that are not there
+        gf_res_prev_active = nullptr;
+        LLAMA_LOG_WARN("%s: %s\n", __func__, err.what());
+    }
+    state = before;
+}

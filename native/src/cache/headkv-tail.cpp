@@ -1,0 +1,83 @@
+// The tail of a compacted prompt: which of its tokens' queries are recorded, and how it becomes a part of the prompt.
+
+#include "base/headkv-error.h"
+#include "cache/llama-kv-cache-headkv.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "select/headkv-fold.h"
+
+void llama_kv_cache_headkv::observe_tail(int32_t first, int32_t n) {
+    if (first < (int32_t) kept->end + (int32_t) n_used()) {
+        throw headkv_error(HEADKV_ERR_STATE, format("the token at position %d is decoded already: what it asks for can "
+                                                    "be recorded of those to come only",
+                                                    first));
+    }
+    std::map<int32_t, headkv_layer_shape> readers;
+    for (const auto & [il, ikv] : map_layer_ids) {
+        readers.emplace(il, shapes[ikv]);
+    }
+    auto next = std::make_unique<headkv_queries>(readers, first, n);
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        queries = std::move(next);
+    }
+    epoch++;
+}
+
+void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
+    const uint32_t n_all = kept->end + n_used();
+
+    require_no_shift();
+    headkv_check(plan, shapes, n_all);
+    if (!queries || !queries->covers(n_all)) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted already, and the queries of the last tokens after "
+                                             "it are not recorded");
+    }
+
+    const int64_t t_start_us = ggml_time_us();
+
+    const auto cell = get_prompt_cells(kept->end);
+
+    std::vector<headkv_fold_layer> from;
+    for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
+        from.push_back({ shapes[ikv], *kept->layers[ikv], layers[ikv].k, layers[ikv].v, {} });
+    }
+    for (const auto & [il, ikv] : map_layer_ids) {
+        const auto & layer = queries->get_layers().at(il);
+        from[ikv].readers.push_back(&layer);
+    }
+    const headkv_fold_prompt prompt = { kept->end, cell, queries->get_first(), queries->get_n() };
+
+    auto keep = headkv_choose_again(from, prompt, plan, n_threads);
+
+    const int64_t t_select_end_us = ggml_time_us();
+
+    auto next = make_kept(std::move(keep), n_all, plan.window);
+    for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
+        headkv_fill_again(*next->layers[ikv], from[ikv], prompt);
+    }
+    auto tail = make_cells(tail_cells(plan.window, next->end));
+    copy_cells(*tail, cell, next->end);
+
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        update_peak(next->size() + size_of(*tail));
+    }
+
+    // what the archive gets is what was computed: over the entries that were kept
+    std::vector<llama_kv_cell_ext> exts;
+    std::unique_ptr<headkv_bounded> at_end;
+    if (!archived.empty()) {
+        exts   = archived;
+        at_end = std::make_unique<headkv_bounded>(lctx->get_memory(), /*rows =*/true);
+        archive->fork(archived.size(), archived.size());
+        try {
+            archive_cells(*archive, cell, archived.size(), exts);
+        } catch (...) {
+            archive->drop();
+            throw;
+        }
+    }
+
+    commit(std::move(next), std::move(tail), std::move(exts), std::move(at_end), t_start_us, t_select_end_us);
+}

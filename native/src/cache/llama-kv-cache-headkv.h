@@ -1,0 +1,358 @@
+#pragma once
+
+#include "llama-kv-cache.h"
+
+#include "base/headkv-cancel.h"
+#include "base/headkv-layer.h"
+#include "cache/headkv-bounded.h"
+#include "headkv.h"
+#include "observe/headkv-observer.h"
+#include "observe/headkv-queries.h"
+#include "rows/headkv-archive.h"
+#include "rows/headkv-kept.h"
+#include "select/headkv-compact.h"
+#include "slice/headkv-slice.h"
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+
+//
+// llama_kv_cache_headkv
+//
+
+// KV cache with per-head retention: a llama_kv_cache, and kept rows.
+//
+//   dormant:   all tokens are in cells, there are no kept rows, everything is the base class's
+//   compacted: the prompt is in kept rows but for the window, which is in cells with all newer tokens: the tail
+//
+// It stands wherever llama.cpp makes a cache of full attention: the plain memory, the base half of a sliding-window
+// memory, the attention half of a hybrid one. Its layers are those that retain.
+//
+// It is made with n_ctx cells. After compaction there are few, and more when they are needed. After clear() there are
+// still few, and there is room for the next prompt when that is expected, else for n_ctx cells with the next batch.
+class llama_kv_cache_headkv : public llama_kv_cache {
+public:
+    // In place of a llama_kv_cache, with the arguments of its constructor. Composites do not know what a context is
+    // for, so this cache is made for contexts too that can never be compacted; it stays dormant then.
+    template <typename... Args>
+    static std::unique_ptr<llama_kv_cache> make(Args &&... args) {
+        if (is_disabled()) {
+            return std::make_unique<llama_kv_cache>(std::forward<Args>(args)...);
+        }
+        return std::unique_ptr<llama_kv_cache>(new llama_kv_cache_headkv(std::forward<Args>(args)...));
+    }
+
+    ~llama_kv_cache_headkv() override = default;
+
+    //
+    // headkv-support.cpp
+    //
+
+    static bool is_disabled(); // by HEADKV_DISABLE
+
+    // a cache that this thread makes has only so many cells at first
+    static inline thread_local bool begin_small = false;
+    static constexpr uint32_t n_small           = 8;
+
+    // why a context can never be compacted, "" if it can
+    static std::string unsupported(const llama_context & ctx);
+
+    // the cache in a context's memory, wherever it lies; nullptr if there is none
+    static llama_kv_cache_headkv * find(llama_memory_i * mem);
+    static llama_kv_cache_headkv * find(const llama_kv_cache_context * mctx);
+
+    // of no batch: what is built with it only reserves memory
+    static bool is_full(const llama_kv_cache_context * mctx) { return mctx->ubatches.empty(); }
+
+    //
+    // llama_memory_i
+    //
+
+    llama_memory_context_ptr init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) override;
+
+    llama_memory_context_ptr init_full() override;
+
+    llama_memory_context_ptr init_update(llama_context * lctx, bool optimize) override;
+
+    // not while compacted: kept keys cannot be rotated to other positions
+    bool get_can_shift() const override;
+
+    void clear(bool data) override;
+
+    // while compacted: false, and nothing is done, if the range touches the prompt without holding all of it
+    bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) override;
+    void seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
+    void seq_keep(llama_seq_id seq_id) override;
+    void seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) override;
+    void seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) override;
+
+    llama_pos seq_pos_min(llama_seq_id seq_id) const override;
+
+    std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
+
+    // dormant: the stock format. compacted: a magic word, the kept rows, the stock format of the cells
+    void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
+    void state_read(llama_io_read_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
+
+    //
+    // llama_kv_cache
+    //
+
+    // Where the cells have to become more: llama.cpp lets only apply() change a memory, but here an allocation that
+    // fails can still be reported, and what is planned for a batch depends on the cells.
+    slot_info_vec_t prepare(const std::vector<llama_ubatch> & ubatches) override;
+    void apply_ubatch(const slot_info & sinfo, const llama_ubatch & ubatch) override;
+    bool can_seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const override;
+    void state_clear(llama_seq_id seq_id) override;
+
+    //
+    // headkv API, see headkv.h; all of it throws headkv_error, std::bad_alloc
+    //
+
+    void expect(int32_t n);
+    void observe(int32_t what, int32_t first, int32_t n, const float * weights, std::vector<llama_pos> again);
+    uint32_t get_observe_limit(uint32_t n_kv) const;
+    void compact(const headkv_plan & plan, uint32_t n_threads);
+
+    // headkv-prefill.cpp
+    void set_archive(int32_t where, const char * path);
+    void prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan);
+
+    // headkv-session.cpp
+    size_t get_part(llama_context & ctx, int32_t part, void * data, size_t size) const;
+    void set_part(llama_context & ctx, int32_t part, const void * data, size_t size);
+    size_t get_bounded_of(llama_context & ctx, const void * state, size_t n_state, void * data, size_t size);
+    void get_archived(int32_t layer, int32_t first, int32_t n, void * rows, size_t size) const;
+    void set_archived(int32_t layer, int32_t first, int32_t n, const void * rows, size_t size);
+
+    void get_attention(float * w, size_t n) const;
+    void get_rows(int32_t layer, float * w, size_t n) const;
+
+    bool get_retains() const { return retains; }
+
+    bool has_archive() const { return archive != nullptr; }
+
+    const std::vector<headkv_layer_shape> & get_shapes() const { return shapes; }
+
+    // these may be called while another thread is in here
+    headkv_stats get_stats(int32_t * kept, size_t n) const;
+    void get_mask(uint8_t * mask, size_t n) const;
+
+    //
+    // graph_build API
+    //
+
+    // graphs built in another epoch must not be reused
+    uint64_t get_epoch() const { return epoch; }
+
+    // what records, nullptr when nothing is to be recorded
+    const headkv_observer * get_observer() const { return obs && obs->aims() ? obs.get() : nullptr; }
+
+    // what records the queries of tokens after a compacted prompt, nullptr when nothing is to be recorded
+    headkv_queries * get_queries() const { return queries.get(); }
+
+    // the kept rows of layer il, nullptr where there are none
+    const headkv_kept * get_kept(int32_t il) const;
+
+    uint32_t ikv_of(int32_t il) const { return map_layer_ids.at(il); }
+
+    // The ubatch is about to be computed: while its graph is built, and when it is there.
+    headkv_record_inputs build_inputs(ggml_context * ctx, uint32_t n_kv) const;
+    void on_compute(const headkv_record_inputs & in) const;
+
+    // a graph was built; false if it is to be cut and cannot be
+    bool cut(llm_graph_result & res, const llama_ubatch & ubatch) const;
+
+    headkv_canceller canceller;
+
+    //
+    // what stands beside it in a memory is of the base class
+    //
+
+    static llama_kv_cells_vec & cells_of(llama_kv_cache & kv) { return kv.v_cells; }
+    static std::vector<uint32_t> & heads_of(llama_kv_cache & kv) { return kv.v_heads; }
+
+    template <typename F>
+    static void each_tensor_of(llama_kv_cache & kv, F && f) {
+        for (const auto & layer : kv.layers) {
+            f(layer.k);
+            f(layer.v);
+        }
+    }
+
+    static uint32_t n_swa_of(const llama_kv_cache & kv) { return kv.n_swa; }
+
+    // the layer whose K and V layer il reads, -1 for one that is not in the cache
+    static int32_t layer_read_in(const llama_kv_cache & kv, int32_t il) {
+        const auto it = kv.map_layer_ids.find(il);
+        return it == kv.map_layer_ids.end() ? -1 : (int32_t) kv.layers[it->second].il;
+    }
+
+private:
+    class reading;
+
+    llama_kv_cache_headkv(const llama_model & model, const llama_hparams & hparams, ggml_type type_k, ggml_type type_v,
+                          bool v_trans, bool offload, bool unified, uint32_t kv_size, uint32_t n_seq_max,
+                          uint32_t n_pad, uint32_t n_swa, llama_swa_type swa_type, llama_memory_t mem_other,
+                          const layer_filter_cb & filter, const layer_reuse_cb & reuse, const layer_share_cb & share);
+
+    //
+    // headkv-resize.cpp: the same cache with another number of cells
+    //
+
+    // to be exchanged with swap_cells(); throws headkv_error
+    std::unique_ptr<llama_kv_cache> make_cells(uint32_t n_cells) const;
+    std::unique_ptr<llama_kv_cache> make_cells(uint32_t n_cells, const llama_hparams & hp) const;
+
+    // Cells of which only n_rooms slices of layers have memory at a time: they lie in n_rooms places in turns.
+    std::unique_ptr<llama_kv_cache> make_cells_by(uint32_t n_cells, const std::vector<headkv_slice> & slices,
+                                                  size_t n_rooms) const;
+
+    // cannot fail
+    void swap_cells(llama_kv_cache & other);
+
+    // positions from p0 on, in their order; cell[p]: the cell of position p
+    void copy_cells(llama_kv_cache & to, const std::vector<uint32_t> & cell, uint32_t p0) const;
+
+    // cells 0, 1, ... of empty ones hold positions from p0 on; exts: of these
+    static void set_places(llama_kv_cache & cells, uint32_t p0, const std::vector<llama_kv_cell_ext> & exts);
+
+    // rows of positions from p0 on, and what else cells know of them; throws headkv_error, std::bad_alloc
+    void archive_cells(headkv_archive & to, const std::vector<uint32_t> & cell, uint32_t p0,
+                       std::vector<llama_kv_cell_ext> & exts) const;
+
+    // cells for n_needed tokens after kept rows that end at `end`
+    uint32_t tail_cells(uint32_t n_needed, uint32_t end) const;
+
+    // room for n_new more tokens; throws headkv_error if there is none
+    void grow(uint32_t n_new);
+
+    void require_no_shift() const;
+
+    // Until no device is at the cache any more. To be called before rows are moved or buffers freed in what llama.cpp
+    // calls, for it does not wait for a batch before the next one; what headkv.h offers waits there.
+    void wait() const;
+
+    // Reserve compute buffers anew if they are for another number of cells: in them are the mask, and CUDA's copy of a
+    // layer's quantized K and V. What fails in it does no harm.
+    void fit_compute() const;
+
+    // Do the caches of two contexts have the same cells: that of a draft model looks into its target's.
+    bool is_shared() const { return other || v_cells_impl.use_count() > 1; }
+
+    uint32_t n_used() const { return get_cells(0).get_used(); }
+    uint32_t kept_end() const { return kept ? kept->end : 0; }
+    static size_t size_of(const llama_kv_cache & cells); // bytes
+
+    void on_apply(const llama_ubatch & ubatch);
+
+    void forget_archived();
+
+    // headkv-tail.cpp: the tail of a compacted prompt
+    void observe_tail(int32_t first, int32_t n);
+    void fold(const headkv_plan & plan, uint32_t n_threads);
+
+    // whether all layers that retain lie in the memory of one device
+    bool is_on_device() const;
+
+    int32_t layer_read_by(int32_t il) const { return layer_read_in(*this, il); }
+
+    // without the window, not filled yet; allocates
+    std::unique_ptr<headkv_kept_prompt> make_kept(std::vector<headkv_kept::positions> keep, uint32_t n_prompt,
+                                                  uint32_t n_window) const;
+
+    // The prompt is compacted from here on: these take the place of whatever there was. Cannot fail.
+    //   exts, at_end: what is archived beside rows, none without an archive
+    void commit(std::unique_ptr<headkv_kept_prompt> next, std::unique_ptr<llama_kv_cache> tail,
+                std::vector<llama_kv_cell_ext> exts, std::unique_ptr<headkv_bounded> at_end, int64_t t_start_us,
+                int64_t t_select_end_us);
+
+    // all positions in cells in order: cell[p]; throws unless they are p0, p0 + 1, ...
+    std::vector<uint32_t> get_prompt_cells(uint32_t p0 = 0) const;
+
+    // is the attention of all tokens recorded that are to select from a prompt of n_prompt tokens
+    bool has_record(size_t n_prompt) const;
+
+    // throws unless the cells, with kept rows, are those of a sequence without gaps
+    void require_sound() const;
+
+    // throws headkv_error unless these are rows of the compacted prompt; returns the layer
+    uint32_t require_rows(int32_t layer, int32_t first, int32_t n, const void * rows, size_t size) const;
+
+    void set_cells(llama_context & ctx, const void * data, size_t size);
+    void set_end(llama_context & ctx, const void * data, size_t size);
+
+    void require_kept() const;
+    void update_peak(size_t extra);
+    void count_cells();
+
+    mutable std::unique_ptr<llama_hparams> hparams_unallocated; // of cells that get their memory afterwards
+
+    const ggml_type type_of_k;
+    const ggml_type type_of_v;
+    const bool offload;
+    const uint32_t n_ctx;
+    bool retains       = false; // else all of this is the base class's
+    bool has_recurrent = false; // is it the attention half of a hybrid memory
+    bool placing       = false; // the base class tries where ubatches can be
+
+    llama_context * lctx = nullptr; // whose memory this is; known from its first batch on
+
+    // Held where what other threads may ask for changes: the two below, cells, n_cells, bytes_peak and the times. The
+    // one thread that changes them reads them without.
+    mutable std::mutex mutex;
+
+    std::unique_ptr<headkv_kept_prompt> kept;
+    std::unique_ptr<headkv_observer> obs;
+
+    std::unique_ptr<headkv_queries> queries;
+
+    // The full rows of the prompt, where they are kept. While it is compacted, those of all its positions; what else
+    // cells knew of them; and what bounded layers held at its end.
+    std::unique_ptr<headkv_archive> archive;
+    std::vector<llama_kv_cell_ext> archived;
+    std::unique_ptr<headkv_bounded> archived_end;
+
+    reading * read = nullptr; // of the prompt that is read now by prefill()
+
+    std::vector<headkv_layer_shape> shapes; // of the layers that retain, in their order
+    uint32_t n_heads = 0;                   // KV heads, summed over them
+
+    uint32_t n_expected = 0; // tokens of the prompt, 0 if not known; until the next clear()
+    uint32_t n_in_state = 0; // of a state that is read now, 0 if not known
+
+    uint64_t epoch = 0;
+
+    uint32_t n_reserved = 0; // cells that compute buffers were last reserved for
+
+    mutable std::atomic<int32_t> n_splits = 0; // of the last graph
+
+    uint32_t n_cells     = 0; // in use, of whole ubatches
+    size_t bytes_full    = 0;
+    size_t bytes_peak    = 0;
+    int64_t t_select_us  = 0;
+    int64_t t_compact_us = 0;
+};
+
+//
+// call sites in llama-context.cpp and llama-graph.cpp; all do nothing for other caches
+//
+
+// The graph that was built for a ubatch, cut to some layers while a prompt is read layer by layer; nullptr where it
+// cannot be cut.
+ggml_cgraph * headkv_cut_graph(ggml_cgraph * gf, llm_graph_result & res, llama_memory_i * mem,
+                               const llama_ubatch & ubatch);
+
+// an input that ties the graph to the epoch it was built in
+void headkv_build_inp(llm_graph_result * res, const llama_kv_cache_context * mctx);
+
+// The attention of a compacted layer, [n_embd_head_v*n_head, n_tokens]; nullptr if the stock attention is
+// to be built. Adds the recording nodes when the layer is observed.
+//   q: [n_embd_head_k, n_head,    n_tokens]
+//   k: [n_embd_head_k, n_head_kv, n_kv]
+//   v: [n_embd_head_v, n_head_kv, n_kv]
+ggml_tensor * headkv_build_attn(const llm_graph_context & gctx, const llama_kv_cache_context * mctx, ggml_tensor * q,
+                                ggml_tensor * k, ggml_tensor * v, ggml_tensor * kq_mask, ggml_tensor * sinks,
+                                float kq_scale, int il);

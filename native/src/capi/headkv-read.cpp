@@ -1,0 +1,150 @@
+// A prompt in one call: what Python's Llama does before it calls headkv_prefill().
+
+#include "base/headkv-error.h"
+#include "base/headkv-guard.h"
+#include "cache/llama-kv-cache-headkv.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+#include "scores/headkv-caps.h"
+#include "text/headkv-text.h"
+
+#include <algorithm>
+
+namespace {
+
+// what the C API says of a context
+struct context_facts {
+    explicit context_facts(llama_context * ctx) {
+        headkv_require_ok(headkv_get_stats(ctx, &stats, sizeof(stats), nullptr, 0));
+        layers.resize(stats.n_layer);
+        headkv_require_ok(headkv_get_layers(ctx, layers.data(), layers.size()));
+
+        std::vector<int64_t> bytes(ggml_backend_dev_count());
+        headkv_require_ok(headkv_get_device_bytes(ctx, bytes.data(), bytes.size()));
+        bounded_bytes = -(stats.bytes_cells + stats.bytes_kept + stats.bytes_record);
+        for (const int64_t n : bytes) {
+            bounded_bytes += n;
+        }
+        bounded = !headkv_bounded(ctx->get_memory(), /*rows =*/false).empty();
+    }
+
+    headkv_stats stats;
+    std::vector<headkv_layer> layers;
+    int64_t bounded_bytes; // of the other layers
+    bool bounded;          // are there layers that cannot go back
+};
+
+} // namespace
+
+static void require_reading(const llama_context & ctx, const headkv_reading & reading, const context_facts & facts) {
+    headkv_require_pointer(reading.tokens);
+    if (reading.n_tokens < 1 || reading.n_tokens > (size_t) facts.stats.n_ctx) {
+        throw headkv_error(reading.n_tokens < 1 ? HEADKV_ERR_ARGUMENT : HEADKV_ERR_STATE,
+                           format("a prompt of %zu tokens cannot be read in a context of %lld positions",
+                                  reading.n_tokens, (long long) facts.stats.n_ctx));
+    }
+    const int32_t n_vocab = ctx.get_model().vocab.n_tokens();
+    for (size_t i = 0; i < reading.n_tokens; ++i) {
+        if (reading.tokens[i] < 0 || reading.tokens[i] >= n_vocab) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT,
+                               format("token %d is none of the model's, which has %d", reading.tokens[i], n_vocab));
+        }
+    }
+    if (reading.n_held < 0 || reading.n_held > facts.stats.n_tokens) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("the context does not hold %d tokens, it holds %lld",
+                                                       reading.n_held, (long long) facts.stats.n_tokens));
+    }
+    if (reading.n_question > 0) {
+        headkv_require_pointer(reading.question);
+    }
+    if (reading.order < HEADKV_ORDER_TOKENS || reading.order > HEADKV_ORDER_ANY) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no order %d", reading.order));
+    }
+}
+
+static std::vector<headkv_part> question_of(const headkv_reading & reading, const headkv_text & text, int32_t n_last) {
+    if (reading.n_question > 0) {
+        return { reading.question, reading.question + reading.n_question };
+    }
+    const bool told = reading.message_start != 0 || reading.message_stop != 0;
+    return headkv_text_view(text).question(told ? reading.message_start : -1,
+                                           told ? reading.message_stop : (int32_t) text.n_tokens, n_last);
+}
+
+static void read_prompt(llama_context * ctx, const headkv_reading & reading, const headkv_retention & retention) {
+    const context_facts facts(ctx);
+    require_reading(*ctx, reading, facts);
+
+    const int32_t n_prompt = reading.n_tokens;
+    const auto caps =
+        headkv_make_caps(retention, facts.layers.data(), facts.layers.size(), facts.bounded_bytes, n_prompt);
+
+    const headkv_spelled spelled(ctx->get_model().vocab, reading.tokens, n_prompt);
+    const headkv_text text = spelled.text();
+    std::vector<uint8_t> ends(n_prompt);
+    headkv_text_view(text).sentence_ends(ends.data());
+
+    // tokens that came before do not ask, unless that is told
+    const int32_t n_least = 2 * (int32_t) std::min<int64_t>(retention.window, facts.stats.n_ctx);
+    const int32_t n_new   = n_prompt - std::min<int32_t>(facts.stats.n_prompt, reading.n_held);
+    const int32_t n_last  = std::min(retention.observe, std::max(n_new, n_least));
+    const auto question   = question_of(reading, text, n_last);
+    headkv_asking asking(question.data(), question.size(), n_prompt, n_least, facts.stats.n_ctx - n_prompt);
+
+    if (asking.first == n_prompt) { // of one token
+        asking.first   = 0;
+        asking.weights = { 1.0f };
+    }
+
+    const int32_t n_whole = facts.stats.n_prompt > 0 ? facts.stats.n_archived : facts.stats.n_tokens;
+    int32_t n_past        = std::min({ n_whole, reading.n_held, asking.first, n_prompt - 1 });
+    if (facts.bounded) {
+        asking.stay_at(n_whole <= reading.n_held && n_whole < n_prompt ? n_whole : 0);
+        n_past = asking.n_stay;
+    }
+    std::vector<int32_t> again;
+    for (const int32_t i : asking.again) {
+        again.push_back(reading.tokens[i]);
+    }
+
+    const headkv_plan plan = { std::min(retention.window, n_prompt),
+                               retention.kernel,
+                               retention.sinks,
+                               caps.data(),
+                               caps.size(),
+                               ends.data(),
+                               ends.size() };
+    headkv_prompt prompt   = {};
+    prompt.tokens          = reading.tokens + n_past;
+    prompt.n_tokens        = n_prompt - n_past;
+    prompt.n_past          = n_past;
+    prompt.order           = reading.order == HEADKV_ORDER_ANY ? HEADKV_ORDER_LAYERS : reading.order;
+    prompt.panel           = reading.panel;
+    prompt.first           = asking.first;
+    prompt.weights         = asking.weights.data();
+    prompt.n_weights       = asking.weights.size();
+    prompt.again           = again.data();
+    prompt.again_at        = asking.again.data();
+    prompt.n_again         = again.size();
+    prompt.progress        = reading.progress;
+    prompt.data            = reading.data;
+
+    int32_t code = headkv_prefill(ctx, &prompt, sizeof(prompt), &plan, sizeof(plan));
+    if (code == HEADKV_ERR_UNSUPPORTED && reading.order == HEADKV_ORDER_ANY) {
+        prompt.order = HEADKV_ORDER_TOKENS;
+        code         = headkv_prefill(ctx, &prompt, sizeof(prompt), &plan, sizeof(plan));
+    }
+    headkv_require_ok(code);
+}
+
+int32_t headkv_read(llama_context * ctx, const headkv_reading * reading, size_t reading_size,
+                    const headkv_retention * retention, size_t retention_size) {
+    return headkv_guard([&]() {
+        headkv_require_pointer(reading);
+        headkv_require_size(reading_size, sizeof(*reading));
+        headkv_require_pointer(retention);
+        headkv_require_size(retention_size, sizeof(*retention));
+        read_prompt(ctx, *reading, *retention);
+    });
+}

@@ -1,0 +1,206 @@
+#include "headkv.h"
+
+#include "base/headkv-error.h"
+#include "base/headkv-guard.h"
+#include "cache/llama-kv-cache-headkv.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <new>
+
+static llama_kv_cache_headkv & require_mem(const llama_context * ctx) {
+    if (!ctx) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "the context is NULL");
+    }
+    const std::string reason = llama_kv_cache_headkv::unsupported(*ctx);
+    if (!reason.empty()) {
+        throw headkv_error(HEADKV_ERR_UNSUPPORTED, reason);
+    }
+    return *llama_kv_cache_headkv::find(ctx->get_memory());
+}
+
+// run f(memory) on a context that can be compacted, or could: a setting may forbid it for a while
+template <typename F>
+static int32_t guard_found(const llama_context * ctx, F && f) {
+    return headkv_guard([&]() {
+        auto * mem = ctx ? llama_kv_cache_headkv::find(ctx->get_memory()) : nullptr;
+        f(mem && mem->get_retains() ? *mem : require_mem(ctx));
+    });
+}
+
+// run f(memory) on a context that can be compacted
+template <typename F>
+static int32_t guard(const llama_context * ctx, F && f) {
+    return headkv_guard([&]() { f(require_mem(ctx)); });
+}
+
+int32_t headkv_abi_version(void) {
+    return HEADKV_ABI_VERSION;
+}
+
+const char * headkv_last_error(void) {
+    return headkv_error_text.c_str();
+}
+
+int32_t headkv_supported(const llama_context * ctx) {
+    return guard(ctx, [](llama_kv_cache_headkv &) {});
+}
+
+int32_t headkv_reserve(llama_context * ctx, int32_t n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        ctx->synchronize();
+        mem.expect(n);
+    });
+}
+
+int32_t headkv_observe(llama_context * ctx, int32_t what, int32_t first, int32_t n, const float * weights,
+                       const int32_t * again_at, size_t n_again) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        if (n_again > 0) {
+            headkv_require_pointer(again_at);
+        }
+        ctx->synchronize();
+        mem.observe(what, first, n, weights, { again_at, again_at + n_again });
+    });
+}
+
+int32_t headkv_get_observe_limit(const llama_context * ctx, int32_t n_tokens, int32_t * n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(n);
+        *n = mem.get_observe_limit(std::max(n_tokens, 1));
+    });
+}
+
+int32_t headkv_compact(llama_context * ctx, const headkv_plan * plan, size_t size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(plan);
+        headkv_require_size(size, sizeof(*plan));
+        ctx->synchronize();
+        mem.compact(*plan, std::max(1, ctx->get_cparams().n_threads));
+    });
+}
+
+int32_t headkv_set_archive(llama_context * ctx, int32_t where, const char * path) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) { mem.set_archive(where, path); });
+}
+
+int32_t headkv_prefill(llama_context * ctx, const headkv_prompt * prompt, size_t prompt_size, const headkv_plan * plan,
+                       size_t plan_size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(prompt);
+        headkv_require_size(prompt_size, sizeof(*prompt));
+        headkv_require_pointer(plan);
+        headkv_require_size(plan_size, sizeof(*plan));
+        mem.prefill(*ctx, *prompt, *plan);
+    });
+}
+
+// get(data, size) -> bytes written, or counted without data
+template <typename F>
+static void get_bytes(llama_context * ctx, void * data, size_t * size, F && get) {
+    headkv_require_pointer(size);
+    ctx->synchronize();
+    const size_t n = get(nullptr, 0);
+    if (data) {
+        if (*size < n) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, format("the part needs %zu bytes, not %zu", n, *size));
+        }
+        get(data, n);
+    }
+    *size = n;
+}
+
+int32_t headkv_get_part(llama_context * ctx, int32_t part, void * data, size_t * size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        get_bytes(ctx, data, size, [&](void * to, size_t n) { return mem.get_part(*ctx, part, to, n); });
+    });
+}
+
+int32_t headkv_get_bounded_of(llama_context * ctx, const void * state, size_t n_state, void * data, size_t * size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(state);
+        get_bytes(ctx, data, size,
+                  [&](void * to, size_t n) { return mem.get_bounded_of(*ctx, state, n_state, to, n); });
+    });
+}
+
+int32_t headkv_set_part(llama_context * ctx, int32_t part, const void * data, size_t size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(data);
+        ctx->synchronize();
+        mem.set_part(*ctx, part, data, size);
+    });
+}
+
+int32_t headkv_get_archived(llama_context * ctx, int32_t layer, int32_t first, int32_t n, void * rows, size_t size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) { mem.get_archived(layer, first, n, rows, size); });
+}
+
+int32_t headkv_set_archived(llama_context * ctx, int32_t layer, int32_t first, int32_t n, const void * rows,
+                            size_t size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) { mem.set_archived(layer, first, n, rows, size); });
+}
+
+int32_t headkv_begin_small(int32_t on) {
+    llama_kv_cache_headkv::begin_small = on != 0;
+    return HEADKV_OK;
+}
+
+int32_t headkv_get_attention(const llama_context * ctx, float * w, size_t n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(w);
+        const_cast<llama_context *>(ctx)->synchronize();
+        mem.get_attention(w, n);
+    });
+}
+
+int32_t headkv_get_rows(const llama_context * ctx, int32_t layer, float * w, size_t n) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(w);
+        const_cast<llama_context *>(ctx)->synchronize();
+        mem.get_rows(layer, w, n);
+    });
+}
+
+int32_t headkv_get_layers(const llama_context * ctx, headkv_layer * layers, size_t n) {
+    return guard_found(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(layers);
+        const auto & shapes = mem.get_shapes();
+        headkv_require_length(n, shapes.size());
+        std::transform(shapes.begin(), shapes.end(), layers, [](const headkv_layer_shape & s) {
+            return headkv_layer{ s.il, (int32_t) s.n_head, (int32_t) s.n_head_kv, (int32_t) s.row_bytes() };
+        });
+    });
+}
+
+int32_t headkv_get_mask(const llama_context * ctx, uint8_t * mask, size_t n) {
+    return guard_found(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(mask);
+        mem.get_mask(mask, n);
+    });
+}
+
+int32_t headkv_get_stats(const llama_context * ctx, headkv_stats * stats, size_t size, int32_t * kept, size_t n) {
+    return guard_found(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(stats);
+        headkv_require_size(size, sizeof(*stats));
+        *stats = mem.get_stats(kept, n);
+    });
+}
+
+int32_t headkv_cancel_enable(llama_context * ctx) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        ctx->synchronize();
+        ctx->set_abort_callback(headkv_canceller::poll, &mem.canceller);
+    });
+}
+
+int32_t headkv_cancel(llama_context * ctx) {
+    return guard_found(ctx, [](llama_kv_cache_headkv & mem) { mem.canceller.cancelled = true; });
+}
+
+int32_t headkv_cancel_clear(llama_context * ctx) {
+    return guard_found(ctx, [](llama_kv_cache_headkv & mem) { mem.canceller.cancelled = false; });
+}

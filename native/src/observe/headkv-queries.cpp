@@ -1,0 +1,59 @@
+#include "observe/headkv-queries.h"
+
+#include "base/headkv-error.h"
+#include "llama-batch.h"
+#include "llama-graph.h"
+#include "llama-hparams.h"
+
+#include <algorithm>
+
+headkv_queries::headkv_queries(const std::map<int32_t, headkv_layer_shape> & readers, llama_pos first, uint32_t n)
+    : first(first),
+      n(n),
+      bufs(readers.size()) {
+    for (const auto & [il, shape] : readers) {
+        layers[il].q = bufs.new_tensor(shape.buft, GGML_TYPE_F32, (int64_t) shape.d_k * shape.n_head, n, "q", il);
+    }
+    bufs.alloc();
+}
+
+bool headkv_queries::aim(const llama_ubatch & ubatch) {
+    const uint32_t before = n_now;
+
+    n_now = 0;
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        if (ubatch.pos[i] == first + (llama_pos) (n_seen + n_now) && n_seen + n_now < n) {
+            i0 = n_now == 0 ? i : i0;
+            n_now++;
+        }
+    }
+    slot    = n_seen;
+    n_seen += n_now;
+    return n_now == 0 && before == 0;
+}
+
+void headkv_queries::build(const llm_graph_context & gctx, int32_t il, ggml_tensor * q, ggml_tensor * sinks,
+                           float scale) {
+    if (n_now == 0) {
+        return;
+    }
+    ggml_context * ctx = gctx.ctx0;
+
+    auto & layer  = layers.at(il);
+    layer.sinks   = sinks;
+    layer.scale   = scale;
+    layer.softcap = gctx.hparams.attn_soft_cap ? gctx.hparams.f_attn_logit_softcapping : 0.0f;
+
+    ggml_tensor * from = ggml_view_3d(ctx, q, q->ne[0], q->ne[1], n_now, q->nb[1], q->nb[2], i0 * q->nb[2]);
+    ggml_tensor * to   = ggml_view_3d(ctx, layer.q, q->ne[0], q->ne[1], n_now, q->ne[0] * sizeof(float), layer.q->nb[1],
+                                      slot * layer.q->nb[1]);
+    ggml_build_forward_expand(gctx.gf, ggml_cpy(ctx, from, to));
+}
+
+void headkv_queries::remove(llama_pos p0) {
+    n_seen = std::min<uint32_t>(n_seen, std::max(0, p0 - first));
+}
+
+bool headkv_queries::covers(uint32_t n_tokens) const {
+    return n_seen == n && first + n == n_tokens;
+}

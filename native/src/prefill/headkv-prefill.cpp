@@ -1,0 +1,372 @@
+#include "prefill/headkv-prefill.h"
+
+#include "base/headkv-error.h"
+#include "base/headkv-guard.h"
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-graph.h"
+#include "llama-impl.h"
+#include "llama-memory-hybrid.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <numeric>
+
+// hidden states of a panel, where the caller does not say how many tokens it may have
+static constexpr size_t n_bytes_hidden = 256u * 1024 * 1024;
+
+void llama_kv_cache_headkv::prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan) {
+    ctx.synchronize(); // what is set aside is no longer worked on
+    if (archive) {
+        reading(*this, ctx, prompt, plan, *archive).run();
+    } else {
+        headkv_archive meanwhile(shapes, nullptr);
+        reading(*this, ctx, prompt, plan, meanwhile).run();
+    }
+}
+
+bool llama_kv_cache_headkv::cut(llm_graph_result & res, const llama_ubatch & ubatch) const {
+    return !read || read->cut(res, ubatch);
+}
+
+llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt,
+                                        const headkv_plan & plan, headkv_archive & archive)
+    : kv(kv),
+      ctx(ctx),
+      prompt(prompt),
+      plan(plan),
+      n_past(prompt.n_past),
+      n_prompt(n_past + prompt.n_tokens),
+      n_all(n_prompt + prompt.n_again),
+      archive(archive),
+      bounded(ctx.get_memory(), /*rows =*/true) {
+    require_prompt();
+    require_past();
+    headkv_check(plan, kv.shapes, n_prompt);
+    kv.require_no_shift();
+    make_slices();
+
+    const size_t row  = sizeof(float) * ctx.get_model().hparams.n_embd;
+    const size_t most = n_bytes_hidden / row;
+    n_panel           = prompt.panel > 0 ? prompt.panel : std::max<size_t>(1, most / ctx.n_batch()) * ctx.n_batch();
+}
+
+llama_kv_cache_headkv::reading::~reading() {
+    kv.read = nullptr;
+    rows.reset();
+    archive.drop();
+    if (!begun) {
+        return;
+    }
+    kv.wait(); // what did not come to its end may still use what goes now
+    const std::lock_guard<std::mutex> lock(kv.mutex);
+    if (cells) {
+        kv.swap_cells(*cells);
+    }
+    kv.kept    = std::move(kept);
+    kv.obs     = std::move(obs);
+    kv.queries = std::move(queries);
+    kv.n_cells = kv.n_used();
+    bounded.put_back();
+    kv.epoch++;
+}
+
+void llama_kv_cache_headkv::reading::require_prompt() const {
+    if (prompt.order != HEADKV_ORDER_TOKENS && prompt.order != HEADKV_ORDER_LAYERS) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no order %d", prompt.order));
+    }
+    if (prompt.panel < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("a panel cannot have %d tokens", prompt.panel));
+    }
+    if (prompt.n_tokens == 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "the prompt has no new token");
+    }
+    if (prompt.n_past < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("%d tokens cannot stay", prompt.n_past));
+    }
+    const size_t n_free = n_past < kv.n_ctx ? kv.n_ctx - n_past : 0;
+    if (prompt.n_tokens > n_free || prompt.n_again > n_free - prompt.n_tokens) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("the context of %u positions is too small: %u are taken, and %zu and %zu more were "
+                                  "asked for",
+                                  kv.n_ctx, n_past, prompt.n_tokens, prompt.n_again));
+    }
+    headkv_require_pointer(prompt.tokens);
+    headkv_require_pointer(prompt.weights);
+    require_tokens(prompt.tokens, prompt.n_tokens);
+    if (prompt.n_again > 0) {
+        headkv_require_pointer(prompt.again);
+        headkv_require_pointer(prompt.again_at);
+        require_tokens(prompt.again, prompt.n_again);
+    }
+    if (prompt.first < prompt.n_past || prompt.n_weights != n_all - (size_t) prompt.first) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT,
+                           format("%zu observed tokens from position %d on are not the last ones of the %u from %u on",
+                                  prompt.n_weights, prompt.first, n_all - n_past, n_past));
+    }
+}
+
+void llama_kv_cache_headkv::reading::require_tokens(const int32_t * tokens, size_t n) const {
+    const int32_t n_vocab = ctx.get_model().vocab.n_tokens();
+    for (size_t i = 0; i < n; ++i) {
+        if (tokens[i] < 0 || tokens[i] >= n_vocab) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT,
+                               format("token %d is none of the model's, which has %d", tokens[i], n_vocab));
+        }
+    }
+}
+
+void llama_kv_cache_headkv::reading::require_past() const {
+    const uint32_t n_held = kv.kept ? kv.archived.size() : kv.n_used();
+    if (n_past > n_held) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("the first %u tokens cannot stay: %u are held whole", n_past, n_held));
+    }
+    if (!bounded.empty() && n_past > 0 && (n_past < n_held || (kv.kept && !kv.archived_end))) {
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("layers with a sliding window and recurrent ones cannot go back to %u tokens: 0 "
+                                  "of them or all %u can stay",
+                                  n_past, n_held));
+    }
+}
+
+// One layer each. Several where layers read the K and V of another one: a window's are those of the panel's end once
+// their own layer has been read. All of them in the order of tokens.
+void llama_kv_cache_headkv::reading::make_slices() {
+    const int32_t n_layer  = ctx.get_model().hparams.n_layer();
+    const bool drops_masks = !dynamic_cast<llama_memory_hybrid *>(ctx.get_memory());
+
+    for (int32_t il = 0; il < n_layer; ++il) {
+        const int32_t of = std::max(kv.layer_read_by(il), bounded.layer_read_by(il));
+        int32_t begin    = prompt.order == HEADKV_ORDER_TOKENS ? 0 : of < 0 ? il : std::min(il, of);
+        while (!slices.empty() && slices.back().end > begin) {
+            begin = std::min(begin, slices.back().begin);
+            slices.pop_back();
+        }
+        slices.push_back({ begin, il + 1, n_layer, 0, 0, drops_masks, begin == il && kv.layer_read_by(il) == il });
+    }
+}
+
+void llama_kv_cache_headkv::reading::run() {
+    begin();
+
+    read_panels(prompt.tokens, prompt.n_tokens, n_past, /*keep =*/true);
+    if (!bounded.empty()) {
+        at_end = std::make_unique<headkv_bounded>(ctx.get_memory(), /*rows =*/true);
+    }
+
+    if (prompt.n_again > 0) {
+        const size_t n_vocab = ctx.get_model().vocab.n_tokens();
+        const float * last   = ctx.get_logits_ith(-1);
+        const std::vector<float> logits(last, last + n_vocab);
+
+        headkv_bounded before = at_end ? *at_end : headkv_bounded(nullptr, false);
+        read_panels(prompt.again, prompt.n_again, n_prompt, /*keep =*/false);
+        before.put_back();
+        std::copy(logits.begin(), logits.end(), ctx.get_logits_ith(-1));
+    }
+    compact();
+}
+
+void llama_kv_cache_headkv::reading::read_panels(const int32_t * tokens, uint32_t n, uint32_t p0, bool keep) {
+    for (uint32_t i = 0, n_now; i < n; i += n_now) {
+        n_now = std::min(n_panel, n - i);
+        read_panel({ tokens + i, n_now, p0 + i, keep, i + n_now == n });
+    }
+}
+
+// held beside what the cache holds now
+size_t llama_kv_cache_headkv::reading::n_bytes_aside() const {
+    return (cells ? size_of(*cells) : 0) + (kept ? kept->size() : 0) + (obs ? obs->size() : 0);
+}
+
+void llama_kv_cache_headkv::reading::take_over() {
+    archive.fork(kv.kept ? n_past : 0, kv.archived.size());
+    if (kv.kept) {
+        exts.assign(kv.archived.begin(), kv.archived.begin() + n_past);
+        return;
+    }
+    if (n_past > 0) {
+        auto cell = kv.get_prompt_cells();
+        cell.resize(n_past);
+        kv.archive_cells(archive, cell, 0, exts);
+    }
+}
+
+void llama_kv_cache_headkv::reading::begin() {
+    take_over();
+
+    std::vector<float> weights(prompt.weights, prompt.weights + prompt.n_weights);
+    headkv_check_weights(weights);
+    std::vector<llama_pos> again(prompt.again_at, prompt.again_at + prompt.n_again);
+    headkv_check_again(again, weights.size());
+
+    const uint32_t n_cells = std::min(kv.n_ctx, (uint32_t) GGML_PAD(n_all, 256));
+
+    const bool beside = prompt.order == HEADKV_ORDER_LAYERS && (kv.is_on_device() || headkv_queue::always_beside);
+
+    n_rooms = beside ? 2 : 1;
+    rows    = std::make_unique<headkv_queue>(beside);
+    loaded.resize(slices.size());
+
+    auto room =
+        prompt.order == HEADKV_ORDER_LAYERS ? kv.make_cells_by(n_cells, slices, n_rooms) : kv.make_cells(n_cells);
+    set_places(*room, 0, exts);
+    for (auto & s : slices) {
+        s.n_cells = beside ? n_cells : 0;
+    }
+
+    auto next = std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells, prompt.first,
+                                                  std::move(weights), std::move(again));
+
+    // what stays of the bounded layers; a copy, since it may have to stay again
+    headkv_bounded past = kv.kept && n_past > 0 && kv.archived_end ? *kv.archived_end : headkv_bounded(nullptr, false);
+
+    // nothing can fail from here on
+
+    {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        begun = true;
+        cells = std::move(room);
+        kv.swap_cells(*cells);
+        kept       = std::move(kv.kept);
+        obs        = std::move(kv.obs);
+        queries    = std::move(kv.queries);
+        kv.obs     = std::move(next);
+        kv.n_cells = n_past;
+        kv.update_peak(n_bytes_aside());
+    }
+    past.put_back();
+    if (n_past == 0) {
+        bounded.clear();
+    }
+    slice   = slices.front();
+    kv.read = this;
+    kv.epoch++;
+}
+
+void llama_kv_cache_headkv::reading::read_panel(const panel & p) {
+    const headkv_bounded before(ctx.get_memory(), /*rows =*/false);
+    const auto seen = kv.obs->get_seen();
+
+    for (size_t i = 0; i < n_rooms; ++i) {
+        load(i, p.p0);
+    }
+    for (i_slice = 0; i_slice < slices.size(); ++i_slice) {
+        kv.llama_kv_cache::seq_rm(0, p.p0, -1);
+        kv.v_heads[0] = p.p0;
+        if (i_slice > 0) {
+            before.put_back_places();
+        }
+        kv.obs->set_seen(seen);
+        slice    = slices[i_slice];
+        slice.p0 = p.p0;
+        read_slice(p);
+    }
+    rows->wait();
+    const auto cell = kv.get_prompt_cells();
+    for (uint32_t i = p.p0; p.keep && i < p.p0 + p.n; ++i) {
+        exts.push_back(kv.v_cells[0].ext_get(i));
+    }
+    for (uint32_t i = 0; i < cell.size(); ++i) {
+        if (cell[i] != i) {
+            throw headkv_error(HEADKV_ERR_INTERNAL, "the prompt's cells are not in order");
+        }
+    }
+}
+
+void llama_kv_cache_headkv::reading::read_slice(const panel & p) {
+    rows->wait(loaded[i_slice]);
+    for (uint32_t i = 0, end; i < p.n; i = end) {
+        end = batch_end(p, i);
+        decode(p, i, end - i);
+        if (prompt.progress) {
+            const uint32_t n_before = p.p0 - n_past;
+            prompt.progress(prompt.data, n_before + ((uint64_t) p.n * i_slice + end) / slices.size(), n_all - n_past);
+            require_not_cancelled(); // also after the last one
+        }
+    }
+    ctx.synchronize();
+    store(i_slice, p);
+    load(i_slice + n_rooms, p.p0);
+}
+
+// As a caller of llama_decode() would cut it; in models with bounded layers, which split batches themselves, with few
+// enough observed tokens in each.
+uint32_t llama_kv_cache_headkv::reading::batch_end(const panel & p, uint32_t i) const {
+    const uint32_t end = std::min(i + ctx.n_batch(), p.n);
+    if (bounded.empty()) {
+        return end;
+    }
+    const uint32_t first   = std::clamp((int64_t) prompt.first - p.p0, (int64_t) 0, (int64_t) p.n);
+    const uint32_t at_once = kv.get_observe_limit(p.p0 + p.n);
+    if (p.n - first <= at_once) {
+        return end;
+    }
+    return i < first ? std::min(end, first) : std::min(end, i + at_once);
+}
+
+void llama_kv_cache_headkv::reading::require_not_cancelled() const {
+    if (kv.canceller.cancelled) {
+        throw headkv_error(HEADKV_ERR_CANCELLED, "cancelled");
+    }
+}
+
+void llama_kv_cache_headkv::reading::decode(const panel & p, uint32_t i, uint32_t n) {
+    require_not_cancelled();
+    std::vector<llama_token> tokens(p.tokens + i, p.tokens + i + n);
+    std::vector<llama_pos> pos(n);
+    std::iota(pos.begin(), pos.end(), p.p0 + i);
+    std::vector<int32_t> n_seq_id(n, 1);
+    llama_seq_id seq = 0;
+    std::vector<llama_seq_id *> seq_id(n, &seq);
+    std::vector<int8_t> output(n, 0);
+    output.back() = p.output && slice.end == slice.n_layer && i + n == p.n;
+
+    failure      = nullptr;
+    const int rc = llama_decode(
+        &ctx, { (int32_t) n, tokens.data(), nullptr, pos.data(), n_seq_id.data(), seq_id.data(), output.data() });
+    if (failure) {
+        std::rethrow_exception(failure);
+    }
+    switch (rc) {
+    case 0:
+        return;
+    case 2:
+        throw headkv_error(HEADKV_ERR_CANCELLED, "cancelled");
+    case -2:
+        throw headkv_error(HEADKV_ERR_MEMORY, "no memory to compute a batch");
+    case -1:
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "a token is none of the model's");
+    default:
+        throw headkv_error(HEADKV_ERR_INTERNAL,
+                           headkv_error_text.empty() ? format("decoding failed with %d", rc) : headkv_error_text);
+    }
+}
+
+bool llama_kv_cache_headkv::reading::cut(llm_graph_result & res, const llama_ubatch & ubatch) {
+    if (slice.is_whole()) {
+        return true;
+    }
+    try {
+        if (!checked) { // all of it, before anything is computed
+            size_t most = 0;
+            for (const auto & s : slices) {
+                size_t row                = 0;
+                const std::string problem = headkv_check_slice(res, s, ubatch.n_tokens, row);
+                if (!problem.empty()) {
+                    throw headkv_error(HEADKV_ERR_UNSUPPORTED, "the model cannot be read layer by layer: " + problem);
+                }
+                most = std::max(most, row);
+            }
+            hidden.alloc(kv.is_on_device() ? kv.shapes[0].buft : ggml_backend_cpu_buffer_type(),
+                         std::min<size_t>(n_panel, std::max(prompt.n_tokens, prompt.n_again)), most);
+            checked = true;
+        }
+        headkv_cut(res, slice, ubatch, hidden);
+        return true;
+    } catch (...) { // llama.cpp goes on to clean up
+        failure = std::current_exception();
+        return false;
+    }
+}

@@ -1,0 +1,94 @@
+#pragma once
+
+#include "cache/headkv-bounded.h"
+#include "cache/llama-kv-cache-headkv.h"
+#include "prefill/headkv-queue.h"
+#include "slice/headkv-hidden.h"
+#include "slice/headkv-slice.h"
+
+#include <exception>
+#include <memory>
+#include <vector>
+
+// One prompt that is read, selected from and compacted: what headkv_prefill() does. Its rows go to the archive layer by
+// layer, and kept rows are gathered from there. Until that is done everything that the context held is set aside, and
+// if anything fails it is put back.
+class llama_kv_cache_headkv::reading {
+public:
+    // throws headkv_error for a prompt that does not fit the context, std::bad_alloc
+    // archive: the context's, or one for the time of reading
+    reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan,
+            headkv_archive & archive);
+    ~reading(); // puts back what was set aside, unless all is done
+
+    void run();
+
+    // called while a graph is built: cut it to the slice that is read; false if that cannot be
+    bool cut(llm_graph_result & res, const llama_ubatch & ubatch);
+
+private:
+    struct panel {
+        const int32_t * tokens;
+        uint32_t n;
+        uint32_t p0;
+        bool keep;   // it is a part of the prompt
+        bool output; // of its last token
+    };
+
+    void require_prompt() const;
+    void require_tokens(const int32_t * tokens, size_t n) const;
+    void require_past() const;
+    void require_not_cancelled() const;
+    void make_slices();
+
+    void take_over(); // rows that are in cells only, to the archive
+    void begin();     // set aside, and make room for the whole prompt
+    void read_panels(const int32_t * tokens, uint32_t n, uint32_t p0, bool keep);
+    void read_panel(const panel & p);
+    void read_slice(const panel & p);
+    void decode(const panel & p, uint32_t i, uint32_t n);
+    uint32_t batch_end(const panel & p, uint32_t i) const;
+
+    // headkv-prefill-rows.cpp: between the cells of slice i and the archive
+    void load(size_t i, uint32_t n); // the rows of the first n positions
+    void store(size_t i, const panel & p);
+
+    void compact();
+    size_t n_bytes_aside() const;
+
+    llama_kv_cache_headkv & kv;
+    llama_context & ctx;
+    const headkv_prompt & prompt;
+    const headkv_plan & plan;
+    const uint32_t n_past;
+    const uint32_t n_prompt;
+    const uint32_t n_all; // with what is read once more
+
+    headkv_archive & archive;
+
+    std::vector<headkv_slice> slices;
+    headkv_slice slice; // that is read now
+    headkv_hidden hidden;
+    uint32_t n_panel = 0;
+    size_t i_slice   = 0;
+    bool checked     = false;
+
+    // Rows of a device are moved beside what is computed: slices lie in two rooms in turns, and while one is computed
+    // the rows of the slice before go and those of the slice after come.
+    size_t n_rooms = 1;
+    std::unique_ptr<headkv_queue> rows;
+    std::vector<uint64_t> loaded; // of each slice: the job that loads its rows
+
+    std::exception_ptr failure; // to cut the graph
+
+    // set aside
+    bool begun = false;
+    std::unique_ptr<llama_kv_cache> cells;
+    std::unique_ptr<headkv_kept_prompt> kept;
+    std::unique_ptr<headkv_observer> obs;
+    std::unique_ptr<headkv_queries> queries;
+    headkv_bounded bounded;
+
+    std::unique_ptr<headkv_bounded> at_end; // of the prompt
+    std::vector<llama_kv_cell_ext> exts;    // of each position
+};

@@ -1,0 +1,304 @@
+#include "scores/headkv-caps.h"
+
+#include "base/headkv-error.h"
+#include "llama-impl.h"
+#include "scores/headkv-budget.h"
+#include "scores/headkv-scores.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+static constexpr int64_t n_heads_max = 1 << 24; // more than any model has
+
+namespace {
+
+// the layers, as a budget sees them
+struct model_heads {
+    std::vector<int32_t> il, n_head, n_head_kv; // of each layer
+    int32_t n_head_max    = 0;
+    int32_t n_head_kv_max = 0;
+    int64_t n             = 0; // KV heads in all
+    int64_t row_bytes     = 0; // K and V of one entry of one KV head, the mean over all heads
+    int64_t bounded_bytes = 0;
+};
+
+} // namespace
+
+static model_heads heads_of(const headkv_layer * layers, size_t n_layers, int64_t bounded_bytes) {
+    model_heads res;
+    res.bounded_bytes = bounded_bytes;
+    for (size_t i = 0; i < n_layers; ++i) {
+        const headkv_layer & l = layers[i];
+        if (l.n_head_kv < 1 || l.n_head < 1 || l.n_head % l.n_head_kv != 0 || l.row_bytes < 1) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, format("layer %d cannot have %d query and %d KV heads with rows of "
+                                                           "%d bytes",
+                                                           l.il, l.n_head, l.n_head_kv, l.row_bytes));
+        }
+        res.il.push_back(l.il);
+        res.n_head.push_back(l.n_head);
+        res.n_head_kv.push_back(l.n_head_kv);
+        res.n_head_max     = std::max(res.n_head_max, l.n_head);
+        res.n_head_kv_max  = std::max(res.n_head_kv_max, l.n_head_kv);
+        res.n             += l.n_head_kv;
+        res.row_bytes     += (int64_t) l.n_head_kv * l.row_bytes;
+    }
+    if (res.n == 0 || res.n > n_heads_max) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("a model cannot have %lld KV heads", (long long) res.n));
+    }
+    res.row_bytes /= res.n;
+    return res;
+}
+
+//
+// scores
+//
+
+// As numpy adds up: in pairs, so that large sums stay exact, and results stay those that were measured.
+static double sum_of(const double * x, size_t n) {
+    if (n < 8) {
+        return std::accumulate(x, x + n, 0.0);
+    }
+    if (n > 128) {
+        const size_t half = n / 2 - n / 2 % 8;
+        return sum_of(x, half) + sum_of(x + half, n - half);
+    }
+    double part[8];
+    std::copy(x, x + 8, part);
+    size_t i = 8;
+    for (; i < n - n % 8; i += 8) {
+        for (size_t j = 0; j < 8; ++j) {
+            part[j] += x[i + j];
+        }
+    }
+    const double res = ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+    return std::accumulate(x + i, x + n, res);
+}
+
+// One score per KV head that there is, with the sum 1. Scores of query heads are summed over the GQA group; in a layer
+// with fewer heads than another one the first ones count.
+static std::vector<double> kv_head_scores(const headkv_retention & r, const model_heads & heads) {
+    const size_t n_layer = heads.n_head.size();
+    const bool by_query  = r.n_rows == n_layer && r.n_cols == (size_t) heads.n_head_max;
+    const bool by_kv     = r.n_rows == n_layer && r.n_cols == (size_t) heads.n_head_kv_max;
+    if (!by_query && !by_kv) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT,
+                           format("scores must have the shape (%zu, %d) (query heads) or (%zu, %d) (KV heads) for this "
+                                  "model, not (%zu, %zu)",
+                                  n_layer, heads.n_head_max, n_layer, heads.n_head_kv_max, r.n_rows, r.n_cols));
+    }
+    // the sum of very large scores would overflow
+    const double most = *std::max_element(r.scores, r.scores + r.n_rows * r.n_cols);
+
+    std::vector<double> grid(n_layer * heads.n_head_kv_max); // with zeros for heads that a layer does not have
+    std::vector<double> group;
+    for (size_t l = 0; l < n_layer; ++l) {
+        const size_t n_group = by_kv ? 1 : heads.n_head[l] / heads.n_head_kv[l];
+        for (int32_t h = 0; h < heads.n_head_kv[l]; ++h) {
+            const double * from = r.scores + l * r.n_cols + h * n_group;
+            group.assign(from, from + n_group);
+            for (double & score : group) {
+                score /= most;
+            }
+            grid[l * heads.n_head_kv_max + h] = sum_of(group.data(), n_group);
+        }
+    }
+    const double sum = sum_of(grid.data(), grid.size());
+    if (!(sum > 0.0)) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "scores must not be 0 for all KV heads of this model");
+    }
+    std::vector<double> res;
+    for (size_t l = 0; l < n_layer; ++l) {
+        for (int32_t h = 0; h < heads.n_head_kv[l]; ++h) {
+            res.push_back(grid[l * heads.n_head_kv_max + h] / sum);
+        }
+    }
+    return res;
+}
+
+static std::string listed(const std::vector<int32_t> & numbers) {
+    std::string res;
+    for (const int32_t number : numbers) {
+        res += (res.empty() ? "" : ", ") + std::to_string(number);
+    }
+    return res;
+}
+
+// which rows of scores of the layers `scored` are of a model's
+static std::vector<int32_t> match(const std::vector<int32_t> & scored, int32_t n_head, int32_t n_head_kv,
+                                  const model_heads & heads) {
+    bool whole = true; // the model retains all of its layers
+    for (size_t i = 0; i < heads.il.size(); ++i) {
+        whole = whole && heads.il[i] == (int32_t) i;
+    }
+    if (n_head != heads.n_head_max || n_head_kv != heads.n_head_kv_max || (whole && scored != heads.il)) {
+        throw headkv_error(HEADKV_ERR_SCORES_VALUE,
+                           format("the head scores are for %zu layers of %d query and %d KV heads, the model has %zu "
+                                  "layers of %d and %d",
+                                  scored.size(), n_head, n_head_kv, heads.il.size(), heads.n_head_max,
+                                  heads.n_head_kv_max));
+    }
+    std::vector<int32_t> res;
+    for (const int32_t il : heads.il) {
+        const auto found = std::lower_bound(scored.begin(), scored.end(), il);
+        if (found == scored.end() || *found != il) {
+            throw headkv_error(HEADKV_ERR_SCORES_VALUE, "the head scores are for the layers " + listed(scored) +
+                                                            ", and the model retains the layers " + listed(heads.il));
+        }
+        res.push_back(found - scored.begin());
+    }
+    return res;
+}
+
+// the rows of a file's scores that are of these layers, [n_layers][n_head]
+static std::vector<double> rows_of(const headkv_scores & file, const model_heads & heads) {
+    std::vector<double> res;
+    for (const int32_t i : match({ file.layers.begin(), file.layers.end() }, file.n_head, file.n_head_kv, heads)) {
+        const float * row = file.scores.data() + (size_t) i * file.n_head;
+        res.insert(res.end(), row, row + file.n_head);
+    }
+    return res;
+}
+
+//
+// caps
+//
+
+// the indices of x, the largest value first, of equal ones the lower index
+static std::vector<size_t> descending(const std::vector<double> & x) {
+    std::vector<size_t> res(x.size());
+    std::iota(res.begin(), res.end(), 0);
+    std::stable_sort(res.begin(), res.end(), [&](size_t a, size_t b) { return x[a] > x[b]; });
+    return res;
+}
+
+// share pool out in proportion to weights, at most room each: water-filling
+static std::vector<double> pour(double pool, const std::vector<double> & weights, double room) {
+    const std::vector<size_t> order = descending(weights);
+    const size_t n                  = weights.size();
+
+    std::vector<double> rest(n + 1); // rest[k]: weight of all but the k heaviest
+    for (size_t k = n; k-- > 0;) {
+        rest[k] = rest[k + 1] + weights[order[k]];
+    }
+    std::vector<double> shares(n);
+    for (size_t n_full = 0; n_full < n; ++n_full) {
+        const double left  = pool - (double) n_full * room;
+        const double heavy = weights[order[n_full]];
+        if (rest[n_full] <= 0) { // only heads of no weight have room left
+            for (size_t i = n_full; i < n; ++i) {
+                shares[order[i]] = left / (double) (n - n_full);
+            }
+            break;
+        }
+        if (heavy / rest[n_full] * left <= room) {
+            for (size_t i = n_full; i < n; ++i) {
+                shares[order[i]] = weights[order[i]] / rest[n_full] * left;
+            }
+            break;
+        }
+        shares[order[n_full]] = room;
+    }
+    return shares;
+}
+
+// Integers with the sum total: rounded down, then one more for the largest remainders. Ties go to the lower head, so
+// that the same budget gives the same caps everywhere.
+static std::vector<int32_t> rounded(std::vector<double> exact, int64_t total, int32_t n_prompt) {
+    std::vector<int32_t> caps(exact.size());
+    int64_t left = total;
+    for (size_t i = 0; i < exact.size(); ++i) {
+        const double x  = std::min(std::max(exact[i], 0.0), (double) n_prompt);
+        caps[i]         = (int32_t) std::floor(x);
+        exact[i]        = caps[i] < n_prompt ? x - caps[i] : -1.0; // the remainder
+        left           -= caps[i];
+    }
+    const std::vector<size_t> order = descending(exact);
+    for (int64_t i = 0; i < std::min<int64_t>(left, order.size()); ++i) {
+        caps[order[i]]++;
+    }
+    return caps;
+}
+
+void headkv_check_retention(const headkv_retention & r) {
+    if (r.window < 1) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("window must be at least 1, not %d", r.window));
+    }
+    if (r.kernel < 1 || r.kernel % 2 == 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("kernel must be odd, not %d", r.kernel));
+    }
+    if (r.sinks < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("sinks must not be negative, not %d", r.sinks));
+    }
+    if (r.observe < 1) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("observe must be at least 1, not %d", r.observe));
+    }
+    if (!std::isfinite(r.beta) || r.beta <= 1.0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("beta must be a finite number above 1, not %g", r.beta));
+    }
+    headkv_budget_of(r);
+    if (!r.scores) {
+        return;
+    }
+    if (r.n_rows < 1 || r.n_rows > UINT16_MAX || r.n_cols < 1 || r.n_cols > UINT16_MAX) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("scores cannot have the shape (%zu, %zu)", r.n_rows, r.n_cols));
+    }
+    double most = 0.0;
+    for (size_t i = 0; i < r.n_rows * r.n_cols; ++i) {
+        if (!std::isfinite(r.scores[i]) || r.scores[i] < 0.0) {
+            most = 0.0;
+            break;
+        }
+        most = std::max(most, r.scores[i]);
+    }
+    if (!(most > 0.0)) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT,
+                           "scores must be finite and not negative, and at least one must be above 0");
+    }
+}
+
+// With alpha the window, b the mean budget, L layers of H KV heads and s the scores with the sum 1:
+//
+//   cap[l][h] = alpha + (b - alpha) * (1 - 1/beta) + s[l][h] * (b - alpha)/beta * L*H
+//
+// No cap exceeds the prompt: what a head cannot use is shared out among those that still have room.
+std::vector<int32_t> headkv_make_caps(const headkv_retention & retention, const headkv_layer * layers, size_t n_layers,
+                                      int64_t bounded_bytes, int32_t n_prompt) {
+    headkv_check_retention(retention);
+    const model_heads heads = heads_of(layers, n_layers, bounded_bytes);
+
+    headkv_retention r = retention;
+    std::vector<double> rows;
+    if (r.file && !r.scores) {
+        rows     = rows_of(*r.file, heads);
+        r.scores = rows.data();
+        r.n_rows = n_layers;
+        r.n_cols = r.file->n_head;
+    }
+    if (n_prompt < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("n_prompt must not be negative, not %d", n_prompt));
+    }
+    const std::vector<double> scores = r.scores ? kv_head_scores(r, heads) : std::vector<double>();
+    if (n_prompt <= r.window) {
+        return std::vector<int32_t>(heads.n, n_prompt);
+    }
+    const headkv_budget budget = headkv_budget_of(r);
+    const int64_t total        = budget.total(heads.n, heads.row_bytes, heads.bounded_bytes, n_prompt, r.window);
+    const double n             = (double) heads.n;
+    const double mean          = (double) total / n;
+    if (!r.scores) {
+        return rounded(std::vector<double>(heads.n, mean), total, n_prompt);
+    }
+    const double base         = r.window + (mean - r.window) * (1.0 - 1.0 / r.beta);
+    std::vector<double> exact = pour((double) total - base * n, scores, (double) n_prompt - base);
+    for (double & x : exact) {
+        x = base + x;
+    }
+    return rounded(std::move(exact), total, n_prompt);
+}
+
+std::vector<int32_t> headkv_match_rows(const std::vector<int32_t> & scored, int32_t n_head, int32_t n_head_kv,
+                                       const headkv_layer * layers, size_t n_layers) {
+    return match(scored, n_head, n_head_kv, heads_of(layers, n_layers, 0));
+}

@@ -1,0 +1,304 @@
+#include "session/headkv-session-file.h"
+
+#include "base/headkv-error.h"
+#include "llama-impl.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+static constexpr char magic[16]   = { 'h', 'e', 'a', 'd', 'k', 'v', ' ', 's', 'e', 's', 's', 'i', 'o', 'n', '\n', 0 };
+static constexpr uint32_t version = 1;
+static constexpr uint32_t n_head_max = 64u << 20; // bytes of the header
+static constexpr size_t n_piece      = 1 << 20;
+
+namespace {
+
+struct start_of_file {
+    char magic[16];
+    uint32_t version;
+    uint32_t n_header;
+};
+
+struct start_of_section {
+    char name[8];
+    uint64_t size;
+};
+
+} // namespace
+
+static_assert(sizeof(start_of_file) == 24 && sizeof(start_of_section) == 16, "as in the file");
+
+uint32_t headkv_crc32(const void * data, size_t size, uint32_t crc) {
+    static const auto table = [] {
+        std::array<uint32_t, 256> res;
+        for (uint32_t i = 0; i < 256; ++i) {
+            res[i] = i;
+            for (int bit = 0; bit < 8; ++bit) {
+                res[i] = res[i] >> 1 ^ (res[i] & 1 ? 0xedb88320u : 0);
+            }
+        }
+        return res;
+    }();
+    crc = ~crc;
+    for (size_t i = 0; i < size; ++i) {
+        crc = table[(crc ^ ((const uint8_t *) data)[i]) & 0xff] ^ crc >> 8;
+    }
+    return ~crc;
+}
+
+[[noreturn]] static void fail_with(const std::string & text) {
+    throw headkv_error(HEADKV_ERR_SESSION, text);
+}
+
+//
+// headkv_session_writer
+//
+
+// the permissions of the session that there is; 0 for none
+static mode_t require_target(const std::string & path) {
+    struct stat st;
+    if (stat(path.c_str(), &st) != 0) {
+        if (errno != ENOENT) {
+            fail_with(path + " cannot be written: " + strerror(errno));
+        }
+        return 0;
+    }
+    if (!S_ISREG(st.st_mode)) {
+        fail_with(path + " is not a file: give another name");
+    }
+    if (st.st_size > 0) {
+        char found[sizeof(magic)] = {};
+        const headkv_file_ptr file(fopen(path.c_str(), "rb"), fclose);
+        if (!file || fread(found, 1, sizeof(found), file.get()) != sizeof(found) ||
+            memcmp(found, magic, sizeof(magic)) != 0) {
+            fail_with(path + " is another file, not a session: it stays as it is");
+        }
+    }
+    return st.st_mode & 07777;
+}
+
+headkv_session_writer::headkv_session_writer(const char * path, const std::string & header)
+    : path(path),
+      file(nullptr, fclose) {
+    if (header.size() > n_head_max) {
+        fail_with(format("the settings of %zu bytes are more than %u", header.size(), n_head_max));
+    }
+    const mode_t mode  = require_target(this->path);
+    const size_t slash = this->path.find_last_of('/');
+    std::string name   = (slash == std::string::npos ? "" : this->path.substr(0, slash + 1)) + "headkv-XXXXXX";
+    const int fd       = mkstemp(name.data());
+    if (fd < 0) {
+        fail();
+    }
+    temporary = name;
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    file.reset(fdopen(fd, "wb"));
+    if (!file || (mode && fchmod(fd, mode) != 0)) {
+        const int reason = errno;
+        if (!file) {
+            close(fd);
+        }
+        file.reset();
+        unlink(temporary.c_str());
+        errno = reason;
+        fail();
+    }
+
+    start_of_file start = {};
+    memcpy(start.magic, magic, sizeof(magic));
+    start.version  = version;
+    start.n_header = header.size();
+    write(&start, sizeof(start));
+    write(header.data(), header.size());
+    end();
+}
+
+headkv_session_writer::~headkv_session_writer() {
+    file.reset();
+    if (!temporary.empty()) {
+        unlink(temporary.c_str());
+    }
+}
+
+void headkv_session_writer::fail() const {
+    fail_with(path + " cannot be written: " + strerror(errno));
+}
+
+void headkv_session_writer::section(const char * name, const void * data, size_t size) {
+    begin(name, size);
+    write(data, size);
+    end();
+}
+
+void headkv_session_writer::begin(const char * name, uint64_t size) {
+    start_of_section start = {};
+    memcpy(start.name, name, std::min(strlen(name), sizeof(start.name)));
+    start.size = size;
+    crc        = 0;
+    write(&start, sizeof(start));
+}
+
+void headkv_session_writer::write(const void * data, size_t size) {
+    if (size > 0 && fwrite(data, 1, size, file.get()) != size) {
+        fail();
+    }
+    crc = headkv_crc32(data, size, crc);
+}
+
+void headkv_session_writer::end() {
+    if (fwrite(&crc, sizeof(crc), 1, file.get()) != 1) {
+        fail();
+    }
+}
+
+void headkv_session_writer::commit() {
+    if (fflush(file.get()) != 0 || fsync(fileno(file.get())) != 0 || fclose(file.release()) != 0 ||
+        rename(temporary.c_str(), path.c_str()) != 0) {
+        fail();
+    }
+    temporary.clear();
+}
+
+//
+// headkv_session_reader
+//
+
+void headkv_session_reader::fail(const std::string & what) const {
+    fail_with("the session " + path + " " + what);
+}
+
+headkv_session_reader::headkv_session_reader(const char * path, const std::vector<std::string> & names)
+    : path(path),
+      file(nullptr, fclose) {
+    const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); // a FIFO would wait for a writer
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) != 0 || !(file = headkv_file_ptr(fdopen(fd, "rb"), fclose))) {
+        const int reason = errno;
+        if (fd >= 0) {
+            close(fd);
+        }
+        fail(format("cannot be opened: %s", strerror(reason)));
+    }
+    if (!S_ISREG(st.st_mode)) {
+        fail("is not a file");
+    }
+    const uint64_t n_file = st.st_size;
+    read_header(n_file);
+
+    size_t next = 0;
+    for (uint64_t at = sizeof(start_of_file) + text.size() + sizeof(crc); at < n_file;) {
+        start_of_section start;
+        seek(at);
+        get(&start, sizeof(start));
+        const std::string name(start.name, strnlen(start.name, sizeof(start.name)));
+        const auto found = std::find(names.begin() + next, names.end(), name);
+        if (found == names.end()) {
+            fail("is damaged: there is a section that is unknown, or not in its place");
+        }
+        next                = found - names.begin() + 1;
+        const uint64_t rest = n_file - at - sizeof(start);
+        if (rest < sizeof(crc) || start.size > rest - sizeof(crc)) {
+            fail("is damaged: it has been cut short");
+        }
+        sections[name]  = { at, start.size };
+        at             += sizeof(start) + start.size + sizeof(crc);
+    }
+}
+
+void headkv_session_reader::get(void * data, size_t size) {
+    if (size > 0 && fread(data, 1, size, file.get()) != size) {
+        fail(ferror(file.get()) ? format("cannot be read: %s", strerror(errno)) : "is damaged: it has been cut short");
+    }
+}
+
+void headkv_session_reader::seek(uint64_t offset) {
+    if (fseeko(file.get(), (off_t) offset, SEEK_SET) != 0) {
+        fail(format("cannot be read: %s", strerror(errno)));
+    }
+}
+
+void headkv_session_reader::check(uint32_t wanted, const std::string & what) {
+    uint32_t found;
+    get(&found, sizeof(found));
+    if (found != wanted) {
+        fail("is damaged: the checksum of its " + what + " is wrong");
+    }
+}
+
+void headkv_session_reader::read_header(uint64_t n_file) {
+    start_of_file start = {};
+    const size_t least  = sizeof(start) + sizeof(crc);
+    if (n_file >= least) {
+        get(&start, sizeof(start));
+    }
+    if (memcmp(start.magic, magic, sizeof(magic)) != 0) {
+        fail("is damaged or another file: it does not begin as a session does");
+    }
+    if (start.version != version) {
+        fail(format("has format %u, and this version of headkv-local reads %u", start.version, version));
+    }
+    if (start.n_header > std::min<uint64_t>(n_head_max, n_file - least)) {
+        fail(format("is damaged: its header cannot have %u bytes", start.n_header));
+    }
+    text.resize(start.n_header);
+    get(text.data(), text.size());
+    check(headkv_crc32(text.data(), text.size(), headkv_crc32(&start, sizeof(start))), "header");
+}
+
+uint64_t headkv_session_reader::size(const std::string & name) const {
+    const auto it = sections.find(name);
+    return it == sections.end() ? 0 : it->second.second;
+}
+
+void headkv_session_reader::begin(const std::string & name) {
+    start_of_section start;
+    seek(sections.at(name).first);
+    get(&start, sizeof(start));
+    current = name;
+    left    = sections.at(name).second;
+    crc     = headkv_crc32(&start, sizeof(start));
+}
+
+void headkv_session_reader::fill(void * data, size_t size) {
+    if (size > left) {
+        fail("has a section '" + current + "' of another size than it must be");
+    }
+    get(data, size);
+    left -= size;
+    crc   = headkv_crc32(data, size, crc);
+}
+
+void headkv_session_reader::end() {
+    if (left > 0) {
+        fail("has a section '" + current + "' of another size than it must be");
+    }
+    check(crc, "section '" + current + "'");
+}
+
+std::vector<uint8_t> headkv_session_reader::read(const std::string & name) {
+    std::vector<uint8_t> res(size(name));
+    if (has(name)) {
+        begin(name);
+        fill(res.data(), res.size());
+        end();
+    }
+    return res;
+}
+
+void headkv_session_reader::verify() {
+    std::vector<uint8_t> room(n_piece);
+    for (const auto & [name, place] : sections) {
+        begin(name);
+        while (left > 0) {
+            fill(room.data(), std::min<uint64_t>(left, room.size()));
+        }
+        end();
+    }
+}

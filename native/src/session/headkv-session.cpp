@@ -1,0 +1,192 @@
+// What a session holds of a context: the cells with kept rows, bounded layers, the archive.
+
+#include "base/headkv-error.h"
+#include "base/headkv-guard.h"
+#include "base/headkv-io.h"
+#include "cache/llama-kv-cache-headkv.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+static void require_all_read(headkv_io_read & io, size_t size) {
+    if (io.n_bytes() != size) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("%zu bytes are left over", size - io.n_bytes()));
+    }
+}
+
+[[noreturn]] static void refuse_part(int32_t part) {
+    throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no part %d of a context", part));
+}
+
+size_t llama_kv_cache_headkv::get_part(llama_context & ctx, int32_t part, void * data, size_t size) const {
+    headkv_io_fill io(data, size);
+
+    if (part == HEADKV_PART_CELLS) {
+        require_no_shift();
+        require_sound();
+        state_write(io);
+    } else if (part == HEADKV_PART_BOUNDED) {
+        const headkv_bounded now(ctx.get_memory(), /*rows =*/true);
+        if (!now.empty()) {
+            now.write(io);
+        }
+    } else if (part == HEADKV_PART_END) {
+        if (archived.empty()) {
+            throw headkv_error(HEADKV_ERR_STATE, "no prompt is in the archive");
+        }
+        const uint32_t n = archived.size();
+        io.write(&n, sizeof(n));
+        io.write(archived.data(), n * sizeof(archived[0]));
+        if (archived_end && !archived_end->empty()) {
+            archived_end->write(io);
+        }
+    } else {
+        refuse_part(part);
+    }
+    return io.n_bytes();
+}
+
+void llama_kv_cache_headkv::set_part(llama_context & ctx, int32_t part, const void * data, size_t size) {
+    if (part == HEADKV_PART_CELLS) {
+        set_cells(ctx, data, size);
+    } else if (part == HEADKV_PART_BOUNDED) {
+        headkv_bounded now(ctx.get_memory(), /*rows =*/false);
+        headkv_io_read io(data, size);
+        if (!now.empty()) {
+            now = headkv_bounded::read(ctx.get_memory(), io, seq_pos_max(0) + 1, ctx.get_model().vocab.n_tokens());
+        }
+        require_all_read(io, size);
+        now.put_back();
+        epoch++;
+    } else if (part == HEADKV_PART_END) {
+        set_end(ctx, data, size);
+    } else {
+        refuse_part(part);
+    }
+}
+
+size_t llama_kv_cache_headkv::get_bounded_of(llama_context & ctx, const void * state, size_t n_state, void * data,
+                                             size_t size) {
+    struct keeper {
+        headkv_bounded now;
+        ~keeper() { now.put_back(); }
+    };
+
+    headkv_io_fill io(data, size);
+    const keeper kept_as_is{ headkv_bounded(ctx.get_memory(), /*rows =*/true) };
+    epoch++;
+    const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+    if (ctx.state_seq_set_data(0, (const uint8_t *) state, n_state, flags) != n_state) {
+        throw headkv_error(HEADKV_ERR_INTERNAL, "llama.cpp does not take the state of the bounded layers");
+    }
+    headkv_bounded(ctx.get_memory(), /*rows =*/true).write(io);
+    return io.n_bytes();
+}
+
+void llama_kv_cache_headkv::set_cells(llama_context & ctx, const void * data, size_t size) {
+    headkv_io_read io(data, size);
+
+    ctx.get_memory()->clear(false);
+    try {
+        // of the stock format: streams, cells. There is room for these then, and not for the whole context.
+        uint32_t n[2] = {};
+        headkv_io_read(data, size).read(n, sizeof(n));
+        n_in_state = n[0] == n_stream ? std::min(n[1], n_ctx) : 0;
+
+        state_read(io);
+        n_in_state = 0;
+        require_all_read(io, size);
+        require_sound();
+    } catch (...) {
+        n_in_state = 0;
+        ctx.get_memory()->clear(false);
+        throw;
+    }
+}
+
+void llama_kv_cache_headkv::require_sound() const {
+    const auto & cells = get_cells(0);
+    const auto & held  = cells.seq_pos_get(0);
+
+    llama_pos next = kept_end();
+    bool ok        = held.size() == cells.get_used();
+    for (const auto & [pos, cell] : held) {
+        ok = ok && pos == next++ && cells.seq_count(cell) == 1 && cells.ext_get(cell).tok >= LLAMA_TOKEN_NULL &&
+             cells.ext_get(cell).tok < (llama_token) model.vocab.n_tokens();
+    }
+    if (!ok || next > (llama_pos) n_ctx || (kept && next < (llama_pos) kept->n_prompt)) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cells are not those of one sequence without gaps");
+    }
+}
+
+void llama_kv_cache_headkv::set_end(llama_context & ctx, const void * data, size_t size) {
+    require_kept();
+    if (!archive || !archived.empty() || archive->n_rows() < kept->n_prompt) {
+        throw headkv_error(HEADKV_ERR_STATE, "the rows of the prompt are not in the archive, or are archived already");
+    }
+    const int32_t n_vocab = model.vocab.n_tokens();
+    headkv_io_read io(data, size);
+
+    uint32_t n;
+    io.read(&n, sizeof(n));
+    if (n != kept->n_prompt) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT,
+                           format("%u archived tokens are not the prompt's %u", n, kept->n_prompt));
+    }
+    std::vector<llama_kv_cell_ext> exts(n);
+    io.read(exts.data(), n * sizeof(exts[0]));
+    for (const auto & ext : exts) {
+        if (ext.tok < LLAMA_TOKEN_NULL || ext.tok >= n_vocab) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, "an archived token is none of the model's");
+        }
+    }
+    auto end = std::make_unique<headkv_bounded>(ctx.get_memory(), /*rows =*/false);
+    if (!end->empty()) {
+        *end = headkv_bounded::read(ctx.get_memory(), io, n, n_vocab);
+        if (end->last() + 1 != (int32_t) n) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT,
+                               "layers with a window or a recurrent state are not at the prompt's end");
+        }
+    }
+    require_all_read(io, size);
+
+    const std::lock_guard<std::mutex> lock(mutex);
+    archived     = std::move(exts);
+    archived_end = std::move(end);
+    archive->keep(n);
+}
+
+uint32_t llama_kv_cache_headkv::require_rows(int32_t layer, int32_t first, int32_t n, const void * rows,
+                                             size_t size) const {
+    require_kept();
+    headkv_require_pointer(rows);
+    if (!archive) {
+        throw headkv_error(HEADKV_ERR_STATE, "there is no archive");
+    }
+    if (layer < 0 || layer >= (int32_t) shapes.size()) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no layer %d, there are %zu", layer, shapes.size()));
+    }
+    if (first < 0 || n < 0 || n > (int32_t) kept->n_prompt - first) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT,
+                           format("%d tokens from %d on are not of the prompt of %u", n, first, kept->n_prompt));
+    }
+    headkv_require_size(size, n * archive->row_size(layer));
+    return layer;
+}
+
+void llama_kv_cache_headkv::get_archived(int32_t layer, int32_t first, int32_t n, void * rows, size_t size) const {
+    const uint32_t ikv = require_rows(layer, first, n, rows, size);
+    if (archived.empty()) {
+        throw headkv_error(HEADKV_ERR_STATE, "no prompt is in the archive");
+    }
+    archive->get(ikv, (uint8_t *) rows, first, n);
+}
+
+void llama_kv_cache_headkv::set_archived(int32_t layer, int32_t first, int32_t n, const void * rows, size_t size) {
+    const uint32_t ikv = require_rows(layer, first, n, rows, size);
+    if (!archived.empty()) {
+        throw headkv_error(HEADKV_ERR_STATE, "the prompt is in the archive already");
+    }
+    const std::lock_guard<std::mutex> lock(mutex); // for its size
+    archive->put(ikv, (const uint8_t *) rows, first, n);
+}
