@@ -2,10 +2,11 @@
 
 Each runs on three Llamas: one does all of it; its twin only what must lead to the same, and agrees bit for
 bit; a stock one, which never compacts, says what logits follow a prompt that was read against the archive.
+A later sequence goes on with them: making them takes as long as all the rest.
 
     HEADKV_SEQUENCES=1000 HEADKV_FIRST_SEQUENCE=5000 pytest tests/model/test_random_sequences.py
 
-runs others than the suite does. The message of a failure has the fewest steps that fail.
+runs others than the suite does. The message of a failure has the fewest steps that fail on new Llamas.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from architectures import VARIANTS
 from headkv_local import (
     ArchiveError,
     Cancelled,
@@ -41,7 +41,8 @@ from helpers import cancelled_after, ends, last_logits, nmse
 
 N_SEQUENCES = int(os.environ.get("HEADKV_SEQUENCES", "30"))
 FIRST = int(os.environ.get("HEADKV_FIRST_SEQUENCE", "0"))
-NAMES = ("llama", "gemma3", "qwen35")
+SMALL = {"width": 64, "n_ff": 64}
+MODELS = tuple({"arch": arch, **SMALL} for arch in ("llama", "gemma3", "qwen35"))
 LENGTHS = (1, 2, 31, 32, 33, 40, 63, 64, 65, 96, 127, 128, 129, 200, 255, 256, 257, 300)
 SHORT = LENGTHS[:11]
 NOISE = 5e-5
@@ -73,6 +74,9 @@ WEIGHTS = {
 Step = tuple[str, int]
 """What to do, and the seed of how."""
 
+Idle = dict[tuple[Any, ...], tuple[Llama, Llama, Llama]]
+"""Llamas that no sequence uses now, by what they were made with."""
+
 
 def steps_of(seed: int) -> list[Step]:
     rng = random.Random(seed)
@@ -100,7 +104,7 @@ def no_room_on_disk(n_bytes: int) -> Iterator[None]:
 class Trio:
     """The three Llamas of a sequence."""
 
-    def __init__(self, seed: int, path: Path, folder: Path) -> None:
+    def __init__(self, seed: int, path: Path, folder: Path, idle: Idle) -> None:
         rng = random.Random(seed)
         self.path, self.folder, self.n_files = path, folder, 0
         n_batch = rng.choice((64, 37))
@@ -112,10 +116,13 @@ class Trio:
             "n_threads_batch": 1,
             **dict.fromkeys(("type_k", "type_v"), KV_TYPES[rng.choice(("f16", "f16", "q8_0"))]),
         }
-        self.llm, self.twin = (
-            Llama(path, retention=retention, **self.arguments) for retention in self.retentions(rng)
-        )
-        self.stock = Llama(path, flash_attn=True, swa_full=False, **self.arguments)
+        self.kind, retentions = (path, *self.arguments.values()), self.retentions(rng)
+        if self.kind in idle:
+            self.llm, self.twin, self.stock = idle.pop(self.kind)
+            self.llm.retention, self.twin.retention = retentions
+        else:
+            self.llm, self.twin = (Llama(path, retention=each, **self.arguments) for each in retentions)
+            self.stock = Llama(path, flash_attn=True, swa_full=False, **self.arguments)
         self.batches: list[tuple[int, int, bool]] = []
         """In which the rows in the archive were computed: from and to a position, and not cut since."""
         self.n_exact: float = np.inf  # first rows in the archive that were not computed over kept rows
@@ -124,6 +131,11 @@ class Trio:
     def close(self) -> None:
         for llm in (self.llm, self.twin, self.stock):
             llm.close()
+
+    def leave_to(self, idle: Idle) -> None:
+        self.start_again()
+        self.llm.retention = self.twin.retention = None  # files of archives go
+        idle[self.kind] = self.llm, self.twin, self.stock
 
     def run(self, steps: list[Step]) -> None:
         for name, seed in steps:
@@ -367,6 +379,7 @@ class Trio:
                 self.llm.eval([rng.randrange(256)])
             except Cancelled:
                 assert self.llm.n_tokens == before
+                self.twin._fold()  # as the other one did before the token, if that was due
                 self.twin._requires_eval = True  # as the other one, which has no logits now
             else:
                 self.twin.eval(self.held[-1:])
@@ -473,20 +486,32 @@ class Trio:
         return os.stat(self.archive).st_size if has_rows else 0
 
 
-def why_it_fails(seed: int, steps: list[Step], path: Path, folder: Path) -> str | None:
-    trio = Trio(seed, path, folder)
+def why_it_fails(seed: int, steps: list[Step], path: Path, folder: Path, idle: Idle) -> str | None:
+    trio = Trio(seed, path, folder, idle)
     try:
         trio.run(steps)
+        trio.leave_to(idle)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
         trio.close()
+        return f"{type(error).__name__}: {error}"
     return None
 
 
-def shortest(
-    steps: list[Step], fails: Callable[[list[Step]], str | None], said: str
-) -> tuple[list[Step], str]:
+def alone(seed: int, steps: list[Step], path: Path, folder: Path) -> str | None:
+    """As why_it_fails(), on new Llamas."""
+    idle: Idle = {}
+    try:
+        return why_it_fails(seed, steps, path, folder, idle)
+    finally:
+        for llm in chain(*idle.values()):
+            llm.close()
+
+
+def shortest(steps: list[Step], fails: Callable[[list[Step]], str | None]) -> tuple[list[Step], str]:
+    """The fewest steps that fail, and how; all of them if they do not fail again."""
+    said = fails(steps)
+    if said is None:
+        return steps, "nothing fails on new Llamas"
     i = 0
     while i < len(steps):
         fewer = [*steps[:i], *steps[i + 1 :]]
@@ -498,11 +523,19 @@ def shortest(
     return steps, said
 
 
+@pytest.fixture(scope="module")
+def idle() -> Iterator[Idle]:
+    llamas: Idle = {}
+    yield llamas
+    for llm in chain(*llamas.values()):
+        llm.close()
+
+
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + N_SEQUENCES))
-def test_a_sequence(tiny: Callable[..., Path], tmp_path: Path, seed: int) -> None:
-    path = tiny(**VARIANTS[NAMES[seed % len(NAMES)]])
+def test_a_sequence(tiny: Callable[..., Path], tmp_path: Path, idle: Idle, seed: int) -> None:
+    path = tiny(**MODELS[seed % len(MODELS)])
     steps = steps_of(seed)
-    said = why_it_fails(seed, steps, path, tmp_path)
+    said = why_it_fails(seed, steps, path, tmp_path, idle)
     if said is not None:
-        few, last = shortest(steps, lambda fewer: why_it_fails(seed, fewer, path, tmp_path), said)
+        few, last = shortest(steps, lambda fewer: alone(seed, fewer, path, tmp_path))
         pytest.fail(f"{said}\nseed {seed}, {few}: {last}")
