@@ -90,7 +90,7 @@ class Compactor:
 
     @property
     def archives(self) -> bool:
-        """Whether prompts are read by headkv_prefill()."""
+        """Whether all rows of a prompt are kept, if only until it is read: it is read whole or not at all."""
         return self.retention is not None and self.retention.archives
 
     def only_without_archive(self, retention: Retention | None) -> bool:
@@ -138,6 +138,11 @@ class Compactor:
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """(n_layer, n_head_kv, n_prompt). StateError where nothing is compacted."""
+    @property
+    def n_tokens(self) -> int:
+        """That the cache holds."""
+        return native.get_numbers(self.ctx).n_tokens
+
         return native.get_mask(self.ctx)
 
     def retain(self, retention: Retention | None) -> None:
@@ -190,25 +195,6 @@ class Compactor:
         n_last = min(kept.observe, max(n_new, n_least))
         return who_observes(prompt, turn.question, turn.messages, n_last, n_least, n_ctx, n_stay)
 
-    @contextmanager
-    def observing(self, first: int, weights: npt.NDArray[np.float32]) -> Iterator[None]:
-        """weights: (n,), of the tokens from position `first` on. Ends when the device has computed them."""
-        native.observe(self.ctx, native.OBSERVE_TOKENS, first, len(weights), weights)
-        try:
-            yield
-        finally:
-            native.observe(self.ctx, native.OBSERVE_OFF)
-
-    def observe_limit(self, n_tokens: int) -> int:
-        """How many observed tokens to decode at once, where n_tokens are in the cache then."""
-        return native.get_observe_limit(self.ctx, n_tokens)
-
-    def compact(self, caps: npt.NDArray[np.int32], ends: npt.NDArray[np.uint8]) -> None:
-        """The prompt whose tokens were observed. ends: (n_prompt,), not 0 where a sentence ends."""
-        native.compact(self.ctx, self._plan(caps, ends))
-        self._caps = caps
-        _logger.info("the prompt of %d tokens was compacted to %d rows", len(ends), int(caps.sum()))
-
     def prefill(
         self,
         prompt: Prompt,
@@ -218,7 +204,8 @@ class Compactor:
     ) -> None:
         """Read a prompt, select from all of it, and compact.
 
-        prompt: its order and panel are the retention's. caps: None to keep all. ends: as for compact().
+        prompt: its order and panel are the retention's. caps: None to keep all. ends: (n_prompt,), not 0
+        where a sentence ends.
         """
         kept, n_prompt = self._settled, len(ends)
         if caps is None:
@@ -238,7 +225,7 @@ class Compactor:
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
 
     def fold(self, ends: npt.NDArray[np.uint8]) -> None:
-        """The tail becomes a part of the prompt, which keeps as many entries. ends: as for compact()."""
+        """The tail becomes a part of the prompt, which keeps as many entries. ends: as for prefill()."""
         caps = self._caps
         if caps is None:  # of a state
             caps = np.maximum(native.get_stats(self.ctx)[1], self._settled.window)
