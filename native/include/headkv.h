@@ -291,6 +291,16 @@ HEADKV_API int32_t headkv_get_archived(struct llama_context * ctx, int32_t layer
 HEADKV_API int32_t headkv_set_archived(struct llama_context * ctx, int32_t layer, int32_t first, int32_t n,
                                        const void * rows, size_t size);
 
+// Hold the full rows of the compacted prompt in the archive, whatever is read after them, until they are released or
+// headkv_set_archive() is called. *id: a number for them; 0 where no prompt is archived. No row is copied, but for the
+// last 255 at most when other tokens come after them.
+HEADKV_API int32_t headkv_hold_archived(struct llama_context * ctx, int32_t * id);
+
+// The compacted prompt, read from a state of when its rows were held, has these in the archive again. They are held
+// on. HEADKV_ERR_STATE: they are not, or no longer since a file was cut short, or they are of another prompt
+HEADKV_API int32_t headkv_restore_archived(struct llama_context * ctx, int32_t id);
+HEADKV_API int32_t headkv_release_archived(struct llama_context * ctx, int32_t id);
+
 // A file of what a context holds, with its archive: docs/sessions.md, the one that Python's save_session() writes. It
 // appears whole or not at all, and in place of an earlier session alone; another file of that name stays.
 //   size: sizeof(struct headkv_session) of the caller

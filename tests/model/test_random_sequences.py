@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import os
 import random
-import resource
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -37,7 +35,7 @@ from headkv_local import (
 )
 from headkv_local._core.prompts import n_same
 from headkv_local.settings import KV_TYPES
-from helpers import cancelled_after, ends, last_logits, nmse
+from helpers import cancelled_after, ends, last_logits, nmse, no_room_on_disk
 
 N_SEQUENCES = int(os.environ.get("HEADKV_SEQUENCES", "30"))
 FIRST = int(os.environ.get("HEADKV_FIRST_SEQUENCE", "0"))
@@ -64,7 +62,7 @@ WEIGHTS = {
     "refused": 2,
     "session": 3,
     "reopen": 1,
-    "state": 1,
+    "state": 2,
     "give_up": 1,
     "shorten": 1,
     "full_disk": 1,
@@ -86,19 +84,6 @@ def steps_of(seed: int) -> list[Step]:
 
 def tokens_of(rng: random.Random, n: int) -> list[int]:
     return [rng.randrange(256) for _ in range(n)]
-
-
-@contextmanager
-def no_room_on_disk(n_bytes: int) -> Iterator[None]:
-    """No file can become longer than that meanwhile."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 class Trio:
@@ -162,6 +147,11 @@ class Trio:
             self.n_exact = min(self.n_exact, n_read)
 
     # what is used by steps
+
+    @property
+    def moves_windows(self) -> bool:
+        """Whether llama.cpp puts what sliding windows hold into other cells when it reads a state."""
+        return self.llm._bounded.window > 0
 
     def file(self, name: str) -> Path:
         self.n_files += 1
@@ -305,12 +295,6 @@ class Trio:
         tokens = tokens_of(rng, rng.choice((1, 3, 40, 70)))
         self.both(lambda llm: llm.eval(tokens))
 
-    def state(self, rng: random.Random) -> None:
-        def action(llm: Llama) -> None:
-            llm.load_state(llm.save_state())
-
-        self.both(action)
-
     def light(self, rng: random.Random) -> None:
         """The archive is left out."""
 
@@ -324,20 +308,33 @@ class Trio:
             self.both(action)
 
     def stream(self, rng: random.Random) -> None:
-        """A prompt and its answer by generate()."""
+        """A prompt and its answer by generate(). One is set aside, again and again."""
         tokens, n = self.next_prompt(rng), rng.choice((1, 4, 70))
         self.batches, self.n_exact = [], 0
-        between = self.next_prompt(rng) if rng.random() < 0.3 else None
+        others = [self.next_prompt(rng) for _ in range(rng.choice((0, 0, 1, 2, 3)))]
 
         def action(llm: Llama) -> None:
             stream = llm.generate(tokens, temp=0)
             deque(islice(stream, n))
-            if between:  # it is set aside meanwhile
-                llm.prefill(between)
+            for other in others:
+                if llm is self.llm or self.moves_windows:
+                    with suppress(HeadKVError):
+                        llm.prefill(other)
+                llm._folding.forget()  # what chooses at the next fold is observed from here on
+                deque(islice(stream, 1))
             deque(islice(stream, 2))
             stream.close()
 
         self.both(action)
+
+    def between(self, rng: random.Random) -> None:
+        """What is undone, as far as others can see."""
+        for _ in range(rng.randrange(3)):
+            with suppress(HeadKVError):
+                if rng.random() < 0.5:
+                    self.llm.prefill(self.next_prompt(rng))
+                else:
+                    self.llm.eval(tokens_of(rng, rng.choice((1, 40))))
 
     def settings(self, rng: random.Random) -> None:
         self.start_again()
@@ -414,15 +411,20 @@ class Trio:
             assert not path.exists()
             return
         self.llm.save_session(path)
-        for _ in range(rng.randrange(3)):
-            with suppress(HeadKVError):
-                if rng.random() < 0.5:
-                    self.llm.prefill(self.next_prompt(rng))
-                else:
-                    self.llm.eval(tokens_of(rng, rng.choice((1, 40))))
+        self.between(rng)
         self.llm.load_session(path)
-        self.twin._folding.forget()  # what chooses at the next fold is observed from here on
+        self.twin._folding.forget()
         path.unlink()
+
+    def state(self, rng: random.Random) -> None:
+        """As session()."""
+        state = self.llm.save_state()
+        self.between(rng)
+        self.llm.load_state(state)
+        if self.moves_windows:
+            self.twin.load_state(self.twin.save_state())
+        self.twin._folding.forget()
+        self.twin._requires_eval = True  # as of a state
 
     def reopen(self, rng: random.Random) -> None:
         if self.llm.n_tokens == 0:

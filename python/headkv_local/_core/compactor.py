@@ -17,7 +17,17 @@ from ..errors import ArgumentError, ScoresError, StateError, UnsupportedError
 from ..retention import Retention
 from ..scores import HeadScores
 from . import native
-from .native.archive import ORDER_LAYERS, ORDER_TOKENS, Prompt, begin_small, prefill, set_archive
+from .native.archive import (
+    ORDER_LAYERS,
+    ORDER_TOKENS,
+    Prompt,
+    begin_small,
+    hold,
+    prefill,
+    release,
+    restore,
+    set_archive,
+)
 from .native.plan import Observers
 from .pieces import Pieces
 from .question import who_observes
@@ -66,6 +76,16 @@ def settle(retention: Retention, shape: ModelShape, model_path: str) -> tuple[Re
     return settled, where
 
 
+class Held:
+    """Rows in the archive that stay until this object goes, which may be in any thread."""
+
+    def __init__(self, number: int, dropped: list[int]) -> None:
+        self.number, self._dropped = number, dropped
+
+    def __del__(self) -> None:
+        self._dropped.append(self.number)
+
+
 class Compactor:
     """Of one context, until that is freed."""
 
@@ -77,6 +97,7 @@ class Compactor:
         """The file whose head scores make the budgets, "given" for HeadScores."""
         self._settled = Retention()  # with its scores loaded; counts where there is a retention
         self._cuts = True  # the model's graph, as far as is known
+        self._dropped: list[int] = []  # numbers of rows that the archive need not hold any more
         self._caps: npt.NDArray[np.int32] | None = None  # of the prompt that was compacted last
 
     @property
@@ -118,6 +139,11 @@ class Compactor:
         return native.get_numbers(self.ctx).n_archived if self.archives else 0
 
     @property
+    def n_tokens(self) -> int:
+        """That the cache holds."""
+        return native.get_numbers(self.ctx).n_tokens
+
+    @property
     def ctx(self) -> int:
         if self._address is None:
             raise StateError("this Llama has been closed")
@@ -138,11 +164,6 @@ class Compactor:
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """(n_layer, n_head_kv, n_prompt). StateError where nothing is compacted."""
-    @property
-    def n_tokens(self) -> int:
-        """That the cache holds."""
-        return native.get_numbers(self.ctx).n_tokens
-
         return native.get_mask(self.ctx)
 
     def retain(self, retention: Retention | None) -> None:
@@ -207,6 +228,7 @@ class Compactor:
         prompt: its order and panel are the retention's. caps: None to keep all. ends: (n_prompt,), not 0
         where a sentence ends.
         """
+        self._release()
         kept, n_prompt = self._settled, len(ends)
         if caps is None:
             caps = np.where(self.shape.heads, np.int32(n_prompt), np.int32(0))
@@ -223,6 +245,24 @@ class Compactor:
             return
         self._caps = caps
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
+
+    def hold(self) -> Held | None:
+        """What is archived of the compacted prompt, to be restored once a state of now is loaded again."""
+        self._release()
+        number = hold(self.ctx) if self.n_archived > 0 else 0
+        return Held(number, self._dropped) if number > 0 else None
+
+    def restore(self, held: Held | None) -> None:
+        """Of an archive that has been given up, or whose file was cut short, nothing is left to restore."""
+        if held is not None and self.has_archive:
+            try:
+                restore(self.ctx, held.number)
+            except StateError as error:
+                _logger.warning("%s: what is kept goes on without them", error)
+
+    def _release(self) -> None:
+        while self._dropped:
+            release(self.ctx, self._dropped.pop())
 
     def fold(self, ends: npt.NDArray[np.uint8]) -> None:
         """The tail becomes a part of the prompt, which keeps as many entries. ends: as for prefill()."""

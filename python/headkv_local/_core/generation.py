@@ -13,6 +13,7 @@ from llama_cpp.llama import LlamaState
 from ..errors import Cancelled, ContextFullError, HeadKVError, StateError, StateMismatchError
 from ..stats import PromptRecord
 from . import states
+from .compactor import Held
 from .prefill import PromptReader
 from .turns import Turn
 
@@ -24,6 +25,7 @@ class _Aside:
     """What a suspended stream needs to go on."""
 
     state: LlamaState
+    archived: Held | None
     prompt: PromptRecord
     sampler: Any
     n_logits: int
@@ -134,15 +136,19 @@ class Generating(PromptReader):
             results.close()
             self._lifetime.turns.leave(turn)
 
-    def save_state(self) -> LlamaState:
+    def save_state(self, light: bool = False) -> LlamaState:
         """All that load_state() needs to go on from here, compacted or not, also in another process.
+
+        light: leave out the archive, which takes as much memory as the full cache; also one that is in a
+            file. Later turns are then read against what was kept.
 
         A generate() after it has to begin with the compacted prompt, else it reads its own anew. It goes on
         from what the saving Llama kept and computed, whatever retention and adapters the loading one has.
-        The state says which model it is of.
+        The state says which model it is of. Raises OutOfMemoryError for an archive that memory has no room
+        for: save_session() writes it to a file.
         """
         with self._using(beside=True):
-            state = states.sign(self, states.capture(self))
+            state = states.sign(self, states.capture(self, archive=not light))
             vars(state)["headkv_prompt"] = self._prompts.record
             return state
 
@@ -150,9 +156,10 @@ class Generating(PromptReader):
         """Go on from a saved state.
 
         The context may have another n_ctx and n_batch than the one that it was saved from, if it has room:
-        layers with a sliding window have as many cells as n_batch asks for. StateError (also a KeyError) if
-        it is of another model or does not fit. What the cache holds stays then, except where only llama.cpp
-        finds out: the cache is empty then.
+        layers with a sliding window have as many cells as n_batch asks for. The state's archive goes to this
+        Llama's; where that has none, it is left out. StateError (also a KeyError) if the state is of another
+        model or does not fit. What the cache holds stays then, except where only llama.cpp finds out: the
+        cache is empty then, and also with the ArchiveError of an archive that cannot be written.
         """
         with self._using():
             states.require_fitting(self, state)
@@ -171,11 +178,13 @@ class Generating(PromptReader):
         self._prompts.announced()
         self._lifetime.forget_cancel()
         try:
-            state = states.capture(self)
+            state, archived = states.capture(self, archive=False), self._compactor.hold()
         except (MemoryError, StateMismatchError):
             turn.lost = True
         else:
-            turn.aside = _Aside(state, self._prompts.record, self._sampler, self._n_logits, cancelled)
+            turn.aside = _Aside(
+                state, archived, self._prompts.record, self._sampler, self._n_logits, cancelled
+            )
 
     def _bring_back(self, turn: Turn) -> None:
         """If others have used the context since the last step of the turn."""
@@ -185,6 +194,7 @@ class Generating(PromptReader):
         if aside is None:
             return
         self._restore(aside.state, aside.prompt)
+        self._compactor.restore(aside.archived)
         self._sampler = aside.sampler
         if aside.cancelled:
             raise Cancelled("cancelled")
