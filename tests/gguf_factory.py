@@ -30,7 +30,8 @@ class TinyModel:
     """What a tiny model looks like.
 
     arch: one of FAMILIES. n_layer: None for the least that shows all kinds of layers of the architecture.
-    head_dim: of layers with full attention. window: tokens of the sliding window, where there is one; 0
+    head_dim: of layers with full attention. width: of what goes from layer to layer; None for what all
+    heads have together. window: tokens of the sliding window, where there is one; 0
     takes it away where the architecture can do without.
     """
 
@@ -39,6 +40,7 @@ class TinyModel:
     n_head: int = 4
     n_head_kv: int = 2
     head_dim: int = 64
+    width: int | None = None
     n_ff: int = 128
     n_ctx_train: int = 8192
     window: int = 64
@@ -51,7 +53,7 @@ class TinyModel:
 
     @property
     def n_embd(self) -> int:
-        return self.n_head * self.head_dim
+        return self.width or self.n_head * self.head_dim
 
     def write(self, path: Path, split_max_tensors: int = 0) -> Path:
         """Make the GGUF file, or as many as it takes: "a-00001-of-00003.gguf" and so on for "a.gguf"."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -128,3 +130,16 @@ def cancelled_after(llm: Llama, n_nodes: float) -> Iterator[list[int]]:
         yield count
     finally:
         native.cancel_enable(llm.ctx)
+
+
+@contextmanager
+def no_room_on_disk(n_bytes: int) -> Iterator[None]:
+    """No file can become longer than that meanwhile."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

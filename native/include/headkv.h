@@ -255,12 +255,15 @@ HEADKV_API int32_t headkv_set_archive(struct llama_context * ctx, int32_t where,
 // ones go there; without an archive, to host memory meanwhile. Of a compacted prompt that means: what was decoded after
 // it is read again with all of the new tokens. The logits of the last token are there afterwards, as after
 // llama_decode().
+// In HEADKV_ORDER_TOKENS, without an archive and while nothing is compacted, the prompt is read into the cells, and no
+// row is copied.
 //   sizes: sizeof() of the caller's structs
 // HEADKV_ERR_ARGUMENT, _STATE: a prompt or a plan that does not fit
 // HEADKV_ERR_UNSUPPORTED     : a model whose graph cannot be cut, in HEADKV_ORDER_LAYERS
 // HEADKV_ERR_CANCELLED, _MEMORY, _ARCHIVE, ...: what was read of it is dropped
-// On any failure the context is as it was, and the archive too, but for the logits. An archive's file that was cut
-// short fails until the context is cleared; the kept rows go on without it.
+// On any failure the context is as it was, and the archive too, but for the logits. Where the prompt is read into the
+// cells, they hold after n_past what was read of it: n_tokens of struct headkv_stats, and a later call can go on there.
+// An archive's file that was cut short fails until the context is cleared; the kept rows go on without it.
 HEADKV_API int32_t headkv_prefill(struct llama_context * ctx, const struct headkv_prompt * prompt, size_t prompt_size,
                                   const struct headkv_plan * plan, size_t plan_size);
 
@@ -291,6 +294,16 @@ HEADKV_API int32_t headkv_get_archived(struct llama_context * ctx, int32_t layer
                                        size_t size);
 HEADKV_API int32_t headkv_set_archived(struct llama_context * ctx, int32_t layer, int32_t first, int32_t n,
                                        const void * rows, size_t size);
+
+// Hold the full rows of the compacted prompt in the archive, whatever is read after them, until they are released or
+// headkv_set_archive() is called. *id: a number for them; 0 where no prompt is archived. No row is copied, but for the
+// last 255 at most when other tokens come after them.
+HEADKV_API int32_t headkv_hold_archived(struct llama_context * ctx, int32_t * id);
+
+// The compacted prompt, read from a state of when its rows were held, has these in the archive again. They are held
+// on. HEADKV_ERR_STATE: they are not, or no longer since a file was cut short, or they are of another prompt
+HEADKV_API int32_t headkv_restore_archived(struct llama_context * ctx, int32_t id);
+HEADKV_API int32_t headkv_release_archived(struct llama_context * ctx, int32_t id);
 
 // A file of what a context holds, with its archive: docs/sessions.md, the one that Python's save_session() writes. It
 // appears whole or not at all, and in place of an earlier session alone; another file of that name stays.

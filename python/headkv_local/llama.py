@@ -52,10 +52,10 @@ class Llama(Chatting):
     Several threads may use it: one generation goes after another. A call waits while another thread computes
     or takes tokens from a stream. A stream that nobody has taken tokens from for a second makes way and is
     set aside, as is one of the thread that calls; it goes on where it was with its next token, and that
-    costs as much as save_state() and load_state(). eval() and sample() of the thread that takes the stream
-    go on in what it has left. cancel(), close(), cache_stats(), retention_mask() and tokenize() do not
-    wait. Start processes by "spawn", not by "fork": llama.cpp's threads do not survive that, and a child
-    gets StateError.
+    costs as much as save_state(light=True) and load_state(). Its rows in the archive stay there. eval() and
+    sample() of the thread that takes the stream go on in what it has left. cancel(), close(),
+    cache_stats(), retention_mask() and tokenize() do not wait. Start processes by "spawn", not by "fork":
+    llama.cpp's threads do not survive that, and a child gets StateError.
 
     model_path: the GGUF file.
     retention: what to keep, in the layers whose attention reaches to all positions (`shape`). Needs flash

@@ -17,7 +17,6 @@ import pytest
 
 from architectures import VARIANTS
 from headkv_local import Cancelled, Llama, Retention
-from headkv_local._core import native
 from headkv_local._core.threads import FreeCores
 from helpers import (
     cancelled_after,
@@ -242,27 +241,20 @@ def test_a_cancel_leaves_no_trace(model: Model, in_turn: bool) -> None:
 
 def test_a_cancel_between_batches(model: Model) -> None:
     """Nothing is unfinished then: what was read stays."""
-    llm = model.fresh(model.quarter)
-    llm.n_batch = 64
+    llm = model.open(n_batch=64, retention=model.quarter)
     llm.on_prefill = lambda done, _: llm.cancel() if done == 128 else None
-    try:
-        with pytest.raises(Cancelled, match="cancelled"):
-            llm.prefill(PROMPT)
-    finally:
-        llm.n_batch, llm.on_prefill = 512, None
+    with pytest.raises(Cancelled, match="cancelled"):
+        llm.prefill(PROMPT)
+    llm.on_prefill = None
     assert ends(llm) == (128,) * 3
     llm.prefill(PROMPT)
     assert nmse(forced_logits(llm, LATER), model.reference[: N_LATER + 1]) <= 3 * model.unit
 
 
-def test_tokens_are_observed_in_small_batches(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_observed_in_small_batches(model: Model) -> None:
     """As on a GPU, where attention to a long prompt takes much memory."""
-    limit = native.get_observe_limit
-    asked = []
-    monkeypatch.setattr(native, "get_observe_limit", lambda *where: asked.append(limit(*where)) or 16)
-    llm = model.compacted()
-    assert asked
-    assert min(asked) >= N_PROMPT
+    llm = model.open(n_batch=16, retention=model.quarter)
+    llm.prefill(PROMPT)
     found = forced_logits(llm, LATER)
     wanted = reference_logits(model.path, [*PROMPT, *LATER], N_PROMPT, model.masks(llm))
     assert nmse(found, wanted) <= 3 * model.unit

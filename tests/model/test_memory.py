@@ -41,19 +41,17 @@ import json, resource, sys
 import numpy as np
 from helpers import forced_logits, random_tokens
 from headkv_local import Llama, OutOfMemoryError, Retention
-from headkv_local._core import native
+from headkv_local._core.progress import Progress
 
 def address_space():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * resource.getpagesize()
 
-compact = native.compact
-def starved(ctx, plan, room):
-    resource.setrlimit(resource.RLIMIT_AS, (address_space() + room, resource.RLIM_INFINITY))
-    try:
-        compact(ctx, plan)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+reach = Progress.reach
+def starved(progress, done, total):
+    reach(progress, done, total)
+    if done == total:  # and compacted next
+        resource.setrlimit(resource.RLIMIT_AS, (address_space() + room, resource.RLIM_INFINITY))
 
 tokens = random_tokens(3000)
 # one thread: others would make stacks and heaps of their own
@@ -66,11 +64,12 @@ full.close()
 llm = Llama(sys.argv[1], retention=Retention(budget=2000), **arguments)
 failures = 0
 for room in range(0, 200 << 20, 4 << 20):
-    native.compact = lambda ctx, plan: starved(ctx, plan, room)
+    Progress.reach = starved
     try:
         llm.prefill(tokens)
         break
     except OutOfMemoryError as error:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         failures += 1
         assert "memory" in str(error), error
         stats = llm.cache_stats()

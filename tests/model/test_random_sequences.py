@@ -2,30 +2,28 @@
 
 Each runs on three Llamas: one does all of it; its twin only what must lead to the same, and agrees bit for
 bit; a stock one, which never compacts, says what logits follow a prompt that was read against the archive.
+A later sequence goes on with them: making them takes as long as all the rest.
 
     HEADKV_SEQUENCES=1000 HEADKV_FIRST_SEQUENCE=5000 pytest tests/model/test_random_sequences.py
 
-runs others than the suite does. The message of a failure has the fewest steps that fail.
+runs others than the suite does. The message of a failure has the fewest steps that fail on new Llamas.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import resource
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from architectures import VARIANTS
 from headkv_local import (
     ArchiveError,
     Cancelled,
@@ -37,11 +35,12 @@ from headkv_local import (
 )
 from headkv_local._core.prompts import n_same
 from headkv_local.settings import KV_TYPES
-from helpers import cancelled_after, ends, last_logits, nmse
+from helpers import cancelled_after, ends, last_logits, nmse, no_room_on_disk
 
 N_SEQUENCES = int(os.environ.get("HEADKV_SEQUENCES", "30"))
 FIRST = int(os.environ.get("HEADKV_FIRST_SEQUENCE", "0"))
-NAMES = ("llama", "gemma3", "qwen35")
+SMALL = {"width": 64, "n_ff": 64}
+MODELS = tuple({"arch": arch, **SMALL} for arch in ("llama", "gemma3", "qwen35"))
 LENGTHS = (1, 2, 31, 32, 33, 40, 63, 64, 65, 96, 127, 128, 129, 200, 255, 256, 257, 300)
 SHORT = LENGTHS[:11]
 NOISE = 5e-5
@@ -63,7 +62,7 @@ WEIGHTS = {
     "refused": 2,
     "session": 3,
     "reopen": 1,
-    "state": 1,
+    "state": 2,
     "give_up": 1,
     "shorten": 1,
     "full_disk": 1,
@@ -72,6 +71,9 @@ WEIGHTS = {
 
 Step = tuple[str, int]
 """What to do, and the seed of how."""
+
+Idle = dict[tuple[Any, ...], tuple[Llama, Llama, Llama]]
+"""Llamas that no sequence uses now, by what they were made with."""
 
 
 def steps_of(seed: int) -> list[Step]:
@@ -84,23 +86,10 @@ def tokens_of(rng: random.Random, n: int) -> list[int]:
     return [rng.randrange(256) for _ in range(n)]
 
 
-@contextmanager
-def no_room_on_disk(n_bytes: int) -> Iterator[None]:
-    """No file can become longer than that meanwhile."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 class Trio:
     """The three Llamas of a sequence."""
 
-    def __init__(self, seed: int, path: Path, folder: Path) -> None:
+    def __init__(self, seed: int, path: Path, folder: Path, idle: Idle) -> None:
         rng = random.Random(seed)
         self.path, self.folder, self.n_files = path, folder, 0
         n_batch = rng.choice((64, 37))
@@ -112,10 +101,13 @@ class Trio:
             "n_threads_batch": 1,
             **dict.fromkeys(("type_k", "type_v"), KV_TYPES[rng.choice(("f16", "f16", "q8_0"))]),
         }
-        self.llm, self.twin = (
-            Llama(path, retention=retention, **self.arguments) for retention in self.retentions(rng)
-        )
-        self.stock = Llama(path, flash_attn=True, swa_full=False, **self.arguments)
+        self.kind, retentions = (path, *self.arguments.values()), self.retentions(rng)
+        if self.kind in idle:
+            self.llm, self.twin, self.stock = idle.pop(self.kind)
+            self.llm.retention, self.twin.retention = retentions
+        else:
+            self.llm, self.twin = (Llama(path, retention=each, **self.arguments) for each in retentions)
+            self.stock = Llama(path, flash_attn=True, swa_full=False, **self.arguments)
         self.batches: list[tuple[int, int, bool]] = []
         """In which the rows in the archive were computed: from and to a position, and not cut since."""
         self.n_exact: float = np.inf  # first rows in the archive that were not computed over kept rows
@@ -124,6 +116,11 @@ class Trio:
     def close(self) -> None:
         for llm in (self.llm, self.twin, self.stock):
             llm.close()
+
+    def leave_to(self, idle: Idle) -> None:
+        self.start_again()
+        self.llm.retention = self.twin.retention = None  # files of archives go
+        idle[self.kind] = self.llm, self.twin, self.stock
 
     def run(self, steps: list[Step]) -> None:
         for name, seed in steps:
@@ -150,6 +147,11 @@ class Trio:
             self.n_exact = min(self.n_exact, n_read)
 
     # what is used by steps
+
+    @property
+    def moves_windows(self) -> bool:
+        """Whether llama.cpp puts what sliding windows hold into other cells when it reads a state."""
+        return self.llm._bounded.window > 0
 
     def file(self, name: str) -> Path:
         self.n_files += 1
@@ -293,12 +295,6 @@ class Trio:
         tokens = tokens_of(rng, rng.choice((1, 3, 40, 70)))
         self.both(lambda llm: llm.eval(tokens))
 
-    def state(self, rng: random.Random) -> None:
-        def action(llm: Llama) -> None:
-            llm.load_state(llm.save_state())
-
-        self.both(action)
-
     def light(self, rng: random.Random) -> None:
         """The archive is left out."""
 
@@ -312,20 +308,33 @@ class Trio:
             self.both(action)
 
     def stream(self, rng: random.Random) -> None:
-        """A prompt and its answer by generate()."""
+        """A prompt and its answer by generate(). One is set aside, again and again."""
         tokens, n = self.next_prompt(rng), rng.choice((1, 4, 70))
         self.batches, self.n_exact = [], 0
-        between = self.next_prompt(rng) if rng.random() < 0.3 else None
+        others = [self.next_prompt(rng) for _ in range(rng.choice((0, 0, 1, 2, 3)))]
 
         def action(llm: Llama) -> None:
             stream = llm.generate(tokens, temp=0)
             deque(islice(stream, n))
-            if between:  # it is set aside meanwhile
-                llm.prefill(between)
+            for other in others:
+                if llm is self.llm or self.moves_windows:
+                    with suppress(HeadKVError):
+                        llm.prefill(other)
+                llm._folding.forget()  # what chooses at the next fold is observed from here on
+                deque(islice(stream, 1))
             deque(islice(stream, 2))
             stream.close()
 
         self.both(action)
+
+    def between(self, rng: random.Random) -> None:
+        """What is undone, as far as others can see."""
+        for _ in range(rng.randrange(3)):
+            with suppress(HeadKVError):
+                if rng.random() < 0.5:
+                    self.llm.prefill(self.next_prompt(rng))
+                else:
+                    self.llm.eval(tokens_of(rng, rng.choice((1, 40))))
 
     def settings(self, rng: random.Random) -> None:
         self.start_again()
@@ -367,6 +376,7 @@ class Trio:
                 self.llm.eval([rng.randrange(256)])
             except Cancelled:
                 assert self.llm.n_tokens == before
+                self.twin._fold()  # as the other one did before the token, if that was due
                 self.twin._requires_eval = True  # as the other one, which has no logits now
             else:
                 self.twin.eval(self.held[-1:])
@@ -401,15 +411,20 @@ class Trio:
             assert not path.exists()
             return
         self.llm.save_session(path)
-        for _ in range(rng.randrange(3)):
-            with suppress(HeadKVError):
-                if rng.random() < 0.5:
-                    self.llm.prefill(self.next_prompt(rng))
-                else:
-                    self.llm.eval(tokens_of(rng, rng.choice((1, 40))))
+        self.between(rng)
         self.llm.load_session(path)
-        self.twin._folding.forget()  # what chooses at the next fold is observed from here on
+        self.twin._folding.forget()
         path.unlink()
+
+    def state(self, rng: random.Random) -> None:
+        """As session()."""
+        state = self.llm.save_state()
+        self.between(rng)
+        self.llm.load_state(state)
+        if self.moves_windows:
+            self.twin.load_state(self.twin.save_state())
+        self.twin._folding.forget()
+        self.twin._requires_eval = True  # as of a state
 
     def reopen(self, rng: random.Random) -> None:
         if self.llm.n_tokens == 0:
@@ -473,20 +488,32 @@ class Trio:
         return os.stat(self.archive).st_size if has_rows else 0
 
 
-def why_it_fails(seed: int, steps: list[Step], path: Path, folder: Path) -> str | None:
-    trio = Trio(seed, path, folder)
+def why_it_fails(seed: int, steps: list[Step], path: Path, folder: Path, idle: Idle) -> str | None:
+    trio = Trio(seed, path, folder, idle)
     try:
         trio.run(steps)
+        trio.leave_to(idle)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
         trio.close()
+        return f"{type(error).__name__}: {error}"
     return None
 
 
-def shortest(
-    steps: list[Step], fails: Callable[[list[Step]], str | None], said: str
-) -> tuple[list[Step], str]:
+def alone(seed: int, steps: list[Step], path: Path, folder: Path) -> str | None:
+    """As why_it_fails(), on new Llamas."""
+    idle: Idle = {}
+    try:
+        return why_it_fails(seed, steps, path, folder, idle)
+    finally:
+        for llm in chain(*idle.values()):
+            llm.close()
+
+
+def shortest(steps: list[Step], fails: Callable[[list[Step]], str | None]) -> tuple[list[Step], str]:
+    """The fewest steps that fail, and how; all of them if they do not fail again."""
+    said = fails(steps)
+    if said is None:
+        return steps, "nothing fails on new Llamas"
     i = 0
     while i < len(steps):
         fewer = [*steps[:i], *steps[i + 1 :]]
@@ -498,11 +525,19 @@ def shortest(
     return steps, said
 
 
+@pytest.fixture(scope="module")
+def idle() -> Iterator[Idle]:
+    llamas: Idle = {}
+    yield llamas
+    for llm in chain(*llamas.values()):
+        llm.close()
+
+
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + N_SEQUENCES))
-def test_a_sequence(tiny: Callable[..., Path], tmp_path: Path, seed: int) -> None:
-    path = tiny(**VARIANTS[NAMES[seed % len(NAMES)]])
+def test_a_sequence(tiny: Callable[..., Path], tmp_path: Path, idle: Idle, seed: int) -> None:
+    path = tiny(**MODELS[seed % len(MODELS)])
     steps = steps_of(seed)
-    said = why_it_fails(seed, steps, path, tmp_path)
+    said = why_it_fails(seed, steps, path, tmp_path, idle)
     if said is not None:
-        few, last = shortest(steps, lambda fewer: why_it_fails(seed, fewer, path, tmp_path), said)
+        few, last = shortest(steps, lambda fewer: alone(seed, fewer, path, tmp_path))
         pytest.fail(f"{said}\nseed {seed}, {few}: {last}")

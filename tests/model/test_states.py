@@ -14,12 +14,16 @@ import numpy as np
 import pytest
 from llama_cpp import LlamaDiskCache, LlamaRAMCache
 
-from headkv_local import Cancelled, Llama, Retention, StateError
-from helpers import greedy, random_tokens
+from headkv_local import ArchiveError, Cancelled, Llama, OutOfMemoryError, Retention, StateError
+from headkv_local._core import states
+from headkv_local.settings import KV_TYPES
+from helpers import greedy, last_logits, no_room_on_disk, random_tokens
 
 Load = Callable[..., Llama]
 TOKENS = random_tokens(600)
 RETENTION = Retention(budget=32)
+ROW = {"f16": 2 * 64 * 2, "q8_0": 2 * 64 // 32 * 34}
+"""Bytes of K and V of one entry of one KV head."""
 
 
 @pytest.mark.parametrize("logits_all", [False, True])
@@ -126,3 +130,56 @@ def test_a_long_state_after_a_short_prompt_was_cancelled(load: Load, tiny_path: 
     llm.load_state(state)
     assert llm.n_tokens == 700
     assert len(greedy(llm, 3)) == 3
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+@pytest.mark.parametrize("cache", ["f16", "q8_0"])
+def test_a_state_holds_its_archive(
+    load: Load, tiny_path: Path, tmp_path: Path, kind: str, cache: str
+) -> None:
+    """A later turn chooses from all rows, also in another Llama; a light state is as small as ever."""
+    arguments: dict[str, Any] = dict.fromkeys(("type_k", "type_v"), KV_TYPES[cache])
+
+    def opened(name: str) -> Llama:
+        where = "memory" if kind == "memory" else tmp_path / name
+        return load(tiny_path, retention=Retention(budget=32, archive=where), **arguments)
+
+    llm, turn = opened("one"), random_tokens(40, seed=4)
+    llm.prefill(TOKENS)
+    prompt = [*TOKENS, *greedy(llm, 3), *turn]
+    state, light = (pickle.loads(pickle.dumps(llm.save_state(light=each))) for each in (False, True))
+    n_bytes = state.llama_state_size - light.llama_state_size
+    assert n_bytes == pytest.approx(600 * 2 * 2 * ROW[cache], rel=0.1)
+    llm.prefill(prompt)
+    wanted = llm.retention_mask(), last_logits(llm)
+
+    other = opened("two")
+    if kind == "file":
+        with no_room_on_disk(5000), pytest.raises(ArchiveError):
+            other.load_state(state)
+        assert (other.n_tokens, other.cache_stats().compacted) == (0, False)
+    for found in (llm, other):
+        found.load_state(state)
+        assert found.cache_stats().archive_tokens == 600
+        found.prefill(prompt)
+        assert np.array_equal(found.retention_mask(), wanted[0])
+        assert np.array_equal(last_logits(found), wanted[1])
+
+    other.load_state(light)
+    assert (other.cache_stats().compacted, other.cache_stats().archive_tokens) == (True, 0)
+    without = load(tiny_path, retention=RETENTION, **arguments)
+    without.load_state(state)
+    assert without.cache_stats().compacted
+    without.eval(turn)
+    assert without.n_tokens == 640
+
+
+def test_an_archive_that_does_not_fit_into_a_state(
+    load: Load, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32, archive="memory"))
+    llm.prefill(TOKENS)
+    monkeypatch.setattr(states, "memory_free", lambda: 100_000)
+    with pytest.raises(OutOfMemoryError, match="light"):
+        llm.save_state()
+    assert llm.save_state(light=True).n_tokens == 600

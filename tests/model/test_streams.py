@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import numpy as np
 import pytest
 
 from headkv_local import Cancelled, CancelToken, Llama, Retention, StateError
 from headkv_local._core.turns import PATIENCE
-from helpers import beside, random_tokens
+from headkv_local.settings import KV_TYPES
+from helpers import beside, last_logits, no_room_on_disk, random_tokens
 
 Load = Callable[..., Llama]
 PROMPTS = [random_tokens(200, seed=1), random_tokens(250, seed=2), random_tokens(20, seed=3)]
@@ -390,3 +392,51 @@ sys.exit(caught)
     command = [sys.executable, "-c", program, str(tiny_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (21, "")
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+@pytest.mark.parametrize("cache", ["f16", "q8_0"])
+def test_a_stream_that_is_set_aside_keeps_its_archive(
+    load: Load, tiny_path: Path, tmp_path: Path, kind: str, cache: str
+) -> None:
+    """A later turn chooses from all rows, as if nobody had come between; nothing is written for that."""
+    arguments: dict[str, Any] = dict.fromkeys(("type_k", "type_v"), KV_TYPES[cache])
+    turn = random_tokens(40, seed=4)
+    runs: list[Any] = []
+    held: list[int] = []
+    others_of: list[list[list[int]]] = [[], [PROMPTS[1], PROMPTS[0][:100]], [PROMPTS[0] + PROMPTS[2]]]
+    for others in others_of:
+        path = tmp_path / str(len(runs))
+        kept = Retention(budget=32, archive="memory" if kind == "memory" else path)
+        llm = load(tiny_path, retention=kept, **arguments)
+        stream = llm.generate(PROMPTS[0], temp=0.0)
+        begun = [next(stream)]
+        for other in others:
+            llm.prefill(other)
+            with no_room_on_disk(0):
+                begun.append(next(stream))
+            assert llm.cache_stats().archive_tokens == len(PROMPTS[0])
+        begun += [next(stream) for _ in range(6 - len(begun))]
+        stream.close()
+        llm.prefill([*PROMPTS[0], *begun, *turn])
+        runs.append((begun, llm.retention_mask(), last_logits(llm)))
+        llm.prefill(PROMPTS[1])  # what the stream held goes with the next prompt
+        held.append(llm.cache_stats().archive_bytes)
+    for run in runs[1:]:
+        assert run[0] == runs[0][0]
+        assert np.array_equal(run[1], runs[0][1])
+        assert np.array_equal(run[2], runs[0][2])
+    assert held == held[:1] * 3
+
+
+def test_a_stream_whose_archive_is_gone_goes_on_without(load: Load, tiny_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    llm = load(tiny_path, retention=Retention(budget=32, archive=path))
+    wanted = answer(llm, PROMPTS[0])
+    stream = llm.generate(PROMPTS[0], temp=0.0)
+    found = [next(stream)]
+    llm.prefill(PROMPTS[1])
+    os.truncate(path, path.stat().st_size // 2)
+    found += [next(stream) for _ in range(N - 1)]
+    assert found == wanted
+    assert llm.cache_stats().archive_tokens == 0

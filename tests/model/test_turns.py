@@ -417,15 +417,15 @@ def test_a_ram_cache(load: Load, tiny_path: Path) -> None:
         assert llm.cache_stats().compacted
 
 
-def test_retention_can_be_set_after_a_compaction_that_failed(
-    load: Load, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_retention_can_be_set_after_a_prompt_that_was_not_read_to_its_end(
+    load: Load, tiny_path: Path
 ) -> None:
-    llm = load(tiny_path, retention=Retention(budget=32))
-    with monkeypatch.context() as context:
-        context.setattr(native, "compact", lambda ctx, plan: native.get_mask(ctx))  # refused at this point
-        with pytest.raises(StateError):
-            llm.prefill(TOKENS)
-    assert llm.n_tokens == 300
+    llm = load(tiny_path, retention=Retention(budget=32), n_batch=128)
+    llm.on_prefill = lambda done, _: llm.cancel() if done == 256 else None
+    with pytest.raises(Cancelled):
+        llm.prefill(TOKENS)
+    llm.on_prefill = None
+    assert llm.n_tokens == 256
     llm.retention = Retention(budget=64, window=16)
     llm.prefill(TOKENS)
     assert (llm.cache_stats().kept == 64).all()

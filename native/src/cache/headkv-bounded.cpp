@@ -7,6 +7,7 @@
 
 #include "ggml-backend.h"
 
+#include <algorithm>
 #include <utility>
 
 headkv_bounded::headkv_bounded(llama_memory_i * mem, bool rows) {
@@ -108,4 +109,9 @@ void headkv_bounded::clear() const {
 
 int32_t headkv_bounded::layer_read_by(int32_t il) const {
     return window ? llama_kv_cache_headkv::layer_read_in(*window, il) : -1;
+}
+
+bool headkv_bounded::reaches(llama_pos n) const {
+    return !window ||
+           window->seq_pos_min(0) <= std::max<llama_pos>(0, n - (llama_pos) llama_kv_cache_headkv::n_swa_of(*window));
 }

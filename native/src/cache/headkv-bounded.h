@@ -27,6 +27,9 @@ public:
     // the layer whose K and V a layer with a window reads, -1 for other layers
     int32_t layer_read_by(int32_t il) const;
 
+    // whether windows still hold what the token after the first n looks at
+    bool reaches(llama_pos n) const;
+
     bool empty() const { return !recurrent && !window; }
     size_t size() const { return bytes.size(); }
 

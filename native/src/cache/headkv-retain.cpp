@@ -47,6 +47,7 @@ void llama_kv_cache_headkv::set_archive(int32_t where, const char * path) {
     archive = std::move(next);
     archived.clear();
     archived_end.reset();
+    held.clear();
 }
 
 void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, const float * weights,

@@ -70,8 +70,8 @@ void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
     if (!archived.empty()) {
         exts   = archived;
         at_end = std::make_unique<headkv_bounded>(lctx->get_memory(), /*rows =*/true);
-        archive->fork(archived.size(), archived.size());
         try {
+            archive->fork(archived.size(), archived.size());
             archive_cells(*archive, cell, archived.size(), exts);
         } catch (...) {
             archive->drop();

@@ -14,6 +14,7 @@
 #include "slice/headkv-slice.h"
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -126,6 +127,9 @@ public:
     size_t get_bounded_of(llama_context & ctx, const void * state, size_t n_state, void * data, size_t size);
     void get_archived(int32_t layer, int32_t first, int32_t n, void * rows, size_t size) const;
     void set_archived(int32_t layer, int32_t first, int32_t n, const void * rows, size_t size);
+    int32_t hold_archived();
+    void restore_archived(int32_t id);
+    void release_archived(int32_t id);
 
     void get_attention(float * w, size_t n) const;
     void get_rows(int32_t layer, float * w, size_t n) const;
@@ -313,7 +317,14 @@ private:
     // cells knew of them; and what bounded layers held at its end.
     std::unique_ptr<headkv_archive> archive;
     std::vector<llama_kv_cell_ext> archived;
-    std::unique_ptr<headkv_bounded> archived_end;
+    std::shared_ptr<const headkv_bounded> archived_end;
+
+    struct held_prompt {
+        std::vector<llama_kv_cell_ext> archived;
+        std::shared_ptr<const headkv_bounded> end;
+    };
+
+    std::map<int32_t, held_prompt> held; // in the archive, by the archive's numbers
 
     reading * read = nullptr; // of the prompt that is read now by prefill()
 

@@ -12,6 +12,12 @@ void llama_kv_cache_headkv::reading::compact() {
 
     const uint32_t n_threads = std::max(1, ctx.get_cparams().n_threads);
 
+    if (in_cells) {
+        kv.compact(plan, n_threads);
+        begun = false;
+        return;
+    }
+
     std::vector<uint32_t> cell(n_prompt);
     std::iota(cell.begin(), cell.end(), 0);
 
@@ -29,7 +35,7 @@ void llama_kv_cache_headkv::reading::compact() {
 
     auto next = kv.make_kept(std::move(keep), n_prompt, plan.window);
     for (size_t ikv = 0; ikv < next->layers.size(); ++ikv) {
-        next->layers[ikv]->fill(archive, ikv);
+        next->layers[ikv]->fill(*archive, ikv);
     }
 
     // the rows of the whole prompt go before cells for new ones come
@@ -45,7 +51,7 @@ void llama_kv_cache_headkv::reading::compact() {
 
     auto tail = kv.make_cells(kv.tail_cells(plan.window, next->end));
     for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
-        archive.get(ikv, tail->layers[ikv].k, tail->layers[ikv].v, 0, next->end, plan.window);
+        archive->get(ikv, tail->layers[ikv].k, tail->layers[ikv].v, 0, next->end, plan.window);
     }
     set_places(*tail, next->end, { exts.begin() + next->end, exts.end() });
 

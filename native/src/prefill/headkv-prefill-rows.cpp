@@ -13,7 +13,7 @@ void llama_kv_cache_headkv::reading::load(size_t i, uint32_t n) {
                 continue;
             }
             if (n > 0) {
-                archive.get(ikv, layer.k, layer.v, 0, 0, n);
+                archive->get(ikv, layer.k, layer.v, 0, 0, n);
             }
             for (ggml_tensor * t : { layer.k, layer.v }) { // what other layers have left in cells to come is masked,
                 const size_t held = n * t->nb[1];          // but need not be numbers of this one's type
@@ -30,7 +30,7 @@ void llama_kv_cache_headkv::reading::store(size_t i, const panel & p) {
         for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
             const auto & layer = kv.layers[ikv];
             if (slices[i].holds(layer.il)) {
-                archive.put(ikv, layer.k, layer.v, p.p0, p.p0, p.n);
+                archive->put(ikv, layer.k, layer.v, p.p0, p.p0, p.n);
             }
         }
     });

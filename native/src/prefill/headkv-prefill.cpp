@@ -17,12 +17,7 @@ static constexpr size_t n_bytes_hidden = 256u * 1024 * 1024;
 
 void llama_kv_cache_headkv::prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan) {
     ctx.synchronize(); // what is set aside is no longer worked on
-    if (archive) {
-        reading(*this, ctx, prompt, plan, *archive).run();
-    } else {
-        headkv_archive meanwhile(shapes, nullptr);
-        reading(*this, ctx, prompt, plan, meanwhile).run();
-    }
+    reading(*this, ctx, prompt, plan).run();
 }
 
 bool llama_kv_cache_headkv::cut(llm_graph_result & res, const llama_ubatch & ubatch) const {
@@ -30,7 +25,7 @@ bool llama_kv_cache_headkv::cut(llm_graph_result & res, const llama_ubatch & uba
 }
 
 llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt,
-                                        const headkv_plan & plan, headkv_archive & archive)
+                                        const headkv_plan & plan)
     : kv(kv),
       ctx(ctx),
       prompt(prompt),
@@ -38,27 +33,39 @@ llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_contex
       n_past(prompt.n_past),
       n_prompt(n_past + prompt.n_tokens),
       n_all(n_prompt + prompt.n_again),
-      archive(archive),
-      bounded(ctx.get_memory(), /*rows =*/true) {
+      in_cells(prompt.order == HEADKV_ORDER_TOKENS && !kv.archive && !kv.kept),
+      archive(kv.archive.get()),
+      bounded(ctx.get_memory(), /*rows =*/!in_cells) {
     require_prompt();
     require_past();
     headkv_check(plan, kv.shapes, n_prompt);
     kv.require_no_shift();
     make_slices();
+    if (!archive && !in_cells) {
+        meanwhile = std::make_unique<headkv_archive>(kv.shapes, nullptr);
+        archive   = meanwhile.get();
+    }
 
-    const size_t row  = sizeof(float) * ctx.get_model().hparams.n_embd;
-    const size_t most = n_bytes_hidden / row;
-    n_panel           = prompt.panel > 0 ? prompt.panel : std::max<size_t>(1, most / ctx.n_batch()) * ctx.n_batch();
+    const size_t most = n_bytes_hidden / (sizeof(float) * ctx.get_model().hparams.n_embd);
+    n_panel           = in_cells           ? n_all
+                        : prompt.panel > 0 ? prompt.panel
+                                           : std::max<size_t>(1, most / ctx.n_batch()) * ctx.n_batch();
 }
 
 llama_kv_cache_headkv::reading::~reading() {
     kv.read = nullptr;
     rows.reset();
-    archive.drop();
+    if (archive) {
+        archive->drop();
+    }
     if (!begun) {
         return;
     }
     kv.wait(); // what did not come to its end may still use what goes now
+    if (in_cells) {
+        leave_cells();
+        return;
+    }
     const std::lock_guard<std::mutex> lock(kv.mutex);
     if (cells) {
         kv.swap_cells(*cells);
@@ -149,23 +156,28 @@ void llama_kv_cache_headkv::reading::make_slices() {
 
 void llama_kv_cache_headkv::reading::run() {
     begin();
-
     read_panels(prompt.tokens, prompt.n_tokens, n_past, /*keep =*/true);
-    if (!bounded.empty()) {
+    if (!bounded.empty() && (!in_cells || prompt.n_again > 0)) {
         at_end = std::make_unique<headkv_bounded>(ctx.get_memory(), /*rows =*/true);
     }
-
     if (prompt.n_again > 0) {
-        const size_t n_vocab = ctx.get_model().vocab.n_tokens();
-        const float * last   = ctx.get_logits_ith(-1);
-        const std::vector<float> logits(last, last + n_vocab);
-
-        headkv_bounded before = at_end ? *at_end : headkv_bounded(nullptr, false);
-        read_panels(prompt.again, prompt.n_again, n_prompt, /*keep =*/false);
-        before.put_back();
-        std::copy(logits.begin(), logits.end(), ctx.get_logits_ith(-1));
+        read_again();
     }
     compact();
+}
+
+void llama_kv_cache_headkv::reading::read_again() {
+    const size_t n_vocab = ctx.get_model().vocab.n_tokens();
+    const float * last   = ctx.get_logits_ith(-1);
+    const std::vector<float> logits(last, last + n_vocab);
+
+    headkv_bounded before = at_end ? *at_end : headkv_bounded(nullptr, false);
+    read_panels(prompt.again, prompt.n_again, n_prompt, /*keep =*/false);
+    before.put_back();
+    if (in_cells) {
+        kv.seq_rm(0, n_prompt, -1);
+    }
+    std::copy(logits.begin(), logits.end(), ctx.get_logits_ith(-1));
 }
 
 void llama_kv_cache_headkv::reading::read_panels(const int32_t * tokens, uint32_t n, uint32_t p0, bool keep) {
@@ -181,7 +193,7 @@ size_t llama_kv_cache_headkv::reading::n_bytes_aside() const {
 }
 
 void llama_kv_cache_headkv::reading::take_over() {
-    archive.fork(kv.kept ? n_past : 0, kv.archived.size());
+    archive->fork(kv.kept ? n_past : 0, kv.archived.size());
     if (kv.kept) {
         exts.assign(kv.archived.begin(), kv.archived.begin() + n_past);
         return;
@@ -189,11 +201,15 @@ void llama_kv_cache_headkv::reading::take_over() {
     if (n_past > 0) {
         auto cell = kv.get_prompt_cells();
         cell.resize(n_past);
-        kv.archive_cells(archive, cell, 0, exts);
+        kv.archive_cells(*archive, cell, 0, exts);
     }
 }
 
 void llama_kv_cache_headkv::reading::begin() {
+    if (in_cells) {
+        begin_in_cells();
+        return;
+    }
     take_over();
 
     std::vector<float> weights(prompt.weights, prompt.weights + prompt.n_weights);
@@ -246,6 +262,10 @@ void llama_kv_cache_headkv::reading::begin() {
 }
 
 void llama_kv_cache_headkv::reading::read_panel(const panel & p) {
+    if (in_cells) {
+        read_batches(p);
+        return;
+    }
     const headkv_bounded before(ctx.get_memory(), /*rows =*/false);
     const auto seen = kv.obs->get_seen();
 
@@ -277,6 +297,12 @@ void llama_kv_cache_headkv::reading::read_panel(const panel & p) {
 
 void llama_kv_cache_headkv::reading::read_slice(const panel & p) {
     rows->wait(loaded[i_slice]);
+    read_batches(p);
+    store(i_slice, p);
+    load(i_slice + n_rooms, p.p0);
+}
+
+void llama_kv_cache_headkv::reading::read_batches(const panel & p) {
     for (uint32_t i = 0, end; i < p.n; i = end) {
         end = batch_end(p, i);
         decode(p, i, end - i);
@@ -287,8 +313,6 @@ void llama_kv_cache_headkv::reading::read_slice(const panel & p) {
         }
     }
     ctx.synchronize();
-    store(i_slice, p);
-    load(i_slice + n_rooms, p.p0);
 }
 
 // As a caller of llama_decode() would cut it; in models with bounded layers, which split batches themselves, with few
@@ -314,6 +338,9 @@ void llama_kv_cache_headkv::reading::require_not_cancelled() const {
 
 void llama_kv_cache_headkv::reading::decode(const panel & p, uint32_t i, uint32_t n) {
     require_not_cancelled();
+    if (in_cells) {
+        begin_batch(p.p0 + i);
+    }
     std::vector<llama_token> tokens(p.tokens + i, p.tokens + i + n);
     std::vector<llama_pos> pos(n);
     std::iota(pos.begin(), pos.end(), p.p0 + i);
@@ -331,6 +358,8 @@ void llama_kv_cache_headkv::reading::decode(const panel & p, uint32_t i, uint32_
     }
     switch (rc) {
     case 0:
+        unfinished.reset();
+        p_batch = -1;
         return;
     case 2:
         throw headkv_error(HEADKV_ERR_CANCELLED, "cancelled");

@@ -13,12 +13,13 @@
 // One prompt that is read, selected from and compacted: what headkv_prefill() does. Its rows go to the archive layer by
 // layer, and kept rows are gathered from there. Until that is done everything that the context held is set aside, and
 // if anything fails it is put back.
+//
+// In order of tokens, without an archive, there is nothing to set aside while nothing is compacted: the prompt is read
+// into the cells that there are, kept rows are gathered from these, and what was read stays if anything fails.
 class llama_kv_cache_headkv::reading {
 public:
     // throws headkv_error for a prompt that does not fit the context, std::bad_alloc
-    // archive: the context's, or one for the time of reading
-    reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan,
-            headkv_archive & archive);
+    reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan);
     ~reading(); // puts back what was set aside, unless all is done
 
     void run();
@@ -43,15 +44,22 @@ private:
 
     void take_over(); // rows that are in cells only, to the archive
     void begin();     // set aside, and make room for the whole prompt
+    void read_again();
     void read_panels(const int32_t * tokens, uint32_t n, uint32_t p0, bool keep);
     void read_panel(const panel & p);
     void read_slice(const panel & p);
+    void read_batches(const panel & p);
     void decode(const panel & p, uint32_t i, uint32_t n);
     uint32_t batch_end(const panel & p, uint32_t i) const;
 
     // headkv-prefill-rows.cpp: between the cells of slice i and the archive
     void load(size_t i, uint32_t n); // the rows of the first n positions
     void store(size_t i, const panel & p);
+
+    // headkv-prefill-cells.cpp: into the cells that there are
+    void begin_in_cells();
+    void begin_batch(llama_pos p0);
+    void leave_cells(); // what was read stays, in whole batches where layers can go back
 
     void compact();
     size_t n_bytes_aside() const;
@@ -64,7 +72,12 @@ private:
     const uint32_t n_prompt;
     const uint32_t n_all; // with what is read once more
 
-    headkv_archive & archive;
+    const bool in_cells;
+    llama_pos p_batch = -1;                     // where a batch begins that is not done
+    std::unique_ptr<headkv_bounded> unfinished; // what recurrent layers held before a batch
+
+    std::unique_ptr<headkv_archive> meanwhile; // where the context has none
+    headkv_archive * archive;
 
     std::vector<headkv_slice> slices;
     headkv_slice slice; // that is read now

@@ -46,16 +46,32 @@ headkv_archive::~headkv_archive() {
 // slots
 //
 
-uint32_t headkv_archive::free_slot() const {
-    std::vector<bool> taken(table.size() + table_before.size() + 1);
-    for (const auto * of : { &table, &table_before }) {
-        for (const uint32_t s : *of) {
-            if (s < taken.size()) {
-                taken[s] = true;
-            }
+std::vector<bool> headkv_archive::taken_slots() const {
+    std::vector<bool> taken;
+    const auto add = [&](const std::vector<uint32_t> & of) {
+        for (const uint32_t s : of) {
+            taken.resize(std::max<size_t>(taken.size(), s + 1));
+            taken[s] = true;
         }
+    };
+    add(table);
+    add(table_before);
+    for (const auto & [_, rows] : held) {
+        add(rows.table);
     }
+    return taken;
+}
+
+uint32_t headkv_archive::free_slot() const {
+    const auto taken = taken_slots();
     return std::find(taken.begin(), taken.end(), false) - taken.begin();
+}
+
+bool headkv_archive::is_held(uint32_t slot) const {
+    return std::any_of(held.begin(), held.end(), [&](const auto & entry) {
+        const auto & of = entry.second.table;
+        return std::find(of.begin(), of.end(), slot) != of.end();
+    });
 }
 
 // The system gives memory as it is first written to, in small pages: most of the time that copying there takes.
@@ -101,9 +117,10 @@ void headkv_archive::copy(uint32_t ikv, uint32_t from, uint32_t to, uint32_t n_r
     }
 }
 
-// what lies in no slot of the table goes
+// slots of no table go
 void headkv_archive::free_slots() {
-    const uint32_t n_used = table.empty() ? 0 : 1 + *std::max_element(table.begin(), table.end());
+    const auto taken      = taken_slots();
+    const uint32_t n_used = taken.size();
     if (fd >= 0) {
         shorten(n_used > 0 ? header_size + n_used * stride : 0);
         return;
@@ -111,7 +128,7 @@ void headkv_archive::free_slots() {
     slots.resize(std::min<size_t>(slots.size(), n_used));
     size_t n_held = 0;
     for (uint32_t s = 0; s < slots.size(); ++s) {
-        if (std::find(table.begin(), table.end(), s) == table.end()) {
+        if (!taken[s]) {
             slots[s].reset();
         }
         n_held += slots[s] != nullptr;
@@ -128,7 +145,7 @@ void headkv_archive::fork(uint32_t n_past, uint32_t n_held) {
     // a block of which some rows stay: what is put after all that is held does them no harm
     const uint32_t b      = n_past / n_block;
     const uint32_t n_rows = n_past % n_block;
-    if (n_rows == 0 || n_past >= n_held) {
+    if (n_rows == 0 || (n_past >= n_held && !is_held(table[b]))) {
         table.resize(b + (n_rows > 0));
         return;
     }
@@ -161,6 +178,9 @@ void headkv_archive::drop() {
 }
 
 void headkv_archive::clear() {
+    if (fd >= 0 && file_size() < n_bytes) { // it was cut short, and will be longer again
+        held.clear();
+    }
     forked = false;
     table_before.clear();
     table.clear();
@@ -170,6 +190,26 @@ void headkv_archive::clear() {
     free_slots();
     if (fd >= 0) {
         n_bytes = std::min<size_t>(n_bytes, file_size()); // nothing is missed of a file that was cut short
+    }
+}
+
+int32_t headkv_archive::hold(uint32_t n) {
+    held[++last_id] = { table, n };
+    return last_id;
+}
+
+void headkv_archive::restore(int32_t id) {
+    auto rows = held.at(id);
+    clear();
+    table.swap(rows.table);
+    for (auto & layer : layers) {
+        layer.n_rows = rows.n;
+    }
+}
+
+void headkv_archive::release(int32_t id) {
+    if (held.erase(id) > 0) {
+        free_slots();
     }
 }
 

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -35,8 +36,15 @@ public:
     void keep(uint32_t n); // what was put, up to position n
     void drop();           // without a fork, nothing
 
-    // forget all
+    // forget all but what is held
     void clear();
+
+    // Rows of the first n positions stay whatever comes: hold() gives them a number, and restore() puts them in place
+    // of all others. Nothing is copied until others would be written over a block of them.
+    int32_t hold(uint32_t n);
+    bool holds(int32_t id) const { return held.count(id) > 0; }
+    void restore(int32_t id);
+    void release(int32_t id);
 
     // Rows of positions from p0 on, n of them, of layer ikv: from and to rows of its cells from `cell` on.
     //   k: [d_k*n_head_kv, n_cells], v: [d_v*n_head_kv, n_cells]
@@ -82,7 +90,9 @@ private:
     template <typename K, typename F>
     void each(uint32_t ikv, uint32_t b, K * k, K * v, uint32_t cell, uint32_t p0, uint32_t n, F && f) const;
 
+    std::vector<bool> taken_slots() const; // up to the last one
     uint32_t free_slot() const;
+    bool is_held(uint32_t slot) const;
     void make_room(uint32_t b);
     void copy(uint32_t ikv, uint32_t from, uint32_t to, uint32_t n_rows);
     void free_slots();
@@ -119,6 +129,15 @@ private:
 
     bool forked = false;
     std::vector<uint32_t> table_before;
+
+    struct held_rows {
+        std::vector<uint32_t> table;
+        uint32_t n;
+    };
+
+    std::map<int32_t, held_rows> held;
+    int32_t last_id = 0;
+
     size_t n_bytes_before = 0;
 
     std::atomic<size_t> n_bytes = 0; // of slots in memory, or of the file

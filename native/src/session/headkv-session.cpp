@@ -190,3 +190,43 @@ void llama_kv_cache_headkv::set_archived(int32_t layer, int32_t first, int32_t n
     const std::lock_guard<std::mutex> lock(mutex); // for its size
     archive->put(ikv, (const uint8_t *) rows, first, n);
 }
+
+int32_t llama_kv_cache_headkv::hold_archived() {
+    require_kept();
+    if (archived.empty()) {
+        return 0;
+    }
+    held_prompt prompt = { archived, archived_end };
+    const int32_t id   = archive->hold(archived.size());
+    try {
+        held.emplace(id, std::move(prompt));
+    } catch (...) {
+        archive->release(id);
+        throw;
+    }
+    return id;
+}
+
+void llama_kv_cache_headkv::restore_archived(int32_t id) {
+    require_kept();
+    const auto prompt = held.find(id);
+    if (prompt == held.end() || !archive->holds(id)) {
+        throw headkv_error(HEADKV_ERR_STATE, "the archive does not hold the rows of that prompt any more");
+    }
+    if (!archived.empty() || prompt->second.archived.size() != kept->n_prompt) {
+        throw headkv_error(HEADKV_ERR_STATE, "the rows that the archive holds are not of the compacted prompt");
+    }
+    auto exts = prompt->second.archived;
+
+    const std::lock_guard<std::mutex> lock(mutex);
+    archive->restore(id);
+    archived     = std::move(exts);
+    archived_end = prompt->second.end;
+}
+
+void llama_kv_cache_headkv::release_archived(int32_t id) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (held.erase(id) > 0) {
+        archive->release(id);
+    }
+}

@@ -13,6 +13,7 @@ from llama_cpp.llama import LlamaState
 from ..errors import Cancelled, StateError, StateMismatchError
 from ..stats import PromptRecord
 from . import states
+from .compactor import Held
 from .turns import Turn
 
 
@@ -21,6 +22,7 @@ class _Aside:
     """What a suspended stream needs to go on."""
 
     state: LlamaState
+    archived: Held | None
     prompt: PromptRecord
     sampler: Any
     n_logits: int
@@ -32,11 +34,12 @@ def set_aside(llm: Any, turn: Turn) -> None:
     llm._prompts.announced()
     llm._lifetime.forget_cancel()
     try:
-        state = states.capture(llm)
+        state, archived = states.capture(llm, archive=False), llm._compactor.hold()
     except (MemoryError, StateMismatchError):
         turn.lost = True
     else:
-        turn.aside = _Aside(state, llm._prompts.record, llm._sampler, llm._n_logits, cancelled)
+        record = llm._prompts.record
+        turn.aside = _Aside(state, archived, record, llm._sampler, llm._n_logits, cancelled)
 
 
 def bring_back(llm: Any, turn: Turn) -> None:
@@ -47,6 +50,7 @@ def bring_back(llm: Any, turn: Turn) -> None:
     if aside is None:
         return
     restore(llm, aside.state, aside.prompt)
+    llm._compactor.restore(aside.archived)
     llm._sampler = aside.sampler
     if aside.cancelled:
         raise Cancelled("cancelled")

@@ -17,7 +17,17 @@ from ..errors import ArgumentError, ScoresError, StateError, UnsupportedError
 from ..retention import Retention
 from ..scores import HeadScores
 from . import native
-from .native.archive import ORDER_LAYERS, ORDER_TOKENS, Prompt, begin_small, prefill, set_archive
+from .native.archive import (
+    ORDER_LAYERS,
+    ORDER_TOKENS,
+    Prompt,
+    begin_small,
+    hold,
+    prefill,
+    release,
+    restore,
+    set_archive,
+)
 from .native.plan import Observers
 from .pieces import Pieces
 from .question import who_observes
@@ -66,6 +76,16 @@ def settle(retention: Retention, shape: ModelShape, model_path: str) -> tuple[Re
     return settled, where
 
 
+class Held:
+    """Rows in the archive that stay until this object goes, which may be in any thread."""
+
+    def __init__(self, number: int, dropped: list[int]) -> None:
+        self.number, self._dropped = number, dropped
+
+    def __del__(self) -> None:
+        self._dropped.append(self.number)
+
+
 class Compactor:
     """Of one context, until that is freed."""
 
@@ -77,6 +97,7 @@ class Compactor:
         """The file whose head scores make the budgets, "given" for HeadScores."""
         self._settled = Retention()  # with its scores loaded; counts where there is a retention
         self._cuts = True  # the model's graph, as far as is known
+        self._dropped: list[int] = []  # numbers of rows that the archive need not hold any more
         self._caps: npt.NDArray[np.int32] | None = None  # of the prompt that was compacted last
 
     @property
@@ -90,7 +111,7 @@ class Compactor:
 
     @property
     def archives(self) -> bool:
-        """Whether prompts are read by headkv_prefill()."""
+        """Whether all rows of a prompt are kept, if only until it is read: it is read whole or not at all."""
         return self.retention is not None and self.retention.archives
 
     def only_without_archive(self, retention: Retention | None) -> bool:
@@ -116,6 +137,11 @@ class Compactor:
     def n_archived(self) -> int:
         """Tokens of the compacted prompt whose rows are all there still."""
         return native.get_numbers(self.ctx).n_archived if self.archives else 0
+
+    @property
+    def n_tokens(self) -> int:
+        """That the cache holds."""
+        return native.get_numbers(self.ctx).n_tokens
 
     @property
     def ctx(self) -> int:
@@ -190,26 +216,6 @@ class Compactor:
         n_last = min(kept.observe, max(n_new, n_least))
         return who_observes(prompt, turn.question, turn.messages, n_last, n_least, n_ctx, n_stay)
 
-    @contextmanager
-    def observing(self, seen: Observers) -> Iterator[None]:
-        """Ends when the device has computed them."""
-        n = len(seen.weights)
-        native.observe(self.ctx, native.OBSERVE_TOKENS, seen.first, n, seen.weights, seen.again)
-        try:
-            yield
-        finally:
-            native.observe(self.ctx, native.OBSERVE_OFF)
-
-    def observe_limit(self, n_tokens: int) -> int:
-        """How many observed tokens to decode at once, where n_tokens are in the cache then."""
-        return native.get_observe_limit(self.ctx, n_tokens)
-
-    def compact(self, caps: npt.NDArray[np.int32], ends: npt.NDArray[np.uint8]) -> None:
-        """The prompt whose tokens were observed. ends: (n_prompt,), not 0 where a sentence ends."""
-        native.compact(self.ctx, self._plan(caps, ends))
-        self._caps = caps
-        _logger.info("the prompt of %d tokens was compacted to %d rows", len(ends), int(caps.sum()))
-
     def prefill(
         self,
         prompt: Prompt,
@@ -219,8 +225,10 @@ class Compactor:
     ) -> None:
         """Read a prompt, select from all of it, and compact.
 
-        prompt: its order and panel are the retention's. caps: None to keep all. ends: as for compact().
+        prompt: its order and panel are the retention's. caps: None to keep all. ends: (n_prompt,), not 0
+        where a sentence ends.
         """
+        self._release()
         kept, n_prompt = self._settled, len(ends)
         if caps is None:
             caps = np.where(self.shape.heads, np.int32(n_prompt), np.int32(0))
@@ -238,8 +246,26 @@ class Compactor:
         self._caps = caps
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
 
+    def hold(self) -> Held | None:
+        """What is archived of the compacted prompt, to be restored once a state of now is loaded again."""
+        self._release()
+        number = hold(self.ctx) if self.n_archived > 0 else 0
+        return Held(number, self._dropped) if number > 0 else None
+
+    def restore(self, held: Held | None) -> None:
+        """Of an archive that has been given up, or whose file was cut short, nothing is left to restore."""
+        if held is not None and self.has_archive:
+            try:
+                restore(self.ctx, held.number)
+            except StateError as error:
+                _logger.warning("%s: what is kept goes on without them", error)
+
+    def _release(self) -> None:
+        while self._dropped:
+            release(self.ctx, self._dropped.pop())
+
     def fold(self, ends: npt.NDArray[np.uint8]) -> None:
-        """The tail becomes a part of the prompt, which keeps as many entries. ends: as for compact()."""
+        """The tail becomes a part of the prompt, which keeps as many entries. ends: as for prefill()."""
         caps = self._caps
         if caps is None:  # of a state
             caps = np.maximum(native.get_stats(self.ctx)[1], self._settled.window)

@@ -116,15 +116,19 @@ class Generating(PromptReader):
             results.close()
             self._lifetime.turns.leave(turn)
 
-    def save_state(self) -> LlamaState:
+    def save_state(self, light: bool = False) -> LlamaState:
         """All that load_state() needs to go on from here, compacted or not, also in another process.
+
+        light: leave out the archive, which takes as much memory as the full cache; also one that is in a
+            file. Later turns are then read against what was kept.
 
         A generate() after it has to begin with the compacted prompt, else it reads its own anew. It goes on
         from what the saving Llama kept and computed, whatever retention and adapters the loading one has.
-        The state says which model it is of.
+        The state says which model it is of. Raises OutOfMemoryError for an archive that memory has no room
+        for: save_session() writes it to a file.
         """
         with self._using(beside=True):
-            state = states.sign(self, states.capture(self))
+            state = states.sign(self, states.capture(self, archive=not light))
             vars(state)["headkv_prompt"] = self._prompts.record
             return state
 
@@ -132,9 +136,10 @@ class Generating(PromptReader):
         """Go on from a saved state.
 
         The context may have another n_ctx and n_batch than the one that it was saved from, if it has room:
-        layers with a sliding window have as many cells as n_batch asks for. StateError (also a KeyError) if
-        it is of another model or does not fit. What the cache holds stays then, except where only llama.cpp
-        finds out: the cache is empty then.
+        layers with a sliding window have as many cells as n_batch asks for. The state's archive goes to this
+        Llama's; where that has none, it is left out. StateError (also a KeyError) if the state is of another
+        model or does not fit. What the cache holds stays then, except where only llama.cpp finds out: the
+        cache is empty then, and also with the ArchiveError of an archive that cannot be written.
         """
         with self._using():
             states.require_fitting(self, state)

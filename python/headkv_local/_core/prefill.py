@@ -12,7 +12,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, Cancelled, HeadKVError, StateError
+from ..errors import ArgumentError, Cancelled, StateError
 from ..stats import PromptRecord
 from .folding import Folding
 from .going_back import GoingBack
@@ -116,11 +116,8 @@ class PromptReader(GoingBack):
             self._evaluate_all(tokens)  # a later turn: the new tokens go behind what was kept
             return
         caps = self._compactor.caps_for(n_compacted)
-        if compacted or (caps is not None and self._compactor.archives):
-            self._read_archived(tokens, n_compacted, turn, caps)
-            return
-        if caps is not None:
-            self._read_and_compact(tokens, n_prompt, n_compacted, turn, caps)
+        if compacted or caps is not None:
+            self._read_and_compact(tokens, n_compacted, turn, caps)
             return
         self._compactor.expect(n_prompt)
         self._prompts.record = PromptRecord()
@@ -142,81 +139,6 @@ class PromptReader(GoingBack):
         n = llama_cpp.llama_token_to_piece(self._model.vocab, token, room, len(room), 0, False)
         return room.raw[: max(n, 0)]
 
-    def _evaluate_observed(self, tokens: list[int], first: int, n_all: int, progress: Progress) -> None:
-        """Evaluate tokens; those from position `first` on are observed. n_all: in the cache then."""
-        n_before = max(0, first - self.n_tokens)
-        at_once = self._compactor.observe_limit(n_all)
-        if not self._bounded or len(tokens) - n_before <= at_once:
-            self._evaluate(tokens, progress.add)
-            return
-        self._evaluate(tokens[:n_before], progress.add)
-        for start in range(n_before, len(tokens), at_once):
-            self._evaluate(tokens[start : start + at_once], progress.add)
-
-    def _read_and_compact(
-        self,
-        tokens: list[int],
-        n_prompt: int,
-        n_compacted: int,
-        turn: Turn,
-        caps: npt.NDArray[np.int32],
-    ) -> None:
-        """Read n_prompt tokens, compact the first n_compacted; tokens: those that the cache does not hold.
-
-        If this fails, the cache holds whole what was evaluated until then.
-        """
-        compactor = self._compactor
-        self._prompts.record = PromptRecord()
-        held = self.input_ids[: self.n_tokens].tolist()
-        prompt = Pieces((held + tokens)[:n_compacted], self._piece)
-        seen = compactor.who_observes(prompt, turn, self._n_ctx, n_compacted)
-        first, again = seen.first, seen.again
-        compactor.expect(max(n_prompt, n_compacted + len(again)))
-
-        # all observed tokens are decoded under observation, also what of them is in the cache already
-        if first >= len(held) or self._truncate(first):
-            tokens = held[first:] + tokens
-        else:
-            self.reset()
-            compactor.expect(max(n_prompt, n_compacted + len(again)))
-            tokens = held + tokens
-        n_behind = n_prompt - n_compacted
-
-        progress = Progress(self.on_prefill, len(tokens) + len(again))
-        started = perf_counter()
-        with compactor.observing(seen):
-            self._evaluate_observed(tokens[: len(tokens) - n_behind], first, n_prompt, progress)
-            logits = self._logits_copy()
-            bounded = (
-                self._bounded.snapshot() if self._bounded.recurrent or (self._bounded and again) else None
-            )
-            if again:
-                try:
-                    asking = [int(self.input_ids[i]) for i in again]
-                    self._evaluate_observed(asking, first, n_prompt + len(again), progress)
-                finally:
-                    if bounded is not None:
-                        self._bounded.put_back(bounded)
-                    self._truncate(n_compacted)
-                self._put_back(logits)
-        ends = sentence_ends(prompt)
-        read = perf_counter()
-        self._prompts.record = PromptRecord(  # before the cache is compacted: other threads may ask at once
-            n_tokens=n_compacted,
-            policy=compactor.policy,
-            scores_from=compactor.scores_from,
-            prefill_seconds=read - started,
-            logits=logits,
-            recurrent=bounded if self._bounded.recurrent else None,
-        )
-        try:
-            compactor.compact(caps, ends)
-        except HeadKVError:
-            self._prompts.record = PromptRecord()
-            raise
-        self._evaluate(tokens[len(tokens) - n_behind :], progress.add)
-        progress.end()
-
     def _fold(self) -> None:
         """Fold the tail of a compacted prompt, if it is long enough."""
         n_tokens = self.n_tokens
@@ -229,13 +151,13 @@ class PromptReader(GoingBack):
                 self._prompts.record, n_tokens=n_tokens, logits=None, recurrent=None
             )
 
-    def _read_archived(
+    def _read_and_compact(
         self, tokens: list[int], n_compacted: int, turn: Turn, caps: npt.NDArray[np.int32] | None
     ) -> None:
         """Read n_compacted tokens, the last of them anew, select from all of them, and compact.
 
         tokens: those behind the first n_tokens. caps: None to keep all. If this fails, the cache holds what
-        it held before.
+        it held before; where nothing is archived, not even meanwhile, what was read until then.
         """
         compactor, before = self._compactor, self._prompts.record
         whole = self.input_ids[: self.n_tokens].tolist() + tokens
@@ -244,10 +166,15 @@ class PromptReader(GoingBack):
         if n_compacted not in turns:  # else it was read before, and what asked then asks again
             turns[n_compacted] = n_compacted - min(compactor.n_compacted, self.n_tokens)
         n_whole = compactor.n_archived or self.n_tokens
-        stays = self._bounded and n_whole <= self.n_tokens and n_whole < n_compacted
+        stays = compactor.archives and self._bounded and n_whole <= self.n_tokens and n_whole < n_compacted
         seen = compactor.who_observes(prompt, turn, self._n_ctx, turns[n_compacted], n_whole if stays else 0)
         first, again, weights = seen[:3]
-        n_past = seen.n_stay if self._bounded else min(n_whole, self.n_tokens, first, n_compacted - 1)
+        if not self._bounded:
+            n_past = min(n_whole, self.n_tokens, first, n_compacted - 1)
+        elif compactor.archives:
+            n_past = seen.n_stay
+        else:  # whoever observes is decoded under observation
+            n_past = self.n_tokens if first >= self.n_tokens or self._truncate(first) else 0
         progress = Progress(self.on_prefill, len(whole) - n_past + len(again))
         asking = [whole[i] for i in again]
         started = perf_counter()
@@ -256,8 +183,11 @@ class PromptReader(GoingBack):
             reading = Prompt(whole[n_past:n_compacted], n_past, first, weights, asking, again)
             compactor.prefill(reading, caps, sentence_ends(prompt), progress.reach)
         except BaseException as error:
-            self._prompts.record = before
-            self._requires_eval, self._n_logits = True, 0  # all is as it was, but those of the last token
+            self._requires_eval, self._n_logits = True, 0
+            self._prompts.record = before if compactor.archives else PromptRecord()
+            if not compactor.archives:
+                self.n_tokens = compactor.n_tokens
+                self.input_ids[: self.n_tokens] = whole[: self.n_tokens]
             if isinstance(error, Cancelled):
                 self._lifetime.forget_cancel()
             raise
@@ -274,5 +204,5 @@ class PromptReader(GoingBack):
             logits=self._logits_copy(),
             recurrent=self._bounded.snapshot() if self._bounded.recurrent else None,
         )
-        self._evaluate(whole[n_compacted:])
+        self._evaluate(whole[n_compacted:], progress.add)
         progress.end()

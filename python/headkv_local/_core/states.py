@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -11,47 +12,126 @@ import llama_cpp
 import numpy as np
 from llama_cpp.llama import LlamaState
 
-from ..errors import HeadKVError, StateMismatchError
+from ..errors import (
+    ArgumentError,
+    HeadKVError,
+    InternalError,
+    OutOfMemoryError,
+    StateError,
+    StateMismatchError,
+)
+from ..machine import memory_free
 from .gguf import model_id
 from .logging import collected_errors
+from .native.session import END, ArchivedRows, Chunk, Part, get_part, set_part
 
 VERSION: Final = 1
 _MARK: Final = "headkv_made_by"
+_ARCHIVED: Final = "headkv_archived"
+"""Of a state with an archive: the tokens in it, and the bytes that it takes at the end of llama_state."""
 
 
-def capture(llm: Any) -> LlamaState:
-    """All of a Llama's context. Scores are rows of what logits_all=True keeps, (n_tokens or 0, n_vocab)."""
+def capture(llm: Any, archive: bool) -> LlamaState:
+    """All of a Llama's context; archive: with the rows in its archive, behind what is llama.cpp's.
+
+    Scores are rows of what logits_all=True keeps, (n_tokens or 0, n_vocab). OutOfMemoryError where what is
+    free has no room for the archive.
+    """
     ctx = llm._ctx.ctx
     size = llama_cpp.llama_state_get_size(ctx)
-    buffer = np.empty(size, dtype=np.uint8)
+    archived = _Archived.of(llm) if archive else None
+    n_more = archived.n_bytes if archived else 0
+    free = memory_free()
+    if free is not None and n_more > max(0, free - size):
+        raise OutOfMemoryError(
+            f"the archive of {n_more / 2**30:.1f} GiB does not fit into a state, for {free / 2**30:.1f} GiB "
+            "are free: save_session() writes it to a file, and save_state(light=True) leaves it out"
+        )
+    held = bytearray(size + n_more)  # and no copy of it
+    buffer = np.frombuffer(held, dtype=np.uint8)
     written = llama_cpp.llama_state_get_data(
         ctx, buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)), ctypes.c_size_t(size)
     )
     if (written == 0 and size > 0) or written > size:
         raise StateMismatchError("Failed to copy llama state data")
-    return LlamaState(
+    if archived:
+        archived.get(buffer[written : written + n_more])
+    del buffer
+    del held[written + n_more :]
+    state = LlamaState(
         input_ids=llm.input_ids[: llm.n_tokens].copy(),
         scores=llm.scores[: llm.n_tokens if llm._logits_all else 0].copy(),
         n_tokens=llm.n_tokens,
-        llama_state=buffer[:written].tobytes(),
-        llama_state_size=written,
+        llama_state=held,
+        llama_state_size=len(held),
         seed=llm._seed,
     )
+    if archived:
+        vars(state)[_ARCHIVED] = archived.rows.n_tokens, n_more
+    return state
+
+
+class _Archived:
+    """The rows of a compacted prompt, and what stands beside them in an archive."""
+
+    def __init__(self, ctx: int, n_tokens: int, n_end: int) -> None:
+        self.rows, self._ctx = ArchivedRows(ctx, n_tokens), ctx
+        self.n_bytes = self.rows.n_bytes + n_end
+
+    @classmethod
+    def of(cls, llm: Any) -> _Archived | None:
+        ctx, n = llm._compactor.ctx, llm._compactor.n_archived
+        return cls(ctx, n, len(get_part(ctx, END))) if n > 0 else None
+
+    def get(self, to: Part) -> None:
+        for part, chunk in self._chunks(to):
+            self.rows.get(chunk)
+            part[:] = chunk.rows
+        to[self.rows.n_bytes :] = get_part(self._ctx, END)
+
+    def set(self, data: Part) -> None:
+        for part, chunk in self._chunks(data):
+            chunk.rows[:] = part
+            self.rows.set(chunk)
+        set_part(self._ctx, END, data[self.rows.n_bytes :])
+
+    def _chunks(self, data: Part) -> Iterator[tuple[Part, Chunk]]:
+        start = 0
+        for chunk in self.rows.chunks():
+            yield data[start : start + chunk.rows.size], chunk
+            start += chunk.rows.size
 
 
 def restore(llm: Any, state: LlamaState) -> None:
-    """Into an empty context. StateMismatchError if llama.cpp refuses it; the context is empty then."""
+    """Into an empty context, and into its archive if it has one.
+
+    StateMismatchError if llama.cpp refuses it, ArchiveError if its rows cannot be written; the context is
+    empty then.
+    """
+    data = np.frombuffer(state.llama_state, dtype=np.uint8)
+    n_archived, n_bytes = vars(state).get(_ARCHIVED, (0, 0))
+    data, archived = np.split(data, [len(data) - n_bytes])
     with collected_errors() as lines:
-        data = np.frombuffer(state.llama_state, dtype=np.uint8)
         taken = llama_cpp.llama_state_set_data(
             llm._ctx.ctx, data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)), ctypes.c_size_t(len(data))
         )
-    if taken != state.llama_state_size:
+    if taken != len(data):
         llama_cpp.llama_memory_clear(llm._ctx.memory, True)
         reason = "; ".join(lines) or "llama.cpp gave no reason"
         raise StateMismatchError(
             f"the state does not fit this model and context: Failed to set llama state data ({reason})"
         )
+    if n_archived > 0 and llm._compactor.has_archive:
+        try:
+            rows = ArchivedRows(llm._compactor.ctx, n_archived)
+            _Archived(llm._compactor.ctx, n_archived, n_bytes - rows.n_bytes).set(archived)
+        except BaseException as error:
+            llama_cpp.llama_memory_clear(llm._ctx.memory, True)
+            if not isinstance(error, ArgumentError | StateError | InternalError):
+                raise
+            raise StateMismatchError(
+                f"the state is damaged, or does not fit this context: {error}"
+            ) from error
     n = state.n_tokens
     llm.input_ids[:n] = state.input_ids[:n]
     if llm._logits_all:

@@ -53,18 +53,18 @@ class ArchivedRows:
 
     def __init__(self, ctx: int, n: int) -> None:
         layers = model_shape(ctx).layers
-        self._ctx, self._n = ctx, n
+        self._ctx, self.n_tokens = ctx, n
         self._sizes = [layer.n_head_kv * layer.row_bytes for layer in layers]  # of one position
 
     @property
     def n_bytes(self) -> int:
-        return self._n * sum(self._sizes)
+        return self.n_tokens * sum(self._sizes)
 
     def chunks(self) -> Iterator[Chunk]:
         """Empty ones, one after the other."""
-        room = np.empty(min(self._n, _N_CHUNK) * sum(self._sizes), dtype=np.uint8)
-        for first in range(0, self._n, _N_CHUNK):
-            n = min(_N_CHUNK, self._n - first)
+        room = np.empty(min(self.n_tokens, _N_CHUNK) * sum(self._sizes), dtype=np.uint8)
+        for first in range(0, self.n_tokens, _N_CHUNK):
+            n = min(_N_CHUNK, self.n_tokens - first)
             yield Chunk(first, n, room[: n * sum(self._sizes)])
 
     def get(self, chunk: Chunk) -> None:
