@@ -15,6 +15,7 @@ from headkv_local.bench.policies import parse_budget
 from headkv_local.bench.prompts import chat_tokens
 from headkv_local.bench.timing import timed_eval
 from headkv_local.devices import all_layers, require_gpu, set_aside
+from headkv_local.exits import INTERRUPTED, told
 
 from .answering import Answer, answer, messages
 from .material import document, questions
@@ -35,11 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(options)
     except (HeadKVError, OSError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
+        return told(error, "demo")
     except KeyboardInterrupt:
         print("\ndemo: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 
