@@ -70,7 +70,7 @@ def test_help_names_every_option(kind: str, capsys: pytest.CaptureFixture[str]) 
     assert all(option in out for option in ("--model", "--threads", "--type-k", "--type-v", "--json"))
 
 
-@pytest.mark.parametrize("option", [["--budget", "nonsense"], ["--budget", "0"]])
+@pytest.mark.parametrize("option", [["--budget", "nonsense"], ["--budget", "0"], ["--budget", "Full"]])
 def test_a_bad_budget_is_one_sentence(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--model", "no.gguf", *option]) == 2
     out, err = capsys.readouterr()

@@ -46,14 +46,14 @@ def add_parser(kinds: Any) -> None:
 
 def _cancel(options: argparse.Namespace) -> None:
     from . import cancel, random_model, report
-    from .policies import parse_budget
+    from .policies import checked_budget
 
     report.check_target(options.json)
     settings = cancel.Settings(
         orders=options.order,
         archives=options.archive,
         prompt_tokens=options.prompt_tokens,
-        budget=parse_budget(options.budget),
+        budget=checked_budget(options.budget),
         cancels=options.cancels,
         answer_tokens=options.answer_tokens,
         seed=options.seed,
