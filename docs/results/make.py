@@ -9,7 +9,7 @@ between `<!-- NAME.output begin ... -->` and `<!-- NAME.output end -->`. NAME.js
     {"figures": [{"figure", "value", "unit", "goal", "commit", "date", "cpu", "command"}, ...]}
         single figures, each with its own run; a value of null has not been measured
     {"commit", "date", "cpu", "command", "columns": [...], "rows": [[...], ...], "output": [line, ...]}
-        one run: what `measure` writes. COMMAND is `headkv bench speed`, `quality` or `turns`, the demo
+        one run: what `measure` writes. COMMAND is a `headkv bench`, the demo
         (`python -m headkv_local.demo`), or a script beside this one (`python docs/results/threads.py`),
         with its options, as installed beside the Python that runs this script
 """

@@ -9,6 +9,7 @@ from typing import Any
 def rows_of(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of what a command's --json holds."""
     benches = {
+        "cancel": _cancel,
         "demo": _demo,
         "endless": _endless,
         "next-turn": _next_turn,
@@ -194,6 +195,24 @@ def _orders(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         )
     columns = ["prompt, budget", "order, archive", "wall", "processor", "wall, of tokens"]
     return [*columns, "processor, of tokens", "K/V, peak", "archive", "process, peak"], rows
+
+
+def _cancel(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [
+            f"{one['doing']} {one['prompt_tokens']}" if one["doing"] == "reading" else one["doing"],
+            f"{one['order']}, {one['archive']}",
+            _milliseconds(one["step_seconds"]),
+            *(_milliseconds(one["latency_seconds"][name]) for name in ("median", "p99", "max")),
+            str(one["latency_seconds"]["n"]),
+        ]
+        for one in data["results"]
+    ]
+    return ["cancelled while", "order, archive", "a batch or token", "median", "p99", "max", "cancels"], rows
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms"
 
 
 def _turns(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -13,8 +13,6 @@ from .doctor import command as doctor
 from .scoresfile import command as scoresfile
 from .scoring import command as scoring
 
-EXIT_ERROR = 1
-EXIT_INTERRUPT = 130
 _EVAL = "eval"
 
 
@@ -35,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser(_EVAL, help="lm-evaluation-harness with our model and tasks", add_help=False)
     options = parser.parse_args(arguments)
     from .errors import HeadKVError
+    from .exits import INTERRUPTED, told
 
     try:
         code: int | None = options.run(options)
@@ -42,11 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it once more at the end
         return 0
     except (HeadKVError, OSError) as error:
-        print(f"headkv: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return told(error)
     except KeyboardInterrupt:
         print("headkv: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPT
+        return INTERRUPTED
     return code or 0
 
 

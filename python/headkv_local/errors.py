@@ -11,6 +11,10 @@ class ArgumentError(HeadKVError, ValueError):
     """A value or a shape that cannot be used; the text says which one would do."""
 
 
+class DataError(ArgumentError):
+    """A file that a tool was given holds what cannot be used; the text says where."""
+
+
 class UnsupportedError(HeadKVError, NotImplementedError):
     """A model or a context of a kind whose KV cache cannot be compacted."""
 

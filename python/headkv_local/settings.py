@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 DEFAULT_BUDGET: Final = 128
@@ -39,6 +40,22 @@ KV_TYPES: Final = {
     "iq4_nl": 20,
 }
 """The types of K and V rows that a flash-attention cache takes, and ggml's numbers for them."""
+
+
+FULL: Final = "full"
+"""The budget that keeps everything."""
+
+_ENTRIES: Final = re.compile(r"-?[0-9]{1,18}")
+
+
+def parse_budget(budget: int | str) -> int | str | None:
+    """As people write it: entries per KV head, None for "full", else the text, which Retention judges."""
+    if not isinstance(budget, str):
+        return budget
+    text = budget.strip()
+    if text.lower() == FULL:
+        return None
+    return int(text) if _ENTRIES.fullmatch(text) else text
 
 
 def given(options: object) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def test_answers_come_from_both_caches(
 def test_a_document_too_long_for_the_model_is_one_sentence(
     tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert demo.main(["--model", str(tiny_path), "--questions", "1", "--threads", "1"]) == 1
+    assert demo.main(["--model", str(tiny_path), "--questions", "1", "--threads", "1"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("demo: the model was trained for 8192 tokens")

@@ -48,6 +48,8 @@ def test_speed_is_the_default(given: list[str], meant: list[str]) -> None:
         ["bench", "quality", "--samples", "0"],
         ["bench", "--order", "layers,both"],
         ["bench", "turns", "--haystacks", "verse"],
+        ["bench", "cancel", "--cancels", "0"],
+        ["bench", "cancel", "--archive", "off"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +61,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: headkv" in err
 
 
-@pytest.mark.parametrize("kind", ["speed", "quality", "turns"])
+@pytest.mark.parametrize("kind", ["speed", "quality", "turns", "cancel"])
 def test_help_names_every_option(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["bench", kind, "--help"])
@@ -68,9 +70,9 @@ def test_help_names_every_option(kind: str, capsys: pytest.CaptureFixture[str]) 
     assert all(option in out for option in ("--model", "--threads", "--type-k", "--type-v", "--json"))
 
 
-@pytest.mark.parametrize("option", [["--budget", "nonsense"], ["--budget", "0"]])
+@pytest.mark.parametrize("option", [["--budget", "nonsense"], ["--budget", "0"], ["--budget", "Full"]])
 def test_a_bad_budget_is_one_sentence(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--model", "no.gguf", *option]) == 1
+    assert main(["bench", "--model", "no.gguf", *option]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("headkv: budget must be")
@@ -96,7 +98,7 @@ def test_json_into_a_missing_folder_fails_first(tmp_path: Path, capsys: pytest.C
 
 def test_a_score_file_named_twice_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     (shipped,) = SHIPPED.glob("SmolLM2*.gguf")
-    assert main(["bench", "quality", "--scores", f"{shipped},{shipped},{shipped}"]) == 1
+    assert main(["bench", "quality", "--scores", f"{shipped},{shipped},{shipped}"]) == 2
     assert capsys.readouterr().err == f"headkv: {shipped} is named twice\n"
 
 

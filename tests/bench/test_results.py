@@ -91,7 +91,7 @@ def test_measuring_commands_give_what_the_tables_need(
     common = ["--model", str(tiny_path), "--threads", "1", "--json"]
     speed = ["--prompt-tokens", "64", "--budget", "16", "--repeat", "1", "--compactions", "1", "--no-rss"]
     quality = ["--lengths", "900", "--budgets", "64", "--samples", "1", "--tasks", "needle", "--plain"]
-    names = ("speed", "quality", "demo", "threads", "orders", "turns", "endless", "sessions")
+    names = ("speed", "quality", "demo", "threads", "orders", "turns", "endless", "sessions", "cancel")
     found = [tmp_path / f"{name}.json" for name in names]
     assert cli.main(["bench", "speed", *speed, "--decode-tokens", "8", *common, str(found[0])]) == 0
     assert cli.main(["bench", "quality", *quality, *common, str(found[1])]) == 0
@@ -99,6 +99,8 @@ def test_measuring_commands_give_what_the_tables_need(
     turns = ["--tokens", "600", "--budget", "64", "--samples", "4", "--max-tokens", "1"]
     assert cli.main(["bench", "speed", *orders, *common, str(found[4])]) == 0
     assert cli.main(["bench", "turns", *turns, *common, str(found[5])]) == 0
+    cancel = [*speed[:4], "--order", "layers", "--archive", "none", "--cancels", "1", "--answer-tokens", "8"]
+    assert cli.main(["bench", "cancel", *cancel, *common, str(found[8])]) == 0
     assert demo.main(["--questions", "1", "--budget", "64", *common, str(found[2])]) == 0
     script("threads").main(["--tokens", "4", "--runs", "1", *common[:2], "--json", str(found[3])])
     for path, arguments in ((found[6], ["--tokens", "2000"]), (found[7], [])):
@@ -115,6 +117,7 @@ def test_measuring_commands_give_what_the_tables_need(
         "600 tokens, full",
         "none",
         "whole, archive in memory",
+        "reading 64",
     )
     for path, first in zip(found, firsts, strict=True):
         columns, rows = make.rows_of(json.loads(path.read_text(encoding="utf-8")))

@@ -189,7 +189,7 @@ def test_longbench_continues_text_and_judges_each_task_by_its_metric(
 def test_options_that_do_not_go_together(
     tiny_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", "quality", "--model", str(tiny_path), *options]) == 1
+    assert main(["bench", "quality", "--model", str(tiny_path), *options]) == 2
     err = capsys.readouterr().err
     assert said in err
     assert err.count("\n") == 1

@@ -224,7 +224,7 @@ def test_three_wordings_from_end_to_end(tiny_path: Path, capsys: pytest.CaptureF
 def test_what_cannot_be_combined_is_one_sentence(
     tiny_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
 ) -> None:
-    assert main(["bench", "quality", "--model", str(tiny_path), *arguments]) == 1
+    assert main(["bench", "quality", "--model", str(tiny_path), *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("headkv: ")

@@ -5,7 +5,8 @@ import pytest
 from headkv_local import ArgumentError, Retention
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.config import parse_options
-from headkv_local.chat.options import Options, budget_text, parse_budget
+from headkv_local.chat.options import Options, budget_text
+from headkv_local.settings import parse_budget
 
 
 def options(*argv: str) -> Options:

@@ -165,5 +165,5 @@ def test_a_run_of_the_harness(
     assert main([*arguments, "--metadata", metadata]) == 1
     err = capsys.readouterr().err
     assert "qa1.jsonl, line 1: 'target' must be of bathroom" in err.strip().split("\n")[-1]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "babilong needs its files" in capsys.readouterr().err

@@ -46,6 +46,30 @@ def test_cancel_from_another_thread_during_a_prefill(load: Load, tiny_path: Path
         assert len(greedy(llm, 3)) == 3
 
 
+def test_a_cancel_does_not_wait_for_the_end_of_a_batch(load: Load, tiny_path: Path) -> None:
+    """The whole prompt is one batch: whoever waits for its end finds its tokens in the cache."""
+    began = threading.Event()
+    llm = load(
+        tiny_path,
+        n_ctx=8192,
+        n_batch=8192,
+        n_ubatch=8192,
+        retention=Retention(budget=64),
+        on_prefill=lambda *_: began.set(),
+    )
+
+    def cancel() -> None:
+        assert began.wait(60)
+        llm.cancel()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(Cancelled):
+        llm.prefill(random_tokens(8000))
+    thread.join()
+    assert llm.n_tokens == 0
+
+
 def test_cancel_without_a_retention_takes_effect_between_batches(load: Load, tiny_path: Path) -> None:
     llm = load(tiny_path, n_batch=100, on_prefill=lambda done, _: llm.cancel() if done == 200 else None)
     with pytest.raises(Cancelled):

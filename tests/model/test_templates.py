@@ -145,10 +145,47 @@ def test_pictures_are_refused(load: Load, tiny_path: Path) -> None:
         load(tiny_path).create_chat_completion([{"role": "user", "content": [picture]}])
 
 
-@pytest.mark.parametrize("bad", ["text", {"content": "text"}, {"role": "user", "content": "\ud83d"}])
-def test_what_is_no_message_is_not_the_templates_fault(load: Load, tiny_path: Path, bad: Any) -> None:
-    with pytest.raises(ArgumentError, match="^message 2 "):
-        load(tiny_path).create_chat_completion([HISTORY[1], bad])
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("text", "is none: it must have a role, and a text or a list of parts: 'text'$"),
+        ({"content": "text"}, "is none: it must have a role"),
+        ({"role": "user", "content": "\ud83d"}, "has half a character"),
+        ({"role": "user"}, r"\(user\) has no content: a text or a list of parts is needed$"),
+        ({"role": "user", "content": None}, r"\(user\) has no content"),
+        ({"role": "assistant", "content": None}, r"\(assistant\) has no content"),
+        ({"role": "user", "content": []}, r"\(user\) is an empty list"),
+        ({"role": "system", "content": 5}, r"\(system\) must be a text or a list of parts, not 5$"),
+        ({"role": "user", "content": ["text"]}, r"\(user\) must have a type, such as 'text': 'text'$"),
+        ({"role": "user", "content": [{"type": "text", "text": 5}]}, "[^:]* of type 'text', but has no text"),
+    ],
+)
+def test_what_is_no_message_is_not_the_templates_fault(
+    load: Load, tiny_path: Path, bad: Any, said: str
+) -> None:
+    llm = load(tiny_path)
+    for ask in (llm.create_chat_completion, llm.chat_prompt):
+        with pytest.raises(ArgumentError, match=f"message 2 {said}"):
+            ask([HISTORY[1], bad])
+
+
+@pytest.mark.parametrize("bad", [None, 5, "text", HISTORY[1]])
+def test_messages_are_a_list(load: Load, tiny_path: Path, bad: Any) -> None:
+    with pytest.raises(ArgumentError, match="^messages must be a list of chat messages, not "):
+        load(tiny_path).create_chat_completion(bad)
+
+
+def test_a_call_of_a_tool_needs_no_content(load: Load, tiny_path: Path) -> None:
+    """As OpenAI's clients hand an answer back; templates would write "None"."""
+    llm = load(tiny_path)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    called = {"role": "assistant", "tool_calls": [call]}
+    prompts = {
+        llm.chat_prompt([HISTORY[1], called | content, HISTORY[1]])
+        for content in ({}, {"content": None}, {"content": ""})
+    }
+    assert len(prompts) == 1
+    assert "None" not in prompts.pop()
 
 
 def test_without_a_template_a_chat_is_plain_text_and_that_is_said_once(

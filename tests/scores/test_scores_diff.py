@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headkv_local import HeadScores, cli
+from headkv_local.exits import FAILED, MISUSED
 from headkv_local.scoresfile import diff
 
 
@@ -97,12 +98,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "spearman": pytest.approx(1),
         "overlaps": [{"k": 4, "common": 4}],
     }
-    for arguments, said in (
-        ((a, other), "5 layers of 8 query and 2 KV heads, and 5 layers of 8 query and 4 KV heads"),
-        ((a, b, "--top", "11"), "--top must be at most the number of heads, 10, not 11"),
-        ((a, str(tmp_path / "none")), "cannot be opened"),
+    for arguments, said, code in (
+        ((a, other), "5 layers of 8 query and 2 KV heads, and 5 layers of 8 query and 4 KV heads", MISUSED),
+        ((a, b, "--top", "11"), "--top must be at most the number of heads, 10, not 11", MISUSED),
+        ((a, str(tmp_path / "none")), "cannot be opened", FAILED),
     ):
-        assert cli.main(["scores", "diff", *arguments]) == cli.EXIT_ERROR
+        assert cli.main(["scores", "diff", *arguments]) == code
         shown = capsys.readouterr()
         assert (shown.out, shown.err.count("\n")) == ("", 1)
         assert said in shown.err

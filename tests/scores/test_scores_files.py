@@ -17,6 +17,7 @@ import pytest
 from headkv_local import ArgumentError, HeadScores, ScoresError, UnsupportedError, cli
 from headkv_local._core import native
 from headkv_local._gguf import reading
+from headkv_local.exits import FAILED, MISUSED
 
 RAW = np.arange(8, dtype=np.float32).reshape(2, 4)
 
@@ -192,8 +193,8 @@ def test_the_command_and_stock_llama_cpp(model: Path, tmp_path: Path) -> None:
     assert np.array_equal(*logits)
 
 
-def fails(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["scores", *arguments]) == cli.EXIT_ERROR
+def fails(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], code: int = FAILED) -> None:
+    assert cli.main(["scores", *arguments]) == code
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.count("\n") == 1
@@ -232,7 +233,7 @@ def test_embedding_into_another_model(
     ):
         fails(["embed", str(sidecar), str(other), "-o", str(copy)], said, capsys)
     copy.write_text("mine")
-    fails(["embed", str(sidecar), str(model), "-o", str(copy)], "exists already", capsys)
+    fails(["embed", str(sidecar), str(model), "-o", str(copy)], "exists already", capsys, MISUSED)
     assert copy.read_text() == "mine"
     fails(["embed", str(model), str(model), "-o", str(tmp_path / "x")], "holds no head scores", capsys)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy.gguf", "model.gguf", "s.gguf"]

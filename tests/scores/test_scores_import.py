@@ -12,6 +12,7 @@ import pytest
 
 from headkv_local import HeadScores, cli
 from headkv_local._core import native
+from headkv_local.exits import FAILED, MISUSED
 
 LISTS = {f"{layer}-{head}": [layer, head, 0.5] for layer in range(2) for head in range(4)}
 TSV = "0.25\t0\n1.000000000000000000e+00\t5.0e-01\n"
@@ -64,7 +65,7 @@ def test_budgets_of_the_layers_that_are_compacted(
     ):
         path.write_text(content)
         capsys.readouterr()
-        assert run(path, tiny_path, tmp_path / "none.gguf", "compaction") == cli.EXIT_ERROR
+        assert run(path, tiny_path, tmp_path / "none.gguf", "compaction") == FAILED
         assert said in capsys.readouterr().err
 
 
@@ -75,7 +76,7 @@ def test_the_model_is_never_the_output(
     path.write_text(TSV)
     (tmp_path / "link.gguf").symlink_to(model)
     for output in (model, tmp_path / "link.gguf"):
-        assert run(path, model, output, "duo", "--force") == cli.EXIT_ERROR
+        assert run(path, model, output, "duo", "--force") == MISUSED
         assert "is the model itself, which would be lost" in capsys.readouterr().err
     assert model.read_bytes() == tiny_path.read_bytes()
 
@@ -84,7 +85,7 @@ def test_an_output_that_exists(tiny_path: Path, tmp_path: Path, capsys: pytest.C
     path, output = tmp_path / "a.tsv", tmp_path / "out.gguf"
     path.write_text(TSV)
     output.write_text("mine")
-    assert run(path, tiny_path, output, "duo") == cli.EXIT_ERROR
+    assert run(path, tiny_path, output, "duo") == MISUSED
     assert "exists already" in capsys.readouterr().err
     assert output.read_text() == "mine"
     assert run(path, tiny_path, output, "duo", "--force") == 0
@@ -144,7 +145,7 @@ def test_what_the_file_should_not_hold(
     kind, content, said = BAD[name]
     path, output = tmp_path / "bad", tmp_path / "out.gguf"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert run(path, tiny_path, output, kind) == cli.EXIT_ERROR
+    assert run(path, tiny_path, output, kind) == FAILED
     shown = capsys.readouterr()
     assert (shown.out, shown.err.count("\n")) == ("", 1)
     assert shown.err.startswith(f"headkv: {path}: ")
@@ -160,6 +161,6 @@ def test_files_that_are_missing(tiny_path: Path, tmp_path: Path, capsys: pytest.
         (path, tmp_path / "none.gguf", "cannot be opened: No such file or directory"),
         (path, path, "is not a GGUF file"),
     ):
-        assert run(given, model, tmp_path / "out.gguf", "duo") == cli.EXIT_ERROR
+        assert run(given, model, tmp_path / "out.gguf", "duo") == FAILED
         assert said in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["a.tsv"]

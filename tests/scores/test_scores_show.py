@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from headkv_local import HeadScores, cli
+from headkv_local.exits import FAILED
 from headkv_local.scores import sidecar_path
 
 RAW = np.array([[0, 1, 0.01, 0.25], [0.0001, 0, 0.5, 0]], dtype=np.float32)
@@ -65,7 +66,7 @@ def test_a_model_with_scores_in_it_and_beside_it(
     assert "method beside" in said
     assert f"file {sidecar_path(both)}" in said
     assert f"{both}: these scores are its sidecar's" in said
-    assert cli.main(["scores", "show", str(model)]) == cli.EXIT_ERROR
+    assert cli.main(["scores", "show", str(model)]) == FAILED
     said = f"headkv: {model} holds no head scores, and there is no {sidecar_path(model)}\n"
     assert capsys.readouterr().err == said
 
@@ -132,7 +133,7 @@ def test_png(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores_of(method="$r2").to_sidecar(path)
     show(capsys, path, "--png", picture)
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert cli.main(["scores", "show", str(path), "--png", str(picture)]) == cli.EXIT_ERROR
+    assert cli.main(["scores", "show", str(path), "--png", str(picture)]) == FAILED
     assert "exists already" in capsys.readouterr().err
     show(capsys, path, "--png", picture, "--force")
 
@@ -144,7 +145,7 @@ def test_png_without_matplotlib(
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     path = tmp_path / "a.gguf"
     scores_of().to_sidecar(path)
-    assert cli.main(["scores", "show", str(path), "--png", str(tmp_path / "a.png")]) == cli.EXIT_ERROR
+    assert cli.main(["scores", "show", str(path), "--png", str(tmp_path / "a.png")]) == FAILED
     shown = capsys.readouterr()
     assert shown.out == ""
     said = "headkv: --png needs matplotlib: pip install 'headkv-local[plot]', or matplotlib by itself\n"

@@ -15,6 +15,7 @@ from headkv_local import HeadScores, Llama, Retention, ScoresError, UnsupportedE
 from headkv_local._core import native
 from headkv_local._core.gguf import Gguf
 from headkv_local._gguf import reading, writing
+from headkv_local.exits import FAILED, MISUSED
 from headkv_local.scores import sidecar_path
 from helpers import last_logits, random_tokens
 
@@ -42,8 +43,8 @@ def scores_of(model: Path, method: str = "r") -> HeadScores:
     return HeadScores(scores=scores, n_head_kv=2, method=method, source=source)
 
 
-def fails(said: str, capsys: pytest.CaptureFixture[str], *arguments: object) -> None:
-    assert cli.main([str(argument) for argument in arguments]) == cli.EXIT_ERROR
+def fails(said: str, capsys: pytest.CaptureFixture[str], *arguments: object, code: int = FAILED) -> None:
+    assert cli.main([str(argument) for argument in arguments]) == code
     shown = capsys.readouterr()
     assert shown.out == ""
     assert said in shown.err
@@ -154,6 +155,6 @@ def test_no_output_replaces_a_part(first: Path, tmp_path: Path, capsys: pytest.C
     for i in range(N_PARTS):
         output = part(tmp_path, i + 1)
         arguments = [pattern, first, "--format", "duo", "-o", output, "--force"]
-        fails("is the model itself", capsys, "scores", "import", *arguments)
-        fails("is the model itself", capsys, "score", first, "-o", output, "--force")
+        fails("is the model itself", capsys, "scores", "import", *arguments, code=MISUSED)
+        fails("is the model itself", capsys, "score", first, "-o", output, "--force", code=MISUSED)
     assert [part(tmp_path, i + 1).read_bytes() for i in range(N_PARTS)] == before

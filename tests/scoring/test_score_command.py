@@ -74,7 +74,7 @@ def test_what_is_recommended(score: Score, tmp_path: Path, capsys: Capture) -> N
     assert (written.beta, written.window, written.kernel, written.sinks) == (1.5, 4, 17, 0)
 
     capsys.readouterr()
-    assert score("--teacher-forced", "--force", "--kernel", "4") == 1
+    assert score("--teacher-forced", "--force", "--kernel", "4") == 2
     assert capsys.readouterr().err == "headkv: kernel must be odd, not 4\n"
     assert HeadScores.from_gguf(tmp_path / "out.gguf").kernel == 17
 
@@ -90,7 +90,7 @@ def test_same_seed_same_scores(score: Score, tmp_path: Path) -> None:
 
 def test_an_output_is_replaced_with_force_only(score: Score, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "out.gguf").write_text("mine")
-    assert score("--teacher-forced") == 1
+    assert score("--teacher-forced") == 2
     assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "out.gguf").read_text() == "mine"
     assert score("--teacher-forced", "--force") == 0
@@ -102,7 +102,7 @@ def test_the_model_is_never_the_output(
 ) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(tiny_path.read_bytes())
-    assert main(["score", str(model), "-o", str(model), "--force"]) == 1
+    assert main(["score", str(model), "-o", str(model), "--force"]) == 2
     assert "is the model itself, which would be lost" in capsys.readouterr().err
     assert model.read_bytes() == tiny_path.read_bytes()
     assert list(tmp_path.iterdir()) == [model]
@@ -118,7 +118,7 @@ def test_lengths_beyond_the_context_are_skipped(
         "headkv score: prompts of 1000 tokens are skipped: with an answer, they do not fit into 1024\n"
     )
     assert HeadScores.from_gguf(tmp_path / "out.gguf").source["lengths"] == "400"
-    assert score("--teacher-forced", "--lengths", "1000,9000", model=model, out="none") == 1
+    assert score("--teacher-forced", "--lengths", "1000,9000", model=model, out="none") == 2
     assert capsys.readouterr().err.endswith("none fits into 1024 tokens\n")
     assert only(tmp_path) == {"out.gguf"}
 
@@ -131,7 +131,7 @@ def test_a_base_model_is_asked_without_a_template(
     assert whole.count(key) == 1
     base = tmp_path / "base.gguf"
     base.write_bytes(whole.replace(key, key[:-1] + b"_"))
-    assert score(model=base) == 1
+    assert score(model=base) == 2
     assert capsys.readouterr().err == (
         "headkv: the model has no chat template: --plain measures base models without one\n"
     )
@@ -141,16 +141,16 @@ def test_a_base_model_is_asked_without_a_template(
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("options", "code", "reason"),
     [
-        (("--lengths", "60"), "60 tokens leave no room"),
-        (("--examples", "/nonexistent/x.jsonl"), "No such file"),
+        (("--lengths", "60"), 2, "60 tokens leave no room"),
+        (("--examples", "/nonexistent/x.jsonl"), 1, "No such file"),
     ],
 )
 def test_what_cannot_be_measured(
-    score: Score, tmp_path: Path, capsys: Capture, options: tuple[str, ...], reason: str
+    score: Score, tmp_path: Path, capsys: Capture, options: tuple[str, ...], code: int, reason: str
 ) -> None:
-    assert score(*options) == 1
+    assert score(*options) == code
     assert reason in capsys.readouterr().err
     assert only(tmp_path) == set()
 

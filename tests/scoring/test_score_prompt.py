@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headkv_local import ArgumentError, Llama, default_model_path
+from headkv_local import Llama, ModelError, default_model_path
 from headkv_local.scoring.prompt import Prompter, span
 
 FACT = "The kettle of Wanda Przybylska holds 3,407 drops, żółw."
@@ -76,5 +76,5 @@ def test_prompt(llm: Llama) -> None:
 
 def test_a_fact_that_is_not_there_or_there_twice_is_an_error(llm: Llama) -> None:
     for content in ("No fact.", f"{FACT} {FACT}"):
-        with pytest.raises(ArgumentError, match="does not leave the message as it is"):
+        with pytest.raises(ModelError, match="does not leave the message as it is"):
             Prompter(llm).prompt(content, [FACT])

@@ -157,8 +157,8 @@ def test_a_history_as_the_client_has_it(client: openai.OpenAI) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     later = [
         {"role": "user", "content": "And?"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "1", "content": "42"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "42"}]},
     ]
     history = [*MESSAGES, reply.choices[0].message, *later]
     again = client.chat.completions.create(**GREEDY | {"messages": history}, max_tokens=3)

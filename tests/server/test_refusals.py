@@ -59,7 +59,12 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "no
     [
         ("{", "not JSON"),
         ("[" * 50_000, "not JSON"),
-        (ASKED | {"messages": [{"role": "user"}]}, "messages.0.content: Field required"),
+        (ASKED | {"messages": [{"role": "user"}]}, "message 1 (user) has no content"),
+        (ASKED | {"messages": [{"role": "user", "content": None}]}, "message 1 (user) has no content"),
+        (ASKED | {"messages": [{"role": "user", "content": []}]}, "message 1 (user) is an empty list"),
+        (ASKED | {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "has no text"),
+        (ASKED | {"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "of type 'file'"),
+        (ASKED | {"messages": [{"role": "user", "content": 7}]}, "must be a text or a list of parts, not 7"),
         (ASKED | {"response_format": {"type": "json_object", "schema": HUGE}}, "more than 2000 times"),
         (ASKED | {"response_format": {"type": "json_object", "schema": FETCHED}}, "not allowed"),
         ('{"messages": 3}', "messages"),

@@ -79,7 +79,7 @@ class Chatting(Generating):
                 return str(rendered.args[0])
             raise AssertionError("a formatter's handler makes tokens of its prompt")
 
-        form, prompt, change = templates.fitted(list(messages), render, self._template_name())
+        form, prompt, change = templates.fitted(messages, render, self._template_name())
         if change:
             self._chats.warn(f"{self._template_name()} knows no system role: {change}")
         ends, later, rewritten = templates.ending(form, prompt, render)
@@ -95,8 +95,7 @@ class Chatting(Generating):
         """
         self._lifetime.require_open()
         write = templates.own(self)
-        form = [dict(message) for message in messages]
-        return templates.fitted(form, lambda form: str(write(messages=form).prompt), _OWN)[1]
+        return templates.fitted(messages, lambda form: str(write(messages=form).prompt), _OWN)[1]
 
     def _template_name(self) -> str:
         if self.chat_handler is not None:

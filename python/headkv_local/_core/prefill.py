@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, Cancelled, StateError
+from ..messages import require_messages
 from ..stats import PromptRecord
 from .folding import Folding
 from .going_back import GoingBack
@@ -20,7 +21,7 @@ from .native.archive import Prompt
 from .native.plan import sentence_ends
 from .pieces import Pieces
 from .progress import Progress
-from .question import checked, checked_messages
+from .question import checked
 from .turns import Turn
 
 
@@ -49,7 +50,7 @@ class PromptReader(GoingBack):
         prompt, or longer than the rest of it, and messages that are none.
         """
         tokens = list(tokens)
-        turn = Turn(question=checked(question, len(tokens)), messages=checked_messages(messages))
+        turn = Turn(question=checked(question, len(tokens)), messages=require_messages(messages))
         if self._lifetime.turns.inside:
             raise StateError("a prompt cannot be read in a callback of the call that computes")
         with self._using():

@@ -75,17 +75,6 @@ def _checked(part: Any, n_prompt: int) -> Part:
     return Part(start, stop)
 
 
-def checked_messages(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """ArgumentError for what are no chat messages: mappings, with a text or a list of parts as content."""
-    if isinstance(messages, str | Mapping) or not all(isinstance(m, Mapping) for m in messages):
-        raise ArgumentError(f"messages must be a list of chat messages, not {messages!r}")
-    for message in messages:
-        parts = message.get("content") or ()
-        if not isinstance(parts, str | list | tuple) or not all(isinstance(p, str | Mapping) for p in parts):
-            raise ArgumentError(f"a message's content must be a text or a list of parts, not {parts!r}")
-    return messages
-
-
 def question_of(prompt: Pieces, messages: Sequence[Mapping[str, Any]], n_last: int) -> tuple[Part, ...]:
     """Where the last user message asks, in the tokens of a prompt made of the messages.
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from llama_cpp import llama_chat_format
 
 from ..errors import ArgumentError, HeadKVError, TemplateError
+from ..messages import require_messages
 
 Message = dict[str, Any]
 Render = Callable[[list[Message]], str]
@@ -70,12 +71,14 @@ def plain_text(*, messages: list[Message], **_: Any) -> Any:
     return llama_chat_format.ChatFormatterResponse(prompt="\n".join([*lines, "Assistant:"]), stop=["\nUser:"])
 
 
-def fitted(messages: list[Message], render: Render, template: str) -> tuple[list[Message], str, str]:
-    """The messages in the first form that the template writes whole; the rendered prompt; what was changed.
+def fitted(given: Any, render: Render, template: str) -> tuple[list[Message], str, str]:
+    """Messages in the first form that the template writes whole; the rendered prompt; what was changed.
 
-    render: raises what the template raises. template: its name in errors. ArgumentError for messages that
-    the template refuses, TemplateError where it fails or leaves something out.
+    render: raises what the template raises. template: its name in errors. ArgumentError for what are no
+    messages, or none of texts, and for those that the template refuses, TemplateError where it fails or
+    leaves something out.
     """
+    messages = [_with_text(message) for message in require_messages(given)]
     _require_text(messages)
     failures: list[HeadKVError] = []
     for change, form in _forms(messages):
@@ -139,15 +142,19 @@ def _texts(message: Message) -> list[str]:
     return []
 
 
+def _with_text(message: Mapping[str, Any]) -> Message:
+    """With a list as a list, and an empty text for none: templates write "None", or fail."""
+    content = message.get("content")
+    return {**message, "content": list(content) if isinstance(content, tuple) else content or ""}
+
+
 def _require_text(messages: list[Message]) -> None:
     for i, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ArgumentError(f"message {i} must be a dict with a role, not {_shortened(str(message))}")
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            if not isinstance(part, dict) or part.get("type") != "text":
-                kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-                raise ArgumentError(f"message {i} has a part of type {kind!r}: this model reads text only")
+        for part in message["content"] if isinstance(message["content"], list) else ():
+            if part["type"] != "text":
+                raise ArgumentError(
+                    f"message {i} has a part of type {part['type']!r}: this model reads text only"
+                )
         if any("\ud800" <= c <= "\udfff" for text in _texts(message) for c in set(text)):
             raise ArgumentError(f"message {i} has half a character, which is no text in UTF-8")
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import quality_command, turns_command
-from .options import LIST, Help, add_common, names_of, positive, positives, setup_of, tell
+from . import cancel_command, quality_command, turns_command
+from .options import LIST, Help, add_common, archive_names, order_names, positive, positives, setup_of, tell
 
 _DEFAULT = "speed"
 
@@ -56,20 +56,21 @@ def add_parser(commands: Any) -> None:
     )
     add(
         "--order",
-        type=_orders_of,
+        type=order_names,
         metavar="ORDER[,...]",
         help="measure instead how a prompt is read: all layers batch by batch (tokens), or layer by layer "
         "(layers)",
     )
     add(
         "--archive",
-        type=_archives_of,
+        type=archive_names,
         metavar="WHERE[,...]",
         help="with --order: none, memory, file (default: all three)",
     )
     speed.set_defaults(run=_speed, default_of=speed.get_default)
     quality_command.add_parser(kinds)
     turns_command.add_parser(kinds)
+    cancel_command.add_parser(kinds)
 
 
 def _speed(options: argparse.Namespace) -> None:
@@ -144,14 +145,6 @@ def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None
 
 def _keep_in(options: argparse.Namespace) -> Path | None:
     return None if options.keep_model is None else Path(options.keep_model)
-
-
-def _orders_of(text: str) -> tuple[str, ...]:
-    return names_of(text, "order", ("tokens", "layers"))
-
-
-def _archives_of(text: str) -> tuple[str, ...]:
-    return names_of(text, "archive", ("none", "memory", "file"))
 
 
 def _depth(text: str) -> int:

@@ -94,6 +94,16 @@ def haystacks(text: str) -> tuple[str, ...]:
     return names_of(text, "haystack", ("prose", "code", "table", "chat"))
 
 
+def order_names(text: str) -> tuple[str, ...]:
+    """For argparse."""
+    return names_of(text, "order", ("tokens", "layers"))
+
+
+def archive_names(text: str) -> tuple[str, ...]:
+    """For argparse."""
+    return names_of(text, "archive", ("none", "memory", "file"))
+
+
 def names_of(text: str, what: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """For argparse: some of the known names."""
     names = tuple(text.split(","))

@@ -8,7 +8,7 @@ from typing import Any
 
 from headkv_local import ArgumentError, HeadScores, Retention
 from headkv_local.budgets import ModelShape
-from headkv_local.settings import given
+from headkv_local.settings import given, parse_budget
 
 FULL = "full"
 RECENT = "recent"
@@ -93,16 +93,18 @@ def _at(
             yield by_scores(name, one, budget, settings)
 
 
-def parse_budget(text: str) -> int | str:
+def checked_budget(text: str) -> int | str:
     """An int of entries, or what Retention takes as text ("5%", "64MiB"). Raises ArgumentError."""
-    budget: int | str = int(text) if text.strip().isdecimal() else text.strip()
+    budget = parse_budget(text)
+    if budget is None:
+        raise ArgumentError(f"budget must be less than everything, not {text.strip()!r}")
     Retention(budget=budget)  # refuses what can never work
     return budget
 
 
 def parse_budgets(text: str) -> list[int | str]:
     """Budgets separated by commas. Raises ArgumentError."""
-    budgets = [parse_budget(part) for part in text.split(",") if part.strip()]
+    budgets = [checked_budget(part) for part in text.split(",") if part.strip()]
     if not budgets:
         raise ArgumentError(f"no budget in {text!r}")
     return budgets

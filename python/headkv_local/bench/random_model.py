@@ -97,7 +97,7 @@ def opened(name: str, keep_in: Path | None = None) -> Iterator[str]:
     """The path of the model that a name stands for: the name itself unless it is a random one.
 
     A random model lives in a temporary folder until the context is left, or is kept in the folder `keep_in`,
-    and found there the next time. Raises ArgumentError for an unknown name or too little room on the disk.
+    and found there the next time. Raises ArgumentError for an unknown name, OSError where there is no room.
     """
     if not name.startswith(PREFIX):
         yield name
@@ -193,7 +193,7 @@ def _add_bytes(writer: gguf.GGUFWriter) -> int:
 def _require_room(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if n_bytes > free - (1 << 28):
-        raise ArgumentError(
+        raise OSError(
             f"the model takes {n_bytes / 2**30:.1f} GiB, and {folder} has {free / 2**30:.1f} GiB free: "
             "let TMPDIR name a folder with more"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -53,6 +54,11 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
         "q3": ordered[round(last * 0.75)],
         "n": len(ordered),
     }
+
+
+def nearest_rank(values: Sequence[float], share: float) -> float:
+    """The least of the values that no more than 1 - share of them exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def in_turns(things: Sequence[T], turn: int) -> list[T]:

@@ -21,8 +21,7 @@ from headkv_local.chat.options import Options
 from headkv_local.chat.signatures import is_no_model
 from headkv_local.chat.wording import sentence
 from headkv_local.errors import ArgumentError, HeadKVError, ModelError
-
-OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+from headkv_local.exits import FAILED, INTERRUPTED, OK
 
 
 def main(argv: list[str] | None = None) -> int:

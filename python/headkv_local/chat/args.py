@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ..settings import DEFAULT_BUDGET, INT32_MAX, MAX_CTX_BYTES, MAX_THREADS
+from ..settings import DEFAULT_BUDGET, INT32_MAX, MAX_CTX_BYTES, MAX_THREADS, parse_budget
 from . import values
-from .options import AUTO, MAX_TOKENS, expand, parse_budget
+from .options import AUTO, MAX_TOKENS, expand
 from .sampling import Sampling
 
 _DESCRIPTION = """\

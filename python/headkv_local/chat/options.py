@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..settings import DEFAULT_BUDGET, given
+from ..settings import DEFAULT_BUDGET, FULL, given
 
 if TYPE_CHECKING:
     from headkv_local import Retention
@@ -18,8 +17,6 @@ MAX_TOKENS = 1024
 FLAG = "the command line"  # a source
 FORMS = frozenset(("json_schema", "grammar"))  # of an answer; one at a time
 AUTO, MEMORY, OFF = "auto", "memory", "off"  # of --archive; else it is the path of a file
-
-_ENTRIES = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +94,9 @@ class Options:
         return Retention(budget=self.budget, scores=self.scores, archive=archive, **given(self))
 
 
-def parse_budget(text: str) -> int | str | None:
-    """Entries per KV head (int), None for "full", and whatever else as it is: Retention judges it."""
-    text = text.strip()
-    if text.lower() == "full":
-        return None
-    return int(text) if _ENTRIES.fullmatch(text) else text
-
-
 def budget_text(budget: int | str | None) -> str:
     """The way a budget is typed."""
-    return "full" if budget is None else str(budget)
+    return FULL if budget is None else str(budget)
 
 
 def expand(path: str) -> str:

@@ -11,10 +11,11 @@ from headkv_local import HeadKVError, HeadScores, Llama, Retention, default_mode
 from headkv_local.bench import report
 from headkv_local.bench.contexts import check_length, n_ctx_for
 from headkv_local.bench.options import Help, add_gpu_layers, positive, threads
-from headkv_local.bench.policies import parse_budget
+from headkv_local.bench.policies import checked_budget
 from headkv_local.bench.prompts import chat_tokens
 from headkv_local.bench.timing import timed_eval
 from headkv_local.devices import all_layers, require_gpu, set_aside
+from headkv_local.exits import INTERRUPTED, told
 
 from .answering import Answer, answer, messages
 from .material import document, questions
@@ -35,17 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(options)
     except (HeadKVError, OSError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
+        return told(error, "demo")
     except KeyboardInterrupt:
         print("\ndemo: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 
 def _run(options: argparse.Namespace) -> None:
     model = options.model or str(default_model_path())
-    budget = parse_budget(options.budget)
+    budget = checked_budget(options.budget)
     report.check_target(options.json)
     text, asked = document(), questions()[: options.questions]
     prompts = _prompts(model, [messages(text, question)[0]["content"] for question in asked])

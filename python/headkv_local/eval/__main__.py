@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headkv_local import HeadKVError
+from headkv_local.exits import FAILED, INTERRUPTED, told
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "lm-eval by itself",
             file=sys.stderr,
         )
-        return 1
+        return FAILED
     if arguments and not any(one.startswith(_INCLUDE) for one in arguments):
         first = arguments[0] if arguments[0] in _OTHERS else ""
         rest = arguments[1:] if first else arguments
@@ -36,11 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cli_evaluate()
     except HeadKVError as error:
-        print(f"headkv: {error}", file=sys.stderr)
-        return 1
+        return told(error)
     except KeyboardInterrupt:
         print("headkv: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     finally:

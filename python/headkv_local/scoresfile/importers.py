@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
-from ..errors import ArgumentError
+from ..errors import DataError
 from ..models import model_id, model_shape
 from ..scores import HeadScores
 
@@ -46,7 +46,7 @@ class Shape(NamedTuple):
 def read(path: str, model: str, format_name: str) -> HeadScores:
     """Read a file of that format as scores of this model; format_name, a key of FORMATS, becomes the method.
 
-    Raises ArgumentError, with the key or the line, for what the file should not hold, ScoresError for what
+    Raises DataError, with the key or the line, for what the file should not hold, ScoresError for what
     is no model, OSError for a file that cannot be read.
     """
     shape = Shape(*model_shape(model))
@@ -54,10 +54,10 @@ def read(path: str, model: str, format_name: str) -> HeadScores:
     try:
         content = data.decode()
     except UnicodeDecodeError as error:
-        raise ArgumentError(f"{path}: is no text, byte {error.start} is not UTF-8") from error
+        raise DataError(f"{path}: is no text, byte {error.start} is not UTF-8") from error
     scores = FORMATS[format_name](content, shape, path)
     if not np.nanmax(scores) > 0:
-        raise ArgumentError(f"{path}: all scores are zero")
+        raise DataError(f"{path}: all scores are zero")
     layers = np.flatnonzero(~np.isnan(scores[:, 0]))
     return HeadScores(
         scores=scores[layers].astype(np.float32),
@@ -80,19 +80,19 @@ def _json_lists(content: str, shape: Shape, path: str) -> Array:
     for key, values in _json_object(content, path).items():
         match = _KEY.fullmatch(key)
         if match is None:
-            raise ArgumentError(f"{path}: the key {key!r} is not of the form 'layer-head'")
+            raise DataError(f"{path}: the key {key!r} is not of the form 'layer-head'")
         layer, head = int(match[1]), int(match[2])
         if layer >= shape.n_layer or head >= shape.n_head:
-            raise ArgumentError(
+            raise DataError(
                 f"{path}: the key {key!r} is beyond the model's {shape.n_layer} layers of {shape.n_head} "
                 "query heads"
             )
         if not isinstance(values, list) or not values:
-            raise ArgumentError(f"{path}: the key {key!r} must have a list of scores")
+            raise DataError(f"{path}: the key {key!r} must have a list of scores")
         scores[layer, head] = np.mean([_score(value, path, key) for value in values])
     missing = np.argwhere(np.isnan(scores))
     if len(missing) > 0:
-        raise ArgumentError(
+        raise DataError(
             f"{path}: {len(missing)} of the model's {scores.size} query heads are missing, the first is "
             f"'{missing[0][0]}-{missing[0][1]}'"
         )
@@ -105,19 +105,19 @@ def _budgets(content: str, shape: Shape, path: str) -> Array:
     for key, value in _json_object(content, path).items():
         match = _HEAD.fullmatch(key)
         if match is None:
-            raise ArgumentError(f"{path}: the key {key!r} is not of the form 'L<layer>H<head>'")
+            raise DataError(f"{path}: the key {key!r} is not of the form 'L<layer>H<head>'")
         layer, head = int(match[1]), int(match[2])
         if layer >= shape.n_layer or head >= shape.n_head_kv:
-            raise ArgumentError(
+            raise DataError(
                 f"{path}: the key {key!r} is beyond the model's {shape.n_layer} layers of {shape.n_head_kv} "
                 "KV heads"
             )
         shares[layer, head] = _score(value, path, key)
     missing = np.isnan(shares)
     for layer, head in np.argwhere(missing & ~missing.all(axis=1, keepdims=True)):
-        raise ArgumentError(f"{path}: the key 'L{layer}H{head}' is missing, others of its layer are there")
+        raise DataError(f"{path}: the key 'L{layer}H{head}' is missing, others of its layer are there")
     if missing.all():
-        raise ArgumentError(f"{path}: has no shares")
+        raise DataError(f"{path}: has no shares")
     group = shape.n_head // shape.n_head_kv
     return np.repeat(shares, group, axis=1) / group
 
@@ -127,39 +127,39 @@ def _json_object(content: str, path: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise ArgumentError(f"{path}: the key {key!r} is there twice")
+                raise DataError(f"{path}: the key {key!r} is there twice")
             found[key] = value
         return found
 
     try:
         document = json.loads(content, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise ArgumentError(f"{path}: line {error.lineno} is no JSON: {error.msg}") from error
-    except ArgumentError:
+        raise DataError(f"{path}: line {error.lineno} is no JSON: {error.msg}") from error
+    except DataError:
         raise
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
-        raise ArgumentError(f"{path}: is no JSON that can be read: {error}") from error
+        raise DataError(f"{path}: is no JSON that can be read: {error}") from error
     if not isinstance(document, dict):
-        raise ArgumentError(f"{path}: must be a JSON object with a key for each head")
+        raise DataError(f"{path}: must be a JSON object with a key for each head")
     return document
 
 
 def _score(value: object, path: str, key: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _MOST:
         shown = str(value)[:40]
-        raise ArgumentError(f"{path}: the key {key!r} has {shown!r}, which is no score from 0 to {_MOST:g}")
+        raise DataError(f"{path}: the key {key!r} has {shown!r}, which is no score from 0 to {_MOST:g}")
     return float(value)
 
 
 def _duo_patterns(content: str, shape: Shape, path: str) -> Array:
     lines = content.rstrip().splitlines()
     if len(lines) != shape.n_layer:
-        raise ArgumentError(f"{path}: has {len(lines)} lines, the model has {shape.n_layer} layers")
+        raise DataError(f"{path}: has {len(lines)} lines, the model has {shape.n_layer} layers")
     rows = []
     for number, line in enumerate(lines, start=1):
         values = line.split("\t")
         if len(values) != shape.n_head_kv:
-            raise ArgumentError(
+            raise DataError(
                 f"{path}: line {number} has {len(values)} values, the model has {shape.n_head_kv} KV heads"
             )
         rows.append([_share(value, path, number) for value in values])
@@ -173,7 +173,7 @@ def _share(value: str, path: str, line: int) -> float:
     except ValueError:
         number = math.nan
     if not 0 <= number <= 1:
-        raise ArgumentError(f"{path}: line {line} has {value[:40]!r}, which is not a number from 0 to 1")
+        raise DataError(f"{path}: line {line} has {value[:40]!r}, which is not a number from 0 to 1")
     return number
 
 

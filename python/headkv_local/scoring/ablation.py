@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..budgets import ModelShape
 from ..curves import Curves
-from ..errors import ArgumentError
+from ..errors import ScoresError
 from ..llama import Llama
 from ..retention import Retention
 from ..settings import DEFAULTS
@@ -124,11 +124,11 @@ def curves_of(found: Shrunk, points: Sequence[float], shape: ModelShape) -> Curv
 def scores_of(curves: Curves, shape: ModelShape) -> npt.NDArray[np.float32]:
     """(n_layer, n_head): how much a KV head's entries lower the loss, in nats, shared out to its query heads.
 
-    Raises ArgumentError where no head's do.
+    Raises ScoresError where no head's do.
     """
     falls = np.maximum(curves.losses[..., 0] - curves.losses[..., -1], 0)
     if falls.max() == 0:
-        raise ArgumentError("no head's entries ever lowered the loss of an answer: no scores were written")
+        raise ScoresError("no head's entries ever lowered the loss of an answer: no scores were written")
     scores = np.zeros((shape.n_layer, shape.n_head), dtype=np.float32)
     for il, row in enumerate(falls):
         layer = shape.layers[il] if shape.layers else shape

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
-from ..errors import ArgumentError
+from ..errors import DataError, ScoresError
 from ..llama import Llama
 from . import dataset, samples
 from .attention import RIGHT_ABOVE, token_f1
@@ -70,25 +70,25 @@ def first_that_works(
     if measuring.too_few(tally.n_counted):
         said = f"only {tally.n_counted} of {tally.done} samples of the method {method!r} were answered right"
         if method != "r2":
-            raise ArgumentError(f"{said}: {_CURE}")
+            raise ScoresError(f"{said}: {_CURE}")
         tell(f"{said}, too few for scores: measuring plain retrieval (the method 'r') instead")
         method, data = "r", _plain(measuring.options, tell)
         tally = measuring.tally(method, data)
         if measuring.too_few(tally.n_counted):
-            raise ArgumentError(f"{said}, and {tally.n_counted} of {tally.done} of the method 'r': {_CURE}")
+            raise ScoresError(f"{said}, and {tally.n_counted} of {tally.done} of the method 'r': {_CURE}")
     require_attention(tally)
     return method, data, tally
 
 
 def require_attention(tally: Tally) -> None:
     if tally.mean.max() == 0:
-        raise ArgumentError("no head ever attended to a needle: no scores were written")
+        raise ScoresError("no head ever attended to a needle: no scores were written")
 
 
 def _plain(options: Options, tell: Tell) -> Dataset:
     """The user's plain examples, or the project's where the user has only others."""
     try:
         return dataset.load("r", options.examples)
-    except ArgumentError:
+    except DataError:
         tell("the examples given hold none of the kind 'r': this project's own are used")
         return dataset.load("r")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import ArgumentError
+from ..errors import DataError
 
 Kind = Literal["r", "r2", "icl", "truth"]
 
@@ -62,13 +62,13 @@ class Dataset:
 def load(kind: Kind, path: str | os.PathLike[str] | None = None) -> Dataset:
     """The examples of that kind in a file of the user's, or the project's own.
 
-    Raises ArgumentError that names file and line for a line that is no example, and for a file without
+    Raises DataError that names file and line for a line that is no example, and for a file without
     any of the kind; OSError for a file that cannot be read.
     """
     file = _FOLDER / _FILES[kind] if path is None else Path(path)
     examples = tuple(example for example in read(file) if example.kind == kind)
     if not examples:
-        raise ArgumentError(f"{file} holds no examples of the kind {kind!r}")
+        raise DataError(f"{file} holds no examples of the kind {kind!r}")
     return Dataset(file.name, examples)
 
 
@@ -77,7 +77,7 @@ def load_all(kinds: Sequence[Kind], path: str | os.PathLike[str] | None = None) 
     if path is not None and not kinds:
         examples = tuple(read(path))
         if not examples:
-            raise ArgumentError(f"{os.fspath(path)} holds no examples")
+            raise DataError(f"{os.fspath(path)} holds no examples")
         return Dataset(Path(path).name, examples)
     parts = [load(kind, path) for kind in kinds]
     names = dict.fromkeys(part.name for part in parts)
@@ -104,7 +104,7 @@ def read(path: str | os.PathLike[str]) -> list[Example]:
             try:
                 examples.append(_example(json.loads(line.decode("utf-8"))))
             except (ValueError, RecursionError) as error:  # of JSON and UTF-8 too
-                raise ArgumentError(f"{os.fspath(path)}, line {number}: {error}") from error
+                raise DataError(f"{os.fspath(path)}, line {number}: {error}") from error
     return examples
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError
+from ..errors import DataError
 from ..files import replacing
 
 Settings = Mapping[str, Any]
@@ -58,7 +58,7 @@ class Progress:
     shapes: of what the samples of each stage add up, by its name.
     within: losses of the sample that is being measured, where one takes long.
 
-    Raises ArgumentError if there is one already that is not of a run with these settings; with force it
+    Raises DataError if there is one already that is not of a run with these settings; with force it
     is dropped instead.
     """
 
@@ -73,7 +73,7 @@ class Progress:
             except (ValueError, KeyError, TypeError) as error:
                 self._tallies, self.within = {}, []
                 if not force:
-                    raise ArgumentError(
+                    raise DataError(
                         f"{self.path} holds the progress of a run with other settings, or is damaged: "
                         "run that one again to finish it, delete the file, or force this run"
                     ) from error

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..bench.prompts import has_template, plain_text
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ModelError
 from ..llama import Llama
 
 Tokenize = Callable[[str], list[int]]
@@ -61,7 +61,7 @@ class Prompter:
         positions: list[int] = []
         for fact in facts:
             if text.count(fact) != 1:
-                raise ArgumentError(f"the chat template does not leave the message as it is: {fact!r}")
+                raise ModelError(f"the chat template does not leave the message as it is: {fact!r}")
             start = text.index(fact)
             positions.extend(span(text, start, start + len(fact), tokens, self.tokenize, self._length))
         return Prompt(tokens, np.unique(np.array(positions, dtype=np.int64)))

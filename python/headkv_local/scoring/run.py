@@ -15,7 +15,7 @@ from .. import __version__, files
 from ..bench import haystack
 from ..bench.contexts import n_ctx_for
 from ..budgets import ModelShape
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ModelError, ScoresError
 from ..llama import Llama
 from ..models import model_id
 from ..retention import Retention
@@ -52,8 +52,8 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
     """Measure head scores and write them to options.output. Progress is kept; the next run goes on from it.
 
     Raises ArgumentError for an output that exists, bad examples or advice, a model without chat template,
-    lengths that the model was not trained for (where others are left, those are skipped, and told), and
-    where too few samples are answered correctly; ModelError and UnsupportedError for the model itself.
+    lengths that the model was not trained for (where others are left, those are skipped, and told);
+    ScoresError where too few samples are answered right; ModelError, UnsupportedError for the model itself.
     """
     files.target(options.output, force=options.force, model=options.model)
     Retention(budget="100%", **options.advice)  # refuses what can never work
@@ -76,7 +76,7 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
                 scores, tally = _by_ablation(measured, data)
             else:
                 scores, data, tally = _by_attention(measured, data)
-        except ArgumentError:
+        except (ArgumentError, ModelError, ScoresError):
             progress.remove()  # the same settings would end here again
             raise
         choice = None

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import llama_cpp
 from llama_cpp.server import types as stock
 from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
 
+from ..messages import require_messages
 from .retaining import OfArchive, OfBudget, OfScores, check_budget
 
 
 def _as_given(value: Any, check: Any) -> Any:
     """Checked, but whole: what stock's types do not know, such as marks of documents, is for the template."""
-    check(value)
+    check([_as_stock(message) for message in require_messages(value)])
     return value
+
+
+def _as_stock(message: Mapping[str, Any]) -> dict[str, Any]:
+    """As stock's types know it. Theirs are older than parts in all roles, and than developers."""
+    known = dict(message)
+    if message["role"] == "developer":
+        known["role"] = "system"
+    if not isinstance(message.get("content"), str):  # it has been checked
+        known["content"] = ""
+    return known
 
 
 class _Kept(BaseModel):

@@ -11,8 +11,8 @@ from types import FrameType
 from typing import Any
 
 from ..errors import HeadKVError
+from ..exits import FAILED, INTERRUPTED, told
 
-_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 _GRACE = 5  # seconds for answers that are on their way when the server stops
 
 
@@ -26,22 +26,17 @@ def main(argv: list[str] | None = None) -> int:
         import uvicorn  # noqa: F401
     except ImportError as error:
         print(f"headkv-server: {error.name} is missing: pip install 'headkv-local[server]'", file=sys.stderr)
-        return _FAILED
-    from ..errors import ArgumentError
+        return FAILED
     from .args import build_parser, parse
 
     parser = build_parser()
     try:
         server, models = parse(list(sys.argv[1:] if argv is None else argv), parser)
         return _serve(server, models)
-    except ArgumentError as error:
-        print(f"headkv-server: {error}", file=sys.stderr)
-        return _USAGE
     except (HeadKVError, OSError) as error:
-        print(f"headkv-server: {error}", file=sys.stderr)
-        return _FAILED
+        return told(error, "headkv-server")
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
 
 
 def _serve(settings: Any, models: Any) -> int:
@@ -86,7 +81,7 @@ def _serve(settings: Any, models: Any) -> int:
         server.run([listener])
     if service.failed is not None:
         print(f"headkv-server: {service.failed}", file=sys.stderr)
-        return _FAILED
+        return FAILED
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
@@ -10,8 +9,7 @@ from pydantic import Field, StrictFloat, StrictInt, StrictStr
 
 from .. import Retention
 from ..errors import ArgumentError
-
-FULL: Final = "full"
+from ..settings import parse_budget
 
 Budget = StrictInt | StrictStr
 Scores = Literal["model", "uniform"] | list[list[StrictFloat | StrictInt]]
@@ -45,15 +43,8 @@ def advanced(settings: Any) -> dict[str, Any]:
 def check_budget(budget: int | str, **given: Any) -> None:
     """ArgumentError for what can never be a budget, with these settings of ADVANCED."""
     parsed = parse_budget(budget)
-    if parsed != FULL:
+    if parsed is not None:
         Retention(budget=parsed, **({"window": 1} | given))
-
-
-def parse_budget(budget: int | str) -> int | str:
-    """Of a command line all is text."""
-    if isinstance(budget, str) and re.fullmatch(r"[0-9]{1,9}", budget.strip()):
-        return int(budget)
-    return budget.strip().lower() if isinstance(budget, str) and budget.strip().lower() == FULL else budget
 
 
 Settings = dict[str, Any]
@@ -66,7 +57,7 @@ def usual_settings(settings: Any, archive_file: str | None) -> Settings | None:
     The archive of "auto" is in memory here, until the model says what it takes.
     """
     budget = parse_budget(settings.budget)
-    if budget == FULL:
+    if budget is None:
         return None
     where = "memory" if settings.archive == "auto" else settings.archive
     usual = {"budget": budget, "scores": settings.scores, "archive": _place(where, archive_file)}
@@ -81,18 +72,17 @@ def settings_for(body: Any, usual: Settings | None, archive_file: str | None) ->
     """What a request wants: the model's usual settings, but for what it says. Raises ArgumentError."""
     if body.budget is None and body.scores is None and body.archive is None:
         return usual
-    budget = None if body.budget is None else parse_budget(body.budget)
-    if budget == FULL:
+    if body.budget is not None and parse_budget(body.budget) is None:
         if body.scores is not None or body.archive not in (None, "off"):
             raise ArgumentError('budget "full" keeps everything: it has neither scores nor an archive')
         return None
-    if usual is None and budget is None:
+    if usual is None and body.budget is None:
         raise ArgumentError(
             "scores and archive need a budget: this model keeps everything unless told otherwise"
         )
     changed: Settings = dict(usual or {})
-    if budget is not None:
-        changed["budget"] = budget
+    if body.budget is not None:
+        changed["budget"] = parse_budget(body.budget)
     if body.scores is not None:
         changed["scores"] = None if body.scores == "model" else body.scores
     if body.archive is not None:

@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from ..errors import ArgumentError
-from ..settings import AUTO, DEFAULT_BUDGET, MAX_CTX_BYTES
-from .retaining import ADVANCED, FULL, Budget, advanced, check_budget, parse_budget
+from ..settings import AUTO, DEFAULT_BUDGET, MAX_CTX_BYTES, parse_budget
+from .retaining import ADVANCED, Budget, advanced, check_budget
 
 ENVIRONMENT = "HEADKV_SERVER_"
 
@@ -88,7 +88,7 @@ class ModelSettings(stock.ModelSettings):  # type: ignore[misc]
         check_budget(self.budget, **advanced(self))
         if self.archive not in ("auto", "memory", "file", "off"):
             raise ValueError(f'archive must be "auto", "memory", "file" or "off", not {self.archive!r}')
-        if self.embedding and parse_budget(self.budget) != FULL:
+        if self.embedding and parse_budget(self.budget) is not None:
             raise ValueError('embedding needs budget "full": its context is for many sequences at once')
         if self.cache:
             raise ValueError("cache: conversations are kept anyway; --sessions and its limits say how many")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from headkv_local import ArgumentError
+from headkv_local.errors import DataError
 
 from .babilong_texts import introduction
 from .item import Item
@@ -33,12 +33,12 @@ LABELS: Mapping[str, tuple[str, ...]] = {
 
 
 def items(folder: Path, tasks: Sequence[str] | None, lengths: Sequence[str] | None) -> list[Item]:
-    """All questions, length by length. Raises ArgumentError for what is not there, or has another schema."""
+    """All questions, length by length. Raises DataError for what is not there, or has another schema."""
     require_folder(folder)
     wanted = tuple(lengths or LENGTHS)
     there = [length for length in wanted if lengths or _has(folder, length)]
     if not there:
-        raise ArgumentError(f"{folder} has no lengths: {_LAYOUT}")
+        raise DataError(f"{folder} has no lengths: {_LAYOUT}")
     return [item for length in there for item in _of_length(folder, length, tasks)]
 
 

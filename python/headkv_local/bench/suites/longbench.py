@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headkv_local import ArgumentError
+from headkv_local.errors import DataError
 
 from .item import ANSWER_LINES, Item
 from .names import LONGBENCH, TASKS
@@ -91,7 +91,7 @@ _KINDS: Mapping[str, _Kind] = {
 
 
 def items(folder: Path, tasks: Sequence[str] | None) -> list[Item]:
-    """All questions. Raises ArgumentError for what is not there, or has another schema."""
+    """All questions. Raises DataError for what is not there, or has another schema."""
 
     def path_of(task: str) -> Path | None:
         return first_file(
@@ -108,7 +108,7 @@ def items(folder: Path, tasks: Sequence[str] | None) -> list[Item]:
     prompts, lengths = _official(folder, PROMPTS, str), _official(folder, LENGTHS, int)
     for task, prompt in prompts.items():
         if task in paths and prompt.count(_CONTEXT) != 1:
-            raise ArgumentError(f"{PROMPTS}: {task!r} must hold {_CONTEXT} once")
+            raise DataError(f"{PROMPTS}: {task!r} must hold {_CONTEXT} once")
     return [
         _item(task, number, row, prompts.get(task), lengths.get(task))
         for task, path in paths.items()
@@ -159,7 +159,7 @@ def _official(folder: Path, name: str, of: type) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ArgumentError(f"{path}: is no JSON: {error}") from error
+        raise DataError(f"{path}: is no JSON: {error}") from error
     if not isinstance(found, dict) or not all(type(value) is of and value for value in found.values()):
-        raise ArgumentError(f"{path} must be a JSON object of tasks with a {of.__name__} each")
+        raise DataError(f"{path} must be a JSON object of tasks with a {of.__name__} each")
     return found

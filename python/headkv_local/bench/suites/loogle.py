@@ -22,7 +22,7 @@ _NONE = "none"
 
 
 def items(folder: Path, tasks: Sequence[str] | None) -> list[Item]:
-    """All questions, document by document. Raises ArgumentError for what is missing or of another schema."""
+    """All questions, document by document. Raises DataError for what is missing or of another schema."""
 
     def path_of(task: str) -> Path | None:
         return first_file(*(at / f"{task}.jsonl" for at in (folder, folder / "data")))

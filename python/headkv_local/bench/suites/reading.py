@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from headkv_local import ArgumentError
+from headkv_local.errors import DataError
 
 
 class Row:
-    """One object of a file. What it does not have, or has in another form, is an ArgumentError."""
+    """One object of a file. What it does not have, or has in another form, is a DataError."""
 
     def __init__(self, fields: Mapping[str, Any], where: str) -> None:
         self._fields, self.where = fields, where
@@ -45,7 +45,7 @@ class Row:
         return self._of(key)
 
     def refuse(self, key: str, why: str) -> NoReturn:
-        raise ArgumentError(f"{self.where}: {key!r} {why}")
+        raise DataError(f"{self.where}: {key!r} {why}")
 
     def _of(self, key: str) -> Any:
         if key not in self._fields:
@@ -54,7 +54,7 @@ class Row:
 
 
 def rows(path: Path) -> Iterator[Row]:
-    """The objects of a file: one a line, or all in one list. Raises ArgumentError, OSError."""
+    """The objects of a file: one a line, or all in one list. Raises DataError, OSError."""
     data = path.read_bytes()
     found = False
     if data.lstrip()[:1] == b"[":
@@ -67,7 +67,7 @@ def rows(path: Path) -> Iterator[Row]:
             found, where = True, f"{path}, line {number}"
             yield _row(_parsed(line, where), where)
     if not found:
-        raise ArgumentError(f"{path} is empty")
+        raise DataError(f"{path} is empty")
 
 
 def found_tasks(
@@ -76,19 +76,19 @@ def found_tasks(
     """The file of each task: of all that are wanted, or of those that are there.
 
     path_of: makes a Path or None of a task. layout: how files would be named, for the sentence.
-    Raises ArgumentError where one that is wanted is missing, or none is there.
+    Raises DataError where one that is wanted is missing, or none is there.
     """
     require_folder(folder)
     files = {task: path_of(task) for task in wanted or known}
     missing = [task for task, path in files.items() if path is None]
     if len(missing) == len(files) or (wanted and missing):
-        raise ArgumentError(f"{folder} has no {missing[0]}: {layout}")
+        raise DataError(f"{folder} has no {missing[0]}: {layout}")
     return {task: path for task, path in files.items() if path is not None}
 
 
 def require_folder(path: Path) -> None:
     if not path.is_dir():
-        raise ArgumentError(f"{path} is not a folder")
+        raise DataError(f"{path} is not a folder")
 
 
 def first_file(*paths: Path) -> Path | None:
@@ -97,7 +97,7 @@ def first_file(*paths: Path) -> Path | None:
 
 def _row(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
-        raise ArgumentError(f"{where}: must be a JSON object, not {_short(value)}")
+        raise DataError(f"{where}: must be a JSON object, not {_short(value)}")
     return Row(value, where)
 
 
@@ -105,7 +105,7 @@ def _parsed(data: bytes, where: str) -> Any:
     try:
         return json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # of UTF-8 too
-        raise ArgumentError(f"{where}: is no JSON: {error}") from error
+        raise DataError(f"{where}: is no JSON: {error}") from error
 
 
 def _short(value: Any) -> str:

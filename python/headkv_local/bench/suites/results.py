@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from headkv_local import ArgumentError
+from headkv_local.errors import ArgumentError, DataError
 
 from . import metrics
 from .prompts import Prompt
@@ -174,4 +174,4 @@ def _outcome(line: bytes, where: str) -> Outcome:
         found = Outcome(**{one.name: values[one.name] for one in fields(Outcome)})
         return replace(found, expected=tuple(found.expected))
     except (ValueError, TypeError, KeyError) as error:
-        raise ArgumentError(f"{where}: is no outcome: {error}") from error
+        raise DataError(f"{where}: is no outcome: {error}") from error

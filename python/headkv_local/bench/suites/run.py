@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from headkv_local import ArgumentError, HeadScores, Llama, Retention
+from headkv_local import HeadScores, Llama, ModelError, Retention
 from headkv_local.budgets import ModelShape
 
 from ..cases import by_beginning
@@ -124,7 +124,7 @@ def _read_document(llm: Llama, prompt: Prompt, way: Way) -> None:
     """Compact the document before its question is known. With an archive, once for all its questions."""
     document = prompt.tokens[: prompt.n_document]
     if not document:
-        raise ArgumentError(
+        raise ModelError(
             f"{prompt.item.task}: the model's chat template changes the document, which cannot be compacted "
             "before its question is known then"
         )

@@ -1,0 +1,22 @@
+"""What commands end with."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from .errors import ArgumentError, DataError
+
+OK: Final = 0
+FAILED: Final = 1
+MISUSED: Final = 2
+INTERRUPTED: Final = 130
+
+
+def told(error: Exception, command: str = "headkv") -> int:
+    """Say on standard error why a command ends, and the code that it ends with.
+
+    Options that cannot be used are wrong usage, also where only the model shows that they cannot.
+    """
+    print(f"{command}: {error}", file=sys.stderr)
+    return MISUSED if isinstance(error, ArgumentError) and not isinstance(error, DataError) else FAILED

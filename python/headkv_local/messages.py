@@ -1,0 +1,50 @@
+"""What chat messages are: who says something, and what, as a text or in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .errors import ArgumentError
+
+_NEEDED: Final = "a text or a list of parts"
+_SHOWN: Final = 40  # characters
+
+
+def require_messages(messages: Any) -> list[Mapping[str, Any]]:
+    """The messages as a list. ArgumentError for what are none, with the number of the one it is about.
+
+    Each has a role, and a content: a text, or a list of parts that have a type; those of the type "text" have
+    a text. An assistant that calls tools needs no content. There may be no messages.
+    """
+    if not isinstance(messages, list | tuple):
+        raise ArgumentError(f"messages must be a list of chat messages, not {_shown(messages)}")
+    for i, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ArgumentError(f"message {i} is none: it must have a role, and {_NEEDED}: {_shown(message)}")
+        _require_content(message, f"message {i} ({message['role']})")
+    return list(messages)
+
+
+def _require_content(message: Mapping[str, Any], name: str) -> None:
+    content = message.get("content")
+    if isinstance(content, str):
+        return
+    if content is None:
+        if message["role"] == "assistant" and (message.get("tool_calls") or message.get("function_call")):
+            return
+        raise ArgumentError(f"{name} has no content: {_NEEDED} is needed")
+    if not isinstance(content, list | tuple):
+        raise ArgumentError(f"the content of {name} must be {_NEEDED}, not {_shown(content)}")
+    if not content:
+        raise ArgumentError(f"the content of {name} is an empty list: {_NEEDED} is needed")
+    for i, part in enumerate(content, start=1):
+        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+            raise ArgumentError(f"part {i} of {name} must have a type, such as 'text': {_shown(part)}")
+        if part["type"] == "text" and not isinstance(part.get("text"), str):
+            raise ArgumentError(f"part {i} of {name} is of type 'text', but has no text: {_shown(part)}")
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -1,0 +1,68 @@
+"""All commands end with 2 where they were used wrongly, with 1 where something else is in the way."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from headkv_local import chat, cli, server
+from headkv_local.demo.__main__ import main as demonstrate
+
+MISSING = "missing.gguf"
+USAGE = (
+    ["bench", "speed", "--archive", "file"],
+    ["bench", "quality", "--suite", "loogle"],
+    ["bench", "turns", "--budget", "much"],
+    ["bench", "cancel", "--budget", "0"],
+    ["score", MISSING, "-o", "out.gguf", "--kernel", "4"],
+    ["scores", "show"],
+    ["doctor", "now"],
+    ["sdk", "now"],
+)
+FAILURE = (
+    *(["bench", kind, "--model", MISSING] for kind in ("speed", "quality", "turns", "cancel")),
+    ["score", MISSING, "-o", "out.gguf"],
+    ["scores", "show", MISSING],
+)
+
+
+def code_of(main: object, arguments: list[str]) -> object:
+    assert callable(main)
+    try:
+        return main(arguments)
+    except SystemExit as ended:  # argparse's
+        return ended.code
+
+
+@pytest.mark.parametrize("arguments", USAGE, ids=" ".join)
+def test_wrong_usage(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert code_of(cli.main, arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "headkv" in shown.err
+
+
+@pytest.mark.parametrize("arguments", FAILURE, ids=" ".join)
+def test_failure(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert code_of(cli.main, arguments) == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert MISSING in shown.err
+
+
+@pytest.mark.parametrize("main", [chat.main, server.main, demonstrate], ids=["chat", "server", "demo"])
+def test_the_other_commands(
+    main: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"A question?")))
+    assert code_of(main, ["--model", MISSING, "--budget", "much"]) == 2
+    assert code_of(main, ["--model", MISSING]) == 1
+    assert MISSING in capsys.readouterr().err
