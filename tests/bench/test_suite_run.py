@@ -251,7 +251,9 @@ def test_longbench_continues_text_and_judges_each_task_by_its_metric(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--suite", "ruler", "--data", "x"], "its tasks are made on the spot"),
+        (["--suite", "ruler", "--data", "x", "--tasks", "vt"], "which are made on the spot"),
+        (["--suite", "ruler", "--data", "x"], "x is not a folder"),
+        (["--suite", "ruler", "--tasks", "vt,qa_2"], "qa_2 of ruler needs --data DIR"),
         (["--suite", "loogle"], "needs --data DIR"),
         (["--suite", "loogle", "--data", "x", "--lengths", "1k"], "whose texts have their own"),
         (["--suite", "ruler", "--tasks", "qa1"], "'qa1' is no task of ruler"),
