@@ -18,7 +18,7 @@ from ..contexts import Setup, likeliest, n_ctx_for, open_headkv, text_of
 from ..policies import FULL, Policy
 from ..state import KeptState
 from .item import Item
-from .names import ANEW, WITH
+from .names import ANEW, BEFORE, WITH
 from .prompts import Fitting, Prompt, by_document, made
 from .results import Outcome, Results, label_of
 
@@ -168,6 +168,6 @@ def _recipe(way: Way, shape: ModelShape) -> str:
     parts += [str(getattr(retention, name)) for name in ("beta", "window", "kernel", "sinks")]
     scores = retention.scores
     parts.append(scores.tobytes().hex() if isinstance(scores, np.ndarray) else str(scores))
-    if way.chosen != WITH:
-        parts.append(way.chosen)
+    if way.chosen == BEFORE:
+        parts.append("as many of the document as of the prompt")
     return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
