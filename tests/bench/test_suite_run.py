@@ -200,6 +200,18 @@ def test_a_document_that_is_compacted_before_its_question_is_the_same_for_all(
         assert (kept[when][0] == kept[WITH][0]).mean() > 0.99  # sums are made in another order
 
 
+def test_a_document_that_fits_into_the_budget_stays_whole_when_its_question_comes(
+    tiny_path: Path, load: Callable[..., Llama]
+) -> None:
+    tokens, kept = random_tokens(340), {}
+    for when in (WITH, BEFORE):
+        llm = load(tiny_path, retention=Retention(budget=320, scores="uniform"))
+        chosen.read(llm, tokens, 300, when)
+        assert llm.n_tokens == len(tokens)
+        kept[when] = llm.cache_stats().compacted
+    assert kept == {WITH: True, BEFORE: False}
+
+
 def test_instructions_before_a_document_are_known_and_questions_there_refused(
     tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from headkv_local import Llama
 
-from .suites.names import WITH
+from .suites.names import BEFORE, WITH
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -30,7 +30,10 @@ def read(
     document = tokens[:n_document]
     if chosen != WITH and document and not _holds(llm, document):
         llm.prefill(document, messages=known)
-    llm.prefill(tokens, question=question, messages=messages)
+    if chosen == BEFORE and document:
+        llm.eval(tokens[n_document:])  # chooses nothing, also where all of the document was kept
+    else:
+        llm.prefill(tokens, question=question, messages=messages)
 
 
 def _holds(llm: Llama, document: list[int]) -> bool:
