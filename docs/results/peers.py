@@ -132,7 +132,7 @@ def _outcome(
     """None where the file holds it."""
     peer, item = PEERS[name], prompt.item
     n_context = len(prompt.tokens) - 1 if peer.chosen == WITH else prompt.n_document
-    n_all = len(prompt.tokens) if peer.chosen == WITH else n_context
+    n_all = len(prompt.tokens)
     kept = float(n_all)
     if budget is not None:
         kept = float(Retention(budget=budget, scores="uniform").caps_for(shape, n_all).mean())

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from headkv_local import Llama
-from headkv_local.bench.suites import report
+from headkv_local import Llama, Retention
+from headkv_local.bench import chosen
+from headkv_local.bench.suites import longbench, report
+from headkv_local.bench.suites import run as running
+from headkv_local.bench.suites.names import ANEW, BEFORE, CHOSEN, WITH
+from headkv_local.bench.suites.prompts import Fitting, made
 from headkv_local.bench.suites.results import Outcome
 from headkv_local.cli import main
+from helpers import random_tokens
 
 _FACT = "Mary went to the office. "
 _FILLER = "It rained all day long, and nobody came to see the old house at the river. "
@@ -122,31 +128,113 @@ def test_what_does_not_fit_is_counted_or_cut_and_said(
     assert "nothing is left to ask; qa1 1k: 2 of 2 are left out" in capsys.readouterr().err
 
 
-def test_what_is_chosen_before_and_anew(tiny_path: Path, tmp_path: Path) -> None:
+def test_what_is_chosen_before_and_anew(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With an archive what is kept for a question does not depend on when it became known."""
-    options = ("--budgets", "32", "--policies", "full,uniform", "--chosen", "with,before,anew")
-    assert (
-        run(tiny_path, "loogle", *documents(tmp_path / "d"), *options, "--json", str(tmp_path / "o.json"))
-        == 0
-    )
-    outcomes = read(tmp_path / "o.json")["outcomes"]
+    read_again = tokens_read_again(monkeypatch)
+    options = ("--budgets", "10%", "--policies", "full,uniform", "--chosen", "with,before,anew")
+    out = tmp_path / "o.json"
+    assert run(tiny_path, "loogle", *documents(tmp_path / "d"), *options, "--json", str(out)) == 0
+    found = read(out)
     by_label: dict[str, list[dict[str, Any]]] = {}
-    for one in outcomes:
+    for one in sorted(found["outcomes"], key=lambda one: one["sample"]):
         by_label.setdefault(f"{one['policy']}, {one['chosen']}", []).append(one)
-    assert {name: len(of) for name, of in by_label.items()} == {
-        "full, with": 3,
-        "uniform, with": 3,
-        "uniform, before": 3,
-        "uniform, anew": 3,
-    }
-    for of_label in by_label.values():
-        of_label.sort(key=lambda one: one["sample"])
-    assert all(one["archive_bytes"] > 0 for one in by_label["uniform, anew"])
-    assert not any(one["archive_bytes"] for one in by_label["uniform, before"])
-    assert [one["answer"] for one in by_label["uniform, with"]] == [
-        one["answer"] for one in by_label["uniform, anew"]
+    labels = ["full, with", "uniform, with", "uniform, before", "uniform, anew"]
+    assert {name: len(of) for name, of in by_label.items()} == dict.fromkeys(labels, 3)
+    assert [line["label"] for line in found["summary"]][1:] == [
+        "uniform 10%",
+        "uniform 10%, before",
+        "uniform 10%, anew",
     ]
-    assert {one["kept_bytes"] for one in by_label["uniform, before"]} == {32 * 4 * 2 * 64 * 2}
+    with_it, before, anew = (by_label[label] for label in labels[1:])
+    assert all(one["archive_bytes"] > 0 for one in anew)
+    assert not any(one["archive_bytes"] for one in before)
+    assert [one["answer"] for one in with_it] == [one["answer"] for one in anew]
+    for name in ("kept_bytes", "prompt"):  # equal bytes of the same prompts
+        assert [one[name] for one in with_it] == [one[name] for one in before] == [one[name] for one in anew]
+    assert {round(one["kept_share"], 2) for one in (*with_it, *before)} == {0.1}
+    assert max(read_again) < min(one["prompt_tokens"] for one in before) / 2
+
+    lines = out.with_suffix(".jsonl")
+    lines.write_bytes(b"\n".join([*lines.read_bytes().split(b"\n")[:9], b""]))  # ended within the document
+    assert run(tiny_path, "loogle", "--data", str(tmp_path / "d"), *options, "--json", str(out)) == 0
+    again = {(one["policy"], one["chosen"], one["sample"]): one["answer"] for one in read(out)["outcomes"]}
+    assert again == {
+        (one["policy"], one["chosen"], one["sample"]): one["answer"] for one in found["outcomes"]
+    }
+
+
+def tokens_read_again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each prompt takes that is read from a copy of its document's beginning."""
+    totals: list[int] = []
+    opened = running.open_headkv
+
+    def open_headkv(setup: Any, n_ctx: int) -> Llama:
+        llm = opened(setup, n_ctx)
+        llm.on_prefill = lambda _, total: totals.append(total)
+        return llm
+
+    monkeypatch.setattr(running, "open_headkv", open_headkv)
+    return totals
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "jamba"])
+def test_a_document_that_is_compacted_before_its_question_is_the_same_for_all(
+    tiny: Callable[..., Path], load: Callable[..., Llama], arch: str
+) -> None:
+    """Also where layers have a sliding window or a recurrent state, which cannot go back."""
+    document, questions = random_tokens(300), [random_tokens(40, seed) for seed in (1, 2)]
+    kept: dict[str, list[Any]] = {}
+    for when in CHOSEN:
+        archive = "memory" if when == ANEW else None
+        llm = load(tiny(arch=arch), retention=Retention(budget=32, scores="uniform", archive=archive))
+        for question in questions:
+            llm.reset()
+            asks = slice(len(document), None)
+            chosen.read(llm, document + question, len(document), when, question=asks)
+            kept.setdefault(when, []).append(llm.retention_mask()[..., : len(document)])
+    assert (kept[BEFORE][0] == kept[BEFORE][1]).all()
+    for when in (WITH, ANEW):
+        assert (kept[when][0] != kept[when][1]).any()
+        assert (kept[when][0] == kept[WITH][0]).mean() > 0.99  # sums are made in another order
+
+
+def test_a_document_that_fits_into_the_budget_stays_whole_when_its_question_comes(
+    tiny_path: Path, load: Callable[..., Llama]
+) -> None:
+    tokens, kept = random_tokens(340), {}
+    for when in (WITH, BEFORE):
+        llm = load(tiny_path, retention=Retention(budget=320, scores="uniform"))
+        chosen.read(llm, tokens, 300, when)
+        assert llm.n_tokens == len(tokens)
+        kept[when] = llm.cache_stats().compacted
+    assert kept == {WITH: True, BEFORE: False}
+
+
+def test_instructions_before_a_document_are_known_and_questions_there_refused(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, asked = "Read this text with care.", "Who came on a rainy day?"
+    row = {"input": asked, "context": _FILLER * 8, "answers": ["Mary"], "all_classes": None}
+    (tmp_path / "hotpotqa.jsonl").write_text(json.dumps({**row, "dataset": "hotpotqa"}))
+    prompts = tmp_path / "dataset2prompt.json"
+    prompts.write_text(json.dumps({"hotpotqa": f"{known}\n{{context}}\n{{input}}"}))
+    (item,) = longbench.items(tmp_path, None)
+    with Llama(tiny_path, vocab_only=True, n_ctx=64) as llm:
+        prompt = made(llm, Fitting(item, 0, 0), plain=False)
+        before = llm.detokenize(prompt.tokens[: prompt.n_document]).decode()
+    assert known in before
+    assert asked not in before
+    assert [part["text"].strip() for part in prompt.known[0]["content"]] == [known, item.document.strip()]
+    assert [part["document"] for part in prompt.known[0]["content"]] == [False, True]
+
+    prompts.write_text(json.dumps({"hotpotqa": "{input}\n{context}"}))
+    options = ("--data", str(tmp_path), "--budgets", "32", "--policies", "uniform")
+    assert run(tiny_path, "longbench", *options) == 0
+    capsys.readouterr()
+    assert run(tiny_path, "longbench", *options, "--chosen", "with,before") == 1
+    assert "hotpotqa: the prompt has its question before the document" in capsys.readouterr().err
 
 
 def test_longbench_continues_text_and_judges_each_task_by_its_metric(
@@ -175,7 +263,9 @@ def test_longbench_continues_text_and_judges_each_task_by_its_metric(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--suite", "ruler", "--data", "x"], "its tasks are made on the spot"),
+        (["--suite", "ruler", "--data", "x", "--tasks", "vt"], "which are made on the spot"),
+        (["--suite", "ruler", "--data", "x"], "x is not a folder"),
+        (["--suite", "ruler", "--tasks", "vt,qa_2"], "qa_2 of ruler needs --data DIR"),
         (["--suite", "loogle"], "needs --data DIR"),
         (["--suite", "loogle", "--data", "x", "--lengths", "1k"], "whose texts have their own"),
         (["--suite", "ruler", "--tasks", "qa1"], "'qa1' is no task of ruler"),

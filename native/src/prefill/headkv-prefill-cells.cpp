@@ -9,7 +9,7 @@ void llama_kv_cache_headkv::reading::begin_in_cells() {
         ctx.get_memory()->clear(false);
     }
     kv.expect(n_all);
-    kv.observe(HEADKV_OBSERVE_TOKENS, prompt.first, prompt.n_weights, prompt.weights);
+    kv.observe(HEADKV_OBSERVE_TOKENS, prompt.first, prompt.n_weights, prompt.weights, again_at());
     begun = true;
     slice = slices.front();
     kv.seq_rm(0, n_past, -1); // of bounded layers all stays then

@@ -111,6 +111,8 @@ void llama_kv_cache_headkv::reading::require_prompt() const {
                            format("%zu observed tokens from position %d on are not the last ones of the %u from %u on",
                                   prompt.n_weights, prompt.first, n_all - n_past, n_past));
     }
+    headkv_check_weights({ prompt.weights, prompt.weights + prompt.n_weights });
+    headkv_check_again(again_at(), prompt.n_weights);
 }
 
 void llama_kv_cache_headkv::reading::require_tokens(const int32_t * tokens, size_t n) const {
@@ -213,9 +215,6 @@ void llama_kv_cache_headkv::reading::begin() {
     take_over();
 
     std::vector<float> weights(prompt.weights, prompt.weights + prompt.n_weights);
-    headkv_check_weights(weights);
-    std::vector<llama_pos> again(prompt.again_at, prompt.again_at + prompt.n_again);
-    headkv_check_again(again, weights.size());
 
     const uint32_t n_cells = std::min(kv.n_ctx, (uint32_t) GGML_PAD(n_all, 256));
 
@@ -233,7 +232,7 @@ void llama_kv_cache_headkv::reading::begin() {
     }
 
     auto next = std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells, prompt.first,
-                                                  std::move(weights), std::move(again));
+                                                  std::move(weights), again_at());
 
     // what stays of the bounded layers; a copy, since it may have to stay again
     headkv_bounded past = kv.kept && n_past > 0 && kv.archived_end ? *kv.archived_end : headkv_bounded(nullptr, false);

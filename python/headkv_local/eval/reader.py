@@ -17,7 +17,9 @@ from headkv_local.devices import all_layers, require_gpu
 from headkv_local.models import trained_context
 
 from ..bench.cases import n_same
-from .settings import BEFORE, WITH, Settings
+from ..bench.chosen import read
+from ..bench.suites.names import BEFORE, WITH
+from .settings import Settings
 
 
 @dataclass
@@ -104,12 +106,11 @@ class Reader:
             if self.settings.retention is not None and tokens != self._last:
                 llm.reset()  # what was kept for another question is not to be gone on from
         elif self.settings.chosen == BEFORE:
-            self._read_before(tokens[:n_document])
-        elif llm.input_ids[: min(llm.n_tokens, n_document)].tolist() != tokens[:n_document]:
-            llm.prefill(tokens[:n_document])
+            self._compact(tokens[:n_document])
         self._last = tokens
         question = slice(n_document, len(tokens)) if 0 < len(tokens) - n_document < n_document else None
-        llm.prefill(tokens, question=question, messages=() if question else messages)
+        chosen, told = self.settings.chosen, () if question else messages
+        read(llm, tokens, n_document, chosen, question=question, messages=told)
         stats = llm.cache_stats()
         costs = self.costs
         costs.prompt_seconds += time.perf_counter() - started
@@ -129,7 +130,7 @@ class Reader:
             return 0
         return n_same(tokens, self.tokens(text[:at]))
 
-    def _read_before(self, document: list[int]) -> None:
+    def _compact(self, document: list[int]) -> None:
         """Compact a document that no question is known of; one that several questions follow, once."""
         if self._compacted is not None and self._compacted[0] == document:
             self.llm.load_state(self._compacted[1])

@@ -8,7 +8,7 @@ from typing import Any
 from headkv_local import ArgumentError, Retention
 from headkv_local.settings import KV_TYPES
 
-WITH, BEFORE, ANEW = "with", "before", "anew"
+from ..bench.suites.names import ANEW, BEFORE, CHOSEN, WITH
 
 _RETENTION = ("beta", "window", "kernel", "sinks", "observe", "fold")
 _IGNORED = ("batch_size", "max_batch_size", "device")  # lm_eval gives them to every model
@@ -51,7 +51,7 @@ def parse(given: dict[str, Any]) -> Settings:
     budget, scores, chosen, split = take("budget"), take("scores"), take("chosen", WITH), take("split")
     if budget is None and (of_retention or scores is not None or chosen != WITH):
         raise ArgumentError("without a budget everything is kept: give budget=5%, or leave out the others")
-    if chosen not in (WITH, BEFORE, ANEW):
+    if chosen not in CHOSEN:
         raise ArgumentError(f"chosen must be {WITH}, {BEFORE} or {ANEW}, not {chosen!r}")
     if chosen != WITH and not split:
         raise ArgumentError(f"chosen={chosen} needs split=TEXT: where a prompt's document ends")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...settings import given
 from ..options import names_of, positive, setup_of, tell
-from .names import ANEW, BABILONG, BEFORE, CHOSEN, LENGTHS, LONGBENCH, LOOGLE, RULER, TASKS, WITH
+from .names import ANEW, BABILONG, BEFORE, CHOSEN, LENGTHS, LONGBENCH, LOOGLE, RULER, RULER_QA, TASKS, WITH
 
 if TYPE_CHECKING:
     from headkv_local import HeadScores, Llama
@@ -28,7 +28,7 @@ def add_options(add: Callable[..., Any]) -> None:
         choices=tuple(TASKS),
         help="ask the questions of a public suite; what follows goes with it",
     )
-    add("--data", metavar="DIR", help="where the suite's files are; ruler has none, its tasks are made")
+    add("--data", metavar="DIR", help="where the suite's files are; ruler needs some for qa_1 and qa_2")
     add(
         "--results",
         metavar="FILE",
@@ -173,6 +173,7 @@ def _items(said: dict[str, Any], llm: Llama) -> list[Item]:
         said["seed"],
         lambda text: len(llm.tokenize(text.encode(), add_bos=False, special=False)),
         n_template,
+        data if said["data"] else None,
     )
 
 
@@ -193,8 +194,7 @@ def _check(options: argparse.Namespace) -> None:
         if task not in known:
             raise ArgumentError(f"{task!r} is no task of {options.suite}: {', '.join(known)}")
     if options.suite == RULER:
-        if options.data is not None:
-            raise ArgumentError("--data does not go with --suite ruler: its tasks are made on the spot")
+        _check_ruler(options)
     elif options.data is None:
         raise ArgumentError(f"--suite {options.suite} needs --data DIR, the folder of its files")
     if options.lengths and options.suite in (LONGBENCH, LOOGLE):
@@ -203,6 +203,21 @@ def _check(options: argparse.Namespace) -> None:
         for length in options.lengths or ():
             if length not in LENGTHS.values():
                 raise ArgumentError(f"BABILong has no length {length}: {', '.join(LENGTHS)}")
+
+
+def _check_ruler(options: argparse.Namespace) -> None:
+    from headkv_local import ArgumentError
+
+    of_files = [task for task in options.tasks or () if task in RULER_QA]
+    if of_files and options.data is None:
+        raise ArgumentError(
+            f"{of_files[0]} of ruler needs --data DIR, the folder of the set that it asks about"
+        )
+    if options.data is not None and options.tasks and not of_files:
+        raise ArgumentError(
+            f"--data does not go with these tasks, which are made on the spot: only {' and '.join(RULER_QA)} "
+            "read files"
+        )
 
 
 def _limit(options: argparse.Namespace, model: str) -> int:

@@ -7,6 +7,9 @@ from typing import Final
 
 BABILONG, RULER, LONGBENCH, LOOGLE = "babilong", "ruler", "longbench", "loogle"
 
+RULER_QA: Final = ("qa_1", "qa_2")
+"""RULER's tasks from files of other sets."""
+
 TASKS: Final[Mapping[str, tuple[str, ...]]] = {
     BABILONG: tuple(f"qa{i}" for i in range(1, 11)),
     RULER: (
@@ -16,6 +19,7 @@ TASKS: Final[Mapping[str, tuple[str, ...]]] = {
         "vt",
         "cwe",
         "fwe",
+        *RULER_QA,
     ),
     LONGBENCH: (
         "narrativeqa",

@@ -21,13 +21,15 @@ _TRIES = 4  # cutting text moves borders of tokens
 class Prompt:
     """tokens: (n,). n_document: those up to the document's end that do not depend on the question.
 
-    messages: that say which part is the document. n_removed: tokens that were cut out of its middle.
+    messages: that say which part is the document. known: those of what is known before the question.
+    n_removed: tokens that were cut out of the document's middle.
     """
 
     item: Item
     tokens: list[int]
     n_document: int
     messages: list[dict[str, Any]]
+    known: list[dict[str, Any]]
     n_removed: int = 0
 
     @property
@@ -84,13 +86,23 @@ def made(llm: Llama, fitting: Fitting, plain: bool) -> Prompt:
     else:
         prompt = chat_prompt(llm, [{"role": "user", "content": item.text}]) + item.lead
         tokens, document = tokens_of(llm, prompt), up_to(llm, prompt, item.document)
-    parts = ((item.before, False), (item.document, item.marks), (item.after, False))
+    return Prompt(
+        item,
+        tokens,
+        n_same(tokens, document),
+        messages=_message(item, with_question=True),
+        known=_message(item, with_question=False),
+        n_removed=fitting.n_removed,
+    )
+
+
+def _message(item: Item, with_question: bool) -> list[dict[str, Any]]:
+    after = item.after if with_question else ""
+    parts = ((item.before, False), (item.document, item.marks), (after, False))
     content = [{"type": "text", "text": text, "document": mark} for text, mark in parts if text.strip()]
     if not item.marks:
-        content = [{"type": "text", "text": item.text}]
-    return Prompt(
-        item, tokens, n_same(tokens, document), [{"role": "user", "content": content}], fitting.n_removed
-    )
+        content = [{"type": "text", "text": item.text}] if with_question else []
+    return [{"role": "user", "content": content}]
 
 
 def by_document(fitting: Sequence[Fitting]) -> Iterator[list[Fitting]]:

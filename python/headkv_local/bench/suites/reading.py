@@ -41,6 +41,13 @@ class Row:
     def texts_or_null(self, key: str) -> tuple[str, ...]:
         return () if self._of(key) is None else self.texts(key)
 
+    def rows(self, key: str, name: str) -> list[Row]:
+        """A list of objects. name: what one of them is."""
+        value = self._of(key)
+        if not isinstance(value, list):
+            self.refuse(key, f"must be a list, not {_short(value)}")
+        return [_row(one, f"{self.where}, {name} {i}") for i, one in enumerate(value, 1)]
+
     def value(self, key: str) -> Any:
         return self._of(key)
 
@@ -68,6 +75,11 @@ def rows(path: Path) -> Iterator[Row]:
             yield _row(_parsed(line, where), where)
     if not found:
         raise DataError(f"{path} is empty")
+
+
+def whole(path: Path) -> Row:
+    """The one object of a file. Raises ArgumentError, OSError."""
+    return _row(_parsed(path.read_bytes(), str(path)), str(path))
 
 
 def found_tasks(

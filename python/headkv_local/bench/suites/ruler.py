@@ -1,4 +1,4 @@
-"""RULER's synthetic tasks (Hsieh et al., 2024), made on the spot. Nothing is read, nothing is copied.
+"""RULER (Hsieh et al., 2024). Its synthetic tasks are made on the spot: nothing is read, nothing is copied.
 
 Needles, variables and counts are as there; sentences and filler are ours. A sample depends on the seed, the
 task, the length and its number alone. No model in here: `count` gives the number of tokens of a text.
@@ -9,17 +9,23 @@ from __future__ import annotations
 import random
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 from headkv_local import ArgumentError
 
 from .. import haystack
 from ..haystack import Count
+from . import ruler_qa
 from .item import Item
-from .names import RULER, TASKS
+from .names import RULER, RULER_QA, TASKS
+from .ruler_sample import Asked, filled
+
+SYNTHETIC = tuple(task for task in TASKS[RULER] if task not in RULER_QA)
+"""The tasks that are made."""
 
 N_SAMPLES = 20
 """Of a task and length, unless it is said."""
@@ -63,59 +69,37 @@ def items(
     seed: int,
     count: Count,
     n_template: int,
+    data: Path | None = None,
 ) -> list[Item]:
     """n_samples of every length and task; a prompt has its length, with the n_template tokens of a template.
 
-    Raises ArgumentError for a length that leaves no room.
+    tasks: None for all, with those whose files are in the folder `data`, if there is one. Raises
+    ArgumentError for a length that leaves no room, and for files that are missing or of another schema.
     """
-    return [
-        _item(task, length, number, seed, count, n_template)
-        for length in lengths
-        for task in tasks or TASKS[RULER]
-        for number in range(n_samples)
-    ]
+    wanted = tuple(tasks or SYNTHETIC)
+    of_files = [task for task in wanted if task in RULER_QA]
+    sources = {}
+    if data is not None and (of_files or not tasks):
+        sources = ruler_qa.sources(data, of_files if tasks else None)
+        wanted = wanted if tasks else (*wanted, *sources)
+    found = []
+    for length in lengths:
+        for task in wanted:
+            source = sources.get(task)
+            for number in range(min(n_samples, len(source.questions)) if source else n_samples):
+                rng = random.Random(f"{seed}/ruler/{task}/{length}/{number}")
+                asked = source.asked(number, seed, length, rng) if source else _made(task, length, rng, count)
+                found.append(filled(asked, task, length, number, count, n_template))
+    return found
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A sample without its filler. document: of so many units of filler."""
-
-    document: Callable[[int], str]
-    after: str
-    lead: str
-    answers: tuple[str, ...]
-    max_tokens: int
-    n_most: int = 1 << 22
-
-
-def _item(task: str, length: int, number: int, seed: int, count: Count, n_template: int) -> Item:
-    asked = _made(task, length, random.Random(f"{seed}/ruler/{task}/{length}/{number}"), count)
-    room = length - n_template - count(asked.after + asked.lead)
-    n_units = _most(lambda n: count(asked.document(n)) <= room, asked.n_most)
-    if n_units == 0:
-        raise ArgumentError(f"prompts of {length} tokens leave no room for {task}")
-    return Item(
-        task=task,
-        length=str(length),
-        number=number,
-        before="",
-        document=asked.document(n_units),
-        after=asked.after,
-        answers=asked.answers,
-        metrics=("match_all",),
-        max_tokens=asked.max_tokens,
-        question=asked.after.strip(),
-        lead=asked.lead,
-    )
-
-
-def _made(task: str, length: int, rng: random.Random, count: Count) -> _Asked:
+def _made(task: str, length: int, rng: random.Random, count: Count) -> Asked:
     if task in _NIAH:
         return _niah(_NIAH[task], length, rng, count)
     return {"vt": _variables, "cwe": _common, "fwe": _frequent}[task](length, rng)
 
 
-def _niah(kind: _Needles, length: int, rng: random.Random, count: Count) -> _Asked:
+def _niah(kind: _Needles, length: int, rng: random.Random, count: Count) -> Asked:
     what = "uuid" if kind.uuids else "number"
 
     def value() -> str:
@@ -139,7 +123,7 @@ def _niah(kind: _Needles, length: int, rng: random.Random, count: Count) -> _Ask
     asked = keys[: kind.n_asked]
     named = asked[0] if len(asked) == 1 else f"{', '.join(asked[:-1])} and {asked[-1]}"
     several = kind.n_values > 1 or len(asked) > 1
-    return _Asked(
+    return Asked(
         document=lambda n: " ".join(_spread(hay[:n], needles, depths)),
         after=(
             f"\n\nWhat are all the special magic {what}s for {named} that the text gives?"
@@ -161,7 +145,7 @@ def _needle(what: str, key: str, value: str) -> str:
     return f"A special magic {what} for {key} is: {value}."
 
 
-def _variables(length: int, rng: random.Random) -> _Asked:
+def _variables(length: int, rng: random.Random) -> Asked:
     """One chain: a value, and names that are set to each other."""
     names: list[str] = []
     while len(names) <= _N_HOPS:
@@ -172,7 +156,7 @@ def _variables(length: int, rng: random.Random) -> _Asked:
     steps = [f"VAR {names[0]} = {value}."]
     steps += [f"VAR {b} = VAR {a}." for a, b in pairwise(names)]
     depths = sorted(rng.random() for _ in steps)
-    return _Asked(
+    return Asked(
         document=lambda n: " ".join(_spread([_NOISE] * n, steps, depths)),
         after=(
             f"\n\nWhich variables in the text have the value {value}? Some get it from others. Name them all."
@@ -183,7 +167,7 @@ def _variables(length: int, rng: random.Random) -> _Asked:
     )
 
 
-def _common(length: int, rng: random.Random) -> _Asked:
+def _common(length: int, rng: random.Random) -> Asked:
     """A list in which ten words stand more often than all others."""
     n_often, n_seldom = (30, 3) if length >= 4096 else (10, 1)
     words = list(vocabulary())
@@ -196,7 +180,7 @@ def _common(length: int, rng: random.Random) -> _Asked:
         random.Random(order).shuffle(listed)
         return " ".join(f"{i}. {word}" for i, word in enumerate(listed, 1))
 
-    return _Asked(
+    return Asked(
         document=document,
         after=f"\n\nWhich {_N_COMMON} words stand most often in this list?",
         lead=f"The {_N_COMMON} words that stand most often in the list are:",
@@ -206,7 +190,7 @@ def _common(length: int, rng: random.Random) -> _Asked:
     )
 
 
-def _frequent(length: int, rng: random.Random) -> _Asked:
+def _frequent(length: int, rng: random.Random) -> Asked:
     """Made-up words that get rarer with the square of their rank. The first is dots, and not asked for."""
     words = ["..."]
     while len(words) < max(length // 50, 16):
@@ -224,7 +208,7 @@ def _frequent(length: int, rng: random.Random) -> _Asked:
         random.Random(order).shuffle(listed)
         return " ".join(listed)
 
-    return _Asked(
+    return Asked(
         document=document,
         after=f"\n\nWhich {_N_FREQUENT} words stand most often in this text? Leave out the dots.",
         lead=f"The {_N_FREQUENT} words that stand most often are:",
@@ -265,15 +249,3 @@ def _spread(filler: Sequence[str], needles: Sequence[str], depths: Sequence[floa
         out += [*filler[at:place], needles[i]]
         at = place
     return [*out, *filler[at:]]
-
-
-def _most(fits: Callable[[int], bool], n_most: int) -> int:
-    """The largest n up to n_most that fits, 0 if none does."""
-    high = 1
-    while high < n_most and fits(high):
-        high *= 2
-    low, high = high // 2, min(high, n_most)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low

@@ -1,4 +1,4 @@
-"""Answers to a suite's questions: each document is read once for all policies that do without an archive."""
+"""Answers to a suite's questions: each document is read once for all policies, whenever they choose."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from headkv_local import HeadScores, Llama, ModelError, Retention
+from headkv_local import ArgumentError, HeadScores, Llama, ModelError, Retention
 from headkv_local.budgets import ModelShape
 
 from ..cases import by_beginning
+from ..chosen import read
 from ..contexts import Setup, likeliest, n_ctx_for, open_headkv, text_of
 from ..policies import FULL, Policy
 from ..state import KeptState
@@ -53,7 +54,7 @@ def run(
     if not fitting:
         return
     with open_headkv(setup, n_ctx_for(max(one.n_tokens for one in fitting) + _ROOM)) as llm:
-        recipes = {way.label: _recipe(way.policy, llm.shape) for way in ways}
+        recipes = {way.label: _recipe(way, llm.shape) for way in ways}
         n_done = 0
         for group in by_document(fitting):
             tell(f"{group[0].item.task} {group[0].item.length}: question {n_done + 1} of {len(fitting)}")
@@ -61,6 +62,7 @@ def run(
             todo: list[tuple[Prompt, Way]] = []
             for prompt in (made(llm, one, plain) for one in group):
                 for way in ways:
+                    _require_document(prompt, way)
                     key = (*prompt.item.key, way.label, way.chosen)
                     outcome = results.found(key, prompt.digest, recipes[way.label])
                     if outcome is None:
@@ -74,34 +76,21 @@ def run(
 
 def _measured(llm: Llama, todo: Sequence[tuple[Prompt, Way]], recipes: dict[str, str]) -> Iterator[Outcome]:
     """Questions about one document."""
-    from_copy = {p.item.key: p for p, way in todo if way.chosen != ANEW}
-    for beginning, group in by_beginning(list(from_copy.values())):
+    for beginning, group in by_beginning(list({p.item.key: p for p, _ in todo}.values())):
         state = _beginning(llm, beginning)
         for prompt in group:
-            for way in (way for p, way in todo if p is prompt and way.chosen != ANEW):
+            for way in (way for p, way in todo if p is prompt):
                 yield _outcome(llm, prompt, way, recipes[way.label], state)
-    for label in dict.fromkeys(way.label for _, way in todo if way.chosen == ANEW):
-        _start(llm, None)
-        for prompt, way in todo:
-            if way.label == label:
-                yield _outcome(llm, prompt, way, recipes[label], None)
-        _start(llm, None)
 
 
-def _outcome(llm: Llama, prompt: Prompt, way: Way, recipe: str, state: KeptState | None) -> Outcome:
-    """state: the beginning in the full cache; None where the rows come from an archive."""
-    policy = way.policy
+def _outcome(llm: Llama, prompt: Prompt, way: Way, recipe: str, state: KeptState) -> Outcome:
+    """state: the beginning of the prompt in the full cache."""
+    policy, n_prompt = way.policy, len(prompt.tokens)
     started = time.perf_counter()
-    retention = policy.retention(llm.shape, len(prompt.tokens))
-    if state is not None:
-        state.restore(llm)
-        llm.retention = None
-        llm.retention = retention
-    elif retention is not None and llm.retention is None:
-        llm.retention = replace(retention, archive="memory")
-    if way.chosen != WITH:
-        _read_document(llm, prompt, way)
-    llm.prefill(prompt.tokens, messages=prompt.messages)
+    state.restore(llm)
+    llm.retention = None
+    llm.retention = _retention(way, llm.shape, n_prompt)
+    read(llm, prompt.tokens, prompt.n_document, way.chosen, known=prompt.known, messages=prompt.messages)
     stats = llm.cache_stats()
     tokens = _answer(llm, prompt.item)
     return Outcome.of(
@@ -112,7 +101,7 @@ def _outcome(llm: Llama, prompt: Prompt, way: Way, recipe: str, state: KeptState
         chosen=way.chosen,
         recipe=recipe,
         answer_tokens=len(tokens),
-        kept_share=stats.kept_share,
+        kept_share=stats.kept_share * stats.prompt_tokens / n_prompt,
         kept_bytes=stats.kept_bytes,
         resident_bytes=stats.resident_bytes,
         archive_bytes=stats.archive_bytes,
@@ -120,16 +109,16 @@ def _outcome(llm: Llama, prompt: Prompt, way: Way, recipe: str, state: KeptState
     )
 
 
-def _read_document(llm: Llama, prompt: Prompt, way: Way) -> None:
-    """Compact the document before its question is known. With an archive, once for all its questions."""
-    document = prompt.tokens[: prompt.n_document]
-    if not document:
-        raise ModelError(
-            f"{prompt.item.task}: the model's chat template changes the document, which cannot be compacted "
-            "before its question is known then"
-        )
-    if way.chosen == BEFORE or llm.n_tokens == 0:
-        llm.prefill(document)
+def _retention(way: Way, shape: ModelShape, n_prompt: int) -> Retention | None:
+    """Equal bytes in every way: a document that is compacted by itself keeps as much as the prompt."""
+    retention = way.policy.retention(shape, n_prompt)
+    if retention is None or way.chosen == WITH:
+        return retention
+    if way.chosen == ANEW:
+        return replace(retention, archive="memory")
+    if isinstance(retention.scores, HeadScores):
+        retention = retention.with_scores(retention.scores)
+    return replace(retention, budget=None, caps=retention.caps_for(shape, n_prompt), scores=None)
 
 
 def _answer(llm: Llama, item: Item) -> list[int]:
@@ -144,20 +133,33 @@ def _answer(llm: Llama, item: Item) -> list[int]:
 
 
 def _beginning(llm: Llama, tokens: list[int]) -> KeptState:
-    _start(llm, None)
+    llm.reset()
+    llm.retention = None
     if tokens:
         llm.eval(tokens)
     return KeptState(llm)
 
 
-def _start(llm: Llama, retention: Retention | None) -> None:
-    llm.reset()
-    llm.retention = retention
+def _require_document(prompt: Prompt, way: Way) -> None:
+    """Raises ArgumentError or ModelError for a prompt that has nothing to compact before its question is known."""
+    item = prompt.item
+    if way.chosen == WITH:
+        return
+    if item.question and item.question in item.before:
+        raise ArgumentError(
+            f"{item.task}: the prompt has its question before the document, so nothing can be chosen before "
+            f"it is known: leave out --chosen {way.chosen}"
+        )
+    if prompt.n_document == 0:
+        raise ModelError(
+            f"{item.task}: the model's chat template changes the document, which cannot be compacted "
+            "before its question is known then"
+        )
 
 
-def _recipe(policy: Policy, shape: ModelShape) -> str:
+def _recipe(way: Way, shape: ModelShape) -> str:
     """Digest of what a policy keeps, so that results of other settings are not taken for it."""
-    retention = policy.retention(shape, 1000)
+    retention = way.policy.retention(shape, 1000)
     if retention is None:
         return "full"
     parts = [str(retention.budget), str(retention.observe)]
@@ -166,4 +168,6 @@ def _recipe(policy: Policy, shape: ModelShape) -> str:
     parts += [str(getattr(retention, name)) for name in ("beta", "window", "kernel", "sinks")]
     scores = retention.scores
     parts.append(scores.tobytes().hex() if isinstance(scores, np.ndarray) else str(scores))
+    if way.chosen == BEFORE:
+        parts.append("as many of the document as of the prompt")
     return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
