@@ -59,7 +59,8 @@ static void test_all_kept(llama_model * model) {
     auto full = turn_open(model);
     auto ctx  = turn_open(model);
     check(turn_decode(full.get(), 0, n_prompt), "full");
-    check(headkv_observe(ctx.get(), HEADKV_OBSERVE_TOKENS, n_prompt - 20, 20, nullptr) == HEADKV_OK, "observing");
+    check(headkv_observe(ctx.get(), HEADKV_OBSERVE_TOKENS, n_prompt - 20, 20, nullptr, nullptr, 0) == HEADKV_OK,
+          "observing");
     check(turn_decode(ctx.get(), 0, n_prompt), "a prompt");
     check(same_bits(turn_logits(ctx.get()), turn_logits(full.get())), "logits under observation");
 

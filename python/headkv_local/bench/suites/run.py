@@ -141,7 +141,7 @@ def _beginning(llm: Llama, tokens: list[int]) -> KeptState:
 
 
 def _require_document(prompt: Prompt, way: Way) -> None:
-    """Raises ArgumentError or ModelError for a prompt that has nothing to compact before its question is known."""
+    """ArgumentError or ModelError for a prompt with nothing to compact before its question is known."""
     item = prompt.item
     if way.chosen == WITH:
         return
