@@ -28,7 +28,7 @@ from hostile_gguf import (
     sidecar,
 )
 
-from headkv_local import HeadScores, ScoresAbsentError, ScoresError, cli
+from headkv_local import HeadScores, ScoresAbsentError, ScoresError, cli, exits
 from headkv_local._core import native
 
 CASES = cases()
@@ -67,7 +67,7 @@ def test_hostile_file(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[s
             HeadScores.find(path)
 
     assert capfd.readouterr() == ("", "")
-    assert cli.main(["scores", "show", str(path)]) == cli.EXIT_ERROR
+    assert cli.main(["scores", "show", str(path)]) == exits.FAILED
     shown = capfd.readouterr()
     assert shown.out == ""
     assert shown.err.startswith(f"headkv: {said}")

@@ -38,11 +38,13 @@ private:
 
     void require_prompt() const;
 
-    // positions of what is read once more
-    std::vector<llama_pos> again_at() const { return { prompt.again_at, prompt.again_at + prompt.n_again }; }
     void require_tokens(const int32_t * tokens, size_t n) const;
     void require_past() const;
     void require_not_cancelled() const;
+
+    // positions of what is read once more
+    std::vector<llama_pos> again_at() const { return { prompt.again_at, prompt.again_at + prompt.n_again }; }
+
     void make_slices();
 
     void take_over(); // rows that are in cells only, to the archive
