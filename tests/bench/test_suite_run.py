@@ -245,7 +245,8 @@ def test_longbench_continues_text_and_judges_each_task_by_its_metric(
         (tmp_path / f"{task}.jsonl").write_text(json.dumps({**row, "dataset": task}))
     options = ("--data", str(tmp_path), "--budgets", "32", "--policies", "full,uniform")
     out = tmp_path / "o.json"
-    assert run(tiny_path, "longbench", *options, "--tasks", "trec,lcc", "--json", str(out)) == 0
+    chosen_when = ("--chosen", "with,before")
+    assert run(tiny_path, "longbench", *options, "--tasks", "trec,lcc", *chosen_when, "--json", str(out)) == 0
     found = read(out)
     assert {name: list(one["metrics"]) for name, one in found["summary"][0]["tasks"].items()} == {
         "trec": ["classification"],

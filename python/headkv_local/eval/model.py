@@ -13,13 +13,15 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from headkv_local import UnsupportedError
+from headkv_local import ArgumentError, UnsupportedError
+from headkv_local.models import model_id
 
 from ..bench.contexts import last_logits
 from .reader import Reader, log_softmax
-from .settings import parse
+from .settings import NO_MATTER, parse
 
 _logger = logging.getLogger("lm_eval.headkv")
+_MADE_BY = "headkv"
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens")
 
 
@@ -35,6 +37,7 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
     def __init__(self, **given: Any) -> None:
         super().__init__()
         self._reader = Reader(parse(given))
+        self._told = {name: value for name, value in sorted(given.items()) if name not in NO_MATTER}
         self._llm = self._reader.llm
         self._vocab = llama_cpp.llama_model_get_vocab(self._llm.model)
         self._messages: dict[str, list[dict[str, Any]]] = {}  # by the prompt that they were rendered to
@@ -74,6 +77,24 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         prompt = self._llm.chat_prompt(history) + begun
         self._messages[prompt] = history
         return prompt
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Of --use_cache: lm_eval finds answers there by their prompts alone, so the file has to say whose.
+
+        Raises ArgumentError for a file with answers of another model, or of other arguments.
+        """
+        super().set_cache_hook(cache_hook)
+        answers = cache_hook.dbdict
+        if answers is None:
+            return
+        ours = {**self._told, "model": model_id(self._reader.model), "scores_from": self._scores_from()}
+        if not len(answers):
+            answers[_MADE_BY] = ours
+        if (theirs := answers.get(_MADE_BY)) != ours:
+            raise ArgumentError(
+                f"--use_cache: {answers.filename} holds answers of {_written(theirs)}, not of "
+                f"{_written(ours)}: give another file"
+            )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         answers = []
@@ -182,3 +203,9 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         ):
             if costs[name]:
                 _logger.warning("headkv: %d prompts %s", costs[name], what)
+
+
+def _written(made_by: dict[str, Any] | None) -> str:
+    if made_by is None:
+        return "something else"
+    return ",".join(f"{name}={value}" for name, value in made_by.items() if value is not None)

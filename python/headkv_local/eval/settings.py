@@ -12,6 +12,8 @@ from ..bench.suites.names import ANEW, BEFORE, CHOSEN, WITH
 
 _RETENTION = ("beta", "window", "kernel", "sinks", "observe", "fold")
 _IGNORED = ("batch_size", "max_batch_size", "device")  # lm_eval gives them to every model
+NO_MATTER = (*_IGNORED, "threads", "gpu_layers")
+"""Arguments that leave answers as they are, but for the order of sums."""
 
 
 @dataclass(frozen=True)
