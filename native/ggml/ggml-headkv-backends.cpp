@@ -1,5 +1,7 @@
 #include "ggml-headkv-backends.h"
 
+#include <cstdlib>
+#include <memory>
 #include <string>
 
 #if defined(_WIN32)
@@ -18,7 +20,9 @@ const char * headkv_backends_dir(void) {
         if (!dladdr((void *) &headkv_backends_dir, &info) || !info.dli_fname) {
             return std::string();
         }
-        const std::string path = info.dli_fname;
+        // not the folder of a link to the library: PyInstaller makes such
+        const std::unique_ptr<char, decltype(&free)> real(realpath(info.dli_fname, nullptr), free);
+        const std::string path = real ? real.get() : info.dli_fname;
         const size_t slash     = path.rfind('/');
         return slash == std::string::npos ? std::string() : path.substr(0, slash);
     }();

@@ -76,8 +76,14 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
             if model is not None:
                 model.model = Closed()
 
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except (AttributeError, TypeError):  # the process ends, and Python has emptied our modules before
+            self._abandon()
+
     def _abandon(self) -> None:
-        """Free nothing: threads and device memory are the parent process's."""
+        """Free nothing: the process ends, or threads and device memory are its parent's."""
         for owner in (self, *(self.__dict__.get(name) for name in ("_model", "_ctx", "_batch"))):
             for stack in ("_stack", "_exit_stack"):
                 if stack in getattr(owner, "__dict__", {}):
