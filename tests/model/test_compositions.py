@@ -281,9 +281,10 @@ def test_threads_change_nothing(model: Model) -> None:
 
 
 def test_other_processes_change_nothing(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They leave fewer cores free, so that fewer threads decode, but only where that is the same."""
+    """They leave fewer cores free, so that fewer threads decode, but only where that is the same: not in a
+    prompt's last batch of one token."""
     rows = []
-    llm = model.open(n_threads=0)
+    llm = model.open(n_threads=0, n_batch=N_PROMPT - 1)
     for n_free in (1, 2):
         monkeypatch.setattr(FreeCores, "threads", lambda _, n_free=n_free: n_free)
         llm.reset()

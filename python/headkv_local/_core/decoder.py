@@ -133,8 +133,13 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
             or not self.context_params.flash_attn_type
             or (self._compactor.n_compacted > 0 and self._bounded.window == 0)
         )
-        n_threads = cores.threads() if free else cores.default
-        llama_cpp.llama_set_n_threads(self._ctx.ctx, n_threads, self.n_threads_batch)
+        self._use_threads(cores.threads() if free else cores.default)
+
+    def _use_threads(self, n: int | None = None) -> None:
+        """For tokens that are decoded alone; None: as many as there are by default."""
+        if self._free_cores is not None:
+            n = n or self._free_cores.default
+            llama_cpp.llama_set_n_threads(self._ctx.ctx, n, self.n_threads_batch)
 
     def _wait(self) -> None:
         """Until all that was asked for is computed: a decode returns while a GPU is still at it."""
