@@ -246,10 +246,10 @@ def test_chosen_once_although_there_is_an_archive(load: Load, tiny: Tiny) -> Non
     assert llm.cache_stats().tail_tokens == 50
 
 
-def test_a_state_goes_on_without_the_archive(load: Load, tiny: Tiny) -> None:
+def test_a_light_state_goes_on_without_the_archive(load: Load, tiny: Tiny) -> None:
     llm = reading(load, tiny())
     llm.prefill(PROMPT)
-    state = llm.save_state()
+    state = llm.save_state(light=True)
     llm.load_state(state)
     assert llm.cache_stats().archive_tokens == 0
     llm.prefill([*PROMPT, *TURN])

@@ -22,6 +22,7 @@ import pytest
 from headkv_local import (
     ArchiveError,
     ArgumentError,
+    Cancelled,
     HeadKVError,
     HeadScores,
     Llama,
@@ -152,6 +153,22 @@ def test_a_light_session(load: Load, tiny: Tiny, reopen: Load, tmp_path: Path) -
     assert read_by(opened, turn) == 20
     assert read_by(opened, random_tokens(400, seed=2)) == 400
     assert opened.cache_stats().archive_tokens == 400  # later prompts are archived again
+
+
+def test_a_light_session_after_a_turn_that_was_cancelled(
+    load: Load, tiny: Tiny, reopen: Load, tmp_path: Path
+) -> None:
+    """Its prompt once more is not read again, though windows cannot go back and logits were lost."""
+    saved = load(tiny(arch="gemma3"), retention=RETENTION)
+    saved.prefill(TOKENS)
+    wanted = last_logits(saved)
+    saved.on_prefill = lambda done, _: saved.cancel() if done > 0 else None
+    with pytest.raises(Cancelled):
+        saved.prefill([*TOKENS, *TOKENS[:80]])
+    saved.save_session(tmp_path / "light", light=True)
+    opened = reopen(tmp_path / "light")
+    assert read_by(opened, TOKENS) == 0
+    assert np.array_equal(last_logits(opened), wanted)
 
 
 def test_other_settings_and_a_model_that_has_moved(

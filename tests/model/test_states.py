@@ -171,7 +171,7 @@ def test_a_state_holds_its_archive(
     without.load_state(state)
     assert without.cache_stats().compacted
     without.eval(turn)
-    assert without.n_tokens == 640
+    assert without.n_tokens == 643
 
 
 def test_an_archive_that_does_not_fit_into_a_state(

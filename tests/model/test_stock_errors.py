@@ -7,7 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -15,7 +17,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from headkv_local import HeadKVError, Llama, OutOfMemoryError, Retention
+from headkv_local import HeadKVError, Llama, OutOfMemoryError, Retention, memory_estimate
 from headkv_local._core import memory, native
 from headkv_local._core.load import load_error
 from headkv_local.errors import LoadMemoryError
@@ -158,21 +160,35 @@ def test_a_cache_beyond_a_containers_memory(
         memory.refuse_too_large(str(tiny_path), None, {"n_ctx": 0} | arguments)
 
 
+@pytest.mark.parametrize("device", ["CPU", "one"])
 @pytest.mark.parametrize(
-    ("retention", "refused"),
+    ("retention", "n_mib"),
     [
-        (Retention(), True),
-        (Retention(archive="memory"), True),
-        (Retention(archive="rows"), False),  # two layers, and one has to fit
-        (Retention(archive="rows", order="tokens"), True),
+        (Retention(), 8),
+        (Retention(archive="memory"), 4 + 1 + 8),
+        (Retention(archive="rows", panel=1024), 4 + 1),  # one of two layers, and hidden states of a panel
+        (Retention(archive="rows", order="tokens"), 8),
     ],
 )
-def test_a_cache_of_which_one_layer_has_to_fit(
-    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, retention: Retention, refused: bool
+def test_a_prompt_that_has_to_fit(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, retention: Retention, n_mib: int, device: str
 ) -> None:
-    monkeypatch.setattr(memory, "memory_total", lambda: 6 << 20)
-    with pytest.raises(LoadMemoryError, match="or keep an archive in a file") if refused else nullcontext():
-        memory.refuse_too_large(str(tiny_path), retention, {"n_ctx": 0})
+    """As memory_estimate() counts it, to the byte. On a GPU with weights, if it is read by layers."""
+    retention = replace(retention, panel=1024) if retention.by_layers else retention
+    arguments = {"n_ctx": 0, "n_gpu_layers": -1 if device == "one" else 0}
+    found = memory_estimate(tiny_path, n_ctx=0, retention=retention)
+    (there,) = found.devices
+    needed = there.peak(found.order) - (there.weights + there.compute if device == "CPU" else 0)
+    assert n_mib << 20 <= needed - (device == "one") * (there.weights + there.compute) < (n_mib + 1.5) * 2**20
+    gpu = SimpleNamespace(name="CPU", bytes_total=0)  # what is estimated on the CPU
+    monkeypatch.setattr(memory, "gpus", lambda: (gpu,) if device == "one" else ())
+    for n_less in (0, 1):
+        gpu.bytes_total = needed - n_less
+        monkeypatch.setattr(memory, "memory_total", lambda n_less=n_less: needed - n_less)
+        refused = n_less == 1 and (device == "CPU" or retention.by_layers)
+        match = "make n_ctx smaller$" if n_mib == 5 else "or keep an archive in a file"
+        with pytest.raises(LoadMemoryError, match=match) if refused else nullcontext():
+            memory.refuse_too_large(str(tiny_path), retention, arguments)
 
 
 def test_models_without_a_cache_are_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,12 +39,11 @@ _KEYS: Final = (
     "attention.key_length",
     "attention.value_length",
 )
+_BESIDE: Final = 512 << 20  # at most beside what tokens take
 _UNLIKE: Final = (
     "attention.causal",  # of models without a cache: it says no
     "attention.kv_lora_rank",
 )
-_BOUNDED: Final = ("attention.sliding_window", "ssm.conv_kernel", "wkv.head_size")
-_OTHER_CACHES: Final = (*_UNLIKE, *_BOUNDED)
 
 Numbers = dict[str, list[int]]
 
@@ -66,11 +65,9 @@ def _metadata(path: str, size: int, changed: int) -> Numbers:
         model_id(path)  # finds whatever is wrong with the file
         found = Gguf(path)
         arch = found.text("general.architecture")
-        values = {key: found.integers(f"{arch}.{key}") for key in (*_KEYS, *_OTHER_CACHES)}
+        values = {key: found.integers(f"{arch}.{key}") for key in (*_KEYS, *_UNLIKE)}
         return {
-            key: value
-            for key, value in values.items()
-            if value or (value is not None and key in _OTHER_CACHES)
+            key: value for key, value in values.items() if value or (value is not None and key in _UNLIKE)
         }
     return {}
 
@@ -96,40 +93,40 @@ def with_context(path: str, retention: Retention | None, kwargs: dict[str, Any])
 
 
 def refuse_too_large(path: str, retention: Retention | None, kwargs: dict[str, Any]) -> None:
-    """Raise LoadMemoryError for a KV cache that is larger than all memory that this process may use.
-
-    With an archive in a file, one layer of it has to fit.
+    """Raise LoadMemoryError where a prompt that fills the context needs more than all memory there is.
 
     A system that promises more memory than it has, or a container's limit, would end the process once the
-    cache is written to. What may be on a GPU is left to llama.cpp: its driver says when it has no room.
+    cache is written to. Of a GPU only what is read layer by layer is counted, for which a context is small
+    at first: of any other its driver says when it has no room.
     """
-    there = memory_total()
-    on_gpu = kwargs.get("n_gpu_layers") and kwargs.get("offload_kqv", True) and gpus()
-    if there is None or on_gpu:
-        return
-    numbers = metadata(path)
-    if any(key in numbers for key in _UNLIKE):
+    by_layers = retention is not None and retention.by_layers
+    found = gpus() if kwargs.get("n_gpu_layers") and kwargs.get("offload_kqv", True) else ()
+    in_host, numbers = memory_total(), metadata(path)
+    if in_host is None or (found and not by_layers) or any(key in numbers for key in _UNLIKE):
         return
     n_ctx = kwargs.get("n_ctx", 512) or numbers.get("context_length", [0])[0]
     types = (kwargs.get(name) for name in ("type_k", "type_v"))
-    needed = n_ctx * token_bytes(numbers, *(_F16 if kind is None else kind for kind in types))
-    n_layer = numbers.get("block_count", [1])[0]
-    advice = "make n_ctx smaller"
-    if retention is not None:
-        if retention.by_layers and retention.archive not in (None, "memory"):
-            needed, n_layer = needed // n_layer, 1
-        else:
-            advice += ', or keep an archive in a file (Retention(archive="PATH"))'
-    if needed > there and any(key in numbers for key in _BOUNDED):  # it is less, but of one layer at least
-        needed //= n_layer
-        if needed <= there:
-            with Estimator(path, retention, kwargs) as estimator:
-                needed = estimator.at(n_ctx).cache_full
-    if needed > there:
-        raise _too_large(
-            f"{n_ctx} tokens take {_gib(needed)} of KV cache, and this process may use {_gib(there)}: "
-            f"{advice}"
-        )
+    most = n_ctx * token_bytes(numbers, *(_F16 if kind is None else kind for kind in types))
+    if retention is not None:  # kept rows, or an archive, and hidden states
+        most = 2 * most + _BESIDE
+    if not found and most <= in_host:  # without looking closer
+        return
+    totals = {gpu.name: gpu.bytes_total for gpu in found}
+    with Estimator(path, retention, kwargs) as estimator:
+        estimate = estimator.at(n_ctx)
+    for device in estimate.devices:
+        there = totals.get(device.name, in_host)
+        needed = device.peak(estimate.order)
+        if device.name not in totals:  # the system may drop weights; llama.cpp says where it cannot compute
+            needed -= device.weights + device.compute
+        if needed > there:
+            advice = "make n_ctx smaller"
+            if retention is not None and not (by_layers and retention.archive not in (None, "memory")):
+                advice += ', or keep an archive in a file (Retention(archive="PATH"))'
+            raise _too_large(
+                f"{n_ctx} tokens take {_gib(needed)} of KV cache and what goes with it on {device.name}, and "
+                f"this process may use {_gib(there)}: {advice}"
+            )
 
 
 def _too_large(reason: str) -> LoadMemoryError:

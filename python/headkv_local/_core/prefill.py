@@ -178,6 +178,7 @@ class PromptReader(GoingBack):
             n_past = self.n_tokens if first >= self.n_tokens or self._truncate(first) else 0
         progress = Progress(self.on_prefill, len(whole) - n_past + len(again))
         asking = [whole[i] for i in again]
+        self._threads.fit_prompt(self._ctx.ctx)
         started = perf_counter()
         self._prompts.record = PromptRecord(policy=compactor.policy, scores_from=compactor.scores_from)
         try:

@@ -43,6 +43,8 @@ def write(llm: Any, writer: Writer, header: Header, light: bool) -> None:
     ctx, record = llm._compactor.ctx, llm._prompts.record
     writer.section(_TOKENS, llm.input_ids[: llm.n_tokens].astype("<i4"))
     logits = None if llm._requires_eval else llm._logits()
+    if logits is None and llm.n_tokens == record.n_tokens:  # after a turn that was cancelled
+        logits = record.logits
     if logits is not None:
         writer.section(_LOGITS, logits.astype("<f4"))
     writer.section(_CELLS, get_part(ctx, CELLS))

@@ -72,7 +72,13 @@ class Threads:
 
     def fit(self, ctx: llama_cpp.llama_context_p, same: Callable[[], bool]) -> None:
         """Before a token is decoded. same: whether any number of threads comes to the same logits."""
-        cores = self.cores
-        if cores is not None and cores.default > 1:
-            n_threads = cores.threads() if same() else cores.default
-            llama_cpp.llama_set_n_threads(ctx, n_threads, self._n_batch)
+        if self.cores is not None:
+            self._set(ctx, self.cores.threads() if same() else self.cores.default)
+
+    def fit_prompt(self, ctx: llama_cpp.llama_context_p) -> None:
+        """Before a prompt is read, whose last batch may be one token."""
+        if self.cores is not None:
+            self._set(ctx, self.cores.default)
+
+    def _set(self, ctx: llama_cpp.llama_context_p, n: int) -> None:
+        llama_cpp.llama_set_n_threads(ctx, n, self._n_batch)
