@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from headkv_local import Llama, Retention
-from headkv_local.bench import chosen
+from headkv_local import Llama
 from headkv_local.bench.suites import longbench, report
 from headkv_local.bench.suites import run as running
-from headkv_local.bench.suites.names import ANEW, BEFORE, CHOSEN, WITH
 from headkv_local.bench.suites.prompts import Fitting, made
 from headkv_local.bench.suites.results import Outcome
 from headkv_local.cli import main
-from helpers import random_tokens
 
 _FACT = "Mary went to the office. "
 _FILLER = "It rained all day long, and nobody came to see the old house at the river. "
@@ -177,39 +173,6 @@ def tokens_read_again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(running, "open_headkv", open_headkv)
     return totals
-
-
-@pytest.mark.parametrize("arch", ["llama", "gemma3", "jamba"])
-def test_a_document_that_is_compacted_before_its_question_is_the_same_for_all(
-    tiny: Callable[..., Path], load: Callable[..., Llama], arch: str
-) -> None:
-    """Also where layers have a sliding window or a recurrent state, which cannot go back."""
-    document, questions = random_tokens(300), [random_tokens(40, seed) for seed in (1, 2)]
-    kept: dict[str, list[Any]] = {}
-    for when in CHOSEN:
-        archive = "memory" if when == ANEW else None
-        llm = load(tiny(arch=arch), retention=Retention(budget=32, scores="uniform", archive=archive))
-        for question in questions:
-            llm.reset()
-            asks = slice(len(document), None)
-            chosen.read(llm, document + question, len(document), when, question=asks)
-            kept.setdefault(when, []).append(llm.retention_mask()[..., : len(document)])
-    assert (kept[BEFORE][0] == kept[BEFORE][1]).all()
-    for when in (WITH, ANEW):
-        assert (kept[when][0] != kept[when][1]).any()
-        assert (kept[when][0] == kept[WITH][0]).mean() > 0.99  # sums are made in another order
-
-
-def test_a_document_that_fits_into_the_budget_stays_whole_when_its_question_comes(
-    tiny_path: Path, load: Callable[..., Llama]
-) -> None:
-    tokens, kept = random_tokens(340), {}
-    for when in (WITH, BEFORE):
-        llm = load(tiny_path, retention=Retention(budget=320, scores="uniform"))
-        chosen.read(llm, tokens, 300, when)
-        assert llm.n_tokens == len(tokens)
-        kept[when] = llm.cache_stats().compacted
-    assert kept == {WITH: True, BEFORE: False}
 
 
 def test_instructions_before_a_document_are_known_and_questions_there_refused(
