@@ -102,7 +102,7 @@ def _message(item: Item, with_question: bool) -> list[dict[str, Any]]:
     content = [{"type": "text", "text": text, "document": mark} for text, mark in parts if text.strip()]
     if not item.marks:
         content = [{"type": "text", "text": item.text}] if with_question else []
-    return [{"role": "user", "content": content}]
+    return [{"role": "user", "content": content}] if content else []
 
 
 def by_document(fitting: Sequence[Fitting]) -> Iterator[list[Fitting]]:
