@@ -5,9 +5,11 @@ They are the machine's, less what a container or an affinity mask holds back.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +93,13 @@ def cpu_name() -> str:
 def cpu_flags() -> frozenset[str]:
     """Features as Linux lists them for x86, empty elsewhere."""
     return frozenset(_cpuinfo("flags").split())
+
+
+def trim_heap() -> None:
+    """Give the system the pages of the heap that hold nothing; by itself, glibc keeps most of them."""
+    trim = None if sys.platform == "win32" else getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _cpuinfo(key: str) -> str:

@@ -156,6 +156,7 @@ def test_a_history_as_the_client_has_it(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(**GREEDY, max_tokens=3)
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     later = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
         {"role": "user", "content": "And?"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "42"}]},

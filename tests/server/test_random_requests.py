@@ -149,5 +149,5 @@ def test_random_requests(tiny_path: Path, load: Callable[..., Llama], tmp_path: 
         tenth = N_REQUESTS // 10
         sizes = [min(size for _, size in found[i * tenth : (i + 1) * tenth]) for i in range(10)]
         print(dict(counts), "resident MiB:", *(f"{size / 2**20:.1f}" for size in sizes))
-        if N_REQUESTS >= 1000:
-            assert sizes[-1] < 1.05 * sizes[5]  # the heap finds its size in the first half
+        if N_REQUESTS >= 400:
+            assert sizes[-1] < 1.05 * sizes[1]  # the first tenth has what the first prompts take for good

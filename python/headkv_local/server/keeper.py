@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import Llama, Retention
 from ..errors import HeadKVError
+from ..machine import trim_heap
 from .conversations import Conversation, Tokens, choose
 from .shelf import Shelf
 
@@ -109,6 +110,7 @@ class Keeper:
     def _empty(self, wanted: Retention | None) -> None:
         self.held = None
         self._llm.reset()
+        trim_heap()  # else what conversations leave behind adds up to a third more than is used
         if wanted != self._llm.retention:
             self._llm.retention = wanted
 
