@@ -22,6 +22,8 @@ import numpy.typing as npt
 
 from headkv_local import Llama, Retention
 from headkv_local._core import native
+from headkv_local._core.compactor import Compactor
+from headkv_local._core.native.archive import Prompt
 from headkv_local.bench import device_memory
 from headkv_local.bench.contexts import last_logits
 from headkv_local.bench.text import text_tokens
@@ -122,17 +124,24 @@ class Compacted(NamedTuple):
 
 def compacted(options: argparse.Namespace) -> Compacted:
     with opened(options, retention=RETENTION) as llm:
-        compact, seen = native.compact, []
+        read, seen = Compactor.prefill, []
 
-        def spied(ctx: int, plan: native.Plan) -> None:
-            seen.extend((native.get_attention(ctx), plan.ends.astype(np.int64)))
-            compact(ctx, plan)
+        def in_steps(self: Compactor, prompt: Prompt, caps: Any, ends: Any, progress: Any) -> None:
+            """As headkv_prefill() does it, with the record at hand before compaction frees it."""
+            assert (prompt.n_past, len(prompt.again)) == (0, 0)
+            native.observe(self.ctx, native.OBSERVE_TOKENS, prompt.first, len(prompt.weights), prompt.weights)
+            llm._evaluate(prompt.tokens[: prompt.first])
+            at_once = native.get_observe_limit(self.ctx, len(ends))
+            for start in range(prompt.first, len(ends), at_once):
+                llm._evaluate(prompt.tokens[start : start + at_once])
+            seen.extend((native.get_attention(self.ctx), ends.astype(np.int64)))
+            native.compact(self.ctx, self._plan(caps, ends))
 
-        native.compact = spied
+        Compactor.prefill = in_steps  # type: ignore[method-assign]
         try:
             llm.prefill(text_tokens(llm, options.prompt_tokens))
         finally:
-            native.compact = compact
+            Compactor.prefill = read  # type: ignore[method-assign]
         stats = llm.cache_stats()
         plain = select_plainly(*seen, RETENTION, stats.kept)
         return Compacted(llm.retention_mask(), plain, seen[0], stats.devices)

@@ -440,3 +440,21 @@ def test_a_stream_whose_archive_is_gone_goes_on_without(load: Load, tiny_path: P
     found += [next(stream) for _ in range(N - 1)]
     assert found == wanted
     assert llm.cache_stats().archive_tokens == 0
+
+
+def test_a_stream_does_not_take_the_rows_of_another_archive(load: Load, tiny_path: Path) -> None:
+    """Which holds as many of another prompt."""
+    llm = load(tiny_path, retention=Retention(budget=32, archive="memory"))
+    wanted = answer(llm, PROMPTS[0])
+    first = llm.generate(PROMPTS[0], temp=0.0)
+    found = [next(first)]
+    llm.reset()
+    llm.retention = None
+    llm.retention = Retention(budget=32, archive="memory")
+    second = llm.generate(random_tokens(len(PROMPTS[0]), seed=9), temp=0.0)
+    next(second)
+    found += [next(first) for _ in range(N - 1)]
+    assert found == wanted
+    assert llm.cache_stats().archive_tokens == 0
+    next(second)
+    assert llm.cache_stats().archive_tokens == len(PROMPTS[0])

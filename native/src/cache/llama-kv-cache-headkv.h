@@ -324,7 +324,8 @@ private:
         std::shared_ptr<const headkv_bounded> end;
     };
 
-    std::map<int32_t, held_prompt> held; // in the archive, by the archive's numbers
+    std::map<int32_t, held_prompt> held; // in the archive, by number
+    int32_t last_held = 0;               // of any archive
 
     reading * read = nullptr; // of the prompt that is read now by prefill()
 

@@ -193,9 +193,8 @@ void headkv_archive::clear() {
     }
 }
 
-int32_t headkv_archive::hold(uint32_t n) {
-    held[++last_id] = { table, n };
-    return last_id;
+void headkv_archive::hold(int32_t id, uint32_t n) {
+    held[id] = { table, n };
 }
 
 void headkv_archive::restore(int32_t id) {

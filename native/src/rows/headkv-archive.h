@@ -39,9 +39,9 @@ public:
     // forget all but what is held
     void clear();
 
-    // Rows of the first n positions stay whatever comes: hold() gives them a number, and restore() puts them in place
+    // Rows of the first n positions stay whatever comes, under a number that is new, and restore() puts them in place
     // of all others. Nothing is copied until others would be written over a block of them.
-    int32_t hold(uint32_t n);
+    void hold(int32_t id, uint32_t n);
     bool holds(int32_t id) const { return held.count(id) > 0; }
     void restore(int32_t id);
     void release(int32_t id);
@@ -129,6 +129,7 @@ private:
 
     bool forked = false;
     std::vector<uint32_t> table_before;
+    size_t n_bytes_before = 0;
 
     struct held_rows {
         std::vector<uint32_t> table;
@@ -136,9 +137,6 @@ private:
     };
 
     std::map<int32_t, held_rows> held;
-    int32_t last_id = 0;
-
-    size_t n_bytes_before = 0;
 
     std::atomic<size_t> n_bytes = 0; // of slots in memory, or of the file
 };

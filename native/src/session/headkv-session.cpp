@@ -196,15 +196,15 @@ int32_t llama_kv_cache_headkv::hold_archived() {
     if (archived.empty()) {
         return 0;
     }
-    held_prompt prompt = { archived, archived_end };
-    const int32_t id   = archive->hold(archived.size());
+    const int32_t id = last_held + 1;
+    held[id]         = { archived, archived_end };
     try {
-        held.emplace(id, std::move(prompt));
+        archive->hold(id, archived.size());
     } catch (...) {
-        archive->release(id);
+        held.erase(id);
         throw;
     }
-    return id;
+    return last_held = id;
 }
 
 void llama_kv_cache_headkv::restore_archived(int32_t id) {
