@@ -130,9 +130,24 @@ def reserve(ctx: int, n: int) -> None:
     _call("headkv_reserve", ctx, n)
 
 
-def observe(ctx: int, what: int, first: int = 0, n: int = 0) -> None:
-    """what: OBSERVE_OFF, OBSERVE_ROWS, or OBSERVE_TOKENS: n of them from position `first` on."""
-    _call("headkv_observe", ctx, what, first, n, ffi.NULL, ffi.NULL, 0)
+def observe(
+    ctx: int, what: int, first: int = 0, n: int = 0, weights: npt.NDArray[np.float32] | None = None
+) -> None:
+    """what: OBSERVE_OFF, OBSERVE_ROWS, or OBSERVE_TOKENS: n of them from position `first` on.
+
+    weights: (n,), each from 0 to 1; None: all are 1.
+    """
+    flat = ffi.NULL
+    if weights is not None:
+        flat = ffi.from_buffer("float[]", np.ascontiguousarray(weights, dtype=np.float32))
+    _call("headkv_observe", ctx, what, first, n, flat, ffi.NULL, 0)
+
+
+def get_observe_limit(ctx: int, n_tokens: int) -> int:
+    """How many observed tokens to decode at once where n_tokens are in the cache then."""
+    limit = ffi.new("int32_t *")
+    _call("headkv_get_observe_limit", ctx, n_tokens, limit)
+    return int(limit[0])
 
 
 class Plan(NamedTuple):
