@@ -56,6 +56,13 @@ def test_what_is_not_a_marked_document_asks() -> None:
     ]
 
 
+def test_a_long_part_that_is_no_marked_document_asks_where_a_long_message_would() -> None:
+    """Text that was pasted beside a document, or an instruction with examples."""
+    document = part(DOCUMENT, document=True)
+    assert asked([part(f"{ASK}\n{DOCUMENT}"), document, part(TELL)]) == [ASK, TELL]
+    assert asked([document, part(f"{DOCUMENT}\n\n{ASK}")]) == [ASK]
+
+
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [
@@ -103,6 +110,8 @@ def test_who_observes() -> None:
     first, again, weights = observers([Part(5, 7), Part(600, 602), Part(950, 980)], 1000, 16)[:3]
     assert (first, again, len(weights)) == (950, (5, 6, 600, 601), 54)
     assert observers([Part(0, 20)], 20, 16)[:2] == (1, ())
+    weights = observers([Part(5, 7, 0.1**4), Part(7, 9), Part(990, 1000)], 1000, 10, 3).weights
+    assert weights.tolist() == pytest.approx([1] * 10 + [0.1**4, 1, 1])
 
 
 def test_a_question_that_there_is_no_room_for_is_left_out_from_its_beginning() -> None:

@@ -257,10 +257,12 @@ headkv_asking::headkv_asking(const headkv_part * question, size_t n_question, in
             first  = std::min(first, part->start);
         }
     }
+    std::vector<float> of_again;
     for (size_t i = 0; i < n_question; ++i) {
         if (std::find(last.begin(), last.end(), question + i) == last.end()) {
             for (int32_t p = question[i].start; p < question[i].stop; ++p) {
                 again.push_back(p);
+                of_again.push_back((float) question[i].weight);
             }
         }
     }
@@ -269,7 +271,8 @@ headkv_asking::headkv_asking(const headkv_part * question, size_t n_question, in
     n_left_out = std::max<int64_t>(0, (int64_t) again.size() - std::max(n_room, 0));
     again.erase(again.begin(), again.begin() + n_left_out);
 
-    weights.assign(std::max(0, n_prompt - first) + again.size(), 1.0f);
+    weights.assign(std::max(0, n_prompt - first), 1.0f);
+    weights.insert(weights.end(), of_again.begin() + n_left_out, of_again.end());
     for (const headkv_part * part : last) {
         std::fill(weights.begin() + std::max(0, part->start - first), weights.begin() + std::max(0, part->stop - first),
                   (float) part->weight);

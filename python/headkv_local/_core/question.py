@@ -78,8 +78,9 @@ def _checked(part: Any, n_prompt: int) -> Part:
 def question_of(prompt: Pieces, messages: Sequence[Mapping[str, Any]], n_last: int) -> tuple[Part, ...]:
     """Where the last user message asks, in the tokens of a prompt made of the messages.
 
-    Of a message with parts that are marked as documents ("document": True), all other parts. Of another one
-    what headkv_get_question() finds. Empty if the message is not found.
+    Of a message with parts that are marked as documents ("document": True), all other parts; of those that
+    are longer than n_last tokens, and of a message without such marks, what headkv_get_question() finds.
+    Empty if the message is not found.
     """
     message = next((m for m in reversed(messages) if m.get("role") == "user"), None)
     content = message.get("content") if message else None
@@ -96,8 +97,10 @@ def question_of(prompt: Pieces, messages: Sequence[Mapping[str, Any]], n_last: i
         if not part.get(_DOCUMENT):
             found.insert(0, Part(*prompt.tokens_of(start, start + len(text))))
         end = start
-    if any(part.get(_DOCUMENT) for part in parts) or not found:
-        return tuple(found)
+    if not found:
+        return ()
+    if any(part.get(_DOCUMENT) for part in parts):
+        return tuple(asks for one in found for asks in find_question(prompt, one.start, one.stop, n_last))
     return find_question(prompt, found[0].start, found[-1].stop, n_last)
 
 
