@@ -141,6 +141,10 @@ struct headkv_prompt {
     const int32_t * again_at; // [n_again] ascending
     size_t n_again;
 
+    // Not 0: logits of every token of `tokens`, which progress can read of each batch, as after llama_decode(). In
+    // HEADKV_ORDER_LAYERS there are those of the last token only, as with 0.
+    int32_t logits;
+
     // Called between batches with how much is done, as tokens of n_tokens + n_again; or NULL. headkv_cancel() in it, in
     // the last call too, ends the reading.
     void (*progress)(void * data, int32_t done, int32_t total);

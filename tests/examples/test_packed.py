@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("PyInstaller", reason="needs PyInstaller: pip install pyinstaller")
+pytestmark = pytest.mark.skipif(
+    find_spec("PyInstaller") is None, reason="needs PyInstaller: pip install pyinstaller"
+)
 
 PROGRAM = """
 import sys

@@ -121,6 +121,21 @@ def test_logprobs(load: Load, tiny_path: Path, retention: Retention | None) -> N
     assert np.isfinite(llm.scores[: llm.n_tokens]).all()
 
 
+@pytest.mark.parametrize("question", [None, slice(3, 40)], ids=["behind", "before"])
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen35"])
+def test_logits_of_every_token_of_a_prompt(
+    load: Load, tiny: Callable[..., Path], arch: str, question: slice | None
+) -> None:
+    """Those of the full cache, in whatever batches the prompt is read, and of none that is read once more."""
+    path, tokens = tiny(arch=arch), random_tokens(300)
+    full = load(path, flash_attn=True, swa_full=False, logits_all=True, n_batch=64)
+    full.eval(tokens)
+    llm = load(path, retention=Retention(budget=32), logits_all=True, n_batch=64)
+    llm.prefill(tokens, question=question)
+    assert llm.cache_stats().compacted
+    assert np.allclose(llm.scores[:300], full.scores[:300], atol=0.05)  # other ubatches add up otherwise
+
+
 @RETENTIONS
 def test_processors_and_stops(load: Load, tiny_path: Path, retention: Retention | None) -> None:
     llm = load(tiny_path, retention=retention)

@@ -346,8 +346,8 @@ void llama_kv_cache_headkv::reading::decode(const panel & p, uint32_t i, uint32_
     std::vector<int32_t> n_seq_id(n, 1);
     llama_seq_id seq = 0;
     std::vector<llama_seq_id *> seq_id(n, &seq);
-    std::vector<int8_t> output(n, 0);
-    output.back() = p.output && slice.end == slice.n_layer && i + n == p.n;
+    std::vector<int8_t> output(n, prompt.logits && p.keep && slice.is_whole());
+    output.back() |= p.output && slice.end == slice.n_layer && i + n == p.n;
 
     failure      = nullptr;
     const int rc = llama_decode(

@@ -139,6 +139,11 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
         row = llama_cpp.llama_get_logits_ith(self._ctx.ctx, -1)
         return np.ctypeslib.as_array(row, (self._n_vocab,)) if row else None
 
+    def _keep_logits(self, start: int, end: int) -> None:
+        """Of the batch that was decoded last, the tokens from position start on and before end."""
+        rows = llama_cpp.llama_get_logits(self._ctx.ctx)
+        self.scores[start:end] = np.ctypeslib.as_array(rows, (end - start, self._n_vocab))
+
     def _make_room(self) -> None:
         """llama.cpp rounds the context up; llama_cpp's own arrays of it become as long here."""
         n_ctx = self.n_ctx()

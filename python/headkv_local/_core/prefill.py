@@ -179,11 +179,21 @@ class PromptReader(GoingBack):
         progress = Progress(self.on_prefill, len(whole) - n_past + len(again))
         asking = [whole[i] for i in again]
         self._threads.fit_prompt(self._ctx.ctx)
+        n_scored = n_past
+
+        def reach(done: int, total: int) -> None:
+            nonlocal n_scored
+            if self._logits_all and (end := min(n_past + done, n_compacted)) > n_scored:
+                self._keep_logits(n_scored, end)
+                n_scored = end
+            progress.reach(done, total)
+
         started = perf_counter()
         self._prompts.record = PromptRecord(policy=compactor.policy, scores_from=compactor.scores_from)
         try:
-            reading = Prompt(whole[n_past:n_compacted], n_past, first, weights, asking, again)
-            compactor.prefill(reading, caps, sentence_ends(prompt), progress.reach)
+            new = whole[n_past:n_compacted]
+            reading = Prompt(new, n_past, first, weights, asking, again, logits=self._logits_all)
+            compactor.prefill(reading, caps, sentence_ends(prompt), reach)
         except BaseException as error:
             self._requires_eval, self._n_logits = True, 0
             self._prompts.record = before if compactor.archives else PromptRecord()
