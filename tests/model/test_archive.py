@@ -343,3 +343,11 @@ def test_no_logits_of_all_tokens(load: Load, tiny: Tiny) -> None:
         llm = load(tiny(), retention=Retention(), logits_all=True)
         with pytest.raises(ArgumentError, match="logits_all"):
             llm.retention = kept
+
+
+def test_a_prompt_shorter_than_the_window_after_a_compacted_one(load: Load, tiny: Tiny) -> None:
+    llm = reading(load, tiny(), "tokens", archive="memory")
+    llm.prefill(PROMPT)
+    llm.prefill([*PROMPT[:2], 5])
+    assert (llm.n_tokens, llm.cache_stats().prompt_tokens) == (3, 3)
+    assert len(greedy(llm, 3)) == 3

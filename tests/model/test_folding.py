@@ -194,3 +194,12 @@ def test_what_cannot_be_folded(load: Load, tiny: Tiny) -> None:
         native.compact(ctx, plan_of(llm, uneven=False)._replace(ends=None))
     with pytest.raises(ArgumentError):
         Retention(fold=63)
+
+
+def test_a_context_that_is_full_before_the_next_fold(load: Load, tiny: Tiny) -> None:
+    """The tokens that would ask have no room: nothing is recorded, and the answer goes on to the end."""
+    llm = load(tiny(), n_ctx=512, retention=Retention(budget=32, fold=128, archive="memory"))
+    llm.prefill(random_tokens(390))
+    for token in random_tokens(122):
+        llm.eval([token])
+    assert llm.n_tokens == 512

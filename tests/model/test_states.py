@@ -20,6 +20,7 @@ from headkv_local.settings import KV_TYPES
 from helpers import greedy, last_logits, no_room_on_disk, random_tokens
 
 Load = Callable[..., Llama]
+Tiny = Callable[..., Path]
 TOKENS = random_tokens(600)
 RETENTION = Retention(budget=32)
 ROW = {"f16": 2 * 64 * 2, "q8_0": 2 * 64 // 32 * 34}
@@ -183,3 +184,18 @@ def test_an_archive_that_does_not_fit_into_a_state(
     with pytest.raises(OutOfMemoryError, match="light"):
         llm.save_state()
     assert llm.save_state(light=True).n_tokens == 600
+
+
+def test_a_prompt_of_a_light_session_that_became_a_state(load: Load, tiny: Tiny, tmp_path: Path) -> None:
+    """What recurrent layers hold at its end is there: the same prompt once more is not read again."""
+    llm = load(tiny(arch="qwen35"), retention=Retention(budget=32, archive="memory"))
+    prompt = random_tokens(96)
+    llm.prefill(prompt)
+    llm.save_session(tmp_path / "light", light=True)
+    llm.load_session(tmp_path / "light")
+    state = llm.save_state()
+    llm.prefill(random_tokens(40, seed=2))
+    llm.load_state(state)
+    llm.prefill(prompt)
+    assert (llm.cache_stats().archive_tokens, llm.n_tokens) == (0, 96)
+    assert len(greedy(llm, 3)) == 3

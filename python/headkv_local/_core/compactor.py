@@ -274,7 +274,8 @@ class Compactor:
 
     def _plan(self, caps: npt.NDArray[np.int32], ends: npt.NDArray[np.uint8]) -> native.Plan:
         kept = self._settled
-        return native.Plan(caps, kept.window, kept.kernel, kept.sinks, ends)
+        window = min(kept.window, len(ends))  # a prompt that is kept whole may be shorter
+        return native.Plan(caps, window, kept.kernel, kept.sinks, ends)
 
     def forget_caps(self) -> None:
         """What is compacted was read from a state."""

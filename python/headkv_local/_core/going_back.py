@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,6 +45,8 @@ class GoingBack(Decoder):
         if self.input_ids[:n].tolist() != tokens or not self._go_back(n):
             return
         if self._n_logits == 0 and n < self._n_ctx:  # of a state; whatever is decoded makes room for them
+            if self._bounded.recurrent and self._prompts.record.recurrent is None:  # of a light session
+                self._prompts.record = replace(self._prompts.record, recurrent=self._bounded.snapshot())
             self._evaluate(tokens[-1:])
             self._go_back(n)
         self._put_back(self._prompts.record.logits)
