@@ -183,7 +183,9 @@ class PromptReader(GoingBack):
         self._prompts.record = PromptRecord(policy=compactor.policy, scores_from=compactor.scores_from)
         try:
             reading = Prompt(whole[n_past:n_compacted], n_past, first, weights, asking, again)
-            compactor.prefill(reading, caps, sentence_ends(prompt), progress.reach)
+            ends = sentence_ends(prompt)
+            with self._lifetime.alone():
+                compactor.prefill(reading, caps, ends, progress.reach)
         except BaseException as error:
             self._requires_eval, self._n_logits = True, 0
             self._prompts.record = before if compactor.archives else PromptRecord()
