@@ -12,6 +12,7 @@ import pytest
 from headkv_local import ArgumentError
 from headkv_local.bench.suites import metrics, ruler
 from headkv_local.bench.suites.item import Item
+from headkv_local.errors import DataError
 
 
 def count(text: str) -> int:
@@ -101,7 +102,7 @@ def test_ruler_has_all_tasks_whose_files_are_there(tmp_path: Path) -> None:
     (tmp_path / "squad.json").write_text(json.dumps(squad()))
     tasks = {item.task for item in ruler.items(None, [600], 1, 0, count, 20, tmp_path)}
     assert tasks == {*ruler.SYNTHETIC, "qa_1"}
-    with pytest.raises(ArgumentError, match=r"has no qa_2: SQuAD is looked for in DIR/dev-v2.0.json"):
+    with pytest.raises(DataError, match=r"has no qa_2: SQuAD is looked for in DIR/dev-v2.0.json"):
         ruler.items(["qa_1", "qa_2"], [600], 1, 0, count, 20, tmp_path)
 
 
@@ -160,7 +161,7 @@ _ASKED = ("data", 1, "paragraphs", 1, "qas", 0)
 def test_broken_files_of_other_sets(tmp_path: Path, task: str, broken: Any, said: str) -> None:
     path = tmp_path / QA[task][0]
     path.write_text(json.dumps(broken))
-    with pytest.raises(ArgumentError) as found:
+    with pytest.raises(DataError) as found:
         ruler.items([task], [400], 1, 0, count, 20, tmp_path)
     assert str(found.value).startswith(str(path))
     assert said in str(found.value)

@@ -110,6 +110,9 @@ def test_who_observes() -> None:
     first, again, weights = observers([Part(5, 7), Part(600, 602), Part(950, 980)], 1000, 16)[:3]
     assert (first, again, len(weights)) == (950, (5, 6, 600, 601), 54)
     assert observers([Part(0, 20)], 20, 16)[:2] == (1, ())
+    seen = observers([Part(5, 9, 0.1**4), Part(6, 8), Part(8, 11)], 1000, 16)  # a token that two parts share
+    assert seen.again == (5, 6, 7, 8, 9, 10)
+    assert seen.weights[-6:].tolist() == pytest.approx([0.1**4] * 4 + [1] * 2)
     weights = observers([Part(5, 7, 0.1**4), Part(7, 9), Part(990, 1000)], 1000, 10, 3).weights
     assert weights.tolist() == pytest.approx([1] * 10 + [0.1**4, 1, 1])
 

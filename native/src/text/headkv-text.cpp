@@ -260,7 +260,9 @@ headkv_asking::headkv_asking(const headkv_part * question, size_t n_question, in
     std::vector<float> of_again;
     for (size_t i = 0; i < n_question; ++i) {
         if (std::find(last.begin(), last.end(), question + i) == last.end()) {
-            for (int32_t p = question[i].start; p < question[i].stop; ++p) {
+            // a token once, also where it is a piece of two parts
+            const int32_t begin = again.empty() ? 0 : again.back() + 1;
+            for (int32_t p = std::max(question[i].start, begin); p < question[i].stop; ++p) {
                 again.push_back(p);
                 of_again.push_back((float) question[i].weight);
             }

@@ -35,6 +35,7 @@ class Lifetime:
         self.lock = threading.RLock()  # held for moments, in which the context is not freed
         self.cancelled = False
         self._closed = self._freed = False
+        self._alone = False
         self._token: CancelToken | None = None  # that the running call was begun under
         self._ctx: int | None = None  # which has the native library's abort callback
 
@@ -51,8 +52,25 @@ class Lifetime:
             raise StateError("this Llama has been closed")
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A native call that calls back: the context is in the middle of something meanwhile."""
+        self._alone = True
+        try:
+            yield
+        finally:
+            self._alone = False
+
+    def _require_outside(self, what: str) -> None:
+        if self._alone and self.turns.inside:
+            raise StateError(f"{what} in a callback of the call that computes")
+
+    @contextmanager
     def ended(self) -> Iterator[bool]:
-        """Cancel the call that runs, wait for it, let no other in. Whether all is still to be freed."""
+        """Cancel the call that runs, wait for it, let no other in. Whether all is still to be freed.
+
+        StateError in a callback of that call.
+        """
+        self._require_outside("this Llama cannot be closed")
         with self.lock:
             if not self._closed:
                 self._closed = True
@@ -127,6 +145,7 @@ class Lifetime:
         """
         if self.turns.inside:
             self.require_open()
+            self._require_outside("the context cannot be used")
             if turn is not None and turn is not self.turns.current:
                 raise StateError("a generation cannot go on in a callback of the call that computes")
             yield

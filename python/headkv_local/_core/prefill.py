@@ -191,9 +191,10 @@ class PromptReader(GoingBack):
         started = perf_counter()
         self._prompts.record = PromptRecord(policy=compactor.policy, scores_from=compactor.scores_from)
         try:
-            new = whole[n_past:n_compacted]
+            new, ends = whole[n_past:n_compacted], sentence_ends(prompt)
             reading = Prompt(new, n_past, first, weights, asking, again, logits=self._logits_all)
-            compactor.prefill(reading, caps, sentence_ends(prompt), reach)
+            with self._lifetime.alone():
+                compactor.prefill(reading, caps, ends, reach)
         except BaseException as error:
             self._requires_eval, self._n_logits = True, 0
             self._prompts.record = before if compactor.archives else PromptRecord()

@@ -78,7 +78,7 @@ def rows(path: Path) -> Iterator[Row]:
 
 
 def whole(path: Path) -> Row:
-    """The one object of a file. Raises ArgumentError, OSError."""
+    """The one object of a file. Raises DataError, OSError."""
     return _row(_parsed(path.read_bytes(), str(path)), str(path))
 
 

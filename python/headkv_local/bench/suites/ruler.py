@@ -74,7 +74,7 @@ def items(
     """n_samples of every length and task; a prompt has its length, with the n_template tokens of a template.
 
     tasks: None for all, with those whose files are in the folder `data`, if there is one. Raises
-    ArgumentError for a length that leaves no room, and for files that are missing or of another schema.
+    ArgumentError for a length that leaves no room, DataError for files that are missing or of another schema.
     """
     wanted = tuple(tasks or SYNTHETIC)
     of_files = [task for task in wanted if task in RULER_QA]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
-from headkv_local import ArgumentError
+from headkv_local.errors import DataError
 
 from .names import RULER_QA
 from .reading import Row, first_file, found_tasks, rows, whole
@@ -80,7 +80,7 @@ class Source:
 
 
 def sources(folder: Path, tasks: Sequence[str] | None) -> dict[str, Source]:
-    """Of these tasks, or of those whose files are there. Raises ArgumentError as the other suites do."""
+    """Of these tasks, or of those whose files are there. Raises DataError."""
 
     def path_of(task: str) -> Path | None:
         return first_file(*(folder / name for name in _FILES[task]))
@@ -93,9 +93,9 @@ def _source(task: str, path: Path) -> Source:
     documents: dict[str, int] = {}
     questions = (_squad if task == _SQUAD else _hotpotqa)(path, documents)
     if not questions:
-        raise ArgumentError(f"{path} has no question with an answer")
+        raise DataError(f"{path} has no question with an answer")
     if any(len(one.needed) == len(documents) for one in questions):
-        raise ArgumentError(f"{path} has no documents beside those that a question needs")
+        raise DataError(f"{path} has no documents beside those that a question needs")
     return Source(list(documents), questions)
 
 
