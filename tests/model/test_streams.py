@@ -191,6 +191,27 @@ def test_no_generation_within_another(load: Load, tiny_path: Path) -> None:
     assert len(answer(llm, PROMPTS[0])) == N
 
 
+@pytest.mark.parametrize("archive", [None, "memory"])
+def test_nobody_uses_a_context_that_reads(load: Load, tiny_path: Path, archive: str | None) -> None:
+    """A callback of the reading may ask and cancel; the context is in the middle of something."""
+    llm = load(tiny_path, n_batch=64, retention=Retention(budget=32, archive=archive))
+    wanted = answer(llm, PROMPTS[0])
+    state = llm.save_state()
+    for at in (0, 64):
+        for use in (llm.reset, llm.close, llm.save_state, lambda: llm.eval([1]), lambda: llm.load_state(state)):
+
+            def on_prefill(done: int, _: int, at: int = at, use: Callable[[], Any] = use) -> None:
+                if done == at:
+                    use()
+
+            llm.reset()
+            llm.on_prefill = on_prefill
+            with pytest.raises(StateError, match="in a callback"):
+                llm.prefill(PROMPTS[0])
+            llm.on_prefill = None
+            assert answer(llm, PROMPTS[0]) == wanted
+
+
 def test_drafts_of_streams_in_turns(load: Load, tiny_path: Path) -> None:
     class Repeat(llama_cpp.llama_speculative.LlamaDraftModel):  # type: ignore[misc]
         """Drafts what the model says, so that drafts are taken over."""

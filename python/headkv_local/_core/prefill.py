@@ -176,7 +176,8 @@ class PromptReader(GoingBack):
             n_past = seen.n_stay
         else:  # whoever observes is decoded under observation
             n_past = self.n_tokens if first >= self.n_tokens or self._truncate(first) else 0
-        progress = Progress(self.on_prefill, len(whole) - n_past + len(again))
+        with self._lifetime.alone():
+            progress = Progress(self.on_prefill, len(whole) - n_past + len(again))
         asking = [whole[i] for i in again]
         self._threads.fit_prompt(self._ctx.ctx)
         n_scored = n_past
