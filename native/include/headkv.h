@@ -146,7 +146,7 @@ struct headkv_prompt {
     int32_t logits;
 
     // Called between batches with how much is done, as tokens of n_tokens + n_again; or NULL. headkv_cancel() in it, in
-    // the last call too, ends the reading.
+    // the last call too, ends the reading. Nothing else may use the context in it, but for calls that only ask.
     void (*progress)(void * data, int32_t done, int32_t total);
     void * data;
 };
@@ -300,8 +300,8 @@ HEADKV_API int32_t headkv_set_archived(struct llama_context * ctx, int32_t layer
                                        const void * rows, size_t size);
 
 // Hold the full rows of the compacted prompt in the archive, whatever is read after them, until they are released or
-// headkv_set_archive() is called. *id: a number for them; 0 where no prompt is archived. No row is copied, but for the
-// last 255 at most when other tokens come after them.
+// headkv_set_archive() is called. *id: a number for them; 0 where the compacted prompt is not archived. No row is
+// copied, but for the last 255 at most when other tokens come after them. HEADKV_ERR_STATE where nothing is compacted.
 HEADKV_API int32_t headkv_hold_archived(struct llama_context * ctx, int32_t * id);
 
 // The compacted prompt, read from a state of when its rows were held, has these in the archive again. They are held

@@ -116,9 +116,9 @@ public:
     void observe(int32_t what, int32_t first, int32_t n, const float * weights, std::vector<llama_pos> again);
     uint32_t get_observe_limit(uint32_t n_kv) const;
     void compact(const headkv_plan & plan, uint32_t n_threads);
+    void set_archive(int32_t where, const char * path);
 
     // headkv-prefill.cpp
-    void set_archive(int32_t where, const char * path);
     void prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan);
 
     // headkv-session.cpp
