@@ -198,7 +198,13 @@ def test_nobody_uses_a_context_that_reads(load: Load, tiny_path: Path, archive: 
     wanted = answer(llm, PROMPTS[0])
     state = llm.save_state()
     for at in (0, 64):
-        for use in (llm.reset, llm.close, llm.save_state, lambda: llm.eval([1]), lambda: llm.load_state(state)):
+        for use in (
+            llm.reset,
+            llm.close,
+            llm.save_state,
+            lambda: llm.eval([1]),
+            lambda: llm.load_state(state),
+        ):
 
             def on_prefill(done: int, _: int, at: int = at, use: Callable[[], Any] = use) -> None:
                 if done == at:
