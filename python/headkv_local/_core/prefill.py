@@ -187,6 +187,11 @@ class PromptReader(GoingBack):
             if self._logits_all and (end := min(n_past + done, n_compacted)) > n_scored:
                 self._keep_logits(n_scored, end)
                 n_scored = end
+            if done == total:  # before the cache is compacted: other threads may ask at once
+                now = perf_counter() - started
+                self._prompts.record = replace(
+                    self._prompts.record, n_tokens=n_compacted, prefill_seconds=now
+                )
             progress.reach(done, total)
 
         started = perf_counter()
