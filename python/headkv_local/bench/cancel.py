@@ -14,7 +14,7 @@ from typing import Any, Literal
 from headkv_local import ArgumentError, Cancelled, Llama
 
 from .contexts import Setup, check_length, n_ctx_for, open_headkv
-from .orders import MEMORY, NONE, Way
+from .orders import MEMORY, NONE, Way, ways_of
 from .text import text_tokens
 from .timing import nearest_rank
 
@@ -81,9 +81,8 @@ def run(
     graph cannot be cut.
     """
     for n_prompt in settings.prompt_tokens:
-        ways = [Way(order, archive) for archive in settings.archives for order in settings.orders]
         found: list[Figures] = []
-        for way in ways:
+        for way in ways_of(settings.orders, settings.archives):
             found += _measure(setup, settings, n_prompt, way, tell)
         yield found
 

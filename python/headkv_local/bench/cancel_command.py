@@ -91,13 +91,7 @@ def _document(setup: Setup, settings: Settings, results: Sequence[Figures]) -> d
     """What --json writes."""
     from . import report
 
-    return {
-        "bench": "cancel",
-        "environment": report.environment(),
-        "setup": asdict(setup),
-        "settings": asdict(settings),
-        "results": [one.as_dict() for one in results],
-    }
+    return report.document("cancel", setup, asdict(settings), results=[one.as_dict() for one in results])
 
 
 def _milliseconds(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,6 +48,10 @@ class Way(NamedTuple):
         with TemporaryDirectory(prefix="headkv-bench-") as folder:
             where = {NONE: None, MEMORY: MEMORY, FILE: str(Path(folder) / "archive")}[self.archive]
             yield Retention(budget=budget, scores="uniform", order=self.order, archive=where)
+
+
+def ways_of(orders: Iterable[Literal["tokens", "layers"]], archives: Iterable[str]) -> list[Way]:
+    return [Way(order, archive) for archive in archives for order in orders]
 
 
 USUAL = Way("tokens", NONE)
@@ -124,7 +128,7 @@ def run(
 def _measure(
     setup: Setup, settings: Settings, n_prompt: int, budget: int | str, tell: Callable[[str], None]
 ) -> list[Figures]:
-    ways = [Way(order, archive) for archive in settings.archives for order in settings.orders]
+    ways = ways_of(settings.orders, settings.archives)
     what = f"prompt {n_prompt}, budget {budget}"
     tell(f"{what}: once to warm up")
     _timed(setup, n_prompt, budget, ways[0])

@@ -31,13 +31,8 @@ def details(setup: Setup, settings: Settings, results: Sequence[Figures]) -> str
 
 def document(setup: Setup, settings: Settings, results: Sequence[Sequence[Figures]]) -> dict[str, Any]:
     """What --json writes."""
-    return {
-        "bench": "orders",
-        "environment": report.environment(),
-        "setup": asdict(setup),
-        "settings": asdict(settings),
-        "results": [one.as_dict(usual_of(group)) for group in results for one in group],
-    }
+    found = [one.as_dict(usual_of(group)) for group in results for one in group]
+    return report.document("orders", setup, asdict(settings), results=found)
 
 
 def _times(results: Sequence[Figures]) -> str:

@@ -32,16 +32,15 @@ def document(
     setup: Setup, settings: Settings, policies: dict[str, Any], outcomes: Sequence[Outcome]
 ) -> dict[str, Any]:
     """What --json writes. policies: where their settings come from."""
-    return {
-        "bench": "quality",
-        "environment": report.environment(),
-        "setup": asdict(setup),
-        "settings": {**asdict(settings), "wordings": [wording.name for wording in settings.wordings]},
-        "sets": list(dict.fromkeys(wording.set for wording in settings.wordings)),
-        "policies": policies,
-        "summary": summary(outcomes) if settings.is_plain else wordings_report.summary(outcomes),
-        "outcomes": [asdict(outcome) for outcome in outcomes],
-    }
+    return report.document(
+        "quality",
+        setup,
+        {**asdict(settings), "wordings": [wording.name for wording in settings.wordings]},
+        sets=list(dict.fromkeys(wording.set for wording in settings.wordings)),
+        policies=policies,
+        summary=summary(outcomes) if settings.is_plain else wordings_report.summary(outcomes),
+        outcomes=[asdict(outcome) for outcome in outcomes],
+    )
 
 
 def _line(group: Sequence[Outcome]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from math import sqrt
 from pathlib import Path
@@ -16,6 +17,8 @@ import llama_cpp
 
 from headkv_local.devices import gpus
 from headkv_local.machine import cpu_name
+
+from .contexts import Setup
 
 _Z = 1.959964  # 95 % of a normal distribution
 
@@ -52,6 +55,17 @@ def environment() -> dict[str, Any]:
         "processor": cpu_name(),
         "cpus": os.cpu_count(),
         "gpus": [gpu.description for gpu in gpus()],
+    }
+
+
+def document(bench: str, setup: Setup, settings: Mapping[str, Any], **found: Any) -> dict[str, Any]:
+    """What --json writes of a bench."""
+    return {
+        "bench": bench,
+        "environment": environment(),
+        "setup": asdict(setup),
+        "settings": dict(settings),
+        **found,
     }
 
 

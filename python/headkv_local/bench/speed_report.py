@@ -28,19 +28,14 @@ def details(setup: Setup, settings: Settings, results: Iterable[Speed]) -> str:
 
 def document(setup: Setup, settings: Settings, results: Iterable[Speed]) -> dict[str, Any]:
     """What --json writes."""
-    return {
-        "bench": "speed",
-        "environment": report.environment(),
-        "setup": asdict(setup),
-        "settings": asdict(settings),
-        "goals": {
-            "decode_ratio": DECODE_GOAL,
-            "cost_share": COST_GOAL,
-            "cost_share_gpu": COST_GOAL_GPU,
-            "freed_share": FREED_GOAL,
-        },
-        "results": [result.as_dict() for result in results],
+    goals = {
+        "decode_ratio": DECODE_GOAL,
+        "cost_share": COST_GOAL,
+        "cost_share_gpu": COST_GOAL_GPU,
+        "freed_share": FREED_GOAL,
     }
+    found = [result.as_dict() for result in results]
+    return report.document("speed", setup, asdict(settings), goals=goals, results=found)
 
 
 def _one(setup: Setup, settings: Settings, speed: Speed) -> str:

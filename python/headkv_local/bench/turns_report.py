@@ -54,14 +54,13 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 def document(setup: Setup, settings: Settings, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What --json writes."""
-    return {
-        "bench": "turns",
-        "environment": report.environment(),
-        "setup": asdict(setup),
-        "settings": {**asdict(settings), "wordings": [wording.name for wording in settings.wordings]},
-        "summary": summary(outcomes),
-        "outcomes": [asdict(outcome) for outcome in outcomes],
-    }
+    return report.document(
+        "turns",
+        setup,
+        {**asdict(settings), "wordings": [wording.name for wording in settings.wordings]},
+        summary=summary(outcomes),
+        outcomes=[asdict(outcome) for outcome in outcomes],
+    )
 
 
 def _line(group: Sequence[Outcome]) -> dict[str, Any]:

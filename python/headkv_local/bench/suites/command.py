@@ -260,17 +260,16 @@ def _document(
     from . import longbench
     from .report import summary
 
-    return {
-        "bench": "suite",
-        "environment": report.environment(),
-        "setup": asdict(setup),
-        "settings": said,
-        "official_prompts": said["suite"] == LONGBENCH and longbench.has_official_prompts(Path(said["data"])),
-        "scores": {name: dict(one.source) for name, one in named.items()},
-        "left_out": left_out,
-        "summary": summary(outcomes, labels),
-        "outcomes": [asdict(outcome) for outcome in outcomes],
-    }
+    return report.document(
+        "suite",
+        setup,
+        said,
+        official_prompts=said["suite"] == LONGBENCH and longbench.has_official_prompts(Path(said["data"])),
+        scores={name: dict(one.source) for name, one in named.items()},
+        left_out=left_out,
+        summary=summary(outcomes, labels),
+        outcomes=[asdict(outcome) for outcome in outcomes],
+    )
 
 
 def _refuse_empty(left_out: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
