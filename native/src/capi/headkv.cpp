@@ -144,18 +144,18 @@ int32_t headkv_set_archived(llama_context * ctx, int32_t layer, int32_t first, i
 }
 
 int32_t headkv_hold_archived(llama_context * ctx, int32_t * id) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+    return guard_found(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(id);
         *id = mem.hold_archived();
     });
 }
 
 int32_t headkv_restore_archived(llama_context * ctx, int32_t id) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) { mem.restore_archived(id); });
+    return guard_found(ctx, [&](llama_kv_cache_headkv & mem) { mem.restore_archived(id); });
 }
 
 int32_t headkv_release_archived(llama_context * ctx, int32_t id) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) { mem.release_archived(id); });
+    return guard_found(ctx, [&](llama_kv_cache_headkv & mem) { mem.release_archived(id); });
 }
 
 int32_t headkv_begin_small(int32_t on) {

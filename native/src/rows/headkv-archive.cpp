@@ -200,6 +200,9 @@ void headkv_archive::hold(int32_t id, uint32_t n) {
 void headkv_archive::restore(int32_t id) {
     auto rows = held.at(id);
     clear();
+    if (!holds(id)) { // the file was cut short since it was asked for
+        throw headkv_error(HEADKV_ERR_STATE, "the archive does not hold the rows of that prompt any more");
+    }
     table.swap(rows.table);
     for (auto & layer : layers) {
         layer.n_rows = rows.n;
