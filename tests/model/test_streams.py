@@ -485,3 +485,14 @@ def test_a_stream_does_not_take_the_rows_of_another_archive(load: Load, tiny_pat
     assert llm.cache_stats().archive_tokens == 0
     next(second)
     assert llm.cache_stats().archive_tokens == len(PROMPTS[0])
+
+
+def test_rows_of_a_stream_that_has_gone_go_with_a_reset(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32, archive="memory"))
+    stream = llm.generate(PROMPTS[0], temp=0.0)
+    next(stream)
+    llm.prefill(PROMPTS[2])  # sets it aside
+    held = llm.cache_stats().archive_bytes
+    stream.close()
+    llm.reset()
+    assert 0 == llm.cache_stats().archive_bytes < held

@@ -228,7 +228,7 @@ class Compactor:
         prompt: its order and panel are the retention's. caps: None to keep all. ends: (n_prompt,), not 0
         where a sentence ends.
         """
-        self._release()
+        self.release()
         kept, n_prompt = self._settled, len(ends)
         if caps is None:
             caps = np.where(self.shape.heads, np.int32(n_prompt), np.int32(0))
@@ -248,7 +248,7 @@ class Compactor:
 
     def hold(self) -> Held | None:
         """What is archived of the compacted prompt, to be restored once a state of now is loaded again."""
-        self._release()
+        self.release()
         number = hold(self.ctx) if self.n_archived > 0 else 0
         return Held(number, self._dropped) if number > 0 else None
 
@@ -260,7 +260,8 @@ class Compactor:
             except StateError as error:
                 _logger.warning("%s: what is kept goes on without them", error)
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Rows that were held for a stream that has gone."""
         while self._dropped:
             release(self.ctx, self._dropped.pop())
 

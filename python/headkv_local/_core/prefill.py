@@ -92,6 +92,7 @@ class PromptReader(GoingBack):
             super().reset()
             self._cut_from = None
             self._folding.forget()
+            self._compactor.release()
             self._prompts.record = PromptRecord()
 
     def _read(self, tokens: list[int], turn: Turn) -> None:
