@@ -43,9 +43,8 @@ class Folding:
             n_prompt, n_tail = (n_tokens, 0) if folded else (n_prompt, n_tail)
         n_asking = max(retention.fold - n_tail, _ASKING)
         is_due = n_tail + _ASKING >= retention.fold and (self._due is None or not self._due[1] > n_tokens)
-        if (
-            is_due and n_tokens + n_asking <= native.get_numbers(self._compactor.ctx).n_ctx
-        ):  # else it is full before
+        # where the context is full before, nothing is due
+        if is_due and n_tokens + n_asking <= native.get_numbers(self._compactor.ctx).n_ctx:
             self._due = n_prompt, n_tokens + n_asking
             try:
                 native.observe(self._compactor.ctx, native.OBSERVE_TOKENS, n_tokens, n_asking)
