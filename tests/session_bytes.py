@@ -31,32 +31,57 @@ _ODD_VALUES: tuple[Any, ...] = (
 )
 
 
+_ABOUT = (
+    "n_tokens",
+    "n_prompt",
+    "n_archived",
+    "n_ctx",
+    "n_batch",
+    "n_ubatch",
+    "type_k",
+    "type_v",
+)  # uint32 each
+
+
 @dataclass
 class Session:
     header: dict[str, Any]
+    """Of the section of that name, in which to_bytes() puts it."""
     sections: list[tuple[bytes, bytes]]
-    version: int = 1
+    version: int = 2
 
     @classmethod
     def of(cls, data: bytes) -> Session:
         assert data[:16] == MAGIC
-        version, n_header = struct.unpack_from("<II", data, 16)
-        header, at = json.loads(data[24 : 24 + n_header]), 28 + n_header
-        sections = []
+        version, at, sections = struct.unpack_from("<I", data, 16)[0], 20, []
         while at < len(data):
             name, n = struct.unpack_from("<8sQ", data, at)
             sections.append((name.rstrip(b"\0"), data[at + 16 : at + 16 + n]))
             at += 16 + n + 4
-        return cls(header, sections, version)
+        return cls(json.loads(dict(sections).get(b"header", b"{}")), sections, version)
 
     def to_bytes(self, text: bytes | None = None) -> bytes:
         """text: the header's, if not what JSON makes of it."""
         text = json.dumps(self.header).encode() if text is None else text
-        data = _sealed(MAGIC + struct.pack("<II", self.version, len(text)) + text)
-        return data + b"".join(_sealed(struct.pack("<8sQ", name, len(x)) + x) for name, x in self.sections)
+        data = [MAGIC + struct.pack("<I", self.version)]
+        for name, held in self.sections:
+            x = text if name == b"header" else held
+            data.append(_sealed(struct.pack("<8sQ", name, len(x)) + x))
+        return b"".join(data)
 
     def change(self, name: bytes, change: Callable[[bytes], bytes]) -> Session:
         return Session(self.header, [(n, change(x) if n == name else x) for n, x in self.sections])
+
+    def saying(self, **about: int) -> Session:
+        """With other numbers in the section about."""
+
+        def change(data: bytes) -> bytes:
+            changed = bytearray(data)
+            for name, value in about.items():
+                struct.pack_into("<I", changed, 4 * _ABOUT.index(name), value)
+            return bytes(changed)
+
+        return self.change(b"about", change)
 
 
 def mutant(good: bytes, rng: random.Random) -> bytes:

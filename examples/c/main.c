@@ -4,6 +4,7 @@
 #include <llama.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { N_CTX = 4096, N_ANSWER = 32, N_TEXT = 1 << 20 };
 
@@ -75,6 +76,37 @@ static void ask(struct llama_context * ctx, const struct llama_vocab * vocab, si
     printf("\n");
 }
 
+static void save(struct llama_context * ctx, const char * path, const char * model_path) {
+    char id[32];
+    const struct headkv_session session = {
+        .model_id   = id,
+        .model_path = model_path,
+        .header =
+            "{\"retention\": {\"budget\": \"10%\", \"archive\": \"memory\", \"scores\": \"uniform\"}}", // for Python
+        .tokens   = tokens,
+        .n_tokens = n_tokens,
+        .logits   = llama_get_logits_ith(ctx, -1),
+    };
+    if (headkv_model_id(model_path, id, sizeof(id)) != HEADKV_OK ||
+        headkv_session_save(ctx, path, &session, sizeof(session)) != HEADKV_OK) {
+        fail("saving");
+    }
+}
+
+static void go_on(struct llama_context * ctx, const char * path, const char * model_path) {
+    char id[32];
+    struct headkv_session session;
+    struct headkv_session_file * file;
+    if (headkv_model_id(model_path, id, sizeof(id)) != HEADKV_OK || headkv_session_open(path, &file) != HEADKV_OK ||
+        headkv_session_load(ctx, file, id) != HEADKV_OK ||
+        headkv_session_get(file, &session, sizeof(session)) != HEADKV_OK) {
+        fail("opening");
+    }
+    n_tokens = session.n_tokens; // at most N_CTX: others do not fit into the context
+    memcpy(tokens, session.tokens, n_tokens * sizeof(*tokens));
+    headkv_session_close(file);
+}
+
 int main(int argc, char ** argv) {
     FILE * file = argc > 4 ? fopen(argv[2], "rb") : NULL;
     if (!file) {
@@ -99,20 +131,10 @@ int main(int argc, char ** argv) {
     struct llama_context * ctx = open_context(model);
     for (int i = 4; i < argc; ++i, length = 0) {
         if (i > 4 && i == argc - 1) {
-            const struct headkv_session session = { .model_path = argv[1],
-                                                    .tokens     = tokens,
-                                                    .n_tokens   = n_tokens,
-                                                    .logits     = llama_get_logits_ith(ctx, -1),
-                                                    .retention  = &keep };
-            if (headkv_session_save(ctx, argv[3], &session, sizeof(session)) != HEADKV_OK) {
-                fail("saving");
-            }
+            save(ctx, argv[3], argv[1]);
             llama_free(ctx);
-            ctx      = open_context(model);
-            n_tokens = N_CTX;
-            if (headkv_session_open(ctx, argv[3], argv[1], tokens, &n_tokens) != HEADKV_OK) {
-                fail("opening");
-            }
+            ctx = open_context(model);
+            go_on(ctx, argv[3], argv[1]);
         }
         const int n = snprintf(text + length, N_TEXT - length, "\n\nQuestion: %s\nAnswer:", argv[i]);
         ask(ctx, llama_model_get_vocab(model), length + n);

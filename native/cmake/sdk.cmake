@@ -11,6 +11,7 @@ string(REGEX REPLACE "^version = \"(.*)\"$" "\\1" sdk_version "${sdk_version}")
 set(sdk_headers
     ${CMAKE_CURRENT_SOURCE_DIR}/native/include/headkv.h
     ${CMAKE_CURRENT_SOURCE_DIR}/native/include/headkv-plan.h
+    ${CMAKE_CURRENT_SOURCE_DIR}/native/include/headkv-session.h
     ${HEADKV_LLAMA_CPP_DIR}/include/llama.h
     ${HEADKV_LLAMA_CPP_DIR}/include/llama-cpp.h)
 foreach(header ggml ggml-alloc ggml-backend ggml-cpp ggml-cpu ggml-opt gguf)

@@ -60,7 +60,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 10,
+    HEADKV_ABI_VERSION = 11,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
@@ -89,10 +89,6 @@ enum headkv_const {
     HEADKV_ARCHIVE_NONE   = 0,
     HEADKV_ARCHIVE_MEMORY = 1,
     HEADKV_ARCHIVE_FILE   = 2,
-
-    HEADKV_PART_CELLS   = 0, // kept rows and cells, or all in cells while nothing is compacted
-    HEADKV_PART_BOUNDED = 1, // layers with a sliding window and recurrent ones; no bytes where there are none
-    HEADKV_PART_END     = 2, // of the archived prompt, what stands beside its rows, with these layers at its end
 
     HEADKV_ORDER_TOKENS = 0, // all layers, batch by batch
     HEADKV_ORDER_LAYERS = 1, // all tokens of a panel, layer by layer: the K and V of one layer are in cells at a time
@@ -149,16 +145,6 @@ struct headkv_prompt {
     // the last call too, ends the reading. Nothing else may use the context in it, but for calls that only ask.
     void (*progress)(void * data, int32_t done, int32_t total);
     void * data;
-};
-
-// What a session is of, beside the context.
-struct headkv_session {
-    const char * model_path; // the file that the model was loaded from; of a split model the first
-    const int32_t * tokens;  // [n_tokens] all that the context holds
-    size_t n_tokens;
-    const float * logits; // [n_vocab] of the last token, as llama_get_logits_ith() gives them; or NULL
-    const struct headkv_retention * retention; // that Python's Llama goes on with; or NULL
-    int32_t light; // not 0: without the archive; later turns are then read against what was kept
 };
 
 // A layer that retains: one whose attention reaches to all positions. Layers with a sliding window and recurrent layers
@@ -271,33 +257,21 @@ HEADKV_API int32_t headkv_set_archive(struct llama_context * ctx, int32_t where,
 HEADKV_API int32_t headkv_prefill(struct llama_context * ctx, const struct headkv_prompt * prompt, size_t prompt_size,
                                   const struct headkv_plan * plan, size_t plan_size);
 
-// What a context holds, in parts, to be saved and read again: first HEADKV_PART_CELLS, then HEADKV_PART_BOUNDED; where
-// the prompt is archived also the rows of all its layers, from position 0 on, then HEADKV_PART_END. Whatever is read is
-// checked. In a context of the same settings all goes on bit for bit; in one whose windows have other cells, nearly.
-//   data: room for *size bytes, or NULL to ask how many there are; *size: how many there are
-// HEADKV_ERR_STATE: positions with gaps, or no prompt is archived
-HEADKV_API int32_t headkv_get_part(struct llama_context * ctx, int32_t part, void * data, size_t * size);
-
-// Whatever the context held is replaced by HEADKV_PART_CELLS, and it is empty if that fails. HEADKV_PART_END makes the
-// rows that headkv_set_archived() has put there count; where that, or one of the others, fails, all stays as it was.
-// HEADKV_ERR_ARGUMENT, _STATE, _INTERNAL: bytes that are none of such a part, or of another model or context
-HEADKV_API int32_t headkv_set_part(struct llama_context * ctx, int32_t part, const void * data, size_t size);
-
-// HEADKV_PART_BOUNDED as it was when llama_state_seq_get_data_ext() with LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY gave this
-// state, of n_state bytes. The layers stay as they are, also on a failure.
-HEADKV_API int32_t headkv_get_bounded_of(struct llama_context * ctx, const void * state, size_t n_state, void * data,
-                                         size_t * size);
-
 // Full rows of the compacted prompt in the archive: of positions from `first` on, n of them, of layer number `layer` of
 // those that retain: K of all KV heads of each position, then V.
 //   size: bytes, n * n_head_kv * row_bytes
-// set: positions that follow on those that the layer has, or replace them. They count from HEADKV_PART_END on.
+// set: positions that follow on those that the layer has, or replace them. They count once the end is set, which is
+// what stands beside the rows, with sliding-window and recurrent layers at the prompt's end. All of it is checked, and
+// where the end cannot be set, all stays as it was.
+//   data: room for *size bytes, or NULL to ask how many there are
 // HEADKV_ERR_STATE  : nothing compacted, no archive, or, of set, a prompt that is archived already
 // HEADKV_ERR_ARCHIVE: its file cannot be read or written
 HEADKV_API int32_t headkv_get_archived(struct llama_context * ctx, int32_t layer, int32_t first, int32_t n, void * rows,
                                        size_t size);
 HEADKV_API int32_t headkv_set_archived(struct llama_context * ctx, int32_t layer, int32_t first, int32_t n,
                                        const void * rows, size_t size);
+HEADKV_API int32_t headkv_get_archived_end(struct llama_context * ctx, void * data, size_t * size);
+HEADKV_API int32_t headkv_set_archived_end(struct llama_context * ctx, const void * data, size_t size);
 
 // Hold the full rows of the compacted prompt in the archive, whatever is read after them, until they are released or
 // headkv_set_archive() is called. *id: a number for them; 0 where the compacted prompt is not archived. No row is
@@ -308,23 +282,6 @@ HEADKV_API int32_t headkv_hold_archived(struct llama_context * ctx, int32_t * id
 // on. HEADKV_ERR_STATE: they are not, or no longer since a file was cut short, or they are of another prompt
 HEADKV_API int32_t headkv_restore_archived(struct llama_context * ctx, int32_t id);
 HEADKV_API int32_t headkv_release_archived(struct llama_context * ctx, int32_t id);
-
-// A file of what a context holds, with its archive: docs/sessions.md, the one that Python's save_session() writes. It
-// appears whole or not at all, and in place of an earlier session alone; another file of that name stays.
-//   size: sizeof(struct headkv_session) of the caller
-// HEADKV_ERR_ARGUMENT: n_tokens are not those in the context
-// HEADKV_ERR_SESSION : the file cannot be written
-HEADKV_API int32_t headkv_session_save(struct llama_context * ctx, const char * path,
-                                       const struct headkv_session * session, size_t size);
-
-// Go on where a session was saved, by C or Python; nothing is read again. The rows of its archive go to this context's,
-// if headkv_set_archive() has made one. With the logits, where the session has them: llama_get_logits_ith(ctx, -1).
-//   model_path: as of a headkv_session; it must be the same model, with K and V of the same types and the same RoPE
-//   tokens: room for *n_tokens, n_ctx are enough; *n_tokens: how many the session holds
-// HEADKV_ERR_SESSION: damaged, of another format or model, or longer than the context, which is as it was then; where a
-// file without damage says what cannot be, the context is empty.
-HEADKV_API int32_t headkv_session_open(struct llama_context * ctx, const char * path, const char * model_path,
-                                       int32_t * tokens, size_t * n_tokens);
 
 // The attention recorded for each prompt position, before the max-pool: the weighted power mean with exponent 4 over
 // the observed tokens and the query heads of the group, where a token counts for positions at least 16 before it, for
@@ -388,3 +345,4 @@ HEADKV_API int32_t headkv_cancel_clear(struct llama_context * ctx);
 #endif
 
 #include "headkv-plan.h"
+#include "headkv-session.h"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 
-from ._core import session_parts
-from ._core.session_file import opened
 from ._core.session_header import Header
+from ._core.sessions import opened
 
 __all__ = ["Header", "read_header"]
 
@@ -16,5 +15,5 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
     Raises SessionError for a file that is no session, or damaged where this stands.
     """
-    with opened(path, session_parts.SECTIONS) as session, session_parts.explained(session):
-        return Header.from_json(session.header)
+    with opened(path) as (_, header):
+        return header

@@ -1,13 +1,16 @@
-"""What C programs call on top of headkv_prefill(): prompts in one call, and sessions in Python's files."""
+"""What C programs call on top of headkv_prefill(): prompts in one call, and the sessions of Python."""
 
 from __future__ import annotations
 
+import ctypes
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -48,23 +51,65 @@ def read(llm: Llama, tokens: list[int], n_held: int = 0, **fields: Any) -> None:
     llm.input_ids[: len(tokens)], llm.n_tokens = tokens, len(tokens)  # so that eval() goes on from there
 
 
-def save(llm: Llama, path: Path, model: Path, tokens: list[int], light: bool = False) -> None:
-    flat, logits = ffi.new("int32_t[]", tokens), last_logits(llm)
-    raw, _kept = keep()
-    name = ffi.new("char[]", str(model).encode())
-    session = ffi.new("struct headkv_session *")
-    session.model_path, session.tokens, session.n_tokens = name, flat, len(tokens)
-    session.logits, session.retention, session.light = ffi.from_buffer("float[]", logits), raw, light
-    size = ffi.sizeof("struct headkv_session")
-    check(call["headkv_session_save"](context(llm), str(path).encode(), session, size))
+HEADER = {
+    "retention": {"budget": 32, "observe": 64, "archive": "memory", "fold": None, "scores": "uniform"},
+    "messages": [{"role": "user", "content": "Is it é, \U0001f600?"}],
+}
 
 
-def opened(llm: Llama, path: Path, model: Path, room: int = 1024) -> list[int]:
-    tokens, n = ffi.new("int32_t[]", room), ffi.new("size_t *", room)
-    check(call["headkv_session_open"](context(llm), str(path).encode(), str(model).encode(), tokens, n))
-    held = list(tokens[0 : n[0]])
-    llm.input_ids[: len(held)], llm.n_tokens = held, len(held)
-    return held
+def identity(model: Path) -> Any:
+    text = ffi.new("char[]", 32)
+    check(call["headkv_model_id"](str(model).encode(), text, 32))
+    return text
+
+
+def save(
+    llm: Llama, path: Path, model: Path, tokens: list[int], header: bytes | None = None, **fields: Any
+) -> None:
+    """header: the text; None: HEADER."""
+    text = json.dumps(HEADER, ensure_ascii=False).encode() if header is None else header
+    kept = [
+        identity(model),
+        ffi.new("char[]", str(model).encode()),
+        ffi.new("char[]", text),
+        ffi.new("int32_t[]", tokens),
+        ffi.from_buffer("float[]", last_logits(llm)),
+    ]
+    session = ffi.new("struct headkv_session *", fields)
+    session.model_id, session.model_path, session.header, session.tokens, session.logits = kept
+    session.n_tokens = len(tokens)
+    check(call["headkv_session_save"](context(llm), str(path).encode(), session, ffi.sizeof(session[0])))
+
+
+class Opened:
+    """A session, as a C program has it."""
+
+    def __init__(self, path: Path) -> None:
+        handle = ffi.new("struct headkv_session_file **")
+        check(call["headkv_session_open"](str(path).encode(), handle))
+        self.file, self.session = handle[0], ffi.new("struct headkv_session *")
+        self.get()
+
+    def get(self) -> None:
+        check(call["headkv_session_get"](self.file, self.session, ffi.sizeof(self.session[0])))
+
+    def load(self, llm: Llama, model: Path) -> list[int]:
+        check(call["headkv_session_load"](context(llm), self.file, identity(model)))
+        self.get()
+        held = list(self.session.tokens[0 : self.session.n_tokens])
+        llm.input_ids[: len(held)], llm.n_tokens = held, len(held)
+        return held
+
+    def close(self) -> None:
+        call["headkv_session_close"](self.file)
+
+
+def opened(llm: Llama, path: Path, model: Path) -> list[int]:
+    session = Opened(path)
+    try:
+        return session.load(llm, model)
+    finally:
+        session.close()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["arch"])
@@ -147,10 +192,12 @@ def test_python_goes_on_from_a_session_of_c(
     read(llm, TOKENS)
     for token in LATER[:3]:
         llm.eval([token])
-    save(llm, file, model, TOKENS + LATER[:3], light)
+    save(llm, file, model, TOKENS + LATER[:3], light=light)
     assert file.stat().st_mode & 0o777 == 0o600
     with Llama.open_session(file, n_threads=1, n_threads_batch=1) as again:
         assert again.input_ids[: again.n_tokens].tolist() == TOKENS + LATER[:3]
+        assert again.session_messages == HEADER["messages"]
+        assert again.retention == replace(RETENTION, scores="uniform")
         assert (again.cache_stats().archive_tokens > 0) != light
         assert (again.retention_mask() == llm.retention_mask()).all()
         assert (greedy_logits(again, 5)[1] == greedy_logits(llm, 5)[1]).all()
@@ -173,6 +220,67 @@ def test_c_goes_on_from_a_session_of_python(kind: Any, tiny: Tiny, load: Load, t
     assert (last_logits(again) == last_logits(llm)).all()
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["arch"])
+def test_both_go_back_to_the_prompts_end(kind: Any, tiny: Tiny, load: Load, tmp_path: Path) -> None:
+    """What Python saved of it, a C program has, and what that saves, Python has again."""
+    model, mine, theirs = tiny(**kind), tmp_path / "c.session", tmp_path / "python.session"
+    llm, again = load(model, retention=RETENTION), load(model, retention=RETENTION)
+    llm.prefill(TOKENS)
+    wanted = greedy_logits(llm, 4)
+    llm.save_session(theirs)
+
+    session = Opened(theirs)
+    assert session.session.tokens == ffi.NULL
+    held, prompt = session.load(again, model), session.session
+    assert prompt.n_prompt == prompt.n_archived == len(TOKENS)
+    assert (prompt.prompt_state != ffi.NULL) == bool(llm._bounded.recurrent)
+    row = np.frombuffer(ffi.buffer(prompt.prompt_logits, 4 * llm.n_vocab()), np.float32).copy()
+    names = ("prompt_logits", "prompt_state", "n_prompt_state")
+    save(again, mine, model, held, **{name: getattr(prompt, name) for name in names})
+    state = bytes(ffi.buffer(prompt.prompt_state, prompt.n_prompt_state))
+    session.close()
+
+    memory = llama_cpp.llama_get_memory(again._ctx.ctx)
+    if state:
+        raw = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        flags = llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        assert llama_cpp.llama_state_seq_set_data_ext(again._ctx.ctx, raw, len(state), 0, flags) == len(state)
+    if again._bounded.reaches(len(TOKENS)):
+        assert llama_cpp.llama_memory_seq_rm(memory, 0, len(TOKENS), -1)
+        again.n_tokens = len(TOKENS)
+        again.eval([int(row.argmax())])
+        assert (last_logits(again) == wanted[1][1]).all()
+
+    with Llama.open_session(mine, n_threads=1, n_threads_batch=1) as python:
+        python.prefill(TOKENS)
+        assert (last_logits(python) == row).all()
+        assert greedy_logits(python, 4)[0] == wanted[0]
+
+
+def test_a_header_is_the_callers(tiny_path: Path, load: Load, tmp_path: Path) -> None:
+    """Whatever text it is. Python needs none, and refuses one that is not for it."""
+    file = tmp_path / "x.session"
+    llm = load(tiny_path, retention=RETENTION)
+    read(llm, TOKENS)
+    save(llm, file, tiny_path, TOKENS, "any text: é".encode())
+    session = Opened(file)
+    assert ffi.string(session.session.header).decode() == "any text: é"
+    save(llm, file, tiny_path, TOKENS, b"")  # the open one stays what it is
+    assert session.load(llm, tiny_path) == TOKENS
+    assert ffi.string(session.session.header).decode() == "any text: é"
+    session.close()
+    with Llama.open_session(file, n_threads=1) as plain:
+        assert plain.retention is None
+        assert plain.session_messages == []
+        assert plain.cache_stats().compacted
+        assert (last_logits(plain) == last_logits(llm)).all()
+    save(llm, file, tiny_path, TOKENS, b"any text")
+    with pytest.raises(SessionError, match="not for Python: its header is no JSON"):
+        Llama.open_session(file)
+    with pytest.raises(HeadKVError, match="a header of 67108865 bytes is longer than 67108864"):
+        save(llm, file, tiny_path, TOKENS, b" " * (2**26 + 1))
+
+
 def test_sessions_that_are_refused_leave_the_context(
     tiny: Tiny, tiny_path: Path, load: Load, tmp_path: Path
 ) -> None:
@@ -183,25 +291,22 @@ def test_sessions_that_are_refused_leave_the_context(
     good, before = file.read_bytes(), llm.retention_mask()
     other = tiny(n_layer=3)
 
-    def says(text: str, data: bytes = good, model: Path = tiny_path, room: int = 1024) -> None:
+    def says(text: str, data: bytes = good, model: Path = tiny_path) -> None:
         file.write_bytes(data)
         with pytest.raises(HeadKVError, match=text) as caught:
-            opened(llm, file, model, room)
+            opened(llm, file, model)
         assert "\n" not in str(caught.value)
         assert (llm.retention_mask() == before).all()
 
     says("is of the model", model=other)
-    says("holds 300 tokens, and there is room for 299", room=299)
     says("has been cut short", good[:-1])
     says("checksum of its section 'cells' is wrong", good[:5000] + bytes([good[5000] ^ 1]) + good[5001:])
     says("does not begin as a session does", b"")
-    says("has format 2", good[:16] + b"\2" + good[17:])
+    says("has format 1, and", good[:16] + b"\1" + good[17:])
     session = Session.of(good)
-    session.header["context"]["type_k"] = 8
-    says("has rows of type_k=8, and this context has 1", session.to_bytes())
-    session.header["context"] |= {"type_k": 1, "rope_freq_base": 77.0}
-    says("other RoPE settings", session.to_bytes())
-    says("no JSON of ours", session.to_bytes(b"[" * 100_000))
+    says("has rows of type_k=q8_0, and this context has f16", session.saying(type_k=8).to_bytes())
+    rope = session.change(b"about", lambda x: x[:32] + np.float32(77).tobytes() + x[36:])
+    says("other RoPE settings", rope.to_bytes())
     with pytest.raises(SessionError, match="is not a file"):
         opened(llm, tmp_path, tiny_path)
     with pytest.raises(SessionError, match="cannot be opened"):
@@ -220,6 +325,8 @@ def test_what_cannot_be_saved(tiny_path: Path, load: Load, tmp_path: Path) -> No
         save(llm, tmp_path / "none" / "x.session", tiny_path, TOKENS)
     with pytest.raises(HeadKVError, match="holds 300 tokens, not the 299"):
         save(llm, tmp_path / "x.session", tiny_path, TOKENS[:-1])
+    with pytest.raises(HeadKVError, match="the prompt cannot have 299 of 300 tokens"):
+        save(llm, tmp_path / "x.session", tiny_path, TOKENS, n_prompt=299)
     assert [path.name for path in tmp_path.iterdir()] == ["document.txt"]
 
 

@@ -254,8 +254,7 @@ def test_bad_files_and_calls_are_refused_and_leave_the_context(
         return (tmp_path / "a").read_bytes()
 
     good = saved()
-    session, newer = Session.of(good), Session.of(good)
-    newer.version = 99
+    session = Session.of(good)
     long = load(tiny_path, retention=RETENTION)
     long.prefill(TOKENS)
     long.save_session(tmp_path / "long")
@@ -270,12 +269,20 @@ def test_bad_files_and_calls_are_refused_and_leave_the_context(
         (saved(tiny(seed=5)), r"is of the model tiny \(.*\), not of tiny"),
         (saved(type_k=8), r"has rows of type_k=q8_0, and this context has f16"),
         ((tmp_path / "long").read_bytes(), "holds 600 tokens, and the context has room for 512"),
-        (newer.to_bytes(), "has format 99, and this version of headkv-local reads 1"),
+        (good[:16] + b"\1" + good[17:], "has format 1, and this version of headkv-local reads 2"),
+        (good[:16] + b"\x63" + good[17:], "has format 99, and this version of headkv-local reads 2"),
+        (session.saying(n_tokens=0).to_bytes(), "'about' says what cannot be"),
+        (session.saying(n_prompt=401).to_bytes(), "'about' says what cannot be"),
+        (session.saying(type_k=999).to_bytes(), "'about' says what cannot be"),
+        (session.change(b"about", lambda x: x[:-1]).to_bytes(), "'about' is not what it should be"),
+        (session.change(b"about", lambda x: x[:30]).to_bytes(), "'about' is not what it should be"),
+        (session.to_bytes(b'{"a": 1}\0'), "its header is no text"),
+        (session.to_bytes(b'{"a": "\xff"}'), "no JSON of ours"),
         (b"", "does not begin as a session does"),
         (tiny_path.read_bytes(), "does not begin as a session does"),
         (good[:-1], "cut short"),
         (good + b"\0", "cut short"),
-        (good[:20] + b"\xff\xff\xff\x7f" + good[24:], "its header cannot have 2147483647 bytes"),
+        (good[:28] + b"\xff\xff\xff\x7f" + good[32:], "cut short"),
         (good[:-9] + bytes([good[-9] ^ 1]) + good[-8:], "the checksum of its section 'end'"),
         (session.to_bytes(deep), "no JSON of ours"),
         (session.to_bytes(nan), "no JSON of ours"),
@@ -361,7 +368,7 @@ def test_a_failing_write_leaves_the_old_file(load: Load, tiny_path: Path, tmp_pa
     llm.save_session(path)
     before, wanted = path.read_bytes(), last_logits(llm)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for n_bytes in (0, 100, 5000, 200_000, len(before) - 1):
+    for n_bytes in (0, 19, 100, 5000, 200_000, len(before) - 1):
         resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
         try:
             with pytest.raises(SessionError, match="a cannot be written: File too large"):
@@ -382,26 +389,26 @@ def test_a_failing_write_leaves_the_old_file(load: Load, tiny_path: Path, tmp_pa
 
 
 def test_a_killed_process_leaves_the_old_file(tiny_path: Path, tmp_path: Path) -> None:
+    """Killed by the system in the middle of a write, of the first sections and of the last one."""
     path = tmp_path / "a"
     program = f"""
-import os, signal, sys
+import resource, signal, sys
 from headkv_local import Llama, Retention
-from headkv_local._core import session_file
 llm = Llama({str(tiny_path)!r}, n_ctx=1024, n_threads=1, retention=Retention(budget=32, archive="memory"))
 llm.prefill({TOKENS})
 llm.save_session({str(path)!r}, messages=[{{"role": "first"}}])
-section = session_file.Writer.section
-def killed(self, name, data):
-    section(self, name, data)
-    if name == sys.argv[1]:
-        self._file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-session_file.Writer.section = killed
-llm.save_session({str(path)!r}, messages=[{{"role": "second"}}])
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+n = int(sys.argv[1])
+if n < 0:
+    import os
+    n += os.path.getsize({str(path)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (n, n))
+llm.save_session({str(path)!r}, messages=[{{"role": "other"}}])
 """
-    for section in ("tokens", "end"):
-        run = subprocess.run([sys.executable, "-c", program, section], timeout=120, check=False)
-        assert run.returncode == -signal.SIGKILL
+    for n_bytes in (2000, -4):
+        run = subprocess.run([sys.executable, "-c", program, str(n_bytes)], timeout=120, check=False)
+        assert run.returncode == -signal.SIGXFSZ
         with Llama.open_session(path, **ONE_THREAD) as llm:
             assert llm.session_messages == [{"role": "first"}]
             assert llm.n_tokens == 600

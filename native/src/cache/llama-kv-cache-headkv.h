@@ -121,10 +121,19 @@ public:
     // headkv-prefill.cpp
     void prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan);
 
-    // headkv-session.cpp
-    size_t get_part(llama_context & ctx, int32_t part, void * data, size_t size) const;
-    void set_part(llama_context & ctx, int32_t part, const void * data, size_t size);
-    size_t get_bounded_of(llama_context & ctx, const void * state, size_t n_state, void * data, size_t size);
+    // headkv-session.cpp: what a session holds. Cells come first, then the others; of an archived prompt also its rows,
+    // and then its end. Where cells cannot be set, the context is empty; where others cannot, it stays as it was.
+    enum class part {
+        cells,   // with kept rows
+        bounded, // layers with a sliding window and recurrent ones; no bytes where there are none
+        end,     // of the archived prompt, what stands beside its rows, with these layers at its end
+    };
+
+    std::vector<uint8_t> get_part(llama_context & ctx, part which) const;
+    void set_part(llama_context & ctx, part which, const void * data, size_t size);
+
+    // bounded as it was when llama_state_seq_get_data_ext() gave this state of these layers alone
+    std::vector<uint8_t> get_bounded_of(llama_context & ctx, const void * state, size_t n_state);
     void get_archived(int32_t layer, int32_t first, int32_t n, void * rows, size_t size) const;
     void set_archived(int32_t layer, int32_t first, int32_t n, const void * rows, size_t size);
     int32_t hold_archived();

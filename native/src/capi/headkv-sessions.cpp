@@ -1,4 +1,4 @@
-// The part of headkv.h that saves and opens sessions.
+// The part of headkv.h that stands in headkv-session.h.
 
 #include "session/headkv-session-parts.h"
 
@@ -13,18 +13,62 @@ int32_t headkv_session_save(llama_context * ctx, const char * path, const headkv
         headkv_require_pointer(path);
         headkv_require_pointer(session);
         headkv_require_size(size, sizeof(*session));
-        headkv_require_pointer(session->model_path);
-        headkv_save_session(ctx, require_mem(ctx), *session, path);
+        headkv_save_session(*ctx, require_mem(ctx), *session, path);
     });
 }
 
-int32_t headkv_session_open(llama_context * ctx, const char * path, const char * model_path, int32_t * tokens,
-                            size_t * n_tokens) {
+int32_t headkv_session_open(const char * path, headkv_session_file ** file) {
     return headkv_guard([&]() {
+        headkv_require_pointer(file);
+        *file = nullptr;
         headkv_require_pointer(path);
-        headkv_require_pointer(model_path);
-        headkv_require_pointer(tokens);
-        headkv_require_pointer(n_tokens);
-        headkv_open_session(ctx, require_mem(ctx), path, model_path, tokens, n_tokens);
+        *file = new headkv_session_file(path);
+    });
+}
+
+void headkv_session_close(headkv_session_file * file) {
+    delete file;
+}
+
+template <typename T>
+static const T * pointer_to(const std::vector<T> & values) {
+    return values.empty() ? nullptr : values.data();
+}
+
+int32_t headkv_session_get(const headkv_session_file * file, headkv_session * session, size_t size) {
+    return headkv_guard([&]() {
+        headkv_require_pointer(file);
+        headkv_require_pointer(session);
+        headkv_require_size(size, sizeof(*session));
+        const auto & about = file->about;
+
+        *session                 = {};
+        session->model_id        = file->model_id.c_str();
+        session->model_path      = file->model_path.c_str();
+        session->header          = file->header.c_str();
+        session->tokens          = pointer_to(file->tokens);
+        session->n_tokens        = about.n_tokens;
+        session->n_prompt        = about.n_prompt;
+        session->logits          = pointer_to(file->logits);
+        session->prompt_logits   = pointer_to(file->prompt_logits);
+        session->prompt_state    = pointer_to(file->prompt_state);
+        session->n_prompt_state  = file->prompt_state.size();
+        session->model_name      = file->model_name.c_str();
+        session->n_archived      = about.n_archived;
+        session->n_ctx           = about.n_ctx;
+        session->n_batch         = about.n_batch;
+        session->n_ubatch        = about.n_ubatch;
+        session->type_k          = about.type_k;
+        session->type_v          = about.type_v;
+        session->rope_freq_base  = about.rope_freq_base;
+        session->rope_freq_scale = about.rope_freq_scale;
+    });
+}
+
+int32_t headkv_session_load(llama_context * ctx, headkv_session_file * file, const char * model_id) {
+    return headkv_guard([&]() {
+        headkv_require_pointer(file);
+        headkv_require_pointer(model_id);
+        headkv_load_session(*ctx, require_mem(ctx), *file, model_id);
     });
 }

@@ -97,40 +97,24 @@ int32_t headkv_prefill(llama_context * ctx, const headkv_prompt * prompt, size_t
     });
 }
 
-// get(data, size) -> bytes written, or counted without data
-template <typename F>
-static void get_bytes(llama_context * ctx, void * data, size_t * size, F && get) {
-    headkv_require_pointer(size);
-    ctx->synchronize();
-    const size_t n = get(nullptr, 0);
-    if (data) {
-        if (*size < n) {
-            throw headkv_error(HEADKV_ERR_ARGUMENT, format("the part needs %zu bytes, not %zu", n, *size));
+int32_t headkv_get_archived_end(llama_context * ctx, void * data, size_t * size) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        headkv_require_pointer(size);
+        ctx->synchronize();
+        const auto end = mem.get_part(*ctx, llama_kv_cache_headkv::part::end);
+        if (data) {
+            headkv_require_size(*size, end.size());
+            std::copy(end.begin(), end.end(), (uint8_t *) data);
         }
-        get(data, n);
-    }
-    *size = n;
-}
-
-int32_t headkv_get_part(llama_context * ctx, int32_t part, void * data, size_t * size) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
-        get_bytes(ctx, data, size, [&](void * to, size_t n) { return mem.get_part(*ctx, part, to, n); });
+        *size = end.size();
     });
 }
 
-int32_t headkv_get_bounded_of(llama_context * ctx, const void * state, size_t n_state, void * data, size_t * size) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
-        headkv_require_pointer(state);
-        get_bytes(ctx, data, size,
-                  [&](void * to, size_t n) { return mem.get_bounded_of(*ctx, state, n_state, to, n); });
-    });
-}
-
-int32_t headkv_set_part(llama_context * ctx, int32_t part, const void * data, size_t size) {
+int32_t headkv_set_archived_end(llama_context * ctx, const void * data, size_t size) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(data);
         ctx->synchronize();
-        mem.set_part(*ctx, part, data, size);
+        mem.set_part(*ctx, llama_kv_cache_headkv::part::end, data, size);
     });
 }
 

@@ -14,16 +14,14 @@
 #include <cstring>
 
 static constexpr char magic[16]   = { 'h', 'e', 'a', 'd', 'k', 'v', ' ', 's', 'e', 's', 's', 'i', 'o', 'n', '\n', 0 };
-static constexpr uint32_t version = 1;
-static constexpr uint32_t n_head_max = 64u << 20; // bytes of the header
-static constexpr size_t n_piece      = 1 << 20;
+static constexpr uint32_t version = 2;
+static constexpr size_t n_piece   = 1 << 20;
 
 namespace {
 
 struct start_of_file {
     char magic[16];
     uint32_t version;
-    uint32_t n_header;
 };
 
 struct start_of_section {
@@ -33,22 +31,33 @@ struct start_of_section {
 
 } // namespace
 
-static_assert(sizeof(start_of_file) == 24 && sizeof(start_of_section) == 16, "as in the file");
+static_assert(sizeof(start_of_file) == 20 && sizeof(start_of_section) == 16, "as in the file");
 
+// eight bytes at a time: an archive has hundreds of MiB
 uint32_t headkv_crc32(const void * data, size_t size, uint32_t crc) {
     static const auto table = [] {
-        std::array<uint32_t, 256> res;
+        std::array<std::array<uint32_t, 256>, 8> res;
         for (uint32_t i = 0; i < 256; ++i) {
-            res[i] = i;
-            for (int bit = 0; bit < 8; ++bit) {
-                res[i] = res[i] >> 1 ^ (res[i] & 1 ? 0xedb88320u : 0);
+            uint32_t x = i;
+            for (auto & row : res) {
+                for (int bit = 0; bit < 8; ++bit) {
+                    x = x >> 1 ^ (x & 1 ? 0xedb88320u : 0);
+                }
+                row[i] = x;
             }
         }
         return res;
     }();
-    crc = ~crc;
-    for (size_t i = 0; i < size; ++i) {
-        crc = table[(crc ^ ((const uint8_t *) data)[i]) & 0xff] ^ crc >> 8;
+    const uint8_t * at = (const uint8_t *) data;
+    for (crc = ~crc; size >= 8; size -= 8, at += 8) {
+        uint32_t next = 0;
+        for (int i = 0; i < 8; ++i) {
+            next ^= table[7 - i][at[i] ^ (i < 4 ? crc >> 8 * i & 0xff : 0)];
+        }
+        crc = next;
+    }
+    for (; size > 0; --size, ++at) {
+        crc = table[0][(crc ^ *at) & 0xff] ^ crc >> 8;
     }
     return ~crc;
 }
@@ -63,6 +72,9 @@ uint32_t headkv_crc32(const void * data, size_t size, uint32_t crc) {
 
 // the permissions of the session that there is; 0 for none
 static mode_t require_target(const std::string & path) {
+    if (path.empty() || path.back() == '/') {
+        fail_with("'" + path + "' is no name for a file");
+    }
     struct stat st;
     if (stat(path.c_str(), &st) != 0) {
         if (errno != ENOENT) {
@@ -84,12 +96,7 @@ static mode_t require_target(const std::string & path) {
     return st.st_mode & 07777;
 }
 
-headkv_session_writer::headkv_session_writer(const char * path, const std::string & header)
-    : path(path),
-      file(nullptr, fclose) {
-    if (header.size() > n_head_max) {
-        fail_with(format("the settings of %zu bytes are more than %u", header.size(), n_head_max));
-    }
+headkv_session_writer::headkv_session_writer(const char * path) : path(path), file(nullptr, fclose) {
     const mode_t mode  = require_target(this->path);
     const size_t slash = this->path.find_last_of('/');
     std::string name   = (slash == std::string::npos ? "" : this->path.substr(0, slash + 1)) + "headkv-XXXXXX";
@@ -113,11 +120,8 @@ headkv_session_writer::headkv_session_writer(const char * path, const std::strin
 
     start_of_file start = {};
     memcpy(start.magic, magic, sizeof(magic));
-    start.version  = version;
-    start.n_header = header.size();
+    start.version = version;
     write(&start, sizeof(start));
-    write(header.data(), header.size());
-    end();
 }
 
 headkv_session_writer::~headkv_session_writer() {
@@ -190,10 +194,22 @@ headkv_session_reader::headkv_session_reader(const char * path, const std::vecto
         fail("is not a file");
     }
     const uint64_t n_file = st.st_size;
-    read_header(n_file);
+    start_of_file first   = {};
+    if (n_file >= sizeof(first)) {
+        get(&first, sizeof(first));
+    }
+    if (memcmp(first.magic, magic, sizeof(magic)) != 0) {
+        fail("is damaged or another file: it does not begin as a session does");
+    }
+    if (first.version != version) {
+        fail(format("has format %u, and this version of headkv-local reads %u", first.version, version));
+    }
 
     size_t next = 0;
-    for (uint64_t at = sizeof(start_of_file) + text.size() + sizeof(crc); at < n_file;) {
+    for (uint64_t at = sizeof(first); at < n_file;) {
+        if (n_file - at < sizeof(start_of_section)) {
+            fail("is damaged: it has been cut short");
+        }
         start_of_section start;
         seek(at);
         get(&start, sizeof(start));
@@ -224,34 +240,6 @@ void headkv_session_reader::seek(uint64_t offset) {
     }
 }
 
-void headkv_session_reader::check(uint32_t wanted, const std::string & what) {
-    uint32_t found;
-    get(&found, sizeof(found));
-    if (found != wanted) {
-        fail("is damaged: the checksum of its " + what + " is wrong");
-    }
-}
-
-void headkv_session_reader::read_header(uint64_t n_file) {
-    start_of_file start = {};
-    const size_t least  = sizeof(start) + sizeof(crc);
-    if (n_file >= least) {
-        get(&start, sizeof(start));
-    }
-    if (memcmp(start.magic, magic, sizeof(magic)) != 0) {
-        fail("is damaged or another file: it does not begin as a session does");
-    }
-    if (start.version != version) {
-        fail(format("has format %u, and this version of headkv-local reads %u", start.version, version));
-    }
-    if (start.n_header > std::min<uint64_t>(n_head_max, n_file - least)) {
-        fail(format("is damaged: its header cannot have %u bytes", start.n_header));
-    }
-    text.resize(start.n_header);
-    get(text.data(), text.size());
-    check(headkv_crc32(text.data(), text.size(), headkv_crc32(&start, sizeof(start))), "header");
-}
-
 uint64_t headkv_session_reader::size(const std::string & name) const {
     const auto it = sections.find(name);
     return it == sections.end() ? 0 : it->second.second;
@@ -279,7 +267,11 @@ void headkv_session_reader::end() {
     if (left > 0) {
         fail("has a section '" + current + "' of another size than it must be");
     }
-    check(crc, "section '" + current + "'");
+    uint32_t found;
+    get(&found, sizeof(found));
+    if (found != crc) {
+        fail("is damaged: the checksum of its section '" + current + "' is wrong");
+    }
 }
 
 std::vector<uint8_t> headkv_session_reader::read(const std::string & name) {

@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-// Session files as bytes: a header, and sections with a checksum each. docs/sessions.md is the format, Python's is in
-// _core/session_file.py. All of it throws headkv_error with HEADKV_ERR_SESSION, std::bad_alloc.
+// Session files as bytes: sections with a checksum each. docs/sessions.md is the format. All of it throws headkv_error
+// with HEADKV_ERR_SESSION, std::bad_alloc.
 
 using headkv_file_ptr = std::unique_ptr<FILE, int (*)(FILE *)>;
 
@@ -20,7 +20,7 @@ uint32_t headkv_crc32(const void * data, size_t size, uint32_t crc = 0);
 class headkv_session_writer {
 public:
     // HEADKV_ERR_SESSION also for a name that is another file's
-    headkv_session_writer(const char * path, const std::string & header);
+    explicit headkv_session_writer(const char * path);
     ~headkv_session_writer();
 
     void section(const char * name, const void * data, size_t size);
@@ -43,10 +43,8 @@ private:
 
 class headkv_session_reader {
 public:
-    // reads the header; finds the sections, of which there may be these, in this order
+    // finds the sections, of which there may be these, in this order
     headkv_session_reader(const char * path, const std::vector<std::string> & names);
-
-    const std::string & header() const { return text; }
 
     [[noreturn]] void fail(const std::string & what) const; // a sentence about this session
 
@@ -62,12 +60,8 @@ public:
 private:
     void get(void * data, size_t size);
     void seek(uint64_t offset);
-    void read_header(uint64_t n_file);
-    void check(uint32_t wanted, const std::string & what);
-
     const std::string path;
     headkv_file_ptr file;
-    std::string text;
     std::map<std::string, std::pair<uint64_t, uint64_t>> sections; // where each begins, and its bytes
     std::string current;
     uint32_t crc  = 0;

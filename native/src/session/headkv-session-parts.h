@@ -8,12 +8,38 @@
 #include "llama-context.h"
 #include "llama-impl.h"
 #include "llama-model.h"
-#include "scores/headkv-scores.h"
 #include "session/headkv-session-file.h"
 
 #include <algorithm>
 #include <string>
 #include <vector>
+
+static constexpr size_t headkv_session_n_header = 64u << 20; // bytes of the caller's text at most
+
+// The section "about": this, then the model's id, name and path, each with a zero byte.
+struct headkv_session_about {
+    uint32_t n_tokens, n_prompt, n_archived;
+    uint32_t n_ctx, n_batch, n_ubatch;
+    uint32_t type_k, type_v;
+    float rope_freq_base, rope_freq_scale; // 0: the model's own
+};
+
+static_assert(sizeof(headkv_session_about) == 40, "as in the file");
+
+// a session that is open
+struct headkv_session_file {
+    explicit headkv_session_file(const char * path);
+
+    headkv_session_reader file;
+    headkv_session_about about;
+    std::string model_id, model_name, model_path;
+    std::string header;
+
+    // once it has been loaded; empty where they are not known
+    std::vector<int32_t> tokens;
+    std::vector<float> logits, prompt_logits;
+    std::vector<uint8_t> prompt_state;
+};
 
 inline headkv_stats headkv_stats_of(llama_context * ctx) {
     headkv_stats res;
@@ -21,50 +47,50 @@ inline headkv_stats headkv_stats_of(llama_context * ctx) {
     return res;
 }
 
-inline std::vector<headkv_layer> headkv_layers_of(llama_context * ctx, int64_t n) {
-    std::vector<headkv_layer> res(n);
-    headkv_require_ok(headkv_get_layers(ctx, res.data(), res.size()));
-    return res;
-}
-
-inline std::vector<uint8_t> headkv_part_of(llama_context * ctx, int32_t part) {
-    size_t size = 0;
-    headkv_require_ok(headkv_get_part(ctx, part, nullptr, &size));
-    std::vector<uint8_t> res(size);
-    if (size > 0) {
-        headkv_require_ok(headkv_get_part(ctx, part, res.data(), &size));
-    }
-    return res;
-}
-
-// f(layer, first, n, bytes) for all rows in the order of the file
+// f(layer, first, n, bytes) for all rows of n_tokens positions, in the order of the file
 template <typename F>
-void headkv_each_rows(const std::vector<headkv_layer> & layers, int32_t n_tokens, F && f) {
+void headkv_each_rows(const llama_kv_cache_headkv & mem, int32_t n_tokens, F && f) {
     static constexpr int32_t n_chunk = 256; // positions whose rows are in memory at once
 
+    const auto & layers = mem.get_shapes();
     for (int32_t first = 0; first < n_tokens; first += n_chunk) {
         const int32_t n = std::min(n_chunk, n_tokens - first);
         for (size_t i = 0; i < layers.size(); ++i) {
-            f((int32_t) i, first, n, (size_t) n * layers[i].n_head_kv * layers[i].row_bytes);
+            f((int32_t) i, first, n, (size_t) n * layers[i].n_head_kv * layers[i].row_bytes());
         }
     }
 }
 
-inline uint64_t headkv_n_bytes_rows(const std::vector<headkv_layer> & layers, int32_t n_tokens) {
+inline uint64_t headkv_n_bytes_rows(const llama_kv_cache_headkv & mem, int32_t n_tokens) {
     uint64_t res = 0;
-    headkv_each_rows(layers, n_tokens, [&](int32_t, int32_t, int32_t, size_t size) { res += size; });
+    headkv_each_rows(mem, n_tokens, [&](int32_t, int32_t, int32_t, size_t size) { res += size; });
     return res;
 }
 
-inline std::string headkv_name_of(const llama_model & model, const std::string & path) {
+inline std::string headkv_name_of(const llama_model & model) {
     char name[256];
-    if (llama_model_meta_val_str(&model, "general.name", name, sizeof(name)) < 0) {
-        return "without a name (" + path.substr(path.find_last_of('/') + 1) + ")";
-    }
-    return std::string(name) + " (" + path.substr(path.find_last_of('/') + 1) + ")";
+    return llama_model_meta_val_str(&model, "general.name", name, sizeof(name)) < 0 ? "without a name" : name;
+}
+
+// what this context has, with lengths of 0
+inline headkv_session_about headkv_about(const llama_context & ctx, const llama_kv_cache_headkv & mem) {
+    const auto & cparams = ctx.get_cparams();
+    const auto & hparams = ctx.get_model().hparams;
+    const auto & shape   = mem.get_shapes()[0];
+    const auto unless    = [](float x, float own) { return x == own ? 0.0f : x; };
+
+    headkv_session_about res = {};
+    res.n_ctx                = cparams.n_ctx;
+    res.n_batch              = cparams.n_batch;
+    res.n_ubatch             = cparams.n_ubatch;
+    res.type_k               = shape.type_k;
+    res.type_v               = shape.type_v;
+    res.rope_freq_base       = unless(cparams.rope_freq_base, hparams.rope_freq_base_train);
+    res.rope_freq_scale      = unless(cparams.rope_freq_scale, hparams.rope_freq_scale_train);
+    return res;
 }
 
 // Both throw headkv_error, std::bad_alloc.
-void headkv_save_session(llama_context * ctx, llama_kv_cache_headkv & mem, const headkv_session & s, const char * path);
-void headkv_open_session(llama_context * ctx, llama_kv_cache_headkv & mem, const char * path, const char * model_path,
-                         int32_t * tokens, size_t * n_tokens);
+void headkv_save_session(llama_context & ctx, llama_kv_cache_headkv & mem, const headkv_session & s, const char * path);
+void headkv_load_session(llama_context & ctx, llama_kv_cache_headkv & mem, headkv_session_file & s,
+                         const char * model_id);

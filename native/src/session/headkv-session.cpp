@@ -14,42 +14,47 @@ static void require_all_read(headkv_io_read & io, size_t size) {
     }
 }
 
-[[noreturn]] static void refuse_part(int32_t part) {
-    throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no part %d of a context", part));
+// what write(io) writes, whose length is not known before
+template <typename F>
+static std::vector<uint8_t> bytes_of(F && write) {
+    headkv_io_fill counted(nullptr, 0);
+    write(counted);
+    std::vector<uint8_t> res(counted.n_bytes());
+    headkv_io_fill io(res.data(), res.size());
+    write(io);
+    return res;
 }
 
-size_t llama_kv_cache_headkv::get_part(llama_context & ctx, int32_t part, void * data, size_t size) const {
-    headkv_io_fill io(data, size);
-
-    if (part == HEADKV_PART_CELLS) {
+std::vector<uint8_t> llama_kv_cache_headkv::get_part(llama_context & ctx, part which) const {
+    switch (which) {
+    case part::cells:
         require_no_shift();
         require_sound();
-        state_write(io);
-    } else if (part == HEADKV_PART_BOUNDED) {
+        return bytes_of([&](headkv_io_fill & io) { state_write(io); });
+    case part::bounded: {
         const headkv_bounded now(ctx.get_memory(), /*rows =*/true);
-        if (!now.empty()) {
-            now.write(io);
-        }
-    } else if (part == HEADKV_PART_END) {
-        if (archived.empty()) {
-            throw headkv_error(HEADKV_ERR_STATE, "no prompt is in the archive");
-        }
+        return now.empty() ? std::vector<uint8_t>() : bytes_of([&](headkv_io_fill & io) { now.write(io); });
+    }
+    case part::end:
+        break;
+    }
+    if (archived.empty()) {
+        throw headkv_error(HEADKV_ERR_STATE, "no prompt is in the archive");
+    }
+    return bytes_of([&](headkv_io_fill & io) {
         const uint32_t n = archived.size();
         io.write(&n, sizeof(n));
         io.write(archived.data(), n * sizeof(archived[0]));
         if (archived_end && !archived_end->empty()) {
             archived_end->write(io);
         }
-    } else {
-        refuse_part(part);
-    }
-    return io.n_bytes();
+    });
 }
 
-void llama_kv_cache_headkv::set_part(llama_context & ctx, int32_t part, const void * data, size_t size) {
-    if (part == HEADKV_PART_CELLS) {
+void llama_kv_cache_headkv::set_part(llama_context & ctx, part which, const void * data, size_t size) {
+    if (which == part::cells) {
         set_cells(ctx, data, size);
-    } else if (part == HEADKV_PART_BOUNDED) {
+    } else if (which == part::bounded) {
         headkv_bounded now(ctx.get_memory(), /*rows =*/false);
         headkv_io_read io(data, size);
         if (!now.empty()) {
@@ -58,29 +63,24 @@ void llama_kv_cache_headkv::set_part(llama_context & ctx, int32_t part, const vo
         require_all_read(io, size);
         now.put_back();
         epoch++;
-    } else if (part == HEADKV_PART_END) {
-        set_end(ctx, data, size);
     } else {
-        refuse_part(part);
+        set_end(ctx, data, size);
     }
 }
 
-size_t llama_kv_cache_headkv::get_bounded_of(llama_context & ctx, const void * state, size_t n_state, void * data,
-                                             size_t size) {
+std::vector<uint8_t> llama_kv_cache_headkv::get_bounded_of(llama_context & ctx, const void * state, size_t n_state) {
     struct keeper {
         headkv_bounded now;
         ~keeper() { now.put_back(); }
     };
 
-    headkv_io_fill io(data, size);
     const keeper kept_as_is{ headkv_bounded(ctx.get_memory(), /*rows =*/true) };
     epoch++;
     const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
     if (ctx.state_seq_set_data(0, (const uint8_t *) state, n_state, flags) != n_state) {
         throw headkv_error(HEADKV_ERR_INTERNAL, "llama.cpp does not take the state of the bounded layers");
     }
-    headkv_bounded(ctx.get_memory(), /*rows =*/true).write(io);
-    return io.n_bytes();
+    return get_part(ctx, part::bounded);
 }
 
 void llama_kv_cache_headkv::set_cells(llama_context & ctx, const void * data, size_t size) {

@@ -90,10 +90,14 @@ class PromptReader(GoingBack):
         """Forget all tokens. A compacted cache gets room for the next prompt when that is read."""
         with self._using():
             super().reset()
-            self._cut_from = None
-            self._folding.forget()
-            self._compactor.release()
-            self._prompts.record = PromptRecord()
+            self._forget_prompt()
+
+    def _forget_prompt(self) -> None:
+        """What the context holds is not of the prompt that was read last."""
+        self._cut_from = None
+        self._folding.forget()
+        self._compactor.release()
+        self._prompts.record = PromptRecord()
 
     def _read(self, tokens: list[int], turn: Turn) -> None:
         """Evaluate what of a turn's prompt is not in the cache yet, and compact the cache."""

@@ -1,10 +1,14 @@
-"""What a session says about itself, as JSON: every value is checked when it is read."""
+"""What a session says for Python, as JSON in its header: every value is checked when it is read.
+
+A C program may leave out any of it, or all.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final, NamedTuple
 
@@ -14,20 +18,13 @@ from ..curves import Curves
 from ..errors import ArgumentError
 from ..retention import Retention
 from ..scores import HeadScores
-from ..settings import DEFAULTS, INT32_MAX
+from ..settings import DEFAULTS
 from ..stats import PromptRecord
+from .native.session import About
 
 _CONTEXT: Final[dict[str, type]] = {
-    "n_ctx": int,
-    "n_batch": int,
-    "n_ubatch": int,
-    "type_k": int,
-    "type_v": int,
-    "flash_attn": bool,
     "swa_full": bool,
     "rope_scaling_type": int,
-    "rope_freq_base": float,
-    "rope_freq_scale": float,
     "yarn_ext_factor": float,
     "yarn_attn_factor": float,
     "yarn_beta_fast": float,
@@ -36,7 +33,11 @@ _CONTEXT: Final[dict[str, type]] = {
     "lora_path": str,
     "lora_scale": float,
 }
-"""Arguments of Llama that rows in a cache depend on, or where they lie in it."""
+"""Arguments of Llama that rows in a cache depend on, or where they lie in it, and that the library does not
+know of."""
+
+_SEED: Final = 2**32 - 1
+"""The largest one; llama.cpp takes it for one of its own choice."""
 
 _ADVICE: Final = ("beta", "window", "kernel", "sinks")
 _PLAIN: Final = tuple(
@@ -59,63 +60,84 @@ class Header(NamedTuple):
     """Without its arrays."""
     messages: list[Any]
 
-    def to_json(self) -> dict[str, Any]:
-        prompt = self.prompt
-        return {
-            "model": {"id": self.model_id, "name": self.model_name, "path": self.model_path},
-            "context": self.context,
-            "retention": None if self.retention is None else _retention_to_json(self.retention),
-            "seed": self.seed,
-            "n_tokens": self.n_tokens,
-            "n_archived": self.n_archived,
-            "prompt": {
-                "n_tokens": prompt.n_tokens,
-                "turns": [list(turn) for turn in prompt.turns],
-                "policy": prompt.policy,
-                "scores_from": prompt.scores_from,
-                "prefill_seconds": prompt.prefill_seconds,
-            },
-            "messages": self.messages,
-        }
-
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Header:
+    def of(cls, about: About) -> Header:
         """ArgumentError for what none of ours can say."""
-        model, prompt = _value(found, "model", dict), _value(found, "prompt", dict)
-        context, retention = _value(found, "context", dict), _value(found, "retention", dict, None)
-        n_tokens = _count(found, "n_tokens", 1)
-        policy = _value(prompt, "policy", str)
+        found = _parsed(about.header)
+        context, prompt = _value(found, "context", dict, {}), _value(found, "prompt", dict, {})
+        retention = _value(found, "retention", dict, None)
+        policy = _value(prompt, "policy", str, "uniform")
         if policy not in ("uniform", "scores", "caps"):
             raise ArgumentError(f"policy cannot be {policy!r}")
+        own = {name: _value(context, name, kind) for name, kind in _CONTEXT.items() if name in context}
         return cls(
-            model_id=_value(model, "id", str),
-            model_name=_value(model, "name", str),
-            model_path=_value(model, "path", str),
-            context={name: _value(context, name, kind) for name, kind in _CONTEXT.items() if name in context},
+            model_id=about.model_id,
+            model_name=about.model_name,
+            model_path=about.model_path,
+            context={"flash_attn": True, **about.context, **own},
             retention=None if retention is None else _retention_from_json(retention),
-            seed=_count(found, "seed", 0, 2**32 - 1),
-            n_tokens=n_tokens,
-            n_archived=_count(found, "n_archived", 0, n_tokens),
+            seed=_count(found, "seed", 0, _SEED, _SEED),
+            n_tokens=about.n_tokens,
+            n_archived=about.n_archived,
             prompt=PromptRecord(
-                n_tokens=None if prompt.get("n_tokens") is None else _count(prompt, "n_tokens", 0, n_tokens),
-                turns=_turns(prompt, n_tokens),
+                n_tokens=about.n_prompt or None,
+                turns=_turns(prompt, about.n_tokens),
                 policy=policy,
                 scores_from=_value(prompt, "scores_from", str, None),
-                prefill_seconds=_value(prompt, "prefill_seconds", float),
+                prefill_seconds=_value(prompt, "prefill_seconds", float, 0.0),
             ),
-            messages=_value(found, "messages", list),
+            messages=_value(found, "messages", list, []),
         )
 
 
+def to_json(
+    context: Mapping[str, Any],
+    retention: Retention | None,
+    seed: int,
+    prompt: PromptRecord,
+    messages: Sequence[Any],
+) -> bytes:
+    """ArgumentError for messages that JSON cannot hold."""
+    header = {
+        "context": context,
+        "retention": None if retention is None else _retention_to_json(retention),
+        "seed": seed,
+        "prompt": {
+            "turns": prompt.turns,
+            "policy": prompt.policy,
+            "scores_from": prompt.scores_from,
+            "prefill_seconds": prompt.prefill_seconds,
+        },
+        "messages": messages,
+    }
+    try:
+        return json.dumps(header, allow_nan=False).encode("ascii")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArgumentError(f"messages must be a list that JSON can hold: {error}") from error
+
+
 def context_of(llm: Any) -> dict[str, Any]:
-    """The arguments that a Llama would be made with again."""
+    """Those arguments of a Llama."""
     arguments = llm.__getstate__()
-    arguments["n_ctx"] = llm.n_ctx()
     return {name: kind(arguments[name]) for name, kind in _CONTEXT.items() if arguments.get(name) is not None}
 
 
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text.decode("utf-8"), parse_constant=_refuse) if text else {}
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ArgumentError(f"its header is no JSON of ours: {error}") from error
+    if not isinstance(found, dict):
+        raise ArgumentError("its header is no JSON object")
+    return found
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number")
+
+
 def _value(found: Mapping[str, Any], name: str, kind: type, *default: Any) -> Any:
-    if default and found.get(name) is default[0]:
+    if default and found.get(name) is None:
         return default[0]
     value: Any = found.get(name)
     if kind is float and type(value) is int and abs(value) < 2**53:
@@ -130,15 +152,15 @@ def _value(found: Mapping[str, Any], name: str, kind: type, *default: Any) -> An
     return value
 
 
-def _count(found: Mapping[str, Any], name: str, least: int, most: int = INT32_MAX) -> int:
-    value: int = _value(found, name, int)
+def _count(found: Mapping[str, Any], name: str, least: int, most: int, default: int) -> int:
+    value: int = _value(found, name, int, default)
     if not least <= value <= most:
         raise ArgumentError(f"{name} cannot be {value}")
     return value
 
 
 def _turns(found: Mapping[str, Any], n_tokens: int) -> tuple[tuple[int, int], ...]:
-    turns = _value(found, "turns", list, None) or []  # of a C program there are none
+    turns = _value(found, "turns", list, [])
     for turn in turns:
         whole = type(turn) is list and [type(n) for n in turn] == [int, int]
         if not whole or not 0 <= turn[1] <= turn[0] <= n_tokens:

@@ -6,19 +6,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from .. import files
-from ..errors import ArgumentError, HeadKVError, SessionError, StateError
+import numpy as np
+
+from ..errors import ArgumentError, Cancelled, SessionError, StateError
 from ..stats import PromptRecord
 from . import native
-from . import session_parts as parts
-from .session_file import SessionFile, Writer, is_session, opened
-from .session_header import Header, context_of
-from .states import identity, name_of
+from .native.session import About, Held, SessionFile, write
+from .session_header import Header, context_of, to_json
+from .states import identity
 
 
 def save(
@@ -29,34 +29,16 @@ def save(
         llm._uncut()
         ctx = llm._compactor.ctx
         native.supported(ctx)
-        numbers = native.get_numbers(ctx)
-        if llm.n_tokens == 0 or numbers.n_tokens != llm.n_tokens:
+        if llm.n_tokens == 0 or llm._compactor.n_tokens != llm.n_tokens:
             raise StateError("there is nothing to save: the context holds no tokens, or others")
-        header = Header(
-            model_id=identity(llm),
-            model_name=name_of(llm),
-            model_path=os.path.abspath(llm.model_path),
-            context=context_of(llm),
-            retention=llm.retention,
-            seed=int(llm._seed),
-            n_tokens=llm.n_tokens,
-            n_archived=0 if light else numbers.n_archived,
-            prompt=_record_to_save(llm),
-            messages=_list_of(messages),
-        )
-        target = _target(llm, path)
-        failed: list[HeadKVError] = []
-        try:
-            with files.replacing(target, private=True) as temporary, temporary.open("wb") as file:
-                try:
-                    parts.write(llm, Writer(file, header.to_json()), header, light)
-                except HeadKVError as error:  # may be an OSError too, which says another thing there
-                    failed.append(error)
-                    raise
-        except OSError as error:
-            if failed:
-                raise failed[0] from None
-            raise SessionError(str(error)) from error
+        record = _record_to_save(llm)
+        header = to_json(context_of(llm), llm.retention, int(llm._seed), record, _list_of(messages))
+        where, n_prompt = os.path.abspath(llm.model_path), record.n_tokens or 0
+        about = About(identity(llm), "", where, header, llm.n_tokens, n_prompt, 0, {})
+        tokens = np.ascontiguousarray(llm.input_ids[: llm.n_tokens], dtype=np.int32)
+        logits = None if llm._requires_eval else llm._logits()
+        recurrent = record.recurrent if llm._compactor.n_compacted > 0 else None
+        write(ctx, _name(path), about, Held(tokens, logits, record.logits, recurrent), light)
 
 
 def open_with(
@@ -66,8 +48,7 @@ def open_with(
     arguments: Mapping[str, Any],
 ) -> Any:
     """make: a Llama, of a model's path and the constructor's arguments: the session's, unless given."""
-    with opened(path, parts.SECTIONS) as session:
-        header = _header_of(session)
+    with opened(path) as (session, header):
         where = header.model_path if model_path is None else os.fspath(model_path)
         llm = make(where, **{"retention": header.retention, **header.context, **arguments})
         try:
@@ -80,9 +61,28 @@ def open_with(
 
 def load(llm: Any, path: str | os.PathLike[str]) -> None:
     _require_outside(llm)
-    with llm._using(), opened(path, parts.SECTIONS) as session:
-        session.verify()
-        _load(llm, session, _header_of(session))
+    with llm._using(), opened(path) as (session, header):
+        _load(llm, session, header)
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[tuple[SessionFile, Header]]:
+    """A session, and what it says, checked. SessionError for a file that is none."""
+    with SessionFile(_name(path)) as session:
+        try:
+            header = Header.of(session.about)
+        except ArgumentError as error:
+            raise SessionError(
+                f"the session {session.path} is damaged, or not for Python: {error}"
+            ) from error
+        yield session, header
+
+
+def _name(path: str | os.PathLike[str]) -> str:
+    name = os.fspath(path)
+    if "\0" in name:
+        raise SessionError(f"a file name cannot hold a zero byte: {name!r}")
+    return name
 
 
 def _require_outside(llm: Any) -> None:
@@ -97,42 +97,25 @@ def _record_to_save(llm: Any) -> PromptRecord:
     return replace(record, n_tokens=n, turns=turns)
 
 
-def _target(llm: Any, path: str | os.PathLike[str]) -> Path:
-    try:
-        native.encoded(os.fspath(path))
-        target = files.target(path, force=True, model=llm.model_path)
-        if target.exists() and target.stat().st_size > 0 and not is_session(target):
-            raise SessionError(f"{target} is another file, not a session: it stays as it is")
-    except ArgumentError as error:
-        raise SessionError(str(error)) from error
-    except OSError as error:
-        if isinstance(error, HeadKVError):
-            raise
-        raise SessionError(f"{path} cannot be written: {error.strerror or error}") from error
-    return target
-
-
 def _load(llm: Any, session: SessionFile, header: Header) -> None:
     with llm._using():
-        parts.require_fitting(llm, session, header)
-        tokens, logits, prompt = parts.read_small(llm, session, header)
         try:
-            if logits is not None and llm._n_logits == 0:
-                llm.reset()  # llama.cpp has a place for logits once it has computed some
-                llm._compactor.expect(1)
-                llm._evaluate([0])
-            llm.reset()
-            with parts.explained(session):
-                recurrent = parts.read(llm, session, header)
-        except BaseException:
-            llm.reset()
+            held = session.load(llm._compactor.ctx, identity(llm), llm._n_vocab)
+        except BaseException as error:
+            if isinstance(error, Cancelled):
+                llm._lifetime.forget_cancel()
+            if llm._compactor.n_tokens != llm.n_tokens:  # what it held is given up
+                llm.reset()
             raise
-        llm.input_ids[: len(tokens)] = tokens
-        llm.n_tokens, llm._requires_eval = len(tokens), True
+        llm._forget_prompt()
+        llm._compactor.forget_caps()
+        n = len(held.tokens)
+        llm.input_ids[:n], llm.n_tokens, llm._requires_eval = held.tokens, n, True
         if llm._logits_all:
             llm.scores[:] = 0
-        llm._put_back(logits)
-        llm._prompts.record = replace(header.prompt, logits=prompt, recurrent=recurrent)
+        if held.logits is not None:
+            llm._n_logits, llm._requires_eval = 1, False
+        llm._prompts.record = replace(header.prompt, logits=held.prompt_logits, recurrent=held.prompt_state)
         llm._seed, llm._session_messages = header.seed, header.messages
 
 
@@ -140,8 +123,3 @@ def _list_of(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
     if isinstance(messages, str | Mapping) or not all(isinstance(m, Mapping) for m in messages):
         raise ArgumentError(f"messages must be a list of chat messages, not {messages!r}")
     return [dict(message) for message in messages]
-
-
-def _header_of(session: SessionFile) -> Header:
-    with parts.explained(session):
-        return Header.from_json(session.header)

@@ -23,7 +23,7 @@ from ..errors import (
 from ..machine import memory_free
 from .gguf import model_id
 from .logging import collected_errors
-from .native.session import END, ArchivedRows, Chunk, Part, get_part, set_part
+from .native.archived import ArchivedRows, Chunk, Part, get_end, set_end
 
 VERSION: Final = 1
 _MARK: Final = "headkv_made_by"
@@ -81,19 +81,19 @@ class _Archived:
     @classmethod
     def of(cls, llm: Any) -> _Archived | None:
         ctx, n = llm._compactor.ctx, llm._compactor.n_archived
-        return cls(ctx, n, len(get_part(ctx, END))) if n > 0 else None
+        return cls(ctx, n, len(get_end(ctx))) if n > 0 else None
 
     def get(self, to: Part) -> None:
         for part, chunk in self._chunks(to):
             self.rows.get(chunk)
             part[:] = chunk.rows
-        to[self.rows.n_bytes :] = get_part(self._ctx, END)
+        to[self.rows.n_bytes :] = get_end(self._ctx)
 
     def set(self, data: Part) -> None:
         for part, chunk in self._chunks(data):
             chunk.rows[:] = part
             self.rows.set(chunk)
-        set_part(self._ctx, END, data[self.rows.n_bytes :])
+        set_end(self._ctx, data[self.rows.n_bytes :])
 
     def _chunks(self, data: Part) -> Iterator[tuple[Part, Chunk]]:
         start = 0

@@ -13,7 +13,7 @@ import cffi
 
 BEGIN, END = "// cdef begin", "// cdef end"
 
-HEADERS = ("headkv.h", "headkv-plan.h")
+HEADERS = ("headkv.h", "headkv-plan.h", "headkv-session.h")
 
 # what is called of llama.h, ggml-backend.h and gguf.h of the pinned llama.cpp; enums as the int that they are
 GGML = """

@@ -1,84 +1,104 @@
-"""What a context holds, in the parts that a session saves."""
+"""Session files: the native library writes and reads them. headkv-session.h has what the fields mean."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _call, ffi, lib, model_shape
+from . import _call, _check, _functions, encoded, ffi, text_of
 
-CELLS, BOUNDED, END = int(lib.HEADKV_PART_CELLS), int(lib.HEADKV_PART_BOUNDED), int(lib.HEADKV_PART_END)
+_WHOLE = ("n_ctx", "n_batch", "n_ubatch", "type_k", "type_v")
+_REAL = ("rope_freq_base", "rope_freq_scale")
 
-_N_CHUNK = 256  # positions whose rows are in memory at once
-
-Part = npt.NDArray[np.uint8]
-
-
-def get_part(ctx: int, part: int) -> Part:
-    return _bytes("headkv_get_part", ctx, part)
+Row = npt.NDArray[np.float32]  # (n_vocab,)
 
 
-def get_bounded_of(ctx: int, state: Part) -> Part:
-    """BOUNDED as it was when llama.cpp gave that state of these layers alone."""
-    return _bytes("headkv_get_bounded_of", ctx, ffi.from_buffer(state), len(state))
+class About(NamedTuple):
+    """What a session says of itself."""
+
+    model_id: str
+    model_name: str
+    model_path: str
+    header: bytes  # the caller's own text
+    n_tokens: int
+    n_prompt: int
+    n_archived: int
+    context: dict[str, Any]  # arguments of llama.cpp's context
 
 
-def _bytes(name: str, ctx: int, *arguments: Any) -> Part:
-    size = ffi.new("size_t *")
-    _call(name, ctx, *arguments, ffi.NULL, size)
-    data = np.empty(size[0], dtype=np.uint8)
-    if data.size > 0:
-        _call(name, ctx, *arguments, ffi.from_buffer(data, require_writable=True), size)
-    return data
+class Held(NamedTuple):
+    """What a session holds beside what the context does."""
+
+    tokens: npt.NDArray[np.int32]  # (n_tokens,)
+    logits: Row | None  # of the last token
+    prompt_logits: Row | None  # of the prompt's last token
+    prompt_state: npt.NDArray[np.uint8] | None  # of recurrent layers there
 
 
-def set_part(ctx: int, part: int, data: Part | bytes) -> None:
-    """If CELLS cannot be, the context is empty; if another one cannot be, it stays as it was."""
-    _call("headkv_set_part", ctx, part, ffi.from_buffer(data), len(data))
+def write(ctx: int, path: str, about: About, held: Held, light: bool) -> None:
+    """Of `about` the model's id and path, header and n_prompt; the library knows the rest."""
+    raw = ffi.new("struct headkv_session *")
+    texts = (about.model_id.encode(), encoded(about.model_path), about.header)
+    kept = [ffi.new("char[]", text) for text in texts]
+    raw.model_id, raw.model_path, raw.header = kept
+    raw.tokens, raw.n_tokens = ffi.from_buffer("int32_t[]", held.tokens), len(held.tokens)
+    raw.n_prompt, raw.light = about.n_prompt, light
+    if held.logits is not None:
+        raw.logits = ffi.from_buffer("float[]", held.logits)
+    if held.prompt_logits is not None:
+        raw.prompt_logits = ffi.from_buffer("float[]", held.prompt_logits)
+    if held.prompt_state is not None:
+        raw.prompt_state, raw.n_prompt_state = ffi.from_buffer(held.prompt_state), len(held.prompt_state)
+    _call("headkv_session_save", ctx, encoded(path), raw, ffi.sizeof("struct headkv_session"))
 
 
-class Chunk(NamedTuple):
-    """Rows of some positions, (bytes,): of one layer after the other, K of all positions, then V."""
+class SessionFile:
+    """A session that is open until its block is left. SessionError for what is none."""
 
-    first: int
-    n: int
-    rows: Part
+    def __init__(self, path: str) -> None:
+        handle = ffi.new("struct headkv_session_file **")
+        _check(_functions["headkv_session_open"](encoded(path), handle))
+        self.path = path
+        self._raw = ffi.gc(handle[0], _functions["headkv_session_close"])
+        said = self._struct()
+        real = {name: float(getattr(said, name)) for name in _REAL}
+        self.about = About(
+            text_of(said.model_id),
+            text_of(said.model_name),
+            os.fsdecode(ffi.string(said.model_path)),
+            bytes(ffi.string(said.header)),
+            int(said.n_tokens),
+            int(said.n_prompt),
+            int(said.n_archived),
+            {name: int(getattr(said, name)) for name in _WHOLE}
+            | {name: value for name, value in real.items() if value != 0},
+        )
 
+    def __enter__(self) -> SessionFile:
+        return self
 
-class ArchivedRows:
-    """All rows of a compacted prompt of n tokens, chunk by chunk; all chunks have the same memory."""
+    def __exit__(self, *_: object) -> None:
+        ffi.release(self._raw)
 
-    def __init__(self, ctx: int, n: int) -> None:
-        layers = model_shape(ctx).layers
-        self._ctx, self.n_tokens = ctx, n
-        self._sizes = [layer.n_head_kv * layer.row_bytes for layer in layers]  # of one position
+    def load(self, ctx: int, model_id: str, n_vocab: int) -> Held:
+        """Into the context."""
+        _call("headkv_session_load", ctx, self._raw, model_id.encode())
+        raw = self._struct()
 
-    @property
-    def n_bytes(self) -> int:
-        return self.n_tokens * sum(self._sizes)
+        def copied(pointer: Any, n: int, kind: type[np.generic]) -> Any:
+            return None if pointer == ffi.NULL else np.frombuffer(ffi.buffer(pointer, n), kind).copy()
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Empty ones, one after the other."""
-        room = np.empty(min(self.n_tokens, _N_CHUNK) * sum(self._sizes), dtype=np.uint8)
-        for first in range(0, self.n_tokens, _N_CHUNK):
-            n = min(_N_CHUNK, self.n_tokens - first)
-            yield Chunk(first, n, room[: n * sum(self._sizes)])
+        return Held(
+            copied(raw.tokens, 4 * raw.n_tokens, np.int32),
+            copied(raw.logits, 4 * n_vocab, np.float32),
+            copied(raw.prompt_logits, 4 * n_vocab, np.float32),
+            copied(raw.prompt_state, raw.n_prompt_state, np.uint8),
+        )
 
-    def get(self, chunk: Chunk) -> None:
-        """Fill it from the archive."""
-        self._each("headkv_get_archived", chunk)
-
-    def set(self, chunk: Chunk) -> None:
-        """Put it into the archive."""
-        self._each("headkv_set_archived", chunk)
-
-    def _each(self, name: str, chunk: Chunk) -> None:
-        start = 0
-        for layer, size in enumerate(self._sizes):
-            rows = chunk.rows[start : start + chunk.n * size]
-            start += rows.size
-            pointer = ffi.from_buffer(rows, require_writable=True)
-            _call(name, self._ctx, layer, chunk.first, chunk.n, pointer, rows.size)
+    def _struct(self) -> Any:
+        raw = ffi.new("struct headkv_session *")
+        _check(_functions["headkv_session_get"](self._raw, raw, ffi.sizeof("struct headkv_session")))
+        return raw
