@@ -99,12 +99,12 @@ static mode_t require_target(const std::string & path) {
 headkv_session_writer::headkv_session_writer(const char * path) : path(path), file(nullptr, fclose) {
     const mode_t mode  = require_target(this->path);
     const size_t slash = this->path.find_last_of('/');
-    std::string name   = (slash == std::string::npos ? "" : this->path.substr(0, slash + 1)) + "headkv-XXXXXX";
-    const int fd       = mkstemp(name.data());
+    temporary.name     = (slash == std::string::npos ? "" : this->path.substr(0, slash + 1)) + "headkv-XXXXXX";
+    const int fd       = mkstemp(temporary.name.data());
     if (fd < 0) {
         fail();
     }
-    temporary = name;
+    temporary.is_there = true;
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     file.reset(fdopen(fd, "wb"));
     if (!file || (mode && fchmod(fd, mode) != 0)) {
@@ -112,8 +112,6 @@ headkv_session_writer::headkv_session_writer(const char * path) : path(path), fi
         if (!file) {
             close(fd);
         }
-        file.reset();
-        unlink(temporary.c_str());
         errno = reason;
         fail();
     }
@@ -124,10 +122,9 @@ headkv_session_writer::headkv_session_writer(const char * path) : path(path), fi
     write(&start, sizeof(start));
 }
 
-headkv_session_writer::~headkv_session_writer() {
-    file.reset();
-    if (!temporary.empty()) {
-        unlink(temporary.c_str());
+headkv_session_writer::temporary_file::~temporary_file() {
+    if (is_there) {
+        unlink(name.c_str());
     }
 }
 
@@ -164,10 +161,10 @@ void headkv_session_writer::end() {
 
 void headkv_session_writer::commit() {
     if (fflush(file.get()) != 0 || fsync(fileno(file.get())) != 0 || fclose(file.release()) != 0 ||
-        rename(temporary.c_str(), path.c_str()) != 0) {
+        rename(temporary.name.c_str(), path.c_str()) != 0) {
         fail();
     }
-    temporary.clear();
+    temporary.is_there = false;
 }
 
 //
@@ -188,7 +185,7 @@ headkv_session_reader::headkv_session_reader(const char * path, const std::vecto
         if (fd >= 0) {
             close(fd);
         }
-        fail(format("cannot be opened: %s", strerror(reason)));
+        fail_with("the session '" + this->path + "' cannot be opened: " + strerror(reason));
     }
     if (!S_ISREG(st.st_mode)) {
         fail("is not a file");

@@ -21,8 +21,6 @@ class headkv_session_writer {
 public:
     // HEADKV_ERR_SESSION also for a name that is another file's
     explicit headkv_session_writer(const char * path);
-    ~headkv_session_writer();
-
     void section(const char * name, const void * data, size_t size);
 
     // a section that is written by several calls of write(), size bytes in all
@@ -35,8 +33,14 @@ public:
 private:
     [[noreturn]] void fail() const;
 
+    struct temporary_file {
+        std::string name;
+        bool is_there = false;
+        ~temporary_file();
+    };
+
     const std::string path;
-    std::string temporary; // "" once it has its name
+    temporary_file temporary; // goes with this object, unless it has the other name by then
     headkv_file_ptr file;
     uint32_t crc = 0;
 };

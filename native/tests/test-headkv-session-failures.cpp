@@ -1,0 +1,222 @@
+// Sessions that cannot be written, opened or loaded: each N-th C++ allocation, ggml buffer, write and read fails once,
+// for N = 1, 2, ... until none is left to fail. The code is right, the cause is one sentence, the file of before is
+// whole and alone, the context that is saved goes on as if nothing had happened, and the one that is loaded holds what
+// it held, or nothing.
+
+#include "archive-turn.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <new>
+
+enum fault { FAULT_NONE, FAULT_NEW, FAULT_BUFFER, FAULT_WRITE, FAULT_READ };
+
+static thread_local fault fault_what = FAULT_NONE;
+static thread_local int fault_after  = 0; // calls that still succeed
+static thread_local bool faulted     = false;
+
+static bool fault_now(fault what) {
+    if (fault_what != what || faulted || fault_after-- > 0) {
+        return false;
+    }
+    faulted = true;
+    return true;
+}
+
+template <typename F>
+static F libc(const char * name) {
+    return (F) dlsym(RTLD_NEXT, name);
+}
+
+//
+// these take the place of libc's and libstdc++'s in all libraries of the process
+//
+
+extern "C" size_t fwrite(const void * from, size_t size, size_t n, FILE * file) {
+    static const auto next = libc<size_t (*)(const void *, size_t, size_t, FILE *)>("fwrite");
+    if (fault_now(FAULT_WRITE)) {
+        errno = ENOSPC;
+        return 0;
+    }
+    return next(from, size, n, file);
+}
+
+extern "C" int fsync(int fd) {
+    static const auto next = libc<int (*)(int)>("fsync");
+    errno                  = EIO;
+    return fault_now(FAULT_WRITE) ? -1 : next(fd);
+}
+
+extern "C" int rename(const char * from, const char * to) {
+    static const auto next = libc<int (*)(const char *, const char *)>("rename");
+    errno                  = EACCES;
+    return fault_now(FAULT_WRITE) ? -1 : next(from, to);
+}
+
+extern "C" size_t fread(void * to, size_t size, size_t n, FILE * file) {
+    static const auto next = libc<size_t (*)(void *, size_t, size_t, FILE *)>("fread");
+    return fault_now(FAULT_READ) ? 0 : next(to, size, n, file);
+}
+
+extern "C" int posix_memalign(void ** ptr, size_t alignment, size_t size) {
+    static const auto next = libc<int (*)(void **, size_t, size_t)>("posix_memalign");
+    return size >= 16 * 1024 && fault_now(FAULT_BUFFER) ? ENOMEM : next(ptr, alignment, size);
+}
+
+void * operator new(size_t size) {
+    void * res = fault_now(FAULT_NEW) ? nullptr : malloc(size);
+    if (!res) {
+        throw std::bad_alloc();
+    }
+    return res;
+}
+
+void operator delete(void * ptr) noexcept {
+    free(ptr);
+}
+void operator delete(void * ptr, size_t) noexcept {
+    free(ptr);
+}
+
+//
+// the session
+//
+
+static constexpr int n_first = 300, n_held = 310;
+static constexpr int n_each = 100; // the first ones, all of them; of the others some
+
+static std::string folder, path;
+
+static int32_t save(llama_context * ctx, const std::vector<float> & logits) {
+    static const auto tokens = turn_tokens(0, n_held);
+    headkv_session of        = {};
+    of.model_id              = "an id";
+    of.model_path            = "model.gguf";
+    of.header                = "{}";
+    of.tokens                = tokens.data();
+    of.n_tokens              = n_held;
+    of.logits                = logits.data();
+    of.prompt_logits         = logits.data();
+    return headkv_session_save(ctx, path.c_str(), &of, sizeof(of));
+}
+
+static int32_t load(llama_context * ctx) {
+    headkv_session_file * file;
+    int32_t rc = headkv_session_open(path.c_str(), &file);
+    if (rc == HEADKV_OK) {
+        rc = headkv_session_load(ctx, file, "an id");
+        headkv_session_close(file);
+    }
+    return rc;
+}
+
+static std::string bytes() {
+    std::ifstream file(path, std::ios::binary);
+    return { std::istreambuf_iterator<char>(file), {} };
+}
+
+static int n_files() {
+    int res    = 0;
+    DIR * list = opendir(folder.c_str());
+    while (readdir(list)) {
+        res++;
+    }
+    closedir(list);
+    return res - 2;
+}
+
+static bool hold(llama_context * ctx, int branch) {
+    llama_memory_clear(llama_get_memory(ctx), true);
+    archive_turn turn;
+    turn.n_prompt = n_first;
+    turn.branch   = branch;
+    return turn_prefill(ctx, turn) == HEADKV_OK && turn_decode(ctx, n_first, n_held, branch, 1);
+}
+
+// step() fails at its N-th call of a kind; after(rc) says whether all is as it should be then
+static void torture(const char * what, fault kind, const std::function<int32_t()> & step,
+                    const std::function<void(int32_t)> & after) {
+    int n = 0;
+    for (bool more = true; more; n += n < n_each ? 1 : n / 8) {
+        where            = std::string(what) + ", kind " + std::to_string(kind) + ", call " + std::to_string(n + 1);
+        faulted          = false;
+        fault_after      = n;
+        fault_what       = kind;
+        const int32_t rc = step();
+        fault_what       = FAULT_NONE;
+        more             = faulted;
+        if (!faulted) {
+            check(rc == HEADKV_OK, "without failures");
+        } else if (rc != HEADKV_OK) { // else it could do without
+            const bool memory      = kind == FAULT_NEW || kind == FAULT_BUFFER;
+            const std::string said = headkv_last_error();
+            const bool unsaid = memory && said.find("failed to restore kv cache") != std::string::npos; // by llama.cpp
+            check(unsaid || rc == (memory ? HEADKV_ERR_MEMORY : HEADKV_ERR_SESSION), "its code");
+            check(strlen(headkv_last_error()) > 0, "a sentence");
+        }
+        after(rc);
+    }
+    check(n > (kind == FAULT_BUFFER ? 1 : 5), "something was to fail");
+}
+
+static void run(bool windows) {
+    const auto model     = turn_model(windows);
+    const auto saved_ptr = turn_open(model.get()), loaded_ptr = turn_open(model.get());
+    llama_context *saved = saved_ptr.get(), *loaded = loaded_ptr.get();
+    for (llama_context * ctx : { saved, loaded }) {
+        check(headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, nullptr) == HEADKV_OK, "archive");
+    }
+    where = windows ? "windows" : "plain";
+    check(hold(saved, 0), "a prompt");
+    const auto logits = turn_logits(saved);
+    check(save(saved, logits) == HEADKV_OK, "saved");
+    std::string before = bytes();
+    const outcome right(saved);
+    check(load(loaded) == HEADKV_OK && outcome(loaded) == right, "loaded");
+
+    for (const fault kind : { FAULT_NEW, FAULT_WRITE }) {
+        torture(
+            "save", kind, [&]() { return save(saved, logits); },
+            [&](int32_t rc) {
+                before = rc == HEADKV_OK ? bytes() : before; // its cells may lie in another order by now
+                check(bytes() == before && n_files() == 1, "the file of before, alone");
+                check(turn_state(saved) == right.state, "the context");
+            });
+    }
+    check(hold(loaded, 1), "another prompt");
+    const turn_state other(loaded);
+    for (const fault kind : { FAULT_NEW, FAULT_BUFFER, FAULT_READ }) {
+        torture(
+            "load", kind, [&]() { return load(loaded); },
+            [&](int32_t rc) {
+                if (rc == HEADKV_OK) {
+                    check(outcome(loaded) == right, "loaded");
+                } else {
+                    check(turn_stats(loaded).n_tokens == 0 || turn_state(loaded) == other, "nothing or what it held");
+                }
+                check(load(loaded) == HEADKV_OK && outcome(loaded) == right, "the next try");
+                check(hold(loaded, 1), "another prompt");
+            });
+    }
+}
+
+static void quiet(ggml_log_level, const char *, void *) {}
+
+int main() {
+    llama_log_set(quiet, nullptr);
+    std::string name = turn_path("sessions") + "-XXXXXX";
+    folder           = mkdtemp(name.data());
+    path             = folder + "/a.session";
+    for (const bool windows : { false, true }) {
+        run(windows);
+        unlink(path.c_str());
+    }
+    rmdir(folder.c_str());
+    return checked();
+}
