@@ -1,5 +1,6 @@
-// headkv-example MODEL.gguf DOCUMENT.txt SESSION QUESTION...: reads a document and answers questions about it. The last
-// of several is asked in another context, which goes on from the session that was saved before.
+// headkv-example MODEL.gguf DOCUMENT.txt SESSION QUESTION...: reads a document and answers questions about it; where
+// the session is there already, of C or Python, it goes on from that. The last of several questions is asked in another
+// context, which goes on from the session that was saved before.
 #include <headkv.h>
 #include <llama.h>
 #include <stdio.h>
@@ -129,6 +130,12 @@ int main(int argc, char ** argv) {
     keep.budget = "10%"; // of what is read
 
     struct llama_context * ctx = open_context(model);
+    file                       = fopen(argv[3], "rb");
+    if (file) {
+        fclose(file);
+        go_on(ctx, argv[3], argv[1]);
+        length = 0; // the document has been read
+    }
     for (int i = 4; i < argc; ++i, length = 0) {
         if (i > 4 && i == argc - 1) {
             save(ctx, argv[3], argv[1]);

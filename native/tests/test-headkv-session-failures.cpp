@@ -88,8 +88,8 @@ void operator delete(void * ptr, size_t) noexcept {
 // the session
 //
 
-static constexpr int n_first = 300, n_held = 310;
-static constexpr int n_each = 100; // the first ones, all of them; of the others some
+static constexpr int n_first = 90, n_held = 92;
+static constexpr int n_each = 40; // the first ones, all of them; of the others some
 
 static std::string folder, path;
 
@@ -143,7 +143,7 @@ static bool hold(llama_context * ctx, int branch) {
 static void torture(const char * what, fault kind, const std::function<int32_t()> & step,
                     const std::function<void(int32_t)> & after) {
     int n = 0;
-    for (bool more = true; more; n += n < n_each ? 1 : n / 8) {
+    for (bool more = true; more; n += n < n_each ? 1 : n / 4) {
         where            = std::string(what) + ", kind " + std::to_string(kind) + ", call " + std::to_string(n + 1);
         faulted          = false;
         fault_after      = n;
@@ -209,6 +209,7 @@ static void run(bool windows) {
 static void quiet(ggml_log_level, const char *, void *) {}
 
 int main() {
+    setbuf(stdout, nullptr);
     llama_log_set(quiet, nullptr);
     std::string name = turn_path("sessions") + "-XXXXXX";
     folder           = mkdtemp(name.data());

@@ -125,6 +125,19 @@ def test_with_cmake(prefix: Path, smollm2: Path, wanted: str, tmp_path: Path) ->
     assert wanted.endswith(f"{answer}\n")
 
 
+def test_it_goes_on_from_a_session_of_python(smollm2: Path, wanted: str, tmp_path: Path) -> None:
+    session, document = tmp_path / "python.session", tmp_path / "document.txt"
+    document.write_text("of another text", encoding="utf-8")
+    retention = Retention(budget="10%", archive="memory", scores="uniform")
+    with Llama(smollm2, n_ctx=4096, n_batch=2048, retention=retention) as llm:
+        for text, question in zip((TEXT, ""), QUESTIONS[:2], strict=True):
+            next_answer(llm, f"{text}\n\nQuestion: {question}\nAnswer:")
+        llm.save_session(session)
+    done = run(with_pkg_config(sdk.folder(), tmp_path), smollm2, document, session, QUESTIONS[2])
+    assert len(done.stdout) > 1
+    assert wanted.endswith(done.stdout)
+
+
 def test_with_pkg_config(prefix: Path, smollm2: Path, wanted: str, tmp_path: Path) -> None:
     assert answers(with_pkg_config(prefix, tmp_path), smollm2, tmp_path) == wanted
 
@@ -168,9 +181,7 @@ def test_every_mistake_is_a_sentence(smollm2: Path, tiny_path: Path, tmp_path: P
     assert f"{document}: failed, or is too long" in says(tiny_path, document, session, "Who?")
     document.write_text(TEXT[:500], encoding="utf-8")
     session.write_bytes(b"something else")
-    assert "another file, not a session: it stays as it is" in says(
-        tiny_path, document, session, "Who?", "Why?"
-    )
+    assert "opening: the session" in says(tiny_path, document, session, "Who?", "Why?")
     assert session.read_bytes() == b"something else"
 
 
