@@ -11,11 +11,15 @@ static const std::vector<std::string> section_names = { "about",   "header", "to
                                                         "bounded", "prompt", "turn",   "rows",   "end" };
 
 headkv_session_file::headkv_session_file(const char * path) : file(path, section_names) {
+    static const char * const bad = "is damaged: its section 'about' is not what it should be";
+    if (file.size("about") < sizeof(about) || file.size("about") > headkv_session_n_header) {
+        file.fail(bad);
+    }
     const auto bytes = file.read("about");
     const char * at  = (const char *) bytes.data() + sizeof(about);
     const char * end = (const char *) bytes.data() + bytes.size();
-    if (bytes.size() < sizeof(about) || std::count(at, end, '\0') != 3 || end[-1] != '\0') {
-        file.fail("is damaged: its section 'about' is not what it should be");
+    if (std::count(at, end, '\0') != 3 || end[-1] != '\0') {
+        file.fail(bad);
     }
     memcpy(&about, bytes.data(), sizeof(about));
     for (std::string * text : { &model_id, &model_name, &model_path }) {
