@@ -42,7 +42,7 @@ class Small(NamedTuple):
 def write(llm: Any, writer: Writer, header: Header, light: bool) -> None:
     ctx, record = llm._compactor.ctx, llm._prompts.record
     writer.section(_TOKENS, llm.input_ids[: llm.n_tokens].astype("<i4"))
-    logits = None if llm._requires_eval else llm._logits()
+    logits = None if llm._requires_eval else llm._contents.logits()
     if logits is None and llm.n_tokens == record.n_tokens:  # after a turn that was cancelled
         logits = record.logits
     if logits is not None:
@@ -83,7 +83,7 @@ def read_small(llm: Any, session: SessionFile, header: Header) -> Small:
         raise session.error(f"is damaged: it has not the {header.n_tokens} tokens that it should")
     held = np.frombuffer(tokens, dtype="<i4")
     with explained(session):
-        llm._require_known(held)
+        llm._context.require_known(held)
     logits, prompt = _row(llm, session, _LOGITS), _row(llm, session, _PROMPT)
     if header.n_tokens == header.prompt.n_tokens and prompt is None:
         prompt = logits

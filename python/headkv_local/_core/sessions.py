@@ -26,7 +26,7 @@ def save(
 ) -> None:
     _require_outside(llm)
     with llm._using(beside=True):
-        llm._uncut()
+        llm._tokens.uncut()
         ctx = llm._compactor.ctx
         native.supported(ctx)
         numbers = native.get_numbers(ctx)
@@ -117,10 +117,10 @@ def _load(llm: Any, session: SessionFile, header: Header) -> None:
         parts.require_fitting(llm, session, header)
         tokens, logits, prompt = parts.read_small(llm, session, header)
         try:
-            if logits is not None and llm._n_logits == 0:
+            if logits is not None and llm._tokens.n_logits == 0:
                 llm.reset()  # llama.cpp has a place for logits once it has computed some
                 llm._compactor.expect(1)
-                llm._evaluate([0])
+                llm._decoder.evaluate([0])
             llm.reset()
             with parts.explained(session):
                 recurrent = parts.read(llm, session, header)
@@ -131,7 +131,7 @@ def _load(llm: Any, session: SessionFile, header: Header) -> None:
         llm.n_tokens, llm._requires_eval = len(tokens), True
         if llm._logits_all:
             llm.scores[:] = 0
-        llm._put_back(logits)
+        llm._contents.put_back(logits)
         llm._prompts.record = replace(header.prompt, logits=prompt, recurrent=recurrent)
         llm._seed, llm._session_messages = header.seed, header.messages
 
