@@ -11,26 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from . import devices
-from ._core import aside, sessions
-from ._core.bounded import Bounded
-from ._core.chats import Chats
-from ._core.compactor import Compactor, small_at_first
-from ._core.folding import Folding
-from ._core.lifetime import Lifetime
+from ._core import sessions, snapshot
+from ._core.compactor import small_at_first
 from ._core.load import (
     arguments_of,
     explained_load_errors,
     refuse_what_cannot_be,
     require_adapter,
-    require_last_logits,
 )
 from ._core.memory import with_context
-from ._core.messages import Chatting
-from ._core.prompts import PromptTracker
-from ._core.snapshot import native_stats, stock_stats
+from ._core.overrides import Overrides
+from ._core.question import checked
 from ._core.threads import Threads
+from ._core.turns import Turn
 from .budgets import ModelShape
-from .errors import ArgumentError, StateError, UnsupportedError
+from .errors import StateError, UnsupportedError
+from .messages import require_messages
 from .retention import Retention
 from .stats import CacheStats
 
@@ -40,7 +36,7 @@ __all__ = ["Llama", "explained_load_errors"]
 _Self = TypeVar("_Self", bound="Llama")
 
 
-class Llama(Chatting):
+class Llama(Overrides):
     """A llama_cpp.Llama whose KV heads each keep only their share of a prompt.
 
     When generate() (and all that is built on it) or prefill() has read a prompt, the KV cache is
@@ -88,31 +84,27 @@ class Llama(Chatting):
         kwargs["flash_attn"] = flash_attn
         refuse_what_cannot_be(model_path, retention, kwargs)
         kwargs = arguments_of(retention, kwargs)
-        self._threads = Threads(kwargs)
+        threads = Threads(kwargs)
         devices.check_before_loading(kwargs)
         if not kwargs.get("vocab_only"):
             kwargs = with_context(os.fspath(model_path), retention, kwargs)
-        self.on_prefill = on_prefill
-        # the parts that a Llama has, with those that need a context
-        self._lifetime = Lifetime(aside.set_aside, aside.bring_back)
-        self._prompts, self._chats = PromptTracker(), Chats()
+        self._begin(threads)
         self._session_messages: list[Any] = []
         with explained_load_errors() as lines, small_at_first(retention):
             try:
                 super().__init__(os.fspath(model_path), verbose=verbose, **kwargs)
                 if self.lora_path and not self._lora_adapter:
                     require_adapter(self.lora_path, lines)
-                self._arrange_chat(chosen=any(kwargs.get(key) for key in ("chat_format", "chat_handler")))
-                self._make_room()
-                self._compactor = Compactor(int(self._ctx.ctx), self.model_path)
-                self._folding = Folding(self._compactor)
-                self._bounded = Bounded(self._ctx.ctx, self._model.model)
+                self._chats.arrange(
+                    self, chosen=any(kwargs.get(key) for key in ("chat_format", "chat_handler"))
+                )
+                self._put_together()
                 if kwargs.get("draft_model") is not None and self._bounded.recurrent:
                     raise UnsupportedError(
                         "a draft model cannot be used with recurrent layers: they cannot take a draft back"
                     )
-                self._lifetime.make_cancellable(self._compactor.ctx)
                 self._compactor.retain(retention)
+                self.on_prefill = on_prefill
             except BaseException:
                 self.close()
                 raise
@@ -123,13 +115,6 @@ class Llama(Chatting):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._lifetime.require_open()
-        state: dict[str, Any] = super().__getstate__()
-        if self._threads.cores is not None:  # also where it is loaded
-            state |= {"n_threads": None}
-        return state | {"retention": self.retention, "on_prefill": self.on_prefill}
 
     @property
     def retention(self) -> Retention | None:
@@ -142,16 +127,7 @@ class Llama(Chatting):
     @retention.setter
     def retention(self, retention: Retention | None) -> None:
         with self._using():
-            if not isinstance(retention, Retention | None):
-                raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
-            require_last_logits(retention, self._logits_all)
-            if self._prompts.reading:
-                raise StateError("retention cannot be changed while a prompt is being read")
-            if self._compactor.n_compacted > 0 and not self._compactor.only_without_archive(retention):
-                raise StateError(
-                    "retention cannot be changed while the cache is compacted: call reset() first"
-                )
-            self._compactor.retain(retention)
+            self._reader.retain(retention)
 
     @property
     def scores_from(self) -> str | None:
@@ -176,6 +152,46 @@ class Llama(Chatting):
         """
         self._lifetime.cancel()
 
+    @property
+    def reread_reason(self) -> str | None:
+        """Why the last prompt was read whole although an earlier one was compacted; None where it was not."""
+        return self._prompts.reread
+
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        question: slice | Sequence[slice] | None = None,
+        messages: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Read tokens as a prompt and compact the cache, as generate() does before it samples.
+
+        question: the tokens that ask, as a slice of the prompt, or several; wherever they stand, what they
+        look at is kept. None: the last tokens ask (`Retention.observe`).
+        messages: that the prompt was made of; without a question the last one of the user asks, as in
+        create_chat_completion().
+
+        What the cache already holds of the prompt is not evaluated again. Afterwards n_tokens is
+        len(tokens), and the logits of the last one are there. Raises what eval() raises, and ArgumentError
+        for an empty prompt, a budget that is too small for this one, a question that is empty, not inside the
+        prompt, or longer than the rest of it, and messages that are none.
+        """
+        tokens = list(tokens)
+        turn = Turn(question=checked(question, len(tokens)), messages=require_messages(messages))
+        if self._lifetime.turns.inside:
+            raise StateError("a prompt cannot be read in a callback of the call that computes")
+        with self._using():
+            self._reader.prefill(tokens, turn)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Messages in the model's own chat template, with the opening of an answer after them.
+
+        Its tokens, tokenize(text, add_bos=False, special=True), are what a chat has the model read, unless
+        another chat format was chosen. Raises ArgumentError for a model without a template, and for messages
+        what create_chat_completion() raises.
+        """
+        self._lifetime.require_open()
+        return self._chats.prompt(self, messages)
+
     def cache_stats(self) -> CacheStats:
         """What the KV cache holds now, and what it costs. Works at any time, with any retention.
 
@@ -187,14 +203,7 @@ class Llama(Chatting):
         """
         with self._lifetime.still():
             self._lifetime.require_open()
-            while True:
-                prompt = self._prompts.record
-                try:
-                    stats = native_stats(self._compactor.ctx, prompt)
-                except UnsupportedError:
-                    return stock_stats(self, prompt)
-                if self._prompts.record is prompt:  # else another thread has begun or compacted one since
-                    return stats
+            return snapshot.stats(self, self._compactor.ctx, self._prompts)
 
     def retention_mask(self) -> npt.NDArray[np.bool_]:
         """True where a KV head kept a position of the prompt: bool (n_layer, n_head_kv, n_prompt).
@@ -202,13 +211,7 @@ class Llama(Chatting):
         All True while nothing is compacted. May be called from any thread, as cache_stats().
         """
         with self._lifetime.still():
-            while True:
-                stats = self.cache_stats()
-                if not stats.compacted:
-                    heads = stats.kept > 0  # there may be fewer in some layers
-                    return np.repeat(heads[..., None], stats.prompt_tokens, axis=2)
-                with suppress(StateError, ArgumentError):  # another thread has changed the cache since
-                    return self._compactor.mask()
+            return snapshot.mask(self.cache_stats, self._compactor)
 
     @contextmanager
     def attention_rows(self) -> Iterator[Callable[[], npt.NDArray[np.float32]]]:

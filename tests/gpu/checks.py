@@ -130,10 +130,10 @@ def compacted(options: argparse.Namespace) -> Compacted:
             """As headkv_prefill() does it, with the record at hand before compaction frees it."""
             assert (prompt.n_past, len(prompt.again)) == (0, 0)
             native.observe(self.ctx, native.OBSERVE_TOKENS, prompt.first, len(prompt.weights), prompt.weights)
-            llm._evaluate(prompt.tokens[: prompt.first])
+            llm._decoder.evaluate(prompt.tokens[: prompt.first])
             at_once = native.get_observe_limit(self.ctx, len(ends))
             for start in range(prompt.first, len(ends), at_once):
-                llm._evaluate(prompt.tokens[start : start + at_once])
+                llm._decoder.evaluate(prompt.tokens[start : start + at_once])
             seen.extend((native.get_attention(self.ctx), ends.astype(np.int64)))
             native.compact(self.ctx, self._plan(caps, ends))
 

@@ -183,7 +183,7 @@ def test_a_record_is_not_used_after_positions_were_shifted(
     llm.n_tokens = 200
     if rotated:
         llm.eval(TOKENS[:1])
-        assert llm._truncate(200)
+        assert llm._contents.truncate(200)
     with pytest.raises(StateError, match="observed" if rotated else "rotate"):
         native.compact(ctx, PLAN)
     llm.reset()

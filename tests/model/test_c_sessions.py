@@ -143,7 +143,7 @@ def test_tokens_of_more_than_32_bytes_have_their_text(smollm2: Path, load: Load)
     deep = "\n" + 41 * " "
     code = "".join(f"{deep}call the pilot of ship {i}" for i in range(30)) + "\n\nWhich pilots were called?"
     tokens = theirs.tokenize(code.encode(), add_bos=False)
-    assert sum(len(theirs._piece(token)) > 32 for token in tokens) > 5
+    assert sum(len(theirs._vocabulary.pieces([token]).text) > 32 for token in tokens) > 5
     theirs.prefill(tokens)
     read(mine, tokens, order=2)
     assert (mine.retention_mask() == theirs.retention_mask()).all()

@@ -122,7 +122,7 @@ def test_tokens_that_were_taken_back(load: Load, tiny: Tiny) -> None:
     llm.prefill(TOKENS[:N_PROMPT])
     for token in TOKENS[N_PROMPT:][:50]:
         llm.eval([token])
-    assert llm._truncate(N_PROMPT + 40)
+    assert llm._contents.truncate(N_PROMPT + 40)
     for token in TOKENS[N_PROMPT + 40 :][:25]:
         llm.eval([token])
     assert llm.cache_stats().prompt_tokens == N_PROMPT + 64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -246,3 +248,17 @@ def test_retention_can_be_set_between_prompts(load: Load, tiny_path: Path) -> No
     llm.retention = None
     llm.prefill(TOKENS)
     assert not llm.cache_stats().compacted
+
+
+def test_a_llama_that_nobody_has_is_freed_at_once(tiny_path: Path) -> None:
+    """Not when Python looks for cycles: until then two models would be in memory."""
+    gc.disable()
+    try:
+        llm = Llama(tiny_path, n_ctx=512, n_threads=1, retention=Retention(budget=32))
+        llm.prefill(TOKENS)
+        llm.create_chat_completion([{"role": "user", "content": "text"}], max_tokens=2)
+        held = weakref.ref(llm)
+        del llm
+        assert held() is None
+    finally:
+        gc.enable()

@@ -197,7 +197,7 @@ class Trio:
     def is_all_or_nothing(self, tokens: list[int]) -> bool:
         """Whether a prompt is read against the archive."""
         same = n_same(self.llm.input_ids[: self.llm.n_tokens], tokens)
-        return self.llm._reads_anew(min(same, len(tokens) - 1)) and same > 0
+        return self.llm._contents.reads_anew(min(same, len(tokens) - 1)) and same > 0
 
     def both(self, action: Callable[[Llama], None]) -> bool:
         """Whether it works; by both or none."""
@@ -376,7 +376,7 @@ class Trio:
                 self.llm.eval([rng.randrange(256)])
             except Cancelled:
                 assert self.llm.n_tokens == before
-                self.twin._fold()  # as the other one did before the token, if that was due
+                self.twin._folding.fold_if_due()  # as the other one did before the token, if that was due
                 self.twin._requires_eval = True  # as the other one, which has no logits now
             else:
                 self.twin.eval(self.held[-1:])

@@ -39,7 +39,7 @@ def set_aside(llm: Any, turn: Turn) -> None:
         turn.lost = True
     else:
         record = llm._prompts.record
-        turn.aside = _Aside(state, archived, record, llm._sampler, llm._n_logits, cancelled)
+        turn.aside = _Aside(state, archived, record, llm._sampler, llm._tokens.n_logits, cancelled)
 
 
 def bring_back(llm: Any, turn: Turn) -> None:
@@ -57,14 +57,14 @@ def bring_back(llm: Any, turn: Turn) -> None:
     if llm.draft_model is not None:  # what of the drafts is right is still to be sampled
         start = llm.n_tokens - aside.n_logits
         again = llm.input_ids[start : llm.n_tokens].tolist()
-        if (start > 0 or llm._compactor.n_compacted == 0) and llm._truncate(start):
-            llm._evaluate(again)
+        if (start > 0 or llm._compactor.n_compacted == 0) and llm._contents.truncate(start):
+            llm._decoder.evaluate(again)
 
 
 def restore(llm: Any, state: LlamaState, prompt: PromptRecord) -> None:
     """A state that was captured or loaded takes the place of what the context holds."""
     llm.reset()
-    llm._n_logits = 0  # whatever there was of them
+    llm._tokens.n_logits = 0  # whatever there was of them
     states.restore(llm, state)
     llm._compactor.forget_caps()
     llm._prompts.record = prompt

@@ -1,29 +1,103 @@
-"""What is known of the chats whose messages are read."""
+"""Chats: what was asked is what the model reads, and the next turn can go on from it."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, Final
 
+import llama_cpp
+from llama_cpp import llama_chat_format
+
+from . import templates
 from .turns import Turn
 
 _logger = logging.getLogger("headkv_local")
 
 _NONE: Final = (), 0, False
+_STOCK: Final = llama_cpp.Llama.create_chat_completion  # llama_cpp.Llama may be set to ours later
+_OWN: Final = "the model's chat template"
+_SIGNATURE: Final = inspect.signature(_STOCK)
+_PLAIN_TEXT: Final = llama_chat_format.chat_formatter_to_chat_completion_handler(templates.plain_text)
+
+
+class _Rendered(Exception):
+    """Ends a handler where it has rendered its prompt."""
+
+
+class _Renderer:
+    """Stands for a Llama whose handler makes tokens of its prompt first of all."""
+
+    def __init__(self, chat_handler: Any) -> None:
+        self.chat_handler = chat_handler
+
+    def tokenize(self, text: bytes, *_: Any, **__: Any) -> list[int]:
+        raise _Rendered(text.decode("utf-8"))
 
 
 class Chats:
-    """Of one Llama, whatever threads they are read in."""
+    """Of one Llama, `llm`, whatever threads they are read in."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
         self._here = threading.local()
 
+    @staticmethod
+    def arrange(llm: Any, chosen: bool) -> None:
+        """chosen: whether the caller has given a chat format or a handler."""
+        llm._chat_handlers[templates.PLAIN_TEXT] = _PLAIN_TEXT
+        if not chosen and "tokenizer.chat_template" not in llm.metadata:
+            llm.chat_format = templates.PLAIN_TEXT  # llama_cpp would take that of Llama 2
+
+    def complete(
+        self,
+        llm: Any,
+        stock: Callable[..., Any],
+        messages: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """stock: llama_cpp's create_chat_completion(), called with messages that lose nothing in the model's
+        template, and these arguments."""
+        handler = (
+            llm.chat_handler
+            or llm._chat_handlers.get(llm.chat_format)
+            or llama_chat_format.get_chat_completion_handler(llm.chat_format)
+        )
+        if getattr(handler, "__code__", None) is not _PLAIN_TEXT.__code__:  # not made of a formatter
+            return stock(messages, *args, **kwargs)
+        given: dict[str, Any] = dict(_SIGNATURE.bind(llm, messages, *args, **kwargs).arguments)
+        for name in ("self", "messages"):
+            del given[name]
+        if handler is _PLAIN_TEXT:
+            self._warn("the model has no chat template: its chats are written as plain text")
+
+        def render(form: list[templates.Message]) -> str:
+            try:
+                _STOCK(_Renderer(handler), form, **given)
+            except _Rendered as rendered:
+                return str(rendered.args[0])
+            raise AssertionError("a formatter's handler makes tokens of its prompt")
+
+        template = _template_name(llm)
+        form, prompt, change = templates.fitted(messages, render, template)
+        if change:
+            self._warn(f"{template} knows no system role: {change}")
+        ends, later, rewritten = templates.ending(form, prompt, render)
+        with self._reading(list(messages), _n_unstable(llm, ends, later), rewritten):
+            return stock(form, **given)
+
+    @staticmethod
+    def prompt(llm: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+        """In the model's own template, with the opening of an answer after them."""
+        write = templates.own(llm)
+        return templates.fitted(messages, lambda form: str(write(messages=form).prompt), _OWN)[1]
+
     @contextmanager
-    def reading(
+    def _reading(
         self, messages: Sequence[Mapping[str, Any]], n_unstable: int, rewritten: bool
     ) -> Iterator[None]:
         """Turns that begin meanwhile, in this thread, are of this chat.
@@ -45,8 +119,27 @@ class Chats:
         turn.rewritten = rewritten
         return turn
 
-    def warn(self, text: str) -> None:
+    def _warn(self, text: str) -> None:
         """Once."""
         if text not in self._said:
             self._said.add(text)
             _logger.warning(text)
+
+
+def _template_name(llm: Any) -> str:
+    if llm.chat_handler is not None:
+        return "the chat handler"
+    if llm.chat_format in llm._chat_handlers and llm.chat_format != templates.PLAIN_TEXT:
+        return _OWN
+    return f"the chat format {llm.chat_format!r}"
+
+
+def _n_unstable(llm: Any, ends: str, later: str) -> int:
+    """Tokens at the end of a prompt that the next turn does not begin with."""
+    if not ends:
+        return 0
+    now, then = (llm.tokenize(text.encode("utf-8"), False, True) for text in (ends, later))
+    n_same = next(
+        (i for i, (a, b) in enumerate(zip(now, then, strict=False)) if a != b), min(len(now), len(then))
+    )
+    return len(now) - n_same

@@ -10,12 +10,14 @@ from ..errors import (
     Cancelled,
     ContextFullError,
     DecodeMemoryError,
+    HeadKVError,
     InternalError,
     OutOfMemoryError,
 )
 from . import native
 
 _DECODE_FAILED: Final = re.compile(r"llama_decode returned (-?\d+)")
+_TOO_LONG: Final = re.compile(r"Requested tokens \((\d+)\) exceed context window of (\d+)")
 
 
 def decode_error(error: BaseException, lines: list[str]) -> BaseException:
@@ -39,6 +41,16 @@ def decode_error(error: BaseException, lines: list[str]) -> BaseException:
     if code == 1:
         return ContextFullError(text)
     return InternalError(text)
+
+
+def completion_error(error: ValueError) -> ValueError:
+    """What llama_cpp raises for a prompt that is longer than the context, as ours; any other as it is."""
+    found = None if isinstance(error, HeadKVError) else _TOO_LONG.search(str(error))
+    if found is None:
+        return error
+    return ContextFullError(
+        f"{found[0]}: the prompt of {found[1]} tokens and an answer do not fit into the context of {found[2]}"
+    )
 
 
 def advised(error: MemoryError) -> OutOfMemoryError:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from llama_cpp.llama import LlamaState
-
 from ..errors import ContextFullError, HeadKVError, StateError
-from ..stats import PromptRecord
-from . import aside, states
-from .chats import Chats
+from .contents import Contents
+from .failures import completion_error
+from .lifetime import Lifetime
 from .prefill import PromptReader
 from .turns import Turn
 
-_TOO_LONG = re.compile(r"Requested tokens \((\d+)\) exceed context window of (\d+)")
+Steps = Generator[int, Any, None]
 
 
-class Generating(PromptReader):
-    """A PromptReader whose generations do not mix, in whatever threads they run."""
+class Generations:
+    """Of one Llama, `llm`. They do not mix, in whatever threads they run."""
 
-    _chats: Chats
-    _completion: Turn | None = None  # whose generate() comes next
+    def __init__(self, reader: PromptReader, contents: Contents, lifetime: Lifetime) -> None:
+        self._reader, self._contents, self._lifetime = reader, contents, lifetime
+        self._completion: Turn | None = None  # whose generate() comes next
 
-    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
-        """As llama_cpp.Llama.generate(); the prompt is compacted before the first token is sampled."""
+    def generate(
+        self,
+        llm: Any,
+        stock: Callable[..., Steps],
+        tokens: Sequence[int],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Steps:
+        """stock: llama_cpp's generate(), which is called with these arguments."""
         turn, own = self._completion, False
         if not self._lifetime.turns.inside:
             turn, own = Turn(), True
@@ -41,16 +46,16 @@ class Generating(PromptReader):
         else:
             kwargs["reset"] = False
         rest = tokens.copy()  # what is to be evaluated, once that is known
-        steps = super().generate(rest, *args, **kwargs)
+        steps = stock(rest, *args, **kwargs)
         sent, answer = None, list[int]()
         begun = False
         try:
             while True:
-                with self._using(turn):
+                with self._lifetime.used(llm, turn):
                     if not begun:
                         begun = True
-                        self._read_for(turn, tokens, anew)
-                        del rest[: self.n_tokens if anew else 0]
+                        self._reader.announce(turn, tokens, anew)
+                        del rest[: self._contents.tokens.n_tokens if anew else 0]
                     try:
                         token = steps.send(sent)
                     except StopIteration:
@@ -59,35 +64,31 @@ class Generating(PromptReader):
                         if own or not answer:
                             raise
                         # llama_cpp asks for the rest of a character beyond its max_tokens
-                        turn.cut_off = self.detokenize(answer, prev_tokens=tokens)
+                        turn.cut_off = llm.detokenize(answer, prev_tokens=tokens)
                         return
                 if not own:
                     answer.append(token)
                 sent = yield token
         except ValueError as error:
             if not isinstance(error, HeadKVError):
-                self._require_room(1)  # llama_cpp writes drafts behind the end of its array of tokens
+                self._contents.require_room(
+                    1
+                )  # llama_cpp writes drafts behind the end of its array of tokens
             raise
         finally:
             steps.close()
-            if self._prompts.withdraw(turn):
-                self._uncut()
+            self._reader.withdraw(turn)
             if own:
                 self._lifetime.turns.leave(turn)
 
-    def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
-        self._lifetime.require_open()
-        turn = self._chats.turn(kwargs.get("prompt", ()))
-        return self._completed(turn, super()._create_completion(*args, **kwargs), bool(kwargs.get("stream")))
-
-    def _completed(
-        self, turn: Turn, results: Generator[Any, None, None], stream: bool
+    def complete(
+        self, llm: Any, turn: Turn, results: Generator[Any, None, None], stream: bool
     ) -> Generator[Any, None, None]:
-        """The results of llama_cpp's generator, which belong to one turn."""
+        """The results of llama_cpp's generator of a completion, which belong to one turn."""
         begun = False
         try:
             while True:
-                with self._using(turn):
+                with self._lifetime.used(llm, turn):
                     if not begun:
                         begun, self._completion = True, turn
                     try:
@@ -99,49 +100,16 @@ class Generating(PromptReader):
                             self._completion = None
                 if turn.cut_off and not stream:
                     result["choices"][0]["text"] += turn.cut_off.decode("utf-8", errors="ignore")
-                if result["choices"][0]["finish_reason"] is not None and not (stream and self.cache):
+                if result["choices"][0]["finish_reason"] is not None and not (stream and llm.cache):
                     self._lifetime.turns.leave(turn)  # it needs the context no more
                     yield result
                     return
                 yield result
         except ValueError as error:
-            found = None if isinstance(error, HeadKVError) else _TOO_LONG.search(str(error))
-            if found is None:
+            explained = completion_error(error)
+            if explained is error:
                 raise
-            raise ContextFullError(
-                f"{found[0]}: the prompt of {found[1]} tokens and an answer do not fit into the context of "
-                f"{found[2]}"
-            ) from error
+            raise explained from error
         finally:
             results.close()
             self._lifetime.turns.leave(turn)
-
-    def save_state(self, light: bool = False) -> LlamaState:
-        """All that load_state() needs to go on from here, compacted or not, also in another process.
-
-        light: leave out the archive, which takes as much memory as the full cache; also one that is in a
-            file. Later turns are then read against what was kept.
-
-        A generate() after it has to begin with the compacted prompt, else it reads its own anew. It goes on
-        from what the saving Llama kept and computed, whatever retention and adapters the loading one has.
-        The state says which model it is of. Raises OutOfMemoryError for an archive that memory has no room
-        for: save_session() writes it to a file.
-        """
-        with self._using(beside=True):
-            state = states.sign(self, states.capture(self, archive=not light))
-            vars(state)["headkv_prompt"] = self._prompts.record
-            return state
-
-    def load_state(self, state: LlamaState) -> None:
-        """Go on from a saved state.
-
-        The context may have another n_ctx and n_batch than the one that it was saved from, if it has room:
-        layers with a sliding window have as many cells as n_batch asks for. The state's archive goes to this
-        Llama's; where that has none, it is left out. StateError (also a KeyError) if the state is of another
-        model or does not fit. What the cache holds stays then, except where only llama.cpp finds out: the
-        cache is empty then, and also with the ArchiveError of an archive that cannot be written.
-        """
-        with self._using():
-            states.require_fitting(self, state)
-            aside.restore(self, state, vars(state).get("headkv_prompt", PromptRecord()))
-            self._seed = state.seed

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
@@ -27,3 +29,25 @@ class Pieces:
         """The first token with the bytes from start to end, which are some, and the one after the last."""
         first, last = np.searchsorted(self.ends, [start + 1, end])
         return int(first), int(last) + 1
+
+
+class Vocabulary:
+    """Of a model, until that is closed. What its tokens spell, whatever tokenizer the user has set."""
+
+    def __init__(self, model: Any) -> None:
+        """model: llama_cpp's."""
+        self._model = model
+
+    @property
+    def spells(self) -> bool:
+        """Whether the model has a tokenizer."""
+        return bool(llama_cpp.llama_vocab_type(self._model.vocab) != llama_cpp.LLAMA_VOCAB_TYPE_NONE)
+
+    def pieces(self, tokens: npt.NDArray[Any] | Sequence[int]) -> Pieces:
+        return Pieces(tokens, self._piece if self.spells else lambda _: b"")
+
+    def _piece(self, token: int) -> bytes:
+        """With the space before it."""
+        room = ctypes.create_string_buffer(1024)  # llama_cpp has 32 bytes, and gives nothing for a longer one
+        n = llama_cpp.llama_token_to_piece(self._model.vocab, token, room, len(room), 0, False)
+        return room.raw[: max(n, 0)]

@@ -14,7 +14,7 @@ from .turns import Turn
 
 _logger = logging.getLogger("headkv_local")
 
-Tokens = npt.NDArray[np.intc]
+_Ids = npt.NDArray[np.intc]
 
 
 class PromptTracker:
@@ -51,7 +51,7 @@ class PromptTracker:
         finally:
             self.reading = False
 
-    def compare(self, compacted: Tokens, tokens: Sequence[int], rewritten: bool) -> None:
+    def compare(self, compacted: _Ids, tokens: Sequence[int], rewritten: bool) -> None:
         """Note why a prompt has to be read whole, if it does not go on from the compacted one.
 
         rewritten: whether the chat template has written its messages in another way before.
@@ -77,7 +77,7 @@ class PromptTracker:
         _logger.info("the prompt is read whole: %s", self.reread)
 
 
-def n_same(held: Tokens, tokens: Sequence[int]) -> int:
+def n_same(held: _Ids, tokens: Sequence[int]) -> int:
     """How many tokens both begin with."""
     n_both = min(len(held), len(tokens))
     differ = np.flatnonzero(held[:n_both] != np.asarray(tokens[:n_both], dtype=np.int64))

@@ -26,7 +26,7 @@ def save(
 ) -> None:
     _require_outside(llm)
     with llm._using(beside=True):
-        llm._uncut()
+        llm._tokens.uncut()
         ctx = llm._compactor.ctx
         native.supported(ctx)
         if llm.n_tokens == 0 or llm._compactor.n_tokens != llm.n_tokens:
@@ -36,7 +36,7 @@ def save(
         where, n_prompt = os.path.abspath(llm.model_path), record.n_tokens or 0
         about = About(identity(llm), "", where, header, llm.n_tokens, n_prompt, 0, {})
         tokens = np.ascontiguousarray(llm.input_ids[: llm.n_tokens], dtype=np.int32)
-        logits = None if llm._requires_eval else llm._logits()
+        logits = None if llm._requires_eval else llm._contents.logits()
         recurrent = record.recurrent if llm._compactor.n_compacted > 0 else None
         write(ctx, _name(path), about, Held(tokens, logits, record.logits, recurrent), light)
 
@@ -107,14 +107,12 @@ def _load(llm: Any, session: SessionFile, header: Header) -> None:
             if llm._compactor.n_tokens != llm.n_tokens:  # what it held is given up
                 llm.reset()
             raise
-        llm._forget_prompt()
+        llm._contents.forget_prompt()
         llm._compactor.forget_caps()
-        n = len(held.tokens)
-        llm.input_ids[:n], llm.n_tokens, llm._requires_eval = held.tokens, n, True
+        llm._tokens.take(held.tokens)
+        llm._tokens.evaluated(n_logits=0 if held.logits is None else 1)
         if llm._logits_all:
             llm.scores[:] = 0
-        if held.logits is not None:
-            llm._n_logits, llm._requires_eval = 1, False
         llm._prompts.record = replace(header.prompt, logits=held.prompt_logits, recurrent=held.prompt_state)
         llm._seed, llm._session_messages = header.seed, header.messages
 

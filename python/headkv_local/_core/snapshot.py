@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from contextlib import suppress
 
 import llama_cpp
 import numpy as np
+import numpy.typing as npt
 
+from ..errors import ArgumentError, StateError, UnsupportedError
 from ..stats import CacheStats, PromptRecord
 from . import ggml, native
+from .compactor import Compactor
+from .prompts import PromptTracker
 
 
-def native_stats(ctx: int, prompt: PromptRecord) -> CacheStats:
+def stats(llm: llama_cpp.Llama, ctx: int, prompts: PromptTracker) -> CacheStats:
+    """Of one moment, whatever other threads do."""
+    while True:
+        prompt = prompts.record
+        try:
+            found = _native_stats(ctx, prompt)
+        except UnsupportedError:
+            return _stock_stats(llm, prompt)
+        if prompts.record is prompt:  # else another thread has begun or compacted one since
+            return found
+
+
+def mask(stats_now: Callable[[], CacheStats], compactor: Compactor) -> npt.NDArray[np.bool_]:
+    """(n_layer, n_head_kv, n_prompt)"""
+    while True:
+        found = stats_now()
+        if not found.compacted:
+            heads = found.kept > 0  # there may be fewer in some layers
+            return np.repeat(heads[..., None], found.prompt_tokens, axis=2)
+        with suppress(StateError, ArgumentError):  # another thread has changed the cache since
+            return compactor.mask()
+
+
+def _native_stats(ctx: int, prompt: PromptRecord) -> CacheStats:
     """UnsupportedError for a context that can never be compacted."""
     shape = native.model_shape(ctx)
     numbers, kept = native.get_stats(ctx)
@@ -47,7 +76,7 @@ def native_stats(ctx: int, prompt: PromptRecord) -> CacheStats:
     )
 
 
-def stock_stats(llm: llama_cpp.Llama, prompt: PromptRecord) -> CacheStats:
+def _stock_stats(llm: llama_cpp.Llama, prompt: PromptRecord) -> CacheStats:
     """llama.cpp tells no sizes of its stock cache: computed for all layers at n_ctx cells."""
     model = llm.model
     n_layer = llama_cpp.llama_model_n_layer(model)

@@ -133,13 +133,11 @@ def restore(llm: Any, state: LlamaState) -> None:
                 f"the state is damaged, or does not fit this context: {error}"
             ) from error
     n = state.n_tokens
-    llm.input_ids[:n] = state.input_ids[:n]
+    llm._tokens.take(state.input_ids[:n])
     if llm._logits_all:
         n_rows = min(n, len(state.scores))
         llm.scores[:n_rows] = state.scores[:n_rows]
         llm.scores[n_rows:] = 0
-    llm.n_tokens = n
-    llm._requires_eval = True
 
 
 def sign(llm: Any, state: LlamaState) -> LlamaState:

@@ -1,0 +1,112 @@
+"""What a context holds, and how it goes back to where a prompt differs from the one before."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ContextFullError
+from ..stats import PromptRecord
+from .bounded import Bounded
+from .compactor import Compactor
+from .context import Context
+from .folding import Folding
+from .prompts import PromptTracker, n_same
+from .tokens import Tokens
+
+
+class Contents:
+    """Of one context: cells, kept rows and bounded layers hold the tokens that count, or all are empty."""
+
+    def __init__(
+        self,
+        context: Context,
+        tokens: Tokens,
+        bounded: Bounded,
+        compactor: Compactor,
+        folding: Folding,
+        prompts: PromptTracker,
+    ) -> None:
+        self.context, self.tokens, self.bounded = context, tokens, bounded
+        self._compactor, self._folding, self._prompts = compactor, folding, prompts
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self.tokens.clear()
+        self.context.clear()
+        self.forget_prompt()
+
+    def forget_prompt(self) -> None:
+        """What is held is not of the prompt that was read last."""
+        self._folding.forget()
+        self._compactor.release()
+        self._prompts.record = PromptRecord()
+
+    def truncate(self, n_tokens: int) -> bool:
+        """Keep the first n_tokens. False, and nothing is done, if a part of a compacted prompt would go, or
+        where bounded layers cannot go back so far."""
+        if n_tokens < self.tokens.n_tokens and not self.bounded.reaches(n_tokens):
+            return False
+        if not self.context.cut(n_tokens):
+            return False
+        self.tokens.keep(n_tokens)
+        return True
+
+    def go_back(self, n_tokens: int) -> bool:
+        """As truncate(); also to the end of a compacted prompt, where recurrent layers are put back."""
+        if self.truncate(n_tokens):
+            return True
+        record = self._prompts.record
+        if record.recurrent is None or record.n_tokens != n_tokens:
+            return False
+        self.bounded.put_back(record.recurrent)
+        return self.truncate(n_tokens)
+
+    def logits(self) -> npt.NDArray[np.float32] | None:
+        """llama.cpp's own of the token decoded last, (n_vocab,); None where there are none."""
+        return None if self.tokens.n_logits == 0 else self.context.logits()
+
+    def put_back(self, before: npt.NDArray[np.float32] | None) -> None:
+        """The logits of the last token, after others were evaluated and taken back."""
+        logits = self.logits()
+        if logits is not None and before is not None:
+            logits[:] = before
+            self.tokens.evaluated(n_logits=1)
+
+    def require_room(self, n_new: int) -> None:
+        room, n_held = self.context.n_ctx, self.tokens.n_tokens
+        if n_held + n_new > room:
+            raise ContextFullError(
+                f"the context of {room} tokens is full: it holds {n_held}, and {n_new} more do not fit "
+                f"(Requested tokens ({n_held + n_new}) exceed context window of {room})"
+            )
+
+    def compare(self, tokens: list[int], rewritten: bool) -> None:
+        """Note why a prompt has to be read whole, if it does not go on from the compacted one."""
+        compacted = self.tokens.input_ids[: self._compactor.n_compacted]
+        archived = self._compactor.n_archived > 0 and not self.bounded
+        if archived and n_same(compacted, tokens) > 0:  # it is read from there on
+            compacted = compacted[:0]
+        self._prompts.compare(compacted, tokens, rewritten)
+
+    def reads_anew(self, n_tokens: int) -> bool:
+        """Whether a prompt that goes on from the first n_tokens is read against the archive."""
+        n_archived = self._compactor.n_archived
+        return n_archived > 0 and (self._compactor.reselects or n_tokens < n_archived)
+
+    def reuse(self, tokens: list[int]) -> None:
+        """Keep what a prompt begins with; all behind it is forgotten, at once or when that has been read."""
+        held = self.tokens
+        same = n_same(held.held, tokens)
+        if same == len(tokens) == held.n_tokens and not held.requires_eval:
+            return
+        same = min(same, len(tokens) - 1)  # the last one is decoded again, for its logits
+        if same > 0 and self.reads_anew(same):
+            held.cut(same)
+            return
+        n_prompt = self._prompts.record.n_tokens or 0
+        if any(0 < n <= same and self.go_back(n) for n in (same, n_prompt)):
+            return
+        if self._compactor.n_compacted > 0 and self._prompts.reread is None:
+            self._prompts.cannot_go_back(same)
+        self.reset()

@@ -1,0 +1,71 @@
+"""llama.cpp's context, as llama_cpp.Llama has made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError
+from .lifetime import Closed
+
+
+class Context:
+    """Of one Llama that is loaded, until that is closed."""
+
+    def __init__(self, llm: llama_cpp.Llama) -> None:
+        """llm: is not held here, for it has this, and is to be freed at once when nobody has it any more."""
+        self._ctx, self._batch = llm._ctx, llm._batch
+        self._is_recurrent = bool(llm._is_recurrent or llm._is_hybrid)
+        self.n_ctx, self.n_batch, self.n_vocab = int(llm._n_ctx), int(llm.n_batch), int(llm._n_vocab)
+        self.logits_all = bool(llm._logits_all)
+        self.flash_attn = bool(llm.context_params.flash_attn_type)
+
+    def end(self) -> None:
+        """It is freed."""
+        self._ctx = self._batch = Closed()
+
+    @property
+    def pointer(self) -> llama_cpp.llama_context_p:
+        return self._ctx.ctx
+
+    def decode(self, tokens: Sequence[int], n_past: int) -> None:
+        """Tokens after the first n_past, up to n_batch; what the cache holds after those is dropped."""
+        self.cut(n_past)
+        self._batch.set_batch(batch=tokens, n_past=n_past, logits_all=self.logits_all)
+        self._ctx.decode(self._batch)
+
+    def cut(self, n_tokens: int) -> bool:
+        """Keep the first n_tokens in the cache. False, and nothing is done, where that cannot be."""
+        return bool(self._ctx.kv_cache_seq_rm(-1, n_tokens, -1))
+
+    def clear(self) -> None:
+        memory = self._ctx.memory
+        if memory is None:  # as embedding models may be
+            return
+        if self._is_recurrent:
+            llama_cpp.llama_memory_clear(memory, True)
+        self.cut(0)
+
+    def wait(self) -> None:
+        """Until all that was asked for is computed: a decode returns while a GPU is still at it."""
+        llama_cpp.llama_synchronize(self._ctx.ctx)
+
+    def logits(self) -> npt.NDArray[np.float32] | None:
+        """llama.cpp's own of the token decoded last, (n_vocab,). It complains where there are none."""
+        row = llama_cpp.llama_get_logits_ith(self._ctx.ctx, -1)
+        return np.ctypeslib.as_array(row, (self.n_vocab,)) if row else None
+
+    def all_logits(self, n: int) -> npt.NDArray[np.float32]:
+        """llama.cpp's own of the n tokens in the batch decoded last, (n, n_vocab)."""
+        rows: Any = llama_cpp.llama_get_logits(self._ctx.ctx)
+        return np.ctypeslib.as_array(rows, (n, self.n_vocab))
+
+    def require_known(self, tokens: Sequence[int] | npt.NDArray[np.int32]) -> None:
+        """ArgumentError for tokens that the model does not have."""
+        if len(tokens) > 0 and not (min(tokens) >= 0 and max(tokens) < self.n_vocab):
+            bad = next(token for token in tokens if not 0 <= token < self.n_vocab)
+            raise ArgumentError(f"token {bad} is none of the model's: they go from 0 to {self.n_vocab - 1}")
