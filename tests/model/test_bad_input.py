@@ -412,6 +412,9 @@ def test_a_constructor_that_fails_leaves_nothing_to_clean_up(
     ("arguments", "sentence"),
     [
         ({"n_ctx": 2**32}, "n_ctx must be from 0 to 2147483647, not 4294967296"),
+        ({"n_ctx": None}, "n_ctx must be from 0 to 2147483647, not None"),
+        ({"n_ctx": 512.5}, "n_ctx must be from 0 to 2147483647, not 512.5"),
+        ({"seed": "x"}, "seed must be an int"),
         ({"n_batch": -1}, "n_batch must be from 1 to 2147483647, not -1"),
         ({"n_batch": 0}, "n_batch must be from 1"),
         ({"n_ubatch": 0}, "n_ubatch must be from 1"),
@@ -424,7 +427,7 @@ def test_a_constructor_that_fails_leaves_nothing_to_clean_up(
     ids=str,
 )
 def test_numbers_that_llama_cpp_would_end_the_process_for(
-    load: Load, tiny_path: Path, arguments: dict[str, int], sentence: str
+    load: Load, tiny_path: Path, arguments: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ArgumentError, match=sentence):
         load(tiny_path, **arguments)

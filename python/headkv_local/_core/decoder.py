@@ -13,6 +13,7 @@ import numpy.typing as npt
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from ..errors import ArgumentError, Cancelled, ContextFullError, StateError, UnsupportedError
+from ..forms import Processors, require_grammar, seed_of
 from .bounded import Bounded, Snapshot
 from .compactor import Compactor
 from .failures import decode_error
@@ -47,6 +48,7 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
     scores: npt.NDArray[np.single]
 
     _n_logits = 0  # tokens that the last decode has left logits of
+    _raised: BaseException | None = None  # by a logits processor, for the token that is drawn
 
     def close(self) -> None:
         """Free model and context. Every later call raises StateError; closing twice is fine.
@@ -197,7 +199,27 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
                     "first, with logits_all=True for those of other tokens than the last one"
                 )
             token: int = super().sample(*args, idx=idx, **kwargs)
+            if (raised := self._raised) is not None:
+                self._raised = None
+                raise raised
             return token
+
+    def set_seed(self, seed: int) -> None:
+        """As llama_cpp.Llama.set_seed(); any int is taken modulo 2**32, so -1 is one too."""
+        super().set_seed(seed_of(seed))
+
+    def _init_sampler(
+        self, *args: Any, logits_processor: Any = None, grammar: Any = None, **kwargs: Any
+    ) -> Any:
+        """As llama_cpp's, but a grammar is one, and what a processor raises comes out of sample()."""
+        if grammar is not None:
+            require_grammar(self._model.vocab, grammar)
+        if logits_processor is not None:
+            logits_processor = [Processors(logits_processor, self._keep_raised)]
+        return super()._init_sampler(*args, logits_processor=logits_processor, grammar=grammar, **kwargs)
+
+    def _keep_raised(self, error: BaseException) -> None:
+        self._raised = error
 
     def _require_room(self, n_new: int) -> None:
         room, n_all = self._n_ctx, self.n_tokens + n_new

@@ -8,7 +8,9 @@ from typing import Any
 
 from llama_cpp.llama import LlamaState
 
-from ..errors import ContextFullError, HeadKVError, StateError
+from .. import infill
+from ..errors import ArgumentError, ContextFullError, HeadKVError, StateError
+from ..forms import require_bias, require_grammar
 from ..stats import PromptRecord
 from . import aside, states
 from .chats import Chats
@@ -76,7 +78,16 @@ class Generating(PromptReader):
                 self._lifetime.turns.leave(turn)
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
-        self._lifetime.require_open()
+        with self._lifetime.still():
+            self._lifetime.require_open()
+            if (grammar := kwargs.get("grammar")) is not None:
+                require_grammar(self._model.vocab, grammar)
+            if (bias := kwargs.get("logit_bias")) is not None:
+                require_bias(bias, self._n_vocab)
+            if (suffix := kwargs.get("suffix")) is not None:
+                kwargs |= {"prompt": infill.prompt_of(self, kwargs.get("prompt", ""), suffix), "suffix": None}
+            if kwargs.get("echo") and isinstance(kwargs.get("prompt"), list):
+                raise ArgumentError("echo needs a prompt that is a text, and no suffix")
         turn = self._chats.turn(kwargs.get("prompt", ()))
         return self._completed(turn, super()._create_completion(*args, **kwargs), bool(kwargs.get("stream")))
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import llama_cpp
 from llama_cpp import llama_chat_format
 
+from ..forms import chosen_tool, plain_format, require_schema
 from . import templates
 from .generation import Generating
 
@@ -69,6 +70,7 @@ class Chatting(Generating):
         given: dict[str, Any] = dict(_SIGNATURE.bind(self, messages, *args, **kwargs).arguments)
         for name in ("self", "messages"):
             del given[name]
+        self._require_forms(given)
         if handler is _PLAIN_TEXT:
             self._chats.warn("the model has no chat template: its chats are written as plain text")
 
@@ -85,6 +87,17 @@ class Chatting(Generating):
         ends, later, rewritten = templates.ending(form, prompt, render)
         with self._chats.reading(list(messages), self._n_unstable(ends, later), rewritten):
             return super().create_chat_completion(form, **given)
+
+    def _require_forms(self, given: dict[str, Any]) -> None:
+        """Raises ArgumentError for a form that llama_cpp would leave out, or take any JSON for."""
+        with self._lifetime.still():
+            vocab = self._model.vocab
+            if given.get("response_format") is not None:
+                wanted = given["response_format"] = plain_format(given["response_format"])
+                if "schema" in wanted:
+                    require_schema(vocab, wanted["schema"], "response_format")
+            if (tool := chosen_tool(given)) is not None:
+                require_schema(vocab, tool["parameters"], f"the parameters of the tool {tool['name']!r}")
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Messages in the model's own chat template, with the opening of an answer after them.

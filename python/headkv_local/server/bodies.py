@@ -9,6 +9,7 @@ import llama_cpp
 from llama_cpp.server import types as stock
 from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
 
+from ..forms import plain_format
 from ..messages import require_messages
 from .retaining import OfArchive, OfBudget, OfScores, check_budget
 
@@ -87,12 +88,8 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
         """OpenAI's "json_schema" as llama-cpp-python writes it."""
         wanted = given.get("response_format") if isinstance(given, dict) else None
         if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
-            return given
-        inner = wanted.get("json_schema")
-        schema = inner.get("schema") if isinstance(inner, dict) else None
-        if not isinstance(schema, dict):
-            raise ValueError("response_format: json_schema must have a schema")
-        return given | {"response_format": {"type": "json_object", "schema": schema}}
+            return given  # stock's types say what is wrong with it
+        return given | {"response_format": plain_format(wanted)}
 
     @model_validator(mode="after")
     def _check(self) -> ChatBody:
