@@ -112,6 +112,8 @@ class Llama(Chatting):
                         "a draft model cannot be used with recurrent layers: they cannot take a draft back"
                     )
                 self._lifetime.make_cancellable(self._compactor.ctx)
+                if retention is not None:
+                    self._require_generating()
                 self._compactor.retain(retention)
             except BaseException:
                 self.close()

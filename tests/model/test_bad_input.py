@@ -26,6 +26,7 @@ from headkv_local import (
     UnsupportedError,
 )
 from headkv_local._core import native
+from headkv_local.errors import EncoderError
 from helpers import compact_natively, greedy, random_tokens
 
 Load = Callable[..., Llama]
@@ -513,3 +514,21 @@ def test_a_model_without_a_tokenizer(
         with pytest.raises(UnsupportedError, match="^the model has no tokenizer"):
             call()
     assert len(list(zip(llm.generate(list(range(200)), temp=0.0), range(3), strict=False))) == 3
+
+
+@pytest.mark.parametrize(("arch", "reason"), [("t5", "has an encoder"), ("bert", "keeps no cache")])
+def test_a_model_that_generates_nothing(
+    load: Load, tiny: Callable[..., Path], arch: str, reason: str
+) -> None:
+    """An encoder that was not called ends the process."""
+    with pytest.raises(EncoderError, match=reason):
+        load(tiny(arch=arch), retention=Retention(budget=16))
+    llm = load(tiny(arch=arch))
+    with pytest.raises(EncoderError, match=f"no text can be generated: the model {reason}"):
+        llm("Hello.", max_tokens=2)
+    embedding = load(tiny(arch=arch), embedding=True)
+    if arch == "bert":
+        assert embedding.embed("Hello.")
+        return
+    with pytest.raises(EncoderError, match="no text can be embedded"):
+        embedding.embed("Hello.")

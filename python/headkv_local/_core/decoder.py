@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
-from ..errors import ArgumentError, Cancelled, ContextFullError, StateError, UnsupportedError
+from ..errors import (
+    ArgumentError,
+    Cancelled,
+    ContextFullError,
+    EncoderError,
+    StateError,
+    UnsupportedError,
+)
 from ..forms import Processors, require_grammar, seed_of
 from .bounded import Bounded, Snapshot
 from .compactor import Compactor
@@ -163,10 +170,13 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As llama_cpp.Llama.embed()."""
         with self._using():
+            if llama_cpp.llama_model_has_decoder(self._model.model) and self._ctx.memory is not None:
+                self._require_generating("no text can be embedded: ")
             return super().embed(*args, **kwargs)
 
     def _evaluate(self, tokens: Sequence[int], done: Callable[[int], None] = lambda n: None) -> None:
         """Evaluate in pieces of n_batch tokens. done: called with the size of each piece."""
+        self._require_generating("no text can be generated: ")
         self._require_known(tokens)
         self._require_room(len(tokens))
         with self._in_step() as step:
@@ -184,6 +194,13 @@ class Decoder(llama_cpp.Llama):  # type: ignore[misc]
                 step.piece, step.before = [], None
                 self._n_logits = len(piece) if self._logits_all else 1
                 done(len(piece))
+
+    def _require_generating(self, what: str = "") -> None:
+        """Raise EncoderError where a decode would end the process, or find no cache."""
+        if llama_cpp.llama_model_has_encoder(self._model.model):
+            raise EncoderError(f"{what}the model has an encoder")
+        if self._ctx.memory is None:
+            raise EncoderError(f"{what}the model keeps no cache")
 
     def _require_known(self, tokens: Sequence[int]) -> None:
         if len(tokens) > 0 and not (min(tokens) >= 0 and max(tokens) < self._n_vocab):
