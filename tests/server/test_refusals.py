@@ -76,6 +76,10 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "no
         ('{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature"),
         (ASKED | {"n": 2}, "n must be 1"),
         (ASKED | {"stop": [""]}, "stop"),
+        (ASKED | {"stop": ["\ud800"]}, "stop has half a character"),
+        (ASKED | {"max_tokens": 0}, "max_tokens must be at least 1"),
+        (ASKED | {"budget": 2**40}, "budget must be at most"),
+        (ASKED | {"response_format": {"type": "json_object", "schema": {"enum": []}}}, "cannot be compiled"),
         (ASKED | {"budget": 0}, "budget"),
         (ASKED | {"budget": "much"}, "budget"),
         (ASKED | {"budget": True}, "budget"),
@@ -121,6 +125,26 @@ def test_a_prompt_that_is_too_long(client: httpx.Client, stream: bool) -> None:
     assert refused.status_code == 400
     assert "maximum context length is 512 tokens" in message(refused)
     assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"suffix": "b"}, "no tokens for a suffix"),
+        ({"suffix": "b", "echo": True}, "echo and suffix exclude each other"),
+        ({"suffix": "\ud800"}, "suffix has half a character"),
+        ({"prompt": "\ud800"}, "prompt has half a character"),
+        ({"max_tokens": 0, "echo": True}, "max_tokens must be at least 1"),
+    ],
+)
+def test_a_completion_that_cannot_be(
+    client: httpx.Client, given: dict[str, Any], words: str, stream: bool
+) -> None:
+    text = json.dumps({"prompt": "a", "max_tokens": 2, "stream": stream} | given)
+    refused = client.post("/v1/completions", content=text, headers={"Content-Type": "application/json"})
+    assert refused.status_code == 400
+    assert words in message(refused)
 
 
 def test_models_that_are_not_here(server: Running, client: httpx.Client) -> None:
