@@ -256,6 +256,13 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
             (2, "colour", ("--config-file", "bad.json", "--port", 0)),
             (2, "there is no model", ("--config-file", "none.json", "--port", 0)),
             (2, "bad.yaml cannot be read", ("--config-file", "bad.yaml")),
+            (2, "go together", (tiny_path, "--ssl-keyfile", "bad.json", "--port", 0)),
+            (
+                2,
+                "--ssl-certfile bad.json and --ssl-keyfile no.pem cannot be used",
+                (tiny_path, "--ssl-certfile", "bad.json", "--ssl-keyfile", "no.pem", "--port", 0),
+            ),
+            (1, "chat_format: Invalid chat handler", (tiny_path, "--chat-format", "none", "--port", 0)),
             (1, "cannot be kept in", (tiny_path, "--sessions", tiny_path, "--port", 0)),
         ):
             given = arguments if "--sessions" in arguments else (*arguments, *sessions)

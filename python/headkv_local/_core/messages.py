@@ -9,6 +9,7 @@ from typing import Any, Final
 import llama_cpp
 from llama_cpp import llama_chat_format
 
+from ..errors import ArgumentError
 from ..forms import chosen_tool, plain_format, require_schema
 from . import templates
 from .generation import Generating
@@ -36,9 +37,16 @@ class _Renderer:
 class Chatting(Generating):
     """A Generating whose chats lose nothing in the model's template."""
 
+    chat_format: str
+
     def _arrange_chat(self, chosen: bool) -> None:
         """chosen: whether the caller has given a chat format or a handler."""
         self._chat_handlers[templates.PLAIN_TEXT] = _PLAIN_TEXT
+        if self.chat_handler is None and self.chat_format not in self._chat_handlers:
+            try:
+                llama_chat_format.get_chat_completion_handler(self.chat_format)
+            except llama_chat_format.LlamaChatCompletionHandlerNotFoundException as error:
+                raise ArgumentError(f"chat_format: {error}") from None
         if not chosen and "tokenizer.chat_template" not in self.metadata:
             self.chat_format = templates.PLAIN_TEXT  # llama_cpp would take that of Llama 2
 
