@@ -100,7 +100,7 @@ def chosen_tool(given: Mapping[str, Any]) -> dict[str, Any] | None:
     name = _function_of(choice if "function" in choice else {"function": choice})["name"]
     found = next((tool for tool in tools if tool["name"] == name), None)
     if found is None:
-        raise ArgumentError(f"tool_choice: there is no tool {name!r} among the tools")
+        raise ArgumentError(f"Tool choice '{name}' not found in tools.")  # as llama_cpp says it
     if "parameters" not in found:
         raise ArgumentError(f"the tool {name!r} has no parameters: give it a JSON schema")
     return found

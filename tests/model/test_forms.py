@@ -36,8 +36,11 @@ def schema(**given: Any) -> dict[str, Any]:
         ({"response_format": {"type": "xml"}}, "response_format must have a type"),
         (tool(parameters={"type": "nothing"}), "the tool 'f': the JSON schema cannot be compiled"),
         (tool(), "the tool 'f' has no parameters"),
-        ({"tool_choice": F}, "there is no tool 'f'"),
-        ({"functions": [{"name": "g", "parameters": {}}], "function_call": {"name": "f"}}, "no tool 'f'"),
+        ({"tool_choice": F}, "Tool choice 'f' not found"),
+        (
+            {"functions": [{"name": "g", "parameters": {}}], "function_call": {"name": "f"}},
+            "Tool choice 'f' not found",
+        ),
         ({"tools": [{}], "tool_choice": F}, "a tool must have a function with a name"),
         ({"grammar": LlamaGrammar.from_string("root ::= nowhere")}, "the grammar cannot be compiled"),
         ({"grammar": "root"}, "must be a LlamaGrammar"),
