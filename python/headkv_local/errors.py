@@ -19,6 +19,10 @@ class UnsupportedError(HeadKVError, NotImplementedError):
     """A model or a context of a kind whose KV cache cannot be compacted."""
 
 
+class EncoderError(UnsupportedError):
+    """A model that no text is generated with here: with an encoder, or for embeddings only."""
+
+
 class StateError(HeadKVError, RuntimeError):
     """The call does not fit what the context holds now, or the model has been closed."""
 

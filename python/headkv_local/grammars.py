@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any, Final
 
+import llama_cpp
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from .errors import ArgumentError
@@ -81,6 +82,21 @@ def require_bounded(grammar: str) -> None:
             raise ArgumentError(f"it is nested more than {_DEEPEST} deep")
     if rules > _MOST_RULES or elements > _MOST_ELEMENTS:
         raise ArgumentError("it has too many rules, with those that its repetitions become")
+
+
+def require_compiled(vocab: Any, grammar: str, root: str = "root") -> None:
+    """Raises ArgumentError for a grammar that llama.cpp does not compile for this vocabulary.
+
+    A sampler of such a grammar is a null pointer, which it would read.
+    """
+    require_bounded(grammar)
+    try:
+        made = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), root.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise ArgumentError("it has half a character, which is no text in UTF-8") from None
+    if not made:
+        raise ArgumentError("llama.cpp does not take it")
+    llama_cpp.llama_sampler_free(made)
 
 
 def _times(quantifier: str) -> int:

@@ -103,6 +103,8 @@ class Llama(Overrides):
                     raise UnsupportedError(
                         "a draft model cannot be used with recurrent layers: they cannot take a draft back"
                     )
+                if retention is not None:
+                    self._context.require_generating()
                 self._compactor.retain(retention)
                 self.on_prefill = on_prefill
             except BaseException:

@@ -222,6 +222,8 @@ class Retention:
             )
         scores: Any = self.scores if isinstance(self.scores, np.ndarray) else None
         budget = budget if isinstance(budget, str) else int(budget)
+        if not isinstance(budget, str) and budget > INT32_MAX:
+            raise ArgumentError(f"budget must be at most {INT32_MAX} entries per KV head, not {budget}")
         return Keep(budget, float(self.beta), self.window, self.kernel, self.sinks, self.observe, scores)
 
     def _set(self, name: str, value: object) -> None:

@@ -26,6 +26,7 @@ from headkv_local import (
     UnsupportedError,
 )
 from headkv_local._core import native
+from headkv_local.errors import EncoderError
 from helpers import compact_natively, greedy, random_tokens
 
 Load = Callable[..., Llama]
@@ -412,6 +413,9 @@ def test_a_constructor_that_fails_leaves_nothing_to_clean_up(
     ("arguments", "sentence"),
     [
         ({"n_ctx": 2**32}, "n_ctx must be from 0 to 2147483647, not 4294967296"),
+        ({"n_ctx": None}, "n_ctx must be from 0 to 2147483647, not None"),
+        ({"n_ctx": 512.5}, "n_ctx must be from 0 to 2147483647, not 512.5"),
+        ({"seed": "x"}, "seed must be an int"),
         ({"n_batch": -1}, "n_batch must be from 1 to 2147483647, not -1"),
         ({"n_batch": 0}, "n_batch must be from 1"),
         ({"n_ubatch": 0}, "n_ubatch must be from 1"),
@@ -424,7 +428,7 @@ def test_a_constructor_that_fails_leaves_nothing_to_clean_up(
     ids=str,
 )
 def test_numbers_that_llama_cpp_would_end_the_process_for(
-    load: Load, tiny_path: Path, arguments: dict[str, int], sentence: str
+    load: Load, tiny_path: Path, arguments: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ArgumentError, match=sentence):
         load(tiny_path, **arguments)
@@ -510,3 +514,21 @@ def test_a_model_without_a_tokenizer(
         with pytest.raises(UnsupportedError, match="^the model has no tokenizer"):
             call()
     assert len(list(zip(llm.generate(list(range(200)), temp=0.0), range(3), strict=False))) == 3
+
+
+@pytest.mark.parametrize(("arch", "reason"), [("t5", "has an encoder"), ("bert", "keeps no cache")])
+def test_a_model_that_generates_nothing(
+    load: Load, tiny: Callable[..., Path], arch: str, reason: str
+) -> None:
+    """An encoder that was not called ends the process."""
+    with pytest.raises(EncoderError, match=reason):
+        load(tiny(arch=arch), retention=Retention(budget=16))
+    llm = load(tiny(arch=arch))
+    with pytest.raises(EncoderError, match=f"no text can be generated: the model {reason}"):
+        llm("Hello.", max_tokens=2)
+    embedding = load(tiny(arch=arch), embedding=True)
+    if arch == "bert":
+        assert embedding.embed("Hello.")
+        return
+    with pytest.raises(EncoderError, match="no text can be embedded"):
+        embedding.embed("Hello.")

@@ -135,8 +135,8 @@ def test_formats_of_llama_cpp_lose_nothing_either(load: Load, tiny_path: Path, c
     llm.create_chat_completion(HISTORY, max_tokens=1)
     prompt = llm.detokenize(llm.input_ids[: llm.n_tokens].tolist(), special=True).decode(errors="replace")
     assert all(m["content"].split("</think>")[-1].strip() in prompt for m in HISTORY)
-    with pytest.raises(Exception, match="Invalid chat handler: nothing"):
-        load(tiny_path, chat_format="nothing").create_chat_completion(HISTORY)
+    with pytest.raises(ArgumentError, match="chat_format: Invalid chat handler: nothing"):
+        load(tiny_path, chat_format="nothing")
 
 
 def test_pictures_are_refused(load: Load, tiny_path: Path) -> None:

@@ -76,6 +76,10 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "no
         ('{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature"),
         (ASKED | {"n": 2}, "n must be 1"),
         (ASKED | {"stop": [""]}, "stop"),
+        (ASKED | {"stop": ["\ud800"]}, "stop has half a character"),
+        (ASKED | {"max_tokens": 0}, "max_tokens must be at least 1"),
+        (ASKED | {"budget": 2**40}, "budget must be at most"),
+        (ASKED | {"response_format": {"type": "json_object", "schema": {"enum": []}}}, "cannot be compiled"),
         (ASKED | {"budget": 0}, "budget"),
         (ASKED | {"budget": "much"}, "budget"),
         (ASKED | {"budget": True}, "budget"),
@@ -121,6 +125,26 @@ def test_a_prompt_that_is_too_long(client: httpx.Client, stream: bool) -> None:
     assert refused.status_code == 400
     assert "maximum context length is 512 tokens" in message(refused)
     assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"suffix": "b"}, "no tokens for a suffix"),
+        ({"suffix": "b", "echo": True}, "echo and suffix exclude each other"),
+        ({"suffix": "\ud800"}, "suffix has half a character"),
+        ({"prompt": "\ud800"}, "prompt has half a character"),
+        ({"max_tokens": 0, "echo": True}, "max_tokens must be at least 1"),
+    ],
+)
+def test_a_completion_that_cannot_be(
+    client: httpx.Client, given: dict[str, Any], words: str, stream: bool
+) -> None:
+    text = json.dumps({"prompt": "a", "max_tokens": 2, "stream": stream} | given)
+    refused = client.post("/v1/completions", content=text, headers={"Content-Type": "application/json"})
+    assert refused.status_code == 400
+    assert words in message(refused)
 
 
 def test_models_that_are_not_here(server: Running, client: httpx.Client) -> None:
@@ -232,6 +256,13 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
             (2, "colour", ("--config-file", "bad.json", "--port", 0)),
             (2, "there is no model", ("--config-file", "none.json", "--port", 0)),
             (2, "bad.yaml cannot be read", ("--config-file", "bad.yaml")),
+            (2, "go together", (tiny_path, "--ssl-keyfile", "bad.json", "--port", 0)),
+            (
+                2,
+                "--ssl-certfile bad.json and --ssl-keyfile no.pem cannot be used",
+                (tiny_path, "--ssl-certfile", "bad.json", "--ssl-keyfile", "no.pem", "--port", 0),
+            ),
+            (1, "chat_format: Invalid chat handler", (tiny_path, "--chat-format", "none", "--port", 0)),
             (1, "cannot be kept in", (tiny_path, "--sessions", tiny_path, "--port", 0)),
         ):
             given = arguments if "--sessions" in arguments else (*arguments, *sessions)

@@ -12,6 +12,8 @@ from typing import Any, Final
 import llama_cpp
 from llama_cpp import llama_chat_format
 
+from ..errors import ArgumentError
+from ..forms import chosen_tool, plain_format, require_schema
 from . import templates
 from .turns import Turn
 
@@ -49,6 +51,11 @@ class Chats:
     def arrange(llm: Any, chosen: bool) -> None:
         """chosen: whether the caller has given a chat format or a handler."""
         llm._chat_handlers[templates.PLAIN_TEXT] = _PLAIN_TEXT
+        if llm.chat_handler is None and llm.chat_format not in llm._chat_handlers:
+            try:
+                llama_chat_format.get_chat_completion_handler(llm.chat_format)
+            except llama_chat_format.LlamaChatCompletionHandlerNotFoundException as error:
+                raise ArgumentError(f"chat_format: {error}") from None
         if not chosen and "tokenizer.chat_template" not in llm.metadata:
             llm.chat_format = templates.PLAIN_TEXT  # llama_cpp would take that of Llama 2
 
@@ -72,6 +79,7 @@ class Chats:
         given: dict[str, Any] = dict(_SIGNATURE.bind(llm, messages, *args, **kwargs).arguments)
         for name in ("self", "messages"):
             del given[name]
+        _require_forms(llm, given)
         if handler is _PLAIN_TEXT:
             self._warn("the model has no chat template: its chats are written as plain text")
 
@@ -124,6 +132,18 @@ class Chats:
         if text not in self._said:
             self._said.add(text)
             _logger.warning(text)
+
+
+def _require_forms(llm: Any, given: dict[str, Any]) -> None:
+    """Raises ArgumentError for a form that llama_cpp would leave out, or take any JSON for."""
+    with llm._lifetime.still():
+        vocab = llm._model.vocab
+        if given.get("response_format") is not None:
+            wanted = given["response_format"] = plain_format(given["response_format"])
+            if "schema" in wanted:
+                require_schema(vocab, wanted["schema"], "response_format")
+        if (tool := chosen_tool(given)) is not None:
+            require_schema(vocab, tool["parameters"], f"the parameters of the tool {tool['name']!r}")
 
 
 def _template_name(llm: Any) -> str:

@@ -9,7 +9,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, EncoderError
 from .lifetime import Closed
 
 
@@ -22,6 +22,10 @@ class Context:
         self._is_recurrent = bool(llm._is_recurrent or llm._is_hybrid)
         self.n_ctx, self.n_batch, self.n_vocab = int(llm._n_ctx), int(llm.n_batch), int(llm._n_vocab)
         self.logits_all = bool(llm._logits_all)
+        encodes = llama_cpp.llama_model_has_encoder(llm._model.model)
+        self._no_answer = "the model has an encoder" if encodes else ""
+        if self._ctx.memory is None:
+            self._no_answer = self._no_answer or "the model keeps no cache"
         self.flash_attn = bool(llm.context_params.flash_attn_type)
 
     def end(self) -> None:
@@ -63,6 +67,11 @@ class Context:
         """llama.cpp's own of the n tokens in the batch decoded last, (n, n_vocab)."""
         rows: Any = llama_cpp.llama_get_logits(self._ctx.ctx)
         return np.ctypeslib.as_array(rows, (n, self.n_vocab))
+
+    def require_generating(self, what: str = "") -> None:
+        """Raise EncoderError where a decode would end the process, or find no cache. what: begins it."""
+        if self._no_answer:
+            raise EncoderError(f"{what}{self._no_answer}")
 
     def require_known(self, tokens: Sequence[int] | npt.NDArray[np.int32]) -> None:
         """ArgumentError for tokens that the model does not have."""

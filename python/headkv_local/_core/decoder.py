@@ -41,6 +41,7 @@ class Decoder:
     def evaluate(self, tokens: Sequence[int], done: Callable[[int], None] = lambda n: None) -> None:
         """After those that count, in pieces of n_batch tokens. done: called with the size of each piece."""
         context, held = self._context, self._tokens
+        context.require_generating("no text can be generated: ")
         context.require_known(tokens)
         self._contents.require_room(len(tokens))
         with self._in_step() as step:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from ..errors import ContextFullError, HeadKVError, StateError
+from .. import infill
+from ..errors import ArgumentError, ContextFullError, HeadKVError, StateError
+from ..forms import require_bias, require_grammar
 from .contents import Contents
 from .failures import completion_error
 from .lifetime import Lifetime
@@ -13,6 +15,19 @@ from .prefill import PromptReader
 from .turns import Turn
 
 Steps = Generator[int, Any, None]
+
+
+def completion_arguments(llm: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Those of a completion as llama_cpp does right with them. ArgumentError for what it would not do."""
+    if (grammar := given.get("grammar")) is not None:
+        require_grammar(llm._model.vocab, grammar)
+    if (bias := given.get("logit_bias")) is not None:
+        require_bias(bias, llm._n_vocab)
+    if (suffix := given.get("suffix")) is not None:
+        given = {**given, "prompt": infill.prompt_of(llm, given.get("prompt", ""), suffix), "suffix": None}
+    if given.get("echo") and isinstance(given.get("prompt"), list):
+        raise ArgumentError("echo needs a prompt that is a text, and no suffix")
+    return given
 
 
 class Generations:

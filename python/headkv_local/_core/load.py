@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import AdapterError, ArgumentError, HeadKVError, LoadMemoryError, ModelError, UnsupportedError
+from ..forms import seed_of
 from ..retention import Retention
 from ..settings import AUTO, INT32_MAX, KV_TYPES, MAX_THREADS
 from .gguf import SIDECAR
@@ -27,6 +30,8 @@ def arguments_of(retention: Retention | None, kwargs: dict[str, Any]) -> dict[st
         given["flash_attn"] = retention is not None
     if retention is not None:
         given.setdefault("swa_full", False)  # cells for the sliding windows, not for the whole context
+    if given.get("seed") is not None:
+        given["seed"] = seed_of(given["seed"])
     if given.get("draft_model") is not None:
         given["logits_all"] = True  # llama_cpp turns this on by itself, but makes no room for them
     return given
@@ -64,7 +69,10 @@ def refuse_what_cannot_be(
         number = kwargs.get(name)
         if name == "n_ctx" and number == AUTO:
             continue
-        if isinstance(number, str) or (number is not None and not least <= number <= most):
+        if number is None and (name not in kwargs or name.startswith("n_threads")):
+            continue
+        whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+        if not whole or not least <= int(number or 0) <= most:
             auto = f' or "{AUTO}"' if name == "n_ctx" and isinstance(number, str) else ""
             raise ArgumentError(f"{name} must be from {least} to {most}{auto}, not {number!r}")
     for name in ("type_k", "type_v"):

@@ -63,9 +63,16 @@ def _raised_in_callback(unraisable: sys.UnraisableHookArgs) -> None:
     """
     kind, module = unraisable.exc_type, getattr(unraisable.object, "__module__", None) or ""
     if module.partition(".")[0] in ("headkv_local", "llama_cpp") and not issubclass(kind, Exception):
-        # That thread lets go of the interpreter when the callback has returned; only then the new one runs.
-        _thread.to_raise.append(kind)
-        start_new_thread(_raise_in, (get_ident(), _thread.to_raise))
+        # That thread lets go of the interpreter when the callback has returned; only then the new one runs,
+        # but for a busy machine, where it can come first: what is raised here would be lost.
+        raised = False
+        while not raised:
+            try:
+                _thread.to_raise.append(kind)
+                start_new_thread(_raise_in, (get_ident(), _thread.to_raise))
+                raised = True
+            except BaseException as error:
+                kind = type(error)
     else:
         _hook_before(unraisable)
 

@@ -14,6 +14,7 @@ from llama_cpp.llama import LlamaState
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from ..errors import UnsupportedError
+from ..forms import Processors, require_grammar, seed_of
 from ..stats import PromptRecord
 from . import aside, states
 from .bounded import Bounded
@@ -23,7 +24,7 @@ from .contents import Contents
 from .context import Context
 from .decoder import Decoder
 from .folding import Folding
-from .generation import Generations
+from .generation import Generations, completion_arguments
 from .lifetime import Closed, Lifetime
 from .pieces import Vocabulary
 from .prefill import PromptReader
@@ -53,6 +54,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
     _requires_eval: bool = _shown("_tokens", "requires_eval")
     input_ids: npt.NDArray[np.intc] = _shown("_tokens", "input_ids")
     scores: npt.NDArray[np.single] = _shown("_tokens", "scores")
+    _raised: BaseException | None = None  # by a logits processor, for the token that is drawn
     on_prefill: Callable[[int, int], None] | None = _shown("_reader", "on_prefill")
 
     def _begin(self, threads: Threads) -> None:
@@ -178,11 +180,33 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         with self._using(beside=True):
             self._tokens.require_logits(idx)
             token: int = super().sample(*args, idx=idx, **kwargs)
+            if (raised := self._raised) is not None:
+                self._raised = None
+                raise raised
             return token
+
+    def set_seed(self, seed: int) -> None:
+        """As llama_cpp.Llama.set_seed(); any int is taken modulo 2**32, so -1 is one too."""
+        super().set_seed(seed_of(seed))
+
+    def _init_sampler(
+        self, *args: Any, logits_processor: Any = None, grammar: Any = None, **kwargs: Any
+    ) -> Any:
+        """As llama_cpp's, but a grammar is one, and what a processor raises comes out of sample()."""
+        if grammar is not None:
+            require_grammar(self._model.vocab, grammar)
+        if logits_processor is not None:
+            logits_processor = [Processors(logits_processor, self._keep_raised)]
+        return super()._init_sampler(*args, logits_processor=logits_processor, grammar=grammar, **kwargs)
+
+    def _keep_raised(self, error: BaseException) -> None:
+        self._raised = error
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As llama_cpp.Llama.embed()."""
         with self._using():
+            if llama_cpp.llama_model_has_decoder(self._model.model) and self._ctx.memory is not None:
+                self._context.require_generating("no text can be embedded: ")
             return super().embed(*args, **kwargs)
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
@@ -190,7 +214,9 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         return self._generations.generate(self, super().generate, tokens, args, kwargs)
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
-        self._lifetime.require_open()
+        with self._lifetime.still():
+            self._lifetime.require_open()
+            kwargs = completion_arguments(self, kwargs)
         turn = self._chats.turn(kwargs.get("prompt", ()))
         results = super()._create_completion(*args, **kwargs)
         return self._generations.complete(self, turn, results, bool(kwargs.get("stream")))

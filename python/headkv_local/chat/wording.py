@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headkv_local.chat.options import Options
-from headkv_local.errors import HeadKVError, OutOfMemoryError, TemplateError, UnsupportedError
+from headkv_local.errors import EncoderError, HeadKVError, OutOfMemoryError, TemplateError, UnsupportedError
 
 if TYPE_CHECKING:
     from headkv_local.chat.session import Session
@@ -15,7 +15,8 @@ def sentence(error: Exception, options: Options) -> str:
     """What went wrong and what the user can change."""
     if isinstance(error, MemoryError):
         return _no_memory(error, options)
-    if isinstance(error, UnsupportedError) and options.budget is not None:
+    runs_whole = isinstance(error, UnsupportedError) and not isinstance(error, EncoderError)
+    if runs_whole and options.budget is not None:
         return f"{error}; --budget full runs it on the whole cache"
     if isinstance(error, TemplateError):
         return f"{error.args[0]}; another file of this model may bring one that works"

@@ -9,6 +9,7 @@ import llama_cpp
 from llama_cpp.server import types as stock
 from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
 
+from ..forms import plain_format
 from ..messages import require_messages
 from .retaining import OfArchive, OfBudget, OfScores, check_budget
 
@@ -50,12 +51,23 @@ class _Kept(BaseModel):
         for name in ("n", "best_of"):
             if getattr(self, name, 1) not in (None, 1):
                 raise ValueError(f"{name} must be 1: there is one answer to a request")
+        if getattr(self, "max_tokens", None) == 0:
+            raise ValueError("max_tokens must be at least 1: without it an answer may fill the context")
         stop = getattr(self, "stop", None)
         if stop is not None and (stop == "" or "" in ([stop] if isinstance(stop, str) else stop)):
             raise ValueError("stop must not be an empty text")
+        for name in ("stop", "prompt", "suffix"):
+            _require_text(name, getattr(self, name, None))
         for token in getattr(self, "logit_bias", None) or {}:
             if getattr(self, "logit_bias_type", None) != "tokens" and not token.isdecimal():
                 raise ValueError(f"logit_bias: {token!r} is no token's number")
+
+
+def _require_text(name: str, text: str | list[str] | None) -> None:
+    try:
+        "".join(text or ()).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} has half a character, which is no text in UTF-8") from None
 
 
 class CompletionBody(_Kept, stock.CreateCompletionRequest):  # type: ignore[misc]
@@ -87,12 +99,8 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
         """OpenAI's "json_schema" as llama-cpp-python writes it."""
         wanted = given.get("response_format") if isinstance(given, dict) else None
         if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
-            return given
-        inner = wanted.get("json_schema")
-        schema = inner.get("schema") if isinstance(inner, dict) else None
-        if not isinstance(schema, dict):
-            raise ValueError("response_format: json_schema must have a schema")
-        return given | {"response_format": {"type": "json_object", "schema": schema}}
+            return given  # stock's types say what is wrong with it
+        return given | {"response_format": plain_format(wanted)}
 
     @model_validator(mode="after")
     def _check(self) -> ChatBody:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 import sys
 import threading
 from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from ..errors import HeadKVError
+from ..errors import ArgumentError, HeadKVError
 from ..exits import FAILED, INTERRUPTED, told
 
 _GRACE = 5  # seconds for answers that are on their way when the server stops
@@ -52,6 +53,7 @@ def _serve(settings: Any, models: Any) -> int:
             super().handle_exit(sig, frame)
 
     require_key(settings.host, settings.api_key)
+    _require_certificate(settings.ssl_certfile, settings.ssl_keyfile)
     app = create_app(settings, models)
     service = app.state.service
     logging.basicConfig(format="%(levelname)s: %(message)s")
@@ -83,6 +85,19 @@ def _serve(settings: Any, models: Any) -> int:
         print(f"headkv-server: {service.failed}", file=sys.stderr)
         return FAILED
     return 0
+
+
+def _require_certificate(certificate: str | None, key: str | None) -> None:
+    """Raise ArgumentError for files of HTTPS that cannot be used, before an address is told."""
+    if certificate is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except OSError as error:  # ssl's own too
+        reason = error.strerror or error
+        raise ArgumentError(
+            f"--ssl-certfile {certificate} and --ssl-keyfile {key} cannot be used: {reason}"
+        ) from None
 
 
 def _watch_stdin(service: Any, leave: Any) -> None:

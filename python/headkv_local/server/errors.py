@@ -94,6 +94,8 @@ def refusal_of(error: BaseException, body: Any = None) -> Refusal:
     if isinstance(error, HeadKVError):
         _logger.error("%s", error)
         return Refusal(500, str(error))
+    if isinstance(error, UnicodeEncodeError):
+        return Refusal(400, "a text has half a character, which is no text in UTF-8")
     if isinstance(error, ValueError) and str(error):  # llama_cpp refuses arguments with it
         return Refusal(400, str(error))
     _logger.error("a request failed: %s", error, exc_info=error)

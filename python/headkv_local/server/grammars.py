@@ -8,7 +8,7 @@ from typing import Any
 import llama_cpp
 
 from ..errors import ArgumentError
-from ..grammars import from_schema, require_bounded
+from ..grammars import from_schema, require_compiled
 from .errors import Refusal
 
 
@@ -46,11 +46,6 @@ def _require_schema(llm: llama_cpp.Llama, schema: Any, where: str) -> None:
 
 def _require_compiled(llm: llama_cpp.Llama, grammar: str, where: str) -> None:
     try:
-        require_bounded(grammar)
+        require_compiled(llm._model.vocab, grammar)
     except ArgumentError as error:
         raise Refusal(400, f"{where}: the grammar cannot be compiled: {error}", "invalid_grammar") from None
-    vocab = llm._model.vocab
-    made = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), b"root")
-    if not made:
-        raise Refusal(400, f"{where}: the grammar cannot be compiled", "invalid_grammar")
-    llama_cpp.llama_sampler_free(made)

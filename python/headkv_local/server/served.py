@@ -10,8 +10,8 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from .. import Llama, Retention
-from ..errors import ContextFullError
+from .. import Llama, Retention, infill
+from ..errors import ArgumentError, ContextFullError
 from .keeper import Keeper
 from .logprobs import Logprobs
 from .shelf import Shelf
@@ -69,6 +69,10 @@ class Served(Llama):
         asked = self._asked
         if asked is None:
             return super().create_completion(prompt, *args, **kwargs)
+        if kwargs.get("suffix") is not None:
+            if kwargs.get("echo"):
+                raise ArgumentError("echo and suffix exclude each other: give one of them")
+            prompt, kwargs = infill.prompt_of(self, prompt, kwargs["suffix"]), kwargs | {"suffix": None}
         tokens = prompt if isinstance(prompt, list) else self.tokenize(prompt.encode("utf-8"), True, True)
         if len(tokens) >= self.n_ctx():
             raise ContextFullError(

@@ -166,6 +166,8 @@ class ServerSettings(stock.ServerSettings):  # type: ignore[misc]
     def _check(self) -> ServerSettings:
         if self.api_key is not None and not self.api_key.strip():
             raise ValueError("api_key is empty")
+        if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
+            raise ValueError("ssl_keyfile and ssl_certfile go together: HTTPS needs both")
         if self.body_bytes < 1:
             raise ValueError("max_body is 0: no request would be taken")
         _ = self.session_bytes

@@ -1,0 +1,105 @@
+"""Forms of an answer that cannot be: refused, where llama_cpp takes another form, prints, or crashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_cpp import LlamaGrammar
+
+from headkv_local import ArgumentError, Llama, Retention, UnsupportedError
+
+Load = Callable[..., Llama]
+
+MESSAGES = [{"role": "user", "content": "Hello."}]
+F = {"type": "function", "function": {"name": "f"}}
+
+
+def tool(**function: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "f"} | function}], "tool_choice": F}
+
+
+def schema(**given: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_object", "schema": given}}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (schema(enum=[]), "response_format: its grammar cannot be compiled"),
+        (schema(**{"$ref": "#/nowhere"}), "response_format: the JSON schema cannot be compiled"),
+        ({"response_format": {"type": "json_schema"}}, "json_schema must have a schema"),
+        ({"response_format": {"type": "xml"}}, "response_format must have a type"),
+        (tool(parameters={"type": "nothing"}), "the tool 'f': the JSON schema cannot be compiled"),
+        (tool(), "the tool 'f' has no parameters"),
+        ({"tool_choice": F}, "Tool choice 'f' not found"),
+        (
+            {"functions": [{"name": "g", "parameters": {}}], "function_call": {"name": "f"}},
+            "Tool choice 'f' not found",
+        ),
+        ({"tools": [{}], "tool_choice": F}, "a tool must have a function with a name"),
+        ({"grammar": LlamaGrammar.from_string("root ::= nowhere")}, "the grammar cannot be compiled"),
+        ({"grammar": "root"}, "must be a LlamaGrammar"),
+        ({"logit_bias": {-1: 1.0}}, "token -1 is none"),
+        ({"logit_bias": {"1000": 1.0}}, "token 1000 is none"),
+        ({"logit_bias": {1: float("nan")}}, "nan is no number"),
+        ({"seed": "x"}, "seed must be an int"),
+    ],
+)
+def test_a_form_that_cannot_be(load: Load, tiny_path: Path, given: dict[str, Any], words: str) -> None:
+    llm = load(tiny_path)
+    with pytest.raises(ArgumentError, match=words):
+        llm.create_chat_completion(MESSAGES, max_tokens=4, **given)
+    assert llm("Hello.", max_tokens=2)["usage"]["completion_tokens"] > 0
+
+
+def test_a_json_schema_as_openai_has_it(load: Load, tiny_path: Path) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"schema": {"const": "yes"}}}
+    reply = load(tiny_path).create_chat_completion(MESSAGES, max_tokens=9, response_format=wanted)
+    assert reply["choices"][0]["message"]["content"] == '"yes"'
+
+
+@pytest.mark.parametrize("call", ["completion", "stream", "generate", "sample"])
+def test_what_a_logits_processor_raises(load: Load, tiny_path: Path, call: str) -> None:
+    def processor(tokens: Any, scores: Any) -> Any:
+        raise KeyError("mine")
+
+    llm = load(tiny_path)
+    llm.eval([1, 2, 3])
+    calls: dict[str, Callable[..., Any]] = {
+        "completion": partial(llm, "Hello."),
+        "stream": lambda **given: list(llm("Hello.", stream=True, **given)),
+        "generate": lambda **given: next(llm.generate([1, 2, 3], **given)),
+        "sample": llm.sample,
+    }
+    with pytest.raises(KeyError, match="mine"):
+        calls[call](logits_processor=[processor])
+    assert llm("Hello.", max_tokens=2)["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32 + 7, 2**70])
+def test_any_int_is_a_seed_and_can_be_saved(load: Load, tiny_path: Path, tmp_path: Path, seed: int) -> None:
+    llm = load(tiny_path, retention=Retention(budget=16), seed=seed)
+    answers = [llm("Hello.", max_tokens=8, temperature=2.0, seed=one) for one in (seed, seed % 2**32)]
+    assert answers[0]["choices"] == answers[1]["choices"] or seed == -1  # which is another one each time
+    llm.save_session(tmp_path / "session")
+    with Llama.open_session(tmp_path / "session") as opened:
+        assert opened.n_tokens == llm.n_tokens
+
+
+def test_a_suffix(load: Load, tiny_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="no tokens for a suffix"):
+        load(tiny_path)("a", suffix="b")
+    marks = {f"tokenizer.ggml.fim_{name}_token_id": 257 + i for i, name in enumerate(("pre", "suf", "mid"))}
+    llm = load(tiny_path, kv_overrides=marks)
+    for _ in llm("a<|im_end|>", suffix="b", max_tokens=1, stream=True):
+        pass
+    plain = llm.tokenize(b"a<|im_end|>", False, False)
+    wanted = [257, *plain, 258, *llm.tokenize(b"b", False, False), 259]
+    assert np.array_equal(llm.input_ids[: len(wanted)], wanted)
+    with pytest.raises(ArgumentError, match="echo"):
+        llm("a", suffix="b", echo=True)
