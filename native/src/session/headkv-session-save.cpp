@@ -26,7 +26,7 @@ static json context_to_json(const llama_context & ctx, const headkv_layer_shape 
 
 static json retention_to_json(const headkv_retention & r, bool archived) {
     json res = { { "beta", r.beta },   { "window", r.window },   { "kernel", r.kernel },
-                 { "sinks", r.sinks }, { "observe", r.observe }, { "caps", nullptr } };
+                 { "sinks", r.sinks }, { "observe", r.observe }, { "draft", r.draft }, { "caps", nullptr } };
     if (r.budget) {
         res["budget"] = r.budget;
     } else {
