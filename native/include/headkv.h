@@ -137,11 +137,16 @@ struct headkv_prompt {
     const int32_t * again_at; // [n_again] ascending
     size_t n_again;
 
+    // Most tokens of a draft of the answer: after the prompt, each the likeliest one, up to one that ends it. They are
+    // observed, before those that are read once more, and taken back. What the answer looks at they know best: beside
+    // them all others weigh 0.03. Fewer where the context has no room, none where the plan keeps all. 0: none.
+    int32_t n_draft;
+
     // Not 0: logits of every token of `tokens`, which progress can read of each batch, as after llama_decode(). In
     // HEADKV_ORDER_LAYERS there are those of the last token only, as with 0.
     int32_t logits;
 
-    // Called between batches with how much is done, as tokens of n_tokens + n_again; or NULL. headkv_cancel() in it, in
+    // Called between batches with how much is done, as tokens of all that is read; or NULL. headkv_cancel() in it, in
     // the last call too, ends the reading. Nothing else may use the context in it, but for calls that only ask.
     void (*progress)(void * data, int32_t done, int32_t total);
     void * data;
@@ -170,7 +175,7 @@ struct headkv_stats {
     int64_t bytes_record;  // recorded attention, freed by compaction
     int64_t bytes_peak;    // most that the three held together since the last clear, with what is set aside while a
                            // prompt is read
-    int64_t t_select_us;   // last compaction: choosing the entries
+    int64_t t_select_us;   // last compaction: choosing the entries, with a draft that chooses
     int64_t t_compact_us;  // last compaction: moving rows, freeing the full cache, fitting compute buffers
     int64_t n_splits;      // parts of the last graph, one more than it changes between devices; 0 before the first
     int64_t n_archived;    // positions whose full rows are in the archive: n_prompt, or 0

@@ -20,6 +20,7 @@ struct archive_turn {
     int order    = HEADKV_ORDER_LAYERS;
     int panel    = 0;
     int n_again  = 0;
+    int n_draft  = 0;
 
     void (*progress)(void *, int32_t, int32_t) = nullptr;
     void * data                                = nullptr;
@@ -139,6 +140,7 @@ public:
         prompt.again     = again.data();
         prompt.again_at  = again_at.data();
         prompt.n_again   = again.size();
+        prompt.n_draft   = turn.n_draft;
         prompt.progress  = turn.progress;
         prompt.data      = turn.data;
     }

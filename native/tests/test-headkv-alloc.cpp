@@ -168,7 +168,8 @@ static void torture_archive(llama_model * model, fail_kind kind) {
     };
     for (const auto & [what, turn] :
          { std::pair("a prompt", first), std::pair("a later turn", later), std::pair("another prompt", other) }) {
-        const archive_turn now = turn;
+        archive_turn now = turn;
+        now.n_draft      = 4;
         check(set(now) && turn_prefill(ctx, now) == HEADKV_OK, what, kind, 0);
         const outcome right(ctx);
 

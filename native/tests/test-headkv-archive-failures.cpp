@@ -83,7 +83,8 @@ static std::vector<scene> scenes(bool windows) {
         res.push_back({ "another turn from a block's begin on", n_first, n_first + n_more, { 256, n_turn, 1 } });
     }
     for (auto & s : res) {
-        s.turn.panel = 2 * n_turn_batch;
+        s.turn.panel   = 2 * n_turn_batch;
+        s.turn.n_draft = 4;
     }
     return res;
 }

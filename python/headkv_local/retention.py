@@ -16,17 +16,29 @@ from .budgets import ModelShape
 from .curves import Curves
 from .errors import ArgumentError
 from .scores import HeadScores
-from .settings import DEFAULT_BUDGET, DEFAULT_FOLD, DEFAULT_OBSERVE, DEFAULTS, INT32_MAX, given
+from .settings import (
+    DEFAULT_BUDGET,
+    DEFAULT_DRAFT,
+    DEFAULT_FOLD,
+    DEFAULT_OBSERVE,
+    DEFAULTS,
+    INT32_MAX,
+    given,
+)
 from .waterfill import curve_caps
+
+_OTHERS = ("observe", "draft", "fold", "archive", "reselect", "order", "panel")
+"""Settings that no file of head scores recommends."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Retention:
     """How much every KV head keeps of a prompt, and what selects it.
 
-    The tokens that ask select: the question, where Llama knows it, else the last tokens of the prompt. Their
-    attention to each position is averaged (power mean, exponent 4) over the tokens and the query heads of a
-    GQA group, and max-pooled within each sentence. The result is multiplied by the votes of all heads; a head
+    The tokens that ask select: the question, where Llama knows it, else the last tokens of the prompt, and a
+    draft of the answer (Lookahead Q-Cache, arXiv 2505.20334). Their attention to each position is averaged
+    (power mean, exponent 4) over the tokens and the query heads of a GQA group, and max-pooled within each
+    sentence. The result is multiplied by the votes of all heads; a head
     weighs as much as its cap exceeds the smallest one, and with equal caps there is no vote. Each KV head
     keeps its best entries, the window, and the first `sinks` positions; all of them count in the budget. From
     HeadKV-R2, arXiv 2410.19258, section 3.3; docs/method.md names the differences.
@@ -48,6 +60,8 @@ class Retention:
     sinks: first positions that are always kept, where a head keeps more than the window.
     observe: last tokens of the prompt that select where the question is not known, at least 1. They are
         not kept for that.
+    draft: so many of the answer's first tokens, each the likeliest one after what would be kept without them,
+        select first of all, and are taken back. 0: the question selects alone.
     fold: so many tokens after a compacted prompt, at least 64, become a part of it: each head chooses again
         among what it has kept and them, so that an endless answer runs in bounded memory. What a head lets
         go is in the archive still, if there is one. None: never.
@@ -80,6 +94,7 @@ class Retention:
     kernel: int = None  # type: ignore[assignment]
     sinks: int = None  # type: ignore[assignment]
     observe: int = DEFAULT_OBSERVE
+    draft: int = DEFAULT_DRAFT
     fold: int | None = DEFAULT_FOLD
     archive: str | os.PathLike[str] | None = None
     reselect: bool | None = None
@@ -93,6 +108,7 @@ class Retention:
         self._set("window", _int_of("window", self.window, 1))
         self._set("sinks", _int_of("sinks", self.sinks, 0))
         self._set("observe", _int_of("observe", self.observe, 1))
+        self._set("draft", _int_of("draft", self.draft, 0))
         self._set("kernel", _int_of("kernel", self.kernel, 1))
         if not isinstance(self.beta, Real):
             raise ArgumentError(f"beta must be a finite number above 1, not {self.beta!r}")
@@ -169,20 +185,10 @@ class Retention:
 
     def with_scores(self, scores: HeadScores) -> Retention:
         """This retention with these scores, and with what they recommend where nothing was given."""
-        settings = {name: getattr(self, name) for name in self._given}
+        settings = {name: getattr(self, name) for name in (*self._given, *_OTHERS)}
         advice = {name: getattr(scores, name) for name in DEFAULTS.keys() - self._given}
-        return Retention(
-            budget=self.budget,
-            scores=scores.curves or np.asarray(scores.scores),
-            observe=self.observe,
-            fold=self.fold,
-            archive=self.archive,
-            reselect=self.reselect,
-            order=self.order,
-            panel=self.panel,
-            **settings,
-            **advice,
-        )
+        found = scores.curves or np.asarray(scores.scores)
+        return Retention(budget=self.budget, scores=found, **settings, **advice)
 
     def caps_for(self, shape: ModelShape, n_prompt: int) -> npt.NDArray[np.int32]:
         """Entries to keep per KV head of a prompt of n_prompt tokens, int32 (n_layer, n_head_kv).
@@ -221,10 +227,10 @@ class Retention:
                 f"or a size of what is kept such as '64MiB', not {budget!r}"
             )
         scores: Any = self.scores if isinstance(self.scores, np.ndarray) else None
-        budget = budget if isinstance(budget, str) else int(budget)
         if not isinstance(budget, str) and budget > INT32_MAX:
             raise ArgumentError(f"budget must be at most {INT32_MAX} entries per KV head, not {budget}")
-        return Keep(budget, float(self.beta), self.window, self.kernel, self.sinks, self.observe, scores)
+        numbers = self.window, self.kernel, self.sinks, self.observe, self.draft
+        return Keep(budget if isinstance(budget, str) else int(budget), float(self.beta), *numbers, scores)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # a frozen dataclass can be normalised in no other way
@@ -243,16 +249,8 @@ class Retention:
             self.policy,
             None if self.policy == "caps" else self.budget,
             *frozen,
-            self.beta,
-            self.window,
-            self.kernel,
-            self.sinks,
-            self.observe,
-            self.fold,
-            str(self.archive),
+            *(str(getattr(self, name)) for name in (*DEFAULTS, *_OTHERS)),
             self.reselects,
-            self.order,
-            self.panel,
         )
 
 

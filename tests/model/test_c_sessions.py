@@ -37,8 +37,8 @@ def context(llm: Llama) -> Any:
 
 
 def keep(retention: Retention = RETENTION) -> tuple[Any, Any]:
-    settings = (retention.beta, retention.window, retention.kernel, retention.sinks, retention.observe)
-    return Keep(32, *settings).struct()
+    names = ("beta", "window", "kernel", "sinks", "observe", "draft")
+    return Keep(32, *(getattr(retention, name) for name in names)).struct()
 
 
 def read(llm: Llama, tokens: list[int], n_held: int = 0, **fields: Any) -> None:

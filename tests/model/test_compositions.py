@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -220,8 +220,12 @@ def test_a_cancel_leaves_no_trace(model: Model, in_turn: bool) -> None:
     tokens = TOKENS[: N_PROMPT + 90] if in_turn else PROMPT
     runs = []
     n_nodes = math.inf
-    for cancels in (False, True):
-        llm = model.fresh(model.quarter)
+    for kept, cancels in (
+        (replace(model.quarter, draft=0), False),
+        (model.quarter, False),
+        (model.quarter, True),
+    ):
+        llm = model.fresh(kept)
         if in_turn:
             llm.prefill(PROMPT)
         if cancels:
@@ -232,11 +236,11 @@ def test_a_cancel_leaves_no_trace(model: Model, in_turn: bool) -> None:
         else:
             with cancelled_after(llm, math.inf) as count:
                 llm.prefill(tokens)
-            n_nodes = count[0]
+            n_nodes = min(n_nodes, count[0])  # of the prompt alone
         assert ends(llm) == (len(tokens),) * 3
         runs.append((llm.retention_mask(), forced_logits(llm, LATER)))
-    assert np.array_equal(runs[0][0], runs[1][0])
-    assert np.array_equal(runs[0][1], runs[1][1])
+    assert np.array_equal(runs[1][0], runs[2][0])
+    assert np.array_equal(runs[1][1], runs[2][1])
 
 
 def test_a_cancel_between_batches(model: Model) -> None:
@@ -259,12 +263,14 @@ def test_a_cancel_between_batches(model: Model) -> None:
 
 def test_tokens_are_observed_in_small_batches(model: Model) -> None:
     """As on a GPU, where attention to a long prompt takes much memory."""
-    llm = model.open(n_batch=16, retention=model.quarter)
-    llm.prefill(PROMPT)
+    kept = replace(model.quarter, draft=0)  # its tokens may be others: the likeliest are near each other
+    llm, whole = model.open(n_batch=16, retention=kept), model.open(retention=kept)
+    for each in (whole, llm):
+        each.prefill(PROMPT)
     found = forced_logits(llm, LATER)
     wanted = reference_logits(model.path, [*PROMPT, *LATER], N_PROMPT, model.masks(llm))
     assert nmse(found, wanted) <= 3 * model.unit
-    alike = llm.retention_mask() == model.compacted_mask
+    alike = llm.retention_mask() == whole.retention_mask()
     assert alike.mean() > 0.98
 
 

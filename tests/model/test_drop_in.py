@@ -56,7 +56,7 @@ def test_streams_say_the_same(load: Load, tiny_path: Path, retention: Retention 
     whole = llm.create_completion(TEXT, **arguments)["choices"][0]["text"]
     check_compacted(llm)
     parts = [chunk["choices"][0] for chunk in llm.create_completion(TEXT, stream=True, **arguments)]
-    assert len(parts) > 5
+    assert len(parts) > 3
     assert "".join(part["text"] for part in parts) == whole
     assert parts[-1]["finish_reason"] in ("length", "stop")
     check_compacted(llm)

@@ -36,7 +36,7 @@ def caps_of_total(
 ) -> Caps:
     """total: entries of all KV heads, as the size of their rows."""
     budget = f"{Decimal(total * shape.row_bytes) / 1024}KiB"
-    return get_caps(Keep(budget, beta, window, 29, 4, 128, scores), shape, n_prompt)
+    return get_caps(Keep(budget, beta, window, 29, 4, 128, 8, scores), shape, n_prompt)
 
 
 def total_of(budget: object, n_prompt: int, window: int = 8) -> int:

@@ -125,12 +125,22 @@ std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells(uint32_t p0) const
     return res;
 }
 
-void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads) {
+void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads, int64_t t_start_us) {
     if (kept) {
         fold(plan, n_threads);
         return;
     }
 
+    auto next = make_compacted(plan, n_threads);
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        update_peak(next.kept->size() + size_of(*next.tail));
+    }
+    commit(std::move(next.kept), std::move(next.tail), {}, nullptr, t_start_us, next.t_select_end_us);
+}
+
+llama_kv_cache_headkv::compacted llama_kv_cache_headkv::make_compacted(const headkv_plan & plan,
+                                                                       uint32_t n_threads) const {
     require_no_shift();
 
     const auto cell = get_prompt_cells();
@@ -147,8 +157,6 @@ void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads
 
     // select
 
-    const int64_t t_start_us = ggml_time_us();
-
     auto keep = headkv_choose(*obs, shapes, cell, plan, n_threads);
 
     // allocate
@@ -163,19 +171,14 @@ void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads
     gather.prepare();
     auto tail = make_cells(tail_cells(n_window, next->end));
 
-    // move
+    // copy
 
     for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
         next->layers[ikv]->fill(gather, layers[ikv].k, layers[ikv].v, cell);
     }
     copy_cells(*tail, cell, next->end);
 
-    {
-        const std::lock_guard<std::mutex> lock(mutex);
-        update_peak(next->size() + size_of(*tail));
-    }
-
-    commit(std::move(next), std::move(tail), {}, nullptr, t_start_us, t_select_end_us);
+    return { std::move(next), std::move(tail), t_select_end_us };
 }
 
 void llama_kv_cache_headkv::commit(std::unique_ptr<headkv_kept_prompt> next, std::unique_ptr<llama_kv_cache> tail,

@@ -115,7 +115,8 @@ public:
     void expect(int32_t n);
     void observe(int32_t what, int32_t first, int32_t n, const float * weights, std::vector<llama_pos> again);
     uint32_t get_observe_limit(uint32_t n_kv) const;
-    void compact(const headkv_plan & plan, uint32_t n_threads);
+    // t_start_us: when selection began
+    void compact(const headkv_plan & plan, uint32_t n_threads, int64_t t_start_us);
     void set_archive(int32_t where, const char * path);
 
     // headkv-prefill.cpp
@@ -275,6 +276,16 @@ private:
     // without the window, not filled yet; allocates
     std::unique_ptr<headkv_kept_prompt> make_kept(std::vector<headkv_kept::positions> keep, uint32_t n_prompt,
                                                   uint32_t n_window) const;
+
+    // what takes the place of a prompt's cells
+    struct compacted {
+        std::unique_ptr<headkv_kept_prompt> kept;
+        std::unique_ptr<llama_kv_cache> tail;
+        int64_t t_select_end_us;
+    };
+
+    // of the prompt in cells, as it was observed; throws headkv_error
+    compacted make_compacted(const headkv_plan & plan, uint32_t n_threads) const;
 
     // The prompt is compacted from here on: these take the place of whatever there was. Cannot fail.
     //   exts, at_end: what is archived beside rows, none without an archive

@@ -127,6 +127,7 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     prompt.again           = again.data();
     prompt.again_at        = asking.again.data();
     prompt.n_again         = again.size();
+    prompt.n_draft         = retention.draft;
     prompt.progress        = reading.progress;
     prompt.data            = reading.data;
 

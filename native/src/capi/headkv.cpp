@@ -78,7 +78,7 @@ int32_t headkv_compact(llama_context * ctx, const headkv_plan * plan, size_t siz
         headkv_require_pointer(plan);
         headkv_require_size(size, sizeof(*plan));
         ctx->synchronize();
-        mem.compact(*plan, std::max(1, ctx->get_cparams().n_threads));
+        mem.compact(*plan, std::max(1, ctx->get_cparams().n_threads), ggml_time_us());
     });
 }
 

@@ -129,6 +129,14 @@ void headkv_observer::set_inputs(const headkv_record_inputs & in) const {
     ggml_backend_tensor_set(in.far, far.data(), 0, ggml_nbytes(in.far));
 }
 
+void headkv_observer::record_more(llama_pos p0, uint32_t n) {
+    range_first = p0;
+    range_weights.assign(n, 1.0f);
+    again_at.clear();
+    n_tokens = 0;
+    last     = -1;
+}
+
 void headkv_observer::remove(llama_pos p0) {
     if (p0 <= last) {
         valid = std::min(valid, p0);

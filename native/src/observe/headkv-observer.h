@@ -59,6 +59,9 @@ public:
         records[ikv].build(gctx, attn, aimed.i0, aimed.n, in);
     }
 
+    // The range is recorded; n tokens from position p0 on, each of weight 1, are recorded beside it.
+    void record_more(llama_pos p0, uint32_t n);
+
     // positions from p0 on are taken out of the cache: what was recorded is of use for those before
     void remove(llama_pos p0);
 
@@ -114,9 +117,9 @@ private:
     bool is_copy(llama_pos p) const { return p >= range_end() - (llama_pos) again_at.size(); }
 
     const mode what;
-    const llama_pos range_first;
-    const std::vector<float> range_weights;
-    const std::vector<llama_pos> again_at;
+    llama_pos range_first;
+    std::vector<float> range_weights;
+    std::vector<llama_pos> again_at;
 
     bool on_device      = false; // is any layer
     uint32_t n_head_max = 0;     // query heads of a layer

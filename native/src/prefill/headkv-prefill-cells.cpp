@@ -8,8 +8,9 @@ void llama_kv_cache_headkv::reading::begin_in_cells() {
     if (n_past == 0) {
         ctx.get_memory()->clear(false);
     }
-    kv.expect(n_all);
-    kv.observe(HEADKV_OBSERVE_TOKENS, prompt.first, prompt.n_weights, prompt.weights, again_at());
+    kv.expect(n_prompt + std::max<size_t>(prompt.n_again, n_draft));
+    const std::vector<float> weigh = weights();
+    kv.observe(HEADKV_OBSERVE_TOKENS, prompt.first, weigh.size(), weigh.data(), again_at());
     begun = true;
     slice = slices.front();
     kv.seq_rm(0, n_past, -1); // of bounded layers all stays then
@@ -33,7 +34,7 @@ void llama_kv_cache_headkv::reading::leave_cells() {
     if (at_end) {
         at_end->put_back();
     }
-    kv.seq_rm(0, n_prompt, -1); // what was read once more
+    kv.seq_rm(0, n_prompt, -1); // what was read behind it
     const std::lock_guard<std::mutex> lock(kv.mutex);
     kv.obs.reset();
     kv.epoch++;

@@ -7,36 +7,50 @@
 #include <algorithm>
 #include <numeric>
 
-void llama_kv_cache_headkv::reading::compact() {
-    const int64_t t_start_us = ggml_time_us();
-
-    const uint32_t n_threads = std::max(1, ctx.get_cparams().n_threads);
-
-    if (in_cells) {
-        kv.compact(plan, n_threads);
-        begun = false;
-        return;
-    }
-
+// of rows in the archive
+std::unique_ptr<headkv_kept_prompt> llama_kv_cache_headkv::reading::choose(int64_t & t_select_end_us) const {
     std::vector<uint32_t> cell(n_prompt);
     std::iota(cell.begin(), cell.end(), 0);
 
     if (!kv.has_record(n_prompt)) {
         throw headkv_error(HEADKV_ERR_INTERNAL, "not all observed tokens were recorded");
     }
-    auto keep = headkv_choose(*kv.obs, kv.shapes, cell, plan, n_threads);
+    auto keep       = headkv_choose(*kv.obs, kv.shapes, cell, plan, std::max(1, ctx.get_cparams().n_threads));
+    t_select_end_us = ggml_time_us();
+
+    auto res = kv.make_kept(std::move(keep), n_prompt, plan.window);
+    for (size_t ikv = 0; ikv < res->layers.size(); ++ikv) {
+        res->layers[ikv]->fill(*archive, ikv);
+    }
+    return res;
+}
+
+// cells of the prompt's window, which begins at p0, and of what comes behind it
+std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::reading::make_tail(uint32_t p0, uint32_t n_cells) const {
+    auto res = kv.make_cells(n_cells);
+    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
+        archive->get(ikv, res->layers[ikv].k, res->layers[ikv].v, 0, p0, plan.window);
+    }
+    set_places(*res, p0, { exts.begin() + p0, exts.end() });
+    return res;
+}
+
+void llama_kv_cache_headkv::reading::compact() {
+    const uint32_t n_threads = std::max(1, ctx.get_cparams().n_threads);
+
+    if (in_cells) {
+        kv.compact(plan, n_threads, t_select_us);
+        begun = false;
+        return;
+    }
+
+    int64_t t_select_end_us;
+    auto next = choose(t_select_end_us);
     {
         const std::lock_guard<std::mutex> lock(kv.mutex);
         kv.obs.reset();
     }
     hidden.free();
-
-    const int64_t t_select_end_us = ggml_time_us();
-
-    auto next = kv.make_kept(std::move(keep), n_prompt, plan.window);
-    for (size_t ikv = 0; ikv < next->layers.size(); ++ikv) {
-        next->layers[ikv]->fill(*archive, ikv);
-    }
 
     // the rows of the whole prompt go before cells for new ones come
     std::unique_ptr<llama_kv_cache> room;
@@ -49,11 +63,7 @@ void llama_kv_cache_headkv::reading::compact() {
     room.reset();
     kv.epoch++;
 
-    auto tail = kv.make_cells(kv.tail_cells(plan.window, next->end));
-    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
-        archive->get(ikv, tail->layers[ikv].k, tail->layers[ikv].v, 0, next->end, plan.window);
-    }
-    set_places(*tail, next->end, { exts.begin() + next->end, exts.end() });
+    auto tail = make_tail(next->end, kv.tail_cells(plan.window, next->end));
 
     {
         const std::lock_guard<std::mutex> lock(kv.mutex);
@@ -69,5 +79,5 @@ void llama_kv_cache_headkv::reading::compact() {
     begun   = false;
     kv.read = nullptr;
     kept.reset();
-    kv.commit(std::move(next), std::move(tail), std::move(exts), std::move(at_end), t_start_us, t_select_end_us);
+    kv.commit(std::move(next), std::move(tail), std::move(exts), std::move(at_end), t_select_us, t_select_end_us);
 }

@@ -1,6 +1,19 @@
-// The rows of a slice of layers between its cells and the archive.
+// Cells for the slices of layers, and their rows on the way to the archive and back.
 
 #include "prefill/headkv-prefill.h"
+
+#include <algorithm>
+
+// with places for the tokens whose rows are in the archive
+std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::reading::make_room() const {
+    const uint32_t n_behind = std::max<size_t>(prompt.n_again, n_draft);
+    const uint32_t n_cells  = std::min<uint32_t>(kv.n_ctx, GGML_PAD(n_prompt + n_behind, 256));
+
+    auto res =
+        prompt.order == HEADKV_ORDER_LAYERS ? kv.make_cells_by(n_cells, slices, n_rooms) : kv.make_cells(n_cells);
+    set_places(*res, 0, exts);
+    return res;
+}
 
 void llama_kv_cache_headkv::reading::load(size_t i, uint32_t n) {
     if (i >= slices.size()) {

@@ -15,6 +15,16 @@
 // hidden states of a panel, where the caller does not say how many tokens it may have
 static constexpr size_t n_bytes_hidden = 256u * 1024 * 1024;
 
+// As many as there is room for. None where all is kept: nothing is to be selected.
+static uint32_t draft_of(const headkv_prompt & prompt, const headkv_plan & plan, uint32_t n_prompt, uint32_t n_ctx) {
+    const auto keeps_all = [&](int32_t cap) { return cap >= (int64_t) n_prompt; };
+    if (!plan.caps || std::all_of(plan.caps, plan.caps + plan.n_caps, keeps_all)) {
+        return 0;
+    }
+    const size_t n_taken = (size_t) std::max(0, prompt.n_past) + prompt.n_tokens;
+    return std::clamp<int64_t>(prompt.n_draft, 0, n_ctx - std::min<size_t>(n_taken, n_ctx));
+}
+
 void llama_kv_cache_headkv::prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan) {
     ctx.synchronize(); // what is set aside is no longer worked on
     reading(*this, ctx, prompt, plan).run();
@@ -32,7 +42,7 @@ llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_contex
       plan(plan),
       n_past(prompt.n_past),
       n_prompt(n_past + prompt.n_tokens),
-      n_all(n_prompt + prompt.n_again),
+      n_draft(draft_of(prompt, plan, n_prompt, kv.n_ctx)),
       in_cells(prompt.order == HEADKV_ORDER_TOKENS && !kv.archive && !kv.kept),
       archive(kv.archive.get()),
       bounded(ctx.get_memory(), /*rows =*/!in_cells) {
@@ -47,7 +57,7 @@ llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_contex
     }
 
     const size_t most = n_bytes_hidden / (sizeof(float) * ctx.get_model().hparams.n_embd);
-    n_panel           = in_cells           ? n_all
+    n_panel           = in_cells           ? n_prompt + prompt.n_again
                         : prompt.panel > 0 ? prompt.panel
                                            : std::max<size_t>(1, most / ctx.n_batch()) * ctx.n_batch();
 }
@@ -91,6 +101,9 @@ void llama_kv_cache_headkv::reading::require_prompt() const {
     if (prompt.n_past < 0) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("%d tokens cannot stay", prompt.n_past));
     }
+    if (prompt.n_draft < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("a draft cannot have %d tokens", prompt.n_draft));
+    }
     const size_t n_free = n_past < kv.n_ctx ? kv.n_ctx - n_past : 0;
     if (prompt.n_tokens > n_free || prompt.n_again > n_free - prompt.n_tokens) {
         throw headkv_error(HEADKV_ERR_STATE,
@@ -106,10 +119,10 @@ void llama_kv_cache_headkv::reading::require_prompt() const {
         headkv_require_pointer(prompt.again_at);
         require_tokens(prompt.again, prompt.n_again);
     }
-    if (prompt.first < prompt.n_past || prompt.n_weights != n_all - (size_t) prompt.first) {
+    if (prompt.first < prompt.n_past || prompt.n_weights != n_prompt + prompt.n_again - prompt.first) {
         throw headkv_error(HEADKV_ERR_ARGUMENT,
-                           format("%zu observed tokens from position %d on are not the last ones of the %u from %u on",
-                                  prompt.n_weights, prompt.first, n_all - n_past, n_past));
+                           format("%zu observed tokens from position %d on are not the last ones of the %zu from %u on",
+                                  prompt.n_weights, prompt.first, prompt.n_tokens + prompt.n_again, n_past));
     }
     headkv_check_weights({ prompt.weights, prompt.weights + prompt.n_weights });
     headkv_check_again(again_at(), prompt.n_weights);
@@ -159,33 +172,18 @@ void llama_kv_cache_headkv::reading::make_slices() {
 void llama_kv_cache_headkv::reading::run() {
     begin();
     read_panels(prompt.tokens, prompt.n_tokens, n_past, /*keep =*/true);
-    if (!bounded.empty() && (!in_cells || prompt.n_again > 0)) {
+    if (!bounded.empty() && (!in_cells || reads_behind())) {
         at_end = std::make_unique<headkv_bounded>(ctx.get_memory(), /*rows =*/true);
     }
-    if (prompt.n_again > 0) {
-        read_again();
-    }
+    read_behind();
     compact();
-}
-
-void llama_kv_cache_headkv::reading::read_again() {
-    const size_t n_vocab = ctx.get_model().vocab.n_tokens();
-    const float * last   = ctx.get_logits_ith(-1);
-    const std::vector<float> logits(last, last + n_vocab);
-
-    headkv_bounded before = at_end ? *at_end : headkv_bounded(nullptr, false);
-    read_panels(prompt.again, prompt.n_again, n_prompt, /*keep =*/false);
-    before.put_back();
-    if (in_cells) {
-        kv.seq_rm(0, n_prompt, -1);
-    }
-    std::copy(logits.begin(), logits.end(), ctx.get_logits_ith(-1));
 }
 
 void llama_kv_cache_headkv::reading::read_panels(const int32_t * tokens, uint32_t n, uint32_t p0, bool keep) {
     for (uint32_t i = 0, n_now; i < n; i += n_now) {
         n_now = std::min(n_panel, n - i);
         read_panel({ tokens + i, n_now, p0 + i, keep, i + n_now == n });
+        n_done += n_now;
     }
 }
 
@@ -214,25 +212,20 @@ void llama_kv_cache_headkv::reading::begin() {
     }
     take_over();
 
-    std::vector<float> weights(prompt.weights, prompt.weights + prompt.n_weights);
-
-    const uint32_t n_cells = std::min(kv.n_ctx, (uint32_t) GGML_PAD(n_all, 256));
-
     const bool beside = prompt.order == HEADKV_ORDER_LAYERS && (kv.is_on_device() || headkv_queue::always_beside);
 
     n_rooms = beside ? 2 : 1;
     rows    = std::make_unique<headkv_queue>(beside);
     loaded.resize(slices.size());
 
-    auto room =
-        prompt.order == HEADKV_ORDER_LAYERS ? kv.make_cells_by(n_cells, slices, n_rooms) : kv.make_cells(n_cells);
-    set_places(*room, 0, exts);
+    auto room              = make_room();
+    const uint32_t n_cells = room->get_size();
     for (auto & s : slices) {
         s.n_cells = beside ? n_cells : 0;
     }
 
-    auto next = std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells, prompt.first,
-                                                  std::move(weights), again_at());
+    auto next = std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells, prompt.first, weights(),
+                                                  again_at());
 
     // what stays of the bounded layers; a copy, since it may have to stay again
     headkv_bounded past = kv.kept && n_past > 0 && kv.archived_end ? *kv.archived_end : headkv_bounded(nullptr, false);
@@ -305,9 +298,8 @@ void llama_kv_cache_headkv::reading::read_batches(const panel & p) {
     for (uint32_t i = 0, end; i < p.n; i = end) {
         end = batch_end(p, i);
         decode(p, i, end - i);
-        if (prompt.progress) {
-            const uint32_t n_before = p.p0 - n_past;
-            prompt.progress(prompt.data, n_before + ((uint64_t) p.n * i_slice + end) / slices.size(), n_all - n_past);
+        if (prompt.progress && n_done < n_told()) {
+            prompt.progress(prompt.data, n_done + ((uint64_t) p.n * i_slice + end) / slices.size(), n_told());
             require_not_cancelled(); // also after the last one
         }
     }

@@ -49,7 +49,6 @@ private:
 
     void take_over(); // rows that are in cells only, to the archive
     void begin();     // set aside, and make room for the whole prompt
-    void read_again();
     void read_panels(const int32_t * tokens, uint32_t n, uint32_t p0, bool keep);
     void read_panel(const panel & p);
     void read_slice(const panel & p);
@@ -57,9 +56,21 @@ private:
     void decode(const panel & p, uint32_t i, uint32_t n);
     uint32_t batch_end(const panel & p, uint32_t i) const;
 
-    // headkv-prefill-rows.cpp: between the cells of slice i and the archive
+    // headkv-prefill-rows.cpp: cells, and rows between those of slice i and the archive
+    std::unique_ptr<llama_kv_cache> make_room() const;
     void load(size_t i, uint32_t n); // the rows of the first n positions
     void store(size_t i, const panel & p);
+
+    // headkv-prefill-behind.cpp: what is read behind the prompt, observed, and taken back
+    bool reads_behind() const { return prompt.n_again + n_draft > 0; }
+    uint32_t n_told() const { return prompt.n_tokens + prompt.n_again; } // to progress
+    std::vector<float> weights() const;                                  // of observed tokens, but for the draft
+    void read_behind();
+    void take_back();
+    std::vector<int32_t> make_draft();
+    std::vector<int32_t> draft_beside_cells();
+    std::vector<int32_t> draft_without_room();
+    std::vector<int32_t> decode_draft();
 
     // headkv-prefill-cells.cpp: into the cells that there are
     void begin_in_cells();
@@ -67,6 +78,8 @@ private:
     void leave_cells(); // what was read stays, in whole batches where layers can go back
 
     void compact();
+    std::unique_ptr<headkv_kept_prompt> choose(int64_t & t_select_end_us) const;
+    std::unique_ptr<llama_kv_cache> make_tail(uint32_t p0, uint32_t n_cells) const;
     size_t n_bytes_aside() const;
 
     llama_kv_cache_headkv & kv;
@@ -75,7 +88,9 @@ private:
     const headkv_plan & plan;
     const uint32_t n_past;
     const uint32_t n_prompt;
-    const uint32_t n_all; // with what is read once more
+    uint32_t n_draft;    // tokens of an answer that are read behind it
+    uint32_t n_done = 0; // read so far, of the prompt and of what comes behind it
+    int64_t t_select_us; // when selection began, with the draft that it needs
 
     const bool in_cells;
     llama_pos p_batch = -1;                     // where a batch begins that is not done

@@ -234,6 +234,9 @@ void headkv_check_retention(const headkv_retention & r) {
     if (r.observe < 1) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("observe must be at least 1, not %d", r.observe));
     }
+    if (r.draft < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("draft must be at least 0, not %d", r.draft));
+    }
     if (!std::isfinite(r.beta) || r.beta <= 1.0) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("beta must be a finite number above 1, not %g", r.beta));
     }

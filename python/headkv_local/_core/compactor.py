@@ -233,6 +233,7 @@ class Compactor:
         if caps is None:
             caps = np.where(self.shape.heads, np.int32(n_prompt), np.int32(0))
         by_layers = kept.by_layers and (self._cuts or kept.order == "layers")
+        prompt = prompt._replace(n_draft=kept.draft)
         prompt = prompt._replace(order=ORDER_LAYERS if by_layers else ORDER_TOKENS, panel=kept.panel or 0)
         try:
             prefill(self.ctx, prompt, self._plan(caps, ends), progress)

@@ -10,7 +10,7 @@ from headkv_local.settings import KV_TYPES
 
 from ..bench.suites.names import ANEW, BEFORE, CHOSEN, WITH
 
-_RETENTION = ("beta", "window", "kernel", "sinks", "observe", "fold")
+_RETENTION = ("beta", "window", "kernel", "sinks", "observe", "draft", "fold")
 _IGNORED = ("batch_size", "max_batch_size", "device")  # lm_eval gives them to every model
 NO_MATTER = (*_IGNORED, "threads", "gpu_layers")
 """Arguments that leave answers as they are, but for the order of sums."""
@@ -33,11 +33,11 @@ class Settings:
 def parse(given: dict[str, Any]) -> Settings:
     """The settings of a model.
 
-    model: a GGUF file. budget, scores, beta, window, kernel, sinks, observe, fold: as in Retention; without a
-    budget everything is kept. split: a text that ends the document of a prompt where it stands last, so that
-    what follows it asks, itself included. chosen: "with" the question in the prompt; "before" it is known;
-    "anew" from an archive when it comes. The last two need a split. truncate: "middle" cuts what is too
-    long.
+    model: a GGUF file. budget, scores, beta, window, kernel, sinks, observe, draft, fold: as in Retention;
+    without a budget everything is kept. split: a text that ends the document of a prompt where it stands
+    last, so that what follows it asks, itself included. chosen: "with" the question in the prompt; "before"
+    it is known; "anew" from an archive when it comes. The last two need a split. truncate: "middle" cuts
+    what is too long.
     n_ctx, threads, gpu_layers, type_k, type_v: of the context. max_gen_toks: where a task says none.
 
     Raises ArgumentError.

@@ -39,7 +39,7 @@ _SHORT = {
     "model_alias": ("-a", "--alias"),
 }
 _FIRST = {"model", "model_alias", "n_ctx", "n_threads", "n_threads_batch", "n_gpu_layers", "chat_format"}
-_KEPT = {"budget", "scores", "archive", "beta", "window", "kernel", "sinks", "observe", "fold"}
+_KEPT = {"budget", "scores", "archive", "beta", "window", "kernel", "sinks", "observe", "draft", "fold"}
 _HIDDEN = {"cache", "cache_type", "cache_size"}  # of stock, for which there are sessions here
 
 

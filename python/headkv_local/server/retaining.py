@@ -31,6 +31,7 @@ ADVANCED: Final = {
     "kernel": "Odd width of the max-pool over the positions of a sentence.",
     "sinks": "How many of the first tokens are always kept.",
     "observe": "Last tokens that choose what is kept, where the question is not known.",
+    "draft": "Tokens of the answer that are tried before, since they know best what it looks at.",
     "fold": "Tokens of an answer after which each head chooses again.",
 }
 

@@ -81,6 +81,7 @@ class ModelSettings(stock.ModelSettings):  # type: ignore[misc]
     kernel: int | None = Field(default=None, description=ADVANCED["kernel"])
     sinks: int | None = Field(default=None, description=ADVANCED["sinks"])
     observe: int | None = Field(default=None, description=ADVANCED["observe"])
+    draft: int | None = Field(default=None, description=ADVANCED["draft"])
     fold: int | None = Field(default=None, description=ADVANCED["fold"])
 
     @model_validator(mode="after")

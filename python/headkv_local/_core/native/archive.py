@@ -22,6 +22,7 @@ class Prompt(NamedTuple):
     weights: npt.NDArray[np.float32]  # of each observed one
     again: Sequence[int] = ()  # tokens that are read once more, as the last observed ones
     again_at: Sequence[int] = ()  # their positions
+    n_draft: int = 0  # tokens of a draft of the answer, which select
     logits: bool = False  # of every token, to be read while progress is told
     order: int = ORDER_TOKENS
     panel: int = 0
@@ -50,7 +51,7 @@ def prefill(ctx: int, prompt: Prompt, plan: Plan, progress: Callable[[int, int],
     raw.n_past, raw.order, raw.panel, raw.first = prompt.n_past, prompt.order, prompt.panel, prompt.first
     raw.weights, raw.n_weights = ffi.from_buffer("float[]", weights), weights.size
     raw.again, raw.n_again = ffi.from_buffer("int32_t[]", again), again.size
-    raw.logits = prompt.logits
+    raw.n_draft, raw.logits = prompt.n_draft, prompt.logits
     raw.again_at = ffi.from_buffer("int32_t[]", again_at)
     raw.progress = callback
     sizes = (ffi.sizeof("struct headkv_prompt"), ffi.sizeof("struct headkv_plan"))

@@ -26,6 +26,7 @@ class Keep(NamedTuple):
     kernel: int
     sinks: int
     observe: int
+    draft: int
     scores: npt.NDArray[np.float64] | None = None
     """(n_layer, n_head) or (n_layer, n_head_kv)."""
 
@@ -33,7 +34,7 @@ class Keep(NamedTuple):
         """The struct, and what it points to."""
         raw = ffi.new("struct headkv_retention *")
         raw.beta, raw.window, raw.kernel = self.beta, self.window, self.kernel
-        raw.sinks, raw.observe = self.sinks, self.observe
+        raw.sinks, raw.observe, raw.draft = self.sinks, self.observe, self.draft
         text, scores = ffi.NULL, ffi.NULL
         if isinstance(self.budget, str):
             if "\0" in self.budget:

@@ -162,7 +162,7 @@ def _recipe(way: Way, shape: ModelShape) -> str:
     retention = way.policy.retention(shape, 1000)
     if retention is None:
         return "full"
-    parts = [str(retention.budget), str(retention.observe)]
+    parts = [str(retention.budget), str(retention.observe), str(retention.draft)]
     if isinstance(retention.scores, HeadScores):
         retention = retention.with_scores(retention.scores)
     parts += [str(getattr(retention, name)) for name in ("beta", "window", "kernel", "sinks")]

@@ -1,0 +1,156 @@
+"""A draft of the answer selects: which tokens it has, that they count, that nothing stays of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from gguf_factory import TinyModel
+from headkv_local import ArgumentError, Cancelled, Llama, Retention
+from headkv_local._core import native
+from headkv_local._core.native.plan import Part, observers, sentence_ends
+from headkv_local._core.pieces import Pieces
+from helpers import cancelled_after, greedy, last_logits, random_tokens
+
+Load = Callable[..., Llama]
+N = 300
+WINDOW = 8
+QUESTION = slice(N - 20, N)
+BESIDE = np.float32(0.03)  # what other observed tokens weigh
+SHORT = Retention(budget=32, scores="uniform", draft=0)
+WITH = Retention(budget=32, scores="uniform", draft=8)
+ORDERS = [{}, {"archive": "memory"}]
+
+
+def drafted(llm: Llama, tokens: list[int], n: int) -> list[int]:
+    """What is generated after a prompt that was compacted without a draft, up to a token that ends it."""
+    llm.prefill(tokens, question=QUESTION)
+    found: list[int] = []
+    for token in greedy(llm, n):
+        found.append(token)
+        if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
+            break
+    return found
+
+
+def composed(llm: Llama, tokens: list[int], draft: list[int], retention: Retention) -> npt.NDArray[np.bool_]:
+    """The mask by the C API's single steps. llm: without a retention."""
+    ctx = int(llm.ctx)
+    who = observers([Part(QUESTION.start, QUESTION.stop)], N, 2 * WINDOW)
+    llm.eval(tokens[: who.first])
+    weights = np.concatenate([who.weights * BESIDE, np.ones(len(draft), np.float32)])
+    native.observe(ctx, native.OBSERVE_TOKENS, who.first, weights.size, weights)
+    llm.eval(tokens[who.first :])
+    llm.eval(draft)
+    assert llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(llm.ctx), 0, N, -1)
+    caps = retention.caps_for(native.model_shape(ctx), N)
+    ends = sentence_ends(Pieces(tokens, lambda token: llm.detokenize([token])))
+    native.compact(ctx, native.Plan(caps, WINDOW, retention.kernel, retention.sinks, ends))
+    return native.get_mask(ctx)
+
+
+def prompt_with_end(llm: Llama) -> tuple[list[int], list[int]]:
+    """One after which the model ends its answer within 8 tokens, and that answer."""
+    for seed in range(400):
+        tokens = random_tokens(N, seed)
+        llm.reset()
+        if 1 < len(draft := drafted(llm, tokens, 8)) < 8:
+            return tokens, draft
+    raise AssertionError("no prompt has a short answer")
+
+
+def test_it_is_what_would_be_answered_and_it_selects(load: Load, tiny_path: Path) -> None:
+    tokens = random_tokens(N)
+    draft = drafted(load(tiny_path, retention=SHORT), tokens, 8)
+    wanted = composed(load(tiny_path, flash_attn=True), tokens, draft, WITH)
+    for order in ORDERS:
+        llm = load(tiny_path, retention=Retention(budget=32, scores="uniform", draft=8, **order))
+        llm.prefill(tokens, question=QUESTION)
+        assert np.array_equal(llm.retention_mask(), wanted)
+    other = load(tiny_path, retention=SHORT)
+    other.prefill(tokens, question=QUESTION)
+    assert not np.array_equal(other.retention_mask(), wanted)
+
+
+def test_it_ends_with_the_answer(load: Load, tiny_path: Path) -> None:
+    tokens, draft = prompt_with_end(load(tiny_path, retention=SHORT))
+    seen: list[tuple[int, int]] = []
+    llm = load(tiny_path, retention=WITH, on_prefill=lambda *done: seen.append(done))
+    llm.prefill(tokens, question=QUESTION)
+    wanted = composed(load(tiny_path, flash_attn=True), tokens, draft, WITH)
+    assert np.array_equal(llm.retention_mask(), wanted)
+    assert seen[-1] == (N, N)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "granitehybrid"])
+def test_nothing_stays_of_it(load: Load, tmp_path: Path, arch: str, order: dict[str, str]) -> None:
+    """Logits, and what windows and recurrent layers hold, are those of the prompt."""
+    path = TinyModel(arch=arch).write(tmp_path / "m.gguf")
+    states = []
+    for draft in (0, 8):
+        llm = load(path, retention=Retention(budget=32, scores="uniform", draft=draft, **order))
+        llm.prefill(random_tokens(N))
+        assert (llm.n_tokens, llm.cache_stats().tail_tokens) == (N, 0)
+        states.append((last_logits(llm), llm._bounded.snapshot().tobytes() if llm._bounded else b""))
+        assert len(greedy(llm, 20)) == 20
+    assert np.array_equal(states[0][0], states[1][0])
+    assert states[0][1] == states[1][1]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_it_is_as_long_as_there_is_room(load: Load, tiny_path: Path, order: dict[str, str]) -> None:
+    for n in (509, 512):
+        masks = []
+        for draft in (0, 512 - n, 8):
+            kept = Retention(budget=32, scores="uniform", draft=draft, **order)
+            llm = load(tiny_path, n_ctx=512, retention=kept)
+            llm.prefill(random_tokens(n))
+            masks.append(llm.retention_mask())
+            assert len(greedy(llm, 512 - n)) == 512 - n
+        assert np.array_equal(masks[1], masks[2])
+        assert np.array_equal(masks[0], masks[2]) == (n == 512)
+
+
+def test_a_prompt_that_fits_has_none(load: Load, tiny_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    kept = Retention(budget=32, draft=8, archive="memory")
+    llm = load(tiny_path, retention=kept, on_prefill=lambda *done: seen.append(done))
+    llm.prefill(random_tokens(30))
+    assert seen[-1] == (30, 30)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "granitehybrid"])
+def test_a_cancel_in_it(load: Load, tmp_path: Path, arch: str, order: dict[str, str]) -> None:
+    """Where it is made and where it is read: the prompt is held as if the draft had not been begun."""
+    path, tokens = TinyModel(arch=arch).write(tmp_path / "m.gguf"), random_tokens(N)
+    llm = load(path, retention=Retention(budget=32, draft=0, **order))
+    with cancelled_after(llm, math.inf) as count:
+        llm.prefill(tokens)
+    n_without = count[0]
+    llm = load(path, retention=Retention(budget=32, **order))
+    with cancelled_after(llm, math.inf) as count:
+        llm.prefill(tokens)
+    n_draft, wanted, logits = count[0] - n_without, llm.retention_mask(), last_logits(llm)
+    assert n_draft > 0
+    for share in (0.1, 0.5, 0.8, 0.99):
+        llm.reset()
+        with cancelled_after(llm, n_without + share * n_draft), pytest.raises(Cancelled):
+            llm.prefill(tokens)
+        assert (llm.n_tokens, llm.cache_stats().compacted) == (0 if order else N, False)
+        llm.prefill(tokens)
+        assert np.array_equal(llm.retention_mask(), wanted)
+        assert np.array_equal(last_logits(llm), logits)
+
+
+@pytest.mark.parametrize("draft", [-1, 1.5, "8", True, None])
+def test_what_is_no_length(draft: object) -> None:
+    with pytest.raises(ArgumentError, match="draft must be an int of at least 0, not "):
+        Retention(draft=draft)  # type: ignore[arg-type]
