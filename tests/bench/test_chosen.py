@@ -23,7 +23,9 @@ def test_a_document_that_is_compacted_before_its_question_is_the_same_for_all(
     kept: dict[str, list[Any]] = {}
     for when in CHOSEN:
         archive = "memory" if when == ANEW else None
-        llm = load(tiny(arch=arch), retention=Retention(budget=32, scores="uniform", archive=archive))
+        # without a draft, whose likeliest tokens would be others where sums are made in another order
+        kept_of = Retention(budget=32, scores="uniform", archive=archive, draft=0)
+        llm = load(tiny(arch=arch), retention=kept_of)
         for question in questions:
             llm.reset()
             asks = slice(len(document), None)

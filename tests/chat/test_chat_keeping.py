@@ -247,7 +247,7 @@ def test_one_shot(
     assert saved.startswith("Saved in kept: 2 turns, ")
     answer = json.loads(second.stdout)
     assert answer["stats"]["read_tokens"] < 100 < answer["usage"]["prompt_tokens"]
-    assert answer["usage"]["completion_tokens"] <= 8
+    assert answer["usage"]["completion_tokens"] <= 8 + 3  # the rest of a character may follow
     before = (tmp_path / "folder" / "real").read_bytes()
     full = chat("--session", "kept", "-p", "why " * 10_000)
     assert full.returncode == 1
