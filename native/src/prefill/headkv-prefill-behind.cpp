@@ -58,8 +58,13 @@ std::vector<int32_t> llama_kv_cache_headkv::reading::make_draft() {
 std::vector<int32_t> llama_kv_cache_headkv::reading::draft_beside_cells() {
     compacted there = kv.make_compacted(plan, std::max(1, ctx.get_cparams().n_threads));
 
+    {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        kv.update_peak(there.kept->size() + size_of(*there.tail));
+    }
+
     std::unique_ptr<headkv_observer> obs_there;
-    const auto exchange = [&](compacted *) {
+    const auto exchange = [&](compacted *) { // cannot fail
         kv.wait();
         const std::lock_guard<std::mutex> lock(kv.mutex);
         kv.swap_cells(*there.tail);
@@ -67,9 +72,6 @@ std::vector<int32_t> llama_kv_cache_headkv::reading::draft_beside_cells() {
         std::swap(kv.obs, obs_there);
         kv.n_cells = kv.n_used();
         kv.epoch++;
-        if (kv.kept) { // not on the way back, which must not fail
-            kv.update_peak(size_of(*there.tail) + obs_there->size());
-        }
     };
     exchange(&there);
     const std::unique_ptr<compacted, decltype(exchange)> back(&there, exchange);
