@@ -138,16 +138,17 @@ struct headkv_prompt {
     size_t n_again;
 
     // Most tokens of a draft of the answer: after the prompt, each the likeliest one, up to one that ends it. They are
-    // observed, before those that are read once more, and taken back. What the answer looks at they know best: beside
-    // them all others weigh 0.03. Fewer where the context has no room, none where the plan keeps all. 0: none.
+    // observed, beside all tokens above, and taken back. What the answer looks at they know best: the others weigh 0.03
+    // of what they would alone. Fewer where the context has no room, none where the plan keeps all. 0: none.
     int32_t n_draft;
 
     // Not 0: logits of every token of `tokens`, which progress can read of each batch, as after llama_decode(). In
     // HEADKV_ORDER_LAYERS there are those of the last token only, as with 0.
     int32_t logits;
 
-    // Called between batches with how much is done, as tokens of all that is read; or NULL. headkv_cancel() in it, in
-    // the last call too, ends the reading. Nothing else may use the context in it, but for calls that only ask.
+    // Called between batches with how much is done, as tokens of n_tokens + n_again, and not for a draft; or NULL.
+    // headkv_cancel() in it, in the last call too, ends the reading. Nothing else may use the context in it, but for
+    // calls that only ask.
     void (*progress)(void * data, int32_t done, int32_t total);
     void * data;
 };

@@ -35,7 +35,7 @@ def require_bias(bias: Any, n_vocab: int) -> None:
         try:
             known = 0 <= int(token) < n_vocab
             number = not math.isnan(float(value))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ArgumentError(f"logit_bias: {error}") from None
         if not number:
             raise ArgumentError(f"logit_bias of token {token}: {value!r} is no number")

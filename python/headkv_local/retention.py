@@ -249,7 +249,7 @@ class Retention:
             self.policy,
             None if self.policy == "caps" else self.budget,
             *frozen,
-            *(str(getattr(self, name)) for name in (*DEFAULTS, *_OTHERS)),
+            *(str(getattr(self, name)) for name in (*DEFAULTS, *_OTHERS) if name != "reselect"),
             self.reselects,
         )
 

@@ -49,7 +49,7 @@ class CacheStats:
     prefill_seconds: float
     """Decoding the prompt, with what observing took; without selection and compaction."""
     select_seconds: float
-    """Choosing the entries."""
+    """Choosing the entries, with a draft that chooses."""
     compact_seconds: float
     """Moving the kept rows, freeing the full cache, and fitting the compute buffers to the new one."""
     devices: tuple[str, ...] = ("CPU",)

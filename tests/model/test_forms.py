@@ -47,6 +47,7 @@ def schema(**given: Any) -> dict[str, Any]:
         ({"logit_bias": {-1: 1.0}}, "token -1 is none"),
         ({"logit_bias": {"1000": 1.0}}, "token 1000 is none"),
         ({"logit_bias": {1: float("nan")}}, "nan is no number"),
+        ({"logit_bias": {1: 10**400}}, "too large"),
         ({"seed": "x"}, "seed must be an int"),
     ],
 )

@@ -194,6 +194,16 @@ def test_other_settings_and_a_model_that_has_moved(
         moved.rename(model).rename(tiny(arch="gemma3"))
 
 
+def test_the_name_of_a_link_to_the_model_stays(load: Load, tiny: Tiny, reopen: Load, tmp_path: Path) -> None:
+    """What belongs to a model stands beside its link: parts of a split one, head scores."""
+    link = tmp_path / "link.gguf"
+    link.symlink_to(tiny())
+    llm = load(link, retention=RETENTION)
+    llm.eval(TOKENS[:10])
+    llm.save_session(tmp_path / "a")
+    assert reopen(tmp_path / "a").model_path == str(link)
+
+
 @pytest.mark.parametrize(
     "retention",
     [

@@ -140,8 +140,11 @@ def test_a_server_that_is_killed(tiny: Callable[..., Path], tmp_path: Path) -> N
         first = ask(server, chat, QUESTIONS[0]).prompt_tokens
         until(lambda: any((tmp_path / "sessions" / "tiny").glob("*.session")), "a session")
         server.process.kill()
+    left = tmp_path / "sessions" / "tiny" / "headkv-a1B2c3"  # a session that was being written
+    left.touch()
     with serving(tmp_path, *model(tiny, "llama")) as server:
         assert ask(server, chat, QUESTIONS[1]).prompt_tokens_details.cached_tokens >= first
+    assert not left.exists()
 
 
 def test_a_damaged_session_is_read_anew(tiny: Callable[..., Path], tmp_path: Path) -> None:

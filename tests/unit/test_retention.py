@@ -136,6 +136,7 @@ def test_equality_follows_the_values() -> None:
     assert Retention(scores=SCORES) != Retention(scores=SCORES + 1)
     assert Retention(caps=[[64, 65]]) != Retention(caps=[[64], [65]])
     assert Retention() == Retention(scores="uniform")
+    assert Retention(archive="memory") == Retention(archive="memory", reselect=True)
     assert Retention() != Retention(window=9)
     assert Retention() != 128
 

@@ -58,15 +58,19 @@ std::vector<int32_t> llama_kv_cache_headkv::reading::make_draft() {
 std::vector<int32_t> llama_kv_cache_headkv::reading::draft_beside_cells() {
     compacted there = kv.make_compacted(plan, std::max(1, ctx.get_cparams().n_threads));
 
+    {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        kv.update_peak(there.kept->size() + size_of(*there.tail));
+    }
+
     std::unique_ptr<headkv_observer> obs_there;
-    const auto exchange = [&](compacted *) {
+    const auto exchange = [&](compacted *) { // cannot fail
         kv.wait();
         const std::lock_guard<std::mutex> lock(kv.mutex);
         kv.swap_cells(*there.tail);
         std::swap(kv.kept, there.kept);
         std::swap(kv.obs, obs_there);
         kv.n_cells = kv.n_used();
-        kv.update_peak(kv.kept ? size_of(*there.tail) + obs_there->size() : 0);
         kv.epoch++;
     };
     exchange(&there);
@@ -84,17 +88,17 @@ std::vector<int32_t> llama_kv_cache_headkv::reading::draft_without_room() {
     const auto go_to = [&](std::unique_ptr<llama_kv_cache> there) {
         const std::lock_guard<std::mutex> lock(kv.mutex);
         kv.swap_cells(*there);
-        kv.n_cells = kv.n_used();
-        kv.update_peak(n_bytes_aside() + (seen ? seen->size() : 0));
+        kv.n_cells = n_prompt; // for other threads: nothing is compacted
+        kv.update_peak(n_bytes_aside());
         kv.epoch++;
     };
     go_to(make_tail(n_prompt - plan.window, plan.window + n_draft));
-    int64_t t_select_end_us;
-    next = choose(t_select_end_us);
+    next = gather(choose());
     {
         const std::lock_guard<std::mutex> lock(kv.mutex);
         std::swap(kv.kept, next);
         std::swap(kv.obs, seen);
+        kv.n_cells = kv.n_used();
         kv.update_peak(n_bytes_aside() + seen->size());
     }
     kv.read = nullptr;
@@ -106,6 +110,7 @@ std::vector<int32_t> llama_kv_cache_headkv::reading::draft_without_room() {
         const std::lock_guard<std::mutex> lock(kv.mutex);
         std::swap(kv.kept, next);
         std::swap(kv.obs, seen);
+        kv.n_cells = n_prompt;
     }
     next.reset();
     kv.read = this;
@@ -117,6 +122,7 @@ std::vector<int32_t> llama_kv_cache_headkv::reading::draft_without_room() {
 std::vector<int32_t> llama_kv_cache_headkv::reading::decode_draft() {
     const llama_vocab & vocab = ctx.get_model().vocab;
     const auto likeliest      = [&]() {
+        ctx.synchronize(); // a decode returns while a device is still at it
         const float * logits = ctx.get_logits_ith(-1);
         return (int32_t) (std::max_element(logits, logits + vocab.n_tokens()) - logits);
     };

@@ -7,17 +7,19 @@
 #include <algorithm>
 #include <numeric>
 
-// of rows in the archive
-std::unique_ptr<headkv_kept_prompt> llama_kv_cache_headkv::reading::choose(int64_t & t_select_end_us) const {
+std::vector<headkv_kept::positions> llama_kv_cache_headkv::reading::choose() const {
     std::vector<uint32_t> cell(n_prompt);
     std::iota(cell.begin(), cell.end(), 0);
 
     if (!kv.has_record(n_prompt)) {
         throw headkv_error(HEADKV_ERR_INTERNAL, "not all observed tokens were recorded");
     }
-    auto keep       = headkv_choose(*kv.obs, kv.shapes, cell, plan, std::max(1, ctx.get_cparams().n_threads));
-    t_select_end_us = ggml_time_us();
+    return headkv_choose(*kv.obs, kv.shapes, cell, plan, std::max(1, ctx.get_cparams().n_threads));
+}
 
+// of rows in the archive
+std::unique_ptr<headkv_kept_prompt>
+llama_kv_cache_headkv::reading::gather(std::vector<headkv_kept::positions> keep) const {
     auto res = kv.make_kept(std::move(keep), n_prompt, plan.window);
     for (size_t ikv = 0; ikv < res->layers.size(); ++ikv) {
         res->layers[ikv]->fill(*archive, ikv);
@@ -44,13 +46,15 @@ void llama_kv_cache_headkv::reading::compact() {
         return;
     }
 
-    int64_t t_select_end_us;
-    auto next = choose(t_select_end_us);
+    auto keep                     = choose();
+    const int64_t t_select_end_us = ggml_time_us();
     {
         const std::lock_guard<std::mutex> lock(kv.mutex);
         kv.obs.reset();
     }
-    hidden.free();
+    hidden.free(); // before kept rows come
+
+    auto next = gather(std::move(keep));
 
     // the rows of the whole prompt go before cells for new ones come
     std::unique_ptr<llama_kv_cache> room;

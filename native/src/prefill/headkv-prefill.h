@@ -78,7 +78,8 @@ private:
     void leave_cells(); // what was read stays, in whole batches where layers can go back
 
     void compact();
-    std::unique_ptr<headkv_kept_prompt> choose(int64_t & t_select_end_us) const;
+    std::vector<headkv_kept::positions> choose() const;
+    std::unique_ptr<headkv_kept_prompt> gather(std::vector<headkv_kept::positions> keep) const;
     std::unique_ptr<llama_kv_cache> make_tail(uint32_t p0, uint32_t n_cells) const;
     size_t n_bytes_aside() const;
 

@@ -2,16 +2,16 @@
 
 #include "session/headkv-session-parts.h"
 
-#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 
 using part = llama_kv_cache_headkv::part;
 
+// Links stay: what belongs to a model, parts of a split one and head scores, stands beside its link.
 static std::string absolute(const char * path) {
-    char * found          = realpath(path, nullptr);
-    const std::string res = found ? found : path;
-    free(found);
-    return res;
+    std::error_code error;
+    const auto found = std::filesystem::absolute(path, error);
+    return error ? path : found.string();
 }
 
 // how many tokens the prompt has that was read last; 0 where that is not known

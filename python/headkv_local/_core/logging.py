@@ -71,6 +71,8 @@ def _raised_in_callback(unraisable: sys.UnraisableHookArgs) -> None:
                 _thread.to_raise.append(kind)
                 start_new_thread(_raise_in, (get_ident(), _thread.to_raise))
                 raised = True
+            except Exception:  # no thread can be had; collected_errors() raises it
+                raised = True
             except BaseException as error:
                 kind = type(error)
     else:

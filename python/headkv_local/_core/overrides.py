@@ -179,6 +179,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         """As llama_cpp.Llama.sample(); StateError where there are no logits, which llama.cpp aborts on."""
         with self._using(beside=True):
             self._tokens.require_logits(idx)
+            self._raised = None  # of a call that ended otherwise
             token: int = super().sample(*args, idx=idx, **kwargs)
             if (raised := self._raised) is not None:
                 self._raised = None

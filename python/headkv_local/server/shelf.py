@@ -46,7 +46,7 @@ class Shelf:
             raise ArgumentError(
                 f"another server keeps its sessions in {folder}: give this one another folder with --sessions"
             ) from error
-        for left in (*folder.glob("archive-*"), *folder.glob("*.part")):  # of a server that was killed
+        for left in (*folder.glob("archive-*"), *folder.glob("headkv-*")):  # of a server that was killed
             with suppress(OSError):
                 left.unlink()
         self._there = {one.name: one for one in self._found()}
