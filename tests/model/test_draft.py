@@ -150,6 +150,18 @@ def test_a_cancel_in_it(load: Load, tmp_path: Path, arch: str, order: dict[str, 
         assert np.array_equal(last_logits(llm), logits)
 
 
+def test_a_turn_that_is_shorter_than_it(load: Load, tiny_path: Path) -> None:
+    """Its tokens have hidden states too, where layers are read one after the other."""
+    masks = []
+    for order in ("tokens", "layers"):
+        kept = Retention(budget=32, scores="uniform", archive="memory", order=order)  # type: ignore[arg-type]
+        llm = load(tiny_path, retention=kept)
+        for n in (N - 2, N):
+            llm.prefill(random_tokens(N)[:n])
+        masks.append(llm.retention_mask())
+    assert np.array_equal(*masks)
+
+
 @pytest.mark.parametrize("draft", [-1, 1.5, "8", True, None])
 def test_what_is_no_length(draft: object) -> None:
     with pytest.raises(ArgumentError, match="draft must be an int of at least 0, not "):

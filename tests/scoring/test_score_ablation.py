@@ -25,7 +25,20 @@ from headkv_local.scoring.shrinking import shrink
 
 Score = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
-SHORT = ("--method", "ablation", "--samples", "2", "--lengths", "300", "--threads", "1", "--points", "0,5,40", "--seed", "2")
+SHORT = (
+    "--method",
+    "ablation",
+    "--samples",
+    "2",
+    "--lengths",
+    "300",
+    "--threads",
+    "1",
+    "--points",
+    "0,5,40",
+    "--seed",
+    "2",
+)
 N_RUNS = 4 * 3  # KV heads and points
 
 

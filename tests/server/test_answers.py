@@ -48,7 +48,7 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
 
 
 def test_streams(client: openai.OpenAI) -> None:
-    """Few tokens: a random model soon writes bytes that are no UTF-8, of which stock leaves others out there."""
+    """Few tokens: a random model soon writes bytes that are no UTF-8, and stock leaves out others."""
     whole = client.chat.completions.create(**GREEDY, max_tokens=6)
     assert whole.choices[0].finish_reason in ("length", "stop")
     chunks = list(

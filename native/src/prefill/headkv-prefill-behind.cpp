@@ -22,12 +22,20 @@ std::vector<float> llama_kv_cache_headkv::reading::weights() const {
 void llama_kv_cache_headkv::reading::read_behind() {
     const size_t n_vocab = ctx.get_model().vocab.n_tokens();
     const float * last   = ctx.get_logits_ith(-1);
-    const std::vector<float> logits(last, last + n_vocab);
+    if (!last) { // samplers in the graph took its place: nothing says which token is the likeliest
+        n_draft = 0;
+    }
+    const std::vector<float> logits(last, last ? last + n_vocab : nullptr);
 
+    const auto go_back = [&]() {
+        take_back();
+        if (last) {
+            std::copy(logits.begin(), logits.end(), ctx.get_logits_ith(-1));
+        }
+    };
     if (prompt.n_again > 0) {
         read_panels(prompt.again, prompt.n_again, n_prompt, /*keep =*/false);
-        take_back();
-        std::copy(logits.begin(), logits.end(), ctx.get_logits_ith(-1));
+        go_back();
     }
     t_select_us = ggml_time_us();
     if (n_draft > 0) {
@@ -36,8 +44,7 @@ void llama_kv_cache_headkv::reading::read_behind() {
         take_back();
         kv.obs->record_more(n_prompt, n_draft);
         read_panels(draft.data(), n_draft, n_prompt, /*keep =*/false);
-        take_back();
-        std::copy(logits.begin(), logits.end(), ctx.get_logits_ith(-1));
+        go_back();
     }
 }
 

@@ -208,8 +208,10 @@ class _Reading:
             cells, records = self._rows.cells_in_turns(self._n_cells), records + self._hidden
         else:
             cells = self._rows.cells(self._n_cells)
-        held = self._compute_fitted + self._rows.cells(_SMALL) + cells + self._copies
-        held += np.maximum(records, self._pool)
+        held = self._compute_fitted + self._rows.cells(_SMALL) + self._copies
+        read = cells + np.maximum(records, self._pool)
+        drafted = records + self._pool + self._rows.cells(self._kept.window + self._kept.draft)
+        held += np.maximum(read, drafted) if self._kept.draft > 0 else read
         if self._kept.archive in (None, "memory"):  # None: until the prompt has been read
             held += self._archived
         return self._at_most(held)
