@@ -104,6 +104,7 @@ llama_kv_cache::slot_info_vec_t llama_kv_cache_headkv::prepare(const std::vector
         return llama_kv_cache::prepare(ubatches);
     }
     headkv_error_text.clear(); // if this decode fails, what failed before it is not the cause
+    refusal = nullptr;
 
     placing = true;
     slot_info_vec_t res;
@@ -124,6 +125,7 @@ llama_kv_cache::slot_info_vec_t llama_kv_cache_headkv::prepare(const std::vector
             placing = false;
             throw;
         }
+        refusal = std::current_exception();
         headkv_set_error(err.what());
         LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
     }

@@ -14,6 +14,7 @@
 #include "slice/headkv-slice.h"
 
 #include <atomic>
+#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -348,6 +349,8 @@ private:
     int32_t last_held = 0;               // of any archive
 
     reading * read = nullptr; // of the prompt that is read now by prefill()
+
+    std::exception_ptr refusal; // why the cells had no room for the batch that came last
 
     std::vector<headkv_layer_shape> shapes; // of the layers that retain, in their order
     uint32_t n_heads = 0;                   // KV heads, summed over them

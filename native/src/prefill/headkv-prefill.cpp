@@ -342,10 +342,13 @@ void llama_kv_cache_headkv::reading::decode(const panel & p, uint32_t i, uint32_
     output.back() |= p.output && slice.end == slice.n_layer && i + n == p.n;
 
     failure      = nullptr;
+    kv.refusal   = nullptr;
     const int rc = llama_decode(
         &ctx, { (int32_t) n, tokens.data(), nullptr, pos.data(), n_seq_id.data(), seq_id.data(), output.data() });
-    if (failure) {
-        std::rethrow_exception(failure);
+    for (const auto & cause : { failure, kv.refusal }) {
+        if (cause) {
+            std::rethrow_exception(cause);
+        }
     }
     switch (rc) {
     case 0:
