@@ -116,20 +116,27 @@ def ends(llm: Llama) -> tuple[int, int, int]:
 
 
 @contextmanager
+def at_each_node(llm: Llama, stops: Callable[[], bool]) -> Iterator[None]:
+    """Asked before each node that a decode computes meanwhile; the decode stops where it says so."""
+    callback = ggml_abort_callback(lambda _: stops())
+    llama_set_abort_callback(llm.ctx, callback, None)
+    try:
+        yield
+    finally:
+        native.cancel_enable(llm.ctx)
+
+
+@contextmanager
 def cancelled_after(llm: Llama, n_nodes: float) -> Iterator[list[int]]:
     """A decode meanwhile stops when so many nodes of its graphs are computed; the list says how many were."""
     count = [0]
 
-    def poll(_: object) -> bool:
+    def stops() -> bool:
         count[0] += 1
         return count[0] > n_nodes
 
-    callback = ggml_abort_callback(poll)
-    llama_set_abort_callback(llm.ctx, callback, None)
-    try:
+    with at_each_node(llm, stops):
         yield count
-    finally:
-        native.cancel_enable(llm.ctx)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from headkv_local import ArgumentError, Cancelled, Llama, Retention
 from headkv_local._core import native
 from headkv_local._core.native.plan import Part, observers, sentence_ends
 from headkv_local._core.pieces import Pieces
-from helpers import cancelled_after, greedy, last_logits, random_tokens
+from helpers import at_each_node, cancelled_after, greedy, last_logits, random_tokens
 
 Load = Callable[..., Llama]
 N = 300
@@ -148,6 +148,23 @@ def test_a_cancel_in_it(load: Load, tmp_path: Path, arch: str, order: dict[str, 
         llm.prefill(tokens)
         assert np.array_equal(llm.retention_mask(), wanted)
         assert np.array_equal(last_logits(llm), logits)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_others_see_nothing_of_it(load: Load, tiny_path: Path, order: dict[str, str]) -> None:
+    """Whoever looks meanwhile is told of the whole prompt, never of what the draft is made with."""
+    seen: list[tuple[bool, bool]] = []
+    llm = load(tiny_path, retention=Retention(budget=32, scores="uniform", **order))
+
+    def look() -> bool:
+        seen.append((llm.cache_stats().compacted, bool(llm.retention_mask().all())))
+        return False
+
+    with at_each_node(llm, look):
+        llm.prefill(random_tokens(N))
+    assert len(seen) > 100
+    assert set(seen) == {(False, True)}
+    assert llm.cache_stats().compacted
 
 
 def test_a_turn_that_is_shorter_than_it(load: Load, tiny_path: Path) -> None:

@@ -36,12 +36,13 @@ headkv_bounded::headkv_bounded(llama_memory_i * mem, bool rows) {
     }
     size_t size = 0;
     each_tensor([&](const ggml_tensor * t) { size += ggml_nbytes(t); });
-    bytes.resize(size);
-    uint8_t * to = bytes.data();
+    auto held    = std::make_shared<std::vector<uint8_t>>(size);
+    uint8_t * to = held->data();
     each_tensor([&](const ggml_tensor * t) {
         ggml_backend_tensor_get(t, to, 0, ggml_nbytes(t));
         to += ggml_nbytes(t);
     });
+    bytes = std::move(held);
 }
 
 template <typename F>
@@ -72,7 +73,7 @@ std::vector<ggml_tensor *> headkv_bounded::tensors(size_t & n_window) const {
 
 void headkv_bounded::put_back_places() const {
     headkv_bounded places = *this; // what can fail, first
-    places.bytes.clear();
+    places.bytes.reset();
     places.put_back();
 }
 
@@ -89,8 +90,8 @@ void headkv_bounded::put_back() noexcept {
         recurrent->n    = n;
         recurrent->rs_z = rs_z;
     }
-    if (!bytes.empty()) {
-        const uint8_t * from = bytes.data();
+    if (bytes) {
+        const uint8_t * from = bytes->data();
         each_tensor([&](ggml_tensor * t) {
             ggml_backend_tensor_set(t, from, 0, ggml_nbytes(t));
             from += ggml_nbytes(t);

@@ -4,6 +4,7 @@
 #include "llama-memory-recurrent.h"
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 class llama_io_write_i;
@@ -31,7 +32,7 @@ public:
     bool reaches(llama_pos n) const;
 
     bool empty() const { return !recurrent && !window; }
-    size_t size() const { return bytes.size(); }
+    size_t size() const { return bytes ? bytes->size() : 0; }
 
     // as if no token had come
     void clear() const;
@@ -77,5 +78,5 @@ private:
     uint32_t head = 0, used = 0, n = 0;
     int32_t rs_z = -1;
 
-    std::vector<uint8_t> bytes;
+    std::shared_ptr<const std::vector<uint8_t>> bytes; // copies share them
 };

@@ -10,17 +10,17 @@
 void llama_kv_cache_headkv::get_mask(uint8_t * mask, size_t n) const {
     const std::lock_guard<std::mutex> lock(mutex);
 
-    require_kept();
-    headkv_require_length(n, n_heads * kept->n_prompt);
+    const headkv_kept_prompt & shown = require_kept();
+    headkv_require_length(n, n_heads * shown.n_prompt);
 
     std::fill(mask, mask + n, 0);
-    for (const auto & layer : kept->layers) {
+    for (const auto & layer : shown.layers) {
         for (const auto & positions : layer->get_keep()) {
             for (const int32_t p : positions) {
                 mask[p] = 1;
             }
-            std::fill(mask + kept->end, mask + kept->n_prompt, 1);
-            mask += kept->n_prompt;
+            std::fill(mask + shown.end, mask + shown.n_prompt, 1);
+            mask += shown.n_prompt;
         }
     }
 }
@@ -28,14 +28,15 @@ void llama_kv_cache_headkv::get_mask(uint8_t * mask, size_t n) const {
 headkv_stats llama_kv_cache_headkv::get_stats(int32_t * per_head, size_t n) const {
     const std::lock_guard<std::mutex> lock(mutex);
 
-    const uint32_t n_window = kept ? kept->n_prompt - kept->end : 0;
+    const headkv_kept_prompt * shown = get_shown();
+    const uint32_t n_window          = shown ? shown->n_prompt - shown->end : 0;
 
     if (per_head) {
         headkv_require_length(n, n_heads);
         std::fill(per_head, per_head + n, 0);
     }
-    if (per_head && kept) {
-        for (const auto & layer : kept->layers) {
+    if (per_head && shown) {
+        for (const auto & layer : shown->layers) {
             for (const auto & positions : layer->get_keep()) {
                 *per_head++ = positions.size() + n_window;
             }
@@ -46,9 +47,9 @@ headkv_stats llama_kv_cache_headkv::get_stats(int32_t * per_head, size_t n) cons
     res.n_layer      = shapes.size();
     res.n_head_kv    = n_heads;
     res.n_ctx        = n_ctx;
-    res.n_tokens     = n_cells + (kept ? kept->end : 0);
-    res.n_prompt     = kept ? kept->n_prompt : 0;
-    res.n_kept       = kept ? kept->n_rows() + n_heads * n_window : 0;
+    res.n_tokens     = n_drafted > 0 ? n_drafted : n_cells + (shown ? shown->end : 0);
+    res.n_prompt     = shown ? shown->n_prompt : 0;
+    res.n_kept       = shown ? shown->n_rows() + n_heads * n_window : 0;
     res.bytes_full   = bytes_full;
     res.bytes_cells  = size_of(*this);
     res.bytes_kept   = kept ? kept->size() : 0;
@@ -58,15 +59,17 @@ headkv_stats llama_kv_cache_headkv::get_stats(int32_t * per_head, size_t n) cons
     res.t_compact_us = t_compact_us;
     res.n_splits     = n_splits;
 
-    res.n_archived    = kept ? archived.size() : 0;
+    res.n_archived    = shown ? archived.size() : 0;
     res.bytes_archive = archive ? archive->size() : 0;
     return res;
 }
 
-void llama_kv_cache_headkv::require_kept() const {
-    if (!kept) {
+const headkv_kept_prompt & llama_kv_cache_headkv::require_kept() const {
+    const headkv_kept_prompt * shown = get_shown();
+    if (!shown) {
         throw headkv_error(HEADKV_ERR_STATE, "the cache is not compacted");
     }
+    return *shown;
 }
 
 void llama_kv_cache_headkv::count_cells() {

@@ -309,7 +309,9 @@ private:
     void set_cells(llama_context & ctx, const void * data, size_t size);
     void set_end(llama_context & ctx, const void * data, size_t size);
 
-    void require_kept() const;
+    // Kept rows as other threads may know of them: those that a draft is made with are not the prompt's.
+    const headkv_kept_prompt * get_shown() const { return n_drafted == 0 ? kept.get() : nullptr; }
+    const headkv_kept_prompt & require_kept() const;
     void update_peak(size_t extra);
     void count_cells();
 
@@ -325,8 +327,8 @@ private:
 
     llama_context * lctx = nullptr; // whose memory this is; known from its first batch on
 
-    // Held where what other threads may ask for changes: the two below, cells, n_cells, bytes_peak and the times. The
-    // one thread that changes them reads them without.
+    // Held where what other threads may ask for changes: the two below, cells, n_cells, n_drafted, bytes_peak and the
+    // times. The one thread that changes them reads them without.
     mutable std::mutex mutex;
 
     std::unique_ptr<headkv_kept_prompt> kept;
@@ -365,6 +367,7 @@ private:
     mutable std::atomic<int32_t> n_splits = 0; // of the last graph
 
     uint32_t n_cells     = 0; // in use, of whole ubatches
+    uint32_t n_drafted   = 0; // tokens of the prompt that a draft is made for now
     size_t bytes_full    = 0;
     size_t bytes_peak    = 0;
     int64_t t_select_us  = 0;

@@ -37,8 +37,12 @@ void llama_kv_cache_headkv::reading::read_behind() {
         read_panels(prompt.again, prompt.n_again, n_prompt, /*keep =*/false);
         go_back();
     }
-    t_select_us = ggml_time_us();
+    t_select_us = ggml_time_us(); // re-reading a question is prefill
     if (n_draft > 0) {
+        {
+            const std::lock_guard<std::mutex> lock(kv.mutex);
+            kv.n_drafted = n_prompt;
+        }
         const std::vector<int32_t> draft = make_draft();
         n_draft                          = draft.size();
         take_back();
@@ -95,7 +99,7 @@ std::vector<int32_t> llama_kv_cache_headkv::reading::draft_without_room() {
     const auto go_to = [&](std::unique_ptr<llama_kv_cache> there) {
         const std::lock_guard<std::mutex> lock(kv.mutex);
         kv.swap_cells(*there);
-        kv.n_cells = n_prompt; // for other threads: nothing is compacted
+        kv.n_cells = kv.n_used();
         kv.update_peak(n_bytes_aside());
         kv.epoch++;
     };
@@ -105,7 +109,6 @@ std::vector<int32_t> llama_kv_cache_headkv::reading::draft_without_room() {
         const std::lock_guard<std::mutex> lock(kv.mutex);
         std::swap(kv.kept, next);
         std::swap(kv.obs, seen);
-        kv.n_cells = kv.n_used();
         kv.update_peak(n_bytes_aside() + seen->size());
     }
     kv.read = nullptr;
@@ -117,7 +120,6 @@ std::vector<int32_t> llama_kv_cache_headkv::reading::draft_without_room() {
         const std::lock_guard<std::mutex> lock(kv.mutex);
         std::swap(kv.kept, next);
         std::swap(kv.obs, seen);
-        kv.n_cells = n_prompt;
     }
     next.reset();
     kv.read = this;

@@ -68,14 +68,15 @@ llama_kv_cache_headkv::reading::~reading() {
     if (archive) {
         archive->drop();
     }
-    if (!begun) {
-        return;
+    if (begun) {
+        kv.wait(); // what did not come to its end may still use what goes now
+        in_cells ? leave_cells() : put_back();
     }
-    kv.wait(); // what did not come to its end may still use what goes now
-    if (in_cells) {
-        leave_cells();
-        return;
-    }
+    const std::lock_guard<std::mutex> lock(kv.mutex);
+    kv.n_drafted = 0;
+}
+
+void llama_kv_cache_headkv::reading::put_back() {
     const std::lock_guard<std::mutex> lock(kv.mutex);
     if (cells) {
         kv.swap_cells(*cells);
@@ -175,7 +176,10 @@ void llama_kv_cache_headkv::reading::run() {
     if (!bounded.empty() && (!in_cells || reads_behind())) {
         at_end = std::make_unique<headkv_bounded>(ctx.get_memory(), /*rows =*/true);
     }
-    read_behind();
+    t_select_us = ggml_time_us();
+    if (reads_behind()) {
+        read_behind();
+    }
     compact();
 }
 
@@ -329,7 +333,7 @@ void llama_kv_cache_headkv::reading::require_not_cancelled() const {
 
 void llama_kv_cache_headkv::reading::decode(const panel & p, uint32_t i, uint32_t n) {
     require_not_cancelled();
-    if (in_cells) {
+    if (in_cells && !at_end) { // what is read behind the prompt is taken back as a whole
         begin_batch(p.p0 + i);
     }
     std::vector<llama_token> tokens(p.tokens + i, p.tokens + i + n);

@@ -49,6 +49,7 @@ private:
 
     void take_over(); // rows that are in cells only, to the archive
     void begin();     // set aside, and make room for the whole prompt
+    void put_back();  // what was set aside
     void read_panels(const int32_t * tokens, uint32_t n, uint32_t p0, bool keep);
     void read_panel(const panel & p);
     void read_slice(const panel & p);

@@ -70,7 +70,7 @@ void headkv_bounded::write(llama_io_write_i & io) const {
 
     size_t n_window;
     const auto all       = tensors(n_window);
-    const uint8_t * from = bytes.data();
+    const uint8_t * from = bytes->data();
     for (size_t j = 0; j < all.size(); ++j) {
         const ggml_tensor * t = all[j];
         give<uint32_t>(io, t->type);
@@ -112,10 +112,10 @@ headkv_bounded headkv_bounded::read(llama_memory_i * mem, llama_io_read_i & io, 
     for (const ggml_tensor * t : all) {
         size += ggml_nbytes(t);
     }
-    res.bytes.resize(size);
+    auto held = std::make_shared<std::vector<uint8_t>>(size);
 
     std::vector<uint8_t> dropped;
-    uint8_t * to = res.bytes.data();
+    uint8_t * to = held->data();
     for (size_t j = 0; j < all.size(); ++j) {
         const ggml_tensor * t = all[j];
         require(take<uint32_t>(io) == (uint32_t) t->type, "type");
@@ -130,6 +130,7 @@ headkv_bounded headkv_bounded::read(llama_memory_i * mem, llama_io_read_i & io, 
         }
         to += ggml_nbytes(t);
     }
+    res.bytes = std::move(held);
     return res;
 }
 
