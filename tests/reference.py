@@ -114,6 +114,8 @@ class Scores:
         self.met: set[int] = set()
         self.shapes: dict[int, tuple[int, int]] = {}
         """Of the last scores of each layer that has any: heads, and cells that they see."""
+        self.seen: dict[int, list[npt.NDArray[np.float32]]] = {}
+        """What was hidden from, before it was, of each layer in masks: (n_head, n_tokens, n_kv), batch by batch."""
         self.error: Exception | None = None
         self.callback = bindings.ggml_backend_sched_eval_callback(self._on_node)
 
@@ -130,7 +132,7 @@ class Scores:
                 return not is_question
             if not is_question:
                 self.met.add(layer)
-                _hide(tensor, self.masks[layer])
+                self.seen.setdefault(layer, []).append(_hide(tensor, self.masks[layer]))
             return True
         except Exception as error:  # it cannot pass through llama.cpp
             self.error = error
@@ -178,6 +180,28 @@ def reference_logits(
     return np.array(rows)
 
 
+def attention_after(
+    path: Path, tokens: Sequence[int], n_prompt: int, masks: Masks, scale: float
+) -> dict[int, npt.NDArray[np.float64]]:
+    """What tokens[n_prompt:] would pay to all positions of the prompt, though they are decoded with masks.
+
+    (n_head, n_later, n_prompt) of each layer in masks: the softmax over the prompt alone of what their queries
+    and its keys give, times `scale`.
+    """
+    scores = Scores()
+    with Stock(path, scores=scores) as stock:
+        stock.read(tokens[:n_prompt])
+        scores.masks = masks
+        for token in tokens[n_prompt:]:
+            stock.read([token])
+    found = {}
+    for layer, rows in scores.seen.items():
+        logits = scale * np.concatenate(rows, axis=1)[..., :n_prompt].astype(np.float64)
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        found[layer] = powers / powers.sum(axis=-1, keepdims=True)
+    return found
+
+
 def stock_distance(path: Path, tokens: Sequence[int], n_prompt: int, *, n_ctx: int = 512) -> float:
     """How far llama.cpp's own two ways of attention are from each other: the NMSE of the logits of
     Stock.read_each() with flash attention against those without."""
@@ -198,8 +222,8 @@ def _headkv_disabled() -> Iterator[None]:
             os.environ["HEADKV_DISABLE"] = before
 
 
-def _hide(tensor: int, mask: npt.NDArray[np.bool_]) -> None:
-    """Of scores (1, n_head, n_tokens, n_kv) in float32: position i of the prompt is in cell i."""
+def _hide(tensor: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """Of scores (1, n_head, n_tokens, n_kv) in float32: position i of the prompt is in cell i. Returns what they were."""
     head = TensorHead.from_address(tensor)
     values = np.empty(tuple(reversed(head.ne)), dtype=np.float32)
     n_stream, n_head, _, n_kv = values.shape
@@ -207,6 +231,8 @@ def _hide(tensor: int, mask: npt.NDArray[np.bool_]) -> None:
     if n_stream != 1 or n_head % n_head_kv or n_prompt > n_kv:
         raise ValueError(f"scores {values.shape} do not fit a mask {mask.shape}")
     _get(tensor, values.ctypes.data, 0, values.nbytes)
+    before = values[0].copy()
     grouped = values.reshape(n_head_kv, n_head // n_head_kv, -1, n_kv)
     grouped[..., :n_prompt][np.broadcast_to(~mask[:, None, None], (*grouped.shape[:3], n_prompt))] = -np.inf
     _set(tensor, values.ctypes.data, 0, values.nbytes)
+    return before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
@@ -14,17 +15,19 @@ import pytest
 from gguf_factory import TinyModel
 from headkv_local import ArgumentError, Cancelled, Llama, Retention
 from headkv_local._core import native
-from headkv_local._core.native.plan import Part, observers, sentence_ends
-from headkv_local._core.pieces import Pieces
+from headkv_local._core.native.plan import Part, observers
 from helpers import at_each_node, cancelled_after, greedy, last_logits, random_tokens
+from reference import attention_after, masks_of
 
 Load = Callable[..., Llama]
 N = 300
-WINDOW = 8
+RECENT = 16  # two windows
+BUDGET = 32
 QUESTION = slice(N - 20, N)
 BESIDE = np.float32(0.03)  # what other observed tokens weigh
-SHORT = Retention(budget=32, scores="uniform", draft=0)
-WITH = Retention(budget=32, scores="uniform", draft=8)
+SHORT = Retention(budget=BUDGET, scores="uniform", kernel=1, sinks=0, draft=0)
+WITH = replace(SHORT, draft=8)
+HEAD_DIM = TinyModel().head_dim
 ORDERS = [{}, {"archive": "memory"}]
 
 
@@ -39,20 +42,31 @@ def drafted(llm: Llama, tokens: list[int], n: int) -> list[int]:
     return found
 
 
-def composed(llm: Llama, tokens: list[int], draft: list[int], retention: Retention) -> npt.NDArray[np.bool_]:
-    """The mask by the C API's single steps. llm: without a retention."""
+def selected(load: Load, path: Path, tokens: list[int], draft: list[int]) -> npt.NDArray[np.bool_]:
+    """By the reference: of each head the recent positions and the best before them, (n_layer, n_head_kv, N)."""
+    llm = load(path, flash_attn=True)
     ctx = int(llm.ctx)
-    who = observers([Part(QUESTION.start, QUESTION.stop)], N, 2 * WINDOW)
+    who = observers([Part(QUESTION.start, QUESTION.stop)], N, RECENT)
     llm.eval(tokens[: who.first])
-    weights = np.concatenate([who.weights * BESIDE, np.ones(len(draft), np.float32)])
-    native.observe(ctx, native.OBSERVE_TOKENS, who.first, weights.size, weights)
+    native.observe(ctx, native.OBSERVE_TOKENS, who.first, who.weights.size, who.weights * BESIDE)
     llm.eval(tokens[who.first :])
-    llm.eval(draft)
-    assert llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(llm.ctx), 0, N, -1)
-    caps = retention.caps_for(native.model_shape(ctx), N)
-    ends = sentence_ends(Pieces(tokens, lambda token: llm.detokenize([token])))
-    native.compact(ctx, native.Plan(caps, WINDOW, retention.kernel, retention.sinks, ends))
-    return native.get_mask(ctx)
+    n_gqa = 2
+    sums = who.weights.size * n_gqa * native.get_attention(ctx).astype(np.float64) ** 4
+
+    short = load(path, retention=SHORT)
+    short.prefill(tokens, question=QUESTION)
+    looked = attention_after(path, tokens + draft, N, masks_of(path, short), 1 / math.sqrt(HEAD_DIM))
+    for layer, weights in looked.items():
+        for token in range(len(draft)):
+            far = N + token - 16 + 1  # nearer ones count for nothing
+            of_heads = weights[:, token, :far].reshape(sums.shape[1], n_gqa, -1)
+            sums[layer, :, :far] += (of_heads**4).sum(axis=1)
+
+    keep = np.zeros(sums.shape, dtype=bool)
+    best = np.argsort(-sums[..., : N - RECENT], axis=-1)[..., : BUDGET - RECENT]
+    np.put_along_axis(keep, best, True, axis=-1)
+    keep[..., N - RECENT :] = True
+    return keep
 
 
 def prompt_with_end(llm: Llama) -> tuple[list[int], list[int]]:
@@ -68,14 +82,14 @@ def prompt_with_end(llm: Llama) -> tuple[list[int], list[int]]:
 def test_it_is_what_would_be_answered_and_it_selects(load: Load, tiny_path: Path) -> None:
     tokens = random_tokens(N)
     draft = drafted(load(tiny_path, retention=SHORT), tokens, 8)
-    wanted = composed(load(tiny_path, flash_attn=True), tokens, draft, WITH)
+    wanted = selected(load, tiny_path, tokens, draft)
     for order in ORDERS:
-        llm = load(tiny_path, retention=Retention(budget=32, scores="uniform", draft=8, **order))
+        llm = load(tiny_path, retention=replace(WITH, **order))
         llm.prefill(tokens, question=QUESTION)
-        assert np.array_equal(llm.retention_mask(), wanted)
+        assert (llm.retention_mask() & ~wanted).sum() <= 0.02 * wanted.sum()
     other = load(tiny_path, retention=SHORT)
     other.prefill(tokens, question=QUESTION)
-    assert not np.array_equal(other.retention_mask(), wanted)
+    assert (other.retention_mask() & ~wanted).sum() > 0.2 * wanted.sum()
 
 
 def test_it_ends_with_the_answer(load: Load, tiny_path: Path) -> None:
@@ -83,9 +97,21 @@ def test_it_ends_with_the_answer(load: Load, tiny_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     llm = load(tiny_path, retention=WITH, on_prefill=lambda *done: seen.append(done))
     llm.prefill(tokens, question=QUESTION)
-    wanted = composed(load(tiny_path, flash_attn=True), tokens, draft, WITH)
-    assert np.array_equal(llm.retention_mask(), wanted)
+    wanted = selected(load, tiny_path, tokens, draft)
+    assert (llm.retention_mask() & ~wanted).sum() <= 0.02 * wanted.sum()
     assert seen[-1] == (N, N)
+
+
+@pytest.mark.parametrize("arch", ["gemma2", "gpt-oss", "gemma3n", "granitehybrid", "qwen35"])
+def test_orders_look_at_the_same(load: Load, tmp_path: Path, arch: str) -> None:
+    """Also with soft-capping, learned sinks, and K and V that several layers read."""
+    path, masks = TinyModel(arch=arch).write(tmp_path / "m.gguf"), []
+    for kept in (SHORT, WITH, replace(WITH, archive="memory", order="layers")):
+        llm = load(path, retention=kept)
+        llm.prefill(random_tokens(N), question=QUESTION)
+        masks.append(llm.retention_mask())
+    assert np.array_equal(masks[1], masks[2])
+    assert not np.array_equal(masks[0], masks[1])
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -57,30 +57,31 @@ ggml_tensor * headkv_build_attn(const llm_graph_context & gctx, const llama_kv_c
         return nullptr;
     }
 
+    const float softcap = gctx.hparams.attn_soft_cap ? gctx.hparams.f_attn_logit_softcapping : 0.0f;
+
     // what only reserves memory has no tokens that could be observed
     if (!llama_kv_cache_headkv::is_full(mctx)) {
         if (const auto * obs = mem->get_observer()) {
             const int n_nodes = ggml_graph_n_nodes(gctx.gf);
-            obs->build(gctx, mem->ikv_of(il), { q, k, kq_mask, sinks, kq_scale });
+            obs->build(gctx.ctx0, gctx.gf, mem->ikv_of(il), { q, k, kq_mask, sinks, kq_scale, softcap });
             headkv_name_records(gctx.gf, n_nodes, il);
         }
     }
 
     const auto * kept = mem->get_kept(il);
     if (auto * queries = mem->get_queries(); queries && !llama_kv_cache_headkv::is_full(mctx)) {
-        queries->build(gctx, il, q, sinks, kq_scale);
+        queries->build(gctx.ctx0, gctx.gf, il, { q, nullptr, nullptr, sinks, kq_scale, softcap });
     }
     if (!kept) {
         return nullptr;
     }
 
-    ggml_context * ctx   = gctx.ctx0;
-    const auto & hparams = gctx.hparams;
+    ggml_context * ctx = gctx.ctx0;
 
     ggml_tensor * cur =
         ggml_headkv_attn(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), kept->k, kept->v, kept->rows,
                          ggml_permute(ctx, k, 0, 2, 1, 3), ggml_permute(ctx, v, 0, 2, 1, 3), kq_mask, sinks, kq_scale,
-                         hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f);
+                         softcap);
 
     if (!gctx.cparams.offload_kqv) {
         // K and V are in host memory: the op goes there, not they to the device for every token

@@ -12,16 +12,20 @@ void llama_kv_cache_headkv::observe_tail(int32_t first, int32_t n) {
                                                     "be recorded of those to come only",
                                                     first));
     }
-    std::map<int32_t, headkv_layer_shape> readers;
-    for (const auto & [il, ikv] : map_layer_ids) {
-        readers.emplace(il, shapes[ikv]);
-    }
-    auto next = std::make_unique<headkv_queries>(readers, first, n);
+    auto next = make_queries(first, n);
     {
         const std::lock_guard<std::mutex> lock(mutex);
         queries = std::move(next);
     }
     epoch++;
+}
+
+std::unique_ptr<headkv_queries> llama_kv_cache_headkv::make_queries(llama_pos first, uint32_t n) const {
+    std::map<int32_t, headkv_layer_shape> readers;
+    for (const auto & [il, ikv] : map_layer_ids) {
+        readers.emplace(il, shapes[ikv]);
+    }
+    return std::make_unique<headkv_queries>(readers, first, n);
 }
 
 void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {

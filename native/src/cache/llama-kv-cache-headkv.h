@@ -267,6 +267,7 @@ private:
 
     // headkv-tail.cpp: the tail of a compacted prompt
     void observe_tail(int32_t first, int32_t n);
+    std::unique_ptr<headkv_queries> make_queries(llama_pos first, uint32_t n) const; // of all that read the cache
     void fold(const headkv_plan & plan, uint32_t n_threads);
 
     // whether all layers that retain lie in the memory of one device

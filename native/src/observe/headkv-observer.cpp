@@ -1,14 +1,13 @@
 #include "observe/headkv-observer.h"
 
 #include "llama-batch.h"
-#include "llama-graph.h"
-#include "llama-hparams.h"
 #include "llama-kv-cells.h"
 
 #include "ggml-backend.h"
 #include "ggml-headkv.h"
 
 #include <algorithm>
+#include <numeric>
 
 // What observing a ubatch's tokens writes is at most that large: memory should not grow for the end of the prompt by
 // more. On a device, where it is written by single ops, CUDA multiplies no more columns by K without a copy of K in
@@ -68,6 +67,7 @@ bool headkv_observer::aim(const llama_ubatch & ubatch, const llama_kv_cells & ce
         aimed.i0 = aimed.pos.empty() ? i : aimed.i0;
         aimed.pos.push_back(p);
         aimed.weights.push_back(range_weights[p - range_first]);
+        aimed.copies.push_back(is_copy(p));
         last = std::max(last, p);
     }
     aimed.n   = aimed.pos.size();
@@ -75,9 +75,23 @@ bool headkv_observer::aim(const llama_ubatch & ubatch, const llama_kv_cells & ce
     if (aimed.n == 0) {
         return before.n == 0;
     }
+    aim_at(cells);
+    return false;
+}
 
+void headkv_observer::aim_beside(llama_pos p0, uint32_t n, const llama_kv_cells & cells) {
+    aimed   = {};
+    aimed.n = n;
+    aimed.weights.assign(n, 1.0f);
+    aimed.copies.assign(n, false);
+    aimed.pos.resize(n);
+    std::iota(aimed.pos.begin(), aimed.pos.end(), p0);
+    aim_at(cells);
+}
+
+void headkv_observer::aim_at(const llama_kv_cells & cells) {
     const uint32_t n_used = cells.used_max_p1();
-    const bool copies     = is_copy(aimed.pos.back());
+    const bool copies     = aimed.copies.back();
     const auto is_copied  = [&](llama_pos p) { return std::binary_search(again_at.begin(), again_at.end(), p); };
     const auto counts     = [&](uint32_t c) {
         return cells.is_empty(c) ||
@@ -91,7 +105,6 @@ bool headkv_observer::aim(const llama_ubatch & ubatch, const llama_kv_cells & ce
         aimed.cells.push_back(p);
         aimed.copied.push_back(copies && is_copied(p));
     }
-    return false;
 }
 
 headkv_record_inputs headkv_observer::build_inputs(ggml_context * ctx, uint32_t n_kv) {
@@ -121,20 +134,12 @@ void headkv_observer::set_inputs(const headkv_record_inputs & in) const {
     for (uint32_t i = 0; i < aimed.n; ++i) {
         const llama_pos p = aimed.pos[i];
         std::transform(aimed.cells.begin(), aimed.cells.end(), aimed.copied.begin(), &far[i * n_cells],
-                       [p, copy = is_copy(p)](llama_pos at, bool copied) {
+                       [p, copy = (bool) aimed.copies[i]](llama_pos at, bool copied) {
                            const float weight = copy && copied ? headkv_copied : 1.0f;
                            return at <= p - headkv_gap ? weight : 0.0f;
                        });
     }
     ggml_backend_tensor_set(in.far, far.data(), 0, ggml_nbytes(in.far));
-}
-
-void headkv_observer::record_more(llama_pos p0, uint32_t n) {
-    range_first = p0;
-    range_weights.assign(n, 1.0f);
-    again_at.clear();
-    n_tokens = 0;
-    last     = -1;
 }
 
 void headkv_observer::remove(llama_pos p0) {

@@ -10,7 +10,6 @@
 
 class llama_kv_cells;
 struct llama_ubatch;
-struct llm_graph_context;
 
 // An observed token counts for positions that far before it, and farther ones: what stands nearer is looked at whatever
 // the text says.
@@ -47,6 +46,10 @@ public:
     // This ubatch is about to be decoded; cells: with its tokens. False if graphs built before are of no use for it.
     bool aim(const llama_ubatch & ubatch, const llama_kv_cells & cells);
 
+    // The range is recorded: what is built next records n tokens that would stand from position p0 on, each of weight
+    // 1, beside it.
+    void aim_beside(llama_pos p0, uint32_t n, const llama_kv_cells & cells);
+
     // is anything of the ubatch to be recorded
     bool aims() const { return on && aimed.n > 0; }
 
@@ -55,12 +58,9 @@ public:
     void set_inputs(const headkv_record_inputs & in) const;
 
     // add the recording of layer ikv to the graph
-    void build(const llm_graph_context & gctx, uint32_t ikv, const headkv_attention & attn) const {
-        records[ikv].build(gctx, attn, aimed.i0, aimed.n, in);
+    void build(ggml_context * ctx, ggml_cgraph * gf, uint32_t ikv, const headkv_attention & attn) const {
+        records[ikv].build(ctx, gf, attn, aimed.i0, aimed.n, in);
     }
-
-    // The range is recorded; n tokens from position p0 on, each of weight 1, are recorded beside it.
-    void record_more(llama_pos p0, uint32_t n);
 
     // positions from p0 on are taken out of the cache: what was recorded is of use for those before
     void remove(llama_pos p0);
@@ -109,9 +109,12 @@ private:
         uint32_t first = 0;           // cells before this one count for all of them
         std::vector<llama_pos> pos;   // [n]
         std::vector<float> weights;   // [n]
+        std::vector<bool> copies;     // [n]: is it read once more
         std::vector<llama_pos> cells; // positions from cell `first` on, none: the largest there is
         std::vector<bool> copied;     // of those cells, which hold what the last tokens of the range are copies of
     };
+
+    void aim_at(const llama_kv_cells & cells); // for the positions aimed at
 
     // is the token at position p read once more
     bool is_copy(llama_pos p) const { return p >= range_end() - (llama_pos) again_at.size(); }

@@ -2,8 +2,6 @@
 
 #include "base/headkv-error.h"
 #include "llama-batch.h"
-#include "llama-graph.h"
-#include "llama-hparams.h"
 
 #include <algorithm>
 
@@ -32,22 +30,18 @@ bool headkv_queries::aim(const llama_ubatch & ubatch) {
     return n_now == 0 && before == 0;
 }
 
-void headkv_queries::build(const llm_graph_context & gctx, int32_t il, ggml_tensor * q, ggml_tensor * sinks,
-                           float scale) {
+void headkv_queries::build(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const headkv_attention & attn) {
     if (n_now == 0) {
         return;
     }
-    ggml_context * ctx = gctx.ctx0;
-
-    auto & layer  = layers.at(il);
-    layer.sinks   = sinks;
-    layer.scale   = scale;
-    layer.softcap = gctx.hparams.attn_soft_cap ? gctx.hparams.f_attn_logit_softcapping : 0.0f;
+    auto & layer    = layers.at(il);
+    ggml_tensor * q = attn.q;
+    layer           = { layer.q, nullptr, nullptr, attn.sinks, attn.scale, attn.softcap };
 
     ggml_tensor * from = ggml_view_3d(ctx, q, q->ne[0], q->ne[1], n_now, q->nb[1], q->nb[2], i0 * q->nb[2]);
     ggml_tensor * to   = ggml_view_3d(ctx, layer.q, q->ne[0], q->ne[1], n_now, q->ne[0] * sizeof(float), layer.q->nb[1],
                                       slot * layer.q->nb[1]);
-    ggml_build_forward_expand(gctx.gf, ggml_cpy(ctx, from, to));
+    ggml_build_forward_expand(gf, ggml_cpy(ctx, from, to));
 }
 
 void headkv_queries::remove(llama_pos p0) {

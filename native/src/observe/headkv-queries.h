@@ -2,6 +2,7 @@
 
 #include "base/headkv-buffers.h"
 #include "base/headkv-layer.h"
+#include "observe/headkv-record.h"
 
 #include "llama.h"
 
@@ -10,7 +11,6 @@
 #include <vector>
 
 struct llama_ubatch;
-struct llm_graph_context;
 
 // The queries of some tokens that are decoded after a compacted prompt, of every layer that attends to its kept rows:
 // what each head looks at of its own entries is computed from them when the tail is folded.
@@ -23,9 +23,8 @@ public:
     // This ubatch is about to be decoded. False if graphs built before are of no use for it.
     bool aim(const llama_ubatch & ubatch);
 
-    // add the recording of layer il to the graph
-    //   q: [n_embd_head_k, n_head, n_tokens]; sinks: learned sink logits, or nullptr
-    void build(const llm_graph_context & gctx, int32_t il, ggml_tensor * q, ggml_tensor * sinks, float scale);
+    // add the recording of layer il to the graph; attn needs no K and no mask
+    void build(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const headkv_attention & attn);
 
     // tokens from position p0 on are taken out of the cache
     void remove(llama_pos p0);
@@ -33,17 +32,12 @@ public:
     // are all of them recorded, the last of them at the end of n_tokens tokens
     bool covers(uint32_t n_tokens) const;
 
-    struct layer {
-        ggml_tensor * q     = nullptr; // [d_k, n_head, n]
-        ggml_tensor * sinks = nullptr;
-        float scale         = 1.0f;
-        float softcap       = 0.0f;
-    };
-
-    const std::map<int32_t, layer> & get_layers() const { return layers; }
+    // by layer; q: [d_k*n_head, n], contiguous
+    const std::map<int32_t, headkv_attention> & get_layers() const { return layers; }
 
     llama_pos get_first() const { return first; }
     uint32_t get_n() const { return n; }
+    uint32_t get_n_seen() const { return n_seen; }
 
     const headkv_buffers & get_buffers() const { return bufs; }
 
@@ -51,7 +45,7 @@ private:
     const llama_pos first;
     const uint32_t n;
 
-    std::map<int32_t, layer> layers;
+    std::map<int32_t, headkv_attention> layers;
     headkv_buffers bufs;
 
     uint32_t n_seen = 0; // recorded, with those of this ubatch

@@ -1,8 +1,5 @@
 #include "observe/headkv-record.h"
 
-#include "llama-graph.h"
-#include "llama-hparams.h"
-
 #include "ggml-backend.h"
 #include "ggml-headkv.h"
 
@@ -22,10 +19,8 @@ static bool is_copied_by_device(const ggml_tensor * k) {
            k->view_src->buffer && !ggml_backend_buffer_is_host(k->view_src->buffer);
 }
 
-void headkv_record::build(const llm_graph_context & gctx, const headkv_attention & attn, uint32_t i0, uint32_t n,
+void headkv_record::build(ggml_context * ctx, ggml_cgraph * gf, const headkv_attention & attn, uint32_t i0, uint32_t n,
                           const headkv_record_inputs & in) const {
-    ggml_context * ctx = gctx.ctx0;
-
     const int64_t n_kv    = attn.k->ne[2];
     const int64_t n_heads = tensor->ne[1];
 
@@ -44,12 +39,10 @@ void headkv_record::build(const llm_graph_context & gctx, const headkv_attention
 
     ggml_tensor * to = ggml_view_2d(ctx, tensor, n_kv, n_heads, tensor->nb[1], 0);
 
-    const float cap = gctx.hparams.attn_soft_cap ? gctx.hparams.f_attn_logit_softcapping : 0.0f;
-
     if (rows) {
-        ggml_tensor * w = ggml_headkv_attn_weights(ctx, q, k, mask, attn.sinks, attn.scale, cap);
+        ggml_tensor * w = ggml_headkv_attn_weights(ctx, q, k, mask, attn.sinks, attn.scale, attn.softcap);
         w               = ggml_view_2d(ctx, w, n_kv, n_heads, w->nb[2], 0);
-        ggml_build_forward_expand(gctx.gf, ggml_cpy(ctx, w, to));
+        ggml_build_forward_expand(gf, ggml_cpy(ctx, w, to));
         return;
     }
 
@@ -58,9 +51,9 @@ void headkv_record::build(const llm_graph_context & gctx, const headkv_attention
     ggml_tensor * weights = ggml_view_3d(ctx, in.weights, 1, n_rows, n_heads, sizeof(float), n_rows * sizeof(float), 0);
     if (ggml_backend_buft_is_host(shape.buft)) {
         ggml_build_forward_expand(
-            gctx.gf, ggml_headkv_record(ctx, to, q, k, mask, attn.sinks, weights, in.far, attn.scale, cap));
+            gf, ggml_headkv_record(ctx, to, q, k, mask, attn.sinks, weights, in.far, attn.scale, attn.softcap));
     } else {
-        ggml_headkv_record_by_ops(ctx, gctx.gf, to, q, k, mask, attn.sinks, weights, in.far, attn.scale, cap);
+        ggml_headkv_record_by_ops(ctx, gf, to, q, k, mask, attn.sinks, weights, in.far, attn.scale, attn.softcap);
     }
 }
 

@@ -6,8 +6,6 @@
 #include <cstdint>
 #include <vector>
 
-struct llm_graph_context;
-
 // What the nodes of all layers read of the host, to record the tokens of a ubatch.
 struct headkv_record_inputs {
     ggml_tensor * weights = nullptr; // [n * most query heads of a layer] F32: those of the n tokens again and again
@@ -21,6 +19,7 @@ struct headkv_attention {
     ggml_tensor * mask;
     ggml_tensor * sinks; // learned sink logits, or nullptr
     float scale;
+    float softcap; // 0 for none
 };
 
 // The recorded attention of one layer to the cells of the full cache, where the layer's K is. Written by graph nodes.
@@ -32,7 +31,7 @@ public:
     headkv_record(const headkv_layer_shape & shape, uint32_t n_cells, bool rows);
 
     // add the recording of n tokens from token i0 of the ubatch on to the graph
-    void build(const llm_graph_context & gctx, const headkv_attention & attn, uint32_t i0, uint32_t n,
+    void build(ggml_context * ctx, ggml_cgraph * gf, const headkv_attention & attn, uint32_t i0, uint32_t n,
                const headkv_record_inputs & in) const;
 
     // res[h*n + i]: of cell i of the first n

@@ -8,7 +8,7 @@ void llama_kv_cache_headkv::reading::begin_in_cells() {
     if (n_past == 0) {
         ctx.get_memory()->clear(false);
     }
-    kv.expect(n_prompt + std::max<size_t>(prompt.n_again, n_draft));
+    kv.expect(n_prompt + prompt.n_again);
     const std::vector<float> weigh = weights();
     kv.observe(HEADKV_OBSERVE_TOKENS, prompt.first, weigh.size(), weigh.data(), again_at());
     begun = true;

@@ -65,13 +65,16 @@ private:
     // headkv-prefill-behind.cpp: what is read behind the prompt, observed, and taken back
     bool reads_behind() const { return prompt.n_again + n_draft > 0; }
     uint32_t n_told() const { return prompt.n_tokens + prompt.n_again; } // to progress
-    std::vector<float> weights() const;                                  // of observed tokens, but for the draft
     void read_behind();
     void take_back();
-    std::vector<int32_t> make_draft();
-    std::vector<int32_t> draft_beside_cells();
-    std::vector<int32_t> draft_without_room();
-    std::vector<int32_t> decode_draft();
+
+    // headkv-prefill-draft.cpp
+    std::vector<float> weights() const; // of observed tokens, but for the draft
+    void observe_draft();
+    std::unique_ptr<headkv_queries> draft_beside_cells();
+    std::unique_ptr<headkv_queries> draft_without_room();
+    void decode_draft();
+    void look(const headkv_queries & asked, const headkv_slice & s);
 
     // headkv-prefill-cells.cpp: into the cells that there are
     void begin_in_cells();
@@ -90,7 +93,7 @@ private:
     const headkv_plan & plan;
     const uint32_t n_past;
     const uint32_t n_prompt;
-    uint32_t n_draft;    // tokens of an answer that are read behind it
+    uint32_t n_draft;    // most tokens of a draft of the answer
     uint32_t n_done = 0; // read so far, of the prompt and of what comes behind it
     int64_t t_select_us; // when selection began, with the draft that it needs
 

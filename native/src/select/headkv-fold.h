@@ -17,7 +17,7 @@ struct headkv_fold_layer {
     const headkv_kept & kept;
     const ggml_tensor * k; // [d_k*n_head_kv, n_cells], of the cells
     const ggml_tensor * v;
-    std::vector<const headkv_queries::layer *> readers;
+    std::vector<const headkv_attention *> readers;
 };
 
 // Positions from `end` on are in cells: cell[p]. There are cell.size() tokens.

@@ -1,0 +1,182 @@
+// A draft of the answer is decoded with what would be kept without it. The queries of its tokens are recorded; what they
+// look at of the whole prompt selects. (Lookahead Q-Cache, arXiv 2505.20334, section 3.2.)
+
+#include "base/headkv-error.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+#include "prefill/headkv-prefill.h"
+
+#include <algorithm>
+#include <cmath>
+
+// Weight of other observed tokens beside a draft, as if they paid two fifths of the attention.
+static constexpr float beside_draft = 0.03f;
+
+std::vector<float> llama_kv_cache_headkv::reading::weights() const {
+    std::vector<float> res(prompt.weights, prompt.weights + prompt.n_weights);
+    if (n_draft > 0) {
+        std::transform(res.begin(), res.end(), res.begin(), [](float w) { return w * beside_draft; });
+    }
+    return res;
+}
+
+void llama_kv_cache_headkv::reading::observe_draft() {
+    {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        kv.n_drafted = n_prompt;
+    }
+    const auto asked = in_cells ? draft_beside_cells() : draft_without_room();
+
+    if (in_cells) {
+        look(*asked, slice);
+        return;
+    }
+    for (size_t i = 0; i < n_rooms; ++i) {
+        load(i, n_prompt);
+    }
+    for (size_t i = 0; i < slices.size(); ++i) {
+        rows->wait(loaded[i]);
+        look(*asked, slices[i]);
+        load(i + n_rooms, n_prompt);
+    }
+}
+
+// With what would be kept of the prompt in place of its cells; then these are there again.
+std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_beside_cells() {
+    compacted there = kv.make_compacted(plan, std::max(1, ctx.get_cparams().n_threads));
+    auto asked      = kv.make_queries(n_prompt, n_draft);
+
+    {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        kv.update_peak(there.kept->size() + size_of(*there.tail));
+    }
+
+    std::unique_ptr<headkv_observer> obs_there;
+    const auto exchange = [&](compacted *) { // cannot fail
+        kv.wait();
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        kv.swap_cells(*there.tail);
+        std::swap(kv.kept, there.kept);
+        std::swap(kv.obs, obs_there);
+        std::swap(kv.queries, asked);
+        kv.n_cells = kv.n_used();
+        kv.epoch++;
+    };
+    exchange(&there);
+    {
+        const std::unique_ptr<compacted, decltype(exchange)> back(&there, exchange);
+        decode_draft();
+    }
+    return asked;
+}
+
+// Rows are in the archive: a layer needs no room meanwhile, and gets it again. What fails is put back by the
+// destructor.
+std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_without_room() {
+    std::unique_ptr<headkv_kept_prompt> next;
+    std::unique_ptr<headkv_observer> seen;
+    auto asked = kv.make_queries(n_prompt, n_draft);
+
+    const auto go_to = [&](std::unique_ptr<llama_kv_cache> there) {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        kv.swap_cells(*there);
+        kv.n_cells = kv.n_used();
+        kv.update_peak(n_bytes_aside());
+        kv.epoch++;
+    };
+    const auto exchange = [&]() {
+        kv.wait();
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        std::swap(kv.kept, next);
+        std::swap(kv.obs, seen);
+        std::swap(kv.queries, asked);
+        kv.update_peak(n_bytes_aside() + (seen ? seen->size() : 0));
+    };
+    go_to(make_tail(n_prompt - plan.window, plan.window + n_draft));
+    next = gather(choose());
+    exchange();
+    kv.read = nullptr;
+
+    decode_draft();
+
+    exchange();
+    next.reset();
+    kv.read = this;
+    go_to(make_room());
+    return asked;
+}
+
+// At most n_draft tokens, each the likeliest one, up to one that ends the answer.
+void llama_kv_cache_headkv::reading::decode_draft() {
+    const llama_vocab & vocab = ctx.get_model().vocab;
+    for (uint32_t i = 0; i < n_draft; ++i) {
+        ctx.synchronize(); // a decode returns while a device is still at it
+        const float * logits = ctx.get_logits_ith(-1);
+        const int32_t token  = std::max_element(logits, logits + vocab.n_tokens()) - logits;
+        decode({ &token, 1, n_prompt + i, /*keep =*/false, /*output =*/true }, 0, 1);
+        if (vocab.is_eog(token)) {
+            break;
+        }
+    }
+    ctx.synchronize();
+}
+
+// What the draft's tokens look at in the layers of a slice, whose rows are there.
+void llama_kv_cache_headkv::reading::look(const headkv_queries & asked, const headkv_slice & s) {
+    const slot_info all         = { 0, 0, { 0 }, {} };
+    const uint32_t n_kv         = kv.get_n_kv(all);
+    const auto & cells          = kv.get_cells(0);
+    const size_t n_nodes        = 64 * asked.get_layers().size();
+    ggml_backend_sched_t sched  = ctx.get_sched();
+    const ggml_init_params size = { n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false),
+                                    nullptr, /*.no_alloc =*/true };
+
+    kv.epoch++; // no graph is in the scheduler's buffers any more
+    for (uint32_t i = 0, n; i < asked.get_n_seen(); i += n) {
+        n = std::min(kv.obs->at_once(n_kv), asked.get_n_seen() - i);
+        kv.obs->aim_beside(n_prompt + i, n, cells);
+
+        ggml_context_ptr graph_ctx(ggml_init(size));
+        ggml_cgraph * gf   = ggml_new_graph_custom(graph_ctx.get(), n_nodes, false);
+        ggml_tensor * mask = ggml_new_tensor_2d(graph_ctx.get(), GGML_TYPE_F16, n_kv, n);
+        ggml_set_input(mask);
+        const headkv_record_inputs in = kv.obs->build_inputs(graph_ctx.get(), n_kv);
+
+        for (const auto & [il, layer] : asked.get_layers()) {
+            const uint32_t ikv  = kv.ikv_of(il);
+            const auto & shape  = kv.shapes[ikv];
+            const size_t row    = layer.q->nb[1];
+            headkv_attention at = layer;
+            at.q    = ggml_view_3d(graph_ctx.get(), layer.q, shape.d_k, shape.n_head, n, shape.d_k * sizeof(float), row,
+                                   i * row);
+            at.k    = kv.get_k(graph_ctx.get(), il, n_kv, all);
+            at.mask = mask;
+            if (s.holds(kv.layers[ikv].il)) {
+                kv.obs->build(graph_ctx.get(), gf, ikv, at);
+            }
+        }
+        if (ggml_graph_n_nodes(gf) == 0) {
+            return; // a slice of layers that do not retain
+        }
+        ggml_backend_sched_reset(sched);
+        if (!ggml_backend_sched_alloc_graph(sched, gf)) {
+            throw headkv_error(HEADKV_ERR_MEMORY, "no memory to look at a prompt for a draft of its answer");
+        }
+        std::vector<ggml_fp16_t> seen(n_kv * n);
+        for (size_t j = 0; j < seen.size(); ++j) {
+            seen[j] = ggml_fp32_to_fp16(cells.is_empty(j % n_kv) ? -INFINITY : 0.0f);
+        }
+        ggml_backend_tensor_set(mask, seen.data(), 0, ggml_nbytes(mask));
+        kv.obs->set_inputs(in);
+
+        const ggml_status status = ctx.graph_compute(gf, /*batched =*/true);
+        ggml_backend_sched_synchronize(sched);
+        if (status == GGML_STATUS_ABORTED) {
+            throw headkv_error(HEADKV_ERR_CANCELLED, "cancelled");
+        }
+        if (status != GGML_STATUS_SUCCESS) {
+            throw headkv_error(HEADKV_ERR_INTERNAL, format("looking at a prompt failed with %d", (int) status));
+        }
+    }
+}
