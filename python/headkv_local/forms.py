@@ -6,7 +6,6 @@ processor raises; the answer would be another one than was asked for.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ import llama_cpp
 import numpy as np
 
 from .errors import ArgumentError
-from .grammars import from_schema, require_compiled
+from .grammars import of_schema, require_compiled
 
 _MOST = 0xFFFFFFFF
 
@@ -74,10 +73,9 @@ def plain_format(wanted: Any) -> Any:
 def require_schema(vocab: Any, schema: Any, where: str) -> None:
     """Raises ArgumentError, whose text begins with where, for a schema that cannot be compiled."""
     try:
-        grammar = from_schema(json.dumps(schema))
-    except (TypeError, ValueError, RecursionError) as error:
-        known = isinstance(error, ArgumentError)
-        raise ArgumentError(f"{where}: {error if known else 'the JSON schema is no JSON'}") from None
+        grammar = of_schema(schema)
+    except ArgumentError as error:
+        raise ArgumentError(f"{where}: {error}") from None
     try:
         require_compiled(vocab, grammar)
     except ArgumentError as error:

@@ -21,6 +21,7 @@ _MOST_TIMES: Final = 2000  # that something may be repeated: the converter and t
 _COUNTS: Final = ("minItems", "maxItems", "minLength", "maxLength")
 _QUANTIFIER: Final = re.compile(r"\{\s*\d*\s*,?\s*\d*\s*\}")
 _SHOWN: Final = 200  # characters of a reason
+_TOO_DEEP: Final = "the JSON schema is nested too deeply"
 
 _SYMBOL: Final = re.compile(
     r"""(?P<comment>\#[^\r\n]*)
@@ -33,6 +34,17 @@ _SYMBOL: Final = re.compile(
     |   (?P<other>[^\s])""",
     re.VERBOSE | re.DOTALL,
 )
+
+
+def of_schema(schema: Any) -> str:
+    """As from_schema(), of a schema that is no text yet."""
+    try:
+        text = json.dumps(schema)
+    except RecursionError:
+        raise ArgumentError(_TOO_DEEP) from None
+    except (TypeError, ValueError):
+        raise ArgumentError("the JSON schema is no JSON") from None
+    return from_schema(text)
 
 
 def from_schema(text: str) -> str:
@@ -48,7 +60,7 @@ def from_schema(text: str) -> str:
     except json.JSONDecodeError as error:
         raise ArgumentError(f"the JSON schema is no JSON: {error}") from None
     except RecursionError:
-        raise ArgumentError("the JSON schema is nested too deeply") from None
+        raise ArgumentError(_TOO_DEEP) from None
     except Exception as error:  # the converter raises whatever it stumbles over
         reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
         raise ArgumentError(f"the JSON schema cannot be compiled: {reason}") from None

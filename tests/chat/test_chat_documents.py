@@ -5,13 +5,16 @@ import os
 import sys
 import threading
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from headkv_local.chat import documents
+from headkv_local.chat import documents, folders
 from headkv_local.chat.documents import Document, DocumentError, compose, read_document, read_stdin
 from headkv_local.chat.folders import read_documents
+from headkv_local.chat.options import Options
+from headkv_local.chat.session import open_session
 
 UTF16 = "is not UTF-8 text but UTF-16{} without a mark: convert it with iconv -f UTF-16{} -t UTF-8"
 
@@ -192,6 +195,7 @@ def test_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "sub" / "round").symlink_to(tmp_path)
+    (tmp_path / "made-up").symlink_to("/proc/self/status")
     found = read_documents(str(tmp_path))
     assert [document.text for document in found.documents] == ["two", "ten", "a"]
     assert found.notes == [
@@ -200,7 +204,42 @@ def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "x").write_bytes(b"\x7fELF")
     with pytest.raises(DocumentError, match="no document is in the folder '.*'; .*1 file left out: x .is"):
-        read_documents(str(tmp_path / "only"))
+        list(read_documents(str(tmp_path / "only")).documents)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have none")
+@pytest.mark.parametrize("folder", ["/proc", "/sys", "/dev"])
+def test_nothing_is_read_that_the_system_makes_up(folder: str) -> None:
+    """Some of it waits for ever."""
+    with pytest.raises(DocumentError, match=f"^no document is in the folder '{folder}'$"):
+        list(read_documents(folder).documents)
+
+
+def test_a_folder_is_read_as_far_as_there_is_room(tiny_path: Path, tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text("word " * 10)
+    rest = iter(read_documents(str(tmp_path)).documents)
+    with closing(open_session(Options(model=str(tiny_path), ctx=512))) as session:
+        n_tokens = session.attach([next(rest)])
+        n_fit = (512 - 64) // n_tokens - 1
+        said = rf"'.*/{n_fit + 1}.txt' has {n_tokens} tokens, .* has room for \d+ after {n_fit} others: leave"
+        with pytest.raises(DocumentError, match=said):
+            session.attach(rest)
+        assert len(session.documents) == 1
+    (tmp_path / f"{n_fit + 2}.txt").write_text("not read yet")
+    assert next(rest).text == "not read yet"
+
+
+def test_a_folder_without_documents_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "_MOST_PASSED", 9)
+    for i in range(3):
+        (tmp_path / f"{i}" / "empty").mkdir(parents=True)
+        (tmp_path / f"{i}" / "picture").write_bytes(b"\x89PNG")
+    with pytest.raises(DocumentError, match="has more than 9 files and folders that are no documents: name"):
+        list(read_documents(str(tmp_path)).documents)
+    (tmp_path / "2" / "picture").unlink()
+    with pytest.raises(DocumentError, match="no document is in the folder"):
+        list(read_documents(str(tmp_path)).documents)
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -218,10 +257,19 @@ def test_impossible_name() -> None:
         read_document("a\0b")
 
 
-def test_endless_file_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_files_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MAX_BYTES", 1024**2)
-    with pytest.raises(DocumentError, match="the document '/dev/zero' is larger than 1 MiB"):
+    (tmp_path / "long").write_text("é" * 1024**2)
+    with pytest.raises(DocumentError, match="the document '.*' is larger than 1 MiB"):
+        read_document(str(tmp_path / "long"))
+    with pytest.raises(DocumentError, match="the document '/dev/zero' is not text: byte 0x00 at 0"):
         read_document("/dev/zero")
+
+
+def test_a_character_across_the_end_of_what_is_looked_at_first(tmp_path: Path) -> None:
+    text = "a" + "é" * 100_000
+    (tmp_path / "text").write_text(text)
+    assert read_document(str(tmp_path / "text")).text == text
 
 
 def message(*documents: Document) -> str:

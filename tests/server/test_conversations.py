@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from serving import Running, serving, until
+from serving import Running, failing, serving, until
 
 from headkv_local import Cancelled, CancelToken, Llama, Retention
 from headkv_local.server.conversations import Conversation, choose
@@ -21,11 +22,14 @@ GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 20}
 QUESTIONS = ("What was said?", "Say it in other words, please.", "And then?")
 
 
-def opening(name: str) -> list[dict[str, str]]:
+Chat = list[dict[str, str]]
+
+
+def opening(name: str) -> Chat:
     return [{"role": "system", "content": f"This is {name}. " + f"The {name} has much to say. " * 12}]
 
 
-def ask(server: Running, chat: list[dict[str, str]], question: str, **extra: Any) -> Any:
+def ask(server: Running, chat: Chat, question: str, **extra: Any) -> Any:
     """Ask, and put the answer into the chat."""
     chat.append({"role": "user", "content": question})
     with server.client() as client:
@@ -42,7 +46,7 @@ def model(tiny: Callable[..., Path], arch: str) -> tuple[Any, ...]:
 def test_conversations_in_turns(
     arch: str, tiny: Callable[..., Path], load: Callable[..., Llama], tmp_path: Path
 ) -> None:
-    """Also over a restart. Each answer is that of a Llama that has had this conversation alone."""
+    """Also over a restart."""
     chats = {name: opening(name) for name in ("harbour", "forest", "castle", "market")}
     n_prompt: dict[str, int] = {}
     for restart in (False, True):
@@ -55,8 +59,13 @@ def test_conversations_in_turns(
                     n_prompt[name] = usage.prompt_tokens
             assert server.metric("headkv_conversations") == 4
             server.stop()
-    for chat in chats.values():
-        alone = load(tiny(arch=arch), n_ctx=2048, retention=Retention(budget=48, archive="memory"))
+    require_right(chats.values(), load, tiny(arch=arch))
+
+
+def require_right(chats: Iterable[Chat], load: Callable[..., Llama], path: Path) -> None:
+    """Each answer is that of a Llama that has had this conversation alone."""
+    for chat in chats:
+        alone = load(path, n_ctx=2048, retention=Retention(budget=48, archive="memory"))
         for end in range(2, len(chat), 2):
             reply = alone.create_chat_completion(chat[:end], **GREEDY, repeat_penalty=1.1)  # type: ignore[arg-type]
             assert reply["choices"][0]["message"]["content"] == chat[end]["content"]
@@ -178,6 +187,45 @@ def test_a_full_disk_loses_no_answer(tiny: Callable[..., Path], tmp_path: Path) 
         assert "is not kept: " in server.log.read_text()
         assert server.metric("headkv_conversations") == 1
     assert [file.name for file in (tmp_path / "sessions" / "tiny").iterdir()] == ["lock"]
+
+
+def test_a_folder_that_goes_loses_no_answer(
+    tiny: Callable[..., Path], load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    """Removed, and a file in its place; each time another one is made as soon as that can be."""
+    chats = [opening(name) for name in ("harbour", "forest", "castle")]
+    arguments, folder = model(tiny, "llama"), tmp_path / "sessions" / "tiny"
+    with serving(tmp_path, *arguments, "--save-after", 0.1) as server:
+
+        def asked(question: str) -> list[int]:
+            """What of each chat was known, once the last one is saved too."""
+            known = [ask(server, chat, question).prompt_tokens_details.cached_tokens for chat in chats]
+            if not folder.is_file():
+                until(lambda: len(list(folder.glob("*.session"))) == 3, "three sessions", 30)
+            return known
+
+        def said(words: str) -> int:
+            return sum(words in line for line in server.log.read_text().splitlines())
+
+        asked(QUESTIONS[0])
+        shutil.rmtree(folder.parent)
+        assert [n > 0 for n in asked(QUESTIONS[1])] == [False, False, True]  # the last was in the context
+        assert said(f"the sessions in {folder} cannot be had any more: ") == 1
+        assert all(asked(QUESTIONS[2]))
+        assert (
+            "another server keeps its sessions"
+            in failing(tmp_path, *arguments, "--sessions", folder.parent)[1]
+        )
+        shutil.rmtree(folder)
+        folder.touch()
+        assert [n > 0 for n in asked(QUESTIONS[0])] == [False, False, False]
+        assert said(f"tokens is not kept: sessions cannot be kept in {folder}: it is no folder") >= 3
+        assert server.metric("headkv_conversations") == 1
+        folder.unlink()
+        asked(QUESTIONS[1])
+        assert all(asked(QUESTIONS[2]))
+        server.stop()
+    require_right(chats, load, tiny(arch="llama"))
 
 
 def test_those_used_longest_ago_go(tiny: Callable[..., Path], tmp_path: Path) -> None:

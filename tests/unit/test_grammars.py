@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from headkv_local import ArgumentError
-from headkv_local.grammars import from_schema, require_bounded
+from headkv_local.grammars import from_schema, of_schema, require_bounded
 
 DEEP = "(" * 600 + '"a"' + ")" * 600
 CHAIN = "\n".join(f"r{i} ::= r{i + 1}" for i in range(20_000))
@@ -59,3 +59,12 @@ def test_what_is_taken(grammar: str) -> None:
 def test_schemas_that_are_refused(schema: Any, reason: str) -> None:
     with pytest.raises(ArgumentError, match=f"the JSON schema .*{reason}"):
         from_schema(json.dumps(schema))
+
+
+def test_what_is_no_schema_of_json() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(20_000):
+        deep = {"items": deep}
+    for schema, reason in (({"enum": [{1}]}, "is no JSON"), (deep, "is nested too deeply")):
+        with pytest.raises(ArgumentError, match=f"^the JSON schema {reason}$"):
+            of_schema(schema)

@@ -225,16 +225,16 @@ class Compactor:
     ) -> None:
         """Read a prompt, select from all of it, and compact.
 
-        prompt: its order and panel are the retention's. caps: None to keep all. ends: (n_prompt,), not 0
-        where a sentence ends.
+        prompt: its draft, order and panel are the retention's. caps: None to keep all. ends: (n_prompt,), not
+        0 where a sentence ends.
         """
         self.release()
         kept, n_prompt = self._settled, len(ends)
         if caps is None:
             caps = np.where(self.shape.heads, np.int32(n_prompt), np.int32(0))
         by_layers = kept.by_layers and (self._cuts or kept.order == "layers")
-        prompt = prompt._replace(n_draft=kept.draft)
-        prompt = prompt._replace(order=ORDER_LAYERS if by_layers else ORDER_TOKENS, panel=kept.panel or 0)
+        order = ORDER_LAYERS if by_layers else ORDER_TOKENS
+        prompt = prompt._replace(n_draft=kept.draft, order=order, panel=kept.panel or 0)
         try:
             prefill(self.ctx, prompt, self._plan(caps, ends), progress)
         except UnsupportedError as error:

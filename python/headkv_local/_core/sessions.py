@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import ArgumentError, Cancelled, SessionError, StateError
 from ..stats import PromptRecord
 from . import native
-from .native.session import About, Held, SessionFile, write
+from .native.session import Held, SessionFile, Told, write
 from .session_header import Header, context_of, to_json
 from .states import identity
 
@@ -34,11 +34,11 @@ def save(
         record = _record_to_save(llm)
         header = to_json(context_of(llm), llm.retention, int(llm._seed), record, _list_of(messages))
         where, n_prompt = os.path.abspath(llm.model_path), record.n_tokens or 0
-        about = About(identity(llm), "", where, header, llm.n_tokens, n_prompt, 0, {})
+        told = Told(identity(llm), where, header, n_prompt)
         tokens = np.ascontiguousarray(llm.input_ids[: llm.n_tokens], dtype=np.int32)
         logits = None if llm._requires_eval else llm._contents.logits()
         recurrent = record.recurrent if llm._compactor.n_compacted > 0 else None
-        write(ctx, _name(path), about, Held(tokens, logits, record.logits, recurrent), light)
+        write(ctx, _name(path), told, Held(tokens, logits, record.logits, recurrent), light)
 
 
 def open_with(

@@ -11,12 +11,13 @@ import sys
 import traceback
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.config import parse_options, shown
 from headkv_local.chat.console import Console, OutputError
 from headkv_local.chat.documents import Document, read_stdin
-from headkv_local.chat.folders import read_documents
+from headkv_local.chat.folders import Found, read_documents
 from headkv_local.chat.options import Options
 from headkv_local.chat.signatures import is_no_model
 from headkv_local.chat.wording import sentence
@@ -84,7 +85,7 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
         raise ModelError(
             f"'{options.model}' is no GGUF model; a document is given with -f: -f '{options.model}'"
         )
-    question, documents = _gather(options, parser, console)
+    question, given = _gather(options, parser, console)
     if question is None and not (console.err_tty or console.out_tty):
         parser.error(
             "there is no terminal to show the chat on: leave one of the outputs to it, or ask with -p"
@@ -109,7 +110,9 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
             console.note(note)
         keeper = Keeper(session, console)
         keeper.open(chat, options.system)
-        session.attach(documents)
+        session.attach(chain.from_iterable(found.documents for found in given))
+        for note in chain.from_iterable(found.notes for found in given if found.folder):
+            console.note(note)
         if question is None:
             from headkv_local.chat.repl import Repl
 
@@ -136,29 +139,30 @@ def _interrupts_end_the_process() -> Iterator[None]:
 
 def _gather(
     options: Options, parser: argparse.ArgumentParser, console: Console
-) -> tuple[str | None, list[Document]]:
-    """The question (None: an interactive chat) and the documents that come before it."""
+) -> tuple[str | None, list[Found]]:
+    """The question (None: an interactive chat) and the documents that come before it.
+
+    Those of folders are not read yet: only the model tells how many there is room for.
+    """
     terminal = sys.stdin is not None and sys.stdin.isatty()
     takes_stdin = "-" in options.files
     if options.prompt is None and not terminal and takes_stdin:
         parser.error("there is no question: standard input is a document here, so give the question with -p")
-    documents: list[Document] = []
-    for found in map(read_documents, options.files):
-        documents += found.documents
-        for note in found.notes:
-            console.note(note)
+    given = [read_documents(path) for path in options.files]
+    for note in chain.from_iterable(found.notes for found in given):
+        console.note(note)
     if terminal:
-        return options.prompt, documents
+        return options.prompt, given
     piped = Document("-", "") if takes_stdin else read_stdin()
     if piped.note:
         console.note(f"Standard input: {piped.note}.")
     if options.prompt is None:
         if not piped.text.strip():
             parser.error("there is no question: give one with -p, pipe one in, or start a chat on a terminal")
-        return piped.text.strip("\n"), documents
+        return piped.text.strip("\n"), given
     if piped.text.strip():
-        documents.append(piped)
-    return options.prompt, documents
+        given.append(Found([piped], []))
+    return options.prompt, given
 
 
 def _flush() -> None:

@@ -104,10 +104,12 @@ class Commands:
             raise ArgumentError("standard input is this chat; /file takes a path")
         path = _unquoted(argument)
         found = read_documents(path)
+        before = len(self._session.documents)
         tokens = self._session.attach(found.documents)
+        n_found = len(self._session.documents) - before
         for note in found.notes:
             self._console.note(note)
-        what = f"{path}, {counted(len(found.documents), 'document')}" if found.folder else path
+        what = f"{path}, {counted(n_found, 'document')}" if found.folder else path
         self._console.note(f"{what}: {tokens} tokens, read with your next question.")
 
     def again(self, _: str) -> None:

@@ -27,6 +27,9 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
+_HEAD: Final = 64 * 1024
+_WHOLE: Final = (b"%PDF-", b"PK\x03\x04", *(mark for mark, _ in _MARKS))  # what is told, or read, as a whole
+
 
 class DocumentError(HeadKVError, ValueError):
     """A document that cannot be read, is no text, or is too large.
@@ -122,12 +125,24 @@ def _piped() -> bytes:
 def _content(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(MAX_BYTES + 1)
+            data = file.read(_HEAD)
+            return data if _is_no_text(data) else data + file.read(MAX_BYTES + 1 - len(data))
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DocumentError(
             f"cannot read the document '{path}': {cause}", f"cannot be read: {cause}"
         ) from error
+
+
+def _is_no_text(head: bytes) -> bool:
+    """Whether a file's beginning shows that already, so that the rest need not be read."""
+    if head.startswith(_WHOLE):
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # a character may go on behind it
+    except UnicodeDecodeError:
+        return True
+    return b"\0" in head or told_by_signature(head) is not None
 
 
 def _refusal(name: str, reason: str) -> DocumentError:
@@ -145,7 +160,10 @@ def _decode(data: bytes, path: str, name: str) -> Document:
         raise _refusal(name, str(error)) from None
     if what := told_by_signature(data):
         raise _refusal(name, f"is {what}")
+    zero = data.find(0)
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8-sig")
+    if encoding == "utf-8-sig" and zero >= 0:
+        raise _refusal(name, f"is {told_by_bytes(data, zero)}")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -154,6 +172,6 @@ def _decode(data: bytes, path: str, name: str) -> Document:
             raise _refusal(name, begins) from None
         raise _refusal(name, f"is {told_by_bytes(data, error.start)}") from None
     if "\0" in text:
-        raise _refusal(name, f"is {told_by_bytes(data, max(data.find(0), 0))}")
+        raise _refusal(name, f"is {told_by_bytes(data, max(zero, 0))}")
     # A terminal and a text editor see the same lines whatever wrote the file, and so should the model.
     return Document(path, text.replace("\r\n", "\n"))

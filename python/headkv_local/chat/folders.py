@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from headkv_local.chat.documents import MAX_BYTES, STDIN, Document, DocumentError, read_document
+from headkv_local.chat.documents import STDIN, Document, DocumentError, read_document
 from headkv_local.chat.options import expand
 from headkv_local.chat.render import counted
 
 _NAMED: Final = 5  # files that are left out, with their reasons
+_MOST_PASSED = 10_000  # files and folders that are no documents: nobody waits for the end of a disk
+_MADE_UP: Final = ("/proc", "/sys", "/dev")  # file systems without files of anybody
 
 
 @dataclass(frozen=True)
 class Found:
-    """Documents in their order. notes: what their user should know. folder: whether the path is one."""
+    """Documents in their order. notes: what their user should know. folder: whether the path is one.
 
-    documents: Sequence[Document]
+    Those of a folder are read as they are asked for, so that nobody has to read more than there is room for.
+    Its notes are there after the last one.
+    """
+
+    documents: Iterable[Document]
     notes: Sequence[str]
     folder: bool = False
 
@@ -28,48 +34,72 @@ def read_documents(path: str) -> Found:
     """What `path` names, "-" for standard input. Raises DocumentError, also where nothing is in it.
 
     Of a folder: the files in it, then those of its folders, by name and with numbers by their value. Hidden
-    ones are left out, and so is what is no text.
+    ones are left out, and so is what is no text. What DocumentError says of it comes from its documents.
     """
     where = expand(path)
     if path == STDIN or not os.path.isdir(where):
         document = read_document(path)
         return Found([document], [f"{path}: {document.note}."] if document.note else [])
-    documents, left_out, notes, total = [], [], [], 0
-    for file in _files(where):
-        try:
-            documents.append(read_document(file))
-        except DocumentError as error:
-            left_out.append(f"{os.path.relpath(file, where)} ({error.reason})")
+    notes: list[str] = []
+    return Found(_in_folder(path, where, notes), notes, folder=True)
+
+
+def _in_folder(path: str, where: str, notes: list[str]) -> Iterator[Document]:
+    left_out: list[str] = []
+    passed, is_empty = 0, True
+    for entry, is_file in _entries(where):
+        document = None
+        if is_file:
+            try:
+                document = read_document(entry)
+            except DocumentError as error:
+                left_out.append(f"{os.path.relpath(entry, where)} ({error.reason})")
+        if document is None:
+            passed += 1
+            if passed > _MOST_PASSED:
+                raise DocumentError(
+                    f"the folder '{path}' has more than {_MOST_PASSED:,} files and folders that are no "
+                    "documents: name a part of it",
+                    "is too large",
+                )
             continue
-        total += len(documents[-1].text)
-        if total > MAX_BYTES:
-            raise DocumentError(
-                f"the documents in '{path}' have more than {MAX_BYTES // 1024**2} MiB", "is too large"
-            )
-        if documents[-1].note:
-            notes.append(f"{file}: {documents[-1].note}.")
+        if document.note:
+            notes.append(f"{entry}: {document.note}.")
+        is_empty = False
+        yield document
     if left_out:
         more = [f"{len(left_out) - _NAMED} more"] * (len(left_out) > _NAMED)
         files = counted(len(left_out), "file")
         notes.append(f"{path}: {files} left out: {', '.join([*left_out[:_NAMED], *more])}.")
-    if not documents:
-        raise DocumentError(
-            f"no document is in the folder '{path}'; {notes[-1]}"
-            if notes
-            else f"no document is in the folder '{path}'",
-            "is empty",
-        )
-    return Found(documents, notes, folder=True)
+    if is_empty:
+        told = f"; {notes[-1]}" if notes else ""
+        raise DocumentError(f"no document is in the folder '{path}'{told}", "is empty")
 
 
-def _files(folder: str) -> Iterator[str]:
-    """Regular files, not those behind linked folders: these could lead back."""
+def _entries(folder: str) -> Iterator[tuple[str, bool]]:
+    """The folders and the rest in them; whether it is a file that can be read.
+
+    Not behind linked folders, which could lead back, and nothing that the system makes up: that may wait, or
+    have no end.
+    """
+    made_up = {_device(path) for path in _MADE_UP if os.path.ismount(path)}
     for at, folders, files in os.walk(folder):
+        if _device(at) in made_up:
+            folders.clear()
+            continue
         folders[:] = sorted((name for name in folders if not name.startswith(".")), key=_natural)
+        yield at, False
         for name in sorted((name for name in files if not name.startswith(".")), key=_natural):
             path = os.path.join(at, name)
-            if os.path.isfile(path):
-                yield path
+            yield path, os.path.isfile(path) and _device(path) not in made_up
+
+
+def _device(path: str) -> int:
+    """-1 for what is not there."""
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return -1
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

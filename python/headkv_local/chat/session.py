@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -13,6 +13,7 @@ from headkv_local.chat.archive import Archive, open_archive
 from headkv_local.chat.documents import Document, DocumentError, compose
 from headkv_local.chat.model import ChatLlama, load_model
 from headkv_local.chat.options import MEMORY, Options
+from headkv_local.chat.render import counted
 from headkv_local.chat.repetition import LoopDetector
 from headkv_local.chat.saved import SavedChat
 from headkv_local.chat.turn import Answer, Event, Notice, Turn
@@ -81,35 +82,38 @@ class Session:
     def stats(self) -> CacheStats:
         return self.llm.cache_stats()
 
-    def attach(self, documents: Sequence[Document]) -> int:
+    def attach(self, documents: Iterable[Document]) -> int:
         """Put `documents` before the next question; their tokens.
 
-        Raises DocumentError for the first one that there is no room for; none of them is attached then.
+        Raises DocumentError for the first one that there is no room for, and takes no other one from
+        `documents`; none of them is attached then.
         """
         n_ctx = self.llm.n_ctx()
         asking = min(_ASKING_TOKENS, n_ctx // 4)
         attached = sum(self.llm.count_tokens(other.text, n_ctx)[0] for other in self.documents)
         room = max(n_ctx - self.used_tokens - attached - asking, 0)
-        total = 0
+        total, taken = 0, list[Document]()
         for document in documents:
-            total += self._fitting(document, room - total)
-        self.documents += documents
+            total += self._fitting(document, room - total, len(taken))
+            taken.append(document)
+        self.documents += taken
         return total
 
-    def _fitting(self, document: Document, room: int) -> int:
-        """Its tokens. Raises DocumentError if they are more than `room`."""
+    def _fitting(self, document: Document, room: int, n_before: int) -> int:
+        """Its tokens. Raises DocumentError if they are more than `room`, behind so many that come with it."""
         n_ctx = self.llm.n_ctx()
         tokens, exact = self.llm.count_tokens(document.text, room)
         if tokens > room:
             trained = self.llm.trained_tokens
-            advice = (
-                f"the model was trained for {trained} tokens, so give it a part of the document"
-                if 0 < trained < tokens
-                else "a larger --ctx at the start makes room"
-            )
+            behind, advice = "", "a larger --ctx at the start makes room"
+            if n_before:
+                behind = f" after {counted(n_before, 'other')}"
+                advice = "leave some out, or give a larger --ctx at the start"
+            elif 0 < trained < tokens:
+                advice = f"the model was trained for {trained} tokens, so give it a part of the document"
             raise DocumentError(
                 f"'{document.name}' has {'' if exact else 'about '}{tokens} tokens, and the context "
-                f"of {n_ctx} has room for {room}: {advice}"
+                f"of {n_ctx} has room for {room}{behind}: {advice}"
             )
         return tokens
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import llama_cpp
 
 from ..errors import ArgumentError
-from ..grammars import from_schema, require_compiled
+from ..grammars import of_schema, require_compiled
 from .errors import Refusal
 
 
@@ -37,10 +36,9 @@ def require_grammars(llm: llama_cpp.Llama, body: Any) -> None:
 
 def _require_schema(llm: llama_cpp.Llama, schema: Any, where: str) -> None:
     try:
-        grammar = from_schema(json.dumps(schema))
-    except (ArgumentError, RecursionError) as error:
-        reason = "the JSON schema is nested too deeply" if isinstance(error, RecursionError) else error
-        raise Refusal(400, f"{where}: {reason}", "invalid_schema") from None
+        grammar = of_schema(schema)
+    except ArgumentError as error:
+        raise Refusal(400, f"{where}: {error}", "invalid_schema") from None
     _require_compiled(llm, grammar, where)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from .. import Llama, Retention
-from ..errors import HeadKVError
+from ..errors import ArgumentError, HeadKVError
 from ..machine import trim_heap
 from .conversations import Conversation, Tokens, choose
 from .shelf import Shelf
@@ -41,6 +42,7 @@ class Keeper:
     def prepare(self, tokens: Sequence[int], wanted: Retention | None) -> None:
         """Before a prompt is read. Raises what cannot be retained; the context is empty then."""
         self.settle()
+        self._look()
         prompt = np.asarray(tokens, dtype=np.int32)
         there = [] if self.held is None else [self.held]
         there += [] if self._shelf is None else [one for one in self._shelf if one is not self.held]
@@ -103,9 +105,16 @@ class Keeper:
     def save(self) -> None:
         """The conversation in the context, to its session, if that is not as it is."""
         self.settle()
+        self._look()
         one = self.held
         if one is not None and not one.saved and self._shelf is not None:
             self._shelf.save(self._llm, one)
+
+    def _look(self) -> None:
+        """Whether what is kept is still there."""
+        if self._shelf is not None:
+            with suppress(ArgumentError):  # who saves is told
+                self._shelf.renew()
 
     def _empty(self, wanted: Retention | None) -> None:
         self.held = None

@@ -25,6 +25,7 @@ except ImportError:  # Windows: nobody looks whether two servers share a folder
 _logger = logging.getLogger("headkv_local.server")
 
 _SUFFIX = ".session"
+_LOCK = "lock"
 
 
 class Shelf:
@@ -34,18 +35,7 @@ class Shelf:
         """Raises ArgumentError for a folder that cannot be used, or that another server uses."""
         self._most, self._most_bytes = most, most_bytes
         self.folder = folder
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise ArgumentError(f"sessions cannot be kept in {folder}: {error.strerror or error}") from error
-        try:
-            flock(self._lock, LOCK_EX | LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise ArgumentError(
-                f"another server keeps its sessions in {folder}: give this one another folder with --sessions"
-            ) from error
+        self._lock = self._locked()
         for left in (*folder.glob("archive-*"), *folder.glob("headkv-*")):  # of a server that was killed
             with suppress(OSError):
                 left.unlink()
@@ -53,6 +43,45 @@ class Shelf:
 
     def close(self) -> None:
         os.close(self._lock)
+
+    def renew(self) -> None:
+        """Where the folder has gone meanwhile: make another one, and forget what is in it no more.
+
+        Raises ArgumentError as the constructor does; nothing can be saved then.
+        """
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._lock), os.stat(self.folder / _LOCK)):
+                return
+        gone = [one for one in self if not os.path.exists(self._path(one))]
+        for one in gone:
+            one.saved = False
+            del self._there[one.name]
+        if gone:
+            _logger.warning(
+                "the sessions in %s cannot be had any more: what is not in the context is read anew",
+                self.folder,
+            )
+        lock = self._locked()
+        os.close(self._lock)
+        self._lock = lock
+
+    def _locked(self) -> int:
+        """The folder's lock. Both are made where they are not there."""
+        folder = self.folder
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror or error
+            raise ArgumentError(f"sessions cannot be kept in {folder}: {reason}") from error
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise ArgumentError(
+                f"another server keeps its sessions in {folder}: give this one another folder with --sessions"
+            ) from error
+        return lock
 
     @property
     def archive_file(self) -> str:
@@ -97,6 +126,7 @@ class Shelf:
         Cancelled leaves all as it is: the client for whom it has to make room has left.
         """
         try:
+            self.renew()
             llm.save_session(self._path(one), messages=[one.to_json()])
             one.n_bytes = self._path(one).stat().st_size
         except Cancelled:
@@ -114,11 +144,12 @@ class Shelf:
         """Into the context. False, and it is gone and the log says why, if that cannot be."""
         try:
             llm.load_session(self._path(one))
-            os.utime(self._path(one))
         except (SessionError, OSError) as error:
             _logger.warning("a conversation of %d tokens is read anew: %s", len(one.tokens), error)
             self.drop(one)
             return False
+        with suppress(OSError):  # for the next server; of a folder that cannot be written it reads too
+            os.utime(self._path(one))
         return True
 
     def drop(self, one: Conversation) -> None:

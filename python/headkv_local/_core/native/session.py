@@ -29,6 +29,15 @@ class About(NamedTuple):
     context: dict[str, Any]  # arguments of llama.cpp's context
 
 
+class Told(NamedTuple):
+    """What a session that is written is to say of itself; the library knows the rest."""
+
+    model_id: str
+    model_path: str
+    header: bytes
+    n_prompt: int
+
+
 class Held(NamedTuple):
     """What a session holds beside what the context does."""
 
@@ -38,14 +47,13 @@ class Held(NamedTuple):
     prompt_state: npt.NDArray[np.uint8] | None  # of recurrent layers there
 
 
-def write(ctx: int, path: str, about: About, held: Held, light: bool) -> None:
-    """Of `about` the model's id and path, header and n_prompt; the library knows the rest."""
+def write(ctx: int, path: str, told: Told, held: Held, light: bool) -> None:
     raw = ffi.new("struct headkv_session *")
-    texts = (about.model_id.encode(), encoded(about.model_path), about.header)
+    texts = (told.model_id.encode(), encoded(told.model_path), told.header)
     kept = [ffi.new("char[]", text) for text in texts]
     raw.model_id, raw.model_path, raw.header = kept
     raw.tokens, raw.n_tokens = ffi.from_buffer("int32_t[]", held.tokens), len(held.tokens)
-    raw.n_prompt, raw.light = about.n_prompt, light
+    raw.n_prompt, raw.light = told.n_prompt, light
     if held.logits is not None:
         raw.logits = ffi.from_buffer("float[]", held.logits)
     if held.prompt_logits is not None:
