@@ -39,13 +39,14 @@ extern "C" ssize_t pread(int fd, void * to, size_t size, off_t offset) {
 // states of a conversation, and a turn that fails in it
 //
 
-static constexpr int n_first = 300, n_more = 10, n_turn = 350;
+static constexpr int n_first = 300, n_more = 10, n_turn = 350, n_short = n_first + n_turn_observed;
 
 struct scene {
     const char * name;
     int n_read;    // of the prompt, by headkv_prefill(); 0: nothing
     int n_decoded; // after it, or in an empty context
     archive_turn turn;
+    int n_draft = 4;
 };
 
 static std::vector<scene> scenes(bool windows) {
@@ -54,6 +55,8 @@ static std::vector<scene> scenes(bool windows) {
         { "a turn after cells", 0, n_first, { n_first, n_turn } },
         { "a later turn", n_first, n_first + n_more, { n_first, n_turn } },
         { "another prompt", n_first, n_first + n_more, { 0, n_turn, 1 } },
+        // the draft's hidden states need room where the turn's were
+        { "a turn shorter than its draft", n_first, n_first + n_more, { n_first, n_short }, n_short - n_first + 12 },
     };
     if (!windows) {
         res.push_back({ "another turn", n_first, n_first + n_more, { 100, 280, 1 } });
@@ -61,7 +64,7 @@ static std::vector<scene> scenes(bool windows) {
     }
     for (auto & s : res) {
         s.turn.panel   = 2 * n_turn_batch;
-        s.turn.n_draft = 4;
+        s.turn.n_draft = s.n_draft;
     }
     return res;
 }
