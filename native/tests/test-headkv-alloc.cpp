@@ -3,83 +3,51 @@
 // some. Each failure must be reported, and the cache must go on as if the call had not been made: the mask
 // and the logits that follow are those of a run without failures.
 //
-// Three kinds: ggml buffers (posix_memalign, from 16 KiB; ggml aborts by design when it gets no few KiB for
-// its own metadata), C++ objects (operator new), and of those the ones that stand for a buffer, alone.
+// Three kinds: ggml buffers (posix_memalign), C++ objects (operator new), and of those the ones that stand for a
+// buffer, alone.
 //
 // --windows: a model with sliding windows in half of its layers
 // --archive: prompts and turns that are read with an archive
 // --gpu: with the model on the GPU; the buffers are the device's (cudaMalloc)
 
 #include "archive-turn.h"
-
-#include <dlfcn.h>
+#include "faults.h"
 
 #include <cerrno>
 #include <cstring>
 #include <functional>
-#include <new>
 #include <optional>
 #include <vector>
 
-enum fail_kind { FAIL_NONE, FAIL_BUFFER, FAIL_NEW, FAIL_HANDLE };
-
-static thread_local fail_kind fail_what = FAIL_NONE;
-static thread_local int fail_after      = 0;     // allocations that still succeed
-static thread_local bool fail_rest      = false; // then all of them fail, not one
-static thread_local bool failed         = false;
-static thread_local bool had_buffer     = false; // the next object stands for it
+static thread_local fault_counter buffers("buffer"), objects("new"), handles("new of a buffer");
+static thread_local bool had_buffer = false; // the next object stands for it
 
 static bool on_device = false; // a driver's host memory is no buffer
 
-static bool fail_now(fail_kind kind) {
-    if (fail_what != kind || (failed && !fail_rest) || fail_after-- > 0) {
-        return false;
-    }
-    failed = true;
-    return true;
-}
-
-static bool is_buffer(size_t size) {
-    return size >= 16 * 1024;
-}
-
-// these take the place of libc's, the CUDA runtime's and libstdc++'s in all libraries of the process
 extern "C" int posix_memalign(void ** ptr, size_t alignment, size_t size) {
-    if (!on_device && is_buffer(size) && fail_now(FAIL_BUFFER)) {
+    static const auto next = libc<decltype(&posix_memalign)>("posix_memalign");
+    const bool buffer      = !on_device && is_buffer(size);
+    if (buffer && buffers.now()) {
         return ENOMEM;
     }
-    using fn             = int (*)(void **, size_t, size_t);
-    static const fn next = (fn) dlsym(RTLD_NEXT, "posix_memalign");
-    had_buffer           = !on_device && is_buffer(size);
+    had_buffer = buffer;
     return next(ptr, alignment, size);
 }
 
 extern "C" int cudaMalloc(void ** ptr, size_t size) {
-    if (is_buffer(size) && fail_now(FAIL_BUFFER)) {
+    static const auto next = libc<decltype(&cudaMalloc)>("cudaMalloc");
+    if (is_buffer(size) && buffers.now()) {
         return 2; // cudaErrorMemoryAllocation
     }
-    using fn             = int (*)(void **, size_t);
-    static const fn next = (fn) dlsym(RTLD_NEXT, "cudaMalloc");
-    const int res        = next(ptr, size);
-    had_buffer           = is_buffer(size);
+    const int res = next(ptr, size);
+    had_buffer    = is_buffer(size);
     return res;
 }
 
-void * operator new(size_t size) {
+static bool object_fails() {
     const bool handle = had_buffer;
     had_buffer        = false;
-    void * res        = fail_now(FAIL_NEW) || (handle && fail_now(FAIL_HANDLE)) ? nullptr : malloc(size);
-    if (!res) {
-        throw std::bad_alloc();
-    }
-    return res;
-}
-
-void operator delete(void * ptr) noexcept {
-    free(ptr);
-}
-void operator delete(void * ptr, size_t) noexcept {
-    free(ptr);
+    return objects.now() || (handle && handles.now());
 }
 
 //
@@ -90,14 +58,6 @@ static constexpr int n_prompt = 600;
 static constexpr int n_window = 8;
 static constexpr int n_more   = 150; // outgrows the first tail
 static constexpr int n_each   = 200; // more than this project's own allocations of one step, which come first
-
-static void check(bool ok, const char * what, fail_kind kind, int n) {
-    n_run++;
-    if (!ok) {
-        n_fail++;
-        printf("FAIL %s, allocation %d of kind %d\n", what, n, kind);
-    }
-}
 
 static std::vector<float> logits(llama_context * ctx) {
     const float * data = llama_get_logits_ith(ctx, -1);
@@ -128,37 +88,35 @@ static bool observe(llama_context * ctx) {
 }
 
 // run step() with its N-th allocation failing, N = 1, 2, ...; true from reported() means that the failure was
-static void torture(const char * what, fail_kind kind, const std::function<bool()> & step,
+static void torture(const char * what, fault_counter & faults, const std::function<bool()> & step,
                     const std::function<bool()> & reported, const std::function<bool()> & before,
-                    const std::function<bool()> & after) {
+                    const std::function<bool()> & after, bool rest = false) {
     int n_failed = 0;
     for (int n = 1;; n += n < n_each ? 1 : n / 16) {
-        check(before(), what, kind, n);
+        where = std::string(faults.name) + " " + std::to_string(n);
+        check(before(), what);
 
-        failed        = false;
-        fail_after    = n - 1;
-        fail_what     = kind;
+        faults.arm(n - 1, rest);
         const bool ok = step();
-        fail_what     = FAIL_NONE;
-
-        if (!failed) {
-            check(ok && after(), what, kind, n);
-            printf("%s: %d allocations of kind %d failed\n", what, n_failed, kind);
-            check(n_failed > 0, what, kind, n); // else nothing was tested
+        if (!faults.disarm()) {
+            check(ok && after(), what);
+            printf("%s, %s: %d allocations failed\n", what, faults.name, n_failed);
+            check(n_failed > 0, what); // else nothing was tested
+            where = "without failures";
             return;
         }
         n_failed++;
         // either the failure was reported and a second try works, or the step could do without
-        check(ok || (reported() && step()), what, kind, n);
-        check(after(), what, kind, n);
+        check(ok || (reported() && step()), what);
+        check(after(), what);
     }
 }
 
 // a first prompt, a later turn, and another prompt in place of all of that
-static void torture_archive(llama_model * model, fail_kind kind) {
+static void torture_archive(llama_model * model, fault_counter & faults) {
     const auto ctx_ptr  = turn_open(model, GGML_TYPE_F16, 64);
     llama_context * ctx = ctx_ptr.get();
-    check(headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, nullptr) == HEADKV_OK, "archive", kind, 0);
+    check(headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, nullptr) == HEADKV_OK, "archive");
 
     const archive_turn first = { 0, 120 }, later = { 120, 150 }, other = { 0, 130, 1 };
     const auto set = [&](const archive_turn & turn) {
@@ -170,14 +128,14 @@ static void torture_archive(llama_model * model, fail_kind kind) {
          { std::pair("a prompt", first), std::pair("a later turn", later), std::pair("another prompt", other) }) {
         archive_turn now = turn;
         now.n_draft      = 4;
-        check(set(now) && turn_prefill(ctx, now) == HEADKV_OK, what, kind, 0);
+        check(set(now) && turn_prefill(ctx, now) == HEADKV_OK, what);
         const outcome right(ctx);
 
         const turn_call call(ctx, now);
         int32_t rc = HEADKV_OK;
         std::optional<turn_state> was;
         torture(
-            what, kind,
+            what, faults,
             [&]() {
                 rc = call.run();
                 return rc == HEADKV_OK;
@@ -198,6 +156,8 @@ int main(int argc, char ** argv) {
     const bool windows = argc > 1 && strcmp(argv[1], "--windows") == 0;
     on_device          = argc > 1 && strcmp(argv[1], "--gpu") == 0;
 
+    where     = "without failures";
+    new_fails = object_fails;
     llama_log_set(quiet, nullptr);
 
     const auto load = [&](int d_head) {
@@ -211,8 +171,8 @@ int main(int argc, char ** argv) {
 
     if (argc > 1 && strcmp(argv[1], "--archive") == 0) {
         for (const auto & of : { load(64), turn_model(true) }) {
-            for (const fail_kind kind : { FAIL_BUFFER, FAIL_NEW }) {
-                torture_archive(of.get(), kind);
+            for (fault_counter * faults : { &buffers, &objects }) {
+                torture_archive(of.get(), *faults);
             }
         }
         return checked();
@@ -245,18 +205,18 @@ int main(int argc, char ** argv) {
     const auto compact     = [&]() { return headkv_compact(ctx, &plan, sizeof(plan)) == HEADKV_OK; };
 
     // without failures
-    check(prefill(ctx) && observe(ctx) && compact(), "plain run", FAIL_NONE, 0);
+    check(prefill(ctx) && observe(ctx) && compact(), "plain run");
     if (on_device) {
         std::vector<int64_t> bytes(ggml_backend_dev_count());
-        check(headkv_get_device_bytes(ctx, bytes.data(), bytes.size()) == HEADKV_OK, "plain run", FAIL_NONE, 0);
+        check(headkv_get_device_bytes(ctx, bytes.data(), bytes.size()) == HEADKV_OK, "plain run");
         for (size_t i = 0; i < bytes.size(); ++i) {
             const char * name = ggml_backend_dev_name(ggml_backend_dev_get(i));
-            check((bytes[i] > 0) == (strncmp(name, "CUDA", 4) == 0), "cache on the GPU", FAIL_NONE, 0);
+            check((bytes[i] > 0) == (strncmp(name, "CUDA", 4) == 0), "cache on the GPU");
         }
     }
     auto mask_ref = mask(ctx);
-    check(!mask_ref.empty(), "plain run", FAIL_NONE, 0);
-    check(tiny_model_decode(ctx, n_prompt, n_more) == 0, "plain run", FAIL_NONE, 0);
+    check(!mask_ref.empty(), "plain run");
+    check(tiny_model_decode(ctx, n_prompt, n_more) == 0, "plain run");
     auto logits_ref = logits(ctx);
 
     const auto goes_on = [&]() {
@@ -264,9 +224,9 @@ int main(int argc, char ** argv) {
     };
     const auto from_memory = [&]() { return strlen(headkv_last_error()) > 0; };
 
-    for (const fail_kind kind : { FAIL_BUFFER, FAIL_NEW }) {
+    for (fault_counter * faults : { &buffers, &objects }) {
         torture(
-            "observe", kind,
+            "observe", *faults,
             [&]() {
                 return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr, nullptr, 0) ==
                        HEADKV_OK;
@@ -274,7 +234,7 @@ int main(int argc, char ** argv) {
             from_memory, [&]() { return prefill(ctx); }, [&]() { return observe(ctx) && compact() && goes_on(); });
 
         torture(
-            "compact", kind, compact,
+            "compact", *faults, compact,
             [&]() {
                 headkv_stats stats;
                 return headkv_get_stats(ctx, &stats, sizeof(stats), nullptr, 0) == HEADKV_OK &&
@@ -299,9 +259,9 @@ int main(int argc, char ** argv) {
     all.n_ends      = 0;
     const auto fold = [&]() { return headkv_compact(ctx, &all, sizeof(all)) == HEADKV_OK; };
 
-    check(with_tail() && observe_tail() && ask() && fold(), "plain run, folded", FAIL_NONE, 0);
+    check(with_tail() && observe_tail() && ask() && fold(), "plain run, folded");
     const auto folded_ref = mask(ctx);
-    check(tiny_model_decode(ctx, n_prompt + n_tail + n_asking, n_more) == 0, "plain run, folded", FAIL_NONE, 0);
+    check(tiny_model_decode(ctx, n_prompt + n_tail + n_asking, n_more) == 0, "plain run, folded");
     const auto folded_logits_ref = logits(ctx);
 
     const auto goes_on_folded = [&]() {
@@ -309,21 +269,22 @@ int main(int argc, char ** argv) {
                logits(ctx) == folded_logits_ref;
     };
     const auto is_as_before = [&]() { return mask(ctx) == mask_ref && from_memory(); };
-    for (const fail_kind kind : { FAIL_BUFFER, FAIL_NEW }) {
-        torture("observe the tail", kind, observe_tail, is_as_before, with_tail,
+    for (fault_counter * faults : { &buffers, &objects }) {
+        torture("observe the tail", *faults, observe_tail, is_as_before, with_tail,
                 [&]() { return ask() && fold() && goes_on_folded(); });
         torture(
-            "fold", kind, fold, is_as_before, [&]() { return with_tail() && observe_tail() && ask(); }, goes_on_folded);
+            "fold", *faults, fold, is_as_before, [&]() { return with_tail() && observe_tail() && ask(); },
+            goes_on_folded);
     }
 
     // C++ allocations of llama_decode() itself are upstream's
     torture(
-        "tail growth", FAIL_BUFFER, [&]() { return tiny_model_decode(ctx, n_prompt, n_more) == 0; },
+        "tail growth", buffers, [&]() { return tiny_model_decode(ctx, n_prompt, n_more) == 0; },
         [&]() { return mask(ctx) == mask_ref && from_memory(); },
         [&]() { return prefill(ctx) && observe(ctx) && compact(); }, [&]() { return logits(ctx) == logits_ref; });
 
     torture(
-        "full size after clear", FAIL_BUFFER, [&]() { return tiny_model_decode(ctx, 0, n_prompt - n_window) == 0; },
+        "full size after clear", buffers, [&]() { return tiny_model_decode(ctx, 0, n_prompt - n_window) == 0; },
         from_memory,
         [&]() {
             bool ok = prefill(ctx) && observe(ctx) && compact();
@@ -333,7 +294,7 @@ int main(int argc, char ** argv) {
         [&]() { return observe(ctx) && compact() && goes_on(); });
 
     torture(
-        "room for a prompt", FAIL_BUFFER, [&]() { return headkv_reserve(ctx, n_prompt) == HEADKV_OK; },
+        "room for a prompt", buffers, [&]() { return headkv_reserve(ctx, n_prompt) == HEADKV_OK; },
         [&]() {
             headkv_stats stats;
             return headkv_get_stats(ctx, &stats, sizeof(stats), nullptr, 0) == HEADKV_OK &&
@@ -348,7 +309,7 @@ int main(int argc, char ** argv) {
 
     // the compute buffers of a prompt that has room, without which its batches get some by themselves
     torture(
-        "compute buffers", FAIL_HANDLE, [&]() { return tiny_model_decode(ctx, 0, n_prompt - n_window) == 0; },
+        "compute buffers", handles, [&]() { return tiny_model_decode(ctx, 0, n_prompt - n_window) == 0; },
         [&]() { return false; },
         [&]() {
             bool ok = prefill(ctx) && observe(ctx) && compact();
@@ -363,18 +324,17 @@ int main(int argc, char ** argv) {
         open(n_window);
         return prefill(ctx);
     };
-    fail_rest = true;                     // ggml tries twice
     for (const int d_head : { 64, 96 }) { // CUDA multiplies by K of 96 in F32, and copies it
         ctx_ptr.reset();
         model = load(d_head);
 
-        check(fresh() && observe(ctx) && compact(), "plain run, small ubatches", FAIL_NONE, 0);
+        check(fresh() && observe(ctx) && compact(), "plain run, small ubatches");
         mask_ref = mask(ctx);
-        check(tiny_model_decode(ctx, n_prompt, n_more) == 0, "plain run, small ubatches", FAIL_NONE, 0);
+        check(tiny_model_decode(ctx, n_prompt, n_more) == 0, "plain run, small ubatches");
         logits_ref = logits(ctx);
 
         torture(
-            "decode under observation", FAIL_BUFFER, [&]() { return observe(ctx); },
+            "decode under observation", buffers, [&]() { return observe(ctx); },
             [&]() {
                 // a smaller batch fits what was planned for the one that failed
                 return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr, nullptr, 0) ==
@@ -382,7 +342,7 @@ int main(int argc, char ** argv) {
                        tiny_model_decode(ctx, n_prompt - n_window, n_window - 1) == 0 &&
                        llama_memory_seq_rm(llama_get_memory(ctx), 0, n_prompt - n_window, -1);
             },
-            fresh, [&]() { return compact() && goes_on(); });
+            fresh, [&]() { return compact() && goes_on(); }, /*rest =*/true); // ggml tries twice
     }
 
     return checked();

@@ -3,44 +3,21 @@
 // not happen: its tokens, its mask, what is in its archive.
 
 #include "archive-turn.h"
+#include "faults.h"
 #include "prefill/headkv-queue.h"
-
-#include <dlfcn.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <functional>
-#include <tuple>
 
-//
-// These take the place of libc's in all libraries of the process.
-//
-
-enum fault { FAULT_NONE, FAULT_WRITE, FAULT_READ, FAULT_SHORT };
-
-static fault fault_what = FAULT_NONE;
-static int fault_after  = 0; // calls that still succeed
-static bool faulted     = false;
-
-static bool fault_now(fault what) {
-    if (fault_what != what || faulted || fault_after-- > 0) {
-        return false;
-    }
-    faulted = true;
-    return true;
-}
-
-template <typename F>
-static F libc(const char * name) {
-    return (F) dlsym(RTLD_NEXT, name);
-}
+// of all threads: rows are written and read by another one with --beside
+static fault_counter writes("write"), reads("read"), ends("end of file");
 
 extern "C" ssize_t pwrite(int fd, const void * from, size_t size, off_t offset) {
-    static const auto next = libc<ssize_t (*)(int, const void *, size_t, off_t)>("pwrite");
-    if (fault_now(FAULT_WRITE)) {
+    static const auto next = libc<decltype(&pwrite)>("pwrite");
+    if (writes.now()) {
         if (size > 1 && next(fd, from, size / 2, offset) > 0) { // a disk takes what it has room for
-            fault_after = 0;
-            faulted     = false;
+            writes.arm(0);
             return size / 2;
         }
         errno = ENOSPC;
@@ -50,25 +27,26 @@ extern "C" ssize_t pwrite(int fd, const void * from, size_t size, off_t offset) 
 }
 
 extern "C" ssize_t pread(int fd, void * to, size_t size, off_t offset) {
-    static const auto next = libc<ssize_t (*)(int, void *, size_t, off_t)>("pread");
-    if (fault_now(FAULT_READ)) {
+    static const auto next = libc<decltype(&pread)>("pread");
+    if (reads.now()) {
         errno = EIO;
         return -1;
     }
-    return fault_now(FAULT_SHORT) ? 0 : next(fd, to, size, offset);
+    return ends.now() ? 0 : next(fd, to, size, offset);
 }
 
 //
 // states of a conversation, and a turn that fails in it
 //
 
-static constexpr int n_first = 300, n_more = 10, n_turn = 350;
+static constexpr int n_first = 300, n_more = 10, n_turn = 350, n_short = n_first + n_turn_observed;
 
 struct scene {
     const char * name;
     int n_read;    // of the prompt, by headkv_prefill(); 0: nothing
     int n_decoded; // after it, or in an empty context
     archive_turn turn;
+    int n_draft = 4;
 };
 
 static std::vector<scene> scenes(bool windows) {
@@ -77,6 +55,8 @@ static std::vector<scene> scenes(bool windows) {
         { "a turn after cells", 0, n_first, { n_first, n_turn } },
         { "a later turn", n_first, n_first + n_more, { n_first, n_turn } },
         { "another prompt", n_first, n_first + n_more, { 0, n_turn, 1 } },
+        // the draft's hidden states need room where the turn's were
+        { "a turn shorter than its draft", n_first, n_first + n_more, { n_first, n_short }, n_short - n_first + 12 },
     };
     if (!windows) {
         res.push_back({ "another turn", n_first, n_first + n_more, { 100, 280, 1 } });
@@ -84,7 +64,7 @@ static std::vector<scene> scenes(bool windows) {
     }
     for (auto & s : res) {
         s.turn.panel   = 2 * n_turn_batch;
-        s.turn.n_draft = 4;
+        s.turn.n_draft = s.n_draft;
     }
     return res;
 }
@@ -140,21 +120,10 @@ static void torture(llama_context * ctx, const scene & s, const char * what, int
 }
 
 static void test_faults(llama_context * ctx, const scene & s) {
-    const std::tuple<fault, const char *> faults[] = { { FAULT_WRITE, "write" },
-                                                       { FAULT_READ, "read" },
-                                                       { FAULT_SHORT, "end of file" } };
-    for (const auto & [kind, what] : faults) {
+    for (fault_counter * faults : { &writes, &reads, &ends }) {
         torture(
-            ctx, s, what, HEADKV_ERR_ARCHIVE,
-            [kind = kind](int n, archive_turn &) {
-                faulted     = false;
-                fault_after = n;
-                fault_what  = kind;
-            },
-            []() {
-                fault_what = FAULT_NONE;
-                return faulted;
-            });
+            ctx, s, faults->name, HEADKV_ERR_ARCHIVE, [=](int n, archive_turn &) { faults->arm(n); },
+            [=]() { return faults->disarm(); });
     }
 }
 

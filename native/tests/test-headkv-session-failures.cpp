@@ -4,43 +4,21 @@
 // it held, or nothing.
 
 #include "archive-turn.h"
+#include "faults.h"
 
 #include <dirent.h>
-#include <dlfcn.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <fstream>
 #include <functional>
 #include <iterator>
-#include <new>
 
-enum fault { FAULT_NONE, FAULT_NEW, FAULT_BUFFER, FAULT_WRITE, FAULT_READ };
-
-static thread_local fault fault_what = FAULT_NONE;
-static thread_local int fault_after  = 0; // calls that still succeed
-static thread_local bool faulted     = false;
-
-static bool fault_now(fault what) {
-    if (fault_what != what || faulted || fault_after-- > 0) {
-        return false;
-    }
-    faulted = true;
-    return true;
-}
-
-template <typename F>
-static F libc(const char * name) {
-    return (F) dlsym(RTLD_NEXT, name);
-}
-
-//
-// these take the place of libc's and libstdc++'s in all libraries of the process
-//
+static thread_local fault_counter objects("new"), buffers("buffer"), writes("write"), reads("read");
 
 extern "C" size_t fwrite(const void * from, size_t size, size_t n, FILE * file) {
-    static const auto next = libc<size_t (*)(const void *, size_t, size_t, FILE *)>("fwrite");
-    if (fault_now(FAULT_WRITE)) {
+    static const auto next = libc<decltype(&fwrite)>("fwrite");
+    if (writes.now()) {
         errno = ENOSPC;
         return 0;
     }
@@ -48,40 +26,25 @@ extern "C" size_t fwrite(const void * from, size_t size, size_t n, FILE * file) 
 }
 
 extern "C" int fsync(int fd) {
-    static const auto next = libc<int (*)(int)>("fsync");
+    static const auto next = libc<decltype(&fsync)>("fsync");
     errno                  = EIO;
-    return fault_now(FAULT_WRITE) ? -1 : next(fd);
+    return writes.now() ? -1 : next(fd);
 }
 
 extern "C" int rename(const char * from, const char * to) {
-    static const auto next = libc<int (*)(const char *, const char *)>("rename");
+    static const auto next = libc<decltype(&rename)>("rename");
     errno                  = EACCES;
-    return fault_now(FAULT_WRITE) ? -1 : next(from, to);
+    return writes.now() ? -1 : next(from, to);
 }
 
 extern "C" size_t fread(void * to, size_t size, size_t n, FILE * file) {
-    static const auto next = libc<size_t (*)(void *, size_t, size_t, FILE *)>("fread");
-    return fault_now(FAULT_READ) ? 0 : next(to, size, n, file);
+    static const auto next = libc<decltype(&fread)>("fread");
+    return reads.now() ? 0 : next(to, size, n, file);
 }
 
 extern "C" int posix_memalign(void ** ptr, size_t alignment, size_t size) {
-    static const auto next = libc<int (*)(void **, size_t, size_t)>("posix_memalign");
-    return size >= 16 * 1024 && fault_now(FAULT_BUFFER) ? ENOMEM : next(ptr, alignment, size);
-}
-
-void * operator new(size_t size) {
-    void * res = fault_now(FAULT_NEW) ? nullptr : malloc(size);
-    if (!res) {
-        throw std::bad_alloc();
-    }
-    return res;
-}
-
-void operator delete(void * ptr) noexcept {
-    free(ptr);
-}
-void operator delete(void * ptr, size_t) noexcept {
-    free(ptr);
+    static const auto next = libc<decltype(&posix_memalign)>("posix_memalign");
+    return is_buffer(size) && buffers.now() ? ENOMEM : next(ptr, alignment, size);
 }
 
 //
@@ -140,21 +103,18 @@ static bool hold(llama_context * ctx, int branch) {
 }
 
 // step() fails at its N-th call of a kind; after(rc) says whether all is as it should be then
-static void torture(const char * what, fault kind, const std::function<int32_t()> & step,
+static void torture(const char * what, fault_counter & faults, const std::function<int32_t()> & step,
                     const std::function<void(int32_t)> & after) {
     int n = 0;
     for (bool more = true; more; n += n < n_each ? 1 : n / 4) {
-        where            = std::string(what) + ", kind " + std::to_string(kind) + ", call " + std::to_string(n + 1);
-        faulted          = false;
-        fault_after      = n;
-        fault_what       = kind;
+        where = std::string(what) + ", " + faults.name + " " + std::to_string(n + 1);
+        faults.arm(n);
         const int32_t rc = step();
-        fault_what       = FAULT_NONE;
-        more             = faulted;
-        if (!faulted) {
+        more             = faults.disarm();
+        if (!more) {
             check(rc == HEADKV_OK, "without failures");
         } else if (rc != HEADKV_OK) { // else it could do without
-            const bool memory      = kind == FAULT_NEW || kind == FAULT_BUFFER;
+            const bool memory      = &faults == &objects || &faults == &buffers;
             const std::string said = headkv_last_error();
             const bool unsaid = memory && said.find("failed to restore kv cache") != std::string::npos; // by llama.cpp
             check(unsaid || rc == (memory ? HEADKV_ERR_MEMORY : HEADKV_ERR_SESSION), "its code");
@@ -162,7 +122,7 @@ static void torture(const char * what, fault kind, const std::function<int32_t()
         }
         after(rc);
     }
-    check(n > (kind == FAULT_BUFFER ? 1 : 5), "something was to fail");
+    check(n > (&faults == &buffers ? 1 : 5), "something was to fail");
 }
 
 static void run(bool windows) {
@@ -180,9 +140,9 @@ static void run(bool windows) {
     const outcome right(saved);
     check(load(loaded) == HEADKV_OK && outcome(loaded) == right, "loaded");
 
-    for (const fault kind : { FAULT_NEW, FAULT_WRITE }) {
+    for (fault_counter * faults : { &objects, &writes }) {
         torture(
-            "save", kind, [&]() { return save(saved, logits); },
+            "save", *faults, [&]() { return save(saved, logits); },
             [&](int32_t rc) {
                 before = rc == HEADKV_OK ? bytes() : before; // its cells may lie in another order by now
                 check(bytes() == before && n_files() == 1, "the file of before, alone");
@@ -191,9 +151,9 @@ static void run(bool windows) {
     }
     check(hold(loaded, 1), "another prompt");
     const turn_state other(loaded);
-    for (const fault kind : { FAULT_NEW, FAULT_BUFFER, FAULT_READ }) {
+    for (fault_counter * faults : { &objects, &buffers, &reads }) {
         torture(
-            "load", kind, [&]() { return load(loaded); },
+            "load", *faults, [&]() { return load(loaded); },
             [&](int32_t rc) {
                 if (rc == HEADKV_OK) {
                     check(outcome(loaded) == right, "loaded");
@@ -210,6 +170,7 @@ static void quiet(ggml_log_level, const char *, void *) {}
 
 int main() {
     setbuf(stdout, nullptr);
+    new_fails = []() { return objects.now(); };
     llama_log_set(quiet, nullptr);
     std::string name = turn_path("sessions") + "-XXXXXX";
     folder           = mkdtemp(name.data());

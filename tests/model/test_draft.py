@@ -197,7 +197,7 @@ def test_a_turn_that_is_shorter_than_it(load: Load, tiny_path: Path) -> None:
     """Its tokens have hidden states too, where layers are read one after the other."""
     masks = []
     for order in ("tokens", "layers"):
-        kept = Retention(budget=32, scores="uniform", archive="memory", order=order)  # type: ignore[arg-type]
+        kept = Retention(budget=32, scores="uniform", draft=32, archive="memory", order=order)  # type: ignore[arg-type]
         llm = load(tiny_path, retention=kept)
         for n in (N - 2, N):
             llm.prefill(random_tokens(N)[:n])

@@ -100,7 +100,9 @@ void headkv_kept::state_write(llama_io_write_i & io) const {
 
     for (const auto & positions : keep) {
         write_u32(io, positions.size());
-        io.write(positions.data(), positions.size() * sizeof(int32_t));
+        if (!positions.empty()) { // memcpy() takes no nullptr, not even for nothing
+            io.write(positions.data(), positions.size() * sizeof(int32_t));
+        }
     }
     if (n_rows > 0) {
         io.write_tensor(k, 0, ggml_nbytes(k));
@@ -121,7 +123,9 @@ std::unique_ptr<headkv_kept> headkv_kept::state_read(llama_io_read_i & io, const
         const uint32_t n = read_u32(io);
         require(n <= end, "number of kept entries");
         head.resize(n);
-        io.read(head.data(), n * sizeof(int32_t));
+        if (n > 0) {
+            io.read(head.data(), n * sizeof(int32_t));
+        }
 
         int32_t prev = -1;
         for (const int32_t p : head) {
