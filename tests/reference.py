@@ -115,7 +115,7 @@ class Scores:
         self.shapes: dict[int, tuple[int, int]] = {}
         """Of the last scores of each layer that has any: heads, and cells that they see."""
         self.seen: dict[int, list[npt.NDArray[np.float32]]] = {}
-        """What was hidden from, before it was, of each layer in masks: (n_head, n_tokens, n_kv), batch by batch."""
+        """Of each layer in masks, before anything was hidden: (n_head, n_tokens, n_kv), by batch."""
         self.error: Exception | None = None
         self.callback = bindings.ggml_backend_sched_eval_callback(self._on_node)
 
@@ -183,9 +183,9 @@ def reference_logits(
 def attention_after(
     path: Path, tokens: Sequence[int], n_prompt: int, masks: Masks, scale: float
 ) -> dict[int, npt.NDArray[np.float64]]:
-    """What tokens[n_prompt:] would pay to all positions of the prompt, though they are decoded with masks.
+    """What tokens[n_prompt:] would pay to all positions of the prompt, though they see what masks leave.
 
-    (n_head, n_later, n_prompt) of each layer in masks: the softmax over the prompt alone of what their queries
+    (n_head, n_later, n_prompt) of each layer in masks: the softmax over the prompt of what their queries
     and its keys give, times `scale`.
     """
     scores = Scores()
@@ -223,7 +223,7 @@ def _headkv_disabled() -> Iterator[None]:
 
 
 def _hide(tensor: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """Of scores (1, n_head, n_tokens, n_kv) in float32: position i of the prompt is in cell i. Returns what they were."""
+    """Of scores (1, n_head, n_tokens, n_kv): position i of the prompt is in cell i. Returns the former."""
     head = TensorHead.from_address(tensor)
     values = np.empty(tuple(reversed(head.ne)), dtype=np.float32)
     n_stream, n_head, _, n_kv = values.shape

@@ -43,7 +43,7 @@ def drafted(llm: Llama, tokens: list[int], n: int) -> list[int]:
 
 
 def selected(load: Load, path: Path, tokens: list[int], draft: list[int]) -> npt.NDArray[np.bool_]:
-    """By the reference: of each head the recent positions and the best before them, (n_layer, n_head_kv, N)."""
+    """By the reference: of each head the recent positions and the best others, (n_layer, n_head_kv, N)."""
     llm = load(path, flash_attn=True)
     ctx = int(llm.ctx)
     who = observers([Part(QUESTION.start, QUESTION.stop)], N, RECENT)

@@ -78,10 +78,9 @@ ggml_tensor * headkv_build_attn(const llm_graph_context & gctx, const llama_kv_c
 
     ggml_context * ctx = gctx.ctx0;
 
-    ggml_tensor * cur =
-        ggml_headkv_attn(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), kept->k, kept->v, kept->rows,
-                         ggml_permute(ctx, k, 0, 2, 1, 3), ggml_permute(ctx, v, 0, 2, 1, 3), kq_mask, sinks, kq_scale,
-                         softcap);
+    ggml_tensor * cur = ggml_headkv_attn(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), kept->k, kept->v, kept->rows,
+                                         ggml_permute(ctx, k, 0, 2, 1, 3), ggml_permute(ctx, v, 0, 2, 1, 3), kq_mask,
+                                         sinks, kq_scale, softcap);
 
     if (!gctx.cparams.offload_kqv) {
         // K and V are in host memory: the op goes there, not they to the device for every token

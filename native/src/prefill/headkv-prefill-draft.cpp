@@ -1,5 +1,5 @@
-// A draft of the answer is decoded with what would be kept without it. The queries of its tokens are recorded; what they
-// look at of the whole prompt selects. (Lookahead Q-Cache, arXiv 2505.20334, section 3.2.)
+// A draft of the answer is decoded with what would be kept without it. The queries of its tokens are recorded; what
+// they look at of the whole prompt selects. (Lookahead Q-Cache, arXiv 2505.20334.)
 
 #include "base/headkv-error.h"
 #include "llama-context.h"
@@ -124,36 +124,38 @@ void llama_kv_cache_headkv::reading::decode_draft() {
 
 // What the draft's tokens look at in the layers of a slice, whose rows are there.
 void llama_kv_cache_headkv::reading::look(const headkv_queries & asked, const headkv_slice & s) {
-    const slot_info all         = { 0, 0, { 0 }, {} };
-    const uint32_t n_kv         = kv.get_n_kv(all);
-    const auto & cells          = kv.get_cells(0);
-    const size_t n_nodes        = 64 * asked.get_layers().size();
-    ggml_backend_sched_t sched  = ctx.get_sched();
-    const ggml_init_params size = { n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false),
-                                    nullptr, /*.no_alloc =*/true };
+    const slot_info all        = { 0, 0, { 0 }, {} };
+    const uint32_t n_kv        = kv.get_n_kv(all);
+    const auto & cells         = kv.get_cells(0);
+    const size_t n_nodes       = 64 * asked.get_layers().size();
+    ggml_backend_sched_t sched = ctx.get_sched();
+
+    // ggml ends the process where it gets no memory for this by itself
+    std::vector<uint8_t> meta(n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false));
+    const ggml_init_params params = { meta.size(), meta.data(), /*.no_alloc =*/true };
 
     kv.epoch++; // no graph is in the scheduler's buffers any more
     for (uint32_t i = 0, n; i < asked.get_n_seen(); i += n) {
         n = std::min(kv.obs->at_once(n_kv), asked.get_n_seen() - i);
         kv.obs->aim_beside(n_prompt + i, n, cells);
 
-        ggml_context_ptr graph_ctx(ggml_init(size));
-        ggml_cgraph * gf   = ggml_new_graph_custom(graph_ctx.get(), n_nodes, false);
-        ggml_tensor * mask = ggml_new_tensor_2d(graph_ctx.get(), GGML_TYPE_F16, n_kv, n);
+        const ggml_context_ptr owner(ggml_init(params));
+        ggml_context * graph = owner.get();
+        ggml_cgraph * gf     = ggml_new_graph_custom(graph, n_nodes, false);
+        ggml_tensor * mask   = ggml_new_tensor_2d(graph, GGML_TYPE_F16, n_kv, n);
         ggml_set_input(mask);
-        const headkv_record_inputs in = kv.obs->build_inputs(graph_ctx.get(), n_kv);
+        const headkv_record_inputs in = kv.obs->build_inputs(graph, n_kv);
 
         for (const auto & [il, layer] : asked.get_layers()) {
             const uint32_t ikv  = kv.ikv_of(il);
             const auto & shape  = kv.shapes[ikv];
             const size_t row    = layer.q->nb[1];
             headkv_attention at = layer;
-            at.q    = ggml_view_3d(graph_ctx.get(), layer.q, shape.d_k, shape.n_head, n, shape.d_k * sizeof(float), row,
-                                   i * row);
-            at.k    = kv.get_k(graph_ctx.get(), il, n_kv, all);
+            at.q    = ggml_view_3d(graph, layer.q, shape.d_k, shape.n_head, n, shape.d_k * sizeof(float), row, i * row);
+            at.k    = kv.get_k(graph, il, n_kv, all);
             at.mask = mask;
             if (s.holds(kv.layers[ikv].il)) {
-                kv.obs->build(graph_ctx.get(), gf, ikv, at);
+                kv.obs->build(graph, gf, ikv, at);
             }
         }
         if (ggml_graph_n_nodes(gf) == 0) {

@@ -387,8 +387,7 @@ bool llama_kv_cache_headkv::reading::cut(llm_graph_result & res, const llama_uba
                 most = std::max(most, row);
             }
             hidden.alloc(kv.is_on_device() ? kv.shapes[0].buft : ggml_backend_cpu_buffer_type(),
-                         std::min<size_t>(n_panel, std::max(prompt.n_tokens, prompt.n_again)),
-                         most);
+                         std::min<size_t>(n_panel, std::max(prompt.n_tokens, prompt.n_again)), most);
             checked = true;
         }
         headkv_cut(res, slice, ubatch, hidden);
