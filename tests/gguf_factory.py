@@ -59,7 +59,7 @@ class TinyModel:
         """Make the GGUF file, or as many as it takes: "a-00001-of-00003.gguf" and so on for "a.gguf"."""
         family = FAMILIES[self.arch]
         arch = family.arch or self.arch
-        tensors = tensors_of(arch, self._add_metadata)
+        tensors = tensors_of(arch, self._add_metadata) if family.loads else {}
         writer = gguf.GGUFWriter(path, arch, split_max_tensors=split_max_tensors)
         self._add_metadata(writer)
         for name, shape in tensors.items():
@@ -74,20 +74,22 @@ class TinyModel:
     def _add_metadata(self, writer: gguf.GGUFWriter) -> None:
         writer.add_name("tiny")
         add_keys(writer, writer.arch, common_keys(self) | FAMILIES[self.arch].keys(self))
-        _add_vocabulary(writer, self.chat_template)
+        _add_vocabulary(writer, self.chat_template, FAMILIES[self.arch].n_vocab)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, chat_template: str) -> None:
-    """GPT-2's alphabet of 256 bytes, a few merges, and the special tokens of ChatML."""
+def _add_vocabulary(writer: gguf.GGUFWriter, chat_template: str, n_least: int) -> None:
+    """GPT-2's alphabet of 256 bytes, a few merges, the special tokens of ChatML, and what n_least lacks."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
     tokens = [*(alphabet[byte] for byte in range(256)), *_MERGED, *_SPECIAL]
     normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    types = [normal] * (len(tokens) - len(_SPECIAL)) + [control] * len(_SPECIAL)
+    more = [f"<{i}>" for i in range(len(tokens), n_least)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([normal] * (len(tokens) - len(_SPECIAL)) + [control] * len(_SPECIAL))
+    writer.add_token_list(tokens + more)
+    writer.add_token_types(types + [normal] * len(more))
     writer.add_token_merges([f"{token[:-1]} {token[-1]}" for token in _MERGED])
     writer.add_bos_token_id(tokens.index("<|endoftext|>"))
     writer.add_eos_token_id(tokens.index("<|im_end|>"))

@@ -9,12 +9,15 @@ from .gemma import GEMMA
 from .hybrid import HYBRID
 from .latent import LATENT
 from .mixture import MIXTURE
+from .parts import PARTS
 from .recurrent import RECURRENT
 from .sliding import SLIDING
 from .tensors import tensors_of
 from .weights import values_of
 
-FAMILIES: dict[str, Family] = DENSE | MIXTURE | GEMMA | SLIDING | HYBRID | RECURRENT | LATENT | ENCODERS
+FAMILIES: dict[str, Family] = (
+    DENSE | MIXTURE | GEMMA | SLIDING | HYBRID | RECURRENT | LATENT | ENCODERS | PARTS
+)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **{arch: {"arch": arch} for arch, family in FAMILIES.items() if family.decodes},

@@ -33,6 +33,17 @@ def _apertus(model: TinyModel) -> Keys:
     }
 
 
+def _adapters(model: TinyModel) -> Keys:
+    """One that a token asks for, which random_tokens(300) has once: of two, a layer of attention would choose
+    by a mean that lies between them."""
+    return {
+        "adapters.count": 1,
+        "adapters.lora_rank": 4,
+        "adapters.token_ids_activate": [145],
+        "adapters.token_ids_substitute": [65],
+    }
+
+
 _PLAIN = (
     "falcon starcoder qwen plamo codeshell orion internlm2 minicpm starcoder2 xverse olmo chatglm "
     "glm4 bitnet jais2 nemotron exaone arcee ernie4_5 hunyuan-dense hunyuan_vl smollm3 seed_oss "
@@ -45,6 +56,8 @@ DENSE: dict[str, Family] = {name: Family() for name in _PLAIN} | {
     "qwen2vl": Family(keys=sections),
     "qwen3vl": Family(keys=with_keys(sections, n_deepstack_layers=0)),
     "hrm_text": Family(keys=with_keys(hrm__layers_per_stack=2, hrm__h_cycles=1, hrm__l_cycles=1), n_layer=4),
+    # fewer tokens than its 3072 outputs are refused, further ones have logits of minus infinity
+    "qwen3tts": Family(keys=sections, n_vocab=3072),
     "paddleocr": Family(keys=sections),
     "exaone4": Family(without=_BIAS),
     "phi3": Family(keys=lambda model: {"attention.sliding_window": model.window}),
@@ -53,6 +66,10 @@ DENSE: dict[str, Family] = {name: Family() for name in _PLAIN} | {
     "gpt2": Family(keys=_multi_head),
     "gptneox": Family(keys=with_keys(_multi_head, use_parallel_residual=True)),
     "granite": Family(keys=with_keys(logit_scale=1.0)),
+    # llama.cpp masks the logits of images, tokens 4 to 8195, also in a ubatch that asks for no logits: an
+    # assertion ends the process
+    "chameleon": Family(n_vocab=8196 + 256, decodes=False),
+    "graniteswitch": Family(keys=with_keys(_adapters, logit_scale=1.0)),
     "talkie": Family(keys=with_keys(_multi_head, logit_scale=1.0)),
     "apertus": Family(keys=_apertus),
     "mpt": Family(keys=with_keys(_multi_head, _alibi), without=r"bias|attn_[qk]_norm|ffn_act"),

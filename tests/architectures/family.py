@@ -26,7 +26,7 @@ class Family:
     arch: its name, where the family has another. keys: metadata beside common_keys(). n_layer: the least
     that shows all kinds of its layers, those with full attention twice. without: a pattern of names of
     optional tensors that are left out. rules: weights that are not those of all models. decodes: it gives
-    logits token by token.
+    logits token by token. loads: llama.cpp takes such a file. n_vocab: the least that its vocabulary has.
     """
 
     arch: str = ""
@@ -35,6 +35,8 @@ class Family:
     without: str = r"(?!)"
     rules: tuple[Rule, ...] = ()
     decodes: bool = True
+    loads: bool = True
+    n_vocab: int = 0
 
 
 def common_keys(model: TinyModel) -> Keys:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .family import Family, Keys, experts, one_dense_layer, sections, with_keys
-from .latent import latent
+from .latent import indexer, latent, streams
 from .sliding import windows
 
 if TYPE_CHECKING:
@@ -83,5 +83,39 @@ HYBRID: dict[str, Family] = {
     "jamba": Family(keys=with_keys(mamba1, _every_other), n_layer=4),
     "plamo2": Family(keys=with_keys(mamba2, _every_other, ssm__group_count=0), n_layer=4),
     "kimi-linear": Family(keys=with_keys(latent, one_dense_layer, _kda, _every_other_single), n_layer=4),
+    "bailingmoe3": Family(
+        keys=with_keys(latent, one_dense_layer, _kda, _every_other_single, kda__gate_lower_bound=-5.0),
+        n_layer=4,
+    ),
+    "kimi-k3": Family(
+        keys=with_keys(
+            latent,
+            one_dense_layer,
+            _kda,
+            _every_other_single,
+            attn_res__block_size=2,
+            activation__situ_beta=1.0,
+            activation__situ_linear_beta=1.0,
+        ),
+        n_layer=4,
+    ),
+    "glm5-next": Family(
+        keys=with_keys(
+            latent,
+            one_dense_layer,
+            _kda,
+            _every_other_single,
+            indexer,
+            streams,
+            attention__indexer__kpool=4,
+            attention__key_length=64,
+            rope__dimension_count=0,
+        ),
+        n_layer=4,
+    ),
+    "qwen4exp": Family(
+        keys=with_keys(_delta_net, sections, experts, indexer, streams, hyper_connection__low_rank=32),
+        n_layer=4,
+    ),
     "minimax-01": Family(keys=with_keys(experts, full_attention_interval=2, residual_scale=1.0), n_layer=4),
 }

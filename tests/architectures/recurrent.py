@@ -40,9 +40,15 @@ def _rwkv(model: TinyModel) -> Keys:
     }
 
 
+def _rwkv6(model: TinyModel) -> Keys:
+    return _rwkv(model) | {"attention.head_count_kv": 0, "time_mix_extra_dim": 32, "time_decay_extra_dim": 32}
+
+
 RECURRENT: dict[str, Family] = {
     "mamba": Family(keys=with_keys(_no_heads, mamba1)),
     "rwkv7": Family(keys=_rwkv, rules=_LONG_MEMORY),
     "arwkv7": Family(keys=with_keys(_rwkv, token_shift_count=1), rules=_LONG_MEMORY),
+    "rwkv6": Family(keys=_rwkv6),
+    "rwkv6qwen2": Family(keys=with_keys(_rwkv6, token_shift_count=1), without=r"time_mix_first"),
     "mamba2": Family(keys=with_keys(_no_heads, mamba2)),
 }

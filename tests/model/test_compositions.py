@@ -37,7 +37,7 @@ PROMPT, LATER = TOKENS[:N_PROMPT], TOKENS[N_PROMPT:][:N_LATER]
 
 
 NAMES = (
-    "llama qwen2 qwen3 qwen3moe qwen3vl phi3 deci openelm "
+    "llama qwen2 qwen3 qwen3moe qwen3vl phi3 deci openelm graniteswitch "
     "gemma2 gemma3 gemma3n gemma4 gemma4-512 gemma4-shared gpt-oss cohere2 olmo2 olmo2-full llama4 step35 "
     "qwen3next qwen35 qwen35moe lfm2 granitehybrid nemotron_h falcon-h1 jamba"
 ).split()

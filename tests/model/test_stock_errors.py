@@ -20,7 +20,7 @@ import pytest
 from headkv_local import HeadKVError, Llama, OutOfMemoryError, Retention, memory_estimate
 from headkv_local._core import memory, native
 from headkv_local._core.load import load_error
-from headkv_local.errors import LoadMemoryError
+from headkv_local.errors import LoadMemoryError, ModelError
 from helpers import random_tokens
 
 TOO_LONG = r"Requested tokens \((\d+)\) exceed context window of (\d+)"  # llama_cpp.server and others
@@ -116,6 +116,12 @@ def test_pythons_memory_error_says_what_to_change() -> None:
     assert isinstance(error, OutOfMemoryError)
     assert error.setting == "n_ctx"
     assert "make n_ctx smaller" in str(error)
+
+
+def test_a_draft_model_alone_is_no_matter_of_memory(tiny: Callable[..., Path]) -> None:
+    path = tiny(arch="eagle3")
+    with pytest.raises(ModelError, match="drafts for another one.*requires ctx_other"):
+        Llama(path)
 
 
 def test_a_context_without_memory_for_it(tiny_path: Path) -> None:

