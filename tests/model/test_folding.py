@@ -13,7 +13,7 @@ from architectures import VARIANTS
 from headkv_local import ArgumentError, Llama, Retention, StateError
 from headkv_local._core import native
 from headkv_local.settings import KV_TYPES
-from helpers import compact_natively, ends, forced_logits, last_logits, random_tokens
+from helpers import compact_natively, ends, forced_logits, greedy, last_logits, random_tokens
 
 Load = Callable[..., Llama]
 Tiny = Callable[..., Path]
@@ -76,6 +76,26 @@ def test_an_endless_answer_in_bounded_memory(load: Load, tiny: Tiny) -> None:
         counts.append(stats.prompt_tokens)
     assert max(sizes[400:]) <= max(sizes[:400])
     assert set(counts) == {N_PROMPT + 128 * i for i in range(7)}
+
+
+@pytest.mark.parametrize("n_prompt", [2, 20, 300])
+@pytest.mark.parametrize("budget", [48, "50%", "48KiB"])
+def test_a_budget_is_that_of_a_short_prompt_too(
+    load: Load, tiny: Tiny, tmp_path: Path, n_prompt: int, budget: int | str
+) -> None:
+    """A share is one of the prompt, not of an answer without an end; also in a session that is opened again."""
+    kept = Retention(budget=budget, scores="uniform", fold=64, archive="memory")
+    llm = load(tiny(), n_ctx=512, retention=kept)
+    entries = {48: 48, "48KiB": 48, "50%": max(n_prompt // 2, 8)}[budget]
+    llm.prefill(TOKENS[:310])  # a short one alone would not be compacted
+    llm.prefill(TOKENS[:n_prompt])
+    assert set(llm.cache_stats().kept.ravel()) == {min(entries, n_prompt)}
+    llm.save_session(tmp_path / "session")
+    with Llama.open_session(tmp_path / "session", n_ctx=512) as other:
+        for each in (llm, other):
+            assert len(greedy(each, 150)) == 150
+            assert each.cache_stats().prompt_tokens > n_prompt + 64
+            assert set(each.cache_stats().kept.ravel()) == {entries}
 
 
 def test_heads_keep_what_they_had_or_what_was_generated(load: Load, tiny: Tiny) -> None:

@@ -66,5 +66,4 @@ def restore(llm: Any, state: LlamaState, prompt: PromptRecord) -> None:
     llm.reset()
     llm._tokens.n_logits = 0  # whatever there was of them
     states.restore(llm, state)
-    llm._compactor.forget_caps()
     llm._prompts.record = prompt

@@ -98,7 +98,6 @@ class Compactor:
         self._settled = Retention()  # with its scores loaded; counts where there is a retention
         self._cuts = True  # the model's graph, as far as is known
         self._dropped: list[int] = []  # numbers of rows that the archive need not hold any more
-        self._caps: npt.NDArray[np.int32] | None = None  # of the prompt that was compacted last
 
     @property
     def policy(self) -> Literal["uniform", "scores", "caps"]:
@@ -244,7 +243,6 @@ class Compactor:
             self._cuts = False
             self.prefill(prompt, caps, ends, progress)
             return
-        self._caps = caps
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
 
     def hold(self) -> Held | None:
@@ -267,10 +265,16 @@ class Compactor:
             release(self.ctx, self._dropped.pop())
 
     def fold(self, ends: npt.NDArray[np.uint8]) -> None:
-        """The tail becomes a part of the prompt, which keeps as many entries. ends: as for prefill()."""
-        caps = self._caps
-        if caps is None:  # of a state
-            caps = np.maximum(native.get_stats(self.ctx)[1], self._settled.window)
+        """The tail becomes a part of the prompt. ends: as for prefill().
+
+        What is kept then has the budget's size, however short the prompt was; a budget that is a share stays one of
+        the prompt alone, for an answer has no end.
+        """
+        kept = self._settled
+        if kept.policy != "caps" and isinstance(kept.budget, str) and "%" in kept.budget:
+            caps = np.maximum(native.get_stats(self.ctx)[1], kept.window)
+        else:
+            caps = kept.caps_for(self.shape, len(ends))
         native.compact(self.ctx, self._plan(caps, ends))
         _logger.info("the tail was folded into a prompt of %d tokens", len(ends))
 
@@ -278,10 +282,6 @@ class Compactor:
         kept = self._settled
         window = min(kept.window, len(ends))  # a prompt that is kept whole may be shorter
         return native.Plan(caps, window, kept.kernel, kept.sinks, ends)
-
-    def forget_caps(self) -> None:
-        """What is compacted was read from a state."""
-        self._caps = None
 
     def begin_rows(self) -> None:
         """From now on record what each token attends to that is decoded."""

@@ -108,7 +108,6 @@ def _load(llm: Any, session: SessionFile, header: Header) -> None:
                 llm.reset()
             raise
         llm._contents.forget_prompt()
-        llm._compactor.forget_caps()
         llm._tokens.take(held.tokens)
         llm._tokens.evaluated(n_logits=0 if held.logits is None else 1)
         if llm._logits_all:
