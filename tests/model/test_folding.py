@@ -83,7 +83,7 @@ def test_an_endless_answer_in_bounded_memory(load: Load, tiny: Tiny) -> None:
 def test_a_budget_is_that_of_a_short_prompt_too(
     load: Load, tiny: Tiny, tmp_path: Path, n_prompt: int, budget: int | str
 ) -> None:
-    """A share is one of the prompt, not of an answer without an end; also in a session that is opened again."""
+    """A share is one of the prompt, not of an answer without an end. The same in a session."""
     kept = Retention(budget=budget, scores="uniform", fold=64, archive="memory")
     llm = load(tiny(), n_ctx=512, retention=kept)
     entries = {48: 48, "48KiB": 48, "50%": max(n_prompt // 2, 8)}[budget]

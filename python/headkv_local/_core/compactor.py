@@ -267,8 +267,8 @@ class Compactor:
     def fold(self, ends: npt.NDArray[np.uint8]) -> None:
         """The tail becomes a part of the prompt. ends: as for prefill().
 
-        What is kept then has the budget's size, however short the prompt was; a budget that is a share stays one of
-        the prompt alone, for an answer has no end.
+        What is kept then has the budget's size, however short the prompt was. A budget that is a share stays
+        one of the prompt alone, for an answer has no end.
         """
         kept = self._settled
         if kept.policy != "caps" and isinstance(kept.budget, str) and "%" in kept.budget:
