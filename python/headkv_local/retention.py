@@ -61,7 +61,7 @@ class Retention:
     observe: last tokens of the prompt that select where the question is not known, at least 1. They are
         not kept for that.
     draft: so many of the answer's first tokens, each the likeliest one after what would be kept without them,
-        select first of all, and are taken back. 0: the question selects alone.
+        select first of all, and nothing stays of them. 0: the question selects alone.
     fold: so many tokens after a compacted prompt, at least 64, become a part of it: each head chooses again
         among what it has kept and them, so that an endless answer runs in bounded memory. What a head lets
         go is in the archive still, if there is one. None: never.

@@ -155,7 +155,7 @@ def test_a_prompt_that_fits_has_none(load: Load, tiny_path: Path) -> None:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "granitehybrid"])
 def test_a_cancel_in_it(load: Load, tmp_path: Path, arch: str, order: dict[str, str]) -> None:
-    """Where it is made and where it is read: the prompt is held as if the draft had not been begun."""
+    """Where it is made and where its queries look: the prompt is held as if the draft had not been begun."""
     path, tokens = TinyModel(arch=arch).write(tmp_path / "m.gguf"), random_tokens(N)
     llm = load(path, retention=Retention(budget=32, draft=0, **order))
     with cancelled_after(llm, math.inf) as count:
@@ -177,6 +177,30 @@ def test_a_cancel_in_it(load: Load, tmp_path: Path, arch: str, order: dict[str, 
 
 
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("arch", ["llama", "granitehybrid"])
+def test_a_cancel_that_nothing_asks_for(load: Load, tmp_path: Path, arch: str, order: dict[str, str]) -> None:
+    """In the last node, and where no node asks: on a device none does."""
+    path, tokens = TinyModel(arch=arch).write(tmp_path / "m.gguf"), random_tokens(N)
+    llm = load(path, retention=Retention(budget=32, **order))
+    with cancelled_after(llm, math.inf) as count:
+        llm.prefill(tokens)
+    n_all, wanted = count[0], llm.retention_mask()
+    llm.reset()
+    count[0] = 0
+
+    def cancel_in_the_last() -> bool:
+        count[0] += 1
+        if count[0] == n_all:
+            native.cancel(int(llm.ctx))
+        return False
+
+    with at_each_node(llm, cancel_in_the_last), pytest.raises(Cancelled):
+        llm.prefill(tokens)
+    llm.prefill(tokens)
+    assert np.array_equal(llm.retention_mask(), wanted)
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_others_see_nothing_of_it(load: Load, tiny_path: Path, order: dict[str, str]) -> None:
     """Whoever looks meanwhile is told of the whole prompt, never of what the draft is made with."""
     seen: list[tuple[bool, bool]] = []
@@ -194,7 +218,7 @@ def test_others_see_nothing_of_it(load: Load, tiny_path: Path, order: dict[str, 
 
 
 def test_a_turn_that_is_shorter_than_it(load: Load, tiny_path: Path) -> None:
-    """Its tokens have hidden states too, where layers are read one after the other."""
+    """Nothing that is made for a turn's tokens has to hold those of a draft."""
     masks = []
     for order in ("tokens", "layers"):
         kept = Retention(budget=32, scores="uniform", draft=32, archive="memory", order=order)  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ headkv_stats llama_kv_cache_headkv::get_stats(int32_t * per_head, size_t n) cons
     res.bytes_full   = bytes_full;
     res.bytes_cells  = size_of(*this);
     res.bytes_kept   = kept ? kept->size() : 0;
-    res.bytes_record = (obs ? obs->size() : 0) + (queries ? queries->get_buffers().size() : 0);
+    res.bytes_record = n_bytes_recorded();
     res.bytes_peak   = bytes_peak;
     res.t_select_us  = t_select_us;
     res.t_compact_us = t_compact_us;
@@ -77,8 +77,12 @@ void llama_kv_cache_headkv::count_cells() {
     n_cells = n_used();
 }
 
+size_t llama_kv_cache_headkv::n_bytes_recorded() const {
+    return (obs ? obs->size() : 0) + (queries ? queries->get_buffers().size() : 0);
+}
+
 void llama_kv_cache_headkv::update_peak(size_t extra) {
-    const size_t now = size_of(*this) + (kept ? kept->size() : 0) + (obs ? obs->size() : 0) + extra;
+    const size_t now = size_of(*this) + (kept ? kept->size() : 0) + n_bytes_recorded() + extra;
 
     bytes_peak = std::max(bytes_peak, now);
 }

@@ -313,6 +313,7 @@ private:
     // Kept rows as other threads may know of them: those that a draft is made with are not the prompt's.
     const headkv_kept_prompt * get_shown() const { return n_drafted == 0 ? kept.get() : nullptr; }
     const headkv_kept_prompt & require_kept() const;
+    size_t n_bytes_recorded() const;
     void update_peak(size_t extra);
     void count_cells();
 

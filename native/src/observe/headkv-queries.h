@@ -12,8 +12,9 @@
 
 struct llama_ubatch;
 
-// The queries of some tokens that are decoded after a compacted prompt, of every layer that attends to its kept rows:
-// what each head looks at of its own entries is computed from them when the tail is folded.
+// The queries of some tokens that are decoded after a compacted prompt, of every layer that attends to its kept rows.
+// From them is computed what each head looks at: of its own entries when the tail is folded, of the whole prompt for a
+// draft of the answer.
 class headkv_queries {
 public:
     // readers: the layers, each with the shape of the layer whose K and V it reads; n tokens from position `first` on

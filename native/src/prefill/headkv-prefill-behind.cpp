@@ -1,6 +1,5 @@
 // A question that stood before what it asks about is read once more behind the prompt, observed, and taken back.
 
-#include "base/headkv-error.h"
 #include "llama-context.h"
 #include "llama-model.h"
 #include "prefill/headkv-prefill.h"

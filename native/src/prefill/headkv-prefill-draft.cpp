@@ -49,7 +49,7 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_beside_cel
 
     {
         const std::lock_guard<std::mutex> lock(kv.mutex);
-        kv.update_peak(there.kept->size() + size_of(*there.tail));
+        kv.update_peak(there.kept->size() + size_of(*there.tail) + asked->get_buffers().size());
     }
 
     std::unique_ptr<headkv_observer> obs_there;
@@ -82,7 +82,7 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_without_ro
         const std::lock_guard<std::mutex> lock(kv.mutex);
         kv.swap_cells(*there);
         kv.n_cells = kv.n_used();
-        kv.update_peak(n_bytes_aside());
+        kv.update_peak(n_bytes_aside() + asked->get_buffers().size());
         kv.epoch++;
     };
     const auto exchange = [&]() {
@@ -91,7 +91,7 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_without_ro
         std::swap(kv.kept, next);
         std::swap(kv.obs, seen);
         std::swap(kv.queries, asked);
-        kv.update_peak(n_bytes_aside() + (seen ? seen->size() : 0));
+        kv.update_peak(n_bytes_aside() + (seen ? seen->size() : 0) + (asked ? asked->get_buffers().size() : 0));
     };
     go_to(make_tail(n_prompt - plan.window, plan.window + n_draft));
     next = gather(choose());
@@ -134,7 +134,8 @@ void llama_kv_cache_headkv::reading::look(const headkv_queries & asked, const he
     std::vector<uint8_t> meta(n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false));
     const ggml_init_params params = { meta.size(), meta.data(), /*.no_alloc =*/true };
 
-    kv.epoch++; // no graph is in the scheduler's buffers any more
+    kv.epoch++;                       // no graph is in the scheduler's buffers any more
+    kv.canceller.must_finish = false; // as a draft's token must in layers that cannot go back
     for (uint32_t i = 0, n; i < asked.get_n_seen(); i += n) {
         n = std::min(kv.obs->at_once(n_kv), asked.get_n_seen() - i);
         kv.obs->aim_beside(n_prompt + i, n, cells);
@@ -180,5 +181,6 @@ void llama_kv_cache_headkv::reading::look(const headkv_queries & asked, const he
         if (status != GGML_STATUS_SUCCESS) {
             throw headkv_error(HEADKV_ERR_INTERNAL, format("looking at a prompt failed with %d", (int) status));
         }
+        require_not_cancelled(); // a device does not ask by itself
     }
 }

@@ -303,7 +303,7 @@ void llama_kv_cache_headkv::reading::read_batches(const panel & p) {
     for (uint32_t i = 0, end; i < p.n; i = end) {
         end = batch_end(p, i);
         decode(p, i, end - i);
-        if (prompt.progress && n_done < n_told()) {
+        if (prompt.progress) {
             prompt.progress(prompt.data, n_done + ((uint64_t) p.n * i_slice + end) / slices.size(), n_told());
             require_not_cancelled(); // also after the last one
         }

@@ -49,9 +49,13 @@ class Shelf:
 
         Raises ArgumentError as the constructor does; nothing can be saved then.
         """
-        with suppress(OSError):
+        try:
             if os.path.samestat(os.fstat(self._lock), os.stat(self.folder / _LOCK)):
                 return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError:  # nobody can tell: what is saved next says why it cannot be
+            return
         gone = [one for one in self if not os.path.exists(self._path(one))]
         for one in gone:
             one.saved = False
