@@ -205,7 +205,7 @@ def test_an_answer_that_cannot_be_added(session: Callable[..., Session], tmp_pat
     """It goes on, and the chat says that it does so without the archive."""
     path = tmp_path / "archive"
     chat = session(archive=str(path), max_tokens=80)
-    chat.llm.retention = replace(chat.llm.retention, fold=64)
+    chat.llm.retention = replace(chat.llm.retention, fold=64, draft=0)
     chat.attach([DOCUMENT])
     events: list[Event | None] = []
 

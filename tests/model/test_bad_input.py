@@ -498,7 +498,7 @@ except KeyboardInterrupt:
 def test_a_model_without_a_tokenizer(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retention: Retention | None
 ) -> None:
-    def none(writer: Any, template: str) -> int:
+    def none(writer: Any, *_: Any) -> int:
         writer.add_tokenizer_model("no_vocab")
         writer.add_vocab_size(288)
         return 288
