@@ -52,7 +52,7 @@ headkv_stats llama_kv_cache_headkv::get_stats(int32_t * per_head, size_t n) cons
     res.n_kept       = shown ? shown->n_rows() + n_heads * n_window : 0;
     res.bytes_full   = bytes_full;
     res.bytes_cells  = size_of(*this);
-    res.bytes_kept   = kept ? kept->size() : 0;
+    res.bytes_kept   = shown ? shown->size() : 0;
     res.bytes_record = n_bytes_recorded();
     res.bytes_peak   = bytes_peak;
     res.t_select_us  = t_select_us;
