@@ -93,9 +93,9 @@ LATENT: dict[str, Family] = {
         keys=with_keys(
             one_dense_layer,
             indexer,
-            attention_indexer__block_size=64,
-            attention_indexer__local_blocks=1,
-            attention_indexer__top_k=16,
+            attention__indexer__block_size=64,
+            attention__indexer__local_blocks=1,
+            attention__indexer__top_k=16,
         ),
         n_layer=3,
     ),
