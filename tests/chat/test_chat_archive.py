@@ -205,7 +205,7 @@ def test_an_answer_that_cannot_be_added(session: Callable[..., Session], tmp_pat
     """It goes on, and the chat says that it does so without the archive."""
     path = tmp_path / "archive"
     chat = session(archive=str(path), max_tokens=80)
-    chat.llm.retention = replace(chat.llm.retention, fold=64, draft=0)
+    chat.llm.retention = replace(chat.llm.retention, fold=64)
     chat.attach([DOCUMENT])
     events: list[Event | None] = []
 
@@ -214,7 +214,7 @@ def test_an_answer_that_cannot_be_added(session: Callable[..., Session], tmp_pat
         if isinstance(event, Text) and path.exists():
             os.truncate(path, 5)
 
-    answer = chat.ask("Why?", show)
+    answer = chat.ask("How?", show)
     assert answer.completion_tokens > 64
     assert [event for event in events if isinstance(event, Notice)] == [Notice(chat.archive.told)]
     assert answer.archive is chat.archive.where is None

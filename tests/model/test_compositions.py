@@ -275,10 +275,9 @@ def test_tokens_are_observed_in_small_batches(model: Model) -> None:
 
 
 def test_threads_change_nothing(model: Model) -> None:
-    """Without a draft: its tokens are decoded one by one, where threads move windows' sums by rounding."""
     runs = []
     for llm in (model.fresh(), model.open(n_threads=2)):
-        llm.retention = replace(model.quarter, draft=0)
+        llm.retention = model.quarter
         llm.prefill(PROMPT)
         runs.append((llm.retention_mask(), forced_logits(llm, LATER)))
     (mask, found), (wanted_mask, wanted) = runs

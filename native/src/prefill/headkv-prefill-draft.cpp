@@ -1,5 +1,5 @@
-// A draft of the answer is decoded with what would be kept without it. The queries of its tokens are recorded; what
-// they look at of the whole prompt selects. (Lookahead Q-Cache, arXiv 2505.20334.)
+// A draft of the answer is made with what would be kept without it. The queries that its tokens have there are
+// recorded; what they look at of the whole prompt selects. (Lookahead Q-Cache, arXiv 2505.20334.)
 
 #include "base/headkv-error.h"
 #include "llama-context.h"
@@ -12,6 +12,17 @@
 
 // Weight of other observed tokens beside a draft, as if they paid two fifths of the attention.
 static constexpr float beside_draft = 0.03f;
+
+// As many as there is room for. None where all is kept: nothing is to be selected.
+uint32_t llama_kv_cache_headkv::reading::draft_of(const headkv_prompt & prompt, const headkv_plan & plan,
+                                                  uint32_t n_prompt, uint32_t n_ctx) {
+    const auto keeps_all = [&](int32_t cap) { return cap >= (int64_t) n_prompt; };
+    if (!plan.caps || std::all_of(plan.caps, plan.caps + plan.n_caps, keeps_all)) {
+        return 0;
+    }
+    const size_t n_taken = (size_t) std::max(0, prompt.n_past) + prompt.n_tokens;
+    return std::clamp<int64_t>(prompt.n_draft, 0, n_ctx - std::min<size_t>(n_taken, n_ctx));
+}
 
 std::vector<float> llama_kv_cache_headkv::reading::weights() const {
     std::vector<float> res(prompt.weights, prompt.weights + prompt.n_weights);
@@ -59,14 +70,13 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_beside_cel
         kv.swap_cells(*there.tail);
         std::swap(kv.kept, there.kept);
         std::swap(kv.obs, obs_there);
-        std::swap(kv.queries, asked);
         kv.n_cells = kv.n_used();
         kv.epoch++;
     };
     exchange(&there);
     {
         const std::unique_ptr<compacted, decltype(exchange)> back(&there, exchange);
-        decode_draft();
+        decode_draft(asked);
     }
     return asked;
 }
@@ -90,15 +100,14 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_without_ro
         const std::lock_guard<std::mutex> lock(kv.mutex);
         std::swap(kv.kept, next);
         std::swap(kv.obs, seen);
-        std::swap(kv.queries, asked);
-        kv.update_peak(n_bytes_aside() + (seen ? seen->size() : 0) + (asked ? asked->get_buffers().size() : 0));
+        kv.update_peak(n_bytes_aside() + (seen ? seen->size() : 0) + asked->get_buffers().size());
     };
     go_to(make_tail(n_prompt - plan.window, plan.window + n_draft));
     next = gather(choose());
     exchange();
     kv.read = nullptr;
 
-    decode_draft();
+    decode_draft(asked);
 
     exchange();
     next.reset();
@@ -107,35 +116,60 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_without_ro
     return asked;
 }
 
-// At most n_draft tokens, each the likeliest one, up to one that ends the answer.
-void llama_kv_cache_headkv::reading::decode_draft() {
+// At most n_draft tokens, each the likeliest one, up to one that ends the answer. Then all of them once more, as a
+// batch: what llama.cpp sums for a single token depends on the number of threads, and so would what is kept.
+void llama_kv_cache_headkv::reading::decode_draft(std::unique_ptr<headkv_queries> & asked) {
     const llama_vocab & vocab = ctx.get_model().vocab;
-    for (uint32_t i = 0; i < n_draft; ++i) {
+    std::vector<int32_t> draft;
+    while (true) {
         ctx.synchronize(); // a decode returns while a device is still at it
         const float * logits = ctx.get_logits_ith(-1);
-        const int32_t token  = std::max_element(logits, logits + vocab.n_tokens()) - logits;
-        decode({ &token, 1, n_prompt + i, /*keep =*/false, /*output =*/true }, 0, 1);
-        if (vocab.is_eog(token)) {
+        draft.push_back(std::max_element(logits, logits + vocab.n_tokens()) - logits);
+        if (draft.size() == n_draft || vocab.is_eog(draft.back())) {
             break;
         }
+        const uint32_t p = n_prompt + draft.size() - 1;
+        decode({ &draft.back(), 1, p, /*keep =*/false, /*output =*/true }, 0, 1);
+    }
+    take_back();
+
+    const auto exchange = [&](std::unique_ptr<headkv_queries> *) {
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        std::swap(kv.queries, asked);
+        kv.epoch++;
+    };
+    exchange(&asked);
+    const std::unique_ptr<std::unique_ptr<headkv_queries>, decltype(exchange)> back(&asked, exchange);
+
+    const panel all = { draft.data(), (uint32_t) draft.size(), n_prompt, /*keep =*/false, /*output =*/true };
+    for (uint32_t i = 0; i < all.n; i += ctx.n_batch()) {
+        decode(all, i, std::min(ctx.n_batch(), all.n - i));
     }
     ctx.synchronize();
 }
 
 // What the draft's tokens look at in the layers of a slice, whose rows are there.
 void llama_kv_cache_headkv::reading::look(const headkv_queries & asked, const headkv_slice & s) {
+    std::vector<int32_t> readers;
+    for (const auto & [il, layer] : asked.get_layers()) {
+        if (s.holds(kv.layers[kv.ikv_of(il)].il)) {
+            readers.push_back(il);
+        }
+    }
+    if (readers.empty()) {
+        return;
+    }
     const slot_info all        = { 0, 0, { 0 }, {} };
     const uint32_t n_kv        = kv.get_n_kv(all);
     const auto & cells         = kv.get_cells(0);
-    const size_t n_nodes       = 64 * asked.get_layers().size();
+    const size_t n_nodes       = 64 * readers.size();
     ggml_backend_sched_t sched = ctx.get_sched();
 
     // ggml ends the process where it gets no memory for this by itself
     std::vector<uint8_t> meta(n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false));
     const ggml_init_params params = { meta.size(), meta.data(), /*.no_alloc =*/true };
 
-    kv.epoch++;                       // no graph is in the scheduler's buffers any more
-    kv.canceller.must_finish = false; // as a draft's token must in layers that cannot go back
+    kv.epoch++; // no graph is in the scheduler's buffers any more
     for (uint32_t i = 0, n; i < asked.get_n_seen(); i += n) {
         n = std::min(kv.obs->at_once(n_kv), asked.get_n_seen() - i);
         kv.obs->aim_beside(n_prompt + i, n, cells);
@@ -147,20 +181,15 @@ void llama_kv_cache_headkv::reading::look(const headkv_queries & asked, const he
         ggml_set_input(mask);
         const headkv_record_inputs in = kv.obs->build_inputs(graph, n_kv);
 
-        for (const auto & [il, layer] : asked.get_layers()) {
+        for (const int32_t il : readers) {
             const uint32_t ikv  = kv.ikv_of(il);
             const auto & shape  = kv.shapes[ikv];
-            const size_t row    = layer.q->nb[1];
-            headkv_attention at = layer;
-            at.q    = ggml_view_3d(graph, layer.q, shape.d_k, shape.n_head, n, shape.d_k * sizeof(float), row, i * row);
+            headkv_attention at = asked.get_layers().at(il);
+            const size_t row    = at.q->nb[1];
+            at.q    = ggml_view_3d(graph, at.q, shape.d_k, shape.n_head, n, shape.d_k * sizeof(float), row, i * row);
             at.k    = kv.get_k(graph, il, n_kv, all);
             at.mask = mask;
-            if (s.holds(kv.layers[ikv].il)) {
-                kv.obs->build(graph, gf, ikv, at);
-            }
-        }
-        if (ggml_graph_n_nodes(gf) == 0) {
-            return; // a slice of layers that do not retain
+            kv.obs->build(graph, gf, ikv, at);
         }
         ggml_backend_sched_reset(sched);
         if (!ggml_backend_sched_alloc_graph(sched, gf)) {

@@ -15,16 +15,6 @@
 // hidden states of a panel, where the caller does not say how many tokens it may have
 static constexpr size_t n_bytes_hidden = 256u * 1024 * 1024;
 
-// As many as there is room for. None where all is kept: nothing is to be selected.
-static uint32_t draft_of(const headkv_prompt & prompt, const headkv_plan & plan, uint32_t n_prompt, uint32_t n_ctx) {
-    const auto keeps_all = [&](int32_t cap) { return cap >= (int64_t) n_prompt; };
-    if (!plan.caps || std::all_of(plan.caps, plan.caps + plan.n_caps, keeps_all)) {
-        return 0;
-    }
-    const size_t n_taken = (size_t) std::max(0, prompt.n_past) + prompt.n_tokens;
-    return std::clamp<int64_t>(prompt.n_draft, 0, n_ctx - std::min<size_t>(n_taken, n_ctx));
-}
-
 void llama_kv_cache_headkv::prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan) {
     ctx.synchronize(); // what is set aside is no longer worked on
     reading(*this, ctx, prompt, plan).run();
@@ -177,9 +167,12 @@ void llama_kv_cache_headkv::reading::run() {
     if (!bounded.empty() && (!in_cells || reads_behind())) {
         at_end = std::make_unique<headkv_bounded>(ctx.get_memory(), /*rows =*/true);
     }
+    if (prompt.n_again > 0) {
+        behind([&]() { read_panels(prompt.again, prompt.n_again, n_prompt, /*keep =*/false); });
+    }
     t_select_us = ggml_time_us();
-    if (reads_behind()) {
-        read_behind();
+    if (n_draft > 0 && ctx.get_logits_ith(-1)) { // without logits nothing says which token is the likeliest
+        behind([&]() { observe_draft(); });
     }
     compact();
 }

@@ -7,6 +7,7 @@
 #include "slice/headkv-slice.h"
 
 #include <exception>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -62,18 +63,19 @@ private:
     void load(size_t i, uint32_t n); // the rows of the first n positions
     void store(size_t i, const panel & p);
 
-    // headkv-prefill-behind.cpp: what is read behind the prompt, observed, and taken back
+    // headkv-prefill-behind.cpp
     bool reads_behind() const { return prompt.n_again + n_draft > 0; }
     uint32_t n_told() const { return prompt.n_tokens + prompt.n_again; } // to progress
-    void read_behind();
+    void behind(const std::function<void()> & work); // which decodes behind the prompt; nothing stays of it
     void take_back();
 
     // headkv-prefill-draft.cpp
+    static uint32_t draft_of(const headkv_prompt & prompt, const headkv_plan & plan, uint32_t n_prompt, uint32_t n_ctx);
     std::vector<float> weights() const; // of observed tokens, but for the draft
     void observe_draft();
     std::unique_ptr<headkv_queries> draft_beside_cells();
     std::unique_ptr<headkv_queries> draft_without_room();
-    void decode_draft();
+    void decode_draft(std::unique_ptr<headkv_queries> & asked); // which records
     void look(const headkv_queries & asked, const headkv_slice & s);
 
     // headkv-prefill-cells.cpp: into the cells that there are
