@@ -230,6 +230,7 @@ HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what, int3
 HEADKV_API int32_t headkv_get_observe_limit(const struct llama_context * ctx, int32_t n_tokens, int32_t * n);
 
 // Select, gather the kept rows, free the full cache and make a small one for new tokens. Sequence 0 is the only one.
+// Where there is an archive, it gets the full rows.
 // Of a compacted cache: fold the tail into the prompt. Each KV head chooses among the entries that it has kept and
 // those of the tail, as the last n tokens, observed since, look at them; the rows of the tail go to the archive as they
 // are.
@@ -237,7 +238,7 @@ HEADKV_API int32_t headkv_get_observe_limit(const struct llama_context * ctx, in
 // HEADKV_ERR_ARGUMENT: a plan that does not fit the model or the prompt
 // HEADKV_ERR_STATE   : nothing decoded, or not all tokens recorded that were to be observed
 // HEADKV_ERR_MEMORY  : kept rows or cells could not be allocated
-// HEADKV_ERR_ARCHIVE : the tail's rows could not be written
+// HEADKV_ERR_ARCHIVE : rows could not be written
 // On any failure the full cache and the record stay as they were, and the call can be tried again.
 HEADKV_API int32_t headkv_compact(struct llama_context * ctx, const struct headkv_plan * plan, size_t size);
 

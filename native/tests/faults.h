@@ -29,6 +29,9 @@ public:
         return failed;
     }
 
+    // calls since it was armed, where none has failed
+    int n_calls(int n) const { return n - n_left; }
+
     // asked by each call: whether it fails
     bool now() {
         if (!armed || (failed && !fails_rest) || n_left-- > 0) {

@@ -57,7 +57,8 @@ static bool object_fails() {
 static constexpr int n_prompt = 600;
 static constexpr int n_window = 8;
 static constexpr int n_more   = 150; // outgrows the first tail
-static constexpr int n_each   = 200; // more than this project's own allocations of one step, which come first
+static constexpr int n_each   = 200; // each of the first allocations of a step fails, which are this project's own,
+static constexpr int n_last   = 100; // and of the last, where what was made takes its place; some of those between
 
 static std::vector<float> logits(llama_context * ctx) {
     const float * data = llama_get_logits_ith(ctx, -1);
@@ -91,8 +92,18 @@ static bool observe(llama_context * ctx) {
 static void torture(const char * what, fault_counter & faults, const std::function<bool()> & step,
                     const std::function<bool()> & reported, const std::function<bool()> & before,
                     const std::function<bool()> & after, bool rest = false) {
+    constexpr int n_many = 1 << 30;
+    check(before(), what);
+    faults.arm(n_many);
+    check(step(), what);
+    faults.disarm();
+    const int n_all = faults.n_calls(n_many);
+
+    const auto after_n = [&](int n) {
+        return n < n_each || n >= n_all - n_last ? n + 1 : std::min(n + n / 16, n_all - n_last);
+    };
     int n_failed = 0;
-    for (int n = 1;; n += n < n_each ? 1 : n / 16) {
+    for (int n = 1;; n = after_n(n)) {
         where = std::string(faults.name) + " " + std::to_string(n);
         check(before(), what);
 
@@ -112,7 +123,7 @@ static void torture(const char * what, fault_counter & faults, const std::functi
     }
 }
 
-// a first prompt, a later turn, and another prompt in place of all of that
+// a first prompt, a later turn, and another prompt in place of all of that; compactions
 static void torture_archive(llama_model * model, fault_counter & faults) {
     const auto ctx_ptr  = turn_open(model, GGML_TYPE_F16, 64);
     llama_context * ctx = ctx_ptr.get();
@@ -146,6 +157,23 @@ static void torture_archive(llama_model * model, fault_counter & faults) {
                 was.emplace(ctx);
                 return ok;
             },
+            [&]() { return outcome(ctx) == right; });
+    }
+
+    // what is compacted where it is: cells, and a tail
+    for (const bool tail : { false, true }) {
+        const auto before = [&]() {
+            llama_memory_clear(llama_get_memory(ctx), true);
+            return (!tail || turn_prefill(ctx, first) == HEADKV_OK) &&
+                   turn_observe(ctx, tail ? first.n_prompt : 0, later.n_prompt);
+        };
+        const turn_plan plan(ctx, later.n_prompt);
+        const auto step   = [&]() { return headkv_compact(ctx, &plan, sizeof(headkv_plan)) == HEADKV_OK; };
+        const char * what = tail ? "a fold" : "a compaction of cells";
+        check(before() && step() && turn_stats(ctx).n_archived == later.n_prompt, what);
+        const outcome right(ctx);
+        torture(
+            what, faults, step, []() { return strlen(headkv_last_error()) > 0; }, before,
             [&]() { return outcome(ctx) == right; });
     }
 }

@@ -1,6 +1,6 @@
-// Prompts and turns that fail while they are read with an archive: each N-th write to its file and read from it, and a
-// cancel at every step. The code is right, the cause is one sentence, and the context goes on as one to which it did
-// not happen: its tokens, its mask, what is in its archive.
+// Prompts and turns that fail while they are read with an archive, and compactions: each N-th write to its file and
+// read from it, and a cancel at every step. The code is right, the cause is one sentence, and the context goes on as
+// one to which it did not happen: its tokens, its mask, what is in its archive.
 
 #include "archive-turn.h"
 #include "faults.h"
@@ -127,6 +127,49 @@ static void test_faults(llama_context * ctx, const scene & s) {
     }
 }
 
+// a prompt in cells, and one with the tail after it, whose rows are written as they are compacted
+static void test_compact(llama_context * ctx, int n_read) {
+    const auto set = [&]() {
+        archive_turn first;
+        first.n_prompt = n_read;
+        llama_memory_clear(llama_get_memory(ctx), true);
+        return (n_read == 0 || turn_prefill(ctx, first) == HEADKV_OK) && turn_observe(ctx, n_read, n_turn);
+    };
+    const auto run = [&]() {
+        const turn_plan plan(ctx, n_turn);
+        return headkv_compact(ctx, &plan, sizeof(headkv_plan));
+    };
+    archive_turn later;
+    later.n_past   = n_turn;
+    later.n_prompt = n_turn + n_turn_observed;
+
+    where = n_read > 0 ? "a fold" : "a compaction of cells";
+    check(set() && run() == HEADKV_OK, "compact");
+    const turn_state right(ctx);
+    check(turn_stats(ctx).n_archived == n_turn, "archived");
+    check(turn_prefill(ctx, later) == HEADKV_OK, "the later turn");
+    const outcome right_later(ctx);
+
+    int n = 0;
+    for (;; ++n) {
+        check(set(), "set");
+        const turn_state before(ctx);
+        writes.arm(n);
+        const int32_t rc = run();
+        if (!writes.disarm()) {
+            check(rc == HEADKV_OK, "nothing failed");
+            break;
+        }
+        check(rc == HEADKV_ERR_ARCHIVE, "code");
+        check(turn_state(ctx) == before, "as it was");
+        check(run() == HEADKV_OK, "once more");
+        check(turn_state(ctx) == right, "once more is right");
+        check(turn_prefill(ctx, later) == HEADKV_OK && outcome(ctx) == right_later, "the later turn is right");
+    }
+    printf("%s: failed at %d steps\n", where.c_str(), n);
+    check(n > 0, "something failed");
+}
+
 static void test_cancel(llama_context * ctx, const scene & s) {
     struct cancel {
         llama_context * ctx;
@@ -200,5 +243,8 @@ int main(int argc, char ** argv) {
         test_cancel(ctx, s);
         test_abort(ctx, s);
     }
+    check(headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, path.c_str()) == HEADKV_OK, "an archive");
+    test_compact(ctx, 0);
+    test_compact(ctx, n_first);
     return checked();
 }

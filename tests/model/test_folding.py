@@ -21,6 +21,7 @@ Tiny = Callable[..., Path]
 N_PROMPT, N_TAIL, N_ASKING = 200, 120, 32
 TOKENS = random_tokens(N_PROMPT + 1000, seed=5)
 N_ALL = N_PROMPT + N_TAIL
+STOCK = {"flash_attn": True, "swa_full": False}
 SENTENCES = np.array([i % 23 == 22 for i in range(N_ALL)], dtype=np.uint8)
 
 
@@ -43,7 +44,7 @@ def test_heads_choose_as_they_would_from_the_whole(
     types = {"type_k": KV_TYPES[kv], "type_v": KV_TYPES[kv]}
     masks, logits = [], []
     for keep_first in (True, False):
-        llm = load(tiny(**VARIANTS[name]), flash_attn=True, swa_full=False, n_ubatch=64, **types)
+        llm = load(tiny(**VARIANTS[name]), n_ubatch=64, **STOCK, **types)
         ctx = int(llm.ctx)
         if keep_first:
             compact_natively(llm, TOKENS[:N_PROMPT], N_PROMPT)
@@ -80,22 +81,72 @@ def test_an_endless_answer_in_bounded_memory(load: Load, tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("n_prompt", [2, 20, 300])
 @pytest.mark.parametrize("budget", [48, "50%", "48KiB"])
+@pytest.mark.parametrize("compacted", [False, True])
 def test_a_budget_is_that_of_a_short_prompt_too(
-    load: Load, tiny: Tiny, tmp_path: Path, n_prompt: int, budget: int | str
+    load: Load, tiny: Tiny, tmp_path: Path, n_prompt: int, budget: int | str, compacted: bool
 ) -> None:
-    """A share is one of the prompt, not of an answer without an end. The same in a session."""
+    """A share is one of the prompt, or of what is folded at once. The same in a session."""
     kept = Retention(budget=budget, scores="uniform", fold=64, archive="memory")
     llm = load(tiny(), n_ctx=512, retention=kept)
-    entries = {48: 48, "48KiB": 48, "50%": max(n_prompt // 2, 8)}[budget]
-    llm.prefill(TOKENS[:310])  # a short one alone would not be compacted
+    entries = {48: 48, "48KiB": 48, "50%": max(n_prompt, 64) // 2}[budget]
+    if compacted:
+        llm.prefill(TOKENS[:310])  # a short one alone would not be
     llm.prefill(TOKENS[:n_prompt])
-    assert set(llm.cache_stats().kept.ravel()) == {min(entries, n_prompt)}
+    assert llm.cache_stats().kept.max() <= min(entries, n_prompt)
     llm.save_session(tmp_path / "session")
     with Llama.open_session(tmp_path / "session", n_ctx=512) as other:
         for each in (llm, other):
             assert len(greedy(each, 150)) == 150
             assert each.cache_stats().prompt_tokens > n_prompt + 64
             assert set(each.cache_stats().kept.ravel()) == {entries}
+
+
+@pytest.mark.parametrize("archive", [None, "memory"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-oss", "qwen35", "falcon-h1"])
+def test_a_prompt_that_fits_is_folded_with_its_answer(
+    load: Load, tiny: Tiny, name: str, archive: str | None
+) -> None:
+    """Once both do not fit any more. What is archived of them is as if nothing had ever been compacted."""
+    path = tiny(**VARIANTS[name])
+    llm = load(path, n_ctx=2048, retention=Retention(budget=90, fold=64, archive=archive))
+    stock = load(path, n_ctx=2048, **STOCK)
+    for each in (llm, stock):
+        each.prefill(TOKENS[:30])
+    whole, sizes = 0, []
+    for i, token in enumerate(TOKENS[30:800]):
+        llm.eval([token])
+        stats = llm.cache_stats()
+        assert ends(llm) == (31 + i,) * 3
+        if stats.prompt_tokens == 30:
+            stock.eval([token])
+            assert np.array_equal(last_logits(llm), last_logits(stock))
+            whole = 31 + i
+        else:
+            assert set(stats.kept[stats.kept > 0].ravel()) == {90}
+            assert stats.tail_tokens <= 64
+        sizes.append(stats.resident_bytes)
+    assert 90 < whole < 30 + 90 + 64
+    assert max(sizes[400:]) <= max(sizes[:400])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35"])
+def test_a_turn_after_a_prompt_that_fitted(load: Load, tiny: Tiny, name: str) -> None:
+    """Rows of the prompt and of the answer are in the archive as stock would have them."""
+    path = tiny(**VARIANTS[name])
+    llm = load(path, retention=Retention(budget=48, fold=64, archive="memory"))
+    stock = load(path, **STOCK)
+    for each in (llm, stock):
+        each.prefill(TOKENS[:30])
+        for token in TOKENS[30:94]:
+            each.eval([token])
+    llm.eval(TOKENS[94:95])
+    stats = llm.cache_stats()
+    assert stats.archive_tokens == stats.prompt_tokens == 94
+    assert set(stats.kept[stats.kept > 0].ravel()) == {48}
+    for each in (llm, stock):
+        each.prefill(TOKENS[:130])
+    assert np.array_equal(last_logits(llm), last_logits(stock))
+    assert llm.cache_stats().archive_tokens == 130
 
 
 def test_heads_keep_what_they_had_or_what_was_generated(load: Load, tiny: Tiny) -> None:
@@ -166,17 +217,18 @@ def test_another_prompt_has_a_tail_of_its_own(load: Load, tiny: Tiny) -> None:
         assert llm.cache_stats().tail_tokens <= 64
 
 
-def test_a_lost_archive_does_not_end_an_answer(load: Load, tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_prompt", [20, N_PROMPT], ids=["fits", "compacted"])
+def test_a_lost_archive_does_not_end_an_answer(load: Load, tiny: Tiny, tmp_path: Path, n_prompt: int) -> None:
     rows = tmp_path / "rows"
     llm = load(tiny(), retention=Retention(budget=48, fold=64, archive=rows))
-    llm.prefill(TOKENS[:N_PROMPT])
+    llm.prefill(TOKENS[:n_prompt])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("headkv_local._core.compactor.native.compact", _full_disk(native.compact))
-        for token in TOKENS[N_PROMPT:][:80]:
+        for token in TOKENS[n_prompt:][:80]:
             llm.eval([token])
     stats = llm.cache_stats()
-    assert (stats.prompt_tokens, stats.archive_tokens) == (N_PROMPT + 64, 0)
-    llm.prefill(TOKENS[: N_PROMPT + 100])  # behind what was kept
+    assert (stats.prompt_tokens, stats.archive_tokens) == (n_prompt + 64, 0)
+    llm.prefill(TOKENS[: n_prompt + 100])  # behind what was kept
     assert llm.cache_stats().tail_tokens == 36
     assert llm.retention == Retention(budget=48, fold=64)
     llm.reset()

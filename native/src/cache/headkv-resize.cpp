@@ -3,6 +3,7 @@
 #include "base/headkv-error.h"
 #include "base/headkv-io.h"
 #include "cache/llama-kv-cache-headkv.h"
+#include "llama-context.h"
 #include "llama-impl.h"
 
 #include <algorithm>
@@ -143,6 +144,19 @@ void llama_kv_cache_headkv::archive_cells(headkv_archive & to, const std::vector
     for (uint32_t p = p0; p < cell.size(); ++p) {
         exts.push_back(v_cells[0].ext_get(cell[p]));
     }
+}
+
+std::shared_ptr<headkv_bounded> llama_kv_cache_headkv::archive_behind(const std::vector<uint32_t> & cell,
+                                                                      std::vector<llama_kv_cell_ext> & exts) {
+    auto at_end = std::make_shared<headkv_bounded>(lctx->get_memory(), /*rows =*/true);
+    try {
+        archive->fork(exts.size(), archived.size());
+        archive_cells(*archive, cell, exts.size(), exts);
+    } catch (...) {
+        archive->drop();
+        throw;
+    }
+    return at_end;
 }
 
 uint32_t llama_kv_cache_headkv::tail_cells(uint32_t n_needed, uint32_t end) const {

@@ -136,7 +136,13 @@ void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads
         const std::lock_guard<std::mutex> lock(mutex);
         update_peak(next.kept->size() + size_of(*next.tail));
     }
-    commit(std::move(next.kept), std::move(next.tail), {}, nullptr, t_start_us, next.t_select_end_us);
+    std::vector<llama_kv_cell_ext> exts;
+    std::shared_ptr<headkv_bounded> at_end;
+    if (archive) {
+        at_end = archive_behind(get_prompt_cells(), exts);
+    }
+    commit(std::move(next.kept), std::move(next.tail), std::move(exts), std::move(at_end), t_start_us,
+           next.t_select_end_us);
 }
 
 llama_kv_cache_headkv::compacted llama_kv_cache_headkv::make_compacted(const headkv_plan & plan,
@@ -182,7 +188,7 @@ llama_kv_cache_headkv::compacted llama_kv_cache_headkv::make_compacted(const hea
 }
 
 void llama_kv_cache_headkv::commit(std::unique_ptr<headkv_kept_prompt> next, std::unique_ptr<llama_kv_cache> tail,
-                                   std::vector<llama_kv_cell_ext> exts, std::unique_ptr<headkv_bounded> at_end,
+                                   std::vector<llama_kv_cell_ext> exts, std::shared_ptr<headkv_bounded> at_end,
                                    int64_t t_start_us, int64_t t_select_end_us) {
     {
         const std::lock_guard<std::mutex> lock(mutex);

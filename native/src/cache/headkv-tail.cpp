@@ -70,17 +70,10 @@ void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
 
     // what the archive gets is what was computed: over the entries that were kept
     std::vector<llama_kv_cell_ext> exts;
-    std::unique_ptr<headkv_bounded> at_end;
+    std::shared_ptr<headkv_bounded> at_end;
     if (!archived.empty()) {
         exts   = archived;
-        at_end = std::make_unique<headkv_bounded>(lctx->get_memory(), /*rows =*/true);
-        try {
-            archive->fork(archived.size(), archived.size());
-            archive_cells(*archive, cell, archived.size(), exts);
-        } catch (...) {
-            archive->drop();
-            throw;
-        }
+        at_end = archive_behind(cell, exts);
     }
 
     commit(std::move(next), std::move(tail), std::move(exts), std::move(at_end), t_start_us, t_select_end_us);

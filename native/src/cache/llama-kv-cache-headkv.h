@@ -238,12 +238,14 @@ private:
     void archive_cells(headkv_archive & to, const std::vector<uint32_t> & cell, uint32_t p0,
                        std::vector<llama_kv_cell_ext> & exts) const;
 
+    // the same into the cache's own archive, behind the positions of exts; the bounded layers as they are now
+    std::shared_ptr<headkv_bounded> archive_behind(const std::vector<uint32_t> & cell,
+                                                   std::vector<llama_kv_cell_ext> & exts);
+
     // cells for n_needed tokens after kept rows that end at `end`
     uint32_t tail_cells(uint32_t n_needed, uint32_t end) const;
-
-    // room for n_new more tokens; throws headkv_error if there is none
+    // room for n_new more tokens
     void grow(uint32_t n_new);
-
     void require_no_shift() const;
 
     // Until no device is at the cache any more. To be called before rows are moved or buffers freed in what llama.cpp
@@ -292,7 +294,7 @@ private:
     // The prompt is compacted from here on: these take the place of whatever there was. Cannot fail.
     //   exts, at_end: what is archived beside rows, none without an archive
     void commit(std::unique_ptr<headkv_kept_prompt> next, std::unique_ptr<llama_kv_cache> tail,
-                std::vector<llama_kv_cell_ext> exts, std::unique_ptr<headkv_bounded> at_end, int64_t t_start_us,
+                std::vector<llama_kv_cell_ext> exts, std::shared_ptr<headkv_bounded> at_end, int64_t t_start_us,
                 int64_t t_select_end_us);
 
     // all positions in cells in order: cell[p]; throws unless they are p0, p0 + 1, ...

@@ -165,7 +165,7 @@ void llama_kv_cache_headkv::reading::run() {
     begin();
     read_panels(prompt.tokens, prompt.n_tokens, n_past, /*keep =*/true);
     if (!bounded.empty() && (!in_cells || reads_behind())) {
-        at_end = std::make_unique<headkv_bounded>(ctx.get_memory(), /*rows =*/true);
+        at_end = std::make_shared<headkv_bounded>(ctx.get_memory(), /*rows =*/true);
     }
     if (prompt.n_again > 0) {
         behind([&]() { read_panels(prompt.again, prompt.n_again, n_prompt, /*keep =*/false); });

@@ -129,6 +129,6 @@ private:
     std::unique_ptr<headkv_queries> queries;
     headkv_bounded bounded;
 
-    std::unique_ptr<headkv_bounded> at_end; // of the prompt
+    std::shared_ptr<headkv_bounded> at_end; // of the prompt
     std::vector<llama_kv_cell_ext> exts;    // of each position
 };

@@ -46,8 +46,8 @@ headkv_archive::~headkv_archive() {
 // slots
 //
 
-std::vector<bool> headkv_archive::taken_slots() const {
-    std::vector<bool> taken;
+const std::vector<bool> & headkv_archive::taken_slots() {
+    taken.clear();
     const auto add = [&](const std::vector<uint32_t> & of) {
         for (const uint32_t s : of) {
             taken.resize(std::max<size_t>(taken.size(), s + 1));
@@ -62,9 +62,11 @@ std::vector<bool> headkv_archive::taken_slots() const {
     return taken;
 }
 
-uint32_t headkv_archive::free_slot() const {
-    const auto taken = taken_slots();
-    return std::find(taken.begin(), taken.end(), false) - taken.begin();
+uint32_t headkv_archive::free_slot() {
+    taken_slots();
+    const uint32_t s = std::find(taken.begin(), taken.end(), false) - taken.begin();
+    taken.reserve(s + 1); // slots are freed where nothing may fail
+    return s;
 }
 
 bool headkv_archive::is_held(uint32_t slot) const {
@@ -119,8 +121,7 @@ void headkv_archive::copy(uint32_t ikv, uint32_t from, uint32_t to, uint32_t n_r
 
 // slots of no table go
 void headkv_archive::free_slots() {
-    const auto taken      = taken_slots();
-    const uint32_t n_used = taken.size();
+    const uint32_t n_used = taken_slots().size();
     if (fd >= 0) {
         shorten(n_used > 0 ? header_size + n_used * stride : 0);
         return;

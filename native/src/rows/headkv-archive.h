@@ -90,8 +90,8 @@ private:
     template <typename K, typename F>
     void each(uint32_t ikv, uint32_t b, K * k, K * v, uint32_t cell, uint32_t p0, uint32_t n, F && f) const;
 
-    std::vector<bool> taken_slots() const; // up to the last one
-    uint32_t free_slot() const;
+    const std::vector<bool> & taken_slots(); // up to the last one
+    uint32_t free_slot();
     bool is_held(uint32_t slot) const;
     void make_room(uint32_t b);
     void copy(uint32_t ikv, uint32_t from, uint32_t to, uint32_t n_rows);
@@ -126,6 +126,7 @@ private:
     // The blocks of the same positions lie in one slot, which has its place in the file or in memory.
     std::vector<uint32_t> table;                   // the slot of each n_block positions
     std::vector<std::unique_ptr<uint8_t[]>> slots; // in memory
+    std::vector<bool> taken;                       // of taken_slots(); has room for all slots that there are
 
     bool forked = false;
     std::vector<uint32_t> table_before;

@@ -140,7 +140,7 @@ void llama_kv_cache_headkv::set_end(llama_context & ctx, const void * data, size
             throw headkv_error(HEADKV_ERR_ARGUMENT, "an archived token is none of the model's");
         }
     }
-    auto end = std::make_unique<headkv_bounded>(ctx.get_memory(), /*rows =*/false);
+    auto end = std::make_shared<headkv_bounded>(ctx.get_memory(), /*rows =*/false);
     if (!end->empty()) {
         *end = headkv_bounded::read(ctx.get_memory(), io, n, n_vocab);
         if (end->last() + 1 != (int32_t) n) {

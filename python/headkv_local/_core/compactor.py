@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..budgets import ModelShape
-from ..errors import ArgumentError, ScoresError, StateError, UnsupportedError
+from ..errors import ArgumentError, StateError, UnsupportedError
 from ..retention import Retention
-from ..scores import HeadScores
 from . import native
 from .native.archive import (
     ORDER_LAYERS,
@@ -31,6 +30,7 @@ from .native.archive import (
 from .native.plan import Observers
 from .pieces import Pieces
 from .question import who_observes
+from .settle import settle, shape_of
 from .turns import Turn
 
 _logger = logging.getLogger("headkv_local")
@@ -44,36 +44,6 @@ def small_at_first(retention: Retention | None) -> Iterator[None]:
         yield
     finally:
         begin_small(False)
-
-
-def shape_of(ctx: int) -> ModelShape:
-    """The layers that retain. UnsupportedError for a context that can never be compacted."""
-    native.supported(ctx)
-    now = native.get_numbers(ctx)
-    bounded = sum(native.get_device_bytes(ctx)) - now.bytes_cells - now.bytes_kept - now.bytes_record
-    return native.model_shape(ctx)._replace(bounded_bytes=bounded)
-
-
-def settle(retention: Retention, shape: ModelShape, model_path: str) -> tuple[Retention, str | None]:
-    """The retention with its scores loaded, and where they were found."""
-    if not retention.wants_scores:
-        return retention, None
-    if isinstance(retention.scores, HeadScores):
-        scores, where = retention.scores, "given"
-    elif isinstance(retention.scores, str | os.PathLike):
-        scores, where = HeadScores.from_gguf(retention.scores), os.fspath(retention.scores)
-    else:
-        found = HeadScores.find(model_path)
-        if found is None:
-            _logger.info("the model comes without head scores: every KV head gets the same budget")
-            return retention, None
-        scores, where = found[0], str(found[1])
-    try:
-        settled = retention.with_scores(scores.for_model(shape, model_path))
-    except (ArgumentError, ScoresError) as error:  # a budget below the window that the file recommends
-        raise type(error)(f"{error} (head scores: {where})") from error
-    _logger.info("budgets follow the head scores of %s", where)
-    return settled, where
 
 
 class Held:
@@ -264,17 +234,26 @@ class Compactor:
         while self._dropped:
             release(self.ctx, self._dropped.pop())
 
-    def fold(self, ends: npt.NDArray[np.uint8]) -> None:
-        """The tail becomes a part of the prompt. ends: as for prefill().
+    def fold_caps(self, n_prompt: int, n_tokens: int) -> npt.NDArray[np.int32] | None:
+        """Entries per KV head once what came after a prompt becomes a part of it, (n_layer, n_head_kv). None
+        if nothing is compacted and all of the n_tokens fit into the budget.
 
-        What is kept then has the budget's size, however short the prompt was. A budget that is a share stays
-        one of the prompt alone, for an answer has no end.
+        It is the budget, however short the prompt was. One that is a share stays one of the prompt, for an
+        answer has no end; of as many tokens as are folded at once where the prompt is shorter.
         """
-        kept = self._settled
-        if kept.policy != "caps" and isinstance(kept.budget, str) and "%" in kept.budget:
-            caps = np.maximum(native.get_stats(self.ctx)[1], kept.window)
+        kept, shape, compacted = self._settled, self.shape, self.n_compacted > 0
+        is_share = kept.policy != "caps" and "%" in str(kept.budget)
+        if is_share:
+            n_least = kept.fold or 0
+            caps = kept.caps_for(shape, n_least if compacted else max(n_prompt, n_least))
         else:
-            caps = kept.caps_for(self.shape, len(ends))
+            caps = kept.caps_for(shape, n_tokens)
+        if compacted:
+            return np.maximum(caps, native.get_stats(self.ctx)[1]) if is_share else caps
+        return None if (caps[shape.heads] >= n_tokens).all() else caps
+
+    def fold(self, caps: npt.NDArray[np.int32], ends: npt.NDArray[np.uint8]) -> None:
+        """What came after the prompt becomes a part of it. caps, ends: as for prefill()."""
         native.compact(self.ctx, self._plan(caps, ends))
         _logger.info("the tail was folded into a prompt of %d tokens", len(ends))
 

@@ -18,9 +18,9 @@ from ..errors import ArgumentError
 from ..memory import DeviceMemory, MemoryEstimate
 from ..retention import Retention
 from . import ggml
-from .compactor import settle, shape_of
 from .load import arguments_of, refuse_what_cannot_be
 from .native import memory as native
+from .settle import settle, shape_of
 from .unloaded import Unloaded
 
 Bytes = npt.NDArray[np.int64]

@@ -1,0 +1,44 @@
+"""A retention as it is for one model: its layers, and the head scores that come with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from ..budgets import ModelShape
+from ..errors import ArgumentError, ScoresError
+from ..retention import Retention
+from ..scores import HeadScores
+from . import native
+
+_logger = logging.getLogger("headkv_local")
+
+
+def shape_of(ctx: int) -> ModelShape:
+    """The layers that retain. UnsupportedError for a context that can never be compacted."""
+    native.supported(ctx)
+    now = native.get_numbers(ctx)
+    bounded = sum(native.get_device_bytes(ctx)) - now.bytes_cells - now.bytes_kept - now.bytes_record
+    return native.model_shape(ctx)._replace(bounded_bytes=bounded)
+
+
+def settle(retention: Retention, shape: ModelShape, model_path: str) -> tuple[Retention, str | None]:
+    """The retention with its scores loaded, and where they were found."""
+    if not retention.wants_scores:
+        return retention, None
+    if isinstance(retention.scores, HeadScores):
+        scores, where = retention.scores, "given"
+    elif isinstance(retention.scores, str | os.PathLike):
+        scores, where = HeadScores.from_gguf(retention.scores), os.fspath(retention.scores)
+    else:
+        found = HeadScores.find(model_path)
+        if found is None:
+            _logger.info("the model comes without head scores: every KV head gets the same budget")
+            return retention, None
+        scores, where = found[0], str(found[1])
+    try:
+        settled = retention.with_scores(scores.for_model(shape, model_path))
+    except (ArgumentError, ScoresError) as error:  # a budget below the window that the file recommends
+        raise type(error)(f"{error} (head scores: {where})") from error
+    _logger.info("budgets follow the head scores of %s", where)
+    return settled, where
