@@ -18,6 +18,10 @@ import httpx
 import openai
 
 TIMEOUT = 300
+# With so few tokens at once llama.cpp's attention rounds in one way only: answers are the same, however much
+# of a prompt has been read before.
+N_UBATCH = 32
+SIZES = ("--ctx", 2048, "--threads", 1, "--n-threads-batch", 1, "--n-ubatch", N_UBATCH, "--budget", 48)
 
 
 @dataclass

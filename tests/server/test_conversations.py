@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import Running, failing, serving, until
+from serving import N_UBATCH, SIZES, Running, failing, serving, until
 
 from headkv_local import Cancelled, CancelToken, Llama, Retention
 from headkv_local.server.conversations import Conversation, choose
@@ -17,7 +17,6 @@ from headkv_local.server.keeper import Keeper
 from headkv_local.server.shelf import Shelf
 from helpers import random_tokens
 
-SIZES = ("--ctx", 2048, "--threads", 1, "--n-threads-batch", 1, "--budget", 48)
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 20}
 QUESTIONS = ("What was said?", "Say it in other words, please.", "And then?")
 
@@ -65,7 +64,7 @@ def test_conversations_in_turns(
 def require_right(chats: Iterable[Chat], load: Callable[..., Llama], path: Path) -> None:
     """Each answer is that of a Llama that has had this conversation alone."""
     for chat in chats:
-        alone = load(path, n_ctx=2048, retention=Retention(budget=48, archive="memory"))
+        alone = load(path, n_ctx=2048, n_ubatch=N_UBATCH, retention=Retention(budget=48, archive="memory"))
         for end in range(2, len(chat), 2):
             reply = alone.create_chat_completion(chat[:end], **GREEDY, repeat_penalty=1.1)  # type: ignore[arg-type]
             assert reply["choices"][0]["message"]["content"] == chat[end]["content"]

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from serving import TIMEOUT, Running, serving, until
+from serving import N_UBATCH, SIZES, TIMEOUT, Running, serving, until
 
 from headkv_local import Llama, Retention
 
@@ -46,29 +46,16 @@ BAD: list[tuple[int, Any]] = [
 
 
 def scripts(load: Callable[..., Llama], path: Path) -> list[list[dict[str, str]]]:
-    """Whole conversations, each with a Llama of its own; none in which the likeliest two tokens are so close
-    that it matters in how many pieces the tokens before them were read."""
-    kept: dict[str, Any] = {"n_ctx": 2048, "retention": Retention(budget=48, archive="memory")}
+    """Whole conversations, each with a Llama of its own."""
     made = []
-    for name in ("forest", "castle", "market", "bridge", "island", "river"):
-        alone, other = load(path, **kept), load(path, **kept, n_batch=100)
+    for name in ("forest", "castle", "market", "bridge"):
+        alone = load(path, n_ctx=2048, n_ubatch=N_UBATCH, retention=Retention(budget=48, archive="memory"))
         chat = [{"role": "system", "content": f"This is {name}. " + f"The {name} has much to say. " * 12}]
         for question in QUESTIONS:
             chat.append({"role": "user", "content": question})
             chat.append({"role": "assistant", "content": said(alone, chat)})
-        ends = range(2, len(chat), 2)
-        ways = [(before, end) for before in ((), (2,), (8,), (8, 2), (8, 4)) for end in ends]
-        for before, end in ways:
-            other.reset()
-            for one in before:
-                said(other, chat[:one])
-            if said(other, chat[:end]) != chat[end]["content"]:
-                break
-        else:
-            made.append(chat)
+        made.append(chat)
         alone.close()
-        other.close()
-    assert len(made) > 3
     return made
 
 
@@ -121,8 +108,8 @@ def refused(client: httpx.Client, rng: random.Random) -> str:
 
 def test_random_requests(tiny_path: Path, load: Callable[..., Llama], tmp_path: Path) -> None:
     chats = scripts(load, tiny_path)
-    limits = ("--ctx", 2048, "--threads", 1, "--n-threads-batch", 1, "--budget", 48, "--max-conversations", 4)
-    with serving(tmp_path, tiny_path, *limits, "--max-body", "64KiB", "--max-queue", 2) as server:
+    limits = ("--max-conversations", 4, "--max-body", "64KiB", "--max-queue", 2)
+    with serving(tmp_path, tiny_path, *SIZES, *limits) as server:
 
         def work(seed: int) -> tuple[str, int]:
             rng = random.Random(seed)
