@@ -21,7 +21,7 @@
 //   llama_decode       the answer; llama_memory_clear() or a whole-sequence llama_memory_seq_rm()
 //                      makes room for the next prompt
 //   headkv_observe, llama_decode, headkv_compact
-//                      may follow: the tail, the tokens after the prompt, becomes a part of it
+//                      may follow: HEADKV_OBSERVE_TAIL, and the tail, the tokens after the prompt, becomes a part of it
 //
 // Every function that returns int32_t returns HEADKV_OK or one of the codes below, never throws and
 // never aborts on bad input; headkv_last_error() then tells the cause in one sentence. Unless a
@@ -60,7 +60,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 11,
+    HEADKV_ABI_VERSION = 12,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
@@ -85,6 +85,7 @@ enum headkv_const {
     HEADKV_OBSERVE_OFF    = 0,
     HEADKV_OBSERVE_TOKENS = 1,
     HEADKV_OBSERVE_ROWS   = 2,
+    HEADKV_OBSERVE_TAIL   = 3,
 
     HEADKV_ARCHIVE_NONE   = 0,
     HEADKV_ARCHIVE_MEMORY = 1,
@@ -213,14 +214,15 @@ HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 //   HEADKV_OBSERVE_TOKENS: how much attention each KV head pays to every position, over n tokens from position `first`
 //                          on, each with its weight; for headkv_compact(). What else is decoded is not recorded.
 //   HEADKV_OBSERVE_ROWS  : the attention of each query head, of the last token only; for headkv_get_rows()
-//   HEADKV_OBSERVE_OFF   : nothing any more; what was recorded is kept
+//   HEADKV_OBSERVE_TAIL  : what n tokens from position `first` on ask for, which are still to come; for
+//                          headkv_compact(), which folds then. Beside the rest: nothing else is forgotten or ends.
+//   HEADKV_OBSERVE_OFF   : nothing any more, but for a tail; what was recorded is kept
+// On a compacted cache the first two are HEADKV_ERR_STATE; so is HEADKV_OBSERVE_TAIL with tokens that were decoded
+// already. HEADKV_ERR_MEMORY without room for the records.
 // What follows is of HEADKV_OBSERVE_TOKENS. weights: [n], each from 0 to 1 and not all 0, or NULL: all are 1. The range
 // must reach to the end of the prompt that is compacted, or farther: tokens after it that are taken back when they were
 // decoded observe, and are no part of the prompt. again_at: of the last n_again of the range, which are such tokens
-// that the prompt has too, its positions, ascending; see struct headkv_prompt. HEADKV_ERR_MEMORY without room for the
-// records.
-// On a compacted cache HEADKV_OBSERVE_TOKENS records what tokens of its tail ask for, those from `first` on that are
-// still to come, all with the same weight; the others are HEADKV_ERR_STATE.
+// that the prompt has too, its positions, ascending; see struct headkv_prompt.
 HEADKV_API int32_t headkv_observe(struct llama_context * ctx, int32_t what, int32_t first, int32_t n,
                                   const float * weights, const int32_t * again_at, size_t n_again);
 
@@ -231,9 +233,9 @@ HEADKV_API int32_t headkv_get_observe_limit(const struct llama_context * ctx, in
 
 // Select, gather the kept rows, free the full cache and make a small one for new tokens. Sequence 0 is the only one.
 // Where there is an archive, it gets the full rows.
-// Of a compacted cache: fold the tail into the prompt. Each KV head chooses among the entries that it has kept and
-// those of the tail, as the last n tokens, observed since, look at them; the rows of the tail go to the archive as they
-// are.
+// After HEADKV_OBSERVE_TAIL, and of a compacted cache: fold the tail into the prompt, which may be compacted or whole.
+// Each KV head chooses among the entries that it has kept and those in cells, as the tokens that were observed look at
+// them. No more than `window` tokens may have come after these. The rows of the tail go to the archive as they are.
 //   size: sizeof(struct headkv_plan) of the caller
 // HEADKV_ERR_ARGUMENT: a plan that does not fit the model or the prompt
 // HEADKV_ERR_STATE   : nothing decoded, or not all tokens recorded that were to be observed

@@ -195,10 +195,12 @@ inline bool turn_compact(llama_context * ctx, const std::vector<int> & p, int br
 }
 
 // Up to the compaction of p1 tokens, p0 of which the context holds: the last of them are observed.
-inline bool turn_observe(llama_context * ctx, int p0, int p1) {
-    return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, p1 - n_turn_observed, n_turn_observed, nullptr, nullptr, 0) ==
-               HEADKV_OK &&
-           turn_decode(ctx, p0, p1);
+//   what: HEADKV_OBSERVE_TOKENS, or HEADKV_OBSERVE_TAIL for a fold
+inline bool turn_observe(llama_context * ctx, int what, int p0, int p1) {
+    const int first = p1 - n_turn_observed;
+    return turn_decode(ctx, p0, first) &&
+           headkv_observe(ctx, what, first, n_turn_observed, nullptr, nullptr, 0) == HEADKV_OK &&
+           turn_decode(ctx, first, p1);
 }
 
 inline llama_context_ptr turn_open(llama_model * model, ggml_type type = GGML_TYPE_F16, uint32_t n_ubatch = 37,

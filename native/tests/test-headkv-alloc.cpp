@@ -160,16 +160,17 @@ static void torture_archive(llama_model * model, fault_counter & faults) {
             [&]() { return outcome(ctx) == right; });
     }
 
-    // what is compacted where it is: cells, and a tail
-    for (const bool tail : { false, true }) {
-        const auto before = [&]() {
+    // what is compacted where it is: cells, cells with a tail, a tail behind what is kept
+    for (const auto & [what, observed, n_read] : { std::tuple("a compaction of cells", HEADKV_OBSERVE_TOKENS, 0),
+                                                   std::tuple("a fold of all", HEADKV_OBSERVE_TAIL, 0),
+                                                   std::tuple("a fold", HEADKV_OBSERVE_TAIL, first.n_prompt) }) {
+        const auto before = [&, observed = observed, n_read = n_read]() {
             llama_memory_clear(llama_get_memory(ctx), true);
-            return (!tail || turn_prefill(ctx, first) == HEADKV_OK) &&
-                   turn_observe(ctx, tail ? first.n_prompt : 0, later.n_prompt);
+            return (n_read == 0 || turn_prefill(ctx, first) == HEADKV_OK) &&
+                   turn_observe(ctx, observed, n_read, later.n_prompt);
         };
         const turn_plan plan(ctx, later.n_prompt);
-        const auto step   = [&]() { return headkv_compact(ctx, &plan, sizeof(headkv_plan)) == HEADKV_OK; };
-        const char * what = tail ? "a fold" : "a compaction of cells";
+        const auto step = [&]() { return headkv_compact(ctx, &plan, sizeof(headkv_plan)) == HEADKV_OK; };
         check(before() && step() && turn_stats(ctx).n_archived == later.n_prompt, what);
         const outcome right(ctx);
         torture(
@@ -275,8 +276,7 @@ int main(int argc, char ** argv) {
     // the tail becomes a part of the prompt
     constexpr int n_tail = 60, n_asking = 10;
     const auto observe_tail = [&]() {
-        return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt + n_tail, n_asking, nullptr, nullptr, 0) ==
-               HEADKV_OK;
+        return headkv_observe(ctx, HEADKV_OBSERVE_TAIL, n_prompt + n_tail, n_asking, nullptr, nullptr, 0) == HEADKV_OK;
     };
     const auto with_tail = [&]() {
         return prefill(ctx) && observe(ctx) && compact() && tiny_model_decode(ctx, n_prompt, n_tail) == 0;

@@ -128,12 +128,12 @@ static void test_faults(llama_context * ctx, const scene & s) {
 }
 
 // a prompt in cells, and one with the tail after it, whose rows are written as they are compacted
-static void test_compact(llama_context * ctx, int n_read) {
+static void test_compact(llama_context * ctx, int what, int n_read) {
     const auto set = [&]() {
         archive_turn first;
         first.n_prompt = n_read;
         llama_memory_clear(llama_get_memory(ctx), true);
-        return (n_read == 0 || turn_prefill(ctx, first) == HEADKV_OK) && turn_observe(ctx, n_read, n_turn);
+        return (n_read == 0 || turn_prefill(ctx, first) == HEADKV_OK) && turn_observe(ctx, what, n_read, n_turn);
     };
     const auto run = [&]() {
         const turn_plan plan(ctx, n_turn);
@@ -143,7 +143,7 @@ static void test_compact(llama_context * ctx, int n_read) {
     later.n_past   = n_turn;
     later.n_prompt = n_turn + n_turn_observed;
 
-    where = n_read > 0 ? "a fold" : "a compaction of cells";
+    where = what == HEADKV_OBSERVE_TOKENS ? "a compaction of cells" : n_read > 0 ? "a fold" : "a fold of all";
     check(set() && run() == HEADKV_OK, "compact");
     const turn_state right(ctx);
     check(turn_stats(ctx).n_archived == n_turn, "archived");
@@ -244,7 +244,8 @@ int main(int argc, char ** argv) {
         test_abort(ctx, s);
     }
     check(headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, path.c_str()) == HEADKV_OK, "an archive");
-    test_compact(ctx, 0);
-    test_compact(ctx, n_first);
+    test_compact(ctx, HEADKV_OBSERVE_TOKENS, 0);
+    test_compact(ctx, HEADKV_OBSERVE_TAIL, 0);
+    test_compact(ctx, HEADKV_OBSERVE_TAIL, n_first);
     return checked();
 }

@@ -225,8 +225,8 @@ class Llama(Overrides):
 
         rows() is the attention of the token evaluated last to all tokens in the cache, itself among them,
         after softmax: float32 (n_layer, n_head, n_tokens), newly made each time. Reading a prompt that is
-        compacted ends the recording. Raises StateError while the cache is compacted, and from rows() where
-        nothing was recorded; UnsupportedError for a context that can never be compacted.
+        compacted ends the recording, and so does a fold. Raises StateError while the cache is compacted, and
+        from rows() where nothing was recorded; UnsupportedError for a context that can never be compacted.
         """
 
         def rows() -> npt.NDArray[np.float32]:

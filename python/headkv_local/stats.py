@@ -87,6 +87,8 @@ class PromptRecord:
     policy: Literal["uniform", "scores", "caps"] = "uniform"
     scores_from: str | None = None
     prefill_seconds: float = 0.0
+    fits: bool = False
+    """It was read under a retention, and is whole since it fits into the budget."""
     turns: tuple[tuple[int, int], ...] = ()
     """Of it and of earlier ones that it begins with: where each ended, and how many tokens were new."""
     logits: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)

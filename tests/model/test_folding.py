@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_cpp.llama_speculative import LlamaDraftModel
 
 from architectures import VARIANTS
 from headkv_local import ArgumentError, Llama, Retention, StateError
@@ -51,7 +52,7 @@ def test_heads_choose_as_they_would_from_the_whole(
         else:
             llm.eval(TOKENS[:N_PROMPT])
         llm.eval(TOKENS[N_PROMPT : N_ALL - N_ASKING])
-        native.observe(ctx, native.OBSERVE_TOKENS, N_ALL - N_ASKING, N_ASKING)
+        native.observe(ctx, native.OBSERVE_TAIL, N_ALL - N_ASKING, N_ASKING)
         for token in TOKENS[N_ALL - N_ASKING : N_ALL]:
             llm.eval([token])
         native.compact(ctx, plan_of(llm, uneven))
@@ -92,7 +93,9 @@ def test_a_budget_is_that_of_a_short_prompt_too(
     if compacted:
         llm.prefill(TOKENS[:310])  # a short one alone would not be
     llm.prefill(TOKENS[:n_prompt])
-    assert llm.cache_stats().kept.max() <= min(entries, n_prompt)
+    assert set(llm.cache_stats().kept.ravel()) == {
+        min(entries, n_prompt) if budget != "50%" else max(n_prompt // 2, min(8, n_prompt))
+    }
     llm.save_session(tmp_path / "session")
     with Llama.open_session(tmp_path / "session", n_ctx=512) as other:
         for each in (llm, other):
@@ -106,7 +109,7 @@ def test_a_budget_is_that_of_a_short_prompt_too(
 def test_a_prompt_that_fits_is_folded_with_its_answer(
     load: Load, tiny: Tiny, name: str, archive: str | None
 ) -> None:
-    """Once both do not fit any more. What is archived of them is as if nothing had ever been compacted."""
+    """Once both do not fit any more."""
     path = tiny(**VARIANTS[name])
     llm = load(path, n_ctx=2048, retention=Retention(budget=90, fold=64, archive=archive))
     stock = load(path, n_ctx=2048, **STOCK)
@@ -187,22 +190,100 @@ def test_the_archive_has_what_was_folded(load: Load, tiny: Tiny, name: str) -> N
     assert (llm.retention_mask()[..., :N_PROMPT] & let_go).any()
 
 
-def test_tokens_that_were_taken_back(load: Load, tiny: Tiny) -> None:
+@pytest.mark.parametrize("n_prompt", [20, N_PROMPT], ids=["fits", "compacted"])
+def test_tokens_that_were_taken_back(load: Load, tiny: Tiny, n_prompt: int) -> None:
     """In the middle of those that choose: they are decoded again, and choose."""
-    llm = load(tiny(), retention=Retention(budget=48, fold=64))
-    llm.prefill(TOKENS[:N_PROMPT])
-    for token in TOKENS[N_PROMPT:][:50]:
+    llm, other = (load(tiny(), retention=Retention(budget=48, fold=64)) for _ in range(2))
+    for each, n_first in ((llm, 50), (other, 65)):
+        each.prefill(TOKENS[:n_prompt])
+        for token in TOKENS[n_prompt:][:n_first]:
+            each.eval([token])
+    assert llm._contents.truncate(n_prompt + 40)
+    for token in TOKENS[n_prompt + 40 :][:25]:
         llm.eval([token])
-    assert llm._contents.truncate(N_PROMPT + 40)
-    for token in TOKENS[N_PROMPT + 40 :][:25]:
-        llm.eval([token])
-    assert llm.cache_stats().prompt_tokens == N_PROMPT + 64
-    other = load(tiny(), retention=Retention(budget=48, fold=64))
-    other.prefill(TOKENS[:N_PROMPT])
-    for token in TOKENS[N_PROMPT:][:65]:
-        other.eval([token])
+    assert llm.cache_stats().prompt_tokens == n_prompt + 64
     assert np.array_equal(llm.retention_mask(), other.retention_mask())
     assert np.array_equal(last_logits(llm), last_logits(other))
+
+
+@pytest.mark.parametrize("n_prompt", [20, N_PROMPT], ids=["fits", "compacted"])
+@pytest.mark.parametrize("sizes", [(2,), (11,), (31,), (33,), (64,), (200,), (1, 11, 3), (1, 40)], ids=str)
+def test_several_tokens_at_once(load: Load, tiny: Tiny, n_prompt: int, sizes: tuple[int, ...]) -> None:
+    llm = load(tiny(), n_ctx=2048, retention=Retention(budget=48, fold=64))
+    llm.prefill(TOKENS[:n_prompt])
+    at, folded = n_prompt, 0
+    while at + max(sizes) < len(TOKENS):
+        for size in sizes:
+            llm.eval(TOKENS[at : at + size])
+            at += size
+        stats = llm.cache_stats()
+        folded += stats.kept.max() == 48
+        assert stats.tail_tokens <= 64 + 2 * max(32, *sizes)
+    assert folded > 2
+    assert ends(llm) == (at,) * 3
+
+
+@pytest.mark.parametrize("n_prompt", [20, N_PROMPT], ids=["fits", "compacted"])
+def test_guesses_that_are_taken_back(load: Load, tiny: Tiny, n_prompt: int) -> None:
+    """Of a draft model, most of them wrong; the answer is the one without."""
+    guesses = np.random.default_rng(3).integers(60, 90, (2000, 4))
+
+    class Guesses(LlamaDraftModel):
+        def __call__(self, input_ids: Any, /, **_: Any) -> Any:
+            return guesses[len(input_ids)].astype(np.intc)
+
+    found = []
+    for model in (None, Guesses()):
+        llm = load(tiny(), n_ctx=2048, retention=Retention(budget=48, fold=64), draft_model=model)
+        tokens = llm.generate(TOKENS[:n_prompt], temp=0.0, reset=False)
+        found.append([token for token, _ in zip(tokens, range(400), strict=False)])
+        assert llm.cache_stats().prompt_tokens > n_prompt + 250
+        assert llm.cache_stats().kept.max() == 48
+    assert len(found[1]) == 400
+
+
+def test_a_window_wider_than_what_is_folded_at_once(load: Load, tiny: Tiny) -> None:
+    for before in (20, 300):
+        kept = Retention(budget="50%", scores="uniform", window=100, fold=64, archive="memory")
+        llm = load(tiny(), n_ctx=1024, retention=kept)
+        llm.prefill(TOKENS[:before])
+        llm.prefill(TOKENS[:20])
+        for token in TOKENS[20:300]:
+            llm.eval([token])
+        assert llm.cache_stats().prompt_tokens > 200
+        assert (llm.cache_stats().kept == 100).all()
+
+
+@pytest.mark.parametrize("before", [None, Retention(budget=400, fold=64)], ids=["none", "larger"])
+def test_another_retention(load: Load, tiny: Tiny, before: Retention | None) -> None:
+    """A prompt that was read under another one is not compacted in the middle of its answer. Read again, it
+    is folded as soon as any other."""
+    llm = load(tiny(), n_ctx=2048, flash_attn=True, retention=before)
+    llm.prefill(TOKENS[:30])
+    for token in TOKENS[30:300]:
+        llm.eval([token])
+    llm.retention = Retention(budget=48, fold=64)
+    for token in TOKENS[300:400]:
+        llm.eval([token])
+    assert not llm.cache_stats().compacted
+    llm.prefill(TOKENS[:30])
+    for token in TOKENS[30:95]:
+        llm.eval([token])
+    assert llm.cache_stats().prompt_tokens == 94
+
+
+def test_attention_rows_beside_tokens_that_choose(load: Load, tiny: Tiny) -> None:
+    """Until it is folded."""
+    llm = load(tiny(), retention=Retention(budget=48, fold=64))
+    llm.prefill(TOKENS[:20])
+    with llm.attention_rows() as rows:
+        for token in TOKENS[20:84]:
+            llm.eval([token])
+            assert rows().shape[-1] == llm.n_tokens
+        llm.eval(TOKENS[84:85])
+        assert llm.cache_stats().compacted
+        with pytest.raises(StateError):
+            rows()
 
 
 def test_another_prompt_has_a_tail_of_its_own(load: Load, tiny: Tiny) -> None:
@@ -259,11 +340,15 @@ def test_what_cannot_be_folded(load: Load, tiny: Tiny) -> None:
     with pytest.raises(StateError, match="not recorded"):
         native.compact(ctx, plan_of(llm, uneven=False)._replace(ends=None))
     with pytest.raises(StateError, match="decoded already"):
-        native.observe(ctx, native.OBSERVE_TOKENS, N_ALL - 1, 4)
-    native.observe(ctx, native.OBSERVE_TOKENS, N_ALL, 4)
+        native.observe(ctx, native.OBSERVE_TAIL, N_ALL - 1, 4)
+    native.observe(ctx, native.OBSERVE_TAIL, N_ALL, 4)
     llm.eval(TOKENS[N_ALL:][:3])
     with pytest.raises(StateError, match="not recorded"):
         native.compact(ctx, plan_of(llm, uneven=False)._replace(ends=None))
+    with pytest.raises(ArgumentError, match="no weights"):
+        native.observe(ctx, native.OBSERVE_TAIL, N_ALL + 3, 4, np.ones(4, np.float32))
+    with pytest.raises(ArgumentError, match="cannot be observed"):
+        native.observe(ctx, native.OBSERVE_TAIL, N_ALL + 3, 0)
     with pytest.raises(ArgumentError):
         Retention(fold=63)
 

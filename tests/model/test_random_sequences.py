@@ -376,7 +376,7 @@ class Trio:
                 self.llm.eval([rng.randrange(256)])
             except Cancelled:
                 assert self.llm.n_tokens == before
-                self.twin._folding.fold_if_due()  # as the other one did before the token, if that was due
+                self.twin._folding.fold_if_due(1)  # as the other one did before the token, if that was due
                 self.twin._requires_eval = True  # as the other one, which has no logits now
             else:
                 self.twin.eval(self.held[-1:])

@@ -52,13 +52,21 @@ void llama_kv_cache_headkv::set_archive(int32_t where, const char * path) {
 
 void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, const float * weights,
                                     std::vector<llama_pos> again) {
-    if (what < HEADKV_OBSERVE_OFF || what > HEADKV_OBSERVE_ROWS) {
+    if (what < HEADKV_OBSERVE_OFF || what > HEADKV_OBSERVE_TAIL) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no kind of observation %d", what));
     }
-    if (what == HEADKV_OBSERVE_TOKENS && (first < 0 || n < 1 || n > (int32_t) n_ctx - first)) {
+    const bool is_range = what == HEADKV_OBSERVE_TOKENS || what == HEADKV_OBSERVE_TAIL;
+    if (is_range && (first < 0 || n < 1 || n > (int32_t) n_ctx - first)) {
         throw headkv_error(
             HEADKV_ERR_ARGUMENT,
             format("%d tokens from position %d on cannot be observed in a context of %u", n, first, n_ctx));
+    }
+    if (what == HEADKV_OBSERVE_TAIL) {
+        if (weights || !again.empty()) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, "tokens of a tail have no weights, and are not read once more");
+        }
+        observe_tail(first, n);
+        return;
     }
     std::vector<float> weigh(what == HEADKV_OBSERVE_TOKENS ? n : 0, 1.0f);
     if (weights) {
@@ -68,18 +76,13 @@ void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, cons
         headkv_check_weights(weigh);
         headkv_check_again(again, n);
     }
-    if (kept && what == HEADKV_OBSERVE_TOKENS) {
-        observe_tail(first, n);
-        return;
-    }
-    if (kept) {
-        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before its rows are recorded");
-    }
 
     if (what == HEADKV_OBSERVE_OFF) {
         if (obs) {
             obs->on = false;
         }
+    } else if (kept) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before its rows are recorded");
     } else {
         grow(0);
         auto next = std::make_unique<headkv_observer>(what == HEADKV_OBSERVE_ROWS ? headkv_observer::ROWS
@@ -88,6 +91,7 @@ void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, cons
         const std::lock_guard<std::mutex> lock(mutex);
         update_peak(next->size());
         obs = std::move(next);
+        queries.reset();
     }
 
     epoch++;
@@ -126,7 +130,7 @@ std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells(uint32_t p0) const
 }
 
 void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads, int64_t t_start_us) {
-    if (kept) {
+    if (kept || queries) {
         fold(plan, n_threads);
         return;
     }

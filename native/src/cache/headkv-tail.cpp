@@ -1,4 +1,4 @@
-// The tail of a compacted prompt: which of its tokens' queries are recorded, and how it becomes a part of the prompt.
+// The tail after a prompt: which of its tokens' queries are recorded, and how it becomes a part of the prompt.
 
 #include "base/headkv-error.h"
 #include "cache/llama-kv-cache-headkv.h"
@@ -7,7 +7,7 @@
 #include "select/headkv-fold.h"
 
 void llama_kv_cache_headkv::observe_tail(int32_t first, int32_t n) {
-    if (first < (int32_t) kept->end + (int32_t) n_used()) {
+    if (first < (int32_t) (kept_end() + n_used())) {
         throw headkv_error(HEADKV_ERR_STATE, format("the token at position %d is decoded already: what it asks for can "
                                                     "be recorded of those to come only",
                                                     first));
@@ -28,29 +28,43 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::make_queries(llama_pos fi
     return std::make_unique<headkv_queries>(readers, first, n);
 }
 
+// what heads have kept where nothing is compacted
+static std::vector<headkv_kept::positions> nothing_kept(const std::vector<headkv_layer_shape> & shapes) {
+    std::vector<headkv_kept::positions> res;
+    for (const auto & shape : shapes) {
+        res.emplace_back(shape.n_head_kv);
+    }
+    return res;
+}
+
 void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
-    const uint32_t n_all = kept->end + n_used();
+    const uint32_t n_all = kept_end() + n_used();
 
     require_no_shift();
     headkv_check(plan, shapes, n_all);
-    if (!queries || !queries->covers(n_all)) {
-        throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted already, and the queries of the last tokens after "
-                                             "it are not recorded");
+    if (!queries || !queries->covers(n_all, plan.window)) {
+        throw headkv_error(HEADKV_ERR_STATE, kept
+                                                 ? "the cache is compacted already, and the queries of the last tokens "
+                                                   "after it are not recorded"
+                                                 : "the queries of the last tokens are not recorded");
     }
 
     const int64_t t_start_us = ggml_time_us();
 
-    const auto cell = get_prompt_cells(kept->end);
+    // a prompt that is whole has all of it in cells
+    const auto whole = kept ? nullptr : make_kept(nothing_kept(shapes), 0, 0);
+    const auto & now = kept ? *kept : *whole;
+    const auto cell  = get_prompt_cells(now.end);
 
     std::vector<headkv_fold_layer> from;
     for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
-        from.push_back({ shapes[ikv], *kept->layers[ikv], layers[ikv].k, layers[ikv].v, {} });
+        from.push_back({ shapes[ikv], *now.layers[ikv], layers[ikv].k, layers[ikv].v, {} });
     }
     for (const auto & [il, ikv] : map_layer_ids) {
         const auto & layer = queries->get_layers().at(il);
         from[ikv].readers.push_back(&layer);
     }
-    const headkv_fold_prompt prompt = { kept->end, cell, queries->get_first(), queries->get_n() };
+    const headkv_fold_prompt prompt = { now.end, cell, queries->get_first(), queries->get_n() };
 
     auto keep = headkv_choose_again(from, prompt, plan, n_threads);
 
@@ -71,7 +85,7 @@ void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
     // what the archive gets is what was computed: over the entries that were kept
     std::vector<llama_kv_cell_ext> exts;
     std::shared_ptr<headkv_bounded> at_end;
-    if (!archived.empty()) {
+    if (archive && (!kept || !archived.empty())) {
         exts   = archived;
         at_end = archive_behind(cell, exts);
     }

@@ -48,6 +48,7 @@ void headkv_queries::remove(llama_pos p0) {
     n_seen = std::min<uint32_t>(n_seen, std::max(0, p0 - first));
 }
 
-bool headkv_queries::covers(uint32_t n_tokens) const {
-    return n_seen == n && first + n == n_tokens;
+bool headkv_queries::covers(uint32_t n_tokens, uint32_t n_more) const {
+    const uint32_t end = first + n;
+    return n_seen == n && end <= n_tokens && n_tokens - end <= n_more;
 }

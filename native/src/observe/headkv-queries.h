@@ -12,7 +12,7 @@
 
 struct llama_ubatch;
 
-// The queries of some tokens that are decoded after a compacted prompt, of every layer that attends to its kept rows.
+// The queries of some tokens that are decoded after a prompt, of every layer that attends to its kept rows.
 // From them is computed what each head looks at: of its own entries when the tail is folded, of the whole prompt for a
 // draft of the answer.
 class headkv_queries {
@@ -30,8 +30,8 @@ public:
     // tokens from position p0 on are taken out of the cache
     void remove(llama_pos p0);
 
-    // are all of them recorded, the last of them at the end of n_tokens tokens
-    bool covers(uint32_t n_tokens) const;
+    // are all of them recorded, and at most n_more others behind them, of n_tokens tokens
+    bool covers(uint32_t n_tokens, uint32_t n_more) const;
 
     // by layer; q: [d_k*n_head, n], contiguous
     const std::map<int32_t, headkv_attention> & get_layers() const { return layers; }

@@ -117,7 +117,8 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_without_ro
 }
 
 // At most n_draft tokens, each the likeliest one, up to one that ends the answer. Then all of them once more, as a
-// batch: what llama.cpp sums for a single token depends on the number of threads, and so would what is kept.
+// batch: what llama.cpp sums for a single token depends on the number of threads, and so would what is kept. (As it may
+// where the draft is one token.)
 void llama_kv_cache_headkv::reading::decode_draft(std::unique_ptr<headkv_queries> & asked) {
     const llama_vocab & vocab = ctx.get_model().vocab;
     std::vector<int32_t> draft;
@@ -134,6 +135,7 @@ void llama_kv_cache_headkv::reading::decode_draft(std::unique_ptr<headkv_queries
     take_back();
 
     const auto exchange = [&](std::unique_ptr<headkv_queries> *) {
+        kv.wait();
         const std::lock_guard<std::mutex> lock(kv.mutex);
         std::swap(kv.queries, asked);
         kv.epoch++;

@@ -95,9 +95,9 @@ private:
     const headkv_plan & plan;
     const uint32_t n_past;
     const uint32_t n_prompt;
-    uint32_t n_draft;    // most tokens of a draft of the answer
-    uint32_t n_done = 0; // read so far, of the prompt and of what comes behind it
-    int64_t t_select_us; // when selection began, with the draft that it needs
+    const uint32_t n_draft; // most tokens of a draft of the answer
+    uint32_t n_done = 0;    // read so far, of the prompt and of what comes behind it
+    int64_t t_select_us;    // when selection began, with the draft that it needs
 
     const bool in_cells;
     llama_pos p_batch = -1;                     // where a batch begins that is not done

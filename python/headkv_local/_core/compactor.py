@@ -244,13 +244,17 @@ class Compactor:
         kept, shape, compacted = self._settled, self.shape, self.n_compacted > 0
         is_share = kept.policy != "caps" and "%" in str(kept.budget)
         if is_share:
-            n_least = kept.fold or 0
+            n_least = max(kept.fold or 0, kept.window + 1)  # no longer than the window, it is kept whole
             caps = kept.caps_for(shape, n_least if compacted else max(n_prompt, n_least))
         else:
             caps = kept.caps_for(shape, n_tokens)
         if compacted:
             return np.maximum(caps, native.get_stats(self.ctx)[1]) if is_share else caps
         return None if (caps[shape.heads] >= n_tokens).all() else caps
+
+    def begin_tail(self, first: int, n: int) -> None:
+        """From now on record what n tokens from position `first` on ask for: a fold is due after them."""
+        native.observe(self.ctx, native.OBSERVE_TAIL, first, n)
 
     def fold(self, caps: npt.NDArray[np.int32], ends: npt.NDArray[np.uint8]) -> None:
         """What came after the prompt becomes a part of it. caps, ends: as for prefill()."""

@@ -55,6 +55,8 @@ class PromptReader:
         if self._compactor.n_compacted > 0 and not self._compactor.only_without_archive(retention):
             raise StateError("retention cannot be changed while the cache is compacted: call reset() first")
         self._compactor.retain(retention)
+        self._folding.forget()
+        self._prompts.record = replace(self._prompts.record, fits=False)
 
     def prefill(self, tokens: list[int], turn: Turn) -> None:
         """Read the prompt of a turn, as far as the cache does not hold it."""
@@ -87,7 +89,7 @@ class PromptReader:
             self._read(list(tokens), turn)
             return
         self._tokens.uncut()
-        self._folding.fold_if_due()
+        self._folding.fold_if_due(len(tokens))
         self._decoder.evaluate(tokens)
 
     def _rewind(self, tokens: list[int]) -> None:
@@ -135,11 +137,18 @@ class PromptReader:
             self._read_and_compact(tokens, n_compacted, turn, caps)
             return
         compactor.expect(n_prompt)
+        self._folding.forget()
         self._prompts.record = PromptRecord()
         started = perf_counter()
         self._evaluate_all(tokens)
         self._context.wait()
-        self._prompts.record = PromptRecord(n_tokens=n_prompt, prefill_seconds=perf_counter() - started)
+        self._prompts.record = PromptRecord(
+            n_tokens=n_prompt,
+            policy=compactor.policy,
+            scores_from=compactor.scores_from,
+            prefill_seconds=perf_counter() - started,
+            fits=compactor.retention is not None,
+        )
 
     def _evaluate_all(self, tokens: list[int]) -> None:
         progress = Progress(self.on_prefill, len(tokens))

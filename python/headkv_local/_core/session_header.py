@@ -85,6 +85,7 @@ class Header(NamedTuple):
                 policy=policy,
                 scores_from=_value(prompt, "scores_from", str, None),
                 prefill_seconds=_value(prompt, "prefill_seconds", float, 0.0),
+                fits=_value(prompt, "fits", bool, False),
             ),
             messages=_value(found, "messages", list, []),
         )
@@ -107,6 +108,7 @@ def to_json(
             "policy": prompt.policy,
             "scores_from": prompt.scores_from,
             "prefill_seconds": prompt.prefill_seconds,
+            "fits": prompt.fits,
         },
         "messages": messages,
     }

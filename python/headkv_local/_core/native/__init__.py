@@ -97,7 +97,7 @@ _ERRORS: Final[dict[int, type[HeadKVError]]] = {
 }
 
 OBSERVE_OFF, OBSERVE_TOKENS = int(lib.HEADKV_OBSERVE_OFF), int(lib.HEADKV_OBSERVE_TOKENS)
-OBSERVE_ROWS = int(lib.HEADKV_OBSERVE_ROWS)
+OBSERVE_ROWS, OBSERVE_TAIL = int(lib.HEADKV_OBSERVE_ROWS), int(lib.HEADKV_OBSERVE_TAIL)
 
 
 def _check(code: int) -> None:
@@ -133,7 +133,7 @@ def reserve(ctx: int, n: int) -> None:
 def observe(
     ctx: int, what: int, first: int = 0, n: int = 0, weights: npt.NDArray[np.float32] | None = None
 ) -> None:
-    """what: OBSERVE_OFF, OBSERVE_ROWS, or OBSERVE_TOKENS: n of them from position `first` on.
+    """what: OBSERVE_OFF, OBSERVE_ROWS, or OBSERVE_TOKENS or OBSERVE_TAIL: n from position `first` on.
 
     weights: (n,), each from 0 to 1; None: all are 1.
     """
