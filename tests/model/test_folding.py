@@ -214,6 +214,7 @@ def test_several_tokens_at_once(load: Load, tiny: Tiny, n_prompt: int, sizes: tu
     at, folded = n_prompt, 0
     while at + max(sizes) < len(TOKENS):
         for size in sizes:
+            llm.eval([])
             llm.eval(TOKENS[at : at + size])
             at += size
         stats = llm.cache_stats()

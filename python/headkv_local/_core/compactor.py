@@ -89,6 +89,11 @@ class Compactor:
         return kept is not None and retention == replace(kept, archive=None, reselect=None)
 
     @property
+    def window(self) -> int:
+        """Last tokens that every head keeps."""
+        return self._settled.window
+
+    @property
     def has_archive(self) -> bool:
         return self.retention is not None and self.retention.archive is not None
 

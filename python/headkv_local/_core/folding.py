@@ -35,17 +35,18 @@ class Folding:
     def fold_if_due(self, n_new: int) -> None:
         """To be called before n_new tokens are decoded after those that the context holds."""
         retention = self._compactor.retention
-        if retention is None or retention.fold is None:
+        if retention is None or retention.fold is None or n_new == 0:
             return
         n_tokens, n_prompt = self._tokens.n_tokens, self._n_prompt()
         n_tail = n_tokens - max(n_prompt, self._n_fit)
         if n_prompt == 0 or n_tail + max(_ASKING, n_new) < retention.fold:
             return
-        if self._is_due(n_prompt, n_tokens, retention.window) and self._fold(n_prompt):
+        n_more = self._compactor.window  # tokens that may come after those that ask: all heads keep them
+        if self._is_due(n_prompt, n_tokens, n_more) and self._fold(n_prompt):
             n_prompt, n_tail = n_tokens, 0
         if n_tail + max(_ASKING, n_new) < retention.fold:
             return
-        comes = self._due is not None and n_tokens < self._due[1] >= n_tokens + n_new - retention.window
+        comes = self._due is not None and n_tokens < self._due[1] >= n_tokens + n_new - n_more
         if not comes:
             self._ask(n_prompt, n_tokens, n_new)
 
@@ -59,7 +60,6 @@ class Folding:
         return self._compactor.n_compacted or (record.n_tokens or 0 if record.fits else 0)
 
     def _is_due(self, n_prompt: int, n_tokens: int, n_more: int) -> bool:
-        """n_more: tokens that may have come since, which all heads keep."""
         return self._due is not None and self._due[0] == n_prompt and 0 <= n_tokens - self._due[1] <= n_more
 
     def _ask(self, n_prompt: int, n_tokens: int, n_new: int) -> None:
