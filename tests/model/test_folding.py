@@ -11,7 +11,7 @@ import pytest
 from llama_cpp.llama_speculative import LlamaDraftModel
 
 from architectures import VARIANTS
-from headkv_local import ArgumentError, Llama, Retention, StateError
+from headkv_local import ArgumentError, Llama, OutOfMemoryError, Retention, StateError
 from headkv_local._core import native
 from headkv_local.settings import KV_TYPES
 from helpers import compact_natively, ends, forced_logits, greedy, last_logits, random_tokens
@@ -226,7 +226,7 @@ def test_several_tokens_at_once(load: Load, tiny: Tiny, n_prompt: int, sizes: tu
 
 @pytest.mark.parametrize("n_prompt", [20, N_PROMPT], ids=["fits", "compacted"])
 def test_guesses_that_are_taken_back(load: Load, tiny: Tiny, n_prompt: int) -> None:
-    """Of a draft model, most of them wrong; the answer is the one without."""
+    """Of a draft model, most of them wrong. Up to the first fold the answer is the one without."""
     guesses = np.random.default_rng(3).integers(60, 90, (2000, 4))
 
     class Guesses(LlamaDraftModel):
@@ -241,6 +241,26 @@ def test_guesses_that_are_taken_back(load: Load, tiny: Tiny, n_prompt: int) -> N
         assert llm.cache_stats().prompt_tokens > n_prompt + 250
         assert llm.cache_stats().kept.max() == 48
     assert len(found[1]) == 400
+    assert found[0][:64] == found[1][:64]
+
+
+@pytest.mark.parametrize("n_prompt", [20, N_PROMPT], ids=["fits", "compacted"])
+def test_no_memory_to_ask(load: Load, tiny: Tiny, n_prompt: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The answer goes on. It is said and tried again with the next tokens that would be folded."""
+    llm = load(tiny(), retention=Retention(budget=48, fold=64))
+    llm.prefill(TOKENS[:n_prompt])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headkv_local._core.compactor.native.observe", _no_memory)
+        for token in TOKENS[n_prompt:][:90]:
+            llm.eval([token])
+    assert len([record for record in caplog.records if "stay as they are for now" in record.message]) == 2
+    for token in TOKENS[n_prompt + 90 :][:70]:
+        llm.eval([token])
+    assert llm.cache_stats().prompt_tokens == n_prompt + 128
+
+
+def _no_memory(*_: Any) -> None:
+    raise OutOfMemoryError("no memory for what tokens ask for")
 
 
 def test_a_window_wider_than_what_is_folded_at_once(load: Load, tiny: Tiny) -> None:

@@ -30,7 +30,7 @@ class Folding:
         self._prompts, self._vocabulary = prompts, vocabulary
         # tokens of the prompt, and of all, at which what came after it is folded
         self._due: tuple[int, int] | None = None
-        self._n_fit = 0  # tokens that were found to fit into the budget
+        self._n_stays = 0  # tokens that there were when it was found that they stay as they are for now
 
     def fold_if_due(self, n_new: int) -> None:
         """To be called before n_new tokens are decoded after those that the context holds."""
@@ -38,13 +38,11 @@ class Folding:
         if retention is None or retention.fold is None or n_new == 0:
             return
         n_tokens, n_prompt = self._tokens.n_tokens, self._n_prompt()
-        n_tail = n_tokens - max(n_prompt, self._n_fit)
-        if n_prompt == 0 or n_tail + max(_ASKING, n_new) < retention.fold:
-            return
         n_more = self._compactor.window  # tokens that may come after those that ask: all heads keep them
         if self._is_due(n_prompt, n_tokens, n_more) and self._fold(n_prompt):
-            n_prompt, n_tail = n_tokens, 0
-        if n_tail + max(_ASKING, n_new) < retention.fold:
+            n_prompt = n_tokens
+        n_tail = n_tokens - max(n_prompt, self._n_stays)
+        if n_prompt == 0 or n_tail + max(_ASKING, n_new) < retention.fold:
             return
         comes = self._due is not None and n_tokens < self._due[1] >= n_tokens + n_new - n_more
         if not comes:
@@ -52,7 +50,7 @@ class Folding:
 
     def forget(self) -> None:
         """The prompt is another one, or has another tail, or another retention counts."""
-        self._due, self._n_fit = None, 0
+        self._due, self._n_stays = None, 0
 
     def _n_prompt(self) -> int:
         """Tokens of the prompt, which is compacted, or whole because it fits into the budget; else 0."""
@@ -70,13 +68,13 @@ class Folding:
         if first + n > native.get_numbers(compactor.ctx).n_ctx:
             return  # it is full before
         try:
-            if compactor.fold_caps(n_prompt, first + n) is None:
-                self._n_fit = n_tokens
+            if compactor.fold_caps(n_prompt, first + n) is not None:
+                compactor.begin_tail(first, n)
+                self._due = n_prompt, first + n
                 return
-            compactor.begin_tail(first, n)
-            self._due = n_prompt, first + n
-        except HeadKVError as error:  # it is no reason to end an answer, and is tried again
+        except HeadKVError as error:  # it is no reason to end an answer
             self._stays(error)
+        self._n_stays = n_tokens  # until as many more are there
 
     def _fold(self, n_prompt: int) -> bool:
         self._due = None
