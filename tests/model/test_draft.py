@@ -27,6 +27,7 @@ QUESTION = slice(N - 20, N)
 BESIDE = np.float32(0.03)  # what other observed tokens weigh
 SHORT = Retention(budget=BUDGET, scores="uniform", kernel=1, sinks=0, draft=0)
 WITH = replace(SHORT, draft=8)
+WIDE = replace(SHORT, budget=BUDGET + 64)  # what a draft is made with
 HEAD_DIM = TinyModel().head_dim
 ORDERS = [{}, {"archive": "memory"}]
 
@@ -53,9 +54,9 @@ def selected(load: Load, path: Path, tokens: list[int], draft: list[int]) -> npt
     n_gqa = 2
     sums = who.weights.size * n_gqa * native.get_attention(ctx).astype(np.float64) ** 4
 
-    short = load(path, retention=SHORT)
-    short.prefill(tokens, question=QUESTION)
-    looked = attention_after(path, tokens + draft, N, masks_of(path, short), 1 / math.sqrt(HEAD_DIM))
+    wide = load(path, retention=WIDE)
+    wide.prefill(tokens, question=QUESTION)
+    looked = attention_after(path, tokens + draft, N, masks_of(path, wide), 1 / math.sqrt(HEAD_DIM))
     for layer, weights in looked.items():
         for token in range(len(draft)):
             far = N + token - 16 + 1  # nearer ones count for nothing
@@ -81,7 +82,7 @@ def prompt_with_end(llm: Llama) -> tuple[list[int], list[int]]:
 
 def test_it_is_what_would_be_answered_and_it_selects(load: Load, tiny_path: Path) -> None:
     tokens = random_tokens(N)
-    draft = drafted(load(tiny_path, retention=SHORT), tokens, 8)
+    draft = drafted(load(tiny_path, retention=WIDE), tokens, 8)
     wanted = selected(load, tiny_path, tokens, draft)
     for order in ORDERS:
         llm = load(tiny_path, retention=replace(WITH, **order))
@@ -93,7 +94,7 @@ def test_it_is_what_would_be_answered_and_it_selects(load: Load, tiny_path: Path
 
 
 def test_it_ends_with_the_answer(load: Load, tiny_path: Path) -> None:
-    tokens, draft = prompt_with_end(load(tiny_path, retention=SHORT))
+    tokens, draft = prompt_with_end(load(tiny_path, retention=WIDE))
     seen: list[tuple[int, int]] = []
     llm = load(tiny_path, retention=WITH, on_prefill=lambda *done: seen.append(done))
     llm.prefill(tokens, question=QUESTION)

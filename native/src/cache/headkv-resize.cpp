@@ -148,6 +148,12 @@ void llama_kv_cache_headkv::archive_cells(headkv_archive & to, const std::vector
 
 std::shared_ptr<headkv_bounded> llama_kv_cache_headkv::archive_behind(const std::vector<uint32_t> & cell,
                                                                       std::vector<llama_kv_cell_ext> & exts) {
+    if (!archive || (kept && archived.empty())) {
+        return nullptr;
+    }
+    if (kept) {
+        exts = archived;
+    }
     auto at_end = std::make_shared<headkv_bounded>(lctx->get_memory(), /*rows =*/true);
     try {
         archive->fork(exts.size(), archived.size());

@@ -141,10 +141,7 @@ void llama_kv_cache_headkv::compact(const headkv_plan & plan, uint32_t n_threads
         update_peak(next.kept->size() + size_of(*next.tail));
     }
     std::vector<llama_kv_cell_ext> exts;
-    std::shared_ptr<headkv_bounded> at_end;
-    if (archive) {
-        at_end = archive_behind(get_prompt_cells(), exts);
-    }
+    auto at_end = archive_behind(get_prompt_cells(), exts);
     commit(std::move(next.kept), std::move(next.tail), std::move(exts), std::move(at_end), t_start_us,
            next.t_select_end_us);
 }

@@ -84,11 +84,7 @@ void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
 
     // what the archive gets is what was computed: over the entries that were kept
     std::vector<llama_kv_cell_ext> exts;
-    std::shared_ptr<headkv_bounded> at_end;
-    if (archive && (!kept || !archived.empty())) {
-        exts   = archived;
-        at_end = archive_behind(cell, exts);
-    }
+    auto at_end = archive_behind(cell, exts);
 
     commit(std::move(next), std::move(tail), std::move(exts), std::move(at_end), t_start_us, t_select_end_us);
 }

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <numeric>
 
-std::vector<headkv_kept::positions> llama_kv_cache_headkv::reading::choose() const {
+std::vector<headkv_kept::positions> llama_kv_cache_headkv::reading::choose(const headkv_plan & plan) const {
     std::vector<uint32_t> cell(n_prompt);
     std::iota(cell.begin(), cell.end(), 0);
 
@@ -46,7 +46,7 @@ void llama_kv_cache_headkv::reading::compact() {
         return;
     }
 
-    auto keep                     = choose();
+    auto keep                     = choose(plan);
     const int64_t t_select_end_us = ggml_time_us();
     {
         const std::lock_guard<std::mutex> lock(kv.mutex);

@@ -1,5 +1,5 @@
-// A draft of the answer is made with what would be kept without it. The queries that its tokens have there are
-// recorded; what they look at of the whole prompt selects. (Lookahead Q-Cache, arXiv 2505.20334.)
+// A draft of the answer is made with what would be kept without it, and a little more. The queries that its tokens have
+// there are recorded; what they look at of the whole prompt selects. (Lookahead Q-Cache, arXiv 2505.20334.)
 
 #include "base/headkv-error.h"
 #include "llama-context.h"
@@ -13,15 +13,24 @@
 // Weight of other observed tokens beside a draft, as if they paid two fifths of the attention.
 static constexpr float beside_draft = 0.03f;
 
-// As many as there is room for. None where all is kept: nothing is to be selected.
-uint32_t llama_kv_cache_headkv::reading::draft_of(const headkv_prompt & prompt, const headkv_plan & plan,
-                                                  uint32_t n_prompt, uint32_t n_ctx) {
+// So many entries more has each KV head while a draft is made: with few, a draft goes wrong. A layer's room, which a
+// long prompt does without meanwhile, takes as much.
+static constexpr int32_t more_entries = 64;
+
+// As many tokens as there is room for. None where all is kept: nothing is to be selected.
+void llama_kv_cache_headkv::reading::plan_draft() {
     const auto keeps_all = [&](int32_t cap) { return cap >= (int64_t) n_prompt; };
-    if (!plan.caps || std::all_of(plan.caps, plan.caps + plan.n_caps, keeps_all)) {
-        return 0;
+    if (std::all_of(plan.caps, plan.caps + plan.n_caps, keeps_all)) {
+        return;
     }
-    const size_t n_taken = (size_t) std::max(0, prompt.n_past) + prompt.n_tokens;
-    return std::clamp<int64_t>(prompt.n_draft, 0, n_ctx - std::min<size_t>(n_taken, n_ctx));
+    const size_t n_taken = n_past + prompt.n_tokens;
+    n_draft              = std::clamp<int64_t>(prompt.n_draft, 0, kv.n_ctx - std::min<size_t>(n_taken, kv.n_ctx));
+
+    draft_plan = plan;
+    for (size_t i = 0; i < plan.n_caps; ++i) {
+        draft_caps.push_back(std::min<int64_t>(plan.caps[i], n_prompt) + more_entries);
+    }
+    draft_plan.caps = draft_caps.data();
 }
 
 std::vector<float> llama_kv_cache_headkv::reading::weights() const {
@@ -53,9 +62,9 @@ void llama_kv_cache_headkv::reading::observe_draft() {
     }
 }
 
-// With what would be kept of the prompt in place of its cells; then these are there again.
+// With kept rows in place of the prompt's cells; then these are there again.
 std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_beside_cells() {
-    compacted there = kv.make_compacted(plan, std::max(1, ctx.get_cparams().n_threads));
+    compacted there = kv.make_compacted(draft_plan, std::max(1, ctx.get_cparams().n_threads));
     auto asked      = kv.make_queries(n_prompt, n_draft);
 
     {
@@ -103,7 +112,7 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_without_ro
         kv.update_peak(n_bytes_aside() + (seen ? seen->size() : 0) + asked->get_buffers().size());
     };
     go_to(make_tail(n_prompt - plan.window, plan.window + n_draft));
-    next = gather(choose());
+    next = gather(choose(draft_plan));
     exchange();
     kv.read = nullptr;
 

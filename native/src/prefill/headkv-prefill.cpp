@@ -32,7 +32,6 @@ llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_contex
       plan(plan),
       n_past(prompt.n_past),
       n_prompt(n_past + prompt.n_tokens),
-      n_draft(draft_of(prompt, plan, n_prompt, kv.n_ctx)),
       in_cells(prompt.order == HEADKV_ORDER_TOKENS && !kv.archive && !kv.kept),
       archive(kv.archive.get()),
       bounded(ctx.get_memory(), /*rows =*/!in_cells) {
@@ -40,6 +39,7 @@ llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_contex
     require_past();
     headkv_check(plan, kv.shapes, n_prompt);
     kv.require_no_shift();
+    plan_draft();
     make_slices();
     if (!archive && !in_cells) {
         meanwhile = std::make_unique<headkv_archive>(kv.shapes, nullptr);

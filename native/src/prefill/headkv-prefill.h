@@ -70,7 +70,7 @@ private:
     void take_back();
 
     // headkv-prefill-draft.cpp
-    static uint32_t draft_of(const headkv_prompt & prompt, const headkv_plan & plan, uint32_t n_prompt, uint32_t n_ctx);
+    void plan_draft();
     std::vector<float> weights() const; // of observed tokens, but for the draft
     void observe_draft();
     std::unique_ptr<headkv_queries> draft_beside_cells();
@@ -84,7 +84,7 @@ private:
     void leave_cells(); // what was read stays, in whole batches where layers can go back
 
     void compact();
-    std::vector<headkv_kept::positions> choose() const;
+    std::vector<headkv_kept::positions> choose(const headkv_plan & plan) const;
     std::unique_ptr<headkv_kept_prompt> gather(std::vector<headkv_kept::positions> keep) const;
     std::unique_ptr<llama_kv_cache> make_tail(uint32_t p0, uint32_t n_cells) const;
     size_t n_bytes_aside() const;
@@ -95,7 +95,9 @@ private:
     const headkv_plan & plan;
     const uint32_t n_past;
     const uint32_t n_prompt;
-    const uint32_t n_draft; // most tokens of a draft of the answer
+    uint32_t n_draft = 0; // most tokens of a draft of the answer
+    std::vector<int32_t> draft_caps;
+    headkv_plan draft_plan; // what it is made with
     uint32_t n_done = 0;    // read so far, of the prompt and of what comes behind it
     int64_t t_select_us;    // when selection began, with the draft that it needs
 

@@ -26,8 +26,9 @@ from .unloaded import Unloaded
 Bytes = npt.NDArray[np.int64]
 Order = Literal["tokens", "layers"]
 
-# as native/src has them: headkv-prefill.cpp, headkv-resize.cpp, headkv-archive.h, llama-kv-cache-headkv.h
+# as native/src has them: headkv-prefill.cpp, -prefill-draft.cpp, headkv-resize.cpp, -archive.h, llama-kv-cache-headkv.h
 _HIDDEN: Final = 256 << 20  # bytes of a panel's hidden states
+_DRAFT: Final = 64  # entries more of each head while a draft is made
 _TAIL: Final = 128  # cells right after compaction; a power of two times as many where the window needs them
 _BLOCK: Final = 256  # positions that archives and cells for a prompt are multiples of
 _SMALL: Final = 8  # cells before the first prompt, where that gets its own
@@ -163,6 +164,8 @@ class _Reading:
         self._fits = bool((caps[shape.heads] >= n_prompt).all())  # and is kept whole
         self._tail = rows.cells(min(n_tail, n_ctx - n_prompt + kept.window))
         self._pool = rows.kept(caps, kept.window)
+        more = np.where(shape.heads, np.minimum(caps + _DRAFT, n_prompt), 0) if kept.draft > 0 else caps
+        self._pool_drafted = rows.kept(more, kept.window)
         self._archived = on_host(int(rows.cells(_padded(n_prompt)).sum()))
         row = 4 * model.n_embd()
         n_batch = min(n_ctx, model.batch)
@@ -198,7 +201,7 @@ class _Reading:
         if not fitted:
             whole: Bytes = self._fixed + self._made.compute + self._made.cache - self._bounded
             if not self._fits:
-                whole += self._rows.records(self._n_ctx) + self._pool + self._tail
+                whole += self._rows.records(self._n_ctx) + self._pool_drafted + self._tail
                 whole += self._copies if self._is_recurrent else 0  # windows go back by themselves
             return whole
         if self._fits:
@@ -210,7 +213,7 @@ class _Reading:
             cells = self._rows.cells(self._n_cells)
         held = self._compute_fitted + self._rows.cells(_SMALL) + self._copies
         read = cells + np.maximum(records, self._pool)
-        drafted = records + self._pool + self._rows.cells(self._kept.window + self._kept.draft)
+        drafted = records + self._pool_drafted + self._rows.cells(self._kept.window + self._kept.draft)
         held += np.maximum(read, drafted) if self._kept.draft > 0 else read
         if self._kept.archive in (None, "memory"):  # None: until the prompt has been read
             held += self._archived
