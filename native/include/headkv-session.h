@@ -23,7 +23,8 @@ struct headkv_session {
     const float * logits; // [n_vocab] of the last token, as llama_get_logits_ith() gives them; or NULL
 
     // What it takes to go back to the end of the prompt: the logits of its last token, [n_vocab], and of recurrent
-    // layers what llama_state_seq_get_data_ext() with LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY gave there. Or NULL.
+    // layers what llama_state_seq_get_data_ext() with LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY gave there; NULL, and 0,
+    // without such layers. Or NULL.
     const float * prompt_logits;
     const void * prompt_state;
     size_t n_prompt_state;

@@ -177,6 +177,41 @@ static void test_files(llama_model * model, llama_context * ctx) {
     remove(path.c_str());
 }
 
+// The context goes on in the other order.
+static void test_embeddings(llama_context * ctx) {
+    archive_turn turn;
+    turn.n_prompt = n_first;
+    llama_memory_clear(llama_get_memory(ctx), true);
+    llama_set_embeddings(ctx, true);
+    check(turn_prefill(ctx, turn) == HEADKV_ERR_UNSUPPORTED, "by layers, with embeddings");
+    check(strstr(headkv_last_error(), "asked for embeddings") != nullptr, "a sentence");
+    turn.order = HEADKV_ORDER_TOKENS;
+    check(turn_prefill(ctx, turn) == HEADKV_OK, "in the order of tokens");
+    llama_set_embeddings(ctx, false);
+    llama_memory_clear(llama_get_memory(ctx), true);
+}
+
+// Rows that a prompt had stored before it was cancelled are none of the prompt that is there.
+static void test_rows_of_a_cancelled_prompt(llama_context * ctx) {
+    check(set(ctx), "a prompt");
+    std::vector<uint8_t> state(llama_state_seq_get_size(ctx, 0));
+    check(llama_state_seq_get_data(ctx, state.data(), state.size(), 0) == state.size(), "its state");
+    llama_memory_clear(llama_get_memory(ctx), true);
+    check(llama_state_seq_set_data(ctx, state.data(), state.size(), 0) == state.size(), "the state is back");
+    archive_turn turn;
+    turn.n_prompt = n_first;
+    turn.data     = ctx;
+    turn.progress = [](void * data, int32_t, int32_t) { headkv_cancel((llama_context *) data); };
+    check(headkv_cancel_enable(ctx) == HEADKV_OK, "cancel");
+    check(turn_prefill(ctx, turn) == HEADKV_ERR_CANCELLED, "cancelled");
+    check(headkv_cancel_clear(ctx) == HEADKV_OK, "no cancel");
+
+    const std::vector<uint8_t> rows((n_first - 256) * 512); // of two heads of 64, K and V in f16
+    check_refused(ctx, "rows behind none", HEADKV_ERR_STATE, "",
+                  [&]() { return headkv_set_archived(ctx, 0, 256, n_first - 256, rows.data(), rows.size()); });
+    llama_memory_clear(llama_get_memory(ctx), true);
+}
+
 static void test_refused(llama_model * model, llama_context * ctx) {
     where = "refused";
     archive_turn turn;
@@ -194,6 +229,8 @@ static void test_refused(llama_model * model, llama_context * ctx) {
     check(headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, nullptr) == HEADKV_OK, "an archive");
     check(turn_prefill(ctx, turn) == HEADKV_OK && turn_decode(ctx, n_first, n_first + n_more), "a prompt");
     test_prompts(ctx);
+    test_embeddings(ctx);
+    test_rows_of_a_cancelled_prompt(ctx);
     test_files(model, ctx);
 }
 

@@ -56,7 +56,8 @@ static constexpr int n_each = 40; // the first ones, all of them; of the others 
 
 static std::string folder, path;
 
-static int32_t save(llama_context * ctx, const std::vector<float> & logits) {
+static int32_t save(llama_context * ctx, const std::vector<float> & logits,
+                    const std::vector<uint8_t> & prompt_state = {}) {
     static const auto tokens = turn_tokens(0, n_held);
     headkv_session of        = {};
     of.model_id              = "an id";
@@ -66,7 +67,16 @@ static int32_t save(llama_context * ctx, const std::vector<float> & logits) {
     of.n_tokens              = n_held;
     of.logits                = logits.data();
     of.prompt_logits         = logits.data();
+    of.prompt_state          = prompt_state.data();
+    of.n_prompt_state        = prompt_state.size();
     return headkv_session_save(ctx, path.c_str(), &of, sizeof(of));
+}
+
+static std::vector<uint8_t> bytes_of_state(llama_context * ctx) {
+    const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+    std::vector<uint8_t> res(llama_state_seq_get_size_ext(ctx, 0, flags));
+    res.resize(llama_state_seq_get_data_ext(ctx, res.data(), res.size(), 0, flags));
+    return res;
 }
 
 static int32_t load(llama_context * ctx) {
@@ -139,6 +149,11 @@ static void run(bool windows) {
     std::string before = bytes();
     const outcome right(saved);
     check(load(loaded) == HEADKV_OK && outcome(loaded) == right, "loaded");
+
+    if (!windows) {
+        check(save(saved, logits, bytes_of_state(saved)) == HEADKV_ERR_ARGUMENT, "a state of no layers");
+        check(bytes() == before && n_files() == 1 && turn_state(saved) == right.state, "all is as it was");
+    }
 
     for (fault_counter * faults : { &objects, &writes }) {
         torture(

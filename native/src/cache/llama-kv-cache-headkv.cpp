@@ -141,8 +141,9 @@ void llama_kv_cache_headkv::apply_ubatch(const slot_info & sinfo, const llama_ub
 }
 
 void llama_kv_cache_headkv::on_apply(const llama_ubatch & ubatch) {
-    const bool same = (!obs || obs->aim(ubatch, get_cells(0))) && (!queries || queries->aim(ubatch));
-    if (!same || read) {
+    const bool same_obs     = !obs || obs->aim(ubatch, get_cells(0));
+    const bool same_queries = !queries || queries->aim(ubatch); // both are told of each ubatch
+    if (!same_obs || !same_queries || read) {
         epoch++;
     }
     canceller.must_finish = has_recurrent && ubatch.n_tokens == 1 && !read;
@@ -187,7 +188,7 @@ void llama_kv_cache_headkv::clear(bool data) {
     }
     const bool is_empty = !kept && n_used() == 0; // the prompt is still to come
 
-    if (kept || obs) {
+    if (kept || obs || queries) {
         wait();
     }
     const std::lock_guard<std::mutex> lock(mutex);
@@ -264,14 +265,25 @@ void llama_kv_cache_headkv::seq_keep(llama_seq_id seq_id) {
     count_cells();
 }
 
+// what was recorded is of other positions
+void llama_kv_cache_headkv::forget_record() {
+    if (obs) {
+        obs->remove(0);
+    }
+    if (queries) {
+        wait();
+        const std::lock_guard<std::mutex> lock(mutex);
+        queries.reset();
+        epoch++;
+    }
+}
+
 void llama_kv_cache_headkv::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
     if (kept) {
         LLAMA_LOG_ERROR("%s: the positions of a compacted sequence cannot be shifted\n", __func__);
         return;
     }
-    if (obs) {
-        obs->remove(0);
-    }
+    forget_record();
     llama_kv_cache::seq_add(seq_id, p0, p1, shift);
     count_cells(); // positions below 0 are gone
 }
@@ -281,9 +293,7 @@ void llama_kv_cache_headkv::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos
         LLAMA_LOG_ERROR("%s: the positions of a compacted sequence cannot be divided\n", __func__);
         return;
     }
-    if (obs) {
-        obs->remove(0);
-    }
+    forget_record();
     llama_kv_cache::seq_div(seq_id, p0, p1, d);
 }
 

@@ -264,7 +264,7 @@ private:
     static size_t size_of(const llama_kv_cache & cells); // bytes
 
     void on_apply(const llama_ubatch & ubatch);
-
+    void forget_record();
     void forget_archived();
 
     // headkv-tail.cpp: the tail of a compacted prompt
@@ -359,7 +359,7 @@ private:
     std::exception_ptr refusal; // why the cells had no room for the batch that came last
 
     std::vector<headkv_layer_shape> shapes; // of the layers that retain, in their order
-    uint32_t n_heads = 0;                   // KV heads, summed over them
+    size_t n_heads = 0;                     // KV heads, summed over them
 
     uint32_t n_expected = 0; // tokens of the prompt, 0 if not known; until the next clear()
     uint32_t n_in_state = 0; // of a state that is read now, 0 if not known

@@ -33,6 +33,12 @@ void llama_kv_cache_headkv::reading::plan_draft() {
     draft_plan.caps = draft_caps.data();
 }
 
+// of the token that was decoded last: samplers in the graph take them
+bool llama_kv_cache_headkv::reading::has_logits() const {
+    return ctx.get_logits_ith(-1) && ctx.get_sampled_token_ith(-1) == LLAMA_TOKEN_NULL &&
+           !ctx.get_sampled_logits_ith(-1) && !ctx.get_sampled_probs_ith(-1);
+}
+
 std::vector<float> llama_kv_cache_headkv::reading::weights() const {
     std::vector<float> res(prompt.weights, prompt.weights + prompt.n_weights);
     if (n_draft > 0) {
@@ -95,13 +101,13 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_beside_cel
 std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_without_room() {
     std::unique_ptr<headkv_kept_prompt> next;
     std::unique_ptr<headkv_observer> seen;
-    auto asked = kv.make_queries(n_prompt, n_draft);
+    std::unique_ptr<headkv_queries> asked;
 
     const auto go_to = [&](std::unique_ptr<llama_kv_cache> there) {
         const std::lock_guard<std::mutex> lock(kv.mutex);
         kv.swap_cells(*there);
         kv.n_cells = kv.n_used();
-        kv.update_peak(n_bytes_aside() + asked->get_buffers().size());
+        kv.update_peak(n_bytes_aside() + size_of(*there) + (asked ? asked->get_buffers().size() : 0));
         kv.epoch++;
     };
     const auto exchange = [&]() {
@@ -112,7 +118,8 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_without_ro
         kv.update_peak(n_bytes_aside() + (seen ? seen->size() : 0) + asked->get_buffers().size());
     };
     go_to(make_tail(n_prompt - plan.window, plan.window + n_draft));
-    next = gather(choose(draft_plan));
+    asked = kv.make_queries(n_prompt, n_draft);
+    next  = gather(choose(draft_plan));
     exchange();
     kv.read = nullptr;
 
@@ -180,7 +187,8 @@ void llama_kv_cache_headkv::reading::look(const headkv_queries & asked, const he
     std::vector<uint8_t> meta(n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false));
     const ggml_init_params params = { meta.size(), meta.data(), /*.no_alloc =*/true };
 
-    kv.epoch++; // no graph is in the scheduler's buffers any more
+    kv.n_reserved = 0; // its buffers may become as large as the prompt wants them
+    kv.epoch++;        // no graph is in them any more
     for (uint32_t i = 0, n; i < asked.get_n_seen(); i += n) {
         n = std::min(kv.obs->at_once(n_kv), asked.get_n_seen() - i);
         kv.obs->aim_beside(n_prompt + i, n, cells);

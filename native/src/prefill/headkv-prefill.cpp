@@ -171,7 +171,7 @@ void llama_kv_cache_headkv::reading::run() {
         behind([&]() { read_panels(prompt.again, prompt.n_again, n_prompt, /*keep =*/false); });
     }
     t_select_us = ggml_time_us();
-    if (n_draft > 0 && ctx.get_logits_ith(-1)) { // without logits nothing says which token is the likeliest
+    if (n_draft > 0 && has_logits()) { // without them nothing says which token is the likeliest
         behind([&]() { observe_draft(); });
     }
     compact();
@@ -371,6 +371,12 @@ bool llama_kv_cache_headkv::reading::cut(llm_graph_result & res, const llama_uba
     }
     try {
         if (!checked) { // all of it, before anything is computed
+            const auto & asked = ctx.get_cparams();
+            const auto & inp   = asked.embeddings_layer_inp;
+            if (asked.embeddings || asked.embeddings_nextn || std::find(inp.begin(), inp.end(), true) != inp.end()) {
+                throw headkv_error(HEADKV_ERR_UNSUPPORTED,
+                                   "the model cannot be read layer by layer: the context is asked for embeddings");
+            }
             size_t most = 0;
             for (const auto & s : slices) {
                 size_t row                = 0;

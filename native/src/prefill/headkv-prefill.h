@@ -71,6 +71,7 @@ private:
 
     // headkv-prefill-draft.cpp
     void plan_draft();
+    bool has_logits() const;
     std::vector<float> weights() const; // of observed tokens, but for the draft
     void observe_draft();
     std::unique_ptr<headkv_queries> draft_beside_cells();

@@ -142,6 +142,10 @@ void headkv_archive::fork(uint32_t n_past, uint32_t n_held) {
     table_before   = table;
     n_bytes_before = n_bytes;
     forked         = true;
+    for (auto & layer : layers) {
+        layer.n_rows_before = layer.n_rows;
+        layer.n_rows        = std::min(layer.n_rows, n_past);
+    }
 
     // a block of which some rows stay: what is put after all that is held does them no harm
     const uint32_t b      = n_past / n_block;
@@ -171,6 +175,9 @@ void headkv_archive::drop() {
     forked = false;
     table.swap(table_before);
     table_before.clear();
+    for (auto & layer : layers) {
+        layer.n_rows = layer.n_rows_before;
+    }
     if (fd >= 0) {
         shorten(n_bytes_before);
     } else {

@@ -74,8 +74,9 @@ private:
     struct layer {
         size_t row_k;
         size_t row_v;
-        size_t offset;       // of its block among those of the same positions
-        uint32_t n_rows = 0; // positions that it was given
+        size_t offset;              // of its block among those of the same positions
+        uint32_t n_rows        = 0; // positions that it was given
+        uint32_t n_rows_before = 0; // and before the fork
 
         size_t size() const { return n_block * (row_k + row_v); }
     };

@@ -75,6 +75,9 @@ std::vector<uint8_t> llama_kv_cache_headkv::get_bounded_of(llama_context & ctx, 
     };
 
     const keeper kept_as_is{ headkv_bounded(ctx.get_memory(), /*rows =*/true) };
+    if (kept_as_is.now.empty()) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "the model has no layers that have a state at a prompt's end");
+    }
     epoch++;
     const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
     if (ctx.state_seq_set_data(0, (const uint8_t *) state, n_state, flags) != n_state) {
