@@ -20,6 +20,9 @@ class CacheStats:
     out of earlier answers, these tokens count as tail."""
     tail_tokens: int
     """Tokens decoded after the prompt."""
+    turn_tokens: int
+    """Where the prompt of the last turn ended: `prompt_tokens`, unless an answer has become a part of that,
+    or the turn was decoded after it."""
     n_ctx: int
     """Positions that the context can hold."""
     compacted: bool
@@ -90,7 +93,7 @@ class PromptRecord:
     fits: bool = False
     """It was read under a retention, and is whole since it fits into the budget."""
     turns: tuple[tuple[int, int], ...] = ()
-    """Of it and of earlier ones that it begins with: where each ended, and how many tokens were new."""
+    """Of each turn, the last one last: where its prompt ended, and how many tokens were new."""
     logits: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     """What its last token predicts, (n_vocab,): that token cannot be decoded again once others are gone."""
     recurrent: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)

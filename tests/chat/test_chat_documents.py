@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import threading
@@ -181,10 +182,19 @@ def test_pdf_and_docx_without_text_to_be_had(tmp_path: Path, data: bytes, reason
     assert str(caught.value).startswith(f"the document '{path}' {reason}")
 
 
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    Path(os.fsdecode(path)).write_text("something")
+    document = read_document(os.fsdecode(path))
+    assert document.name == f"{tmp_path}/caf?.txt"
+    assert "caf?.txt" in json.dumps(compose([document], "What is it?"), ensure_ascii=False).encode().decode()
+
+
 def test_a_folder(tmp_path: Path) -> None:
     for name, data in {
         "part10": b"ten",
         "part2": b"two",
+        "part\u2460": b"one in a circle",
         "sub/a.txt": b"a",
         ".hidden": b"x",
         ".git/x": b"x",
@@ -197,7 +207,7 @@ def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "sub" / "round").symlink_to(tmp_path)
     (tmp_path / "made-up").symlink_to("/proc/self/status")
     found = read_documents(str(tmp_path))
-    assert [document.text for document in found.documents] == ["two", "ten", "a"]
+    assert [document.text for document in found.documents] == ["two", "ten", "one in a circle", "a"]
     assert found.notes == [
         f"{tmp_path}: 2 files left out: empty (is empty), z.bin (is not text: byte 0x00 at 0)."
     ]

@@ -45,6 +45,8 @@ def test_the_other_model_reads_it_anew(session: Session, tiny: Callable[..., Pat
     with pytest.raises(HeadKVError):
         before.tokenize(b"closed")
     keeper.leave()  # nothing is new, and there is nothing that could be saved
+    session.options = session.options.having({"temp": 0.5}, "/set")
+    assert not keeper.keep()  # what is set is not a reason either
     with pytest.raises(StateError, match="the model has not read this chat yet"):
         keeper.save()
     answer = session.ask("And then?", lambda _: None)

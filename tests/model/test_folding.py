@@ -152,6 +152,38 @@ def test_a_turn_after_a_prompt_that_fitted(load: Load, tiny: Tiny, name: str) ->
     assert llm.cache_stats().archive_tokens == 130
 
 
+@pytest.mark.parametrize("archive", [None, "memory"])
+def test_a_later_prompt_stays_whole_for_its_answer(load: Load, tiny: Tiny, archive: str | None) -> None:
+    """Where it is decoded after what was kept. The next question may have it folded."""
+    kept = Retention(budget=48, fold=64, archive=archive, reselect=False)
+    llm = load(tiny(), n_ctx=2048, retention=kept)
+    llm.prefill(TOKENS[:200])
+    llm.prefill(TOKENS[:500])
+    for i, token in enumerate(TOKENS[500:565]):
+        stats = llm.cache_stats()
+        assert (stats.prompt_tokens, stats.turn_tokens, stats.tail_tokens) == (200, 500, 300 + i)
+        llm.eval([token])
+    stats = llm.cache_stats()
+    assert (stats.prompt_tokens, stats.turn_tokens) == (564, 500)
+    llm.prefill(TOKENS[:700])
+    llm.prefill(TOKENS[:720])
+    for token in TOKENS[720:753]:
+        assert llm.cache_stats().prompt_tokens == 564
+        llm.eval([token])
+    stats = llm.cache_stats()
+    assert (stats.prompt_tokens, stats.turn_tokens) == (752, 720)
+
+
+def test_a_share_is_of_a_later_prompt_too(load: Load, tiny: Tiny) -> None:
+    llm = load(tiny(), n_ctx=2048, retention=Retention(budget="25%", fold=64, scores="uniform"))
+    for n in (200, 600):
+        llm.prefill(TOKENS[:n])
+    assert set(llm.cache_stats().kept.ravel()) == {50}
+    for token in TOKENS[600:700]:
+        llm.eval([token])
+    assert set(llm.cache_stats().kept.ravel()) == {100}
+
+
 def test_heads_keep_what_they_had_or_what_was_generated(load: Load, tiny: Tiny) -> None:
     llm = load(tiny(), retention=Retention(budget=48, fold=64))
     llm.prefill(TOKENS[:N_PROMPT])
@@ -291,6 +323,24 @@ def test_another_retention(load: Load, tiny: Tiny, before: Retention | None) -> 
     for token in TOKENS[30:95]:
         llm.eval([token])
     assert llm.cache_stats().prompt_tokens == 94
+
+
+def test_tokens_that_are_observed_beside_a_tail(load: Load, tiny: Tiny) -> None:
+    """Both are recorded, and a fold is by the tail's, whatever comes after it."""
+    masks = []
+    for both in (False, True):
+        llm = load(tiny(), **STOCK)
+        ctx = int(llm.ctx)
+        llm.eval(TOKENS[: N_ALL - N_ASKING])
+        if both:
+            native.observe(ctx, native.OBSERVE_TOKENS, N_ALL, 1)
+        native.observe(ctx, native.OBSERVE_TAIL, N_ALL - N_ASKING, N_ASKING)
+        llm.eval(TOKENS[N_ALL - N_ASKING : N_ALL])
+        llm.eval(TOKENS[N_ALL : N_ALL + 1])
+        ends_of = np.append(SENTENCES, np.uint8(0))
+        native.compact(ctx, plan_of(llm, True)._replace(ends=ends_of))
+        masks.append(native.get_mask(ctx))
+    assert np.array_equal(*masks)
 
 
 def test_attention_rows_beside_tokens_that_choose(load: Load, tiny: Tiny) -> None:

@@ -259,6 +259,25 @@ def test_a_cancel_that_comes_first_is_for_its_own_call(
         assert answer(llm, PROMPTS[0]) == wanted  # of no token
 
 
+def test_a_token_in_two_threads() -> None:
+    """Who leaves it first is under it no more."""
+    stop, inside, left = CancelToken(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        with stop:
+            inside.set()
+            assert left.wait(10)
+
+    with ThreadPoolExecutor() as threads:
+        with stop:
+            work = threads.submit(other)
+            assert inside.wait(10)
+        found = CancelToken.current()
+        left.set()
+        work.result()
+    assert found is None
+
+
 def test_a_token_stops_its_stream_and_no_other(load: Load, tiny_path: Path) -> None:
     llm = load(tiny_path, retention=Retention(budget=32))
     wanted = answer(llm, PROMPTS[1])

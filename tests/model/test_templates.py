@@ -244,6 +244,25 @@ def test_a_turn_reads_only_what_is_new(load: Load, tiny: Callable[..., Path], op
     assert first == again
 
 
+def test_the_same_again_after_an_answer_that_was_folded(
+    load: Load, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its prompt fits into the budget, and ends before what the template lets an answer begin with."""
+    opened = OPEN.replace("assistant\n", "assistant\n{{ '<think>\\n' }}")
+    path = tiny(chat_template=LOOP.replace("<TEXT>", NO_THOUGHTS) + opened)
+    options: dict[str, Any] = {"n_ctx": 2048, "retention": Retention(budget=400, fold=64, archive="memory")}
+    llm = load(path, **options)
+    messages = [{"role": "user", "content": "What is it?"}]
+    answer = {"max_tokens": 600, "temperature": 0.0, "logit_bias": {llm.token_eos(): -100.0}}
+    for _ in range(2):
+        llm.create_chat_completion(messages, **answer)
+        stats = llm.cache_stats()
+        assert stats.turn_tokens < stats.prompt_tokens
+    llm.save_session(tmp_path / "s.headkv")
+    with Llama.open_session(tmp_path / "s.headkv", n_threads=1, verbose=False) as other:
+        assert other.cache_stats().turn_tokens == stats.turn_tokens
+
+
 def test_a_whole_read_is_explained(load: Load, tiny: Callable[..., Path]) -> None:
     """A template that writes the system message before the last question, as some do."""
     template = (

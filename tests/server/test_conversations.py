@@ -238,7 +238,9 @@ def test_those_used_longest_ago_go(tiny: Callable[..., Path], tmp_path: Path) ->
 
 
 def conversation(tokens: str, n_prompt: int, **fields: Any) -> Conversation:
-    return Conversation(np.frombuffer(tokens.encode(), np.uint8).astype(np.int32), n_prompt, **fields)
+    return Conversation(
+        np.frombuffer(tokens.encode(), np.uint8).astype(np.int32), n_prompt, n_prompt, **fields
+    )
 
 
 def test_the_one_with_the_longest_common_beginning_is_chosen() -> None:
@@ -265,6 +267,25 @@ def test_what_is_gone_is_not_gone_back_to() -> None:
     longer = np.frombuffer(("a" * 95 + "b" * 20).encode(), np.uint8).astype(np.int32)
     assert choose([one], one, longer, kept, True) == (one, 95)
     assert choose([one], one, longer, Retention(budget=64), True) is None
+
+
+def test_an_answer_that_is_folded_is_not_the_prompt(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    """The same again, or another question after it, is no other conversation."""
+    kept = Retention(budget=48, archive="memory", fold=64)
+    llm = load(tiny_path, n_ctx=2048, retention=kept)
+    keeper, tokens = Keeper(llm, Shelf(tmp_path, 4, 2**30)), random_tokens(600, seed=3)
+    for prompt in (tokens[:200], tokens[:200], [*tokens[:200], *tokens[500:530]]):
+        keeper.prepare(prompt, kept)
+        llm.prefill(prompt)
+        for token in tokens[200:300]:
+            llm.eval([token])
+        keeper.settle()
+        assert keeper.held is not None
+        assert keeper.held.n_prompt == len(prompt) < keeper.held.n_whole
+        assert keeper.n_kept == 1
+    keeper.close()
 
 
 def test_who_leaves_costs_no_other_its_conversation(

@@ -200,6 +200,8 @@ def test_pages_from_elsewhere(tiny_path: Path, tmp_path: Path) -> None:
             {"Origin": "null"},
             {"Host": "example.com"},
             {"Host": "127.0.0.1.example.com"},
+            {"Host": "["},
+            {"Origin": "http://["},
         ):
             assert client.post(CHAT, json=ASKED, headers=headers).status_code == 403
         assert client.post(CHAT, json=ASKED, headers={"Origin": server.url}).status_code == 200

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Protocol
 
 from ..errors import Cancelled
@@ -13,7 +12,8 @@ class _Stoppable(Protocol):
     def _stop_for(self, token: CancelToken) -> None: ...
 
 
-_current: ContextVar[CancelToken | None] = ContextVar("headkv_cancel_token", default=None)
+# the innermost token first; a context of its own for each thread and task
+_entered: ContextVar[tuple[CancelToken, ...]] = ContextVar("headkv_cancel_tokens", default=())
 
 
 class CancelToken:
@@ -34,7 +34,6 @@ class CancelToken:
     def __init__(self) -> None:
         self._cancelled = False
         self._at_work: list[_Stoppable] = []
-        self._before: list[Token[CancelToken | None]] = []
 
     @property
     def cancelled(self) -> bool:
@@ -47,17 +46,19 @@ class CancelToken:
             llm._stop_for(self)
 
     def __enter__(self) -> CancelToken:
-        self._before.append(_current.set(self))
+        _entered.set((self, *_entered.get()))
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(ValueError):  # left in another context than entered, as generators may be
-            _current.reset(self._before.pop())
+        if (entered := _entered.get()) and entered[
+            0
+        ] is self:  # else in another context, as generators may be
+            _entered.set(entered[1:])
 
     @staticmethod
     def current() -> CancelToken | None:
         """The token that calls of this thread or task are begun under."""
-        return _current.get()
+        return (*_entered.get(), None)[0]
 
     def _begin(self, llm: _Stoppable) -> None:
         self._at_work.append(llm)

@@ -239,17 +239,22 @@ class Compactor:
         while self._dropped:
             release(self.ctx, self._dropped.pop())
 
-    def fold_caps(self, n_prompt: int, n_tokens: int) -> npt.NDArray[np.int32] | None:
+    def fold_caps(self, n_prompt: int, n_tokens: int, n_asked: int) -> npt.NDArray[np.int32] | None:
         """Entries per KV head once what came after a prompt becomes a part of it, (n_layer, n_head_kv). None
         if nothing is compacted and all of the n_tokens fit into the budget.
 
-        It is the budget, however short the prompt was. One that is a share stays one of the prompt, for an
-        answer has no end; of as many tokens as are folded at once where the prompt is shorter.
+        n_asked: tokens after the prompt that came with a turn.
+
+        It is the budget, however short the prompt was. One that is a share stays one of the prompt, or of
+        what came with the turn if that is more, for an answer has no end; of as many tokens as are folded at
+        once where these are fewer.
         """
         kept, shape, compacted = self._settled, self.shape, self.n_compacted > 0
         is_share = kept.policy != "caps" and "%" in str(kept.budget)
         if is_share:
-            n_least = max(kept.fold or 0, kept.window + 1)  # no longer than the window, it is kept whole
+            n_least = max(
+                kept.fold or 0, n_asked, kept.window + 1
+            )  # no longer than the window, it is kept whole
             caps = kept.caps_for(shape, n_least if compacted else max(n_prompt, n_least))
         else:
             caps = kept.caps_for(shape, n_tokens)

@@ -26,7 +26,8 @@ from .unloaded import Unloaded
 Bytes = npt.NDArray[np.int64]
 Order = Literal["tokens", "layers"]
 
-# as native/src has them: headkv-prefill.cpp, -prefill-draft.cpp, headkv-resize.cpp, -archive.h, llama-kv-cache-headkv.h
+# as native/src has them: headkv-prefill.cpp, headkv-prefill-draft.cpp, headkv-resize.cpp, headkv-archive.h,
+# llama-kv-cache-headkv.h
 _HIDDEN: Final = 256 << 20  # bytes of a panel's hidden states
 _DRAFT: Final = 64  # entries more of each head while a draft is made
 _TAIL: Final = 128  # cells right after compaction; a power of two times as many where the window needs them

@@ -41,7 +41,8 @@ class Folding:
         n_more = self._compactor.window  # tokens that may come after those that ask: all heads keep them
         if self._is_due(n_prompt, n_tokens, n_more) and self._fold(n_prompt):
             n_prompt = n_tokens
-        n_tail = n_tokens - max(n_prompt, self._n_stays)
+        n_from = max(n_prompt, self._n_stays)
+        n_tail = n_tokens - n_from - self._n_asked(n_from)
         if n_prompt == 0 or n_tail + max(_ASKING, n_new) < retention.fold:
             return
         comes = self._due is not None and n_tokens < self._due[1] >= n_tokens + n_new - n_more
@@ -57,6 +58,11 @@ class Folding:
         record = self._prompts.record
         return self._compactor.n_compacted or (record.n_tokens or 0 if record.fits else 0)
 
+    def _n_asked(self, n_from: int) -> int:
+        """Tokens from n_from on that came with the last turn: they stay whole for its answer."""
+        end, n_new = ((0, 0), *self._prompts.record.turns)[-1]
+        return max(0, min(end, self._tokens.n_tokens) - max(end - n_new, n_from))
+
     def _is_due(self, n_prompt: int, n_tokens: int, n_more: int) -> bool:
         return self._due is not None and self._due[0] == n_prompt and 0 <= n_tokens - self._due[1] <= n_more
 
@@ -68,7 +74,7 @@ class Folding:
         if first + n > native.get_numbers(compactor.ctx).n_ctx:
             return  # it is full before
         try:
-            if compactor.fold_caps(n_prompt, first + n) is not None:
+            if compactor.fold_caps(n_prompt, first + n, self._n_asked(n_prompt)) is not None:
                 compactor.begin_tail(first, n)
                 self._due = n_prompt, first + n
                 return
@@ -80,7 +86,7 @@ class Folding:
         self._due = None
         held, compactor = self._tokens.held, self._compactor
         try:
-            caps = compactor.fold_caps(n_prompt, len(held))
+            caps = compactor.fold_caps(n_prompt, len(held), self._n_asked(n_prompt))
             if caps is None:
                 return False
             compactor.fold(caps, sentence_ends(self._vocabulary.pieces(held)))

@@ -130,13 +130,16 @@ class PromptReader:
         n_compacted = n_prompt if turn.n_stable is None or turn.n_stable <= 0 else turn.n_stable
         compacted = compactor.n_compacted > 0
         if compacted and not (len(tokens) > 0 and self._contents.reads_anew(held.n_tokens)):
+            turns = self._turns(n_compacted, len(tokens))
             self._evaluate_all(tokens)  # a later turn: the new tokens go behind what was kept
+            self._prompts.record = replace(self._prompts.record, turns=turns)
             return
         caps = compactor.caps_for(n_compacted)
         if compacted or caps is not None:
             self._read_and_compact(tokens, n_compacted, turn, caps)
             return
         compactor.expect(n_prompt)
+        turns = self._turns(n_compacted, n_compacted)
         self._folding.forget()
         self._prompts.record = PromptRecord()
         started = perf_counter()
@@ -148,7 +151,15 @@ class PromptReader:
             scores_from=compactor.scores_from,
             prefill_seconds=perf_counter() - started,
             fits=compactor.retention is not None,
+            turns=turns,
         )
+
+    def _turns(self, end: int, n_new: int) -> tuple[tuple[int, int], ...]:
+        """Those that the cache holds, and one whose prompt ends there; if it was read before, what was new
+        then is new again."""
+        turns = dict(turn for turn in self._prompts.record.turns if turn[0] <= self._tokens.n_tokens + 1)
+        n_new = turns.pop(end, n_new)
+        return *turns.items(), (end, n_new)
 
     def _evaluate_all(self, tokens: list[int]) -> None:
         progress = Progress(self.on_prefill, len(tokens))
@@ -185,10 +196,9 @@ class PromptReader:
         held, compactor, before = self._tokens, self._compactor, self._prompts.record
         whole = held.held.tolist() + tokens
         prompt = self._vocabulary.pieces(whole[:n_compacted])
-        turns = {end: n for end, n in before.turns if end <= held.n_tokens + 1}
-        if n_compacted not in turns:  # else it was read before, and what asked then asks again
-            turns[n_compacted] = n_compacted - min(compactor.n_compacted, held.n_tokens)
-        seen, n_past = self._observers(prompt, turn, turns[n_compacted])
+        n_before = min(compactor.n_compacted, held.n_tokens)
+        turns = self._turns(n_compacted, n_compacted - (n_before if n_before < n_compacted else 0))
+        seen, n_past = self._observers(prompt, turn, turns[-1][1])
         with self._lifetime.alone():
             progress = Progress(self.on_prefill, len(whole) - n_past + len(seen.again))
         n_scored = n_past
@@ -229,7 +239,7 @@ class PromptReader:
         self._prompts.record = replace(
             self._prompts.record,
             n_tokens=n_compacted,
-            turns=tuple(turns.items()),
+            turns=turns,
             prefill_seconds=read - compactor.compact_seconds,
             logits=None if logits is None else logits.copy(),
             recurrent=self._bounded.snapshot() if self._bounded.recurrent else None,

@@ -54,6 +54,7 @@ def _native_stats(ctx: int, prompt: PromptRecord) -> CacheStats:
     return CacheStats(
         prompt_tokens=n_prompt,
         tail_tokens=n_tail,
+        turn_tokens=_turn_end(n_prompt + n_tail, n_prompt, prompt),
         n_ctx=numbers.n_ctx,
         compacted=compacted,
         policy=prompt.policy if compacted else "full",
@@ -87,6 +88,7 @@ def _stock_stats(llm: llama_cpp.Llama, prompt: PromptRecord) -> CacheStats:
     return CacheStats(
         prompt_tokens=n_prompt,
         tail_tokens=n_tail,
+        turn_tokens=_turn_end(n_prompt + n_tail, n_prompt, prompt),
         n_ctx=llm.n_ctx(),
         compacted=False,
         policy="full",
@@ -115,6 +117,11 @@ def _divided(n_tokens: int, prompt: PromptRecord) -> tuple[int, int]:
     """Tokens of the prompt and behind it."""
     n_prompt = n_tokens if prompt.n_tokens is None else min(prompt.n_tokens, n_tokens)
     return n_prompt, n_tokens - n_prompt
+
+
+def _turn_end(n_tokens: int, n_prompt: int, prompt: PromptRecord) -> int:
+    ends = [end for end, _ in prompt.turns if end <= n_tokens]
+    return ends[-1] if ends else n_prompt
 
 
 def _head_bytes(llm: llama_cpp.Llama) -> tuple[int, int]:

@@ -155,7 +155,7 @@ def _decode(data: bytes, path: str, name: str) -> Document:
         raise _refusal(name, f"is larger than {MAX_BYTES // 1024**2} MiB")
     try:
         if found := extracted(data):
-            return Document(path, *found)
+            return Document(_shown(path), *found)
     except ExtractError as error:
         raise _refusal(name, str(error)) from None
     if what := told_by_signature(data):
@@ -174,4 +174,9 @@ def _decode(data: bytes, path: str, name: str) -> Document:
     if "\0" in text:
         raise _refusal(name, f"is {told_by_bytes(data, max(zero, 0))}")
     # A terminal and a text editor see the same lines whatever wrote the file, and so should the model.
-    return Document(path, text.replace("\r\n", "\n"))
+    return Document(_shown(path), text.replace("\r\n", "\n"))
+
+
+def _shown(path: str) -> str:
+    """A name that is no UTF-8, as text that a model can read and a session can hold."""
+    return path.encode(errors="replace").decode()

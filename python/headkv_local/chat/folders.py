@@ -105,4 +105,4 @@ def _device(path: str) -> int:
 def _natural(name: str) -> list[tuple[bool, int, str]]:
     """part2 before part10."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name.lower())
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]

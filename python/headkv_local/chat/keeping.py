@@ -74,7 +74,8 @@ class Keeper:
             stays = f"{self.path} stays as it is" if os.path.exists(self.path) else "no session is saved"
             self._console.note(f"The chat is empty: {stays}.")
         elif not self.keep():
-            self._console.note(f"Nothing is new: {self.path} stays as it is.")
+            why = "Nothing is new" if self._session.llm.n_tokens else "The model has not read this chat yet"
+            self._console.note(f"{why}: {self.path} stays as it is.")
 
     def _require_savable(self) -> None:
         try:
@@ -83,7 +84,10 @@ class Keeper:
             raise StateError(f"a chat with this model cannot be saved: {error}") from error
 
     def _is_new(self) -> bool:
-        return bool(self._session.turns) and self._kept != self._now()
+        """What is only set, after /model, is saved with the next answer: the model has read nothing yet."""
+        kept, now = self._kept, self._now()
+        only_set = kept is not None and kept[0] == now[0] and not self._session.llm.n_tokens
+        return bool(self._session.turns) and kept != now and not only_set
 
     def keep(self) -> bool:
         """With --session, save what is new; False: nothing is. What another process has written stays."""

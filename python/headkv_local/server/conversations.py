@@ -24,6 +24,8 @@ _OWN: Final = 256  # a conversation with less than one token in so many for itse
 @dataclass(eq=False)
 class Conversation:
     """tokens: all that its context holds. n_prompt: of its last prompt, as later turns begin with it.
+    n_whole: the first ones, of which heads have chosen; where not all rows are there, only a prompt that
+    begins with all of these goes on.
 
     compacted, archived: whether heads have let go of some of it, and whether all rows are there still.
     saved: whether the session in its file is as it is now.
@@ -31,6 +33,7 @@ class Conversation:
 
     tokens: Tokens = field(default_factory=lambda: np.empty(0, np.int32))
     n_prompt: int = 0
+    n_whole: int = 0
     compacted: bool = False
     archived: bool = False
     retention: Retention | None = None
@@ -51,7 +54,7 @@ class Conversation:
         if self.compacted and not alike(wanted, self.retention):
             both = self.archived and wanted is not None and wanted.archive is not None
             n = n if both else 0  # kept rows of another choice are not what was asked for
-        if self.compacted and not (self.archived and going_back) and n < self.n_prompt:
+        if self.compacted and not (self.archived and going_back) and n < self.n_whole:
             return 0
         return n
 
@@ -65,12 +68,14 @@ class Conversation:
 
     def branch(self) -> Conversation:
         """Another one that begins as it does."""
-        return Conversation(self.tokens, self.n_prompt, self.compacted, self.archived, self.retention)
+        sizes = self.n_prompt, self.n_whole
+        return Conversation(self.tokens, *sizes, self.compacted, self.archived, self.retention)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "tokens": self.tokens.tolist(),
             "n_prompt": self.n_prompt,
+            "n_whole": self.n_whole,
             "compacted": self.compacted,
             "archived": self.archived,
         }
@@ -81,12 +86,9 @@ class Conversation:
         tokens = np.asarray(found["tokens"], dtype=np.int32)
         if tokens.ndim != 1:
             raise ValueError("tokens must be a list of numbers")
-        n_prompt, compacted, archived = (
-            int(found["n_prompt"]),
-            bool(found["compacted"]),
-            bool(found["archived"]),
-        )
-        return cls(tokens, n_prompt, compacted, archived, saved=True, **fields)
+        sizes = int(found["n_prompt"]), int(found["n_whole"])
+        compacted, archived = bool(found["compacted"]), bool(found["archived"])
+        return cls(tokens, *sizes, compacted, archived, saved=True, **fields)
 
 
 def choose(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import Refusal
-from .network import is_local_name
+from .network import is_local_name, network_of
 from .service import Service
 
 _OPEN = {"/", "/health", "/favicon.ico"}  # without a key: they say nothing of anybody's conversation
@@ -49,7 +48,7 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self._key is None and self._local and not is_local_name(host):
             raise Refusal(403, f"this server is not {host[:100]!r}: it is reached as localhost", "wrong_host")
-        if origin is not None and not self._origins & {"*", origin} and urlsplit(origin).netloc != host:
+        if origin is not None and not self._origins & {"*", origin} and network_of(origin) != host:
             raise Refusal(403, f"pages of {origin[:100]!r} may not use this server", "wrong_origin")
         if self._key is None or path in _OPEN:
             return

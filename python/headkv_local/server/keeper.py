@@ -81,10 +81,11 @@ class Keeper:
             self.held = root
             return
         stats = self._llm.cache_stats()
-        n_prompt = min(stats.prompt_tokens, len(tokens))
+        n_prompt = min(stats.turn_tokens, len(tokens))
         if n_prompt != one.n_prompt or not np.array_equal(tokens, one.tokens):
             one.saved = False
         one.tokens, one.n_prompt = tokens, n_prompt
+        one.n_whole = min(stats.prompt_tokens, len(tokens))
         one.compacted, one.archived = stats.compacted, stats.archive_tokens > 0
 
     def leave(self, wanted: Retention | None) -> None:

@@ -24,13 +24,24 @@ def is_local(host: str) -> bool:
 
 def is_local_name(host: str) -> bool:
     """Whether a Host header names this machine in a way that no name server can change."""
-    name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:  # an opening bracket alone
+        return False
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def network_of(origin: str) -> str:
+    """The host and port of an Origin header, "" for what is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def require_key(host: str, key: str | None) -> None:
