@@ -181,7 +181,8 @@ struct headkv_stats {
     int64_t t_select_us;   // last compaction: choosing the entries, with a draft that chooses
     int64_t t_compact_us;  // last compaction: moving rows, freeing the full cache, fitting compute buffers
     int64_t n_splits;      // parts of the last graph, one more than it changes between devices; 0 before the first
-    int64_t n_archived;    // positions whose full rows are in the archive: n_prompt, or 0
+    int64_t n_archived;    // positions whose full rows are in the archive: n_prompt, or 0; fewer after a fold where
+                           // layers have a sliding window or a recurrent state
     int64_t bytes_archive; // in host memory or in a file; not counted above
 };
 
@@ -235,7 +236,8 @@ HEADKV_API int32_t headkv_get_observe_limit(const struct llama_context * ctx, in
 // Where there is an archive, it gets the full rows.
 // After HEADKV_OBSERVE_TAIL, and of a compacted cache: fold the tail into the prompt, which may be compacted or whole.
 // Each KV head chooses among the entries that it has kept and those in cells, as the tokens that were observed look at
-// them. No more than `window` tokens may have come after these. The rows of the tail go to the archive as they are.
+// them. No more than `window` tokens may have come after these. The rows of the tail go to the archive as they are;
+// with sliding-window or recurrent layers none do, for only from where its rows end can these go on.
 //   size: sizeof(struct headkv_plan) of the caller
 // HEADKV_ERR_ARGUMENT: a plan that does not fit the model or the prompt
 // HEADKV_ERR_STATE   : nothing decoded, or not all tokens recorded that were to be observed

@@ -246,6 +246,8 @@ int main(int argc, char ** argv) {
     check(headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, path.c_str()) == HEADKV_OK, "an archive");
     test_compact(ctx, HEADKV_OBSERVE_TOKENS, 0);
     test_compact(ctx, HEADKV_OBSERVE_TAIL, 0);
-    test_compact(ctx, HEADKV_OBSERVE_TAIL, n_first);
+    if (!windows) { // a later fold writes nothing where layers cannot go back
+        test_compact(ctx, HEADKV_OBSERVE_TAIL, n_first);
+    }
     return checked();
 }

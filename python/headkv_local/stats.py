@@ -60,7 +60,8 @@ class CacheStats:
     archive_bytes: int = 0
     """Full rows of the prompt in the archive, in memory or in a file; not counted above."""
     archive_tokens: int = 0
-    """Tokens whose full rows are there: `prompt_tokens`, or 0."""
+    """Tokens whose full rows are there: 0, `prompt_tokens`, or, where layers with a sliding window or a
+    recurrent state cannot go back, the prompt's without an answer that has become a part of it."""
     n_splits: int = 0
     """Parts of the last graph: one more than it changes between devices; 0 where that is not known."""
 

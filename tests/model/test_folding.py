@@ -208,18 +208,52 @@ def test_no_more_where_it_is_off(load: Load, tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35"])
 def test_the_archive_has_what_was_folded(load: Load, tiny: Tiny, name: str) -> None:
-    """The next turn reads what came after the last fold, and can keep what the heads had let go."""
+    """The next turn reads what came after the last fold, and can keep what the heads had let go. Where layers
+    cannot go back to any token it reads all that came after the prompt."""
     read: list[int] = []
     llm = load(tiny(**VARIANTS[name]), retention=Retention(budget=48, fold=64, archive="memory"))
     llm.prefill(TOKENS[:N_PROMPT])
     for token in TOKENS[N_PROMPT:][:150]:
         llm.eval([token])
-    assert llm.cache_stats().archive_tokens == llm.cache_stats().prompt_tokens == N_PROMPT + 128
+    n_archived = N_PROMPT + (128 if name == "llama" else 0)
+    stats = llm.cache_stats()
+    assert (stats.archive_tokens, stats.prompt_tokens) == (n_archived, N_PROMPT + 128)
     let_go = ~llm.retention_mask()[..., :N_PROMPT]
     llm.on_prefill = lambda done, total: read.append(total)
     llm.prefill(TOKENS[: N_PROMPT + 200])
-    assert set(read) == {72}
+    assert set(read) == {N_PROMPT + 200 - n_archived}
     assert (llm.retention_mask()[..., :N_PROMPT] & let_go).any()
+
+
+@pytest.mark.parametrize("kept", ["context", "session", "state"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35", "gpt-oss"])
+def test_a_turn_that_leaves_an_answer_out(
+    load: Load, tiny: Tiny, tmp_path: Path, name: str, kept: str
+) -> None:
+    """As templates do with what the model has thought: the prompt before it is not read again."""
+    read: list[int] = []
+    path = tiny(**VARIANTS[name])
+    llm = load(path, n_ctx=2048, retention=Retention(budget=48, fold=64, archive="memory"))
+    stock = load(path, n_ctx=2048, **STOCK)
+    for each in (llm, stock):
+        each.prefill(TOKENS[:N_PROMPT])
+    for token in TOKENS[N_PROMPT:][:150]:
+        llm.eval([token])
+    assert llm.cache_stats().prompt_tokens == N_PROMPT + 128
+    if kept == "session":
+        llm.save_session(tmp_path / "session")
+        llm.prefill(TOKENS[500:700])
+        llm.load_session(tmp_path / "session")
+    elif kept == "state":
+        state = llm.save_state()
+        llm.prefill(TOKENS[500:700])
+        llm.load_state(state)
+    turn = [*TOKENS[:N_PROMPT], *TOKENS[600:640]]
+    llm.on_prefill = lambda done, total: read.append(total)
+    llm.prefill(turn)
+    stock.eval(turn[N_PROMPT:])
+    assert set(read) == {40}
+    assert np.array_equal(last_logits(llm), last_logits(stock))
 
 
 @pytest.mark.parametrize("n_prompt", [20, N_PROMPT], ids=["fits", "compacted"])

@@ -146,13 +146,16 @@ void llama_kv_cache_headkv::archive_cells(headkv_archive & to, const std::vector
     }
 }
 
-std::shared_ptr<headkv_bounded> llama_kv_cache_headkv::archive_behind(const std::vector<uint32_t> & cell,
-                                                                      std::vector<llama_kv_cell_ext> & exts) {
+std::shared_ptr<const headkv_bounded> llama_kv_cache_headkv::archive_behind(const std::vector<uint32_t> & cell,
+                                                                            std::vector<llama_kv_cell_ext> & exts) {
     if (!archive || (kept && archived.empty())) {
         return nullptr;
     }
     if (kept) {
         exts = archived;
+        if (archived_end && !archived_end->empty()) { // the next prompt can go on from there only, and may leave out
+            return archived_end;                      // what came behind it, as thoughts are
+        }
     }
     auto at_end = std::make_shared<headkv_bounded>(lctx->get_memory(), /*rows =*/true);
     try {

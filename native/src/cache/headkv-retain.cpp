@@ -189,7 +189,7 @@ llama_kv_cache_headkv::compacted llama_kv_cache_headkv::make_compacted(const hea
 }
 
 void llama_kv_cache_headkv::commit(std::unique_ptr<headkv_kept_prompt> next, std::unique_ptr<llama_kv_cache> tail,
-                                   std::vector<llama_kv_cell_ext> exts, std::shared_ptr<headkv_bounded> at_end,
+                                   std::vector<llama_kv_cell_ext> exts, std::shared_ptr<const headkv_bounded> at_end,
                                    int64_t t_start_us, int64_t t_select_end_us) {
     {
         const std::lock_guard<std::mutex> lock(mutex);

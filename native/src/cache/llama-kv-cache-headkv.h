@@ -239,8 +239,8 @@ private:
                        std::vector<llama_kv_cell_ext> & exts) const;
 
     // the same into its own archive, behind what that has; the bounded layers as they are now. NULL: none has the rest
-    std::shared_ptr<headkv_bounded> archive_behind(const std::vector<uint32_t> & cell,
-                                                   std::vector<llama_kv_cell_ext> & exts);
+    std::shared_ptr<const headkv_bounded> archive_behind(const std::vector<uint32_t> & cell,
+                                                         std::vector<llama_kv_cell_ext> & exts);
 
     // cells for n_needed tokens after kept rows that end at `end`
     uint32_t tail_cells(uint32_t n_needed, uint32_t end) const;
@@ -294,7 +294,7 @@ private:
     // The prompt is compacted from here on: these take the place of whatever there was. Cannot fail.
     //   exts, at_end: what is archived beside rows, none without an archive
     void commit(std::unique_ptr<headkv_kept_prompt> next, std::unique_ptr<llama_kv_cache> tail,
-                std::vector<llama_kv_cell_ext> exts, std::shared_ptr<headkv_bounded> at_end, int64_t t_start_us,
+                std::vector<llama_kv_cell_ext> exts, std::shared_ptr<const headkv_bounded> at_end, int64_t t_start_us,
                 int64_t t_select_end_us);
 
     // all positions in cells in order: cell[p]; throws unless they are p0, p0 + 1, ...

@@ -124,17 +124,17 @@ void llama_kv_cache_headkv::require_sound() const {
 
 void llama_kv_cache_headkv::set_end(llama_context & ctx, const void * data, size_t size) {
     require_kept();
-    if (!archive || !archived.empty() || archive->n_rows() < kept->n_prompt) {
-        throw headkv_error(HEADKV_ERR_STATE, "the rows of the prompt are not in the archive, or are archived already");
-    }
     const int32_t n_vocab = model.vocab.n_tokens();
     headkv_io_read io(data, size);
 
     uint32_t n;
     io.read(&n, sizeof(n));
-    if (n != kept->n_prompt) {
+    if (n == 0 || n > kept->n_prompt) {
         throw headkv_error(HEADKV_ERR_ARGUMENT,
-                           format("%u archived tokens are not the prompt's %u", n, kept->n_prompt));
+                           format("%u archived tokens are not of the prompt's %u", n, kept->n_prompt));
+    }
+    if (!archive || !archived.empty() || archive->n_rows() < n) {
+        throw headkv_error(HEADKV_ERR_STATE, "the rows of the prompt are not in the archive, or are archived already");
     }
     std::vector<llama_kv_cell_ext> exts(n);
     io.read(exts.data(), n * sizeof(exts[0]));
@@ -182,6 +182,10 @@ void llama_kv_cache_headkv::get_archived(int32_t layer, int32_t first, int32_t n
     if (archived.empty()) {
         throw headkv_error(HEADKV_ERR_STATE, "no prompt is in the archive");
     }
+    if (first + n > (int32_t) archived.size()) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("%d tokens from %d on are not in the archive, which has %zu", n,
+                                                       first, archived.size()));
+    }
     archive->get(ikv, (uint8_t *) rows, first, n);
 }
 
@@ -216,7 +220,7 @@ void llama_kv_cache_headkv::restore_archived(int32_t id) {
     if (prompt == held.end() || !archive->holds(id)) {
         throw headkv_error(HEADKV_ERR_STATE, "the archive does not hold the rows of that prompt any more");
     }
-    if (!archived.empty() || prompt->second.archived.size() != kept->n_prompt) {
+    if (!archived.empty() || prompt->second.archived.size() > kept->n_prompt) {
         throw headkv_error(HEADKV_ERR_STATE, "the rows that the archive holds are not of the compacted prompt");
     }
     auto exts = prompt->second.archived;

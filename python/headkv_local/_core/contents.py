@@ -83,8 +83,9 @@ class Contents:
 
     def compare(self, tokens: list[int], rewritten: bool) -> None:
         """Note why a prompt has to be read whole, if it does not go on from the compacted one."""
-        compacted = self.tokens.input_ids[: self._compactor.n_compacted]
-        archived = self._compactor.n_archived > 0 and not self.bounded
+        n_archived = self._compactor.n_archived
+        compacted = self.tokens.input_ids[: n_archived or self._compactor.n_compacted]
+        archived = n_archived > 0 and not self.bounded
         if archived and n_same(compacted, tokens) > 0:  # it is read from there on
             compacted = compacted[:0]
         self._prompts.compare(compacted, tokens, rewritten)

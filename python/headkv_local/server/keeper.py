@@ -85,7 +85,7 @@ class Keeper:
         if n_prompt != one.n_prompt or not np.array_equal(tokens, one.tokens):
             one.saved = False
         one.tokens, one.n_prompt = tokens, n_prompt
-        one.n_whole = min(stats.prompt_tokens, len(tokens))
+        one.n_whole = min(stats.archive_tokens or stats.prompt_tokens, len(tokens))
         one.compacted, one.archived = stats.compacted, stats.archive_tokens > 0
 
     def leave(self, wanted: Retention | None) -> None:
