@@ -194,7 +194,7 @@ def test_a_folder(tmp_path: Path) -> None:
     for name, data in {
         "part10": b"ten",
         "part2": b"two",
-        "part\u2460": b"one in a circle",
+        "\u2460": b"one in a circle",
         "sub/a.txt": b"a",
         ".hidden": b"x",
         ".git/x": b"x",
