@@ -21,8 +21,7 @@ class CacheStats:
     tail_tokens: int
     """Tokens decoded after the prompt."""
     turn_tokens: int
-    """Where the prompt of the last turn ended: `prompt_tokens`, unless an answer has become a part of that,
-    or the turn was decoded after it."""
+    """Where the prompt of the last turn ended, as later prompts begin with it."""
     n_ctx: int
     """Positions that the context can hold."""
     compacted: bool
@@ -60,8 +59,8 @@ class CacheStats:
     archive_bytes: int = 0
     """Full rows of the prompt in the archive, in memory or in a file; not counted above."""
     archive_tokens: int = 0
-    """Tokens whose full rows are there: 0, `prompt_tokens`, or, where layers with a sliding window or a
-    recurrent state cannot go back, the prompt's without an answer that has become a part of it."""
+    """Tokens whose full rows are there: 0, `prompt_tokens`, or fewer once an answer has become a part
+    of the prompt, where layers with a sliding window or a recurrent state cannot go back."""
     n_splits: int = 0
     """Parts of the last graph: one more than it changes between devices; 0 where that is not known."""
 

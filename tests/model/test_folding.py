@@ -11,7 +11,7 @@ import pytest
 from llama_cpp.llama_speculative import LlamaDraftModel
 
 from architectures import VARIANTS
-from headkv_local import ArgumentError, Llama, OutOfMemoryError, Retention, StateError
+from headkv_local import ArgumentError, Cancelled, Llama, OutOfMemoryError, Retention, StateError
 from headkv_local._core import native
 from headkv_local.settings import KV_TYPES
 from helpers import compact_natively, ends, forced_logits, greedy, last_logits, random_tokens
@@ -154,14 +154,20 @@ def test_a_turn_after_a_prompt_that_fitted(load: Load, tiny: Tiny, name: str) ->
 
 @pytest.mark.parametrize("archive", [None, "memory"])
 def test_a_later_prompt_stays_whole_for_its_answer(load: Load, tiny: Tiny, archive: str | None) -> None:
-    """Where it is decoded after what was kept. The next question may have it folded."""
+    """Where it is decoded after what was kept, also after others and where its reading was stopped. The next
+    question may have it folded."""
     kept = Retention(budget=48, fold=64, archive=archive, reselect=False)
-    llm = load(tiny(), n_ctx=2048, retention=kept)
+    llm = load(tiny(), n_ctx=2048, n_batch=64, retention=kept)
+    llm.prefill(TOKENS[:160])
     llm.prefill(TOKENS[:200])
+    llm.on_prefill = lambda done, _: llm.cancel() if done == 64 else None
+    with pytest.raises(Cancelled):
+        llm.prefill(TOKENS[:500])
+    llm.on_prefill = None
     llm.prefill(TOKENS[:500])
     for i, token in enumerate(TOKENS[500:565]):
         stats = llm.cache_stats()
-        assert (stats.prompt_tokens, stats.turn_tokens, stats.tail_tokens) == (200, 500, 300 + i)
+        assert (stats.prompt_tokens, stats.turn_tokens, stats.tail_tokens) == (160, 500, 340 + i)
         llm.eval([token])
     stats = llm.cache_stats()
     assert (stats.prompt_tokens, stats.turn_tokens) == (564, 500)
@@ -225,7 +231,7 @@ def test_the_archive_has_what_was_folded(load: Load, tiny: Tiny, name: str) -> N
     assert (llm.retention_mask()[..., :N_PROMPT] & let_go).any()
 
 
-@pytest.mark.parametrize("kept", ["context", "session", "state"])
+@pytest.mark.parametrize("kept", ["context", "chosen once", "session", "state"])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35", "gpt-oss"])
 def test_a_turn_that_leaves_an_answer_out(
     load: Load, tiny: Tiny, tmp_path: Path, name: str, kept: str
@@ -233,7 +239,9 @@ def test_a_turn_that_leaves_an_answer_out(
     """As templates do with what the model has thought: the prompt before it is not read again."""
     read: list[int] = []
     path = tiny(**VARIANTS[name])
-    llm = load(path, n_ctx=2048, retention=Retention(budget=48, fold=64, archive="memory"))
+    reselect = kept != "chosen once"
+    retention = Retention(budget=48, fold=64, archive="memory", reselect=reselect)
+    llm = load(path, n_ctx=2048, retention=retention)
     stock = load(path, n_ctx=2048, **STOCK)
     for each in (llm, stock):
         each.prefill(TOKENS[:N_PROMPT])
@@ -253,7 +261,19 @@ def test_a_turn_that_leaves_an_answer_out(
     llm.prefill(turn)
     stock.eval(turn[N_PROMPT:])
     assert set(read) == {40}
+    assert llm.reread_reason is None
     assert np.array_equal(last_logits(llm), last_logits(stock))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen35"])
+def test_the_same_prompt_again_after_a_fold(load: Load, tiny: Tiny, name: str) -> None:
+    """It has to be chosen for anew, for which such layers cannot go back."""
+    llm = load(tiny(**VARIANTS[name]), retention=Retention(budget=48, fold=64, archive="memory"))
+    for _ in range(2):
+        llm.prefill(TOKENS[:N_PROMPT])
+        for token in TOKENS[N_PROMPT:][:70]:
+            llm.eval([token])
+    assert "cannot go back to token 199" in str(llm.reread_reason)
 
 
 @pytest.mark.parametrize("n_prompt", [20, N_PROMPT], ids=["fits", "compacted"])

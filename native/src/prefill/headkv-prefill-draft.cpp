@@ -13,8 +13,8 @@
 // Weight of other observed tokens beside a draft, as if they paid two fifths of the attention.
 static constexpr float beside_draft = 0.03f;
 
-// So many entries more has each KV head while a draft is made: with few, a draft goes wrong. A layer's room, which a
-// long prompt does without meanwhile, takes as much.
+// So many entries more has each KV head while a draft is made: with few, a draft goes wrong. A layer's room takes
+// as much, which a long prompt that is read by layers does without meanwhile.
 static constexpr int32_t more_entries = 64;
 
 // As many tokens as there is room for. None where all is kept: nothing is to be selected.

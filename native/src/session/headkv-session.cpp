@@ -129,9 +129,10 @@ void llama_kv_cache_headkv::set_end(llama_context & ctx, const void * data, size
 
     uint32_t n;
     io.read(&n, sizeof(n));
-    if (n == 0 || n > kept->n_prompt) {
+    auto end = std::make_shared<headkv_bounded>(ctx.get_memory(), /*rows =*/false);
+    if (n != kept->n_prompt && (end->empty() || n == 0 || n > kept->n_prompt)) { // an answer that was folded
         throw headkv_error(HEADKV_ERR_ARGUMENT,
-                           format("%u archived tokens are not of the prompt's %u", n, kept->n_prompt));
+                           format("%u archived tokens are not the prompt's %u", n, kept->n_prompt));
     }
     if (!archive || !archived.empty() || archive->n_rows() < n) {
         throw headkv_error(HEADKV_ERR_STATE, "the rows of the prompt are not in the archive, or are archived already");
@@ -143,7 +144,6 @@ void llama_kv_cache_headkv::set_end(llama_context & ctx, const void * data, size
             throw headkv_error(HEADKV_ERR_ARGUMENT, "an archived token is none of the model's");
         }
     }
-    auto end = std::make_shared<headkv_bounded>(ctx.get_memory(), /*rows =*/false);
     if (!end->empty()) {
         *end = headkv_bounded::read(ctx.get_memory(), io, n, n_vocab);
         if (end->last() + 1 != (int32_t) n) {
@@ -220,7 +220,9 @@ void llama_kv_cache_headkv::restore_archived(int32_t id) {
     if (prompt == held.end() || !archive->holds(id)) {
         throw headkv_error(HEADKV_ERR_STATE, "the archive does not hold the rows of that prompt any more");
     }
-    if (!archived.empty() || prompt->second.archived.size() > kept->n_prompt) {
+    const auto & [rows, end] = prompt->second;
+    const bool may_be_fewer  = end && !end->empty(); // of a prompt with an answer that was folded
+    if (!archived.empty() || rows.size() > kept->n_prompt || (rows.size() < kept->n_prompt && !may_be_fewer)) {
         throw headkv_error(HEADKV_ERR_STATE, "the rows that the archive holds are not of the compacted prompt");
     }
     auto exts = prompt->second.archived;

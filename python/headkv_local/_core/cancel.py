@@ -50,10 +50,10 @@ class CancelToken:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if (entered := _entered.get()) and entered[
-            0
-        ] is self:  # else in another context, as generators may be
-            _entered.set(entered[1:])
+        entered = list(_entered.get())
+        if self in entered:  # else it is left in another context than entered, as generators may be
+            entered.remove(self)
+            _entered.set(tuple(entered))
 
     @staticmethod
     def current() -> CancelToken | None:

@@ -92,8 +92,8 @@ class Contents:
 
     def reads_anew(self, n_tokens: int) -> bool:
         """Whether a prompt that goes on from the first n_tokens is read against the archive."""
-        n_archived = self._compactor.n_archived
-        return n_archived > 0 and (self._compactor.reselects or n_tokens < n_archived)
+        compactor = self._compactor
+        return compactor.n_archived > 0 and (compactor.reselects or n_tokens < compactor.n_compacted)
 
     def reuse(self, tokens: list[int]) -> None:
         """Keep what a prompt begins with; all behind it is forgotten, at once or when that has been read."""

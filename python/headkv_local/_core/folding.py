@@ -41,8 +41,7 @@ class Folding:
         n_more = self._compactor.window  # tokens that may come after those that ask: all heads keep them
         if self._is_due(n_prompt, n_tokens, n_more) and self._fold(n_prompt):
             n_prompt = n_tokens
-        n_from = max(n_prompt, self._n_stays)
-        n_tail = n_tokens - n_from - self._n_asked(n_from)
+        n_tail = n_tokens - self._n_spared(max(n_prompt, self._n_stays), retention.fold)
         if n_prompt == 0 or n_tail + max(_ASKING, n_new) < retention.fold:
             return
         comes = self._due is not None and n_tokens < self._due[1] >= n_tokens + n_new - n_more
@@ -58,10 +57,20 @@ class Folding:
         record = self._prompts.record
         return self._compactor.n_compacted or (record.n_tokens or 0 if record.fits else 0)
 
+    def _n_spared(self, n_from: int, fold: int) -> int:
+        """Tokens, the first n_from among them, that are no reason to fold: those of the last turn stay whole
+        for its answer. Where they alone would be reason enough, what lies before them is none either."""
+        end = min(self._last_turn()[0], self._tokens.n_tokens)
+        n_asked = self._n_asked(n_from)
+        return max(n_from, end) if n_asked >= fold else n_from + n_asked
+
     def _n_asked(self, n_from: int) -> int:
-        """Tokens from n_from on that came with the last turn: they stay whole for its answer."""
-        end, n_new = ((0, 0), *self._prompts.record.turns)[-1]
+        """Tokens from n_from on that came with the last turn."""
+        end, n_new = self._last_turn()
         return max(0, min(end, self._tokens.n_tokens) - max(end - n_new, n_from))
+
+    def _last_turn(self) -> tuple[int, int]:
+        return ((0, 0), *self._prompts.record.turns)[-1]
 
     def _is_due(self, n_prompt: int, n_tokens: int, n_more: int) -> bool:
         return self._due is not None and self._due[0] == n_prompt and 0 <= n_tokens - self._due[1] <= n_more

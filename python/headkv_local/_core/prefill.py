@@ -130,9 +130,9 @@ class PromptReader:
         n_compacted = n_prompt if turn.n_stable is None or turn.n_stable <= 0 else turn.n_stable
         compacted = compactor.n_compacted > 0
         if compacted and not (len(tokens) > 0 and self._contents.reads_anew(held.n_tokens)):
-            turns = self._turns(n_compacted, len(tokens))
-            self._evaluate_all(tokens)  # a later turn: the new tokens go behind what was kept
+            turns = self._turns(n_compacted, len(tokens))  # beforehand: it may be cancelled, and go on
             self._prompts.record = replace(self._prompts.record, turns=turns)
+            self._evaluate_all(tokens)  # a later turn: the new tokens go behind what was kept
             return
         caps = compactor.caps_for(n_compacted)
         if compacted or caps is not None:
@@ -157,9 +157,10 @@ class PromptReader:
     def _turns(self, end: int, n_new: int) -> tuple[tuple[int, int], ...]:
         """Those that the cache holds, and one whose prompt ends there; if it was read before, what was new
         then is new again."""
-        turns = dict(turn for turn in self._prompts.record.turns if turn[0] <= self._tokens.n_tokens + 1)
-        n_new = turns.pop(end, n_new)
-        return *turns.items(), (end, n_new)
+        before = dict(self._prompts.record.turns)
+        n_new = before.pop(end, n_new)
+        there = (turn for turn in before.items() if turn[0] <= self._tokens.n_tokens + 1)
+        return *there, (end, n_new)
 
     def _evaluate_all(self, tokens: list[int]) -> None:
         progress = Progress(self.on_prefill, len(tokens))
@@ -180,6 +181,8 @@ class PromptReader:
         if not self._bounded:
             return seen, min(n_whole, held.n_tokens, seen.first, prompt.n_tokens - 1)
         if compactor.archives:
+            if seen.n_stay == 0 < compactor.n_compacted and self._prompts.reread is None:
+                self._prompts.cannot_go_back(min(held.n_tokens, prompt.n_tokens - 1))
             return seen, seen.n_stay
         # whoever observes is decoded under observation
         stay = seen.first >= held.n_tokens or self._contents.truncate(seen.first)
