@@ -20,7 +20,7 @@ class CacheStats:
     out of earlier answers, these tokens count as tail."""
     tail_tokens: int
     """Tokens decoded after the prompt."""
-    turn_tokens: int
+    turn_tokens: int = 0
     """Where the prompt of the last turn ended, as later prompts begin with it."""
     n_ctx: int
     """Positions that the context can hold."""
