@@ -143,7 +143,8 @@ def test_a_prompt_just_above_the_budget(load: Load, tiny_path: Path) -> None:
 def test_a_window_of_several_batches(load: Load, tiny_path: Path) -> None:
     masks = []
     for arguments in ({}, {"n_batch": 16}, {"n_ubatch": 16}):
-        llm = load(tiny_path, retention=Retention(budget=64, window=40), **arguments)
+        # without a draft: llama.cpp rounds small batches in another way, which decides between likely tokens
+        llm = load(tiny_path, retention=Retention(budget=64, window=40, draft=0), **arguments)
         llm.prefill(TOKENS)
         masks.append(llm.retention_mask())
         assert masks[-1][:, :, -40:].all()
