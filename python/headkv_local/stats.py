@@ -98,3 +98,7 @@ class PromptRecord:
     """What its last token predicts, (n_vocab,): that token cannot be decoded again once others are gone."""
     recurrent: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
     """The state of recurrent layers at its end, to which they cannot go back; None without such layers."""
+
+    def turns_within(self, n_tokens: int) -> tuple[tuple[int, int], ...]:
+        """Those whose prompt lies within the first n_tokens."""
+        return tuple(turn for turn in self.turns if turn[0] <= n_tokens)

@@ -238,7 +238,7 @@ private:
     void archive_cells(headkv_archive & to, const std::vector<uint32_t> & cell, uint32_t p0,
                        std::vector<llama_kv_cell_ext> & exts) const;
 
-    // the same into its own archive, behind what that has; the bounded layers as they are now. NULL: none has the rest
+    // the same into its own archive, behind exts; the bounded layers where that ends, NULL if it is to have none
     std::shared_ptr<const headkv_bounded> archive_behind(const std::vector<uint32_t> & cell,
                                                          std::vector<llama_kv_cell_ext> & exts);
 

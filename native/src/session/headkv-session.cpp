@@ -225,12 +225,12 @@ void llama_kv_cache_headkv::restore_archived(int32_t id) {
     if (!archived.empty() || rows.size() > kept->n_prompt || (rows.size() < kept->n_prompt && !may_be_fewer)) {
         throw headkv_error(HEADKV_ERR_STATE, "the rows that the archive holds are not of the compacted prompt");
     }
-    auto exts = prompt->second.archived;
+    auto exts = rows;
 
     const std::lock_guard<std::mutex> lock(mutex);
     archive->restore(id);
     archived     = std::move(exts);
-    archived_end = prompt->second.end;
+    archived_end = end;
 }
 
 void llama_kv_cache_headkv::release_archived(int32_t id) {

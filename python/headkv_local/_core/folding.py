@@ -70,7 +70,8 @@ class Folding:
         return max(0, min(end, self._tokens.n_tokens) - max(end - n_new, n_from))
 
     def _last_turn(self) -> tuple[int, int]:
-        return ((0, 0), *self._prompts.record.turns)[-1]
+        turns = self._prompts.record.turns
+        return turns[-1] if turns else (0, 0)
 
     def _is_due(self, n_prompt: int, n_tokens: int, n_more: int) -> bool:
         return self._due is not None and self._due[0] == n_prompt and 0 <= n_tokens - self._due[1] <= n_more

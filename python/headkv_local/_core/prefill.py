@@ -157,10 +157,10 @@ class PromptReader:
     def _turns(self, end: int, n_new: int) -> tuple[tuple[int, int], ...]:
         """Those that the cache holds, and one whose prompt ends there; if it was read before, what was new
         then is new again."""
-        before = dict(self._prompts.record.turns)
-        n_new = before.pop(end, n_new)
-        there = (turn for turn in before.items() if turn[0] <= self._tokens.n_tokens + 1)
-        return *there, (end, n_new)
+        record = self._prompts.record
+        there = dict(record.turns_within(self._tokens.n_tokens + 1))
+        there.pop(end, None)
+        return *there.items(), (end, dict(record.turns).get(end, n_new))
 
     def _evaluate_all(self, tokens: list[int]) -> None:
         progress = Progress(self.on_prefill, len(tokens))

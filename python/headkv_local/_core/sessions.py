@@ -92,9 +92,8 @@ def _require_outside(llm: Any) -> None:
 
 def _record_to_save(llm: Any) -> PromptRecord:
     record: PromptRecord = llm._prompts.record  # of a prompt that was read whole a part may be gone
-    turns = tuple(turn for turn in record.turns if turn[0] <= llm.n_tokens)
     n = None if record.n_tokens is None else min(record.n_tokens, llm.n_tokens)
-    return replace(record, n_tokens=n, turns=turns)
+    return replace(record, n_tokens=n, turns=record.turns_within(llm.n_tokens))
 
 
 def _load(llm: Any, session: SessionFile, header: Header) -> None:

@@ -120,8 +120,8 @@ def _divided(n_tokens: int, prompt: PromptRecord) -> tuple[int, int]:
 
 
 def _turn_end(n_tokens: int, n_prompt: int, prompt: PromptRecord) -> int:
-    ends = [end for end, _ in prompt.turns if end <= n_tokens]
-    return ends[-1] if ends else n_prompt
+    turns = prompt.turns_within(n_tokens)
+    return turns[-1][0] if turns else n_prompt
 
 
 def _head_bytes(llm: llama_cpp.Llama) -> tuple[int, int]:

@@ -36,12 +36,13 @@ def is_local_name(host: str) -> bool:
         return False
 
 
-def network_of(origin: str) -> str:
-    """The host and port of an Origin header, "" for what is none."""
+def network_of(origin: str) -> str | None:
+    """The host and port of an Origin header. None where it names none: that is no Host header's, not even an
+    empty one's."""
     try:
-        return urlsplit(origin).netloc
+        return urlsplit(origin).netloc or None
     except ValueError:
-        return ""
+        return None
 
 
 def require_key(host: str, key: str | None) -> None:
