@@ -15,6 +15,8 @@ import openai
 import pytest
 from serving import Running, failing, serving, until
 
+from headkv_local.server.network import network_of
+
 MESSAGES = [{"role": "user", "content": "Hello."}]
 ASKED: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 2}
 SMALL = ("--alias", "tiny", "--threads", 1, "--n-threads-batch", 1, "--budget", 48)
@@ -191,6 +193,11 @@ def test_bodies_that_are_too_large(client: httpx.Client) -> None:
         refused = client.post(CHAT, content=content, headers={"Content-Type": "application/json"})
         assert refused.status_code == 413
         assert "65536 bytes" in message(refused)
+
+
+@pytest.mark.parametrize("origin", ["null", "http://[", "http://[::1", "file://", ""])
+def test_an_origin_that_names_no_host(origin: str) -> None:
+    assert network_of(origin) is None  # so that an empty Host header is not its equal
 
 
 def test_pages_from_elsewhere(tiny_path: Path, tmp_path: Path) -> None:
