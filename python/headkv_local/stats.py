@@ -90,6 +90,9 @@ class PromptRecord:
     policy: Literal["uniform", "scores", "caps"] = "uniform"
     scores_from: str | None = None
     prefill_seconds: float = 0.0
+    question: tuple[tuple[int, int, float], ...] | None = None
+    """The parts of it that were told to ask: from a token, before another, and how much they weigh. Empty
+    where nothing was told, None where that is not known."""
     fits: bool = False
     """It was read under a retention, and is whole since it fits into the budget."""
     turns: tuple[tuple[int, int], ...] = ()

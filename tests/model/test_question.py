@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,57 @@ def test_a_question_before_the_document_leaves_no_trace(load: Load, tiny_path: P
         again.append(last_logits(other).copy())
     assert np.array_equal(again[0], again[1])
     assert np.array_equal(again[0], again[2])
+
+
+@pytest.mark.parametrize("archive", [None, "memory"])
+def test_the_same_prompt_with_another_question(load: Load, tiny_path: Path, archive: str | None) -> None:
+    """It is selected for anew; where the rest is gone, it is read again, and that is said."""
+    read: list[int] = []
+    llm = load(tiny_path, retention=Retention(budget=32, archive=archive))
+    llm.on_prefill = lambda done, total: read.append(done)
+    questions, masks = [FIRST, slice(100, 120)], []
+    for question in questions:
+        llm.reset()
+        llm.prefill(TOKENS, question=question)
+        masks.append(llm.retention_mask())
+    assert not np.array_equal(*masks)
+    for question, mask in zip(questions, masks, strict=True):
+        llm.prefill(TOKENS, question=question)
+        assert np.array_equal(llm.retention_mask(), mask)
+        assert (llm.reread_reason is None) == (archive is not None)
+        read.clear()
+        llm.prefill(TOKENS, question=question)
+        llm.prefill(TOKENS)  # which leaves open what asks
+        assert np.array_equal(llm.retention_mask(), mask)
+        assert read == []
+        greedy(llm, 3)
+
+
+def test_a_question_that_is_edited_asks_as_a_whole(smollm2: Path, document: str) -> None:
+    """Not only what came with the last edit."""
+    other = "What is the name of the man in the story? Please look carefully through the whole text."
+    with Llama(
+        str(smollm2), n_ctx=2048, verbose=False, retention=Retention(archive="memory", draft=0)
+    ) as llm:
+        for ask in (f"{other}{POLITE}", f"{ASK}{POLITE}", f"{ASK}{POLITE} Be brief."):
+            messages = [{"role": "user", "content": compose([Document("notes.txt", document)], ask)}]
+            tokens = llm.tokenize(llm.chat_prompt(messages).encode(), add_bos=False, special=True)
+            llm.prefill(tokens, messages=messages)
+        edited = llm.retention_mask()
+        llm.reset()
+        llm.prefill(tokens, messages=messages)
+        whole = llm.retention_mask()
+    assert (edited & whole).sum() > 0.99 * whole.sum()
+
+
+def test_a_handler_of_its_own_reads_what_asks(smollm2: Path, document: str) -> None:
+    """One that is not made of a formatter, with the question before the document."""
+    retention = Retention(draft=0)
+    with Llama(
+        str(smollm2), n_ctx=2048, verbose=False, retention=retention, chat_format="chatml-function-calling"
+    ) as llm:
+        plain = re.sub("['\"&<>]", "", document)  # which llama_cpp's template writes as HTML has them
+        assert "48213" in answer(llm, f"{ASK}{ENDINGS['instruction']}\n\n{plain}")
 
 
 def test_a_question_needs_room_only_where_there_is_some(

@@ -23,10 +23,24 @@ def spelled(text: str) -> list[bytes]:
 
 
 def found(messages: list[dict[str, Any]], rendered: str) -> list[str]:
-    """What asks with full weight."""
-    pieces = spelled(rendered)
-    parts = question_of(Pieces(range(len(pieces)), pieces.__getitem__), messages, N_LAST)
-    return [b"".join(pieces[part.start : part.stop]).decode().strip() for part in parts if part.weight == 1]
+    """What asks with full weight. Words in angle brackets are control tokens, which spell nothing."""
+    written = spelled(rendered)
+    pieces = [b"" if piece.strip()[:1] == b"<" else piece for piece in written]
+    of = [Pieces(range(len(written)), either.__getitem__) for either in (pieces, written)]
+    parts = question_of(*of, messages, N_LAST)
+    return [b"".join(written[part.start : part.stop]).decode().strip() for part in parts if part.weight == 1]
+
+
+def chat(*messages: tuple[str, Any]) -> list[str]:
+    """What asks in messages, of which each is a role and its content."""
+    texts = [
+        f"<{role}>\n" + (content if isinstance(content, str) else "\n".join(part["text"] for part in content))
+        for role, content in messages
+    ]
+    return found(
+        [{"role": role, "content": content} for role, content in messages],
+        "\n".join(texts) + "\n<assistant>\n",
+    )
 
 
 def asked(content: Any) -> list[str]:
@@ -83,6 +97,62 @@ def test_lines_and_question_marks_tell_a_question_from_a_document(content: str, 
 def test_without_a_mark_both_ends_may_ask() -> None:
     assert asked(f"{TELL}\n\n{DOCUMENT}") == [TELL]  # the last line is long
     assert asked(f"{TELL}\n\n{DOCUMENT}\n\n{TELL}") == [TELL, TELL]
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (f"{DOCUMENT}\n\n{TELL}\nAnswer with the number only.", f"{TELL}\nAnswer with the number only."),
+        (f"{DOCUMENT}\n\nAnswer with the number only.\n{TELL}", f"Answer with the number only.\n{TELL}"),
+        (f"{DOCUMENT}\n\nTask: {TELL}\n\nAnswer:", f"Task: {TELL}\n\nAnswer:"),
+        (f"{DOCUMENT}\n{TELL}\nAnswer:", f"{TELL}\nAnswer:"),
+    ],
+)
+def test_without_a_mark_more_than_the_last_words_ask(content: str, wanted: str) -> None:
+    assert asked(content) == [wanted]
+    pieces = spelled(f"{content}\nassistant\n")  # where nobody knows which tokens are the template's
+    asks = ending(Pieces(range(len(pieces)), pieces.__getitem__), len(pieces), N_LAST)[-1]
+    assert b"".join(pieces[asks.start : asks.stop]).decode().startswith(wanted)
+
+
+def test_rows_before_what_asks_do_not() -> None:
+    """But the first one may, as any short first line."""
+    rows = "\n".join(f"crane {i} lifts stone in the {i}th dock of the east" for i in range(30))
+    last = f"{TELL} Give no other words, no reason, and no word of thanks."
+    assert asked(f"{rows}\n\n{TELL}")[1:] == [TELL]
+    assert asked(f"{rows}\n{last}")[1:] == [last]
+
+
+def test_a_text_that_is_read_as_control_tokens_is_found() -> None:
+    assert chat(("user", f"{TELL} It is after <filename> there.")) == [
+        f"{TELL} It is after <filename> there."
+    ]
+    document = part(f"{DOCUMENT} usage: tool <filename> {LINE}", document=True)
+    assert chat(("user", [document, part(ASK)])) == [ASK]
+    assert chat(("user", [part(ASK), document])) == [ASK]
+
+
+def test_a_marked_document_that_the_template_has_changed_does_not_hide_the_question() -> None:
+    messages = [{"role": "user", "content": [part(DOCUMENT.upper(), document=True), part(ASK)]}]
+    assert found(messages, f"<user> {DOCUMENT}\n{ASK}\n<assistant>") == [ASK]
+
+
+def test_documents_alone_are_asked_about_by_what_came_before() -> None:
+    document = [part(DOCUMENT, document=True)]
+    assert chat(("system", TELL), ("user", document)) == [TELL]
+    assert chat(("system", LINE), ("user", TELL), ("assistant", "Send it."), ("user", document)) == [TELL]
+    assert chat(("developer", TELL), ("user", document), ("user", document)) == [TELL]
+    assert chat(("assistant", TELL), ("user", document)) == []
+
+
+def test_what_repeats_the_question_later_does_not_ask() -> None:
+    n_words = len(spelled(f"<user>\n{ASK}"))
+    for later in ("tool", "assistant"):
+        messages = [{"role": "user", "content": ASK}, {"role": later, "content": f"{LINE} {ASK} {LINE}"}]
+        pieces = spelled(f"<user>\n{ASK}\n<{later}>\n{messages[1]['content']}\n<assistant>\n")
+        prompt = Pieces(range(len(pieces)), pieces.__getitem__)
+        (asks,) = question_of(prompt, prompt, messages, N_LAST)
+        assert asks.stop == n_words
 
 
 def test_a_message_that_the_template_has_changed_is_not_found() -> None:

@@ -63,13 +63,16 @@ static void require_reading(const llama_context & ctx, const headkv_reading & re
     }
 }
 
-static std::vector<headkv_part> question_of(const headkv_reading & reading, const headkv_text & text, int32_t n_last) {
+// n_observe: tokens of a message that may ask; n_last: of the prompt's end, where no message is told
+static std::vector<headkv_part> question_of(const headkv_reading & reading, const headkv_text & text, int32_t n_observe,
+                                            int32_t n_last) {
     if (reading.n_question > 0) {
         return { reading.question, reading.question + reading.n_question };
     }
-    const bool told = reading.message_start != 0 || reading.message_stop != 0;
-    return headkv_text_view(text).question(told ? reading.message_start : -1,
-                                           told ? reading.message_stop : (int32_t) text.n_tokens, n_last);
+    if (reading.message_start != 0 || reading.message_stop != 0) {
+        return headkv_text_view(text).question(reading.message_start, reading.message_stop, n_observe);
+    }
+    return headkv_text_view(text).question(-1, (int32_t) text.n_tokens, n_last);
 }
 
 static void read_prompt(llama_context * ctx, const headkv_reading & reading, const headkv_retention & retention) {
@@ -85,11 +88,11 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     std::vector<uint8_t> ends(n_prompt);
     headkv_text_view(text).sentence_ends(ends.data());
 
-    // tokens that came before do not ask, unless that is told
+    // tokens that came before do not ask, unless they are told, or of the message that is
     const int32_t n_least = 2 * (int32_t) std::min<int64_t>(retention.window, facts.stats.n_ctx);
     const int32_t n_new   = n_prompt - std::min<int32_t>(facts.stats.n_prompt, reading.n_held);
     const int32_t n_last  = std::min(retention.observe, std::max(n_new, n_least));
-    const auto question   = question_of(reading, text, n_last);
+    const auto question   = question_of(reading, text, retention.observe, n_last);
     headkv_asking asking(question.data(), question.size(), n_prompt, n_least, facts.stats.n_ctx - n_prompt);
 
     if (asking.first == n_prompt) { // of one token

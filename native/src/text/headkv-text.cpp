@@ -10,6 +10,7 @@
 
 static constexpr int32_t n_ending  = 32; // tokens after a question that the chat template may add
 static constexpr int32_t n_opening = 64; // tokens of a question before a document, where nobody says which is which
+static constexpr int32_t n_cue     = 5;  // tokens of a last line that asks nothing itself: "Answer:", or the template's
 
 // Weight of tokens that a question may be in, beside those that look like one: as if they paid a tenth of the
 // attention, for the mean is of fourth powers. Where what looks like a question looks nowhere, they select.
@@ -118,8 +119,32 @@ bool headkv_text_view::has_mark(int32_t start, int32_t stop) const {
     return false;
 }
 
-// The last lines with a question mark, one after the other, and what follows them; without any mark the last line, if
-// it is short. What stands before them may ask; all of it in one, where nothing tells.
+bool headkv_text_view::begins_paragraph(int32_t token) const {
+    int n_feeds = 0;
+    size_t at   = start_of(token);
+    while (at > 0 && is_space(bytes[at - 1])) {
+        n_feeds += bytes[--at] == '\n';
+    }
+    return at == 0 || n_feeds > 1;
+}
+
+int32_t headkv_text_view::short_end(const std::vector<int32_t> & lines, int32_t end) const {
+    for (size_t i = lines.size(); i-- > 0 && end - lines[i] <= n_opening;) {
+        if (end - lines[i] > n_cue && begins_paragraph(lines[i])) {
+            return lines[i];
+        }
+    }
+    // no blank line stands before what asks: its last line, and those before that make it more than three cues
+    int32_t asks = end;
+    for (size_t i = lines.size(); i-- > 1 && end - lines[i] <= n_opening && end - asks <= 3 * n_cue;) {
+        asks = lines[i];
+    }
+    return asks;
+}
+
+// The last lines with a question mark, one after the other, and what follows them; without any mark the last paragraph
+// that is more than a cue, if it is short, or last lines. What stands before them may ask; all of it in one, where
+// nothing tells.
 std::vector<headkv_part> headkv_text_view::ending(int32_t end, int32_t n_last) const {
     const int32_t start = std::max(0, end - n_last);
 
@@ -133,16 +158,16 @@ std::vector<headkv_part> headkv_text_view::ending(int32_t end, int32_t n_last) c
     while (i > 0 && !marked(i - 1)) {
         i--;
     }
-    int32_t asks = start;
+    int32_t asks = end;
     if (i > 0) {
         for (i--; i > 0 && marked(i - 1);) {
             i--;
         }
         asks = lines[i];
-    } else if (lines.size() > 1 && end - lines.back() <= n_opening) {
-        asks = lines.back();
+    } else {
+        asks = short_end(lines, end);
     }
-    if (asks > start) {
+    if (asks > start && asks < end) {
         return { { start, asks, maybe }, { asks, end, 1.0 } };
     }
     return { { start, end, 1.0 } };

@@ -33,6 +33,12 @@ private:
 
     bool has_mark(int32_t start, int32_t stop) const;
 
+    // whether the line that begins with this token is the first one, or comes after a blank one
+    bool begins_paragraph(int32_t token) const;
+
+    // the first token of the short lines before token `end` that ask, where no mark tells; `end` if there are none
+    int32_t short_end(const std::vector<int32_t> & lines, int32_t end) const;
+
     std::vector<headkv_part> ending(int32_t end, int32_t n_last) const;
     bool opening(int32_t start, int32_t end, headkv_part & res) const;
 

@@ -75,7 +75,9 @@ class Chats:
             or llama_chat_format.get_chat_completion_handler(llm.chat_format)
         )
         if getattr(handler, "__code__", None) is not _PLAIN_TEXT.__code__:  # not made of a formatter
-            return stock(messages, *args, **kwargs)
+            usable = isinstance(messages, list | tuple) and all(isinstance(one, Mapping) for one in messages)
+            with self._reading(list(messages) if usable else [], 0, False):
+                return stock(messages, *args, **kwargs)
         given: dict[str, Any] = dict(_SIGNATURE.bind(llm, messages, *args, **kwargs).arguments)
         for name in ("self", "messages"):
             del given[name]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +27,10 @@ from .native.archive import (
     restore,
     set_archive,
 )
-from .native.plan import Observers
+from .native.plan import Observers, Part
 from .pieces import Pieces
-from .question import who_observes
+from .question import question_of, who_observes
 from .settle import settle, shape_of
-from .turns import Turn
 
 _logger = logging.getLogger("headkv_local")
 
@@ -180,7 +179,15 @@ class Compactor:
         if self.retention is not None:
             native.reserve(self.ctx, n_tokens)
 
-    def who_observes(self, prompt: Pieces, turn: Turn, n_ctx: int, n_new: int, n_stay: int = 0) -> Observers:
+    def question_of(
+        self, prompt: Pieces, written: Pieces, messages: Sequence[Mapping[str, Any]]
+    ) -> tuple[Part, ...]:
+        """What asks in messages, see there."""
+        return question_of(prompt, written, messages, self._settled.observe)
+
+    def who_observes(
+        self, prompt: Pieces, told: tuple[Part, ...], n_ctx: int, n_new: int, n_stay: int = 0
+    ) -> Observers:
         """n_new: tokens of the prompt that came with this turn; others do not ask, unless that is told.
 
         n_stay: tokens that layers hold which cannot go back, and that are not read.
@@ -188,7 +195,7 @@ class Compactor:
         kept = self._settled
         n_least = 2 * kept.window
         n_last = min(kept.observe, max(n_new, n_least))
-        return who_observes(prompt, turn.question, turn.messages, n_last, n_least, n_ctx, n_stay)
+        return who_observes(prompt, told, n_last, n_least, n_ctx, n_stay)
 
     def prefill(
         self,

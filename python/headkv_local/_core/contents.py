@@ -95,19 +95,25 @@ class Contents:
         compactor = self._compactor
         return compactor.n_archived > 0 and (compactor.reselects or n_tokens < compactor.n_compacted)
 
-    def reuse(self, tokens: list[int]) -> None:
-        """Keep what a prompt begins with; all behind it is forgotten, at once or when that has been read."""
+    def reuse(self, tokens: list[int], asks_else: bool = False) -> None:
+        """Keep what a prompt begins with; all behind it is forgotten, at once or when that has been read.
+
+        asks_else: of the compacted prompt that it begins with, other parts ask now.
+        """
         held = self.tokens
         same = n_same(held.held, tokens)
-        if same == len(tokens) == held.n_tokens and not held.requires_eval:
+        if same == len(tokens) == held.n_tokens and not (held.requires_eval or asks_else):
             return
         same = min(same, len(tokens) - 1)  # the last one is decoded again, for its logits
         if same > 0 and self.reads_anew(same):
             held.cut(same)
             return
         n_prompt = self._prompts.record.n_tokens or 0
-        if any(0 < n <= same and self.go_back(n) for n in (same, n_prompt)):
+        if not asks_else and any(0 < n <= same and self.go_back(n) for n in (same, n_prompt)):
             return
         if self._compactor.n_compacted > 0 and self._prompts.reread is None:
-            self._prompts.cannot_go_back(same)
+            if asks_else:
+                self._prompts.asks_else()
+            else:
+                self._prompts.cannot_go_back(same)
         self.reset()

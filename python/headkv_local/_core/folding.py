@@ -108,7 +108,7 @@ class Folding:
             self._stays(error)
             return False
         record = self._prompts.record
-        self._prompts.record = replace(record, n_tokens=len(held), logits=None, recurrent=None)
+        self._prompts.record = replace(record, n_tokens=len(held), question=None, logits=None, recurrent=None)
         return True
 
     def _stays(self, error: HeadKVError) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import llama_cpp
@@ -43,11 +44,12 @@ class Vocabulary:
         """Whether the model has a tokenizer."""
         return bool(llama_cpp.llama_vocab_type(self._model.vocab) != llama_cpp.LLAMA_VOCAB_TYPE_NONE)
 
-    def pieces(self, tokens: npt.NDArray[Any] | Sequence[int]) -> Pieces:
-        return Pieces(tokens, self._piece if self.spells else lambda _: b"")
+    def pieces(self, tokens: npt.NDArray[Any] | Sequence[int], control: bool = False) -> Pieces:
+        """control: whether control tokens spell something."""
+        return Pieces(tokens, partial(self._piece, control) if self.spells else lambda _: b"")
 
-    def _piece(self, token: int) -> bytes:
+    def _piece(self, control: bool, token: int) -> bytes:
         """With the space before it."""
         room = ctypes.create_string_buffer(1024)  # llama_cpp has 32 bytes, and gives nothing for a longer one
-        n = llama_cpp.llama_token_to_piece(self._model.vocab, token, room, len(room), 0, False)
+        n = llama_cpp.llama_token_to_piece(self._model.vocab, token, room, len(room), 0, control)
         return room.raw[: max(n, 0)]

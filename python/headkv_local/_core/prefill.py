@@ -19,7 +19,7 @@ from .folding import Folding
 from .lifetime import Lifetime
 from .load import require_last_logits
 from .native.archive import Prompt
-from .native.plan import Observers, sentence_ends
+from .native.plan import Observers, Part, sentence_ends
 from .pieces import Pieces, Vocabulary
 from .progress import Progress
 from .prompts import PromptTracker
@@ -74,8 +74,10 @@ class PromptReader:
         if anew:
             self._tokens.uncut()
             self._contents.compare(tokens, turn.rewritten)
-            self._rewind(tokens)
-            self._contents.reuse(tokens)
+            asks_else = self._asks_else(tokens, turn)
+            if not asks_else:
+                self._rewind(tokens)
+            self._contents.reuse(tokens, asks_else)
 
     def withdraw(self, turn: Turn) -> None:
         """It has ended, maybe before its prompt was evaluated."""
@@ -91,6 +93,23 @@ class PromptReader:
         self._tokens.uncut()
         self._folding.fold_if_due(len(tokens))
         self._decoder.evaluate(tokens)
+
+    def _asks_else(self, tokens: list[int], turn: Turn) -> bool:
+        """Whether tokens are the prompt that was compacted, but others of them ask than those that chose."""
+        record, n = self._prompts.record, turn.n_compacted(len(tokens))
+        if record.question is None or record.n_tokens != n or self._compactor.n_compacted == 0:
+            return False
+        if self._tokens.input_ids[:n].tolist() != tokens[:n]:
+            return False
+        told = self._told(tokens[:n], turn)
+        return len(told) > 0 and told != record.question
+
+    def _told(self, tokens: list[int], turn: Turn) -> tuple[Part, ...]:
+        """Which tokens of what a turn compacts ask, as far as it tells."""
+        if turn.question or not turn.messages:
+            return turn.question
+        prompt, written = (self._vocabulary.pieces(tokens, control) for control in (False, True))
+        return self._compactor.question_of(prompt, written, turn.messages)
 
     def _rewind(self, tokens: list[int]) -> None:
         """If tokens are the prompt that was compacted, go back to its end, with its logits.
@@ -127,7 +146,7 @@ class PromptReader:
             raise ArgumentError("the prompt is empty: it must have at least one token")
         self._context.require_known(tokens)
         self._contents.require_room(len(tokens))
-        n_compacted = n_prompt if turn.n_stable is None or turn.n_stable <= 0 else turn.n_stable
+        n_compacted = turn.n_compacted(n_prompt)
         compacted = compactor.n_compacted > 0
         if compacted and not (len(tokens) > 0 and self._contents.reads_anew(held.n_tokens)):
             turns = self._turns(n_compacted, len(tokens))  # beforehand: it may be cancelled, and go on
@@ -167,17 +186,17 @@ class PromptReader:
         self._decoder.evaluate(tokens, progress.add)
         progress.end()
 
-    def _observers(self, prompt: Pieces, turn: Turn, n_new: int) -> tuple[Observers, int]:
+    def _observers(self, prompt: Pieces, told: tuple[Part, ...], n_new: int) -> tuple[Observers, int]:
         """Who asks, and how many of the prompt's first tokens are not read anew.
 
-        n_new: tokens that came with the turn.
+        told: which parts ask, if that is known. n_new: tokens that came with the turn.
         """
         held, compactor = self._tokens, self._compactor
         n_whole = compactor.n_archived or held.n_tokens
         stays = (
             compactor.archives and self._bounded and n_whole <= held.n_tokens and n_whole < prompt.n_tokens
         )
-        seen = compactor.who_observes(prompt, turn, self._context.n_ctx, n_new, n_whole if stays else 0)
+        seen = compactor.who_observes(prompt, told, self._context.n_ctx, n_new, n_whole if stays else 0)
         if not self._bounded:
             return seen, min(n_whole, held.n_tokens, seen.first, prompt.n_tokens - 1)
         if compactor.archives:
@@ -201,7 +220,8 @@ class PromptReader:
         prompt = self._vocabulary.pieces(whole[:n_compacted])
         n_before = min(compactor.n_compacted, held.n_tokens)
         turns = self._turns(n_compacted, n_compacted - (n_before if n_before < n_compacted else 0))
-        seen, n_past = self._observers(prompt, turn, turns[-1][1])
+        told = self._told(whole[:n_compacted], turn)
+        seen, n_past = self._observers(prompt, told, turns[-1][1])
         with self._lifetime.alone():
             progress = Progress(self.on_prefill, len(whole) - n_past + len(seen.again))
         n_scored = n_past
@@ -243,6 +263,7 @@ class PromptReader:
             self._prompts.record,
             n_tokens=n_compacted,
             turns=turns,
+            question=told,
             prefill_seconds=read - compactor.compact_seconds,
             logits=None if logits is None else logits.copy(),
             recurrent=self._bounded.snapshot() if self._bounded.recurrent else None,

@@ -61,20 +61,31 @@ class PromptTracker:
         same = n_same(compacted, tokens)
         if same == n:
             return
-        self.reread = f"the prompt goes on otherwise than the compacted one from token {same} of {n} on" + (
-            ": the model's chat template writes messages in another way when others follow"
-            if rewritten
-            else ""
+        self._read_whole(
+            f"the prompt goes on otherwise than the compacted one from token {same} of {n} on"
+            + (
+                ": the model's chat template writes messages in another way when others follow"
+                if rewritten
+                else ""
+            )
         )
-        _logger.info("the prompt is read whole: %s", self.reread)
 
     def cannot_go_back(self, n_tokens: int) -> None:
         """Note that a prompt has to be read whole although it goes on from the compacted one."""
-        self.reread = (
+        self._read_whole(
             f"layers with a sliding window or a recurrent state cannot go back to token {n_tokens}, where "
             "the prompt goes on otherwise"
         )
-        _logger.info("the prompt is read whole: %s", self.reread)
+
+    def asks_else(self) -> None:
+        """Note that a prompt has to be read whole although it is the compacted one."""
+        self._read_whole(
+            "other parts of it ask than those that chose what was kept, and no archive has the rest"
+        )
+
+    def _read_whole(self, reason: str) -> None:
+        self.reread = reason
+        _logger.info("the prompt is read whole: %s", reason)
 
 
 def n_same(held: _Ids, tokens: Sequence[int]) -> int:

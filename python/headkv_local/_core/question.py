@@ -12,26 +12,26 @@ from .native.plan import question as find_question
 from .pieces import Pieces
 
 _DOCUMENT: Final = "document"
+_INSTRUCTS: Final = ("system", "developer")  # roles
 
 _logger = logging.getLogger("headkv_local")
 
 
 def who_observes(
     prompt: Pieces,
-    question: tuple[Part, ...],
-    messages: Sequence[Mapping[str, Any]],
+    told: tuple[Part, ...],
     n_last: int,
     n_least: int,
     n_ctx: int,
     n_stay: int = 0,
 ) -> Observers:
-    """Those of a question, if one is told, else of what asks in the messages, else of the prompt's ending.
+    """Those of a question that is told, else of what asks at the prompt's end.
 
-    n_last: last tokens that may ask. n_ctx: positions that the context has, also for what is read once more.
-    n_stay: tokens that layers hold which cannot go back, and that are not read.
+    n_last: last tokens that may ask where nothing is told. n_ctx: positions that the context has, also for
+    what is read once more. n_stay: tokens that layers hold which cannot go back, and that are not read.
     """
     n_prompt = prompt.n_tokens
-    question = question or question_of(prompt, messages, n_last) or ending(prompt, n_prompt, n_last)
+    question = told or ending(prompt, n_prompt, n_last)
     found = observers(question, n_prompt, n_least, n_ctx - n_prompt, n_stay)
     if found.n_left_out > 0:
         n_read = len(found.again)
@@ -75,33 +75,62 @@ def _checked(part: Any, n_prompt: int) -> Part:
     return Part(start, stop)
 
 
-def question_of(prompt: Pieces, messages: Sequence[Mapping[str, Any]], n_last: int) -> tuple[Part, ...]:
-    """Where the last user message asks, in the tokens of a prompt made of the messages.
+def question_of(
+    prompt: Pieces, written: Pieces, messages: Sequence[Mapping[str, Any]], n_last: int
+) -> tuple[Part, ...]:
+    """Where the messages ask, in the tokens of a prompt made of them: the last user message that does, or
+    else the last system message that does.
 
-    Of a message with parts that are marked as documents ("document": True), all other parts; of those that
-    are longer than n_last tokens, and of a message without such marks, what headkv_get_question() finds.
-    Empty if the message is not found.
+    prompt, written: what these tokens spell, without and with control tokens, which a text may be read as.
+
+    Of a message with parts that are marked as documents ("document": True), all other parts ask; of those
+    that are longer than n_last tokens, and of a message without such marks, what headkv_get_question() finds.
+    Empty if no message asks, or the one that does is not found.
     """
-    message = next((m for m in reversed(messages) if m.get("role") == "user"), None)
-    content = message.get("content") if message else None
-    if isinstance(content, str):
-        content = [{"text": content}]
-    parts = [p for p in content or () if isinstance(p.get("text"), str) and p["text"].strip()]
-    found: list[Part] = []
-    end = len(prompt.text)
-    for part in reversed(parts):
-        text = part["text"].strip().encode("utf-8", errors="ignore")
-        start = prompt.text.rfind(text, 0, end)
-        if start < 0:
-            return ()
-        if not part.get(_DOCUMENT):
-            found.insert(0, Part(*prompt.tokens_of(start, start + len(text))))
-        end = start
-    if not found:
+    of_user = [i for i, one in enumerate(messages) if one.get("role") == "user"]
+    of_system = [i for i, one in enumerate(messages) if one.get("role") in _INSTRUCTS]
+    asking = next(
+        (i for i in (*of_user[::-1], *of_system[::-1]) if any(map(_asks, _parts(messages[i])))), None
+    )
+    if asking is None:
         return ()
-    if any(part.get(_DOCUMENT) for part in parts):
+    end = len(written.text)
+    for part in reversed([part for later in messages[asking + 1 :] for part in _parts(later)]):
+        start = written.text.rfind(_text(part), 0, end)
+        end = start if start >= 0 else end
+    parts = _parts(messages[asking])
+    found: list[Part] = []
+    for part in reversed(parts):
+        start = written.text.rfind(_text(part), 0, end)
+        if start < 0 and _asks(part):
+            _logger.warning(
+                "what asks is not in the prompt as it was written: the prompt's last tokens select"
+            )
+            return ()
+        if start >= 0 and _asks(part):
+            found.insert(0, Part(*written.tokens_of(start, start + len(_text(part)))))
+        end = start if start >= 0 else end
+    if not all(map(_asks, parts)):
         return tuple(asks for one in found for asks in find_question(prompt, one.start, one.stop, n_last))
     return find_question(prompt, found[0].start, found[-1].stop, n_last)
+
+
+def _parts(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those of a message that hold a text."""
+    content = message.get("content")
+    if isinstance(content, str):
+        content = [{"text": content}]
+    parts = [part for part in content or () if isinstance(part, Mapping)]
+    return [part for part in parts if isinstance(part.get("text"), str) and part["text"].strip()]
+
+
+def _text(part: Mapping[str, Any]) -> bytes:
+    text: str = part["text"]
+    return text.strip().encode("utf-8", errors="ignore")
+
+
+def _asks(part: Mapping[str, Any]) -> bool:
+    return not part.get(_DOCUMENT)
 
 
 def ending(prompt: Pieces, end: int, n_last: int) -> tuple[Part, ...]:

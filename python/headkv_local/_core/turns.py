@@ -35,6 +35,10 @@ class Turn:
         self.thread = 0  # that took its last token
         self.stepped = 0.0  # when
 
+    def n_compacted(self, n_prompt: int) -> int:
+        """Tokens of its prompt of n_prompt that are compacted, as later turns begin with them."""
+        return n_prompt if self.n_stable is None or self.n_stable <= 0 else self.n_stable
+
 
 class Turns:
     """Hands out the context.
