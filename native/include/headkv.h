@@ -236,12 +236,12 @@ HEADKV_API int32_t headkv_get_observe_limit(const struct llama_context * ctx, in
 // Where there is an archive, it gets the full rows.
 // After HEADKV_OBSERVE_TAIL, and of a compacted cache: fold the tail into the prompt, which may be compacted or whole.
 // Each KV head chooses among the entries that it has kept and those in cells, as the tokens that were observed look at
-// them. No more than `window` tokens may have come after these. The rows of the tail go to the archive as they are;
-// of a compacted prompt none do where layers have a sliding window or a recurrent state, for only from where its rows
-// end can these go on.
+// them. No more than `window` tokens may have come after these, and the window may reach no farther back than the one
+// that the prompt was compacted with. The rows of the tail go to the archive as they are; of a compacted prompt none do
+// where layers have a sliding window or a recurrent state, for only from where its rows end can these go on.
 //   size: sizeof(struct headkv_plan) of the caller
 // HEADKV_ERR_ARGUMENT: a plan that does not fit the model or the prompt
-// HEADKV_ERR_STATE   : nothing decoded, or not all tokens recorded that were to be observed
+// HEADKV_ERR_STATE   : nothing decoded, not all tokens recorded that were to be observed, or too large a window to fold
 // HEADKV_ERR_MEMORY  : kept rows or cells could not be allocated
 // HEADKV_ERR_ARCHIVE : rows could not be written
 // On any failure the full cache and the record stay as they were, and the call can be tried again.

@@ -63,7 +63,8 @@ class Retention:
     draft: so many of the answer's first tokens, each the likeliest one after what would be kept without them,
         select first of all, and nothing stays of them. 0: the question selects alone.
     fold: so many tokens after a prompt, at least 64, become a part of it, once not all fit into the budget
-        (those of the last turn are not counted, and become a part of it with the answer):
+        (those of the last turn are not counted, and become a part of it with the answer); as many as the
+        window, if that is more:
         each head chooses again among what it has kept and them, so that an endless answer runs in bounded
         memory. What a head lets go is in the archive still, if there is one. None: never.
     archive: "memory", or the path of a file: keep all K and V rows of prompts there, beside what each head

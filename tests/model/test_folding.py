@@ -478,6 +478,55 @@ def test_what_cannot_be_folded(load: Load, tiny: Tiny) -> None:
         Retention(fold=63)
 
 
+def test_a_window_that_reaches_into_what_was_kept(load: Load, tiny: Tiny) -> None:
+    """Before the window of the prompt each head has other rows."""
+    llm = load(tiny(), flash_attn=True)
+    ctx = int(llm.ctx)
+    compact_natively(llm, TOKENS[:N_PROMPT], 80, window=8)
+    native.observe(ctx, native.OBSERVE_TAIL, N_PROMPT, 4)
+    for token in TOKENS[N_PROMPT:][:4]:
+        llm.eval([token])
+    mask, heads = native.get_mask(ctx), native.model_shape(ctx).heads
+    caps = np.where(heads, 64, 0).astype(np.int32)
+    for window in (13, 64):
+        with pytest.raises(StateError, match=f"last 12 tokens are whole, fewer than the window of {window}$"):
+            native.compact(ctx, native.Plan(caps, window, 7, 4))
+        assert np.array_equal(native.get_mask(ctx), mask)
+    native.compact(ctx, native.Plan(caps, 12, 7, 4))
+    after = native.get_mask(ctx)
+    assert after[..., -12:].all()
+    assert (after.sum(axis=2) == 64).all()
+    assert ends(llm) == (N_PROMPT + 4,) * 3
+
+
+@pytest.mark.parametrize("archive", [None, "memory"])
+@pytest.mark.parametrize("how", ["session", "state"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35"])
+def test_a_wider_window_than_the_prompt_was_kept_with(
+    load: Load, tiny: Tiny, tmp_path: Path, name: str, how: str, archive: str | None
+) -> None:
+    """It is folded once so many tokens have come, and from then on."""
+    narrow, wide = (
+        Retention(budget=budget, window=window, fold=64, archive=archive)
+        for budget, window in ((48, 8), (300, 256))
+    )
+    first, llm = (load(tiny(**VARIANTS[name]), retention=kept) for kept in (narrow, wide))
+    first.prefill(TOKENS[:N_PROMPT])
+    if how == "session":
+        first.save_session(tmp_path / "session")
+        llm.load_session(tmp_path / "session")
+    else:
+        llm.load_state(first.save_state())
+    for i, token in enumerate(TOKENS[N_PROMPT:][:600]):
+        llm.eval([token])
+        stats = llm.cache_stats()
+        assert stats.prompt_tokens == N_PROMPT + i // 256 * 256
+        assert ends(llm) == (N_PROMPT + i + 1,) * 3
+    mask = llm.retention_mask()[llm.shape.heads]
+    assert mask[:, -256:].all()
+    assert (mask.sum(axis=1) == 300).all()
+
+
 def test_a_context_that_is_full_before_the_next_fold(load: Load, tiny: Tiny) -> None:
     """The tokens that would ask have no room: nothing is recorded, and the answer goes on to the end."""
     llm = load(tiny(), n_ctx=512, retention=Retention(budget=32, fold=128, archive="memory"))

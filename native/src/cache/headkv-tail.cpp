@@ -42,6 +42,10 @@ void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
 
     require_no_shift();
     headkv_check(plan, shapes, n_all);
+    if (plan.window > (int32_t) n_used()) { // rows before these are not of all heads
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("the last %u tokens are whole, fewer than the window of %d", n_used(), plan.window));
+    }
     if (!queries || !queries->covers(n_all, plan.window)) {
         throw headkv_error(HEADKV_ERR_STATE, kept
                                                  ? "the cache is compacted already, and the queries of the last tokens "

@@ -38,11 +38,13 @@ class Folding:
         if retention is None or retention.fold is None or n_new == 0:
             return
         n_tokens, n_prompt = self._tokens.n_tokens, self._n_prompt()
+        # as many as the window at least: what was kept of the prompt may be by a retention with a smaller one
+        fold = max(retention.fold, self._compactor.window)
         n_more = self._compactor.window  # tokens that may come after those that ask: all heads keep them
         if self._is_due(n_prompt, n_tokens, n_more) and self._fold(n_prompt):
             n_prompt = n_tokens
-        n_tail = n_tokens - self._n_spared(max(n_prompt, self._n_stays), retention.fold)
-        if n_prompt == 0 or n_tail + max(_ASKING, n_new) < retention.fold:
+        n_tail = n_tokens - self._n_spared(max(n_prompt, self._n_stays), fold)
+        if n_prompt == 0 or n_tail + max(_ASKING, n_new) < fold:
             return
         comes = self._due is not None and n_tokens < self._due[1] >= n_tokens + n_new - n_more
         if not comes:
