@@ -206,8 +206,9 @@ HEADKV_API const char * headkv_last_error(void);
 HEADKV_API int32_t headkv_supported(const struct llama_context * ctx);
 
 // Room for a prompt of n tokens, those in the cache included, or for the whole context with 0. With more tokens it
-// grows, and what was recorded until then is of no use. Holds until the prompt is cleared. Without this call, a cache
-// that was compacted and cleared gets cells for the whole context with the next token; that can be GiB.
+// grows, and what was recorded until then is of no use. Holds until the prompt is cleared, also where llama_decode() of
+// its first tokens fails. Without this call, a cache that was compacted and cleared gets cells for the whole context
+// with the next token; that can be GiB.
 // HEADKV_ERR_STATE on a compacted cache, HEADKV_ERR_MEMORY without that room; the cache stays as it was.
 HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 
@@ -218,6 +219,7 @@ HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 //   HEADKV_OBSERVE_TAIL  : what n tokens from position `first` on ask for, which are still to come; for
 //                          headkv_compact(), which folds then. Beside the rest: nothing else is forgotten or ends.
 //   HEADKV_OBSERVE_OFF   : nothing any more, but for a tail; what was recorded is kept
+// It ends when the prompt is cleared, but holds where llama_decode() of its first tokens fails, none of them observed.
 // On a compacted cache the first two are HEADKV_ERR_STATE; so is HEADKV_OBSERVE_TAIL with tokens that were decoded
 // already. HEADKV_ERR_MEMORY without room for the records.
 // What follows is of HEADKV_OBSERVE_TOKENS. weights: [n], each from 0 to 1 and not all 0, or NULL: all are 1. The range

@@ -6,10 +6,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from headkv_local import Cancelled, Llama, Retention
-from helpers import greedy, random_tokens
+from headkv_local import Cancelled, Llama, Retention, StateError
+from headkv_local._core import native
+from helpers import cancelled_after, greedy, random_tokens
 
 Load = Callable[..., Llama]
 TOKENS = random_tokens(300)
@@ -68,6 +70,34 @@ def test_a_cancel_does_not_wait_for_the_end_of_a_batch(load: Load, tiny_path: Pa
         llm.prefill(random_tokens(8000))
     thread.join()
     assert llm.n_tokens == 0
+
+
+def test_what_was_announced_of_a_prompt_holds(load: Load, tiny_path: Path) -> None:
+    """Where it is cancelled in its first ubatch: it is still to come. Cleared, it is another one's turn."""
+    llm = load(tiny_path, n_ctx=8192, n_ubatch=64, retention=Retention(budget=32))
+    ctx, caps = int(llm.ctx), np.full((2, 2), 32, np.int32)
+    llm.prefill(TOKENS)
+    llm.reset()
+    native.reserve(ctx, 300)
+    native.observe(ctx, native.OBSERVE_TOKENS, 290, 10)
+    for _ in range(2):
+        with cancelled_after(llm, 3), pytest.raises(Cancelled):
+            llm.eval(TOKENS)
+    llm.eval(TOKENS)
+    numbers = native.get_numbers(ctx)
+    assert numbers.bytes_cells == numbers.bytes_full * 512 // 8192
+    native.compact(ctx, native.Plan(caps, 8, 7, 4))
+    assert (native.get_mask(ctx).sum(axis=2) == 32).all()
+
+    llm.reset()
+    native.reserve(ctx, 300)
+    native.observe(ctx, native.OBSERVE_TOKENS, 290, 10)
+    llm.eval(TOKENS[:50])
+    llm.reset()
+    llm.eval(TOKENS)
+    assert native.get_numbers(ctx).bytes_cells == numbers.bytes_full
+    with pytest.raises(StateError):
+        native.compact(ctx, native.Plan(caps, 8, 7, 4))
 
 
 def test_cancel_without_a_retention_takes_effect_between_batches(load: Load, tiny_path: Path) -> None:

@@ -127,6 +127,20 @@ def model(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Iterator
         llm.close()
 
 
+def test_positions_of_what_is_compacted_stay(model: Model) -> None:
+    """Also in the layers beside it, which could change theirs."""
+    wanted = forced_logits(model.compacted(), LATER)
+    llm = model.compacted()
+    memory = llama_cpp.llama_get_memory(llm.ctx)
+    llama_cpp.llama_memory_seq_add(memory, 0, N_PROMPT - 4, -1, 3)
+    llama_cpp.llama_memory_seq_add(memory, 0, 0, -1, -20)
+    llama_cpp.llama_memory_seq_div(memory, 0, 0, -1, 2)
+    llama_cpp.llama_memory_seq_cp(memory, 0, 1, 0, -1)
+    assert ends(llm) == (N_PROMPT,) * 3
+    assert llama_cpp.llama_memory_seq_pos_max(memory, 1) == -1
+    assert model.same(forced_logits(llm, LATER), wanted)
+
+
 def test_dormant_is_stock(model: Model) -> None:
     llm = model.fresh()
     llm.eval(PROMPT)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -78,6 +79,24 @@ def test_after_a_compaction_the_next_prompt_starts_as_stock(load: Load, stock: L
     reference = stock(tiny_path, flash_attn=True)
     reference.prefill(second)
     assert np.array_equal(forced_logits(ours, second[:20]), forced_logits(reference, second[:20]))
+
+
+def test_a_second_sequence_is_stock(load: Load, stock: Load, tiny_path: Path) -> None:
+    """Its cells stay where those of the first one go."""
+    tokens, rows = random_tokens(100), []
+    for llm in (stock(tiny_path, flash_attn=True), load(tiny_path, flash_attn=True)):
+        memory = llama_cpp.llama_get_memory(llm.ctx)
+        llm.eval(tokens)
+        llama_cpp.llama_memory_seq_cp(memory, 0, 1, 0, 80)
+        assert llama_cpp.llama_memory_seq_rm(memory, 0, -1, -1)
+        assert [llama_cpp.llama_memory_seq_pos_max(memory, i) for i in (0, 1)] == [-1, 79]
+        llama_cpp.llama_memory_seq_cp(memory, 1, 0, -1, -1)
+        llama_cpp.llama_memory_seq_keep(memory, 1)
+        assert [llama_cpp.llama_memory_seq_pos_max(memory, i) for i in (0, 1)] == [-1, 79]
+        llama_cpp.llama_memory_seq_cp(memory, 1, 0, -1, -1)
+        llm.n_tokens = 80
+        rows.append(forced_logits(llm, tokens[:10])[1:])
+    assert np.array_equal(*rows)
 
 
 def test_taking_tokens_back_is_stock(load: Load, stock: Load, tiny_path: Path) -> None:

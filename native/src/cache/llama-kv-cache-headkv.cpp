@@ -186,17 +186,26 @@ void llama_kv_cache_headkv::clear(bool data) {
         llama_kv_cache::clear(data);
         return;
     }
-    const bool is_empty = !kept && n_used() == 0; // the prompt is still to come
+    if (kept || n_used() > 0) { // else the prompt is still to come
+        n_expected = 0;
+        forget_observed();
+    }
+    forget_tokens(data);
+}
 
+void llama_kv_cache_headkv::forget_observed() {
+    wait();
+    const std::lock_guard<std::mutex> lock(mutex);
+    obs.reset();
+    epoch++;
+}
+
+void llama_kv_cache_headkv::forget_tokens(bool data) {
     if (kept || obs || queries) {
         wait();
     }
     const std::lock_guard<std::mutex> lock(mutex);
 
-    if (!is_empty) {
-        n_expected = 0;
-        obs.reset();
-    }
     kept.reset();
     queries.reset();
     forget_archived();
@@ -208,7 +217,15 @@ void llama_kv_cache_headkv::clear(bool data) {
     epoch++;
 }
 
-bool llama_kv_cache_headkv::can_seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+bool llama_kv_cache_headkv::has_one_sequence() const {
+    llama_seq_id other = 1;
+    while (other < LLAMA_MAX_SEQ && get_cells(0).seq_pos_get(other).empty()) {
+        other++;
+    }
+    return other == LLAMA_MAX_SEQ;
+}
+
+bool llama_kv_cache_headkv::can_take_out(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
     p0 = std::max(p0, 0);
     p1 = p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1;
 
@@ -217,8 +234,21 @@ bool llama_kv_cache_headkv::can_seq_rm(llama_seq_id seq_id, llama_pos p0, llama_
     return !kept || seq_id > 0 || p0 >= p1 || p0 >= (llama_pos) kept->n_prompt || (p0 == 0 && p1 > seq_pos_max(0));
 }
 
+bool llama_kv_cache_headkv::take_out(llama_memory_i & mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    if (!can_take_out(seq_id, p0, p1)) {
+        return false;
+    }
+    const bool is_empty = !kept && n_used() == 0;
+    const bool res      = mem.seq_rm(seq_id, p0, p1);
+    if (retains && !is_empty && n_used() == 0) { // the prompt that was announced
+        n_expected = 0;
+        forget_observed();
+    }
+    return res;
+}
+
 bool llama_kv_cache_headkv::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
-    if (!retains || seq_id > 0 || read) { // what is set aside while a prompt is read has to stay
+    if (!retains || read) { // what is set aside while a prompt is read has to stay
         return llama_kv_cache::seq_rm(seq_id, p0, p1);
     }
 
@@ -228,18 +258,18 @@ bool llama_kv_cache_headkv::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos 
     if (p0 >= p1) {
         return true;
     }
-    if (p0 == 0 && p1 > seq_pos_max(0)) {
-        clear(false);
+    if (seq_id <= 0 && p0 == 0 && p1 > seq_pos_max(0) && has_one_sequence()) {
+        if (obs && obs->has_begun()) {
+            forget_observed();
+        }
+        forget_tokens(false);
         return true;
     }
-    if (!can_seq_rm(seq_id, p0, p1)) {
-        return false;
-    }
 
-    if (obs) {
+    if (obs && seq_id <= 0) {
         obs->remove(p0);
     }
-    if (queries) {
+    if (queries && seq_id <= 0) {
         queries->remove(p0);
     }
 
@@ -248,16 +278,8 @@ bool llama_kv_cache_headkv::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos 
     return res;
 }
 
-void llama_kv_cache_headkv::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
-    if (kept && seq_id_src != seq_id_dst) {
-        LLAMA_LOG_ERROR("%s: a compacted sequence cannot be copied\n", __func__);
-        return;
-    }
-    llama_kv_cache::seq_cp(seq_id_src, seq_id_dst, p0, p1);
-}
-
 void llama_kv_cache_headkv::seq_keep(llama_seq_id seq_id) {
-    if (retains && seq_id != 0) { // the others have no tokens
+    if (retains && seq_id != 0 && has_one_sequence()) {
         clear(false);
         return;
     }
@@ -279,20 +301,12 @@ void llama_kv_cache_headkv::forget_record() {
 }
 
 void llama_kv_cache_headkv::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
-    if (kept) {
-        LLAMA_LOG_ERROR("%s: the positions of a compacted sequence cannot be shifted\n", __func__);
-        return;
-    }
     forget_record();
     llama_kv_cache::seq_add(seq_id, p0, p1, shift);
     count_cells(); // positions below 0 are gone
 }
 
 void llama_kv_cache_headkv::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
-    if (kept) {
-        LLAMA_LOG_ERROR("%s: the positions of a compacted sequence cannot be divided\n", __func__);
-        return;
-    }
     forget_record();
     llama_kv_cache::seq_div(seq_id, p0, p1, d);
 }

@@ -83,9 +83,9 @@ public:
 
     void clear(bool data) override;
 
-    // while compacted: false, and nothing is done, if the range touches the prompt without holding all of it
+    // Callers of llama.h come by headkv_seq_rm(). llama.cpp itself takes back a ubatch that failed: if there was
+    // nothing before it, the prompt is still to come, and what was announced of it stays.
     bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) override;
-    void seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
     void seq_keep(llama_seq_id seq_id) override;
     void seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) override;
     void seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) override;
@@ -106,7 +106,6 @@ public:
     // fails can still be reported, and what is planned for a batch depends on the cells.
     slot_info_vec_t prepare(const std::vector<llama_ubatch> & ubatches) override;
     void apply_ubatch(const slot_info & sinfo, const llama_ubatch & ubatch) override;
-    bool can_seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const override;
     void state_clear(llama_seq_id seq_id) override;
 
     //
@@ -119,6 +118,12 @@ public:
     // t_start_us: when selection began
     void compact(const headkv_plan & plan, uint32_t n_threads, int64_t t_start_us);
     void set_archive(int32_t where, const char * path);
+
+    // What a caller of llama.h wants to take out. While compacted: false, and nothing is done in any part of the
+    // memory, if the range touches the prompt without holding all of it.
+    bool take_out(llama_memory_i & mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+
+    bool is_compacted() const { return kept != nullptr; }
 
     // headkv-prefill.cpp
     void prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan);
@@ -264,6 +269,10 @@ private:
     static size_t size_of(const llama_kv_cache & cells); // bytes
 
     void on_apply(const llama_ubatch & ubatch);
+    bool can_take_out(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+    bool has_one_sequence() const; // sequence 0, in cells of its own
+    void forget_observed();
+    void forget_tokens(bool data);
     void forget_record();
     void forget_archived();
 
@@ -377,24 +386,3 @@ private:
     int64_t t_select_us  = 0;
     int64_t t_compact_us = 0;
 };
-
-//
-// call sites in llama-context.cpp and llama-graph.cpp; all do nothing for other caches
-//
-
-// The graph that was built for a ubatch, cut to some layers while a prompt is read layer by layer; nullptr where it
-// cannot be cut.
-ggml_cgraph * headkv_cut_graph(ggml_cgraph * gf, llm_graph_result & res, llama_memory_i * mem,
-                               const llama_ubatch & ubatch);
-
-// an input that ties the graph to the epoch it was built in
-void headkv_build_inp(llm_graph_result * res, const llama_kv_cache_context * mctx);
-
-// The attention of a compacted layer, [n_embd_head_v*n_head, n_tokens]; nullptr if the stock attention is
-// to be built. Adds the recording nodes when the layer is observed.
-//   q: [n_embd_head_k, n_head,    n_tokens]
-//   k: [n_embd_head_k, n_head_kv, n_kv]
-//   v: [n_embd_head_v, n_head_kv, n_kv]
-ggml_tensor * headkv_build_attn(const llm_graph_context & gctx, const llama_kv_cache_context * mctx, ggml_tensor * q,
-                                ggml_tensor * k, ggml_tensor * v, ggml_tensor * kq_mask, ggml_tensor * sinks,
-                                float kq_scale, int il);

@@ -73,6 +73,9 @@ public:
     // does any token of the range count for any position: none does in a prompt that is shorter than the gap
     bool counts() const;
 
+    // is anything of the range recorded, or about to be
+    bool has_begun() const { return what == TOKENS && n_tokens > 0; }
+
     // is the token at position `pos` the last one recorded
     bool has_seen(llama_pos pos) const { return pos < valid && last == pos; }
 

@@ -35,6 +35,9 @@ void llama_kv_cache_headkv::reading::leave_cells() {
         at_end->put_back();
     }
     kv.seq_rm(0, n_prompt, -1); // what was read behind it
+    if (kv.n_used() == 0) {
+        kv.n_expected = 0;
+    }
     const std::lock_guard<std::mutex> lock(kv.mutex);
     kv.obs.reset();
     kv.epoch++;
