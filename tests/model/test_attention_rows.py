@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from headkv_local import Llama, Retention, StateError, UnsupportedError
+from headkv_local._core import native
 from helpers import greedy, random_tokens
 
 Load = Callable[..., Llama]
@@ -29,6 +30,35 @@ def test_rows_of_every_token_until_the_end(load: Load, tiny_path: Path) -> None:
     llm.eval([43])
     with pytest.raises(StateError):
         rows()
+
+
+def test_rows_after_tokens_were_taken_back(load: Load, tiny_path: Path) -> None:
+    """Of the tokens that came next, as if there had been no others."""
+    tokens, found = random_tokens(40), []
+    for n in (40, 30):
+        llm = load(tiny_path, flash_attn=True)
+        with llm.attention_rows() as rows:
+            llm.eval(tokens[:n])
+            assert llm._contents.truncate(30)
+            if n > 30:
+                with pytest.raises(StateError):
+                    rows()  # of a token that is not there any more
+            llm.eval([1])
+            found.append(rows())
+            llm.eval([2])
+            assert rows().shape[-1] == 32
+    assert np.allclose(*found, atol=1e-3)
+
+
+def test_rows_in_a_cache_that_grows(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32))
+    llm.prefill(random_tokens(200))
+    llm.reset()
+    native.reserve(int(llm.ctx), 200)
+    with llm.attention_rows() as rows:
+        for token in random_tokens(300):
+            llm.eval([token])
+            assert rows().shape[-1] == llm.n_tokens
 
 
 def test_what_cannot_be_recorded_is_refused_and_nothing_changes(load: Load, tiny_path: Path) -> None:

@@ -55,6 +55,7 @@ bool headkv_observer::aim(const llama_ubatch & ubatch, const llama_kv_cells & ce
         aimed.i0 = ubatch.n_tokens - 1;
         aimed.n  = 1;
         last     = ubatch.pos[aimed.i0];
+        valid    = std::numeric_limits<llama_pos>::max(); // the row takes the place of all before
         n_tokens++;
         return before.n > 0 && before.i0 == aimed.i0;
     }
