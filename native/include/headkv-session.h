@@ -23,8 +23,8 @@ struct headkv_session {
     const float * logits; // [n_vocab] of the last token, as llama_get_logits_ith() gives them; or NULL
 
     // What it takes to go back to the end of the prompt: the logits of its last token, [n_vocab], and of recurrent
-    // layers what llama_state_seq_get_data_ext() with LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY gave there; NULL, and 0,
-    // without such layers. Or NULL.
+    // layers what llama_state_seq_get_data_ext() with LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY gave there, after n_prompt
+    // tokens; NULL, and 0, without such layers. Or NULL.
     const float * prompt_logits;
     const void * prompt_state;
     size_t n_prompt_state;
@@ -47,7 +47,9 @@ struct headkv_session {
 // and read it by these functions. It appears whole or not at all, and in place of an earlier session alone; another
 // file of that name stays.
 //   size: sizeof(struct headkv_session) of the caller
-// HEADKV_ERR_ARGUMENT: tokens or a prompt that the context does not hold, or a header that is too long
+// HEADKV_ERR_ARGUMENT: tokens or a prompt that the context does not hold, a prompt_state that is not of its end, or a
+//                      header that is too long
+// HEADKV_ERR_STATE   : tokens were taken back, and a sliding window has forgotten what the next one looks at
 // HEADKV_ERR_SESSION : the file cannot be written
 HEADKV_API int32_t headkv_session_save(struct llama_context * ctx, const char * path,
                                        const struct headkv_session * session, size_t size);

@@ -17,7 +17,7 @@ import pytest
 from headkv_local import HeadKVError, Llama, Retention, SessionError
 from headkv_local._core import native
 from headkv_local._core.native.plan import Keep
-from helpers import greedy_logits, last_logits, random_tokens
+from helpers import greedy_logits, last_logits, nmse, random_tokens
 from session_bytes import Session, mutant
 
 Load = Callable[..., Llama]
@@ -311,6 +311,43 @@ def test_sessions_that_are_refused_leave_the_context(
         opened(llm, tmp_path, tiny_path)
     with pytest.raises(SessionError, match="cannot be opened"):
         opened(llm, tmp_path / "none", tiny_path)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:], ids=lambda kind: kind["arch"])
+def test_a_state_that_is_not_of_the_prompts_end(kind: Any, tiny: Tiny, load: Load, tmp_path: Path) -> None:
+    model, file = tiny(**kind), tmp_path / "x.session"
+    llm, same = (load(model, flash_attn=True, swa_full=False) for _ in range(2))
+    for one in (llm, same):
+        one.eval(TOKENS)
+    state = llm._bounded.snapshot()
+    told = {"prompt_state": ffi.from_buffer(state), "n_prompt_state": len(state)}
+    for one in (llm, same):
+        one.eval(LATER)
+    for n_prompt in (0, 299, 301):
+        with pytest.raises(HeadKVError, match=f"is of one with 300 tokens, not {n_prompt}$"):
+            save(llm, file, model, TOKENS + LATER, n_prompt=n_prompt, **told)
+    assert not list(tmp_path.iterdir())
+    save(llm, file, model, TOKENS + LATER, n_prompt=300, **told)
+    assert opened(llm, file, model) == TOKENS + LATER
+    assert nmse(greedy_logits(llm, 4)[1], greedy_logits(same, 4)[1]) < 1e-6
+
+
+def test_a_window_that_has_forgotten(tiny: Tiny, load: Load, tmp_path: Path) -> None:
+    """What the next token looks at, where tokens were taken back so far that it comes before what is held."""
+    model, file, tokens = tiny(arch="gemma2"), tmp_path / "x.session", random_tokens(600)
+    llm = load(model, flash_attn=True, swa_full=False, n_ubatch=64)
+    memory = llama_cpp.llama_get_memory(llm.ctx)
+    llm.eval(tokens)
+    for n in (590, 450, 300, 100):
+        assert llama_cpp.llama_memory_seq_rm(memory, 0, n, -1)
+        if llm._bounded.reaches(n) and llm._bounded.n_held == n:
+            save(llm, file, model, tokens[:n])
+            assert opened(llm, file, model) == tokens[:n]
+            continue
+        with pytest.raises(HeadKVError, match="have forgotten what the next token looks at"):
+            save(llm, file, model, tokens[:n])
+    assert n == 100
+    assert not llm._bounded.reaches(n) or llm._bounded.n_held < n
 
 
 def test_what_cannot_be_saved(tiny_path: Path, load: Load, tmp_path: Path) -> None:

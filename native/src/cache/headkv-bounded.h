@@ -40,7 +40,8 @@ public:
     // All of it, for a session; needs rows. Read into a memory whose window has another number of cells, its tokens are
     // in other places.
     //   n_tokens: it holds some of the first of them; n_vocab: tokens of the model
-    // read() throws headkv_error for what cannot be, std::bad_alloc, and what io throws
+    // write() throws headkv_error where a window has forgotten what the next token sees, read() for what cannot be;
+    // both std::bad_alloc, and what io throws
     void write(llama_io_write_i & io) const;
     static headkv_bounded read(llama_memory_i * mem, llama_io_read_i & io, int32_t n_tokens, int32_t n_vocab);
 

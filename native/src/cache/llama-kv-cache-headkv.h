@@ -139,8 +139,8 @@ public:
     std::vector<uint8_t> get_part(llama_context & ctx, part which) const;
     void set_part(llama_context & ctx, part which, const void * data, size_t size);
 
-    // bounded as it was when llama_state_seq_get_data_ext() gave this state of these layers alone
-    std::vector<uint8_t> get_bounded_of(llama_context & ctx, const void * state, size_t n_state);
+    // bounded as it was when llama_state_seq_get_data_ext() gave this state of these layers alone, at n_prompt tokens
+    std::vector<uint8_t> get_bounded_of(llama_context & ctx, const void * state, size_t n_state, size_t n_prompt);
     void get_archived(int32_t layer, int32_t first, int32_t n, void * rows, size_t size) const;
     void set_archived(int32_t layer, int32_t first, int32_t n, const void * rows, size_t size);
     int32_t hold_archived();

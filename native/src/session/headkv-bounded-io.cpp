@@ -22,6 +22,16 @@ static void require(bool ok, const char * what) {
     }
 }
 
+// Does a window that holds these positions, ascending, hold all that the token after them sees?
+static bool sees_all(const std::vector<llama_pos> & positions, int32_t n_swa) {
+    if (positions.empty()) {
+        return false;
+    }
+    const int32_t n_seen = std::clamp(n_swa - 1, 0, positions.back() + 1);
+    const int32_t n_held = positions.size();
+    return n_held >= n_seen && (n_seen == 0 || positions[n_held - n_seen] == positions.back() + 1 - n_seen);
+}
+
 template <typename T>
 static T take(llama_io_read_i & io) {
     T x;
@@ -40,10 +50,17 @@ void headkv_bounded::write(llama_io_write_i & io) const {
     std::vector<uint32_t> in_use;
     if (window) {
         const auto & held = window_cells[0];
+        std::vector<llama_pos> positions;
         for (uint32_t i = 0; i < held.size(); ++i) {
             if (!held.is_empty(i)) {
                 in_use.push_back(i);
+                positions.push_back(held.pos_get(i));
             }
+        }
+        std::sort(positions.begin(), positions.end());
+        if (!sees_all(positions, llama_kv_cache_headkv::n_swa_of(*window))) {
+            throw headkv_error(HEADKV_ERR_STATE,
+                               "layers with a sliding window have forgotten what the next token looks at");
         }
         give<uint32_t>(io, held.size());
         give<uint32_t>(io, window_heads[0]);
@@ -153,11 +170,7 @@ std::vector<int64_t> headkv_bounded::read_window(llama_io_read_i & io, int32_t n
     }
     std::sort(positions.begin(), positions.end());
     require(std::adjacent_find(positions.begin(), positions.end()) == positions.end(), "positions");
-    // all that the next token sees
-    const int32_t n_swa  = llama_kv_cache_headkv::n_swa_of(*window);
-    const int32_t n_seen = std::clamp(n_swa - 1, 0, positions.back() + 1);
-    require((int32_t) n_use >= n_seen && (n_seen == 0 || positions[n_use - n_seen] == positions.back() + 1 - n_seen),
-            "positions");
+    require(sees_all(positions, llama_kv_cache_headkv::n_swa_of(*window)), "positions");
 
     return place(saved, size, first);
 }

@@ -92,7 +92,7 @@ void headkv_save_session(llama_context & ctx, llama_kv_cache_headkv & mem, const
         file.section("prompt", s.prompt_logits, n_logits);
     }
     if (!s.light && s.n_prompt_state > 0) {
-        const auto turn = mem.get_bounded_of(ctx, s.prompt_state, s.n_prompt_state);
+        const auto turn = mem.get_bounded_of(ctx, s.prompt_state, s.n_prompt_state, about.n_prompt);
         file.section("turn", turn.data(), turn.size());
     }
     if (about.n_archived > 0) {

@@ -68,7 +68,8 @@ void llama_kv_cache_headkv::set_part(llama_context & ctx, part which, const void
     }
 }
 
-std::vector<uint8_t> llama_kv_cache_headkv::get_bounded_of(llama_context & ctx, const void * state, size_t n_state) {
+std::vector<uint8_t> llama_kv_cache_headkv::get_bounded_of(llama_context & ctx, const void * state, size_t n_state,
+                                                           size_t n_prompt) {
     struct keeper {
         headkv_bounded now;
         ~keeper() { now.put_back(); }
@@ -82,6 +83,12 @@ std::vector<uint8_t> llama_kv_cache_headkv::get_bounded_of(llama_context & ctx, 
     const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
     if (ctx.state_seq_set_data(0, (const uint8_t *) state, n_state, flags) != n_state) {
         throw headkv_error(HEADKV_ERR_INTERNAL, "llama.cpp does not take the state of the bounded layers");
+    }
+    const int64_t n_read = headkv_bounded(ctx.get_memory(), /*rows =*/false).last() + 1;
+    if (n_read != (int64_t) n_prompt) {
+        throw headkv_error(
+            HEADKV_ERR_ARGUMENT,
+            format("the state of a prompt's end is of one with %lld tokens, not %zu", (long long) n_read, n_prompt));
     }
     return get_part(ctx, part::bounded);
 }
