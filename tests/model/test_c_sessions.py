@@ -14,7 +14,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from headkv_local import HeadKVError, Llama, Retention, SessionError
+from headkv_local import Cancelled, HeadKVError, Llama, Retention, SessionError
 from headkv_local._core import native
 from headkv_local._core.native.plan import Keep
 from helpers import greedy_logits, last_logits, nmse, random_tokens
@@ -311,6 +311,21 @@ def test_sessions_that_are_refused_leave_the_context(
         opened(llm, tmp_path, tiny_path)
     with pytest.raises(SessionError, match="cannot be opened"):
         opened(llm, tmp_path / "none", tiny_path)
+
+
+def test_a_cancel_that_came_before_leaves_the_context(tiny_path: Path, load: Load, tmp_path: Path) -> None:
+    file = tmp_path / "x.session"
+    llm = load(tiny_path, retention=RETENTION)
+    read(llm, LATER * 8)
+    save(llm, file, tiny_path, LATER * 8)
+    read(llm, TOKENS)
+    before = llm.retention_mask()
+    native.cancel(int(llm.ctx))
+    with pytest.raises(Cancelled):
+        opened(llm, file, tiny_path)
+    native.cancel_clear(int(llm.ctx))
+    assert np.array_equal(llm.retention_mask(), before)
+    assert opened(llm, file, tiny_path) == LATER * 8
 
 
 @pytest.mark.parametrize("kind", KINDS[1:], ids=lambda kind: kind["arch"])

@@ -178,13 +178,17 @@ void headkv_load_session(llama_context & ctx, llama_kv_cache_headkv & mem, headk
         s.file.verify();
     }
     read_small(s, ctx.get_model().vocab.n_tokens());
+    if (mem.canceller.cancelled) {
+        throw headkv_error(HEADKV_ERR_CANCELLED, "cancelled");
+    }
+    const bool has_logits = !s.logits.empty() && !ctx.headkv_samples(); // a sampler's token is in no session
     try {
-        if (!s.logits.empty()) {
+        if (has_logits) {
             make_room_for_logits(ctx);
         }
         ctx.get_memory()->clear(false);
         read_into(ctx, mem, s);
-        if (!s.logits.empty()) {
+        if (has_logits) {
             std::copy(s.logits.begin(), s.logits.end(), ctx.get_logits_ith(-1));
         }
     } catch (...) {
