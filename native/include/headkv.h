@@ -145,7 +145,7 @@ struct headkv_prompt {
     int32_t n_draft;
 
     // Not 0: logits of every token of `tokens`, which progress can read of each batch, as after llama_decode(). In
-    // HEADKV_ORDER_LAYERS there are those of the last token only, as with 0.
+    // HEADKV_ORDER_LAYERS there are those of the last token only, as with 0. The context must be made for as many.
     int32_t logits;
 
     // Called between batches with how much is done, as tokens of n_tokens + n_again, and not for a draft; or NULL.

@@ -21,6 +21,7 @@ struct archive_turn {
     int panel    = 0;
     int n_again  = 0;
     int n_draft  = 0;
+    bool logits  = false; // of all tokens
 
     void (*progress)(void *, int32_t, int32_t) = nullptr;
     void * data                                = nullptr;
@@ -141,6 +142,7 @@ public:
         prompt.again_at  = again_at.data();
         prompt.n_again   = again.size();
         prompt.n_draft   = turn.n_draft;
+        prompt.logits    = turn.logits;
         prompt.progress  = turn.progress;
         prompt.data      = turn.data;
     }

@@ -37,10 +37,12 @@ private:
         bool output; // of its last token
     };
 
+    // headkv-prefill-require.cpp
     void require_prompt() const;
-
     void require_tokens(const int32_t * tokens, size_t n) const;
     void require_past() const;
+    void require_outputs() const;
+
     void require_not_cancelled() const;
 
     // positions of what is read once more

@@ -1,0 +1,100 @@
+// What a context gives of a batch: contexts that were made for the logits of few tokens, and those with samplers in
+// their graph, whose tokens take the place of logits. What these cannot do is refused, and nothing has changed.
+
+#include "archive-turn.h"
+
+#include <unistd.h>
+
+static constexpr int n_prompt = 100, n_at_once = 16;
+
+static llama_sampler_ptr greedy() {
+    llama_sampler_ptr res(llama_sampler_chain_init(llama_sampler_chain_default_params()));
+    llama_sampler_chain_add(res.get(), llama_sampler_init_greedy());
+    return res;
+}
+
+// n_outputs, n_sampled: most tokens with logits of all, and of those of a sampler; 0: as many as a batch has
+static llama_context_ptr open(llama_model * model, uint32_t n_outputs, uint32_t n_sampled,
+                              llama_sampler * sampler = nullptr) {
+    llama_sampler_seq_config of  = { 0, sampler };
+    llama_context_params params  = llama_context_default_params();
+    params.n_ctx                 = 512;
+    params.n_batch               = n_at_once;
+    params.n_ubatch              = n_at_once;
+    params.n_threads             = 1;
+    params.n_threads_batch       = 1;
+    params.flash_attn_type       = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    params.n_outputs_max         = n_outputs;
+    params.n_outputs_max_per_seq = n_sampled;
+    params.samplers              = sampler ? &of : nullptr;
+    params.n_samplers            = sampler ? 1 : 0;
+    return llama_context_ptr(llama_init_from_model(model, params));
+}
+
+static archive_turn turn_of(int order, bool logits) {
+    archive_turn res;
+    res.n_prompt = n_prompt;
+    res.order    = order;
+    res.logits   = logits;
+    return res;
+}
+
+static void test_prefill(llama_context * ctx, const char * text) {
+    check_refused(ctx, "logits of all", HEADKV_ERR_ARGUMENT, text,
+                  [&]() { return turn_prefill(ctx, turn_of(HEADKV_ORDER_TOKENS, true)); });
+    llama_set_embeddings(ctx, true);
+    check(turn_prefill(ctx, turn_of(HEADKV_ORDER_TOKENS, false)) == HEADKV_ERR_ARGUMENT, "embeddings of all");
+    llama_set_embeddings(ctx, false);
+    for (const int order : { HEADKV_ORDER_TOKENS, HEADKV_ORDER_LAYERS }) {
+        const bool by_layers = order == HEADKV_ORDER_LAYERS;
+        check(turn_prefill(ctx, turn_of(order, by_layers)) == HEADKV_OK, "those of the last one");
+        llama_memory_clear(llama_get_memory(ctx), true);
+    }
+}
+
+static int32_t save(llama_context * ctx, const char * path, const std::vector<float> & logits) {
+    const auto tokens = turn_tokens(0, n_prompt);
+    headkv_session of = {};
+    of.model_id       = "an id";
+    of.model_path     = "model.gguf";
+    of.tokens         = tokens.data();
+    of.n_tokens       = n_prompt;
+    of.logits         = logits.data();
+    return headkv_session_save(ctx, path, &of, sizeof(of));
+}
+
+// The logits are the session's; the context has none, and no token that was sampled of others.
+static void test_session(llama_model * model, llama_context * sampled) {
+    const std::string path = turn_path("outputs");
+    const auto plain       = open(model, 0, 0);
+    check(turn_prefill(plain.get(), turn_of(HEADKV_ORDER_TOKENS, false)) == HEADKV_OK, "a prompt");
+    const auto logits = turn_logits(plain.get());
+    check(save(plain.get(), path.c_str(), logits) == HEADKV_OK, "saved");
+
+    headkv_session_file * file = nullptr;
+    headkv_session of          = {};
+    check(headkv_session_open(path.c_str(), &file) == HEADKV_OK, "opened");
+    check(headkv_session_load(sampled, file, "an id") == HEADKV_OK, "loaded");
+    check(headkv_session_get(file, &of, sizeof(of)) == HEADKV_OK && of.logits, "its logits");
+    check(same_bits({ of.logits, of.logits + 96 }, logits), "are those that were saved");
+    check(llama_get_sampled_token_ith(sampled, -1) == LLAMA_TOKEN_NULL, "no token of others");
+    headkv_session_close(file);
+    unlink(path.c_str());
+
+    check(turn_decode(sampled, n_prompt, n_prompt + 1) && turn_decode(plain.get(), n_prompt, n_prompt + 1), "goes on");
+    const auto row = turn_logits(plain.get());
+    check(llama_get_sampled_token_ith(sampled, -1) == std::max_element(row.begin(), row.end()) - row.begin(),
+          "with the token that is to be sampled");
+}
+
+int main() {
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    const llama_model_ptr model = turn_model(false);
+    where                       = "few outputs";
+    test_prefill(open(model.get(), 1, 0).get(), "logits of 16 tokens at once were asked for, and the context was made");
+    where              = "a sampler";
+    const auto sampler = greedy(), other = greedy();
+    test_prefill(open(model.get(), 0, 1, sampler.get()).get(), "and the context's sampler takes 1");
+    test_session(model.get(), open(model.get(), 0, 1, other.get()).get());
+    return checked();
+}
