@@ -294,7 +294,8 @@ HEADKV_API int32_t headkv_set_archived_end(struct llama_context * ctx, const voi
 HEADKV_API int32_t headkv_hold_archived(struct llama_context * ctx, int32_t * id);
 
 // The compacted prompt, read from a state of when its rows were held, has these in the archive again. They are held
-// on. HEADKV_ERR_STATE: they are not, or no longer since a file was cut short, or they are of another prompt
+// on. HEADKV_ERR_STATE: they are not, or no longer since a file was cut short, or they are of another prompt, as their
+// number and the rows in cells tell
 HEADKV_API int32_t headkv_restore_archived(struct llama_context * ctx, int32_t id);
 HEADKV_API int32_t headkv_release_archived(struct llama_context * ctx, int32_t id);
 

@@ -16,6 +16,7 @@ from llama_cpp import LlamaDiskCache, LlamaRAMCache
 
 from headkv_local import ArchiveError, Cancelled, Llama, OutOfMemoryError, Retention, StateError
 from headkv_local._core import states
+from headkv_local._core.native.archive import hold, restore
 from headkv_local.settings import KV_TYPES
 from helpers import greedy, last_logits, no_room_on_disk, random_tokens
 
@@ -25,6 +26,25 @@ TOKENS = random_tokens(600)
 RETENTION = Retention(budget=32)
 ROW = {"f16": 2 * 64 * 2, "q8_0": 2 * 64 // 32 * 34}
 """Bytes of K and V of one entry of one KV head."""
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "granitehybrid"])
+def test_rows_that_are_held_of_another_prompt(load: Load, tiny: Tiny, arch: str) -> None:
+    """Of the same length, and with the same last tokens."""
+    llm = load(tiny(arch=arch), retention=Retention(budget=32, archive="memory"))
+    ctx, held, saved = int(llm.ctx), [], []
+    for first in (TOKENS[:5], TOKENS[5:10]):
+        llm.reset()
+        llm.prefill([*first, *TOKENS[100:400]])
+        held.append(hold(ctx))
+        saved.append(llm.save_state(light=True))
+    for i, state in enumerate(saved):
+        llm.load_state(state)
+        with pytest.raises(StateError, match="not of the compacted prompt"):
+            restore(ctx, held[1 - i])
+        assert llm.cache_stats().archive_tokens == 0
+        restore(ctx, held[i])
+        assert llm.cache_stats().archive_tokens == 305
 
 
 @pytest.mark.parametrize("logits_all", [False, True])

@@ -318,6 +318,9 @@ private:
     // throws headkv_error unless these are rows of the compacted prompt; returns the layer
     uint32_t require_rows(int32_t layer, int32_t first, int32_t n, const void * rows, size_t size) const;
 
+    // is the row of position p, in cells or not to be compared, the one that is held
+    bool is_held_as(int32_t id, uint32_t p) const;
+
     void set_cells(llama_context & ctx, const void * data, size_t size);
     void set_end(llama_context & ctx, const void * data, size_t size);
 

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <tuple>
 #include <utility>
 
 headkv_archive::headkv_archive(const std::vector<headkv_layer_shape> & shapes, const char * path)
@@ -205,6 +206,10 @@ void headkv_archive::hold(int32_t id, uint32_t n) {
     held[id] = { table, n };
 }
 
+bool headkv_archive::holds(int32_t id) const {
+    return held.count(id) > 0 && (fd < 0 || file_size() >= n_bytes);
+}
+
 void headkv_archive::restore(int32_t id) {
     auto rows = held.at(id);
     clear();
@@ -221,6 +226,22 @@ void headkv_archive::release(int32_t id) {
     if (held.erase(id) > 0) {
         free_slots();
     }
+}
+
+std::vector<uint8_t> headkv_archive::get_held(int32_t id, uint32_t ikv, uint32_t p) const {
+    const auto & l      = layers[ikv];
+    const uint32_t slot = held.at(id).table[p / n_block];
+    const size_t i      = p % n_block;
+    std::vector<uint8_t> res(row_size(ikv));
+    for (const auto & [to, size, offset] : { std::tuple(size_t(0), l.row_k, i * l.row_k),
+                                             std::tuple(l.row_k, l.row_v, n_block * l.row_k + i * l.row_v) }) {
+        if (fd < 0) {
+            memcpy(res.data() + to, in_memory(ikv, slot) + offset, size);
+        } else {
+            read(res.data() + to, size, in_file(ikv, slot) + offset);
+        }
+    }
+    return res;
 }
 
 //

@@ -42,9 +42,12 @@ public:
     // Rows of the first n positions stay whatever comes, under a number that is new, and restore() puts them in place
     // of all others. Nothing is copied until others would be written over a block of them.
     void hold(int32_t id, uint32_t n);
-    bool holds(int32_t id) const { return held.count(id) > 0; }
+    bool holds(int32_t id) const; // not in a file that was cut short
     void restore(int32_t id);
     void release(int32_t id);
+
+    // of position p, whose rows are held
+    std::vector<uint8_t> get_held(int32_t id, uint32_t ikv, uint32_t p) const;
 
     // Rows of positions from p0 on, n of them, of layer ikv: from and to rows of its cells from `cell` on.
     //   k: [d_k*n_head_kv, n_cells], v: [d_v*n_head_kv, n_cells]

@@ -229,7 +229,8 @@ void llama_kv_cache_headkv::restore_archived(int32_t id) {
     }
     const auto & [rows, end] = prompt->second;
     const bool may_be_fewer  = end && !end->empty(); // of a prompt with an answer that was folded
-    if (!archived.empty() || rows.size() > kept->n_prompt || (rows.size() < kept->n_prompt && !may_be_fewer)) {
+    if (!archived.empty() || rows.size() > kept->n_prompt || (rows.size() < kept->n_prompt && !may_be_fewer) ||
+        !is_held_as(id, rows.size() - 1)) {
         throw headkv_error(HEADKV_ERR_STATE, "the rows that the archive holds are not of the compacted prompt");
     }
     auto exts = rows;
@@ -238,6 +239,19 @@ void llama_kv_cache_headkv::restore_archived(int32_t id) {
     archive->restore(id);
     archived     = std::move(exts);
     archived_end = end;
+}
+
+// A layer's rows are made of all tokens up to theirs: the last one tells one prompt from another.
+bool llama_kv_cache_headkv::is_held_as(int32_t id, uint32_t p) const {
+    if (p < kept->end) {
+        return true;
+    }
+    const auto & layer  = layers.back();
+    const uint32_t cell = get_prompt_cells(kept->end)[p];
+    std::vector<uint8_t> row(layer.k->nb[1] + layer.v->nb[1]);
+    ggml_backend_tensor_get(layer.k, row.data(), cell * layer.k->nb[1], layer.k->nb[1]);
+    ggml_backend_tensor_get(layer.v, row.data() + layer.k->nb[1], cell * layer.v->nb[1], layer.v->nb[1]);
+    return archive->get_held(id, layers.size() - 1, p) == row;
 }
 
 void llama_kv_cache_headkv::release_archived(int32_t id) {
