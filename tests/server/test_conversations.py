@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 from serving import N_UBATCH, SIZES, Running, failing, serving, until
 
-from headkv_local import Cancelled, CancelToken, Llama, Retention
+from headkv_local import Llama, Retention
 from headkv_local.server.conversations import Conversation, choose
-from headkv_local.server.keeper import Keeper
-from headkv_local.server.shelf import Shelf
-from helpers import random_tokens
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 20}
 QUESTIONS = ("What was said?", "Say it in other words, please.", "And then?")
@@ -174,6 +173,7 @@ def test_a_damaged_session_is_read_anew(tiny: Callable[..., Path], tmp_path: Pat
         assert [line for line in said if "cut short" in line or "cannot have" in line]
         assert [line for line in said if "read anew: the session" in line and "checksum" in line]
         server.stop()
+    assert not any(file.exists() for file in files)
 
 
 def test_a_full_disk_loses_no_answer(tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -186,6 +186,50 @@ def test_a_full_disk_loses_no_answer(tiny: Callable[..., Path], tmp_path: Path) 
         assert "is not kept: " in server.log.read_text()
         assert server.metric("headkv_conversations") == 1
     assert [file.name for file in (tmp_path / "sessions" / "tiny").iterdir()] == ["lock"]
+
+
+def test_a_disk_that_fills_up_keeps_what_was_saved(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """What the sessions held when there was room is not read again."""
+    with serving(tmp_path, *model(tiny, "llama"), "--save-after", 0.1) as server:
+        chats = [opening("harbour"), opening("forest")]
+        folder = tmp_path / "sessions" / "tiny"
+        for n, chat in enumerate(chats, start=1):
+            ask(server, chat, QUESTIONS[0])
+            until(lambda n=n: len(list(folder.glob("*.session"))) == n, "a session", 30)  # type: ignore[misc]
+        saved = {file: file.read_bytes() for file in folder.glob("*.session")}
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (100 << 10, 100 << 10))
+        for question in QUESTIONS[1:]:
+            for chat in chats:
+                assert ask(server, chat, question).prompt_tokens_details.cached_tokens > 0
+        assert "is not kept: " in server.log.read_text()
+        assert server.metric("headkv_conversations") == 2
+        assert {file: file.read_bytes() for file in folder.glob("*.session")} == saved
+        server.stop()
+
+
+def test_a_disk_without_room_for_the_archive_keeps_the_session(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    arguments = (*model(tiny, "llama"), "--archive", "file", "--save-after", 0.1)
+    with serving(tmp_path, *arguments) as server:
+        chats = [opening("harbour"), opening("forest")]
+        folder = tmp_path / "sessions" / "tiny"
+        for n, chat in enumerate(chats, start=1):
+            ask(server, chat, QUESTIONS[0])
+            until(lambda n=n: len(list(folder.glob("*.session"))) == n, "a session", 30)  # type: ignore[misc]
+
+        def room(n_bytes: int) -> None:
+            most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (n_bytes, most))
+
+        room(4096)
+        with pytest.raises(openai.InternalServerError) as raised:
+            ask(server, list(chats[0]), QUESTIONS[1])
+        assert (raised.value.status_code, raised.value.code) == (503, "storage_failed")
+        room(1 << 30)
+        for chat in chats:
+            assert ask(server, chat, QUESTIONS[1]).prompt_tokens_details.cached_tokens > 100
+        server.stop()
 
 
 def test_a_folder_that_goes_loses_no_answer(
@@ -267,55 +311,3 @@ def test_what_is_gone_is_not_gone_back_to() -> None:
     longer = np.frombuffer(("a" * 95 + "b" * 20).encode(), np.uint8).astype(np.int32)
     assert choose([one], one, longer, kept, True) == (one, 95)
     assert choose([one], one, longer, Retention(budget=64), True) is None
-
-
-def test_an_answer_that_is_folded_is_not_the_prompt(
-    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
-) -> None:
-    """The same again, or another question after it, is no other conversation."""
-    kept = Retention(budget=48, archive="memory", fold=64)
-    llm = load(tiny_path, n_ctx=2048, retention=kept)
-    keeper, tokens = Keeper(llm, Shelf(tmp_path, 4, 2**30)), random_tokens(600, seed=3)
-    for prompt in (tokens[:200], tokens[:200], [*tokens[:200], *tokens[500:530]]):
-        keeper.prepare(prompt, kept)
-        llm.prefill(prompt)
-        for token in tokens[200:300]:
-            llm.eval([token])
-        keeper.settle()
-        assert keeper.held is not None
-        assert keeper.held.n_prompt == len(prompt) < keeper.held.n_whole
-        assert keeper.n_kept == 1
-    keeper.close()
-
-
-def test_who_leaves_costs_no_other_its_conversation(
-    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
-) -> None:
-    """The client goes while another's conversation is saved, or its own is loaded."""
-    kept = Retention(budget=48, archive="memory")
-    llm = load(tiny_path, retention=kept)
-    keeper = Keeper(llm, Shelf(tmp_path, 4, 2**30))
-    first, second = random_tokens(300, seed=1), random_tokens(300, seed=2)
-    keeper.prepare(first, kept)
-    llm.prefill(first)
-    keeper.settle()
-
-    def leave(tokens: list[int]) -> None:
-        gone = CancelToken()
-        gone.cancel()
-        with gone, pytest.raises(Cancelled):
-            keeper.prepare(tokens, kept)
-        keeper.settle()
-
-    leave(second)
-    assert keeper.held is not None
-    assert keeper.held.tokens.tolist() == first
-    keeper.prepare(second, kept)
-    llm.prefill(second)
-    keeper.settle()
-    leave(first)
-    for tokens in (first, second):
-        keeper.prepare([*tokens, 1], kept)
-        assert llm.n_tokens == len(tokens)
-        keeper.settle()
-    keeper.close()

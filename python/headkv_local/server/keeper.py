@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -23,6 +22,8 @@ class Keeper:
 
     def __init__(self, llm: Llama, shelf: Shelf | None) -> None:
         self._llm, self._shelf = llm, shelf
+        if shelf is not None:
+            shelf.find(llm)
         self.held: Conversation | None = None
         """The conversation in the context."""
         self._root: Conversation | None = None  # which it has begun as, until its prompt is read
@@ -45,14 +46,16 @@ class Keeper:
         self._look()
         prompt = np.asarray(tokens, dtype=np.int32)
         there = [] if self.held is None else [self.held]
-        there += [] if self._shelf is None else [one for one in self._shelf if one is not self.held]
+        if self._shelf is not None:
+            there += [one for one in self._shelf if self.held is None or one.name != self.held.name]
         found = choose(there, self.held, prompt, wanted, self._going_back)
         if found is None:
             self.leave(wanted)
             self.held = Conversation(retention=wanted)
             return
         one, n_common = found
-        one.used = time.time()  # so that it is not what goes for another
+        if self._shelf is not None:
+            self._shelf.use(one)  # so that it is not what goes for another
         branches = not one.goes_on(n_common) and one.has_own(n_common)
         if one is self.held and (wanted == self._llm.retention or not one.compacted):
             if branches:
@@ -62,10 +65,11 @@ class Keeper:
         else:
             self.save()
             self._empty(wanted)
-            loaded = self._shelf is not None and one in self._shelf and self._shelf.load(self._llm, one)
-            if not loaded:
-                self.held = Conversation(retention=wanted)
+            loaded = None if self._shelf is None else self._shelf.load(self._llm, one)
+            if loaded is None:
+                self.prepare(tokens, wanted)  # with what else there is
                 return
+            one = loaded
         self._root = one if branches else None
         self.held = one.branch() if branches else one
         self.held.retention = wanted
@@ -107,9 +111,9 @@ class Keeper:
         """The conversation in the context, to its session, if that is not as it is."""
         self.settle()
         self._look()
-        one = self.held
-        if one is not None and not one.saved and self._shelf is not None:
-            self._shelf.save(self._llm, one)
+        one, shelf = self.held, self._shelf
+        if one is not None and shelf is not None and not (one.saved and one in shelf):
+            shelf.save(self._llm, one)
 
     def _look(self) -> None:
         """Whether what is kept is still there."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .. import Llama
 from ..errors import ArgumentError, Cancelled, HeadKVError, SessionError
+from ..models import model_id
 from ..sessions import read_header
 from .conversations import Conversation
 
@@ -25,11 +28,21 @@ except ImportError:  # Windows: nobody looks whether two servers share a folder
 _logger = logging.getLogger("headkv_local.server")
 
 _SUFFIX = ".session"
+_OURS = f"{'[0-9a-f]' * 16}{_SUFFIX}"  # whatever else is in the folder stays as it is
 _LOCK = "lock"
 
 
+class _NotOurs(Exception):
+    """A session that no server has saved."""
+
+
 class Shelf:
-    """folder: of one model, and of one server at a time. most, most_bytes: what may be in it."""
+    """folder: of one model, and of one server at a time. most, most_bytes: what may be in it.
+
+    What it says of a conversation is what is in its file, whatever has become of it in the context since.
+    What cannot be used now is left out: it stays in the folder, and goes before all others where room is
+    needed.
+    """
 
     def __init__(self, folder: Path, most: int, most_bytes: int) -> None:
         """Raises ArgumentError for a folder that cannot be used, or that another server uses."""
@@ -39,7 +52,20 @@ class Shelf:
         for left in (*folder.glob("archive-*"), *folder.glob("headkv-*")):  # of a server that was killed
             with suppress(OSError):
                 left.unlink()
-        self._there = {one.name: one for one in self._found()}
+        self._there: dict[str, Conversation] = {}
+        self._left_out: dict[str, Conversation] = {}
+
+    def find(self, llm: Llama) -> None:
+        """What earlier servers have left for this model and its context."""
+        model = _identity(llm)
+        for path in self.folder.glob(_OURS):
+            with suppress(OSError, _NotOurs):  # it goes meanwhile, or is somebody else's
+                found = path.stat()
+                file = Conversation(name=path.stem, used=found.st_mtime, n_bytes=found.st_size)
+                try:
+                    self._there[file.name] = _read(path, file, model, llm.n_ctx())
+                except HeadKVError as error:
+                    self._leave_out(file, error)
 
     def close(self) -> None:
         os.close(self._lock)
@@ -56,10 +82,9 @@ class Shelf:
             pass
         except OSError:  # nobody can tell: what is saved next says why it cannot be
             return
-        gone = [one for one in self if not os.path.exists(self._path(one))]
+        gone = [one for one in self._files() if not os.path.exists(self._path(one))]
         for one in gone:
-            one.saved = False
-            del self._there[one.name]
+            self.drop(one)
         if gone:
             _logger.warning(
                 "the sessions in %s cannot be had any more: what is not in the context is read anew",
@@ -101,69 +126,114 @@ class Shelf:
     def __contains__(self, one: Conversation) -> bool:
         return one.name in self._there
 
+    def _files(self) -> tuple[Conversation, ...]:
+        return (*self._left_out.values(), *self)
+
     @property
     def n_bytes(self) -> int:
-        return sum(one.n_bytes for one in self)
+        """Of all files."""
+        return sum(one.n_bytes for one in self._files())
 
     def _path(self, one: Conversation) -> Path:
         return self.folder / f"{one.name}{_SUFFIX}"
 
-    def _found(self) -> Iterator[Conversation]:
-        for path in self.folder.glob(f"*{_SUFFIX}"):
-            try:
-                header, found = read_header(path), path.stat()
-                yield Conversation.from_json(
-                    header.messages[0],
-                    name=path.name.removesuffix(_SUFFIX),
-                    retention=header.retention,
-                    used=found.st_mtime,
-                    n_bytes=found.st_size,
-                )
-            except (HeadKVError, OSError, LookupError, TypeError, ValueError, OverflowError) as error:
-                _logger.warning("a conversation is left out, and will be read anew: %s", error)
-                with suppress(OSError):
-                    path.unlink()
-
     def save(self, llm: Llama, one: Conversation) -> bool:
-        """What the context holds of it. False, and the log says why, if that cannot be.
+        """What the context holds of it. False, and the log says why, if that cannot be: what was saved of it
+        before stays, unless it is larger now than all may be.
 
         Cancelled leaves all as it is: the client for whom it has to make room has left.
         """
         try:
             self.renew()
             llm.save_session(self._path(one), messages=[one.to_json()])
-            one.n_bytes = self._path(one).stat().st_size
+            n_bytes = self._path(one).stat().st_size
         except Cancelled:
             raise
         except (HeadKVError, OSError) as error:
             _logger.warning("a conversation of %d tokens is not kept: %s", len(one.tokens), error)
+            return False
+        if n_bytes > self._most_bytes:
+            _logger.warning(
+                "a conversation of %d tokens is not kept: its session of %d bytes is larger than all may be",
+                len(one.tokens),
+                n_bytes,
+            )
             self.drop(one)
             return False
         one.saved = True
-        self._there[one.name] = one
+        self._there[one.name] = replace(one, n_bytes=n_bytes)
         self._trim()
         return one in self
 
-    def load(self, llm: Llama, one: Conversation) -> bool:
-        """Into the context. False, and it is gone and the log says why, if that cannot be."""
+    def load(self, llm: Llama, one: Conversation) -> Conversation | None:
+        """Into the context, as it was saved. None if it is not here, or its session cannot be used: it is
+        left out then, and the log says why.
+
+        ArchiveError and other lacks of the context are raised: they are no fault of the session's.
+        """
+        if one not in self:
+            return None
         try:
             llm.load_session(self._path(one))
-        except (SessionError, OSError) as error:
-            _logger.warning("a conversation of %d tokens is read anew: %s", len(one.tokens), error)
+        except SessionError as error:
+            self._leave_out(one, error)
+            return None
+        return replace(self._there[one.name])
+
+    def use(self, one: Conversation) -> None:
+        """It is used now: here and after a restart, others go before it."""
+        one.used = time.time()
+        if one in self:
+            self._there[one.name].used = one.used
+            with suppress(OSError):  # a folder that cannot be written is read too
+                os.utime(self._path(one))
+
+    def _leave_out(self, one: Conversation, error: Exception) -> None:
+        """What is damaged for sure is removed: nobody can use it."""
+        _logger.warning("a conversation is left out, and will be read anew: %s", error)
+        path = self._path(one)
+        if str(error).startswith(f"the session {path} is damaged: ") or not os.path.exists(path):
             self.drop(one)
-            return False
-        with suppress(OSError):  # for the next server; of a folder that cannot be written it reads too
-            os.utime(self._path(one))
-        return True
+        else:
+            self._left_out[one.name] = self._there.pop(one.name, one)
 
     def drop(self, one: Conversation) -> None:
         self._there.pop(one.name, None)
+        self._left_out.pop(one.name, None)
         with suppress(OSError):
             self._path(one).unlink(missing_ok=True)
 
     def _trim(self) -> None:
-        """Those used longest ago go, until the rest is within the limits."""
-        while len(self) > self._most or self.n_bytes > self._most_bytes:
-            oldest = min(self._there.values(), key=lambda one: one.used)
-            _logger.info("a conversation of %d tokens goes: there are newer ones", len(oldest.tokens))
+        """Those used longest ago go, until the rest is within the limits; those that are left out first."""
+        while len(self._files()) > self._most or self.n_bytes > self._most_bytes:
+            oldest = min(self._left_out.values() or self, key=lambda one: one.used)
+            _logger.info("the session %s goes: there are newer ones", self._path(oldest))
             self.drop(oldest)
+
+
+def _identity(llm: Llama) -> str | None:
+    """Of its weights. None where the file has gone: a session is compared when it is loaded, too."""
+    try:
+        return model_id(llm.model_path)
+    except HeadKVError:
+        return None
+
+
+def _read(path: Path, file: Conversation, model: str | None, n_ctx: int) -> Conversation:
+    """What a session says of its conversation. HeadKVError for one that cannot be used, or _NotOurs."""
+    header = read_header(path)
+    said = header.messages[0] if header.messages else None
+    if not isinstance(said, dict) or "tokens" not in said:
+        raise _NotOurs
+    if model not in (None, header.model_id):
+        raise SessionError(f"the session {path} is of the model {header.model_name}: their weights differ")
+    if header.n_tokens > n_ctx:
+        raise SessionError(
+            f"the session {path} holds {header.n_tokens} tokens, and the context has room for {n_ctx}"
+        )
+    try:
+        return Conversation.from_json(
+            said, name=file.name, retention=header.retention, used=file.used, n_bytes=file.n_bytes
+        )
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise SessionError(f"the session {path} is not one of this version: {error!r}") from error

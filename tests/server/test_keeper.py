@@ -1,0 +1,151 @@
+"""One Llama and its folder of sessions: what is in the context, and what stays in the folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from headkv_local import Cancelled, CancelToken, Llama, Retention
+from headkv_local.server.keeper import Keeper
+from headkv_local.server.shelf import Shelf
+from helpers import random_tokens
+
+KEPT = Retention(budget=48, archive="memory")
+
+
+def sessions(folder: Path) -> set[Path]:
+    return set(folder.glob("*.session"))
+
+
+def read(keeper: Keeper, llm: Llama, tokens: list[int]) -> None:
+    keeper.prepare(tokens, KEPT)
+    llm.prefill(tokens)
+
+
+def left(folder: Path, llm: Llama, *prompts: list[int], most_bytes: int = 2**30) -> list[Path]:
+    """By a server that has read these; the session of each."""
+    keeper, found = Keeper(llm, Shelf(folder, 9, most_bytes)), []
+    for prompt in prompts:
+        before = sessions(folder)
+        read(keeper, llm, prompt)
+        keeper.save()
+        found += sessions(folder) - before
+    keeper.close()
+    llm.reset()
+    return found
+
+
+def test_what_cannot_be_used_now_stays(
+    tiny: Callable[..., Path],
+    load: Callable[..., Llama],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of another model, longer than the context, of a later format; and what is none of a server's."""
+    large, other = load(tiny(), retention=KEPT), load(tiny(n_layer=3), retention=KEPT)
+    tokens = random_tokens(300, seed=1)
+    (theirs,) = left(tmp_path, other, random_tokens(300, seed=2))
+    long, later, good = left(tmp_path, large, random_tokens(600, seed=3), random_tokens(300, seed=4), tokens)
+    later.write_bytes(later.read_bytes()[:16] + bytes([99]) + later.read_bytes()[17:])
+    large.eval([1, 2, 3])
+    chat, foreign = tmp_path / f"{'0' * 16}.session", tmp_path / "mine.session"
+    large.save_session(chat, messages=[{"role": "user", "content": "Hello."}])
+    foreign.write_text("mine")
+    for age, path in enumerate((chat, theirs, long, later, good), start=1):
+        os.utime(path, (age, age))
+    there = sessions(tmp_path)
+    small = load(tiny(), n_ctx=512, retention=KEPT)
+    caplog.clear()
+    keeper = Keeper(small, Shelf(tmp_path, 3, 2**30))
+    assert keeper.n_kept == 1
+    assert sessions(tmp_path) == there
+    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(said) == 3
+    for path, words in ((theirs, "weights differ"), (long, "holds 600 tokens"), (later, "has format 99")):
+        assert any(str(path) in text and words in text for text in said)
+    read(keeper, small, [*tokens, 1])
+    read(keeper, small, random_tokens(300, seed=5))
+    keeper.close()
+    assert there - sessions(tmp_path) == {theirs, long}  # the oldest first
+    assert len(sessions(tmp_path)) == 5  # with later, good and the new one, chat and foreign
+
+
+def test_the_next_best_takes_the_place_of_what_is_damaged(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    llm = load(tiny_path, retention=KEPT)
+    begin, ends = random_tokens(300, seed=1), [random_tokens(60, seed=seed) for seed in (2, 3)]
+    first, second = left(tmp_path, llm, *(begin + end for end in ends))
+    data = bytearray(second.read_bytes())
+    data[-30] ^= 1
+    second.write_bytes(data)
+    keeper = Keeper(llm, Shelf(tmp_path, 9, 2**30))
+    keeper.prepare([*begin, *ends[1], 1], KEPT)
+    assert llm.input_ids[: llm.n_tokens].tolist() == begin + ends[0]
+    assert sessions(tmp_path) == {first}
+    keeper.close()
+
+
+def test_one_that_is_too_large_costs_no_other(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    llm = load(tiny_path, retention=KEPT)
+    small = left(tmp_path, llm, random_tokens(100, seed=1), random_tokens(100, seed=2))
+    most = sum(path.stat().st_size for path in small) + 100
+    assert left(tmp_path, llm, random_tokens(900, seed=3), most_bytes=most) == []
+    assert sessions(tmp_path) == set(small)
+
+
+def test_an_answer_that_is_folded_is_not_the_prompt(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    """The same again, or another question after it, is no other conversation."""
+    kept = Retention(budget=48, archive="memory", fold=64)
+    llm = load(tiny_path, n_ctx=2048, retention=kept)
+    keeper, tokens = Keeper(llm, Shelf(tmp_path, 4, 2**30)), random_tokens(600, seed=3)
+    for prompt in (tokens[:200], tokens[:200], [*tokens[:200], *tokens[500:530]]):
+        keeper.prepare(prompt, kept)
+        llm.prefill(prompt)
+        for token in tokens[200:300]:
+            llm.eval([token])
+        keeper.settle()
+        assert keeper.held is not None
+        assert keeper.held.n_prompt == len(prompt) < keeper.held.n_whole
+        assert keeper.n_kept == 1
+    keeper.close()
+
+
+def test_who_leaves_costs_no_other_its_conversation(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    """The client goes while another's conversation is saved, or its own is loaded."""
+    kept = Retention(budget=48, archive="memory")
+    llm = load(tiny_path, retention=kept)
+    keeper = Keeper(llm, Shelf(tmp_path, 4, 2**30))
+    first, second = random_tokens(300, seed=1), random_tokens(300, seed=2)
+    keeper.prepare(first, kept)
+    llm.prefill(first)
+    keeper.settle()
+
+    def leave(tokens: list[int]) -> None:
+        gone = CancelToken()
+        gone.cancel()
+        with gone, pytest.raises(Cancelled):
+            keeper.prepare(tokens, kept)
+        keeper.settle()
+
+    leave(second)
+    assert keeper.held is not None
+    assert keeper.held.tokens.tolist() == first
+    keeper.prepare(second, kept)
+    llm.prefill(second)
+    keeper.settle()
+    leave(first)
+    for tokens in (first, second):
+        keeper.prepare([*tokens, 1], kept)
+        assert llm.n_tokens == len(tokens)
+        keeper.settle()
+    keeper.close()
