@@ -94,6 +94,11 @@ def test_schemas_and_tools(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(**GREEDY, tools=[tool], tool_choice=choice, max_tokens=60)
     called = reply.choices[0].message.tool_calls[0].function
     assert (called.name, json.loads(called.arguments)["a"] in ("b", "c")) == ("f", True)
+    reply = client.chat.completions.create(**GREEDY, tools=[tool], tool_choice="required", max_tokens=60)
+    assert reply.choices[0].message.tool_calls[0].function.name == "f"
+    unused: Any = {"type": "function", "function": {"name": "g", "parameters": {"properties": {"x": {}}}}}
+    reply = client.chat.completions.create(**GREEDY, tools=[unused, tool], max_tokens=2)
+    assert reply.usage.completion_tokens > 0
     grammar = {"grammar": 'root ::= "yes" | "no"'}
     reply = client.chat.completions.create(**GREEDY, max_tokens=10, extra_body=grammar)
     assert reply.choices[0].message.content in ("yes", "no")

@@ -6,7 +6,7 @@ import concurrent.futures
 import json
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ import openai
 import pytest
 from serving import Running, failing, serving, until
 
+from headkv_local import Llama
+from headkv_local.server.bodies import ChatBody
+from headkv_local.server.errors import Refusal
+from headkv_local.server.grammars import require_grammars
 from headkv_local.server.network import network_of
 
 MESSAGES = [{"role": "user", "content": "Hello."}]
@@ -54,6 +58,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}
 HUGE = {"type": "array", "items": {"type": "string"}, "maxItems": 10**8}
 FETCHED = {"$ref": "https://127.0.0.1:1/schema"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "nothing", "$ref": "#/x"}}}
+CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +97,10 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "no
         (ASKED | {"logit_bias": {"999999": 1.0}}, "logit_bias"),
         (ASKED | {"response_format": {"type": "json_object", "schema": SCHEMA}}, "schema cannot be compiled"),
         (ASKED | {"response_format": {"type": "json_schema", "json_schema": {}}}, "schema"),
-        (ASKED | {"tools": [TOOL]}, "'f': the JSON schema cannot be compiled"),
+        (ASKED | {"tools": [TOOL]} | CHOSEN, "'f': the JSON schema cannot be compiled"),
+        (ASKED | {"tools": [TOOL], "tool_choice": "required"}, "'f': the JSON schema cannot be compiled"),
+        (ASKED | {"tools": [TOOL, TOOL], "tool_choice": "required"}, "needs one tool, not 2"),
+        (ASKED | {"tool_choice": "required"}, "needs one tool, not 0"),
         (ASKED | {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "no tool 'g'"),
         (ASKED | {"grammar": "root ::= nowhere"}, "grammar cannot be compiled"),
         (ASKED | {"grammar": "root ::= " + "(" * 30_000}, "nested more than 500 deep"),
@@ -147,6 +155,15 @@ def test_a_completion_that_cannot_be(
     refused = client.post("/v1/completions", content=text, headers={"Content-Type": "application/json"})
     assert refused.status_code == 400
     assert words in message(refused)
+
+
+def test_any_tool_may_be_compiled_by_a_handler_that_calls_them(
+    tiny_path: Path, load: Callable[..., Llama]
+) -> None:
+    body = ChatBody(**ASKED, tools=[TOOL])
+    require_grammars(load(tiny_path), body)
+    with pytest.raises(Refusal, match="'f': the JSON schema cannot be compiled"):
+        require_grammars(load(tiny_path, chat_format="chatml-function-calling"), body)
 
 
 def test_models_that_are_not_here(server: Running, client: httpx.Client) -> None:

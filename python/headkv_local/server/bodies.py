@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import llama_cpp
@@ -109,11 +109,20 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
             self.max_tokens = self.max_completion_tokens
         if self.logprobs and self.top_logprobs is None:
             self.top_logprobs = 0  # stock would leave them out
+        if getattr(self, "tool_choice", None) == "required":
+            self.tool_choice = _only(self.tools or ())
         for message in self.messages:
             for part in message.get("content") or ():
                 if isinstance(part, dict) and part.get("type") == "image_url":
                     _require_inline(part.get("image_url"))
         return self
+
+
+def _only(tools: Sequence[Any]) -> Any:
+    """The choice of the one tool that there is. Nothing here chooses among several."""
+    if len(tools) != 1:
+        raise ValueError(f'tool_choice "required" needs one tool, not {len(tools)}: name the one to call')
+    return {"type": "function", "function": {"name": tools[0]["function"]["name"]}}
 
 
 def _require_inline(image: Any) -> None:
