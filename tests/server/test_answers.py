@@ -14,6 +14,7 @@ import pytest
 from serving import Running, serving
 
 from headkv_local import Llama, Retention
+from headkv_local.server.bodies import ChatBody, CompletionBody
 
 MESSAGES: Any = [
     {"role": "system", "content": "The harbour has much to say. " * 20},
@@ -170,6 +171,30 @@ def test_a_history_as_the_client_has_it(client: openai.OpenAI) -> None:
     history = [*MESSAGES, reply.choices[0].message, *later]
     again = client.chat.completions.create(**GREEDY | {"messages": history}, max_tokens=3)
     assert again.usage.prompt_tokens_details.cached_tokens >= reply.usage.prompt_tokens
+
+
+def test_null_is_what_is_not_given(client: openai.OpenAI, server: Running) -> None:
+    """As clients write it that dump all fields of what they have."""
+    reply = client.chat.completions.create(**GREEDY, max_tokens=3)
+    tool = {"type": "function", "function": {"name": "f", "description": None, "parameters": SCHEMA}}
+    empty = ChatBody.model_fields.keys() - GREEDY.keys()
+    said = reply.choices[0].message.model_dump()
+    assert said["tool_calls"] is None
+    history = [*MESSAGES, said, {"role": "user", "content": "And?", "name": None}]
+    body = dict.fromkeys(empty) | GREEDY | {"messages": history, "max_tokens": 3}
+    with server.plain() as plain:
+        wanted = {"type": "text", "schema": None}
+        for more in ({"temperature": None}, {"tools": [tool]}, {"response_format": wanted}):
+            answered = plain.post("/v1/chat/completions", json=body | more)
+            assert answered.status_code == 200, answered.text
+        empty = CompletionBody.model_fields.keys()
+        answered = plain.post("/v1/completions", json=dict.fromkeys(empty) | {"prompt": "hello"})
+        assert answered.status_code == 200, answered.text
+        assert 0 < answered.json()["usage"]["completion_tokens"] <= 16
+        answered = plain.post(
+            "/v1/embeddings", json={"input": "a", "model": "words", "encoding_format": None, "user": None}
+        )
+        assert answered.status_code == 200, answered.text
 
 
 def test_tokens(server: Running) -> None:

@@ -80,6 +80,7 @@ CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
         ({"messages": []}, "messages"),
         (ASKED | {"messages": [{"role": "alien", "content": "x"}]}, "messages"),
         (ASKED | {"temperature": "warm"}, "temperature"),
+        (ASKED | {"logprobs": True, "top_logprobs": 21}, "top_logprobs: Input should be less than"),
         ('{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature"),
         (ASKED | {"n": 2}, "n must be 1"),
         (ASKED | {"stop": [""]}, "stop"),
@@ -146,6 +147,7 @@ def test_a_prompt_that_is_too_long(client: httpx.Client, stream: bool) -> None:
         ({"suffix": "\ud800"}, "suffix has half a character"),
         ({"prompt": "\ud800"}, "prompt has half a character"),
         ({"max_tokens": 0, "echo": True}, "max_tokens must be at least 1"),
+        ({"logprobs": 21}, "logprobs: Input should be less than"),
     ],
 )
 def test_a_completion_that_cannot_be(
@@ -176,6 +178,10 @@ def test_models_that_are_not_here(server: Running, client: httpx.Client) -> None
         assert refused.status_code == 404
         assert refused.json()["error"]["code"] == "model_not_found"
         assert "`gpt-5` does not exist" in message(refused)
+        half = json.dumps(body | {"model": "\ud800"})
+        refused = client.post(path, content=half, headers={"Content-Type": "application/json"})
+        assert refused.status_code == 404
+        assert r"`\ud800` does not exist" in message(refused)
     with server.client("secret") as ours, pytest.raises(openai.NotFoundError):
         ours.models.retrieve("gpt-5")
 

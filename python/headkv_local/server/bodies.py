@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import llama_cpp
 from llama_cpp.server import types as stock
-from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WrapValidator, field_validator, model_validator
 
 from ..forms import plain_format
 from ..messages import require_messages
 from .retaining import OfArchive, OfBudget, OfScores, check_budget
 
+_MOST_LOGPROBS: Final = 20  # as with OpenAI: of each token
+
+
+def _without_nulls(value: Any) -> Any:
+    """null is what was not given: so clients write it that dump all their fields."""
+    return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
+
 
 def _as_given(value: Any, check: Any) -> Any:
     """Checked, but whole: what stock's types do not know, such as marks of documents, is for the template."""
-    check([_as_stock(message) for message in require_messages(value)])
-    return value
+    messages = [_without_nulls(message) for message in require_messages(value)]
+    check([_as_stock(message) for message in messages])
+    return messages
 
 
 def _as_stock(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,6 +47,11 @@ class _Kept(BaseModel):
     scores: OfScores = None
     archive: OfArchive = None
     stream_options: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_null(cls, given: Any) -> Any:
+        return _without_nulls(given)
 
     @property
     def includes_usage(self) -> bool:
@@ -72,6 +85,9 @@ def _require_text(name: str, text: str | list[str] | None) -> None:
 
 class CompletionBody(_Kept, stock.CreateCompletionRequest):  # type: ignore[misc]
     prompt: str | list[str] = Field(default="", description="The text to go on with.")
+    logprobs: int | None = Field(
+        default=None, ge=0, le=_MOST_LOGPROBS, description="Likeliest tokens to tell of, at each."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> CompletionBody:
@@ -88,19 +104,31 @@ _Messages = Annotated[list[llama_cpp.ChatCompletionRequestMessage], WrapValidato
 
 class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
     messages: _Messages = Field(min_length=1, description="The conversation so far.")
-    top_logprobs: int | None = Field(default=None, ge=0, description="Likeliest tokens to tell of, at each.")
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=_MOST_LOGPROBS, description="Likeliest tokens to tell of, at each."
+    )
     max_completion_tokens: int | None = Field(
         default=None, ge=1, description="OpenAI's newer name of max_tokens."
     )
 
-    @model_validator(mode="before")
+    @field_validator("response_format", mode="before")
     @classmethod
-    def _plain_format(cls, given: Any) -> Any:
+    def _plain_format(cls, wanted: Any) -> Any:
         """OpenAI's "json_schema" as llama-cpp-python writes it."""
-        wanted = given.get("response_format") if isinstance(given, dict) else None
+        wanted = _without_nulls(wanted)
         if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
-            return given  # stock's types say what is wrong with it
-        return given | {"response_format": plain_format(wanted)}
+            return wanted  # stock's types say what is wrong with it
+        return plain_format(wanted)
+
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _plain_tools(cls, tools: Any) -> Any:
+        return [_plain_tool(tool) for tool in tools] if isinstance(tools, list) else tools
+
+    @field_validator("functions", mode="before")
+    @classmethod
+    def _plain_functions(cls, functions: Any) -> Any:
+        return [_without_nulls(one) for one in functions] if isinstance(functions, list) else functions
 
     @model_validator(mode="after")
     def _check(self) -> ChatBody:
@@ -118,11 +146,11 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
         return self
 
 
-def _only(tools: Sequence[Any]) -> Any:
-    """The choice of the one tool that there is. Nothing here chooses among several."""
-    if len(tools) != 1:
-        raise ValueError(f'tool_choice "required" needs one tool, not {len(tools)}: name the one to call')
-    return {"type": "function", "function": {"name": tools[0]["function"]["name"]}}
+def _plain_tool(tool: Any) -> Any:
+    plain = _without_nulls(tool)
+    if isinstance(plain, dict) and "function" in plain:
+        plain["function"] = _without_nulls(plain["function"])
+    return plain
 
 
 def _require_inline(image: Any) -> None:
@@ -130,6 +158,13 @@ def _require_inline(image: Any) -> None:
     url = image.get("url") if isinstance(image, dict) else image
     if not isinstance(url, str) or not url.startswith("data:"):
         raise ValueError("image_url must hold the image itself, as a data: URL")
+
+
+def _only(tools: Sequence[Any]) -> Any:
+    """The choice of the one tool that there is. Nothing here chooses among several."""
+    if len(tools) != 1:
+        raise ValueError(f'tool_choice "required" needs one tool, not {len(tools)}: name the one to call')
+    return {"type": "function", "function": {"name": tools[0]["function"]["name"]}}
 
 
 NEW_FIELDS = {"budget", "scores", "archive", "stream_options", "max_completion_tokens"}

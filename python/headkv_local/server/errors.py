@@ -53,7 +53,7 @@ class Refusal(Exception):
     def body(self) -> dict[str, Any]:
         usual = "invalid_request_error" if self.status < 500 else "internal_server_error"
         error = {
-            "message": str(self.args[0]),
+            "message": str(self.args[0]).encode("utf-8", "backslashreplace").decode("utf-8"),
             "type": _TYPES.get(self.status, usual),
             "param": self.param,
             "code": self.code,
