@@ -111,6 +111,30 @@ def test_a_stream_gives_way_where_that_is_set(tiny_path: Path, tmp_path: Path) -
         client.close()
 
 
+def test_a_stream_gives_way_before_it_begins(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """While its model takes the place of another one."""
+    paths = {"a": tiny(), "b": tiny(n_layer=24, n_ff=2048, n_ctx_train=16384)}
+    models = [
+        {"model": str(path), "model_alias": name, "n_ctx": 8192, "n_threads": 1}
+        for name, path in paths.items()
+    ]
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"models": models, "interrupt_requests": True}))
+    with serving(tmp_path, "--config-file", config) as server:
+        for _ in range(4):
+            stream = begin(server, model="b", messages=SHORT, stream=True, **ENDLESS)
+            until(lambda: server.metric("headkv_requests_running") == 1, "the stream's turn")
+            after = begin(server, model="a", messages=SHORT, max_tokens=1)
+            got = b""
+            while b"[DONE]" not in got:
+                got += (more := stream.recv(100_000))
+                assert more
+                assert got.startswith(b"HTTP/1.1 200")
+            assert after.recv(1000).startswith(b"HTTP/1.1 200")
+            for client in (stream, after):
+                client.close()
+
+
 def test_the_server_stops_in_the_middle(tiny_path: Path, tmp_path: Path) -> None:
     with serving(tmp_path, tiny_path, "--ctx", 8192, "--threads", 1) as server:
         client = begin(server, messages=SHORT, **ENDLESS)

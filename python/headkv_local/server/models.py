@@ -15,7 +15,7 @@ from llama_cpp.server.model import LlamaProxy
 from .. import CancelToken
 from ..defaults import archive_fits, cache_folder, default_context
 from ..devices import all_layers
-from ..errors import ArgumentError, HeadKVError, ModelError
+from ..errors import ArgumentError, Cancelled, HeadKVError, ModelError
 from .errors import Refusal
 from .retaining import Settings, retention_of, usual_settings
 from .served import Served
@@ -60,6 +60,8 @@ class Models(LlamaProxy):  # type: ignore[misc]
         self.free()
         try:
             return self._made(name)
+        except Cancelled:
+            raise
         except (HeadKVError, OSError, ValueError, AssertionError, ImportError) as error:
             reason = str(error) or type(error).__name__
             raise Refusal(503, f"{name} cannot be loaded: {reason}", "model_failed") from error

@@ -55,6 +55,8 @@ async def _answer(request: Request, body: Any, call: Any) -> Response:
             while first is _READY:
                 first = await next_unless_gone(work, request)
             return JSONResponse(first)
+    except GaveWay as gave_way:  # before it began
+        first = gave_way
     except Gone:
         work.stop()
         return Response(status_code=499)  # nobody reads it
@@ -123,6 +125,8 @@ def _require_tokens(llm: Served, body: Any) -> None:
 async def _events(work: Work, body: Any, first: Any) -> AsyncIterator[dict[str, str]]:
     try:
         try:
+            if isinstance(first, GaveWay):
+                raise first
             if first is not _READY:
                 yield {"data": json.dumps(first)}
             while True:
