@@ -31,9 +31,10 @@ class Keeper:
 
     @property
     def n_kept(self) -> int:
-        """Conversations in the context and in the folder."""
-        held = self.held is not None and (self._shelf is None or self.held not in self._shelf)
-        return held + (0 if self._shelf is None else len(self._shelf))
+        """Conversations in the context and in the folder. From any thread."""
+        held = self.held
+        alone = held is not None and (self._shelf is None or held not in self._shelf)
+        return alone + (0 if self._shelf is None else len(self._shelf))
 
     @property
     def n_bytes(self) -> int:

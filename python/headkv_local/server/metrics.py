@@ -1,26 +1,25 @@
-"""What is going on, as Prometheus reads it. Nothing here waits for the model."""
+"""What is going on, as Prometheus reads it. The event loop does not wait for the model."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import HeadKVError
+from .served import Served
 from .service import Service
 
 Samples = list[tuple[Mapping[str, Any], float]]
+Memory = dict[str, Any]
 
 
-def memory_of(service: Service) -> dict[str, Any] | None:
-    """Of the loaded model, in bytes and tokens; None without one."""
-    llm = service.models.loaded
-    if llm is None:
-        return None
-    try:
-        stats = llm.cache_stats()
-    except HeadKVError:  # another model takes its place
-        return None
-    keeper = llm.keeper
+def memory_of(llm: Served) -> Memory:
+    """In bytes and tokens. May wait while the model makes tokens of a text: not for the event loop.
+
+    Raises StateError where another model takes its place.
+    """
+    stats, keeper = llm.cache_stats(), llm.keeper
     return {
         "resident_bytes": stats.resident_bytes,
         "kept_bytes": stats.kept_bytes,
@@ -37,15 +36,27 @@ def memory_of(service: Service) -> dict[str, Any] | None:
     }
 
 
-def exposition(service: Service) -> str:
+async def exposition(service: Service) -> str:
     """In the text format 0.0.4."""
-    return "".join(_family(*family) for family in _families(service))
+    loaded = await asyncio.to_thread(_loaded, service)
+    return "".join(_family(*family) for family in _families(service, loaded))
 
 
-def _families(service: Service) -> Iterator[tuple[str, str, str, Samples]]:
-    memory = memory_of(service)
-    if memory is not None:
-        of = {"model": service.models.name}
+def _loaded(service: Service) -> tuple[str, Memory] | None:
+    """The name and the memory of the loaded model; None without one."""
+    name, llm = service.models.name, service.models.loaded
+    if name is None or llm is None:
+        return None
+    try:
+        return name, memory_of(llm)
+    except HeadKVError:  # another model takes its place
+        return None
+
+
+def _families(service: Service, loaded: tuple[str, Memory] | None) -> Iterator[tuple[str, str, str, Samples]]:
+    if loaded is not None:
+        name, memory = loaded
+        of = {"model": name}
         kinds = ("resident", "kept", "archive", "peak", "full")
         yield (
             "headkv_cache_bytes",

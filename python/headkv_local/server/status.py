@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from .. import __version__
+from ..errors import HeadKVError
 from .errors import Refusal, Route
 from .metrics import exposition, memory_of
 from .service import Service
@@ -42,26 +45,26 @@ async def health(request: Request) -> Response:
 @router.get("/metrics", tags=["Status"])
 async def metrics(request: Request) -> Response:
     """In Prometheus' text format."""
-    text = exposition(_service(request))
+    text = await exposition(_service(request))
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/v1/models", tags=["OpenAI V1"])
 async def list_models(request: Request) -> Response:
     service = _service(request)
-    return JSONResponse(
-        {"object": "list", "data": [_model(service, name) for name in service.models.settings]}
-    )
+    data = [await asyncio.to_thread(_model, service, name) for name in service.models.settings]
+    return JSONResponse({"object": "list", "data": data})
 
 
 @router.get("/v1/models/{name:path}", tags=["OpenAI V1"])
 async def get_model(request: Request, name: str) -> Response:
     service = _service(request)
-    return JSONResponse(_model(service, service.models.known(name)))
+    return JSONResponse(await asyncio.to_thread(_model, service, service.models.known(name)))
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
     settings = service.models.settings[name]
+    loaded = service.models.loaded if service.models.name == name else None
     told: dict[str, Any] = {
         "id": name,
         "object": "model",
@@ -77,11 +80,11 @@ def _model(service: Service, name: str) -> dict[str, Any]:
             else "file",
             "archive": settings.archive,
         },
-        "loaded": service.models.name == name,
+        "loaded": loaded is not None,
     }
-    llm = service.models.loaded
-    if told["loaded"] and llm is not None:
-        told |= {"n_ctx": llm.n_ctx(), "memory": memory_of(service)}
+    if loaded is not None:
+        with suppress(HeadKVError):  # another model takes its place
+            told |= {"n_ctx": loaded.cache_stats().n_ctx, "memory": memory_of(loaded)}
     return told
 
 

@@ -1,0 +1,62 @@
+"""Who waits while the model is busy, and who does not."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import uvicorn
+from serving import TIMEOUT, until
+
+from headkv_local.server import create_app
+from headkv_local.server.service import Service
+from headkv_local.server.settings import ModelSettings, ServerSettings
+from helpers import beside
+
+ASKED = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 2}
+
+
+@contextmanager
+def served(model: Path, folder: Path, **settings: object) -> Iterator[tuple[Service, httpx.Client]]:
+    """In a thread of this process."""
+    server = ServerSettings(sessions=str(folder), **settings)
+    app = create_app(server, [ModelSettings(model=str(model), n_ctx=512, n_threads=1, budget=48)])
+    running = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    with socket.create_server(("127.0.0.1", 0)) as listening, beside(lambda: running.run([listening])):
+        try:
+            address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            with httpx.Client(base_url=address, timeout=TIMEOUT, trust_env=False) as client:
+                until(lambda: client.get("/health").status_code == 200, "a model")
+                yield app.state.service, client
+        finally:
+            running.should_exit = True
+
+
+def test_other_clients_do_not_wait_for_figures_of_a_busy_model(tiny_path: Path, tmp_path: Path) -> None:
+    with (
+        served(tiny_path, tmp_path) as (service, client),
+        concurrent.futures.ThreadPoolExecutor(2) as threads,
+    ):
+        llm = service.models.loaded
+        assert llm is not None
+        with llm._lifetime.still():  # as while a long prompt is made into tokens
+            asked = [threads.submit(client.get, path) for path in ("/metrics", "/v1/models")]
+            for _ in range(20):
+                assert client.get("/health", timeout=5).status_code == 200
+                time.sleep(0.05)
+            assert not any(one.done() for one in asked)
+        assert [one.result().status_code for one in asked] == [200, 200]
+
+
+def test_figures_of_a_model_that_is_freed_meanwhile(tiny_path: Path, tmp_path: Path) -> None:
+    with served(tiny_path, tmp_path) as (service, client):
+        llm = service.models.loaded
+        assert llm is not None
+        llm.close()
+        assert client.get("/metrics").status_code == 200
+        assert client.get("/v1/models").status_code == 200
