@@ -60,3 +60,21 @@ def test_figures_of_a_model_that_is_freed_meanwhile(tiny_path: Path, tmp_path: P
         llm.close()
         assert client.get("/metrics").status_code == 200
         assert client.get("/v1/models").status_code == 200
+
+
+def test_a_save_makes_way_for_who_comes(tiny_path: Path, tmp_path: Path) -> None:
+    """Also where no request may wait for another."""
+    with (
+        served(tiny_path, tmp_path, save_after=2, max_queue=0) as (service, client),
+        concurrent.futures.ThreadPoolExecutor(1) as threads,
+    ):
+        assert client.post("/v1/chat/completions", json=ASKED).status_code == 200
+        llm = service.models.loaded
+        assert llm is not None
+        with llm._lifetime.still():
+            until(lambda: service.line.busy, "the save", 30)
+            asked = threads.submit(client.post, "/v1/chat/completions", json=ASKED)
+            until(lambda: service.line.n_waiting == 1 or asked.done(), "the request", 30)
+        assert asked.result().status_code == 200
+        folder = next(tmp_path.iterdir())
+        until(lambda: len(list(folder.glob("*.session"))) == 1, "the save after it", 30)

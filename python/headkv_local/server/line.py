@@ -16,6 +16,7 @@ class Line:
     def __init__(self, longest: int, patience: float | None) -> None:
         self._longest, self._patience = longest, patience
         self._lock = anyio.Lock()
+        self._makes_way = False  # who has the turn ends for the one that comes next
         self.n_waiting = 0
 
     @property
@@ -23,7 +24,7 @@ class Line:
         return self._lock.locked()
 
     def require_room(self) -> None:
-        if self.busy and self.n_waiting >= self._longest:
+        if self.busy and self.n_waiting >= self._longest + self._makes_way:
             raise Refusal(
                 429,
                 f"{self.n_waiting} requests wait already: try again later",
@@ -32,7 +33,7 @@ class Line:
             )
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self, makes_way: bool = False) -> AsyncIterator[None]:
         """Raises Refusal where too many wait, or after too long a time."""
         self.require_room()
         self.n_waiting += 1
@@ -48,7 +49,9 @@ class Line:
             ) from None
         finally:
             self.n_waiting -= 1
+        self._makes_way = makes_way
         try:
             yield
         finally:
+            self._makes_way = False
             self._lock.release()

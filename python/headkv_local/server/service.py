@@ -68,27 +68,25 @@ class Service:
         if not self.ready:
             raise Refusal(503, "the model is still being loaded", "loading", headers={"Retry-After": "1"})
         self.line.require_room()
-        if self.settings.interrupt_requests:
-            for other in self._works:
-                other.give_way()
-        return self._begin(job, self.settings.request_timeout, self._rest)
-
-    def _begin(self, job: Job, limit: float | None, then: Callable[[], None]) -> Work:
         if self._idle is not None:
             self._idle.cancel()
+        for other in self._works:
+            if other.makes_way:
+                other.stop()
+            elif self.settings.interrupt_requests:
+                other.give_way()
+        return self._begin(Work(job, self.line, self._thread, self.settings.request_timeout))
 
-        def done(work: Work) -> None:
-            self._works.discard(work)
-            then()
-
-        work = Work(job, self.line, self._thread, limit)
+    def _begin(self, work: Work) -> Work:
         self._works.add(work)
-        work.when_done(done)
+        work.when_done(self._ended)
         return work
 
-    def _rest(self) -> None:
-        """A request has ended. If none comes for a while, the conversation is saved, lest it be lost."""
-        if not self._works and not self.stopping and self.settings.save_after > 0:
+    def _ended(self, work: Work) -> None:
+        """After a request: if none comes for a while, the conversation is saved, lest it be lost."""
+        self._works.discard(work)
+        rests = not work.makes_way and all(other.makes_way for other in self._works)
+        if rests and not self.stopping and self.settings.save_after > 0:
             self._idle = asyncio.get_running_loop().call_later(self.settings.save_after, self._save)
 
     def _save(self) -> None:
@@ -96,7 +94,7 @@ class Service:
             self.models.save()
             yield
 
-        self._begin(job, None, lambda: None)
+        self._begin(Work(job, self.line, self._thread, None, makes_way=True))
 
     def stop(self) -> None:
         """End all work; also from a signal handler."""

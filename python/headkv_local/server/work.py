@@ -29,10 +29,14 @@ class Work:
 
     job: a generator of what the client gets. It runs under a CancelToken, which stops decodes at once.
     limit: seconds that it may run, None: any time.
+    makes_way: whether it is stopped as soon as other work comes.
     """
 
-    def __init__(self, job: Job, line: Line, thread: Executor, limit: float | None) -> None:
+    def __init__(
+        self, job: Job, line: Line, thread: Executor, limit: float | None, makes_way: bool = False
+    ) -> None:
         self._job, self._line, self._thread, self._limit = job, line, thread, limit
+        self.makes_way = makes_way
         self._token = CancelToken()
         self._loop = asyncio.get_running_loop()
         self._made: asyncio.Queue[Any] = asyncio.Queue()  # as long as an answer at most
@@ -44,7 +48,7 @@ class Work:
         self._task.add_done_callback(self._ended)
 
     async def _drive(self) -> None:
-        async with self._line.turn():
+        async with self._line.turn(self.makes_way):
             self._running = True
             late = None if self._limit is None else self._loop.call_later(self._limit, self._too_late)
             try:
