@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             ("tiny", {"budget": 48}),
             ("other", {"budget": "full", "n_ctx": "auto"}),
             ("words", {"budget": "full", "embedding": True}),
+            ("pooled", {"budget": "full", "embedding": True, "kv_overrides": ["llama.pooling_type=int:1"]}),
         )
     ]
     models.append({"model": str(folder / "gone.gguf")})
@@ -139,7 +141,7 @@ def test_several_models_and_embeddings(client: openai.OpenAI, server: Running) -
     assert alone.choices[0].message.content == reply.choices[0].message.content
     client.chat.completions.create(**GREEDY | {"model": "other"}, max_tokens=3)
     models = {model.id: model for model in client.models.list().data}
-    assert set(models) == {"tiny", "other", "words", "gone"}
+    assert set(models) == {"tiny", "other", "words", "pooled", "gone"}
     assert models["tiny"].retention["budget"] == 48
     assert models["other"].loaded
     assert models["other"].n_ctx == 8192  # memory has room for all that it was trained for
@@ -147,6 +149,28 @@ def test_several_models_and_embeddings(client: openai.OpenAI, server: Running) -
     back = client.chat.completions.create(**GREEDY, max_tokens=3)
     assert back.usage.prompt_tokens_details.cached_tokens == first.usage.prompt_tokens
     assert back.choices[0].message.content == first.choices[0].message.content
+
+
+def test_embeddings(client: openai.OpenAI, server: Running) -> None:
+    """OpenAI's clients ask for base64 where nothing is said."""
+    texts = ["a", "hello hello"]
+    told = client.embeddings.create(model="pooled", input=texts, encoding_format="float")
+    made = client.embeddings.create(model="pooled", input=texts)
+    for expected, found in zip(told.data, made.data, strict=True):
+        assert np.allclose(found.embedding, expected.embedding, atol=1e-4)
+    with server.plain() as plain:
+        body = {"model": "pooled", "input": "a", "encoding_format": "base64"}
+        data = plain.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
+        assert np.allclose(np.frombuffer(base64.b64decode(data), "<f4"), told.data[0].embedding, atol=1e-4)
+        for given, words in (
+            ({"input": []}, "input is an empty list"),
+            ({"input": ["a", "hello " * 1000]}, "it may have from 1 to 512"),
+            ({"encoding_format": "hex"}, "encoding_format"),
+            ({"model": "words"}, 'encoding_format must be "float"'),
+        ):
+            refused = plain.post("/v1/embeddings", json=body | given)
+            assert refused.status_code == 400
+            assert words in refused.json()["error"]["message"]
 
 
 def test_a_model_that_is_gone(client: openai.OpenAI) -> None:

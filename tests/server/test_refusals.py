@@ -285,6 +285,7 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
             (2, "--beta must be", (tiny_path, "--beta", 0.5, "--port", 0)),
             (2, "--window must be", (tiny_path, "--budget", "5%", "--window", -3, "--port", 0)),
             (2, "--n_ctx: it is a number of tokens", ("--ctx", "x", "--port", 0)),
+            (2, "as large as n_batch", ("--embedding", "--budget", "full", "--n-ubatch", 32, "--port", 0)),
             (2, "colour", ("--config-file", "bad.json", "--port", 0)),
             (2, "there is no model", ("--config-file", "none.json", "--port", 0)),
             (2, "bad.yaml cannot be read", ("--config-file", "bad.yaml")),

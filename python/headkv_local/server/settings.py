@@ -89,6 +89,8 @@ class ModelSettings(stock.ModelSettings):  # type: ignore[misc]
         check_budget(self.budget, **advanced(self))
         if self.archive not in ("auto", "memory", "file", "off"):
             raise ValueError(f'archive must be "auto", "memory", "file" or "off", not {self.archive!r}')
+        if self.embedding and self.n_ubatch < self.n_batch:
+            raise ValueError("embedding needs n_ubatch as large as n_batch: a text is read at once")
         if self.embedding and parse_budget(self.budget) is not None:
             raise ValueError('embedding needs budget "full": its context is for many sequences at once')
         if self.cache:
