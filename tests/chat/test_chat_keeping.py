@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,28 @@ def test_which_file_is_meant(chats: Callable[..., Kept], tmp_path: Path) -> None
     session.clear()
     keeper.leave()
     assert Path(other).read_bytes() == before
+
+
+def test_an_interrupt_does_not_divide_a_save(
+    chats: Callable[..., Kept], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what is in the file would be somebody else's, and the end of the chat not saved."""
+    path = str(tmp_path / "kept")
+    session, keeper = chats(*SHORT, "--session", path)
+    ask(session, "Why?")
+    write = session.llm.save_session
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        write(*args, **kwargs)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session.llm, "save_session", interrupted)
+        with suppress(KeyboardInterrupt):
+            keeper.save()
+    ask(session, "Where?")
+    keeper.leave()
+    assert len(read_chat(path).turns) == 2
 
 
 def test_light(chats: Callable[..., Kept], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from headkv_local.chat.options import FLAG, Options, expand
 from headkv_local.chat.render import counted, size
 from headkv_local.chat.saved import SavedChat, read_chat, state_of, with_state
 from headkv_local.chat.session import Session
+from headkv_local.chat.worker import interrupts
 from headkv_local.errors import ArgumentError, SessionError, StateError, UnsupportedError
 
 
@@ -38,9 +39,10 @@ class Keeper:
         self._require_savable()
         messages, state = self._now()
         whole = with_state(messages, self._session.answered, state)
-        self._session.llm.save_session(os.path.realpath(path), light=light, messages=whole)  # links stay
-        if self.path is None or not self._at_end or _same(path, self.path):
-            self._hold(path)
+        with interrupts(lambda: None):  # else the file would be somebody else's afterwards
+            self._session.llm.save_session(os.path.realpath(path), light=light, messages=whole)  # links stay
+            if self.path is None or not self._at_end or _same(path, self.path):
+                self._hold(path)
         without = ", without the archive" if light else ""
         self._console.note(f"Saved in {path}: {self._told()}, {size(os.path.getsize(path))}{without}.")
 
