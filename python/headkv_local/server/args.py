@@ -40,7 +40,7 @@ _SHORT = {
 }
 _FIRST = {"model", "model_alias", "n_ctx", "n_threads", "n_threads_batch", "n_gpu_layers", "chat_format"}
 _KEPT = {"budget", "scores", "archive", "beta", "window", "kernel", "sinks", "observe", "draft", "fold"}
-_HIDDEN = {"cache", "cache_type", "cache_size"}  # of stock, for which there are sessions here
+_HIDDEN = {"cache", "cache_type", "cache_size", "clip_model_path"}  # of stock, which are refused
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -139,10 +139,6 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
             self.top_logprobs = 0  # stock would leave them out
         if getattr(self, "tool_choice", None) == "required":
             self.tool_choice = _only(self.tools or ())
-        for message in self.messages:
-            for part in message.get("content") or ():
-                if isinstance(part, dict) and part.get("type") == "image_url":
-                    _require_inline(part.get("image_url"))
         return self
 
 
@@ -151,13 +147,6 @@ def _plain_tool(tool: Any) -> Any:
     if isinstance(plain, dict) and "function" in plain:
         plain["function"] = _without_nulls(plain["function"])
     return plain
-
-
-def _require_inline(image: Any) -> None:
-    """Stock would open whatever the URL names: files of this machine, and services beside it."""
-    url = image.get("url") if isinstance(image, dict) else image
-    if not isinstance(url, str) or not url.startswith("data:"):
-        raise ValueError("image_url must hold the image itself, as a data: URL")
 
 
 def _only(tools: Sequence[Any]) -> Any:

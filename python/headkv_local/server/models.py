@@ -109,8 +109,6 @@ class Models(LlamaProxy):  # type: ignore[misc]
         server, settings = self._server, self.settings[name]
         if server.max_conversations == 0 or settings.embedding:
             return None  # a context for embeddings cannot be saved
-        if settings.clip_model_path is not None:
-            return None  # tokens do not say which picture they stand for
         folder = re.sub(r"[^\w.-]", "_", name).lstrip(".")[:100] or "model"
         if server.sessions is not None:
             where = Path(server.sessions).expanduser() / folder

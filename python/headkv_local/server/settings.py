@@ -93,6 +93,8 @@ class ModelSettings(stock.ModelSettings):  # type: ignore[misc]
             raise ValueError("embedding needs n_ubatch as large as n_batch: a text is read at once")
         if self.embedding and parse_budget(self.budget) is not None:
             raise ValueError('embedding needs budget "full": its context is for many sequences at once')
+        if self.clip_model_path is not None:
+            raise ValueError("clip_model_path: images cannot be read here, messages are text")
         if self.cache:
             raise ValueError("cache: conversations are kept anyway; --sessions and its limits say how many")
         return self
