@@ -3,7 +3,7 @@
  *
  *     node examples/node/main.mjs [MODEL.gguf]
  *
- * headkv-server has to be on the PATH (pip install "headkv-local[server]").
+ * headkv-server has to be on the PATH (PATH="$PWD/.venv/bin:$PATH" after make install).
  */
 
 import { readFileSync } from "node:fs";

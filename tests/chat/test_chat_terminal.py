@@ -142,6 +142,7 @@ def test_commands(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
         f"/{name}:" in screen
         for name in ("help", "info", "clear", "file PATH", "again", "undo", "set [NAME] [VALUE]", "stats")
     )
+    terminal.wait(re.escape("/quit is /exit, /bye is /exit, /? is /help, /new is /clear."))
     terminal.line("/exit")
     assert terminal.exit_code() == 0
 

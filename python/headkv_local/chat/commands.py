@@ -76,6 +76,7 @@ class Commands:
     def help(self, _: str) -> None:
         for name, command in COMMANDS.items():
             self._console.note(f"{f'/{name} {command.argument}'.rstrip()}: {command.help}")
+        self._console.note(", ".join(f"/{alias} is /{name}" for alias, name in _ALIASES.items()) + ".")
         self._console.note(
             '""" starts and ends a text of several lines. Ctrl-C stops an answer, Ctrl-D leaves.'
         )
