@@ -107,11 +107,6 @@ def test_a_prompt_without_the_split_is_counted(tiny_path: Path) -> None:
     assert one.costs.summary()["kept_bytes"] == 32 * 4 * 2 * 64 * 2
 
 
-@pytest.fixture
-def lm_eval() -> Any:
-    return pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lm-eval")
-
-
 def test_likelihoods_are_those_of_the_model(lm_eval: Any, tiny_path: Path) -> None:
     from lm_eval.api.instance import Instance
 
@@ -134,6 +129,36 @@ def test_likelihoods_are_those_of_the_model(lm_eval: Any, tiny_path: Path) -> No
             assert greedy == all(
                 int(one.argmax()) == t for one, t in zip(scores, tokens[n_context:], strict=True)
             )
+    assert all(math.isfinite(total) for total, _ in found)
+
+
+def test_choices_that_do_not_fit_are_refused_or_all_cut_alike(
+    lm_eval: Any, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first one alone would fit."""
+    from lm_eval.api.instance import Instance
+
+    from headkv_local.eval.model import HeadKVLM
+
+    def requests(model: HeadKVLM) -> list[Any]:
+        text = next(t for i in range(len(FILLER)) if len(model.tok_encode(t := FILLER[:i])) == 490)
+        return [Instance("loglikelihood", {}, (text.strip(), one), 0) for one in (" a", " a" * 40)]
+
+    model = HeadKVLM(model=str(tiny_path), n_ctx=512, threads=1)
+    said = r"do not fit into the context of 512: give truncate=middle, or a larger n_ctx"
+    with pytest.raises(ArgumentError, match=said):
+        model.loglikelihood(requests(model), disable_tqdm=True)
+    assert model.get_model_info()["headkv"]["prompts"] == 0
+
+    cut = HeadKVLM(model=str(tiny_path), n_ctx=512, threads=1, truncate="middle")
+    read = []
+    original = cut._reader.read
+    monkeypatch.setattr(
+        cut._reader, "read", lambda prompt, known: (read.append(prompt.tokens), original(prompt, known))
+    )
+    found = cut.loglikelihood(requests(cut), disable_tqdm=True)
+    assert read[0] == read[1]
+    assert len(read[0]) == 512 - 40
     assert all(math.isfinite(total) for total, _ in found)
 
 
@@ -160,18 +185,14 @@ def test_answers_of_other_arguments_are_not_taken_from_a_cache(
 
 
 def test_a_run_of_the_harness(
-    lm_eval: Any, tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lm_eval: Any, tiny_path: Path, babilong: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "data" / "1k"
-    folder.mkdir(parents=True)
-    row = {"input": FILLER + "Mary went to the office.", "question": "Where is Mary? ", "target": "office"}
-    (folder / "qa1.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row))
     arguments = [
         *("eval", "--model", "headkv", "--tasks", "headkv_babilong_qa1", "--apply_chat_template"),
         *("--model_args", f"model={tiny_path},budget=10%,scores=uniform,n_ctx=2048,threads=1"),
         *("--output_path", str(tmp_path / "out"), "--log_samples"),
     ]
-    metadata = json.dumps({"data": str(tmp_path / "data"), "length": "1k"})
+    metadata = json.dumps({"data": str(babilong), "length": "1k"})
     assert main([*arguments, "--metadata", metadata]) == 0
     assert "headkv_babilong_qa1" in capsys.readouterr().out
     (path,) = (tmp_path / "out").rglob("results_*.json")
@@ -183,7 +204,8 @@ def test_a_run_of_the_harness(
     assert told["kept_bytes"] > 0
     assert told["answer_tokens_per_second"] > 0
 
-    (folder / "qa1.jsonl").write_text(json.dumps({**row, "target": "moon"}))
+    data = babilong / "1k" / "qa1.jsonl"
+    data.write_text(data.read_text().replace('office"}', 'moon"}'))
     assert main([*arguments, "--metadata", metadata]) == 1
     err = capsys.readouterr().err
     assert "qa1.jsonl, line 1: 'target' must be of bathroom" in err.strip().split("\n")[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,18 @@ _logger = logging.getLogger("lm_eval.headkv")
 _MADE_BY = "headkv"
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens")
 
+Likelihood = tuple[tuple[str, str], list[int], list[int]]
+"""Context and continuation, as texts; and the tokens of both."""
+
 
 @register_model("headkv")
 class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
     """--model_args model=FILE,budget=5%,scores=...: settings.parse() has all of them.
 
     Requests are answered in their order; those that share a prompt, or with chosen=anew a document, are
-    cheaper one after the other. A prompt that does not fit into the context is counted and said, and scores
-    nothing; with truncate=middle it loses its middle.
+    cheaper one after the other. A prompt that does not fit into the context loses its middle with
+    truncate=middle. Else its answer is empty, which is counted and said; continuations of it cannot be
+    compared, which is an ArgumentError before any is read.
     """
 
     def __init__(self, **given: Any) -> None:
@@ -107,15 +112,22 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         return answers
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **options: Any
+        self, requests: Sequence[Likelihood], **options: Any
     ) -> list[tuple[float, bool]]:
+        groups = [list(group) for _, group in groupby(requests, lambda one: one[0][0])]
+        rooms = [self._room(group) for group in groups]
         found = []
-        for pair, context, continuation in tqdm(
-            requests, desc="headkv: likelihoods", disable=bool(options.get("disable_tqdm"))
-        ):
-            result = self._likelihood(pair[0], context, continuation)
-            self.cache_hook.add_partial("loglikelihood", pair, result)
-            found.append(result)
+        with tqdm(
+            total=len(requests), desc="headkv: likelihoods", disable=bool(options.get("disable_tqdm"))
+        ) as bar:
+            for group, room in zip(groups, rooms, strict=True):
+                results = []
+                for (text, _), context, continuation in group:
+                    results.append(self._likelihood(text, context, continuation, room))
+                    bar.update()
+                for (pair, _, _), result in zip(group, results, strict=True):  # all of a context, or none
+                    self.cache_hook.add_partial("loglikelihood", pair, result)
+                found += results
         self._say()
         return found
 
@@ -166,11 +178,27 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
             yield token
             self._llm.eval([token])
 
-    def _likelihood(self, text: str, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    def _room(self, group: Sequence[Likelihood]) -> int:
+        """Tokens that the longest continuation of a context takes: all of them are behind the same tokens.
+
+        Raises ArgumentError where they do not fit: the choices of a question that nobody has read are equal,
+        and lm_eval would take the first of them for the answer.
+        """
+        n_context, n_most = len(group[0][1]), max(len(continuation) for _, _, continuation in group)
+        if not self._reader.fits(n_context, n_most):
+            cure = "" if self._reader.settings.truncate else "truncate=middle, or "
+            raise ArgumentError(
+                f"a prompt of {n_context} tokens and its continuation of {n_most} do not fit into the "
+                f"context of {self.max_length}: give {cure}a larger n_ctx"
+            )
+        return n_most
+
+    def _likelihood(
+        self, text: str, context: list[int], continuation: list[int], room: int
+    ) -> tuple[float, bool]:
         reader = self._reader
-        prompt = reader.prompt(context, text, len(continuation))
-        if prompt is None:
-            return float("-inf"), False
+        prompt = reader.prompt(context, text, room)
+        assert prompt is not None
         reader.read(prompt, self._messages.get(text, ()))
         total, greedy = 0.0, True
         for token in continuation:
@@ -197,7 +225,7 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
                 costs["answer_tokens_per_second"] or 0,
             )
         for name, what in (
-            ("skipped", "do not fit into the context and score nothing: truncate=middle cuts them"),
+            ("skipped", "do not fit into the context, their answers are empty: truncate=middle cuts them"),
             ("truncated", "did not fit into the context: their middle was cut out"),
             ("unsplit", "do not hold the split: they were read as a whole"),
         ):

@@ -85,14 +85,19 @@ class Reader:
         found = list(self.llm.tokenize(text.encode(), add_bos=add_bos, special=True))
         return found[1:] if found[:2] == [self._bos, self._bos] else found
 
+    def fits(self, n_tokens: int, n_more: int) -> bool:
+        """Whether a prompt and n_more tokens fit into the context, without its middle if that is wanted."""
+        room = self.llm.n_ctx() - n_more
+        return n_tokens <= room or (self.settings.truncate and room >= 2)
+
     def prompt(self, tokens: list[int], text: str, n_more: int) -> Prompt | None:
-        """A prompt, if it and n_more tokens fit into the context; without its middle if that is wanted."""
+        """A prompt, if it fits as fits() says."""
         n_asks = len(tokens) - self._n_document(tokens, text)
         room = self.llm.n_ctx() - n_more
+        if not self.fits(len(tokens), n_more):
+            self.costs.skipped += 1
+            return None
         if len(tokens) > room:
-            if not self.settings.truncate or room < 2:
-                self.costs.skipped += 1
-                return None
             self.costs.truncated += 1
             half = room // 2
             tokens = tokens[:half] + tokens[len(tokens) - (room - half) :]
