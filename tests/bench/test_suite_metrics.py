@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from headkv_local.bench.suites import metrics
 from headkv_local.bench.suites.item import Item
@@ -79,3 +81,28 @@ def test_classification_shares_among_all_classes_named() -> None:
 
 def test_what_follows_a_stop_does_not_count() -> None:
     assert score("f1", "\nAda\nBob Carl", "Ada", stop="\n") == 1
+
+
+EXPECTED = {"babilong": "office", "cloze": "{'<mask-0>': 'Ada'}", "cloze_part": "{'<mask-0>': 'Ada'}"}
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+def test_any_answer_has_a_score(metric: str) -> None:
+    """However a model puts what looks like Python."""
+    if metric.endswith("chinese"):
+        pytest.importorskip("jieba", reason="jieba is of the extra 'eval'")
+
+    @settings(deadline=None)  # jieba reads its dictionary first
+    @given(st.text() | st.text("{}[]()'\"\\,:-.#/ 019axAda<mask>\n"))
+    @example("{['Ada']}")
+    @example("{'<mask-0>': ['Ada']}")
+    @example("{{}: 1}")
+    @example("{'<mask-0>': 0x" + "f" * 5000 + "}")
+    @example("{" + "(" * 500 + "}")
+    @example("{" + "-" * 500 + "1}")
+    def check(answer: str) -> None:
+        for stop in ("", "\n"):
+            found = score(metric, answer, EXPECTED.get(metric, "Ada"), classes=(*ROOMS, "Ada"), stop=stop)
+            assert 0 <= found <= 1
+
+    check()

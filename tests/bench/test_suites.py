@@ -69,6 +69,7 @@ def test_public_layouts_are_read(tmp_path: Path, suite: str) -> None:
         ("longbench", {"dataset": "trec"}, "'dataset' must be 'hotpotqa', not 'trec'"),
         ("longbench", {"all_classes": [1]}, "'all_classes' must be a list of texts"),
         ("loogle", {"qa_pairs": "[{'Q'"}, "'qa_pairs' is no list as Python writes it"),
+        ("loogle", {"qa_pairs": "{['Q']: 1}"}, "'qa_pairs' is no list as Python writes it"),
         ("loogle", {"qa_pairs": [{"Q": "Who?"}]}, "question 1: 'A' is missing"),
         ("cloze", {"qa_pairs": [{"Q": "Who?", "A": "Ada"}]}, "question 1: 'A' is no object"),
     ],

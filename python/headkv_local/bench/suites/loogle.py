@@ -7,14 +7,13 @@ recall as the suite's code computes it, cloze by its exact match; F1 and the par
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .item import Item
 from .names import LOOGLE, TASKS
-from .reading import Row, first_file, found_tasks, rows
+from .reading import Row, first_file, found_tasks, literal, rows
 
 _CLOZE, _SUMMARY = "shortdep_cloze", "longdep_summarization"
 _MAX_TOKENS = {"shortdep_qa": 300, "longdep_qa": 500, _CLOZE: 50, _SUMMARY: 500}
@@ -52,8 +51,8 @@ def _asked(task: str, row: Row) -> Iterator[tuple[str, str, str]]:
         return
     if isinstance(pairs, str) and pairs != _NONE:
         try:
-            pairs = ast.literal_eval(pairs)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pairs = literal(pairs)
+        except ValueError:
             row.refuse("qa_pairs", "is no list as Python writes it")
     if not isinstance(pairs, list) or not pairs:
         row.refuse("qa_pairs", "must be a list of questions with at least one")
@@ -71,8 +70,8 @@ def _answer(task: str, row: Row, key: str = "answer") -> str:
     value = row.value(key)
     if isinstance(value, str):
         try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = literal(value)
+        except ValueError:
             row.refuse(key, "is no object as Python writes it")
     if not _are_texts(value):
         row.refuse(key, "must be an object of names by mask, with at least one")

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from headkv_local import UnsupportedError
 
 from .item import Item
+from .reading import literal
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _CHINESE_PUNCTUATION = set(
@@ -217,12 +218,15 @@ def _similarity(a: str, b: str) -> float:
 
 
 def _masks(answer: str, item: Item, fits: Callable[[str, str], bool]) -> float:
-    right = ast.literal_eval(item.answers[0])
+    right, said = literal(item.answers[0]), _named(answer)
+    return sum(mask in said and fits(said[mask], name) for mask, name in right.items()) / len(right)
+
+
+def _named(answer: str) -> dict[Any, str]:
+    """Names by mask, as the first braces have them that hold none; empty where that is no object."""
     found = re.search(r"\{[^{}]*\}", answer)
     try:
-        said = ast.literal_eval(found.group()) if found else {}
-    except (ValueError, SyntaxError):
-        said = {}
-    if not isinstance(said, dict):
-        return 0.0
-    return sum(mask in said and fits(str(said[mask]), name) for mask, name in right.items()) / len(right)
+        said = literal(found.group()) if found else {}
+        return {mask: str(name) for mask, name in said.items()} if isinstance(said, dict) else {}
+    except ValueError:  # of str() too, for a number that is too long
+        return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -80,6 +81,14 @@ def rows(path: Path) -> Iterator[Row]:
 def whole(path: Path) -> Row:
     """The one object of a file. Raises DataError, OSError."""
     return _row(_parsed(path.read_bytes(), str(path)), str(path))
+
+
+def literal(text: str) -> Any:
+    """A value as Python writes it. ValueError for anything else."""
+    try:
+        return ast.literal_eval(text)
+    except (TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def found_tasks(
