@@ -162,6 +162,15 @@ def test_choices_that_do_not_fit_are_refused_or_all_cut_alike(
     assert all(math.isfinite(total) for total, _ in found)
 
 
+def test_a_templates_name_is_refused(lm_eval: Any, tiny_path: Path) -> None:
+    from headkv_local.eval.model import HeadKVLM
+
+    model = HeadKVLM(model=str(tiny_path), n_ctx=512)
+    with pytest.raises(ArgumentError, match="--apply_chat_template takes no name, such as 'rag'"):
+        model.chat_template("rag")
+    assert "<|im_start|>" in model.chat_template(True)
+
+
 def test_answers_of_other_arguments_are_not_taken_from_a_cache(
     lm_eval: Any, tiny_path: Path, tmp_path: Path
 ) -> None:

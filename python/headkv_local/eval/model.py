@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         self._told = {name: value for name, value in sorted(given.items()) if name not in NO_MATTER}
         self._llm = self._reader.llm
         self._vocab = llama_cpp.llama_model_get_vocab(self._llm.model)
+        self._is_chat = False
         self._messages: dict[str, list[dict[str, Any]]] = {}  # by the prompt that they were rendered to
 
     @property
@@ -72,6 +73,13 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         return self._reader.tokens(string, add_bos=add_special_tokens is not False)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
+        """What lm_eval writes down before it makes prompts. Raises ArgumentError for a template's name."""
+        if isinstance(chat_template, str):
+            raise ArgumentError(
+                f"--apply_chat_template takes no name, such as {chat_template!r}: it applies the model's own "
+                "template"
+            )
+        self._is_chat = chat_template
         return str(self._llm.metadata.get("tokenizer.chat_template", "")) if chat_template else ""
 
     def apply_chat_template(
@@ -102,6 +110,7 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
             )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        self._require_messages(request.args[0] for request in requests)
         answers = []
         for request in tqdm(requests, desc="headkv: answers", disable=disable_tqdm):
             text, options = request.args
@@ -114,6 +123,7 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
     def _loglikelihood_tokens(
         self, requests: Sequence[Likelihood], **options: Any
     ) -> list[tuple[float, bool]]:
+        self._require_messages(text for (text, _), _, _ in requests)
         groups = [list(group) for _, group in groupby(requests, lambda one: one[0][0])]
         rooms = [self._room(group) for group in groups]
         found = []
@@ -207,6 +217,20 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
             greedy = greedy and int(found.argmax()) == token
             self._llm.eval([token])
         return total, greedy
+
+    def _require_messages(self, prompts: Iterable[str]) -> None:
+        """Raises ArgumentError for prompts whose messages nobody knows: which tokens ask would be a guess.
+
+        Some tasks put more before what the template was applied to.
+        """
+        made = tuple(self._messages)
+        if self._is_chat and any(
+            text and text not in self._messages and not text.endswith(made) for text in prompts
+        ):
+            raise ArgumentError(
+                "--apply_chat_template: a prompt comes from an earlier run, without the messages that it was "
+                "made of: leave out --cache_requests, or give --cache_requests refresh"
+            )
 
     def _scores_from(self) -> str | None:
         found = self._llm.scores_from
