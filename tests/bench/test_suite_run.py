@@ -71,7 +71,7 @@ def test_policies_keep_the_same_bytes_of_the_same_prompts(tiny_path: Path, tmp_p
 
 
 def test_an_interrupted_run_goes_on(
-    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, lines = tmp_path / "o.json", tmp_path / "o.jsonl"
     data = ("--data", str(babilong(tmp_path / "data", 10, 12)), "--budgets", "32", "--json", str(out))
@@ -97,6 +97,10 @@ def test_an_interrupted_run_goes_on(
     assert "with another uniform 32: give another --results" in capsys.readouterr().err
     assert run(tiny_path, "babilong", *data, "--plain") == 2
     assert "holds a run with plain False, not True" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "__version__", "0.0.1")
+        assert run(tiny_path, "babilong", *data) == 2
+    assert "with another full: give another --results" in capsys.readouterr().err
     lines.write_text("{}\n")
     assert run(tiny_path, "babilong", *data) == 2
     assert f"{lines} holds no results" in capsys.readouterr().err

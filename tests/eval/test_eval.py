@@ -171,28 +171,6 @@ def test_a_templates_name_is_refused(lm_eval: Any, tiny_path: Path) -> None:
     assert "<|im_start|>" in model.chat_template(True)
 
 
-def test_answers_of_other_arguments_are_not_taken_from_a_cache(
-    lm_eval: Any, tiny_path: Path, tmp_path: Path
-) -> None:
-    from lm_eval.api.instance import Instance
-    from lm_eval.api.model import CachingLM
-
-    from headkv_local.eval.model import HeadKVLM
-
-    path = str(tmp_path / "answers.db")
-
-    def answered(**given: Any) -> HeadKVLM:
-        model = HeadKVLM(model=str(tiny_path), n_ctx=1024, **given)
-        arguments = (FILLER, {"until": [], "max_gen_toks": 2})
-        CachingLM(model, path).generate_until([Instance("generate_until", {}, arguments, 0)])
-        return model
-
-    assert answered(budget=32, threads=1).get_model_info()["headkv"]["prompts"] == 1
-    assert answered(budget=32, threads=2).get_model_info()["headkv"]["prompts"] == 0
-    with pytest.raises(ArgumentError, match=r"answers\.db holds answers of budget=32,.* not of budget=64"):
-        answered(budget=64)
-
-
 def test_a_run_of_the_harness(
     lm_eval: Any, tiny_path: Path, babilong: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

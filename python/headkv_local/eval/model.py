@@ -14,15 +14,16 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from headkv_local import ArgumentError, UnsupportedError
+from headkv_local import ArgumentError, HeadScores, UnsupportedError, __version__
 from headkv_local.models import model_id
 
 from ..bench.contexts import last_logits
+from ..bench.recipe import digest_of
 from .reader import Reader, log_softmax
 from .settings import NO_MATTER, parse
 
 _logger = logging.getLogger("lm_eval.headkv")
-_MADE_BY = "headkv"
+_MADE_BY, _LEFT_OUT = "headkv", "headkv left out"  # beside the answers of --use_cache
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens")
 
 Likelihood = tuple[tuple[str, str], list[int], list[int]]
@@ -94,13 +95,15 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Of --use_cache: lm_eval finds answers there by their prompts alone, so the file has to say whose.
 
-        Raises ArgumentError for a file with answers of another model, or of other arguments.
+        Raises ArgumentError for a file with answers of another model, version, or of other arguments.
         """
         super().set_cache_hook(cache_hook)
         answers = cache_hook.dbdict
         if answers is None:
             return
-        ours = {**self._told, "model": model_id(self._reader.model), "scores_from": self._scores_from()}
+        ours = {**self._told, "model": model_id(self._reader.model), "version": __version__}
+        if (scores := self._llm.scores_from) is not None:
+            ours["scores"] = digest_of(HeadScores.from_gguf(scores))[:16]
         if not len(answers):
             answers[_MADE_BY] = ours
         if (theirs := answers.get(_MADE_BY)) != ours:
@@ -108,6 +111,8 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
                 f"--use_cache: {answers.filename} holds answers of {_written(theirs)}, not of "
                 f"{_written(ours)}: give another file"
             )
+        self._reader.costs.add_left_out(answers.get(_LEFT_OUT, {}))
+        self._say()
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         self._require_messages(request.args[0] for request in requests)
@@ -115,7 +120,7 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         for request in tqdm(requests, desc="headkv: answers", disable=disable_tqdm):
             text, options = request.args
             answer = self._generated(text, dict(options))
-            self.cache_hook.add_partial("generate_until", request.args, answer)
+            self._keep("generate_until", request.args, answer)
             answers.append(answer)
         self._say()
         return answers
@@ -136,7 +141,7 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
                     results.append(self._likelihood(text, context, continuation, room))
                     bar.update()
                 for (pair, _, _), result in zip(group, results, strict=True):  # all of a context, or none
-                    self.cache_hook.add_partial("loglikelihood", pair, result)
+                    self._keep("loglikelihood", pair, result)
                 found += results
         self._say()
         return found
@@ -231,6 +236,12 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
                 "--apply_chat_template: a prompt comes from an earlier run, without the messages that it was "
                 "made of: leave out --cache_requests, or give --cache_requests refresh"
             )
+
+    def _keep(self, kind: str, arguments: Any, answer: Any) -> None:
+        """In the file of --use_cache: an answer, and what was left out so far, which stays true of it."""
+        self.cache_hook.add_partial(kind, arguments, answer)
+        if self.cache_hook.dbdict is not None:
+            self.cache_hook.dbdict[_LEFT_OUT] = self._reader.costs.left_out()
 
     def _scores_from(self) -> str | None:
         found = self._llm.scores_from

@@ -24,7 +24,10 @@ from .settings import Settings
 
 @dataclass
 class Costs:
-    """Of all prompts so far. skipped: that did not fit. truncated: whose middle was cut out."""
+    """Of all prompts so far. skipped: that did not fit. truncated: whose middle was cut out.
+
+    Both, and unsplit, are also of earlier runs whose answers are taken from a file.
+    """
 
     prompts: int = 0
     skipped: int = 0
@@ -39,6 +42,13 @@ class Costs:
         self.kept_shares: list[float] = []
         self.kept_bytes: list[int] = []
         self.resident_bytes: list[int] = []
+
+    def left_out(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("skipped", "truncated", "unsplit")}
+
+    def add_left_out(self, earlier: Mapping[str, int]) -> None:
+        for name, n in earlier.items():
+            setattr(self, name, getattr(self, name) + n)
 
     def summary(self) -> dict[str, Any]:
         """Means over prompts, and tokens per second; None where there was nothing."""

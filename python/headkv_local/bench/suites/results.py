@@ -133,7 +133,7 @@ class Results:
     def _refuse(self, key: Key, what: str) -> NoReturn:
         raise ArgumentError(
             f"{self._path} holds {key[0]} {key[1]}, sample {key[2]}, with another {what}: give another "
-            "--results, or the data and settings of that run"
+            "--results, or the data, settings and version of that run"
         )
 
     def others(self, known: Sequence[Outcome]) -> list[Outcome]:

@@ -7,15 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from headkv_local import ArgumentError, HeadScores, Llama, ModelError, Retention
+from headkv_local import ArgumentError, HeadScores, Llama, ModelError, Retention, __version__
 from headkv_local.budgets import ModelShape
 
 from ..cases import by_beginning
 from ..chosen import read
 from ..contexts import Setup, likeliest, n_ctx_for, open_headkv, text_of
 from ..policies import FULL, Policy
+from ..recipe import digest_of
 from ..state import KeptState
 from .item import Item
 from .names import ANEW, BEFORE, WITH
@@ -158,16 +157,15 @@ def _require_document(prompt: Prompt, way: Way) -> None:
 
 
 def _recipe(way: Way, shape: ModelShape) -> str:
-    """Digest of what a policy keeps, so that results of other settings are not taken for it."""
+    """Digest of what a policy keeps, so that results of other settings or versions are not taken for it."""
     retention = way.policy.retention(shape, 1000)
-    if retention is None:
-        return "full"
-    parts = [str(retention.budget), str(retention.observe), str(retention.draft)]
-    if isinstance(retention.scores, HeadScores):
-        retention = retention.with_scores(retention.scores)
-    parts += [str(getattr(retention, name)) for name in ("beta", "window", "kernel", "sinks")]
-    scores = retention.scores
-    parts.append(scores.tobytes().hex() if isinstance(scores, np.ndarray) else str(scores))
+    parts = [__version__]
+    if retention is not None:
+        scores = retention.scores
+        if isinstance(scores, HeadScores):
+            retention, scores = retention.with_scores(scores), digest_of(scores)
+        names = ("budget", "beta", "window", "kernel", "sinks", "observe", "draft", "fold")
+        parts += [*(str(getattr(retention, name)) for name in names), str(scores)]
     if way.chosen == BEFORE:
         parts.append("as many of the document as of the prompt")
     return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
