@@ -11,9 +11,10 @@ import pytest
 from headkv_local.bench import turns_report
 from headkv_local.bench.questions import access_code, locker, magic, ticket
 from headkv_local.bench.tasks import Sample
-from headkv_local.bench.turns import Document, Outcome, orders, usable
+from headkv_local.bench.turns import Document, Outcome, _ways, orders, usable
 from headkv_local.bench.wordings import PLAIN, catalogue
 from headkv_local.cli import main
+from headkv_local.settings import DEFAULT_FOLD
 
 
 def test_six_documents_have_all_orders_and_each_question_comes_once_at_each_turn() -> None:
@@ -29,6 +30,11 @@ def test_wordings_of_the_test_set_that_a_turn_can_ask_with() -> None:
     families = {one.family for one in usable([one for one in catalogue().values() if one.set == "test"])}
     assert families == {"ending", "language", "few-shot"}
     assert usable([PLAIN]) == (PLAIN,)
+
+
+def test_what_was_chosen_once_stays_chosen() -> None:
+    folds = {way: retention.fold for way, _, retention in _ways([64]) if retention is not None}
+    assert folds == {"once": None, "anew": DEFAULT_FOLD, "fresh": None}
 
 
 def document() -> Document:

@@ -119,6 +119,7 @@ def test_policies_keep_the_same_bytes(budget: int | str) -> None:
     for retention in retentions[1:]:
         assert retention is not None
         assert retention.sinks == 2
+        assert retention.fold is None  # nothing is chosen later
         settled = retention.with_scores(scores) if retention.wants_scores else retention
         assert settled.kernel == 9 or settled.window > 8  # also of uniform budgets, to compare like with like
         kept.append(int(settled.caps_for(SHAPE, 1000).sum()))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from headkv_local import Llama
+from headkv_local import HeadScores, Llama
+from headkv_local.bench.policies import by_scores
 from headkv_local.bench.suites import longbench, report
 from headkv_local.bench.suites import run as running
+from headkv_local.bench.suites.names import CHOSEN
 from headkv_local.bench.suites.prompts import Fitting, made
 from headkv_local.bench.suites.results import Outcome
 from headkv_local.cli import main
@@ -250,6 +254,17 @@ def test_options_that_do_not_go_together(
     err = capsys.readouterr().err
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_an_archive_changes_nothing_that_scores_recommend(
+    tiny_path: Path, load: Callable[..., Llama]
+) -> None:
+    scores = HeadScores(scores=np.arange(8).reshape(2, 4), n_head_kv=2, method="r2", beta=2.0, window=16)
+    llm = load(tiny_path, flash_attn=True)
+    for when in CHOSEN[1:]:
+        found = running._retention(running.Way(by_scores("r2", scores, 64, {}), when), llm, 1000)
+        assert found is not None
+        assert (found.beta, found.window, found.fold) == (2.0, 16, None)
 
 
 def outcome(task: str, sample: int, policy: str, score: float) -> Outcome:

@@ -107,6 +107,19 @@ def test_a_prompt_without_the_split_is_counted(tiny_path: Path) -> None:
     assert one.costs.summary()["kept_bytes"] == 32 * 4 * 2 * 64 * 2
 
 
+def test_a_long_question_chooses_nothing_once_its_document_is_compacted(tiny_path: Path) -> None:
+    given = {"budget": 32, "scores": "uniform", "chosen": "before", "split": "\nQuestion:"}
+    one = reader(tiny_path, n_ctx=8192, **given)
+    text = FILLER + ASKED.format(FILLER * 4)
+    prompt = one.prompt(one.tokens(text), text, 8)
+    assert prompt is not None
+    assert len(prompt.tokens) - prompt.n_document > 1100
+    one.read(prompt, ())
+    one.llm.eval([1, 1])
+    assert one.llm.cache_stats().prompt_tokens == prompt.n_document
+    assert parse(given | {"fold": 128}).retention == Retention(budget=32, scores="uniform", fold=128)
+
+
 def test_likelihoods_are_those_of_the_model(lm_eval: Any, tiny_path: Path) -> None:
     from lm_eval.api.instance import Instance
 

@@ -1,4 +1,4 @@
-"""What is compared: the full cache, and ways to keep less of it."""
+"""What is compared: the full cache, and ways to keep less of it. None folds: what was chosen answers."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ def recent(budget: int | str, base: Retention) -> Policy:
 
     def retention(shape: ModelShape, n_prompt: int) -> Retention:
         n_each = int(as_uniform.caps_for(shape, n_prompt).min())
+        window = max(n_each - base.sinks, 1)
         return Retention(
-            budget=n_each, scores="uniform", window=max(n_each - base.sinks, 1), sinks=base.sinks, kernel=1
+            budget=n_each, scores="uniform", window=window, sinks=base.sinks, kernel=1, fold=None
         )
 
     return Policy(RECENT, budget, retention)
@@ -52,13 +53,13 @@ def recent(budget: int | str, base: Retention) -> Policy:
 
 def uniform(budget: int | str, base: Retention) -> Policy:
     """The same budget for every KV head (SnapKV with our max-pool); window, kernel and sinks of base."""
-    retention = replace(base, budget=budget, scores="uniform")
+    retention = replace(base, budget=budget, scores="uniform", fold=None)
     return Policy(UNIFORM, budget, lambda _shape, _n_prompt: retention)
 
 
 def by_scores(name: str, scores: HeadScores, budget: int | str, settings: Mapping[str, Any]) -> Policy:
     """Budgets by head scores. settings: of Retention, instead of what the scores recommend."""
-    retention = Retention(budget=budget, scores=scores, **settings)
+    retention = Retention(budget=budget, scores=scores, fold=None, **settings)
     return Policy(name, budget, lambda _shape, _n_prompt: retention)
 
 

@@ -199,9 +199,9 @@ def _of_document(
 def _ways(budgets: Sequence[int | str]) -> Iterator[tuple[str, int | str | None, Retention | None]]:
     yield FULL, None, None
     for budget in budgets:
-        yield ONCE, budget, Retention(budget=budget)
+        yield ONCE, budget, Retention(budget=budget, fold=None)  # what was chosen once stays chosen
         yield ANEW, budget, Retention(budget=budget, archive="memory")
-        yield FRESH, budget, Retention(budget=budget)
+        yield FRESH, budget, Retention(budget=budget, fold=None)
 
 
 def _beginning(llm: Llama, document: Document) -> KeptState:

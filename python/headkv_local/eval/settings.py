@@ -81,6 +81,8 @@ _KNOWN = (
 
 
 def _retention(budget: Any, scores: Any, chosen: str, others: dict[str, Any]) -> Retention:
+    if chosen == BEFORE:
+        others = {"fold": None, **others}  # a long question would choose again
     return Retention(budget=budget, scores=scores, archive="memory" if chosen == ANEW else None, **others)
 
 

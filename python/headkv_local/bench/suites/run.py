@@ -88,7 +88,7 @@ def _outcome(llm: Llama, prompt: Prompt, way: Way, recipe: str, state: KeptState
     started = time.perf_counter()
     state.restore(llm)
     llm.retention = None
-    llm.retention = _retention(way, llm.shape, n_prompt)
+    llm.retention = _retention(way, llm, n_prompt)
     read(llm, prompt.tokens, prompt.n_document, way.chosen, known=prompt.known, messages=prompt.messages)
     stats = llm.cache_stats()
     tokens = _answer(llm, prompt.item)
@@ -108,16 +108,16 @@ def _outcome(llm: Llama, prompt: Prompt, way: Way, recipe: str, state: KeptState
     )
 
 
-def _retention(way: Way, shape: ModelShape, n_prompt: int) -> Retention | None:
+def _retention(way: Way, llm: Llama, n_prompt: int) -> Retention | None:
     """Equal bytes in every way: a document that is compacted by itself keeps as much as the prompt."""
-    retention = way.policy.retention(shape, n_prompt)
+    retention = way.policy.retention(llm.shape, n_prompt)
     if retention is None or way.chosen == WITH:
         return retention
+    if isinstance(retention.scores, HeadScores):  # what they recommend counts before replace() gives defaults
+        retention = retention.with_scores(retention.scores.for_model(llm.shape, llm.model_path))
     if way.chosen == ANEW:
         return replace(retention, archive="memory")
-    if isinstance(retention.scores, HeadScores):
-        retention = retention.with_scores(retention.scores)
-    return replace(retention, budget=None, caps=retention.caps_for(shape, n_prompt), scores=None)
+    return replace(retention, budget=None, caps=retention.caps_for(llm.shape, n_prompt), scores=None)
 
 
 def _answer(llm: Llama, item: Item) -> list[int]:
