@@ -68,8 +68,11 @@ def test_public_layouts_are_read(tmp_path: Path, suite: str) -> None:
         ("longbench", {"answers": []}, "'answers' must be a list of texts"),
         ("longbench", {"dataset": "trec"}, "'dataset' must be 'hotpotqa', not 'trec'"),
         ("longbench", {"all_classes": [1]}, "'all_classes' must be a list of texts"),
+        ("longbench", {"input": "\ud83d"}, r"'input' holds half of a character, '\ud83d'"),
+        ("longbench", {"answers": ["Ada", "\ude00"]}, r"'answers' holds half of a character, '\ude00'"),
         ("loogle", {"qa_pairs": "[{'Q'"}, "'qa_pairs' is no list as Python writes it"),
         ("loogle", {"qa_pairs": "{['Q']: 1}"}, "'qa_pairs' is no list as Python writes it"),
+        ("loogle", {"qa_pairs": [{"Q": "\ud83d?", "A": "Ada"}]}, "question 1: 'Q' holds half of a character"),
         ("loogle", {"qa_pairs": [{"Q": "Who?"}]}, "question 1: 'A' is missing"),
         ("cloze", {"qa_pairs": [{"Q": "Who?", "A": "Ada"}]}, "question 1: 'A' is no object"),
     ],
@@ -116,6 +119,9 @@ def test_official_prompts_of_longbench_are_used(tmp_path: Path) -> None:
     assert (item.text, item.max_tokens) == ("Read Ada came.! Who came?", 7)
     write(tmp_path, "config/dataset2prompt.json", {"hotpotqa": "Read!"})
     with pytest.raises(ArgumentError, match="must hold {context} once"):
+        longbench.items(tmp_path, None)
+    write(tmp_path, "config/dataset2prompt.json", {"hotpotqa": "{context} \ud83d"})
+    with pytest.raises(ArgumentError, match="dataset2prompt.json: 'hotpotqa' holds half of a character"):
         longbench.items(tmp_path, None)
 
 

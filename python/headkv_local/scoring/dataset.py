@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..bench.halves import require_whole
 from ..errors import DataError
 
 Kind = Literal["r", "r2", "icl", "truth"]
@@ -97,15 +98,18 @@ def split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[E
 
 
 def read(path: str | os.PathLike[str]) -> list[Example]:
-    """All examples of a file, of any kind; empty lines are skipped. Raises as load()."""
-    examples = []
+    """All examples of a file, of any kind; empty lines are skipped. Raises as load(), also for one twice."""
+    examples: dict[Example, int] = {}  # and their lines
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
         if line.strip():
             try:
-                examples.append(_example(json.loads(line.decode("utf-8"))))
+                example = _example(json.loads(line.decode("utf-8")))
+                if example in examples:  # it could be measured on and held out
+                    raise ValueError(f"the same example stands in line {examples[example]}")
+                examples[example] = number
             except (ValueError, RecursionError) as error:  # of JSON and UTF-8 too
                 raise DataError(f"{os.fspath(path)}, line {number}: {error}") from error
-    return examples
+    return list(examples)
 
 
 def _example(fields: Any) -> Example:
@@ -119,6 +123,7 @@ def _example(fields: Any) -> Example:
     for key in _TEXTS:
         if not isinstance(fields[key], str) or not fields[key].strip():
             raise ValueError(f"{key!r} must be a text that is not empty")
+        _whole(key, fields[key])
     facts = _facts(fields["facts"], fields["question"])
     needle = fields["needle"]
     if not isinstance(needle, list) or not needle or not all(type(i) is int for i in needle):
@@ -136,7 +141,15 @@ def _facts(facts: Any, question: str) -> tuple[str, ...]:
             raise ValueError("every one of 'facts' must be a text that is not empty")
         if " ".join(fact.split()) != fact:
             raise ValueError(f"a fact must be one line, with single spaces: {fact!r}")
+        _whole("facts", fact)
     for i, fact in enumerate(facts):
         if fact in question or any(fact in other for j, other in enumerate(facts) if j != i):
             raise ValueError(f"a fact must not stand in another one or in the question: {fact!r}")
     return tuple(facts)
+
+
+def _whole(key: str, text: str) -> None:
+    try:
+        require_whole(text)
+    except ValueError as error:
+        raise ValueError(f"{key!r} {error}") from error

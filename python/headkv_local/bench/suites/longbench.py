@@ -106,8 +106,8 @@ def items(folder: Path, tasks: Sequence[str] | None) -> list[Item]:
         "LongBench is looked for in DIR/TASK.jsonl",
     )
     prompts, lengths = _official(folder, PROMPTS, str), _official(folder, LENGTHS, int)
-    for task, prompt in prompts.items():
-        if task in paths and prompt.count(_CONTEXT) != 1:
+    for task in paths.keys() & prompts.keys():
+        if Row(prompts, PROMPTS).text(task).count(_CONTEXT) != 1:
             raise DataError(f"{PROMPTS}: {task!r} must hold {_CONTEXT} once")
     return [
         _item(task, number, row, prompts.get(task), lengths.get(task))

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from headkv_local.errors import DataError
 
+from ..halves import require_whole
+
 
 class Row:
     """One object of a file. What it does not have, or has in another form, is a DataError."""
@@ -24,7 +26,7 @@ class Row:
         value = self._of(key)
         if not isinstance(value, str):
             self.refuse(key, f"must be a text, not {_short(value)}")
-        return value
+        return self._whole(key, value)
 
     def filled(self, key: str) -> str:
         """A text that is more than spaces."""
@@ -37,7 +39,7 @@ class Row:
         value = self._of(key)
         if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
             self.refuse(key, f"must be a list of texts with at least one, not {_short(value)}")
-        return tuple(value)
+        return tuple(self._whole(key, one) for one in value)
 
     def texts_or_null(self, key: str) -> tuple[str, ...]:
         return () if self._of(key) is None else self.texts(key)
@@ -54,6 +56,13 @@ class Row:
 
     def refuse(self, key: str, why: str) -> NoReturn:
         raise DataError(f"{self.where}: {key!r} {why}")
+
+    def _whole(self, key: str, text: str) -> str:
+        try:
+            require_whole(text)
+        except ValueError as error:
+            self.refuse(key, str(error))
+        return text
 
     def _of(self, key: str) -> Any:
         if key not in self._fields:
