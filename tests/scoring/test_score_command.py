@@ -249,6 +249,11 @@ def test_what_is_answered_right_counts_and_r2_falls_back_to_r(
     assert len(np.unique(asked.scores)) > 1
 
 
+def test_a_right_answer_that_is_long_is_cut(score: Score, examples_file: Callable[..., Path]) -> None:
+    path = examples_file(*(example("r", fact, "la " * 600) for fact in ("Zebras hum.", "Yaks whistle.")))
+    assert score("--method", "r", "--teacher-forced", "--examples", str(path), "--lengths", "400") == 0
+
+
 def test_scores_fit_the_measured_model_only(
     score: Score, tiny: Callable[..., Path], tiny_path: Path, tmp_path: Path
 ) -> None:

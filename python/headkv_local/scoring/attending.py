@@ -11,7 +11,7 @@ from ..llama import Llama
 from . import dataset, samples
 from .attention import RIGHT_ABOVE, token_f1
 from .dataset import Dataset, Example, Kind
-from .measure import observe
+from .measure import ANSWER_TOKENS, observe
 from .options import Bar, Options, Tell
 from .progress import Progress, Tally
 from .prompt import Prompter
@@ -49,7 +49,7 @@ class Measuring:
             example = plan.example
             content = samples.content(plan, plan.length - template, prompter.count)
             prompt = prompter.prompt(content, [example.facts[i] for i in example.needle])
-            forced = prompter.answer(example.answer) if self.forced else None
+            forced = prompter.answer(example.answer)[:ANSWER_TOKENS] if self.forced else None
             observed = observe(llm, prompt, forced)
             right = forced is not None or token_f1(observed.text, example.answer) > RIGHT_ABOVE
             tally.add(plan.half, observed.score if right else None)
