@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from headkv_local import ArgumentError, HeadScores, Retention
-from headkv_local.bench import policies
+from headkv_local.bench import options, policies
 from headkv_local.bench.command import with_default
+from headkv_local.bench.suites import command as suites
 from headkv_local.budgets import ModelShape
 from headkv_local.cli import main
 from headkv_local.devices import gpus, why_no_gpu
@@ -131,6 +132,12 @@ def test_recent_keeps_the_first_and_the_last() -> None:
     assert recent is not None
     assert (recent.window, recent.sinks) == (28, 4)
     assert (recent.caps_for(SHAPE, 1000) == 32).all()
+
+
+def test_what_is_named_twice_is_measured_once() -> None:
+    assert options.positives("100,200,0100") == (100, 200)
+    assert suites.lengths("4k,4096,1k,4k") == (4096, 1024)
+    assert policies.parse_budgets("64, 064,5%,64") == [64, "5%"]
 
 
 def test_parse_budgets() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..settings import KV_TYPES, MAX_THREADS
@@ -85,8 +86,11 @@ def layers(text: str) -> int:
     return int(text)
 
 
-def positives(text: str) -> tuple[int, ...]:
-    return tuple(positive(part) for part in text.split(","))
+def positives(text: str, names: Mapping[str, int] | None = None) -> tuple[int, ...]:
+    """For argparse: different ones. names: that some go by."""
+    names = names or {}
+    parts = text.split(",")
+    return tuple(dict.fromkeys(names[part] if part in names else positive(part) for part in parts))
 
 
 def haystacks(text: str) -> tuple[str, ...]:

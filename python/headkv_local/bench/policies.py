@@ -104,8 +104,8 @@ def checked_budget(text: str) -> int | str:
 
 
 def parse_budgets(text: str) -> list[int | str]:
-    """Budgets separated by commas. Raises ArgumentError."""
-    budgets = [checked_budget(part) for part in text.split(",") if part.strip()]
+    """Different budgets, separated by commas. Raises ArgumentError."""
+    budgets = dict.fromkeys(checked_budget(part) for part in text.split(",") if part.strip())
     if not budgets:
         raise ArgumentError(f"no budget in {text!r}")
-    return budgets
+    return list(budgets)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..bench.options import Help, add_gpu_layers, positive, threads
+from ..bench.options import Help, add_gpu_layers, positive, positives, threads
 from ..errors import ArgumentError
 from ..settings import given
 from .dataset import KINDS
@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
     add("--samples", type=positive, default=40, metavar="N", help="prompts in all")
     add(
         "--lengths",
-        type=_lengths,
+        type=positives,
         default=(700, 1400),
         metavar=_LIST,
         help="prompt lengths, in tokens (default: 700,1400)",
@@ -129,10 +129,6 @@ class _Bar:
         from tqdm import tqdm
 
         tqdm.write(f"headkv score: {text}", file=sys.stderr)
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    return tuple(positive(part) for part in text.split(","))
 
 
 def _kinds(text: str) -> tuple[str, ...]:

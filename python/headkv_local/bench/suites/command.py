@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...settings import given
-from ..options import names_of, positive, setup_of, tell
+from ..options import names_of, positive, positives, setup_of, tell
 from .names import ANEW, BABILONG, BEFORE, CHOSEN, LENGTHS, LONGBENCH, LOOGLE, RULER, RULER_QA, TASKS, WITH
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def add_options(add: Callable[..., Any]) -> None:
 
 def lengths(text: str) -> tuple[int, ...]:
     """For argparse: numbers of tokens, "4k" is 4096."""
-    return tuple(LENGTHS[part] if part in LENGTHS else positive(part) for part in text.split(","))
+    return positives(text, LENGTHS)
 
 
 def refuse_without_suite(options: argparse.Namespace) -> None:
