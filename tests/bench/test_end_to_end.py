@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,23 @@ def test_what_cannot_be_measured_is_one_sentence(
     assert err.startswith("headkv: ")
     assert sentence in err
     assert err.count("\n") == 1
+
+
+def test_scores_of_a_model_whose_layers_differ(
+    tiny: Callable[..., Path], tmp_path: Path, load: Callable[..., Llama], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, path = tiny(arch="lfm2"), tmp_path / "scores.gguf"
+    shape = load(model, flash_attn=True).shape
+    layers = tuple(layer.il for layer in shape.layers)
+    raw = np.arange(1, 1 + shape.n_layer * shape.n_head).reshape(shape.n_layer, shape.n_head)
+    HeadScores(scores=raw, n_head_kv=shape.n_head_kv, method="r2", layers=layers).to_sidecar(path)
+    few = ("--samples", "1", "--lengths", "600", "--budgets", "32", "--max-tokens", "1")
+    arguments = ("quality", "--model", str(model), "--threads", "1", *few, "--wordings", "ending-brief")
+    data, _ = run(capsys, *arguments, "--scores", str(path))
+    assert [line["label"] for line in data["summary"]] == ["full", "recent 32", "uniform 32", "r2 32"]
+    assert len({one["kept_bytes"] for one in data["outcomes"][1:]}) == 1
+    assert main(["bench", *arguments, "--scores", str(OTHERS)]) == 1
+    assert "the head scores are for 30 layers" in capsys.readouterr().err
 
 
 def test_a_missing_model_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def recent(budget: int | str, base: Retention) -> Policy:
     as_uniform = replace(base, budget=budget, scores="uniform")
 
     def retention(shape: ModelShape, n_prompt: int) -> Retention:
-        n_each = int(as_uniform.caps_for(shape, n_prompt).min())
+        n_each = int(as_uniform.caps_for(shape, n_prompt)[shape.heads].min())
         window = max(n_each - base.sinks, 1)
         return Retention(
             budget=n_each, scores="uniform", window=window, sinks=base.sinks, kernel=1, fold=None
