@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,10 @@ def test_ruler_asks_for_what_it_says() -> None:
     several = made["niah_multivalue"]
     key = several.after.split(" for ")[1].split(" that")[0]
     assert [several.document.count(f"for {key} is: {value}.") for value in several.answers] == [1] * 4
+    alike = made["niah_multikey_3"]  # keys and values of all needles, as in the suite
+    needles = re.findall(r"for (\S+) is: (\S+)\.", alike.document)
+    assert len({str(uuid.UUID(one)) for needle in needles for one in needle}) == 2 * len(needles) > 40
+    assert (alike.after.split(" for ")[1].split(" that")[0], *alike.answers) in needles
     chain = made["vt"]
     assert chain.document.index(f"VAR {chain.answers[0]} = ") < chain.document.index(
         f" = VAR {chain.answers[0]}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -41,10 +41,12 @@ _N_HOPS, _N_COMMON, _N_FREQUENT = 4, 10, 3
 
 @dataclass(frozen=True)
 class _Needles:
-    """hay: what needles are hidden in; of _NEEDLE_HAY others of their kind."""
+    """hay: what needles are hidden in; of _NEEDLE_HAY others of their kind. uuids: as values, not numbers.
+    uuid_keys: as keys, not words."""
 
     hay: str
     uuids: bool = False
+    uuid_keys: bool = False
     n_keys: int = 1
     n_values: int = 1
     n_asked: int = 1
@@ -56,7 +58,7 @@ _NIAH: Mapping[str, _Needles] = {
     "niah_single_3": _Needles(_PROSE_HAY, uuids=True),
     "niah_multikey_1": _Needles(_PROSE_HAY, n_keys=_MANY),
     "niah_multikey_2": _Needles(_NEEDLE_HAY),
-    "niah_multikey_3": _Needles(_NEEDLE_HAY, uuids=True),
+    "niah_multikey_3": _Needles(_NEEDLE_HAY, uuids=True, uuid_keys=True),
     "niah_multivalue": _Needles(_PROSE_HAY, n_values=_MANY),
     "niah_multiquery": _Needles(_PROSE_HAY, n_keys=_MANY, n_asked=_MANY),
 }
@@ -103,20 +105,17 @@ def _niah(kind: _Needles, length: int, rng: random.Random, count: Count) -> Aske
     what = "uuid" if kind.uuids else "number"
 
     def value() -> str:
-        return (
-            str(uuid.UUID(int=rng.getrandbits(128), version=4))
-            if kind.uuids
-            else str(rng.randrange(10**6, 10**7))
-        )
+        return _uuid(rng) if kind.uuids else str(rng.randrange(10**6, 10**7))
 
-    keys = _keys(rng, kind.n_keys)
+    make = _uuid if kind.uuid_keys else _pair
+    keys = _keys(make, rng, kind.n_keys)
     values = {key: [value() for _ in range(kind.n_values)] for key in keys}
     needles = [_needle(what, key, one) for key in keys for one in values[key]]
     rng.shuffle(needles)
     if kind.hay == _NOISE_HAY:
         hay = [_NOISE] * (length // 8)
     elif kind.hay == _NEEDLE_HAY:
-        hay = [_needle(what, key, value()) for key in _keys(rng, length // 8, keys)]
+        hay = [_needle(what, key, value()) for key in _keys(make, rng, length // 8, keys)]
     else:
         hay = _sentences(length, rng, count)
     depths = [rng.random() for _ in needles]
@@ -224,12 +223,23 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(a for a, b in zip(words, [*words[1:], ""], strict=True) if not b.startswith(a))
 
 
-def _keys(rng: random.Random, n: int, others: Sequence[str] = ()) -> list[str]:
-    """Different pairs of words, none among the others."""
-    words, found = vocabulary(), dict.fromkeys(others)
+def _keys(
+    make: Callable[[random.Random], str], rng: random.Random, n: int, others: Sequence[str] = ()
+) -> list[str]:
+    """Different ones, none among the others."""
+    found = dict.fromkeys(others)
     while len(found) < len(others) + n:
-        found.setdefault(f"{rng.choice(words)}-{rng.choice(words)}")
+        found.setdefault(make(rng))
     return list(found)[len(others) :]
+
+
+def _pair(rng: random.Random) -> str:
+    words = vocabulary()
+    return f"{rng.choice(words)}-{rng.choice(words)}"
+
+
+def _uuid(rng: random.Random) -> str:
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
 def _sentences(length: int, rng: random.Random, count: Count) -> list[str]:
