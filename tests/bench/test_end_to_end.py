@@ -235,6 +235,22 @@ def test_what_cannot_be_measured_is_one_sentence(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        (["quality", "--lengths", "300"], "--plain asks it without one"),
+        (["quality", "--suite", "ruler", "--lengths", "300"], "--plain asks it without one"),
+        (["quality", "--wordings", "test"], "--plain, which goes with --wordings plain, asks it without one"),
+        (["turns"], "turns of a conversation need one"),
+    ],
+)
+def test_a_base_model_is_told_what_helps(
+    tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str], arguments: list[str], cure: str
+) -> None:
+    assert main(["bench", *arguments, "--model", str(tiny(chat_template="")), "--threads", "1"]) == 2
+    assert capsys.readouterr().err == f"headkv: the model has no chat template; {cure}\n"
+
+
 def test_scores_of_a_model_whose_layers_differ(
     tiny: Callable[..., Path], tmp_path: Path, load: Callable[..., Llama], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from headkv_local import ArgumentError, Llama
 
-
-def chat_tokens(llm: Llama, content: str) -> list[int]:
-    """The message with the opening of the answer behind it. Raises ArgumentError without a chat template."""
-    return tokens_of(llm, chat_prompt(llm, [{"role": "user", "content": content}]))
+_CURE: Final = "--plain asks it without one"
 
 
-def chat_prompt(llm: Llama, messages: list[dict[str, Any]]) -> str:
+def chat_tokens(llm: Llama, content: str, cure: str = _CURE) -> list[int]:
+    """The message with the opening of the answer behind it. Raises ArgumentError as chat_prompt() does."""
+    return tokens_of(llm, chat_prompt(llm, [{"role": "user", "content": content}], cure))
+
+
+def chat_prompt(llm: Llama, messages: list[dict[str, Any]], cure: str = _CURE) -> str:
     """Messages with the opening of the answer behind them, put into the template as a chat would.
 
-    Raises ArgumentError without a chat template, and what create_chat_completion() raises for one that
-    does not take the messages.
+    Raises ArgumentError without a chat template, with what helps then, and what create_chat_completion()
+    raises for one that does not take the messages.
     """
     if not has_template(llm):
-        raise ArgumentError("the model has no chat template; --plain asks it without one")
+        raise ArgumentError(f"the model has no chat template; {cure}")
     return llm.chat_prompt(messages)
 
 

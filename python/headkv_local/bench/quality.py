@@ -119,7 +119,7 @@ def run(
 
 
 def _samples(llm: Llama, task: str, length: int, settings: Settings) -> list[Sample]:
-    template = len((plain_tokens if settings.plain else chat_tokens)(llm, ""))
+    template = len(_template(llm, settings))
     given = settings.n_samples, length - template, lambda s: _count(llm, s)
     try:
         if settings.is_plain:
@@ -129,6 +129,15 @@ def _samples(llm: Llama, task: str, length: int, settings: Settings) -> list[Sam
         return wide_samples(task, *given, f"{settings.seed}/{'/'.join(sets)}", settings.haystacks)
     except ValueError as error:
         raise ArgumentError(f"prompts of {length} tokens cannot be made: {error}") from error
+
+
+def _template(llm: Llama, settings: Settings) -> list[int]:
+    """What stands around a message."""
+    if settings.plain:
+        return plain_tokens(llm, "")
+    if settings.is_plain:
+        return chat_tokens(llm, "")
+    return chat_tokens(llm, "", "--plain, which goes with --wordings plain, asks it without one")
 
 
 def _cases(llm: Llama, sample: Sample, number: int, settings: Settings) -> list[Case]:

@@ -161,11 +161,12 @@ def usable(wordings: Sequence[Wording]) -> tuple[Wording, ...]:
 def _documents(llm: Llama, length: int, settings: Settings) -> list[Document]:
     sets = "/".join(sorted({one.set for one in settings.wordings}))
     n = settings.n_samples // N_TURNS
+    n_template = len(chat_tokens(llm, "", "turns of a conversation need one"))
     try:
         made = wide_samples(
             "needle",
             n,
-            length - len(chat_tokens(llm, "")),
+            length - n_template,
             lambda text: len(llm.tokenize(text.encode(), add_bos=False, special=False)),
             f"{settings.seed}/{sets}/turns",
             settings.haystacks,
