@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from headkv_local import HeadScores, cli
-from headkv_local.exits import FAILED
+from headkv_local.exits import FAILED, MISUSED
 from headkv_local.scores import sidecar_path
+from headkv_local.scoresfile.plot import heat_map
 
 RAW = np.array([[0, 1, 0.01, 0.25], [0.0001, 0, 0.5, 0]], dtype=np.float32)
 
@@ -133,9 +134,17 @@ def test_png(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores_of(method="$r2").to_sidecar(path)
     show(capsys, path, "--png", picture)
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert cli.main(["scores", "show", str(path), "--png", str(picture)]) == FAILED
+    assert cli.main(["scores", "show", str(path), "--png", str(picture)]) == MISUSED
     assert "exists already" in capsys.readouterr().err
     show(capsys, path, "--png", picture, "--force")
+
+
+def test_png_names_the_layers_that_scores_are_of() -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is the extra 'plot'")
+    figure = heat_map(scores_of(layers=(5, 11)))
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert [label for label in labels if label] == ["5", "11"]
 
 
 def test_png_without_matplotlib(

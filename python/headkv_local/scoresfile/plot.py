@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import files
 from ..errors import UnsupportedError
 from ..scores import HeadScores
@@ -10,8 +12,16 @@ from ..scores import HeadScores
 def write_png(scores: HeadScores, path: str, *, force: bool = False) -> None:
     """Raises UnsupportedError without matplotlib, ArgumentError if the file exists and force is not set."""
     target = files.target(path, force=force)
+    figure = heat_map(scores)
+    with files.replacing(target) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def heat_map(scores: HeadScores) -> Any:
+    """A Figure with a row for each layer that scores are of. Raises UnsupportedError without matplotlib."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise UnsupportedError(
             "--png needs matplotlib: pip install 'headkv-local[plot]', or matplotlib by itself"
@@ -25,7 +35,9 @@ def write_png(scores: HeadScores, path: str, *, force: bool = False) -> None:
         axes.axvline(edge - 0.5, color="white", linewidth=0.5)
     axes.set_xlabel(f"query head ({group} per KV head)")
     axes.set_ylabel("layer")
+    layers = dict(enumerate(scores.layers or range(n_layer)))  # by row; of some models not the first ones
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(lambda row, _: str(layers.get(row, "")))
     axes.set_title(f"head scores, method {scores.method!a}", fontsize="medium", parse_math=False)
     figure.colorbar(image, ax=axes, label="score")
-    with files.replacing(target) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    return figure
