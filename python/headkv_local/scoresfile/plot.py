@@ -35,9 +35,9 @@ def heat_map(scores: HeadScores) -> Any:
         axes.axvline(edge - 0.5, color="white", linewidth=0.5)
     axes.set_xlabel(f"query head ({group} per KV head)")
     axes.set_ylabel("layer")
-    layers = dict(enumerate(scores.layers or range(n_layer)))  # by row; of some models not the first ones
+    by_row: dict[float, int] = dict(enumerate(scores.layers or range(n_layer)))  # not always the first ones
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(lambda row, _: str(layers.get(row, "")))
+    axes.yaxis.set_major_formatter(lambda row, _: str(by_row.get(row, "")))
     axes.set_title(f"head scores, method {scores.method!a}", fontsize="medium", parse_math=False)
     figure.colorbar(image, ax=axes, label="score")
     return figure
