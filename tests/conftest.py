@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gguf_factory import TinyModel
-from headkv_local import Llama, default_model_path
+from headkv_local import Llama, default_model_path, machine
 
 # a shell starts its background jobs with Ctrl-C ignored, and the commands under test would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,6 +41,16 @@ def tiny_path(tiny: Callable[..., Path]) -> Path:
 def smollm2() -> Path:
     """The default model, a real one."""
     return default_model_path()
+
+
+@pytest.fixture
+def container(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """container(n): from then on no more than n bytes may be used, for all that this process is told."""
+
+    def limit(n_bytes: int) -> None:
+        monkeypatch.setattr(machine, "limits", lambda: machine.Limits(None, n_bytes))
+
+    return limit
 
 
 @pytest.fixture

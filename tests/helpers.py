@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from llama_cpp import (
 )
 from llama_cpp.llama_cpp import ggml_abort_callback
 
-from headkv_local import Llama
+from headkv_local import Llama, Retention, memory_estimate
 from headkv_local._core import native
 
 Logits = npt.NDArray[np.float32]
@@ -78,6 +79,13 @@ def greedy_logits(llm: Llama, n: int) -> tuple[list[int], Logits]:
 def greedy(llm: Llama, n: int) -> list[int]:
     """Go on from the cache with the n likeliest tokens."""
     return greedy_logits(llm, n)[0]
+
+
+def needed(path: Path, archive: str | None) -> int:
+    """Bytes of memory that a context of all positions has to have on the CPU, with such an archive."""
+    found = memory_estimate(path, n_ctx=0, retention=Retention(budget=16, archive=archive))
+    (there,) = found.devices
+    return there.peak(found.order) - there.weights - there.compute
 
 
 def nmse(found: Logits, wanted: Logits) -> float:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from .errors import UnsupportedError
 from .machine import memory_free, memory_total
 from .models import token_bytes, trained_context
 from .settings import MAX_CTX_BYTES
@@ -42,9 +43,13 @@ def bounded_context(trained: int, cost: int, free: int | None = None) -> int:
 def archive_fits(llm: Llama) -> bool:
     """Whether the archive of a full context takes no more than half of the memory that is free.
 
-    Raises UnsupportedError for a context that has no archive.
+    True for a context that can have none.
     """
-    shape, free = llm.shape, memory_free()
+    try:
+        shape = llm.shape
+    except UnsupportedError:
+        return True
+    free = memory_free()
     return free is not None and _SHARE * llm.n_ctx() * shape.n_heads * shape.row_bytes <= free
 
 

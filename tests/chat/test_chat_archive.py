@@ -101,6 +101,22 @@ def test_a_file_of_its_own(session: Callable[..., Session], folder: Path) -> Non
         assert not any(path.exists() for path in files)
 
 
+def test_nobody_waits_for_a_file_that_another_makes(session: Callable[..., Session], folder: Path) -> None:
+    """Which takes as long as a model loads. What was left meanwhile goes at a later start."""
+    folder.mkdir()
+    left = folder / "archive-1-left"
+    left.write_text("")
+    other = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert Path(session().archive.where or "").exists()
+        assert left.exists()
+    finally:
+        os.close(other)
+    session()
+    assert not left.exists()
+
+
 def test_no_folder_for_it(session: Callable[..., Session], folder: Path) -> None:
     folder.write_text("a file")
     chat = session()

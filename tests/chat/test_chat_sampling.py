@@ -64,7 +64,7 @@ def test_a_file_that_recommends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", with_keys)
     path = TinyModel().write(tmp_path / "model.gguf")
-    with load_model(str(path), Options(threads=1, ctx=256, budget=None)) as llm:
+    with load_model(str(path), Options(threads=1, ctx=256, budget=None), None) as llm:
         assert isinstance(llm, ChatLlama)
         assert (llm.sampling.temp, llm.sampling.top_k) == (0.7, 20)
         assert llm.last_n_tokens_size == 256  # -1: the whole context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from headkv_local.chat.options import Options
 from headkv_local.chat.saved import read_chat
 from headkv_local.chat.session import Session, open_session
 from headkv_local.chat.switching import switch_model
+from helpers import needed
 
 DOCUMENT = Document("a.txt", "some words " * 60)
 
@@ -73,6 +75,37 @@ def test_what_cannot_be_switched_to(session: Session, tiny: Callable[..., Path],
         switch_model(session, str(tiny(n_ctx_train=128)), keeper)
     assert (session.answered, session.llm, session.options.model) == (turns, llm, str(tiny()))
     assert session.ask("And then?", lambda _: None).read_tokens < 50
+
+
+def test_a_file_that_is_named_goes_from_one_to_the_other(
+    tiny_path: Path,
+    tiny: Callable[..., Path],
+    tmp_path: Path,
+    container: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both have contexts for which only an archive in a file leaves room."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    container((needed(tiny_path, "rows") + needed(tiny_path, "memory")) // 2)
+    rows, cut = tmp_path / "rows", tmp_path / "cut.gguf"
+    cut.write_bytes(tiny_path.read_bytes()[:5000])
+    options = Options(
+        model=str(tiny_path), budget=16, threads=1, max_tokens=8, temp=0.0, ctx=0, archive=str(rows)
+    )
+    with closing(open_session(options)) as chat:
+        keeper = Keeper(chat, Console())
+        chat.attach([DOCUMENT])
+        chat.ask("Why?", lambda _: None)
+        with pytest.raises(ModelError):
+            switch_model(chat, str(cut), keeper)
+        answer = chat.ask("And?", lambda _: None)
+        assert (answer.archive, answer.stats.archive_tokens) == (str(rows), answer.prompt_tokens)
+        switch_model(chat, str(tiny(arch="qwen2")), keeper)
+        answer = chat.ask("And then?", lambda _: None)
+        assert (answer.archive, answer.stats.archive_tokens) == (str(rows), answer.prompt_tokens)
+        assert rows.exists()
+        assert not list((tmp_path / "cache").rglob("archive-*"))
+    assert not rows.exists()
 
 
 def test_settings_while_it_runs(session: Session) -> None:

@@ -32,3 +32,6 @@ def test_memory(
     found = sentence(error, Options(ctx=4096))
     assert found.startswith(told)
     assert "n_" not in found
+    in_memory = sentence(error, Options(ctx=4096, archive="memory"))
+    assert in_memory.startswith(found)
+    assert ("--archive auto" in in_memory) is (setting == "n_ctx")

@@ -6,16 +6,19 @@ import fcntl
 import os
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
-from headkv_local import Llama
+from headkv_local.chat.model import ChatLlama
 from headkv_local.chat.options import AUTO, MEMORY, OFF, Options
 from headkv_local.defaults import archive_fits, cache_folder
-from headkv_local.errors import ArchiveError, UnsupportedError
+from headkv_local.errors import ArchiveError, LoadMemoryError
+
+Put = Callable[[str | None], ChatLlama]
+"""Makes a model with its archive there, as Retention takes it."""
 
 _PREFIX: Final = "archive-"
 _files: Final[list[str]] = []  # of this process, also those of models before
@@ -35,6 +38,11 @@ class Archive:
     reason: str = ""
 
     @property
+    def is_named(self) -> bool:
+        """Whether it is in a file that --archive names."""
+        return self.where not in (None, MEMORY) and not self.own
+
+    @property
     def told(self) -> str:
         """For the user, where one was wanted and there is none."""
         return f"The chat goes on without an archive: {self.reason}."
@@ -45,49 +53,70 @@ class Archive:
         if not self.own or self.where is None:
             yield
             return
-        with _alone_in(os.path.dirname(self.where)):
+        with _locked(os.path.dirname(self.where), fcntl.LOCK_SH):
             yield
 
     def give_up(self, reason: str) -> None:
         self.where, self.own, self.reason = None, False, reason
 
 
-def open_archive(llm: Llama, options: Options) -> Archive:
-    """Have the prompts of `llm` go where --archive says, or where there is room if it leaves that open.
+def load_with_archive(load: Put, options: Options) -> tuple[ChatLlama, Archive]:
+    """A model whose prompts go where --archive says, or where there is room if it leaves that open.
 
-    Raises ArchiveError for a file that was named and cannot be made.
+    load: loads it. Raises what that raises; nothing of ours is left behind then.
     """
     _remove_left_over()
-    archive = Archive(None)
-    try:
-        archive = _choose(llm, options.archive)
-        if archive.where != MEMORY:  # as which it was loaded
-            with archive.being_made():
-                llm.retention = options.retention(archive.where)
-    except (ArchiveError, OSError, RuntimeError) as error:
-        if options.archive != AUTO:
-            raise
-        archive.give_up(str(error))
-        llm.retention = options.retention()
+    if options.archive == AUTO:
+        llm, archive = _with_room(load, options)
+    else:
+        where = None if options.archive == OFF else options.archive
+        llm, archive = load(where), Archive(where)
     if archive.where is not None and archive.where != MEMORY:
         _remove_when_killed(archive.where)
+    return llm, archive
+
+
+def move_archive(llm: ChatLlama, options: Options) -> Archive:
+    """To where --archive says, before the first prompt; nowhere, with the reason, if that cannot be."""
+    archive = Archive(options.archive)
+    try:
+        llm.retention = options.retention(archive.where)
+    except ArchiveError as error:
+        archive.give_up(str(error))
+        llm.retention = options.retention()
     return archive
 
 
-def _choose(llm: Llama, wanted: str) -> Archive:
-    """May make the cache folder. Raises OSError if that cannot be, RuntimeError where there is no home."""
-    if wanted == OFF:
-        return Archive(None)
-    if wanted != AUTO:
-        return Archive(wanted)
+def _with_room(load: Put, options: Options) -> tuple[ChatLlama, Archive]:
+    """In memory, else in a file of ours."""
     try:
-        if archive_fits(llm):
-            return Archive(MEMORY)
-    except UnsupportedError:  # the full cache is all that it can have
-        return Archive(None)
-    folder = cache_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return Archive(str(folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"), own=True)
+        llm = load(MEMORY)
+    except LoadMemoryError as error:
+        if error.setting != "n_ctx" or options.budget is None:
+            raise
+        return _in_own_file(load)
+
+    def put(where: str | None) -> ChatLlama:
+        llm.retention = options.retention(where)
+        return llm
+
+    try:
+        return (llm, Archive(MEMORY)) if archive_fits(llm) else _in_own_file(put)
+    except BaseException:
+        llm.close()
+        raise
+
+
+def _in_own_file(put: Put) -> tuple[ChatLlama, Archive]:
+    """In the cache folder, else nowhere."""
+    try:
+        folder = cache_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        archive = Archive(str(folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"), own=True)
+        with archive.being_made():
+            return put(archive.where), archive
+    except (OSError, RuntimeError) as error:  # an ArchiveError; no folder; no home for one
+        return put(None), Archive(None, reason=str(error))
 
 
 def _remove_when_killed(path: str) -> None:
@@ -107,8 +136,11 @@ def _remove_when_killed(path: str) -> None:
 
 
 def _remove_left_over() -> None:
-    """Files whose owner has died without removing them: nobody holds their lock."""
-    with suppress(OSError, RuntimeError), _alone_in(str(cache_folder())):
+    """Files whose owner has died without removing them: nobody holds their lock.
+
+    Where one is being made now, which lasts as long as a model loads, another start removes them.
+    """
+    with suppress(OSError, RuntimeError), _locked(str(cache_folder()), fcntl.LOCK_EX | fcntl.LOCK_NB):
         for path in cache_folder().glob(f"{_PREFIX}*"):
             with suppress(OSError):
                 file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -120,16 +152,22 @@ def _remove_left_over() -> None:
 
 
 @contextmanager
-def _alone_in(folder: str) -> Iterator[None]:
-    """Among processes that make or remove files there; where there are no locks, as if alone."""
+def _locked(folder: str, how: int) -> Iterator[None]:
+    """Among processes that make files there (LOCK_SH) or remove them (LOCK_EX). As if alone where no locks
+    are. Raises BlockingIOError with LOCK_NB.
+    """
     try:
         file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         yield
         return
     try:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, how)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
         yield
     finally:
         os.close(file)

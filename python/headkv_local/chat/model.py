@@ -13,11 +13,11 @@ import llama_cpp
 from llama_cpp.llama_grammar import LlamaGrammar
 
 from headkv_local import Llama
-from headkv_local.chat.context import choose_context
 from headkv_local.chat.grammar import compiled
-from headkv_local.chat.options import MEMORY, OFF, Options
+from headkv_local.chat.options import Options
 from headkv_local.chat.repetition import Loop, LoopDetector
 from headkv_local.chat.sampling import Sampling, choose_sampling
+from headkv_local.defaults import default_context
 from headkv_local.devices import all_layers
 from headkv_local.errors import ModelError
 
@@ -127,18 +127,19 @@ class ChatLlama(Llama):
             self.watch_prefill(done, total)
 
 
-def load_model(path: str, options: Options, context: Mapping[str, Any] | None = None) -> ChatLlama:
-    """The model at `path`, ready to answer; an archive is in memory at first. Raises HeadKVError.
+def load_model(
+    path: str, options: Options, archive: str | None, context: Mapping[str, Any] | None = None
+) -> ChatLlama:
+    """The model at `path`, ready to answer. Raises HeadKVError.
 
-    context: arguments of Llama that a session was made with.
+    archive: as Retention takes it. context: arguments of Llama that a session was made with.
     """
     if not os.path.isfile(path):
         raise ModelError(f"there is no model file '{path}'")
-    archive = None if options.archive == OFF else MEMORY
     gpu_layers = all_layers(options.gpu_layers)
     settings: dict[str, Any] = {
         "retention": options.retention(archive),
-        "n_ctx": choose_context(path, options.ctx),
+        "n_ctx": default_context(path) if options.ctx is None else options.ctx,
         "n_threads": options.threads,
         "n_threads_batch": options.threads,
         "n_gpu_layers": gpu_layers,

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from headkv_local import CacheStats, default_model_path
 from headkv_local.chat.answering import answer
-from headkv_local.chat.archive import Archive, open_archive
+from headkv_local.chat.archive import Archive, load_with_archive, move_archive
 from headkv_local.chat.documents import Document, DocumentError, compose
 from headkv_local.chat.model import ChatLlama, load_model
 from headkv_local.chat.options import MEMORY, Options
@@ -31,12 +31,8 @@ def open_session(options: Options, context: Mapping[str, Any] | None = None) -> 
     context: arguments of Llama that a session was made with.
     """
     path = options.model if options.model is not None else str(default_model_path())
-    llm = load_model(path, options, context)
-    try:
-        return Session(llm, options, open_archive(llm, options))
-    except BaseException:
-        llm.close()
-        raise
+    llm, archive = load_with_archive(lambda where: load_model(path, options, where, context), options)
+    return Session(llm, options, archive)
 
 
 class Session:
@@ -141,11 +137,12 @@ class Session:
             self.llm.retention = options.retention(self.archive.where)
         self._retained = options
 
-    def go_on_with(self, llm: ChatLlama, options: Options) -> None:
+    def go_on_with(self, llm: ChatLlama, archive: Archive, options: Options) -> None:
         """With another model: the chat is text for it, and read anew with the next question.
 
-        options: that `llm` was loaded with. Raises ContextFullError for a chat that its context has no room
-        for; nothing is changed then, and the caller has to close `llm`.
+        archive: of `llm`; from there it moves to the file that the model before it has, if one is named.
+        Raises ContextFullError for a chat that its context has no room for; nothing is changed then, and the
+        caller has to close `llm`.
         """
         used, turns = 0, []
         for turn in self._turns:
@@ -157,14 +154,11 @@ class Session:
                 f"the chat has about {used} tokens for {llm.file_name}, and its context has room for "
                 f"{llm.n_ctx()}: the chat goes on with {self.llm.file_name}"
             )
+        is_named = self.archive.is_named
         self.llm.close()  # with its archive
         self.llm, self.options, self._turns = llm, options, turns
         self._retained = options
-        try:
-            self.archive = open_archive(llm, options)
-        except ArchiveError as error:
-            self.archive.give_up(str(error))
-            llm.retention = options.retention()
+        self.archive = move_archive(llm, options) if is_named else archive
 
     def ask(self, question: str, show: Show) -> Answer:
         """Answer `question`, preceded by the attached documents; runs `show` on every event.

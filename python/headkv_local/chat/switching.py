@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
+from headkv_local.chat.archive import load_with_archive
 from headkv_local.chat.keeping import Keeper
 from headkv_local.chat.model import load_model
+from headkv_local.chat.options import AUTO
 from headkv_local.chat.render import counted
 from headkv_local.chat.session import Session
 from headkv_local.chat.signatures import is_no_model
@@ -23,10 +26,12 @@ def switch_model(session: Session, path: str, keeper: Keeper) -> list[str]:
         raise ModelError(f"'{path}' is no GGUF model; a document is given with /file")
     keeper.keep()  # once another model has it, nothing of what was read is there
     options = session.options.having({"model": os.path.abspath(path)}, "/model")
-    llm = load_model(path, options)
+    # a file that is named is in use until the model before has gone
+    meanwhile = replace(options, archive=AUTO) if session.archive.is_named else options
+    llm, archive = load_with_archive(lambda where: load_model(path, options, where), meanwhile)
     try:
         with interrupts(lambda: None):  # a model is here as a whole, or the one before it
-            session.go_on_with(llm, options)
+            session.go_on_with(llm, archive, options)
     except BaseException:
         if session.llm is not llm:
             llm.close()

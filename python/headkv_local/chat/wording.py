@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headkv_local.chat.options import Options
+from headkv_local.chat.options import MEMORY, OFF, Options
 from headkv_local.errors import EncoderError, HeadKVError, OutOfMemoryError, TemplateError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def _no_memory(error: MemoryError, options: Options) -> str:
     if setting == "n_ctx":
         of = f" of {options.ctx} tokens" if options.ctx else ""
         fewer = ", or with fewer --gpu-layers" if _on_gpu(options) else ""
-        return f"there is not enough memory for a context{of}: start with a smaller --ctx{fewer}"
+        stays = options.budget is not None and options.archive in (MEMORY, OFF)
+        file = ", or with an archive in a file (--archive auto)" if stays else ""
+        return f"there is not enough memory for a context{of}: start with a smaller --ctx{fewer}{file}"
     return "there is not enough memory"
 
 

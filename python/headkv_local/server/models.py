@@ -15,7 +15,7 @@ from llama_cpp.server.model import LlamaProxy
 from .. import CancelToken
 from ..defaults import archive_fits, cache_folder, default_context
 from ..devices import all_layers
-from ..errors import ArgumentError, Cancelled, HeadKVError, ModelError
+from ..errors import ArgumentError, Cancelled, HeadKVError, LoadMemoryError, ModelError
 from .errors import Refusal
 from .retaining import Settings, retention_of, usual_settings
 from .served import Served
@@ -72,9 +72,8 @@ class Models(LlamaProxy):  # type: ignore[misc]
         try:
             self.archive_file = None if shelf is None else shelf.archive_file
             self.usual = usual_settings(settings, self.archive_file)
-            llm = self._load(settings, self.usual)
+            llm = self._load_with_archive(settings)
             try:
-                self._settle_archive(llm, settings)
                 llm.keep(shelf)
             except BaseException:
                 llm.close()
@@ -136,14 +135,28 @@ class Models(LlamaProxy):  # type: ignore[misc]
             llm: Served = LlamaProxy.load_llama_from_model_settings(chosen)
         return llm
 
-    def _settle_archive(self, llm: Served, settings: ModelSettings) -> None:
-        """Where "auto" is: in memory where there is room, else in a file."""
+    def _load_with_archive(self, settings: ModelSettings) -> Served:
+        """That of "auto" is in memory where there is room, else in a file."""
         if settings.archive != "auto" or self.usual is None or self.archive_file is None:
-            return
-        if not archive_fits(llm):
-            _logger.info("the archive is in a file: in memory it could take more than half of what is free")
-            self.usual["archive"] = self.archive_file
-            llm.retention = retention_of(self.usual)
+            return self._load(settings, self.usual)
+        in_file = self.usual | {"archive": self.archive_file}
+        try:
+            llm = self._load(settings, self.usual)
+        except LoadMemoryError as error:
+            if error.setting != "n_ctx":
+                raise
+            _logger.info("the archive is in a file: the context is too large for one in memory")
+            self.usual = in_file
+            return self._load(settings, self.usual)
+        try:
+            if not archive_fits(llm):
+                _logger.info("the archive is in a file: in memory it could take over half of what is free")
+                llm.retention = retention_of(in_file)
+                self.usual = in_file
+        except BaseException:
+            llm.close()
+            raise
+        return llm
 
 
 @contextmanager

@@ -1,0 +1,57 @@
+"""Where a model of the server has its archive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headkv_local import defaults
+from headkv_local.server.errors import Refusal
+from headkv_local.server.models import Models
+from headkv_local.server.settings import ModelSettings, ServerSettings
+from helpers import needed
+
+
+@contextmanager
+def models(path: Path, folder: Path, **given: Any) -> Iterator[Models]:
+    settings: dict[str, Any] = {"model": str(path), "n_ctx": 0, "budget": 16, "n_threads": 1}
+    made = Models([ModelSettings(**settings | given)], ServerSettings(sessions=str(folder)))
+    try:
+        yield made
+    finally:
+        made.free()
+
+
+def test_a_context_that_needs_an_archive_in_a_file(
+    tiny_path: Path, tmp_path: Path, container: Callable[[int], None]
+) -> None:
+    """It is as large as with "file", and what the model keeps says where."""
+    container((needed(tiny_path, "rows") + needed(tiny_path, "memory")) // 2)
+    with models(tiny_path, tmp_path, archive="auto") as made:
+        llm = made()
+        assert llm.n_ctx() == 8192
+        assert llm.retention is not None
+        assert llm.retention.archive == made.archive_file
+        assert Path(made.archive_file or "").exists()
+        assert made.usual is not None
+        assert made.usual["archive"] == made.archive_file
+    assert not list(tmp_path.rglob("archive-*"))
+    for given in ({"archive": "memory"}, {"n_ctx": 32768}, {"n_ctx": 32768, "budget": "full"}):
+        with models(tiny_path, tmp_path, **given) as made, pytest.raises(Refusal, match="make n_ctx smaller"):
+            made()
+        assert not list(tmp_path.rglob("archive-*"))
+
+
+def test_in_memory_while_there_is_room(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for free, in_memory in ((1 << 30, True), (1000, False)):
+        monkeypatch.setattr(defaults, "memory_free", lambda free=free: free)
+        with models(tiny_path, tmp_path, archive="auto") as made:
+            llm = made()
+            assert llm.retention is not None
+            assert llm.retention.archive == ("memory" if in_memory else made.archive_file)
