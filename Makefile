@@ -70,7 +70,7 @@ $(VENV)/base.stamp: native/llama-cpp.pin
 	touch $@
 
 $(VENV)/tools.stamp: $(VENV)/base.stamp pyproject.toml
-	$(PIP) $(shell sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	$(PIP) $(shell sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr '",' "' ")
 	touch $@
 
 # written anew only when the settings are others than last time

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -24,6 +26,15 @@ def test_options_of_an_earlier_make_are_taken_back() -> None:
         assert f"cmake.define.HEADKV_WITHOUT={handed_on}" in words
         assert "cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=/a b" in words
     assert "cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=" in shlex.split(make("wheel"))
+
+
+def test_the_tools_are_those_of_the_extra_dev(tmp_path: Path) -> None:
+    """Each is a word of its own to the shell, also with a < in it."""
+    (tmp_path / "base.stamp").touch()
+    given = [f"VENV={tmp_path}", "PIP=printf '%s\\n'", f"{tmp_path}/tools.stamp"]
+    done = subprocess.run(["make", "--silent", *given], cwd=ROOT, check=True, capture_output=True, text=True)
+    (line,) = re.findall(r"^dev = (.*)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert done.stdout.split("\n")[:-1] == json.loads(line)
 
 
 def test_a_portable_wheel_takes_no_options_of_one_machine() -> None:
