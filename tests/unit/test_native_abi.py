@@ -42,6 +42,13 @@ def test_the_binding_has_what_the_header_declares(tmp_path: Path) -> None:
     assert set(native._ERRORS) == {code for name, code in codes.items() if name.startswith("HEADKV_ERR")}
 
 
+def test_the_changelog_names_the_abi() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    now = str(native.lib.HEADKV_ABI_VERSION)
+    assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE)[-1] == now
+    assert re.findall(r"the ABI of `headkv.h` is (\d+)", text)[0] == now
+
+
 def test_a_library_of_another_abi_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(HEADERS, tmp_path / "include")
     header = tmp_path / "include" / "headkv.h"
