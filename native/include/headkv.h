@@ -3,9 +3,8 @@
 // A prompt, or a later turn, in one call:
 //
 //   headkv_set_archive may be left out: where the full K and V rows of prompts are kept
-//   headkv_read        of tokens and a retention, in headkv-plan.h: find what asks, and what each KV head may keep;
-//   read
-//                      the prompt, layer by layer or in order of tokens, choose what is kept, and compact
+//   headkv_read        of tokens and a retention, in headkv-plan.h: find what asks, and what each KV head may keep,
+//                      read the prompt, layer by layer or in order of tokens, choose what is kept, and compact
 //   llama_decode       the answer
 //
 // headkv_prefill() is the same by a plan that the caller has made.
