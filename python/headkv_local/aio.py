@@ -93,7 +93,7 @@ class AsyncLlama:
     async def run(self, work: Callable[[Llama], _T], *, on_prefill: OnPrefill | None = None) -> _T:
         """work(llm) in the model's thread, when it is its turn: for all that has no method here.
 
-        await llm.run(lambda llm: llm.save_session("a.session"))
+        await llm.run(lambda llm: llm.load_session("a.session"))
         """
         self._require_open()
         token, tell = CancelToken(), self._teller(on_prefill)
