@@ -81,7 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=values.context,
         help="context size in tokens, 0: what the model was trained for, "
         f"{AUTO}: as much of that as memory has room for (default: what it was trained for, "
-        f"but no more than {MAX_CTX_BYTES // 1024**3} GiB of full cache)",
+        f"but no more than {MAX_CTX_BYTES // 1024**3} GiB of full cache, nor half of the memory beside the "
+        "weights)",
     )
     parser.add_argument(
         "-t",

@@ -39,7 +39,7 @@ class ModelSettings(stock.ModelSettings):  # type: ignore[misc]
         default=None,
         description='Tokens that a conversation may have; 0: what the model was trained for, "auto": as much '
         "of that as memory has room for. Left out: what it was trained for, but no more than "
-        f"{MAX_CTX_BYTES >> 30} GiB of full cache.",
+        f"{MAX_CTX_BYTES >> 30} GiB of full cache, nor half of the memory beside the weights.",
     )
     n_gpu_layers: int | None = Field(
         default=None,
