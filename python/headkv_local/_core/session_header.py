@@ -39,9 +39,8 @@ know of."""
 _SEED: Final = 2**32 - 1
 """The largest one; llama.cpp takes it for one of its own choice."""
 
-_ADVICE: Final = ("beta", "window", "kernel", "sinks")
 _PLAIN: Final = tuple(
-    field.name for field in fields(Retention) if field.name not in (*_ADVICE, "caps", "scores")
+    field.name for field in fields(Retention) if field.name not in (*DEFAULTS, "caps", "scores")
 )
 
 
@@ -177,7 +176,7 @@ def _short(value: object) -> str:
 
 def _retention_to_json(retention: Retention) -> dict[str, Any]:
     plain: dict[str, Any] = {name: getattr(retention, name) for name in _PLAIN}
-    given = {name: getattr(retention, name) for name in _ADVICE if name in retention._given}
+    given = {name: getattr(retention, name) for name in DEFAULTS if name in retention._given}
     caps: Any = retention.caps
     scores: Any = retention.scores
     if isinstance(scores, HeadScores):
@@ -188,7 +187,7 @@ def _retention_to_json(retention: Retention) -> dict[str, Any]:
             "layers": None if scores.layers is None else list(scores.layers),
             "source": dict(scores.source),
             "curves": None if scores.curves is None else _curves_to_json(scores.curves),
-            **{name: getattr(scores, name) for name in _ADVICE},
+            **{name: getattr(scores, name) for name in DEFAULTS},
         }
     elif isinstance(scores, Curves):
         scores = _curves_to_json(scores)

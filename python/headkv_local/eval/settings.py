@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from headkv_local import ArgumentError, Retention
-from headkv_local.settings import KV_TYPES
+from headkv_local.settings import DEFAULTS, KV_TYPES
 
 from ..bench.suites.names import ANEW, BEFORE, CHOSEN, WITH
 
-_RETENTION = ("beta", "window", "kernel", "sinks", "observe", "draft", "fold")
+_RETENTION = (*DEFAULTS, "observe", "draft", "fold")
 _IGNORED = ("batch_size", "max_batch_size", "device")  # lm_eval gives them to every model
 NO_MATTER = (*_IGNORED, "threads", "gpu_layers")
 """Arguments that leave answers as they are, but for the order of sums."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from .. import __version__, default_model_path
+from .retaining import ADVANCED
 from .settings import (
     ENVIRONMENT,
     ConfigFileSettings,
@@ -39,7 +40,7 @@ _SHORT = {
     "model_alias": ("-a", "--alias"),
 }
 _FIRST = {"model", "model_alias", "n_ctx", "n_threads", "n_threads_batch", "n_gpu_layers", "chat_format"}
-_KEPT = {"budget", "scores", "archive", "beta", "window", "kernel", "sinks", "observe", "draft", "fold"}
+_KEPT = {"budget", "scores", "archive", *ADVANCED}
 _HIDDEN = {"cache", "cache_type", "cache_size", "clip_model_path"}  # of stock, which are refused
 
 
