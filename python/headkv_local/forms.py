@@ -12,11 +12,27 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+from llama_cpp import llama_chat_format
 
 from .errors import ArgumentError
 from .grammars import of_schema, require_compiled
 
 _MOST = 0xFFFFFFFF
+_OF_FORMATTER = llama_chat_format.chat_formatter_to_chat_completion_handler(None).__code__
+
+
+def chat_handler_of(llm: llama_cpp.Llama) -> Any:
+    """What makes a prompt of chat messages."""
+    return (
+        llm.chat_handler
+        or llm._chat_handlers.get(llm.chat_format)
+        or llama_chat_format.get_chat_completion_handler(llm.chat_format)
+    )
+
+
+def is_of_formatter(handler: Any) -> bool:
+    """Whether it writes chats by a template alone, and compiles the schema of the chosen tool alone."""
+    return getattr(handler, "__code__", None) is _OF_FORMATTER
 
 
 def seed_of(seed: Any) -> int:

@@ -13,7 +13,7 @@ import llama_cpp
 from llama_cpp import llama_chat_format
 
 from ..errors import ArgumentError
-from ..forms import chosen_tool, plain_format, require_schema
+from ..forms import chat_handler_of, chosen_tool, is_of_formatter, plain_format, require_schema
 from . import templates
 from .turns import Turn
 
@@ -69,12 +69,8 @@ class Chats:
     ) -> Any:
         """stock: llama_cpp's create_chat_completion(), called with messages that lose nothing in the model's
         template, and these arguments."""
-        handler = (
-            llm.chat_handler
-            or llm._chat_handlers.get(llm.chat_format)
-            or llama_chat_format.get_chat_completion_handler(llm.chat_format)
-        )
-        if getattr(handler, "__code__", None) is not _PLAIN_TEXT.__code__:  # not made of a formatter
+        handler = chat_handler_of(llm)
+        if not is_of_formatter(handler):
             usable = isinstance(messages, list | tuple) and all(isinstance(one, Mapping) for one in messages)
             with self._reading(list(messages) if usable else [], 0, False):
                 return stock(messages, *args, **kwargs)

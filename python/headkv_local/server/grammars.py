@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import llama_cpp
-from llama_cpp import llama_chat_format
 
 from ..errors import ArgumentError
+from ..forms import chat_handler_of, is_of_formatter
 from ..grammars import of_schema, require_compiled
 from .errors import Refusal
-
-_OF_FORMATTER: Final = llama_chat_format.chat_formatter_to_chat_completion_handler(None).__code__
 
 
 def require_grammars(llm: llama_cpp.Llama, body: Any) -> None:
@@ -35,20 +33,10 @@ def require_grammars(llm: llama_cpp.Llama, body: Any) -> None:
         if tool is None:
             raise Refusal(400, f"tool_choice: there is no tool {name!r} among the tools", param="tool_choice")
         tools = [tool]
-    elif tools and _is_of_formatter(llm):
+    elif tools and is_of_formatter(chat_handler_of(llm)):
         tools = []
     for tool in tools:
         _require_schema(llm, tool.get("parameters") or {}, f"tools: the parameters of {tool.get('name')!r}")
-
-
-def _is_of_formatter(llm: llama_cpp.Llama) -> bool:
-    """Whether chats are written by a template alone, which compiles nothing."""
-    handler = (
-        llm.chat_handler
-        or llm._chat_handlers.get(llm.chat_format)
-        or llama_chat_format.get_chat_completion_handler(llm.chat_format)
-    )
-    return getattr(handler, "__code__", None) is _OF_FORMATTER
 
 
 def _require_schema(llm: llama_cpp.Llama, schema: Any, where: str) -> None:
