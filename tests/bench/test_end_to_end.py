@@ -137,6 +137,20 @@ def test_one_task(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(table.strip().split("\n")) == 2 * (2 + 5) + 1
 
 
+@pytest.mark.parametrize("arch", ["gemma3", "lfm2", "qwen35"])
+def test_benches_of_models_that_cannot_go_back(
+    arch: str, tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their sliding windows and recurrent layers have forgotten what was before."""
+    common = ("--model", str(tiny(arch=arch)), "--threads", "1")
+    few = ("--samples", "1", "--lengths", "400", "--budgets", "64", "--max-tokens", "4", "--tasks", "needle")
+    data, _ = run(capsys, "quality", *common, *few, "--policies", "full,uniform")
+    assert [math.isfinite(one["nll"]) for one in data["summary"]] == [True, True]
+    speed = ("--repeat", "1", "--prompt-tokens", "600", "--budget", "64", "--decode-tokens", "16", "--no-rss")
+    data, _ = run(capsys, "speed", *common, *speed)
+    assert data["results"][0]["cache"]["kept_share"] < 1
+
+
 def test_quality(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
     for path in (first, second):  # of the tiny model's shape: 2 layers of 4 query and 2 KV heads

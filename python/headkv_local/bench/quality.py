@@ -169,7 +169,9 @@ def _try(
     found = n_right(asked, case.others, answer)
     likelihood = None
     if case.wording is PLAIN:
-        llm.n_tokens = len(tokens)  # the next eval() drops what lies behind
+        llm.prefill(
+            tokens, messages=_told(case, settings.question)
+        )  # back to its end, whatever the layers are
         likelihood = nll(llm, *_gold(llm, asked[0], settings))
     return Outcome(
         length=length,
