@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The wheel of `make wheel` as a stranger gets it: an empty environment in a folder with blanks and letters of other
-# alphabets, no compiler, site-packages that cannot be written to, two processes at once, and two CPUs of other years
-# (qemu-user; left out where it is not installed).
+# alphabets, no compiler, a C program that is built with its files (cc and pkg-config), site-packages that cannot be
+# written to, two processes at once, and two CPUs of other years (qemu-user). What is not installed is left out.
 #
 # tests/wheel/run.sh [WHEEL]     needs a network, or PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER
 set -euo pipefail
@@ -12,6 +12,7 @@ folder=$(mktemp -d)
 trap 'chmod -R u+w "$folder"; rm -rf "$folder"' EXIT
 export XDG_CACHE_HOME="$folder/cache" PYTHONDONTWRITEBYTECODE=1
 env="$folder/ein Ordner für 模型"
+example="$PWD/examples/c/main.c"
 cd "$folder" # nothing of the source tree is beside it
 
 step() { printf '\n== %s\n' "$*"; }
@@ -29,9 +30,24 @@ PATH="$folder/bin:$PATH" CC=false CXX=false "$env/bin/python" -m pip install --q
 step "llama_cpp by itself"
 "$env/bin/python" -c 'import llama_cpp; print(llama_cpp.__version__, llama_cpp.llama_cpp._base_path)'
 
-step "headers and libraries for C programs"
+step "a C program with its headers and libraries"
 sdk=$("$env/bin/headkv" sdk)
 ls "$sdk/include/headkv/headkv.h" "$sdk/lib/pkgconfig/headkv.pc" "$sdk/lib/cmake/headkv/headkv-config.cmake"
+model=$("$env/bin/python" -c 'from headkv_local import default_model_path as p; print(p())')
+if command -v cc >/dev/null && command -v pkg-config >/dev/null; then
+    flags=$(PKG_CONFIG_PATH="$sdk/lib/pkgconfig" pkg-config --cflags --libs headkv)
+    eval "cc -std=c11 -o example \"$example\" $flags" # what has blanks is quoted in it
+    {
+        echo 'The ferry to the island is called Aurora. It leaves at nine.'
+        for i in $(seq 40); do echo "Crane number $i stands at the harbour and lifts stones from a ship."; done
+    } >document.txt
+    ./example "$model" document.txt example.session 'What is the ferry called?' 'When does it leave?' >answers
+    cat answers
+    grep -q Aurora answers
+    [ -s example.session ]
+else
+    echo "not run: cc and pkg-config are not both installed"
+fi
 
 step "read-only"
 chmod -R a-w "$env/lib"
@@ -53,7 +69,6 @@ for cpu in Haswell Nehalem; do
         continue
     fi
     mkdir "$folder/$cpu"
-    model=$("$env/bin/python" -c 'from headkv_local import default_model_path as p; print(p())')
     # the check's own process has to be emulated too, so it is started here, without numpy's settings for this CPU
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE qemu-x86_64 -cpu "$cpu" "$(readlink -f "$env/bin/python")" - "$env" "$model" "$folder/$cpu" <<'PYTHON'
 import site, sys
