@@ -3,7 +3,6 @@
 
 #include "llama-graph.h"
 #include "llama-hparams.h"
-#include "llama-impl.h"
 
 #include "ggml-headkv.h"
 
@@ -34,20 +33,6 @@ private:
 };
 
 } // namespace
-
-bool headkv_seq_rm(llama_memory_i * mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
-    auto * kv = llama_kv_cache_headkv::find(mem);
-    return kv ? kv->take_out(*mem, seq_id, p0, p1) : mem->seq_rm(seq_id, p0, p1);
-}
-
-bool headkv_is_fixed(llama_memory_i * mem, const char * asked) {
-    const auto * kv = llama_kv_cache_headkv::find(mem);
-    if (!kv || !kv->is_compacted()) {
-        return false;
-    }
-    LLAMA_LOG_ERROR("%s: a compacted sequence cannot be copied, shifted or divided\n", asked);
-    return true;
-}
 
 ggml_cgraph * headkv_cut_graph(ggml_cgraph * gf, llm_graph_result & res, llama_memory_i * mem,
                                const llama_ubatch & ubatch) {

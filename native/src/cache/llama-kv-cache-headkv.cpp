@@ -1,5 +1,7 @@
 #include "cache/llama-kv-cache-headkv.h"
 
+#include "cache/headkv-hooks.h"
+
 #include "base/headkv-error.h"
 #include "base/headkv-guard.h"
 #include "llama-batch.h"
@@ -276,6 +278,20 @@ bool llama_kv_cache_headkv::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos 
     const bool res = llama_kv_cache::seq_rm(seq_id, p0, p1);
     count_cells();
     return res;
+}
+
+bool headkv_seq_rm(llama_memory_i * mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    auto * kv = llama_kv_cache_headkv::find(mem);
+    return kv ? kv->take_out(*mem, seq_id, p0, p1) : mem->seq_rm(seq_id, p0, p1);
+}
+
+bool headkv_is_fixed(llama_memory_i * mem, const char * asked) {
+    const auto * kv = llama_kv_cache_headkv::find(mem);
+    if (!kv || !kv->is_compacted()) {
+        return false;
+    }
+    LLAMA_LOG_ERROR("%s: a compacted sequence cannot be copied, shifted or divided\n", asked);
+    return true;
 }
 
 void llama_kv_cache_headkv::seq_keep(llama_seq_id seq_id) {

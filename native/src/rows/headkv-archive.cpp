@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
-#include <tuple>
 #include <utility>
 
 headkv_archive::headkv_archive(const std::vector<headkv_layer_shape> & shapes, const char * path)
@@ -228,22 +227,6 @@ void headkv_archive::release(int32_t id) {
     }
 }
 
-std::vector<uint8_t> headkv_archive::get_held(int32_t id, uint32_t ikv, uint32_t p) const {
-    const auto & l      = layers[ikv];
-    const uint32_t slot = held.at(id).table[p / n_block];
-    const size_t i      = p % n_block;
-    std::vector<uint8_t> res(row_size(ikv));
-    for (const auto & [to, size, offset] : { std::tuple(size_t(0), l.row_k, i * l.row_k),
-                                             std::tuple(l.row_k, l.row_v, n_block * l.row_k + i * l.row_v) }) {
-        if (fd < 0) {
-            memcpy(res.data() + to, in_memory(ikv, slot) + offset, size);
-        } else {
-            read(res.data() + to, size, in_file(ikv, slot) + offset);
-        }
-    }
-    return res;
-}
-
 //
 // rows
 //
@@ -259,6 +242,21 @@ void headkv_archive::each(uint32_t ikv, uint32_t b, K * k, K * v, uint32_t cell,
 
     f(k, row * l.row_k, i * l.row_k, (last - first) * l.row_k);
     f(v, row * l.row_v, n_block * l.row_k + i * l.row_v, (last - first) * l.row_v);
+}
+
+std::vector<uint8_t> headkv_archive::get_held(int32_t id, uint32_t ikv, uint32_t p) const {
+    const uint32_t b    = p / n_block;
+    const uint32_t slot = held.at(id).table[b];
+    std::vector<uint8_t> res(row_size(ikv));
+    each(ikv, b, res.data(), res.data() + layers[ikv].row_k, 0, p, 1,
+         [&](uint8_t * to, size_t, size_t offset, size_t size) {
+             if (fd < 0) {
+                 memcpy(to, in_memory(ikv, slot) + offset, size);
+             } else {
+                 read(to, size, in_file(ikv, slot) + offset);
+             }
+         });
+    return res;
 }
 
 template <typename K, typename F>
