@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from .native.archive import (
 )
 from .native.plan import Observers, Part
 from .pieces import Pieces
-from .question import question_of, who_observes
+from .question import who_observes
 from .settle import settle, shape_of
 
 _logger = logging.getLogger("headkv_local")
@@ -91,6 +91,11 @@ class Compactor:
     def window(self) -> int:
         """Last tokens that every head keeps."""
         return self._settled.window
+
+    @property
+    def observe(self) -> int:
+        """Tokens of a long message that may ask."""
+        return self._settled.observe
 
     @property
     def has_archive(self) -> bool:
@@ -178,12 +183,6 @@ class Compactor:
         """Make room for a prompt that is read next."""
         if self.retention is not None:
             native.reserve(self.ctx, n_tokens)
-
-    def question_of(
-        self, prompt: Pieces, written: Pieces, messages: Sequence[Mapping[str, Any]]
-    ) -> tuple[Part, ...]:
-        """What asks in messages, see there."""
-        return question_of(prompt, written, messages, self._settled.observe)
 
     def who_observes(
         self, prompt: Pieces, told: tuple[Part, ...], n_ctx: int, n_new: int, n_stay: int = 0

@@ -95,25 +95,30 @@ class Contents:
         compactor = self._compactor
         return compactor.n_archived > 0 and (compactor.reselects or n_tokens < compactor.n_compacted)
 
-    def reuse(self, tokens: list[int], asks_else: bool = False) -> None:
-        """Keep what a prompt begins with; all behind it is forgotten, at once or when that has been read.
+    def ask_anew(self, n_tokens: int) -> None:
+        """Of the compacted prompt of n_tokens other parts ask now.
 
-        asks_else: of the compacted prompt that it begins with, other parts ask now.
+        Its last token is read again, and what is kept chosen anew; without an archive all is forgotten.
         """
+        if self.reads_anew(n_tokens - 1):
+            self.tokens.cut(min(n_tokens - 1, self.tokens.n_tokens))
+            return
+        self._prompts.asks_else()
+        self.reset()
+
+    def reuse(self, tokens: list[int]) -> None:
+        """Keep what a prompt begins with; all behind it is forgotten, at once or when that has been read."""
         held = self.tokens
         same = n_same(held.held, tokens)
-        if same == len(tokens) == held.n_tokens and not (held.requires_eval or asks_else):
+        if same == len(tokens) == held.n_tokens and not held.requires_eval:
             return
         same = min(same, len(tokens) - 1)  # the last one is decoded again, for its logits
         if same > 0 and self.reads_anew(same):
             held.cut(same)
             return
         n_prompt = self._prompts.record.n_tokens or 0
-        if not asks_else and any(0 < n <= same and self.go_back(n) for n in (same, n_prompt)):
+        if any(0 < n <= same and self.go_back(n) for n in (same, n_prompt)):
             return
         if self._compactor.n_compacted > 0 and self._prompts.reread is None:
-            if asks_else:
-                self._prompts.asks_else()
-            else:
-                self._prompts.cannot_go_back(same)
+            self._prompts.cannot_go_back(same)
         self.reset()

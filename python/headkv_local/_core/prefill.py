@@ -23,6 +23,7 @@ from .native.plan import Observers, Part, sentence_ends
 from .pieces import Pieces, Vocabulary
 from .progress import Progress
 from .prompts import PromptTracker
+from .question import question_of
 from .turns import Turn
 
 
@@ -74,10 +75,11 @@ class PromptReader:
         if anew:
             self._tokens.uncut()
             self._contents.compare(tokens, turn.rewritten)
-            asks_else = self._asks_else(tokens, turn)
-            if not asks_else:
-                self._rewind(tokens)
-            self._contents.reuse(tokens, asks_else)
+            if self._asks_else(tokens, turn):
+                self._contents.ask_anew(turn.n_compacted(len(tokens)))
+                return
+            self._rewind(tokens)
+            self._contents.reuse(tokens)
 
     def withdraw(self, turn: Turn) -> None:
         """It has ended, maybe before its prompt was evaluated."""
@@ -97,19 +99,22 @@ class PromptReader:
     def _asks_else(self, tokens: list[int], turn: Turn) -> bool:
         """Whether tokens are the prompt that was compacted, but others of them ask than those that chose."""
         record, n = self._prompts.record, turn.n_compacted(len(tokens))
-        if record.question is None or record.n_tokens != n or self._compactor.n_compacted == 0:
+        if not (turn.question or turn.messages) or record.question is None:
             return False
-        if self._tokens.input_ids[:n].tolist() != tokens[:n]:
+        if record.n_tokens != n or self._compactor.n_compacted == 0:
             return False
-        told = self._told(tokens[:n], turn)
+        prompt = tokens[:n]
+        if self._tokens.input_ids[:n].tolist() != prompt:
+            return False
+        told = self._told(self._vocabulary.pieces(prompt), prompt, turn)
         return len(told) > 0 and told != record.question
 
-    def _told(self, tokens: list[int], turn: Turn) -> tuple[Part, ...]:
-        """Which tokens of what a turn compacts ask, as far as it tells."""
+    def _told(self, spelled: Pieces, tokens: list[int], turn: Turn) -> tuple[Part, ...]:
+        """Which tokens of what a turn compacts ask, as far as it tells. spelled: these tokens."""
         if turn.question or not turn.messages:
             return turn.question
-        prompt, written = (self._vocabulary.pieces(tokens, control) for control in (False, True))
-        return self._compactor.question_of(prompt, written, turn.messages)
+        written = self._vocabulary.pieces(tokens, control=True)
+        return question_of(spelled, written, turn.messages, self._compactor.observe)
 
     def _rewind(self, tokens: list[int]) -> None:
         """If tokens are the prompt that was compacted, go back to its end, with its logits.
@@ -220,7 +225,7 @@ class PromptReader:
         prompt = self._vocabulary.pieces(whole[:n_compacted])
         n_before = min(compactor.n_compacted, held.n_tokens)
         turns = self._turns(n_compacted, n_compacted - (n_before if n_before < n_compacted else 0))
-        told = self._told(whole[:n_compacted], turn)
+        told = self._told(prompt, whole[:n_compacted], turn)
         seen, n_past = self._observers(prompt, told, turns[-1][1])
         with self._lifetime.alone():
             progress = Progress(self.on_prefill, len(whole) - n_past + len(seen.again))

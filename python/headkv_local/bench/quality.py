@@ -169,9 +169,7 @@ def _try(
     found = n_right(asked, case.others, answer)
     likelihood = None
     if case.wording is PLAIN:
-        llm.prefill(
-            tokens, messages=_told(case, settings.question)
-        )  # back to its end, whatever the layers are
+        llm.prefill(tokens, messages=_told(case, settings.question))  # goes back to its end
         likelihood = nll(llm, *_gold(llm, asked[0], settings))
     return Outcome(
         length=length,
