@@ -205,8 +205,7 @@ inline bool turn_observe(llama_context * ctx, int what, int p0, int p1) {
            turn_decode(ctx, first, p1);
 }
 
-inline llama_context_ptr turn_open(llama_model * model, ggml_type type = GGML_TYPE_F16, uint32_t n_ubatch = 37,
-                                   uint32_t n_ctx = 1024) {
+inline llama_context_params turn_params(ggml_type type = GGML_TYPE_F16, uint32_t n_ubatch = 37, uint32_t n_ctx = 1024) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx                = n_ctx;
     params.n_batch              = n_turn_batch;
@@ -217,7 +216,12 @@ inline llama_context_ptr turn_open(llama_model * model, ggml_type type = GGML_TY
     params.swa_full             = false;
     params.type_k               = type;
     params.type_v               = type;
-    return llama_context_ptr(llama_init_from_model(model, params));
+    return params;
+}
+
+inline llama_context_ptr turn_open(llama_model * model, ggml_type type = GGML_TYPE_F16, uint32_t n_ubatch = 37,
+                                   uint32_t n_ctx = 1024) {
+    return llama_context_ptr(llama_init_from_model(model, turn_params(type, n_ubatch, n_ctx)));
 }
 
 inline llama_model_ptr turn_model(bool windows, int n_layer = 0) {

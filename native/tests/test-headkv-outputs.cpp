@@ -17,13 +17,8 @@ static llama_sampler_ptr greedy() {
 static llama_context_ptr open(llama_model * model, uint32_t n_outputs, uint32_t n_sampled,
                               llama_sampler * sampler = nullptr) {
     llama_sampler_seq_config of  = { 0, sampler };
-    llama_context_params params  = llama_context_default_params();
-    params.n_ctx                 = 512;
+    llama_context_params params  = turn_params(GGML_TYPE_F16, n_at_once, 512);
     params.n_batch               = n_at_once;
-    params.n_ubatch              = n_at_once;
-    params.n_threads             = 1;
-    params.n_threads_batch       = 1;
-    params.flash_attn_type       = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     params.n_outputs_max         = n_outputs;
     params.n_outputs_max_per_seq = n_sampled;
     params.samplers              = sampler ? &of : nullptr;
