@@ -204,7 +204,6 @@ class Llama(Overrides):
         overstates sliding-window models and leaves out the state of recurrent ones.
         """
         with self._lifetime.still():
-            self._lifetime.require_open()
             return snapshot.stats(self, self._compactor.ctx, self._prompts)
 
     def retention_mask(self) -> npt.NDArray[np.bool_]:

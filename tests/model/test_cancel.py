@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from llama_cpp.llama_tokenizer import BaseLlamaTokenizer
 
-from headkv_local import Cancelled, Llama, Retention, StateError
+from headkv_local import Cancelled, CancelToken, Llama, Retention, StateError
 from headkv_local._core import native
 from helpers import cancelled_after, greedy, random_tokens
 
@@ -135,3 +137,89 @@ def test_a_cancel_that_nothing_was_stopped_by_is_forgotten(load: Load, tiny_path
     with pytest.raises(Cancelled):
         llm.eval([1])
     llm.eval([1])
+
+
+class _Waiting(BaseLlamaTokenizer):
+    """Takes as long as a test wants."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+
+    def hold(self) -> None:
+        self.begun.clear()
+        self.go_on.clear()
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
+        self.begun.set()
+        assert self.go_on.wait(60)
+        return [1, *text]
+
+    def detokenize(
+        self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False
+    ) -> bytes:
+        return bytes(token % 256 for token in tokens)
+
+
+def test_who_cancels_does_not_wait_for_a_long_text(load: Load, tiny_path: Path) -> None:
+    """As an event loop must not."""
+    tokenizer, stop, raised = _Waiting(), CancelToken(), []
+    llm = load(tiny_path, n_ctx=512, retention=Retention(budget=32), tokenizer=tokenizer)
+
+    def ask() -> None:
+        with stop, pytest.raises(Cancelled) as error:
+            llm.create_completion("a text", max_tokens=2)
+        raised.append(error)
+
+    tokenizer.hold()
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert tokenizer.begun.wait(60)
+    for cancel in (stop.cancel, llm.cancel):
+        cancelling = threading.Thread(target=cancel)
+        cancelling.start()
+        cancelling.join(30)
+        assert not cancelling.is_alive()
+    tokenizer.go_on.set()
+    asking.join(60)
+    assert len(raised) == 1
+
+
+def test_who_closes_waits_for_a_text_that_is_tokenized(load: Load, tiny_path: Path) -> None:
+    tokenizer, tokens = _Waiting(), []
+    llm = load(tiny_path, n_ctx=512, retention=Retention(budget=32), tokenizer=tokenizer)
+    tokenizer.hold()
+    asking = threading.Thread(target=lambda: tokens.extend(llm.tokenize(b"abc")))
+    asking.start()
+    assert tokenizer.begun.wait(60)
+    closing = threading.Thread(target=llm.close)
+    closing.start()
+    with suppress(StateError):
+        while True:  # until the other thread has got so far
+            llm.cancel()
+    assert closing.is_alive()
+    assert not tokens
+    tokenizer.go_on.set()
+    asking.join(60)
+    closing.join(60)
+    assert len(tokens) == 4
+    assert not closing.is_alive()
+
+
+def test_a_call_that_needs_the_context_is_not_closed_from_inside(load: Load, tiny_path: Path) -> None:
+    """As a signal's handler could."""
+    tokenizer = _Waiting()
+    llm = load(tiny_path, n_ctx=512, retention=Retention(budget=32), tokenizer=tokenizer)
+    refused = []
+
+    def close(timeout: float) -> bool:
+        with pytest.raises(StateError, match="in the middle of a call") as error:
+            llm.close()
+        refused.append(error)
+        return True
+
+    tokenizer.go_on.wait = close  # type: ignore[assignment,method-assign]
+    assert len(llm.tokenize(b"abc")) == 4
+    assert len(refused) == 1
+    del tokenizer.go_on.wait
+    assert len(llm.tokenize(b"abc")) == 4

@@ -372,7 +372,7 @@ llm = Llama(sys.argv[1], n_ctx=512, n_threads=2, retention=Retention(budget=32),
 tokens = list(range(200))
 stream = llm.generate(tokens)
 thread = threading.Thread(target=llm.prefill, args=(tokens,)); thread.start(); reached.wait()
-llm._lifetime.lock.acquire(); llm._lifetime.turns._changed.acquire()
+llm._lifetime._changed.acquire(); llm._lifetime.turns._changed.acquire()
 child = os.fork()
 if child == 0:
     chat = [{"role": "user", "content": "a"}]
@@ -388,7 +388,7 @@ if child == 0:
     llm.close()
     del llm, stream, calls, call
     sys.exit(told)
-llm._lifetime.turns._changed.release(); llm._lifetime.lock.release()
+llm._lifetime.turns._changed.release(); llm._lifetime._changed.release()
 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 go_on.set(); thread.join()
 assert len(llm("hello")["choices"]) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
 from ..errors import StateError, UnsupportedError
@@ -32,7 +32,10 @@ class Lifetime:
         out of it, or to put it there again."""
         self._set_aside, self._bring_back = set_aside, bring_back
         self.turns = Turns()
-        self.lock = threading.RLock()  # held for moments, in which the context is not freed
+        self._changed = (
+            threading.Condition()
+        )  # of a lock that its own thread may take again; held for moments
+        self._still: list[int] = []  # threads in still()
         self.cancelled = False
         self._closed = self._freed = False
         self._alone = False
@@ -71,12 +74,16 @@ class Lifetime:
         StateError in a callback of that call.
         """
         self._require_outside("this Llama cannot be closed")
-        with self.lock:
+        with self._changed:
+            if threading.get_ident() in self._still:  # a signal's handler
+                raise StateError("this Llama cannot be closed in the middle of a call that needs it")
             if not self._closed:
                 self._closed = True
                 self._stop()
         self.turns.close()
         with self.turns.entered(None, closing=True):
+            with self._changed:
+                self._changed.wait_for(lambda: not self._still)
             yield not self._freed
             self._freed = True
 
@@ -85,13 +92,30 @@ class Lifetime:
         self._closed = self._freed = True
 
     def cancel(self) -> None:
-        with self.still():
+        with nullcontext() if self.turns.forked else self._changed:  # a child has no other threads
             self.require_open()
             self._stop()
 
-    def still(self) -> AbstractContextManager[object]:
-        """For moments, in which the context is not freed. A forked child has no other threads."""
-        return nullcontext() if self.turns.forked else self.lock
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """The context is not freed meanwhile, beside whatever call. StateError where it is closed.
+
+        However long it takes, cancel() does not wait for it.
+        """
+        if self.turns.forked:  # a child has no other threads, and none that opens a lock
+            self.require_open()
+            yield
+            return
+        me = threading.get_ident()
+        with self._changed:
+            self.require_open()
+            self._still.append(me)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._still.remove(me)
+                self._changed.notify_all()
 
     def _stop(self) -> None:
         self.cancelled = True
@@ -99,12 +123,12 @@ class Lifetime:
             native.cancel(self._ctx)
 
     def _stop_for(self, token: CancelToken) -> None:
-        with self.lock:
+        with self._changed:
             if self._token is token and not self._closed:
                 self._stop()
 
     def forget_cancel(self) -> None:
-        with self.lock:
+        with self._changed:
             if self._closed:
                 return
             self.cancelled = False
@@ -123,7 +147,7 @@ class Lifetime:
         if token is None:
             yield
             return
-        with self.lock:
+        with self._changed:
             self._token = token
         token._begin(self)
         try:
@@ -131,7 +155,7 @@ class Lifetime:
             yield
         finally:
             token._end(self)
-            with self.lock:
+            with self._changed:
                 self._token = None
                 if token.cancelled:  # it was meant for nothing else
                     self.forget_cancel()

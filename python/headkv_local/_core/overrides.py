@@ -142,7 +142,6 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
     def _tokenizing(self) -> Iterator[None]:
         """From any thread. Where there is no tokenizer, llama.cpp ends the process."""
         with self._lifetime.still():
-            self._lifetime.require_open()
             if isinstance(self.tokenizer_, LlamaTokenizer) and not self._vocabulary.spells:
                 raise UnsupportedError(
                     "the model has no tokenizer: prefill(), eval() and generate() take tokens"
@@ -216,7 +215,6 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         with self._lifetime.still():
-            self._lifetime.require_open()
             kwargs = completion_arguments(self, kwargs)
         turn = self._chats.turn(kwargs.get("prompt", ()))
         results = super()._create_completion(*args, **kwargs)
