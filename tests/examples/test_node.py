@@ -121,6 +121,29 @@ def test_a_server_that_cannot_start(variables: dict[str, str], command: str, sai
     assert printed.count("\n") == 1
 
 
+def test_a_server_is_started_again_when_it_has_ended(variables: dict[str, str]) -> None:
+    script = """
+        let left = 2;
+        server.on("exit", (code, signal) => {
+          console.log(`exit ${signal ?? code}`);
+          if (left-- > 0) go().catch((error) => console.log(error.message));
+        });
+        async function go() {
+          const { status } = await server.start();
+          console.log(status);
+          if (left > 0) process.kill(Number((await pids()).pop()), "SIGKILL");
+          else await server.stop();
+        }
+        async function pids() {
+          const { readFile } = await import("node:fs/promises");
+          const children = await readFile(`/proc/self/task/${process.pid}/children`, "utf8");
+          return children.trim().split(" ");
+        }
+        await go();"""
+    printed = run(variables, "--input-type=module", "-e", BEGIN + script)
+    assert printed.split("\n") == ["ok", "exit SIGKILL", "ok", "exit SIGKILL", "ok", "exit 0", ""]
+
+
 @pytest.mark.parametrize("script", ["process.exit(3)", "throw new Error('an error of this test')"])
 def test_no_server_is_left_when_node_ends(variables: dict[str, str], script: str) -> None:
     with node(variables, f"await server.start(); {script};") as process:

@@ -37,6 +37,14 @@ def test_the_tools_are_those_of_the_extra_dev(tmp_path: Path) -> None:
     assert done.stdout.split("\n")[:-1] == json.loads(line)
 
 
+def test_pip_is_one_that_takes_options(tmp_path: Path) -> None:
+    """The pip of a fresh environment may be older: that of Debian 12 is 23.0."""
+    first, *_ = re.findall(
+        r"^.*pip install.*$", make(f"VENV={tmp_path}", f"{tmp_path}/base.stamp"), re.MULTILINE
+    )
+    assert "pip>=23.1" in shlex.split(first)
+
+
 def test_a_portable_wheel_takes_no_options_of_one_machine() -> None:
     for option in ("CUDA=1", "WITHOUT=amx"):
         assert "make wheel builds for every kind of CPU" in make("wheel", option)

@@ -35,33 +35,42 @@ class Verdict:
 
 def check(build: Build) -> Verdict:
     """Decode a few tokens of the default model and compare the logits with plain matrix products."""
+    model, absent = None, ""
     try:
         model = default_model_path()
     except ModelError as error:
-        return Verdict(None, f"nothing was decoded: {error}")
-    with tempfile.TemporaryDirectory(prefix="headkv-doctor-") as folder:
-        command = [sys.executable, "-m", "headkv_local.doctor.child", str(model), folder]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            return Verdict(False, f"the library did not end within {_TIMEOUT_SECONDS} s; {_advice(build)}")
-        stage = (done.stdout.splitlines() or ["start"])[-1]
-        if done.returncode < 0:
-            died = signal.Signals(-done.returncode).name
-            return Verdict(
-                False, f"the library ended its process with {died} when it had to {stage}: {_advice(build)}"
-            )
-        if done.returncode > 0:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            return Verdict(False, f"the library failed when it had to {stage}: {reason}")
-        if stage != LAST_STAGE:
-            return Verdict(
-                False, f"the library left its process without a word when it had to {stage}: {_advice(build)}"
-            )
-        about = json.loads((Path(folder) / "about.json").read_text(encoding="utf-8"))
-        return _compared(model, Path(folder) / "logits.npy", about, build)
+        absent = f"nothing was decoded: {error}"
+    with tempfile.TemporaryDirectory(prefix="headkv-doctor-") as name:
+        folder = Path(name)
+        fault = _fault([str(folder)] if model is None else [str(folder), str(model)], build)
+        told = folder / "about.json"
+        about = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+        if fault:
+            return Verdict(False, fault, about)
+        if model is None:
+            return Verdict(None, absent, about)
+        return _compared(model, folder / "logits.npy", about, build)
+
+
+def _fault(arguments: list[str], build: Build) -> str:
+    """What goes wrong in the process of its own, "" for nothing."""
+    command = [sys.executable, "-m", "headkv_local.doctor.child", *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"the library did not end within {_TIMEOUT_SECONDS} s; {_advice(build)}"
+    stage = (done.stdout.splitlines() or ["start"])[-1]
+    if done.returncode < 0:
+        died = signal.Signals(-done.returncode).name
+        return f"the library ended its process with {died} when it had to {stage}: {_advice(build)}"
+    if done.returncode > 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return f"the library failed when it had to {stage}: {reason}"
+    if stage != LAST_STAGE:
+        return f"the library left its process without a word when it had to {stage}: {_advice(build)}"
+    return ""
 
 
 def _compared(model: Path, logits: Path, about: dict[str, Any], build: Build) -> Verdict:

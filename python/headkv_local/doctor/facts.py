@@ -15,14 +15,14 @@ from .build import Build
 
 
 def facts(build: Build, about: dict[str, Any]) -> list[tuple[str, str]]:
-    """about: of the process that has used the library, empty where that died."""
+    """about: of the process that has used the library, empty where it did not get so far."""
     limits = machine.limits()
     quota = "no limit" if limits.cpus is None else f"limit {limits.cpus:g} CPUs"
     memory = "no limit" if limits.memory is None else f"limit {_gib(limits.memory)}"
     total = machine.physical_memory()
     driver = machine.nvidia_driver()
     gpus = "; ".join(f"{gpu.name} ({gpu.architecture / 10:g})" for gpu in driver.gpus)
-    not_known = "not known, the library died"
+    not_known = "not known"
     return [
         ("headkv-local", __version__),
         ("build", f"{build.date}, {build.compiler}, {build.type}, {build.options()}"),
