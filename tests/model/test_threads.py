@@ -6,8 +6,10 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from llama_cpp import LlamaGrammar, LogitsProcessorList, StoppingCriteriaList
 
 from headkv_local import Cancelled, Llama, Retention, StateError
 from helpers import beside, random_tokens
@@ -68,6 +70,41 @@ def test_an_exception_closes_what_a_stream_still_uses(load: Load, tiny_path: Pat
             pass
     assert [str(error) for error in of_leaving] == ["'of the application'"]
     assert [type(error) in (Cancelled, StateError) for error in raised] == [True], raised
+
+
+@pytest.mark.parametrize("called_in", ["processor", "criterion", "signal", "on_prefill"])
+def test_a_call_is_not_closed_from_inside(load: Load, tiny_path: Path, called_in: str) -> None:
+    """llama.cpp goes on with what would be freed."""
+    llm = load(tiny_path)
+    wanted = llm("hello", max_tokens=4, temperature=0.0)["choices"]
+    refused = []
+
+    def close(*_: object) -> None:
+        with pytest.raises(StateError, match="in the middle of a call") as error:
+            llm.close()
+        refused.append(error)
+
+    def processor(tokens: object, scores: object) -> object:
+        signal.raise_signal(signal.SIGUSR1) if called_in == "signal" else close()
+        return scores
+
+    given: dict[str, Any] = {}
+    if called_in == "criterion":
+        given = {"stopping_criteria": StoppingCriteriaList([close])}
+    elif called_in == "on_prefill":
+        llm.on_prefill = close
+    else:
+        grammar = LlamaGrammar.from_string("root ::= .*")
+        given = {"logits_processor": LogitsProcessorList([processor]), "grammar": grammar}
+    before = signal.signal(signal.SIGUSR1, close)
+    try:
+        llm.reset()
+        assert llm("hello", max_tokens=4, **given)["usage"]["completion_tokens"] > 0
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(refused) > 0
+    llm.on_prefill = None
+    assert llm("hello", max_tokens=4, temperature=0.0)["choices"] == wanted
 
 
 def test_stats_and_mask_while_another_thread_reads_prompts(load: Load, tiny_path: Path) -> None:

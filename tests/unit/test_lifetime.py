@@ -68,3 +68,10 @@ def test_nobody_comes_after_the_end(lifetime: Lifetime) -> None:
         assert not again
     with pytest.raises(StateError, match="closed"), lifetime.used("llm"):
         raise AssertionError("it is closed")
+
+
+def test_the_end_is_not_begun_in_the_middle_of_something(lifetime: Lifetime) -> None:
+    with lifetime.used("llm"), pytest.raises(StateError, match="in the middle"), lifetime.ended():
+        raise AssertionError("it is used")
+    with lifetime.ended() as first, lifetime.ended() as again:  # a signal's handler
+        assert (first, again) == (True, False)

@@ -37,7 +37,7 @@ class Lifetime:
         )  # of a lock that its own thread may take again; held for moments
         self._still: list[int] = []  # threads in still()
         self.cancelled = False
-        self._closed = self._freed = False
+        self._closed = self._freeing = self._freed = False
         self._alone = False
         self._token: CancelToken | None = None  # that the running call was begun under
         self._ctx: int | None = None  # which has the native library's abort callback
@@ -63,19 +63,17 @@ class Lifetime:
         finally:
             self._alone = False
 
-    def _require_outside(self, what: str) -> None:
-        if self._alone and self.turns.inside:
-            raise StateError(f"{what} in a callback of the call that computes")
-
     @contextmanager
     def ended(self) -> Iterator[bool]:
         """Cancel the call that runs, wait for it, let no other in. Whether all is still to be freed.
 
-        StateError in a callback of that call.
+        StateError in the middle of a call of this thread: in what it calls back, or in a signal's handler.
         """
-        self._require_outside("this Llama cannot be closed")
+        if self._freeing and self.turns.inside:  # in the middle of this
+            yield False
+            return
         with self._changed:
-            if threading.get_ident() in self._still:  # a signal's handler
+            if self.turns.inside or threading.get_ident() in self._still:
                 raise StateError("this Llama cannot be closed in the middle of a call that needs it")
             if not self._closed:
                 self._closed = True
@@ -84,6 +82,7 @@ class Lifetime:
         with self.turns.entered(None, closing=True):
             with self._changed:
                 self._changed.wait_for(lambda: not self._still)
+            self._freeing = True
             yield not self._freed
             self._freed = True
 
@@ -169,7 +168,8 @@ class Lifetime:
         """
         if self.turns.inside:
             self.require_open()
-            self._require_outside("the context cannot be used")
+            if self._alone:
+                raise StateError("the context cannot be used in a callback of the call that computes")
             if turn is not None and turn is not self.turns.current:
                 raise StateError("a generation cannot go on in a callback of the call that computes")
             yield

@@ -96,7 +96,9 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         """Free model and context. Every later call raises StateError; closing twice is fine.
 
         A call that runs in another thread is cancelled first, and waited for: an on_prefill callback must
-        not wait in turn for the thread that closes. In a child made by fork() nothing is freed.
+        not wait in turn for the thread that closes. StateError in the middle of a call of this thread, as in
+        a callback: cancel() stops that. Between two tokens of a stream nothing is in the middle. In a child
+        made by fork() nothing is freed.
         """
         lifetime = self.__dict__.get("_lifetime")
         if lifetime is None:
