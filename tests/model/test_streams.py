@@ -95,6 +95,35 @@ def test_a_stream_outlives_whatever_comes_between(
     assert found == wanted
 
 
+def test_who_samples_draws_for_himself(load: Load, tiny_path: Path) -> None:
+    """By his own arguments, and nothing of a stream that made way, or of a generation that has ended."""
+    llm = load(tiny_path, retention=Retention(budget=32))
+
+    def started() -> Any:
+        llm.set_seed(7)
+        return llm.generate(PROMPTS[0], temp=1.5, repeat_penalty=1.3)
+
+    stream = started()
+    wanted = [next(stream) for _ in range(N)]
+    stream.close()
+    greedy = answer(llm, PROMPTS[1])[0]
+    stream = started()
+    found = []
+    for _ in range(N):
+        found.append(next(stream))
+        llm.prefill(PROMPTS[1])
+        assert llm.sample(temp=0.0) == greedy
+    assert found == wanted
+    stream.close()
+    for kept in (Retention(budget=32), None):
+        llm.reset()
+        llm.retention = kept
+        llm.set_seed(7)
+        next(llm.generate(PROMPTS[1], temp=5.0))
+        llm.prefill(PROMPTS[1])
+        assert [llm.sample(temp=0.0) for _ in range(3)] == [greedy] * 3
+
+
 @RETENTIONS
 def test_a_stream_may_go_from_thread_to_thread(
     load: Load, tiny_path: Path, retention: Retention | None

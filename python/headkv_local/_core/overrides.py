@@ -181,6 +181,8 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         with self._using(beside=True):
             self._tokens.require_logits(idx)
             self._raised = None  # of a call that ended otherwise
+            if not self._lifetime.turns.held:  # it is of a generation that has ended, or made way
+                self._sampler = None
             token: int = super().sample(*args, idx=idx, **kwargs)
             if (raised := self._raised) is not None:
                 self._raised = None

@@ -71,6 +71,11 @@ class Turns:
             )
 
     @property
+    def held(self) -> bool:
+        """Whether what the context holds is of a turn that has not ended."""
+        return self._holder is not None
+
+    @property
     def inside(self) -> bool:
         """Whether this thread computes already: what it calls is a part of that."""
         return self._running == threading.get_ident() and not self.forked
