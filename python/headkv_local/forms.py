@@ -127,6 +127,15 @@ def _function_of(tool: Any) -> dict[str, Any]:
     return dict(function)
 
 
+class Extensible(llama_cpp.LogitsProcessorList):  # type: ignore[misc]
+    """A copy of logits processors that a logit_bias may be added to: llama_cpp goes on with what extend()
+    returns, and a list's own returns nothing."""
+
+    def extend(self, more: Iterable[Any]) -> Any:
+        super().extend(more)
+        return self
+
+
 class Processors:
     """Logits processors, one after the other. What one raises is handed to keep: ctypes would print it."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_cpp import LlamaGrammar
+from llama_cpp import LlamaGrammar, LogitsProcessorList
 
 from headkv_local import ArgumentError, Llama, Retention, UnsupportedError
 
@@ -80,6 +80,24 @@ def test_what_a_logits_processor_raises(load: Load, tiny_path: Path, call: str) 
     with pytest.raises(KeyError, match="mine"):
         calls[call](logits_processor=[processor])
     assert llm("Hello.", max_tokens=2)["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_logits_processor_and_a_bias(load: Load, tiny_path: Path, stream: bool) -> None:
+    llm, seen = load(tiny_path), []
+
+    def processor(tokens: Any, scores: Any) -> Any:
+        seen.append(scores.argmax())
+        return scores
+
+    mine = LogitsProcessorList([processor])
+    (letter,) = llm.tokenize(b"z")
+    given: dict[str, Any] = {"logits_processor": mine, "logit_bias": {letter: 1000.0}, "stream": stream}
+    reply: Any = llm("Hello.", max_tokens=3, temperature=0.0, **given)
+    assert "".join(one["choices"][0]["text"] for one in (reply if stream else [reply])) == "zzz"
+    assert len(seen) == 3
+    assert letter not in seen
+    assert len(mine) == 1
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32 + 7, 2**70])

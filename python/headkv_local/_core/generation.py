@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import infill
 from ..errors import ArgumentError, ContextFullError, HeadKVError, StateError
-from ..forms import require_bias, require_grammar
+from ..forms import Extensible, require_bias, require_grammar
 from .contents import Contents
 from .failures import completion_error
 from .lifetime import Lifetime
@@ -23,6 +23,8 @@ def completion_arguments(llm: Any, given: dict[str, Any]) -> dict[str, Any]:
         require_grammar(llm._model.vocab, grammar)
     if (bias := given.get("logit_bias")) is not None:
         require_bias(bias, llm._n_vocab)
+        if (processors := given.get("logits_processor")) is not None:
+            given = {**given, "logits_processor": Extensible(processors)}
     if (suffix := given.get("suffix")) is not None:
         given = {**given, "prompt": infill.prompt_of(llm, given.get("prompt", ""), suffix), "suffix": None}
     if given.get("echo") and isinstance(given.get("prompt"), list):

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import closing, suppress
 from typing import Any
 
-import llama_cpp
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from llama_cpp.server import app as stock
@@ -82,8 +81,6 @@ def _job(service: Service, body: Any, call: Any) -> Job:
         kwargs = body.model_dump(exclude=_UNUSED | NEW_FIELDS, warnings=False)
         if "messages" in kwargs:
             kwargs["messages"] = body.messages  # with the marks that stock's types do not know
-        if body.min_tokens > 0:
-            kwargs["logits_processor"] = _Processors()
         stock.prepare_request_resources(body, models, body.model, kwargs)
         try:
             with llm.answered(asked):
@@ -105,13 +102,6 @@ def _streamed(made: Iterator[Any], body: Any, asked: Asked) -> Generator[Any, No
             yield last | {"usage": None} if body.includes_usage else last
     if body.includes_usage and last is not None:
         yield last | {"choices": [], "usage": asked.usage()}
-
-
-class _Processors(llama_cpp.LogitsProcessorList):  # type: ignore[misc]
-    def extend(self, more: Any) -> Any:
-        """llama_cpp goes on with what this returns, which a list's own leaves out."""
-        super().extend(more)
-        return self
 
 
 def _require_tokens(llm: Served, body: Any) -> None:
