@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 from ._core.cancel import CancelToken
@@ -33,7 +34,7 @@ class AsyncLlama:
     A task that is cancelled while it waits stops its work, and only that: what has not begun never does, and
     the model can be used as after Llama.cancel(). Errors are raised where they are awaited. A stream that
     nobody takes from makes way for others after a second, 64 items ahead; leaving its loop ends it. Calls may
-    come from several tasks, and event loops.
+    come from several tasks, and event loops. A CancelToken that is entered where one is made stops it too.
 
     on_prefill: called as (done, total) tokens on the caller's event loop, before the result comes.
     """
@@ -107,7 +108,7 @@ class AsyncLlama:
                 self._begun.discard(token)
 
         try:
-            return await asyncio.wrap_future(self._worker.submit(job))
+            return await asyncio.wrap_future(self._worker.submit(copy_context().run, job))
         except asyncio.CancelledError:
             token.cancel()
             raise
@@ -131,7 +132,9 @@ class AsyncLlama:
         def begin(llm: Llama) -> Any:
             return llm.create_chat_completion(messages, stream=stream, **kwargs)
 
-        return self._stream(begin, on_prefill) if stream else await self.run(begin, on_prefill=on_prefill)
+        if stream:
+            return self._stream(begin, on_prefill, copy_context())
+        return await self.run(begin, on_prefill=on_prefill)
 
     async def create_completion(
         self, prompt: Any, *, stream: bool = False, on_prefill: OnPrefill | None = None, **kwargs: Any
@@ -141,13 +144,15 @@ class AsyncLlama:
         def begin(llm: Llama) -> Any:
             return llm.create_completion(prompt, stream=stream, **kwargs)
 
-        return self._stream(begin, on_prefill) if stream else await self.run(begin, on_prefill=on_prefill)
+        if stream:
+            return self._stream(begin, on_prefill, copy_context())
+        return await self.run(begin, on_prefill=on_prefill)
 
     def generate(
         self, tokens: Sequence[int], *, on_prefill: OnPrefill | None = None, **kwargs: Any
     ) -> AsyncGenerator[int, None]:
         """As Llama.generate(): token after token, without an end until the loop over it is left."""
-        return self._stream(lambda llm: llm.generate(tokens, **kwargs), on_prefill)
+        return self._stream(lambda llm: llm.generate(tokens, **kwargs), on_prefill, copy_context())
 
     async def save_session(self, path: str | os.PathLike[str], **kwargs: Any) -> None:
         """As Llama.save_session()."""
@@ -195,8 +200,9 @@ class AsyncLlama:
             yield
 
     async def _stream(
-        self, begin: Callable[[Llama], Any], on_prefill: OnPrefill | None
+        self, begin: Callable[[Llama], Any], on_prefill: OnPrefill | None, made_in: Context
     ) -> AsyncGenerator[Any, None]:
+        """made_in: the context of the call, with the tokens that are entered there."""
         self._require_open()
         token, tell = CancelToken(), self._teller(on_prefill)
 
@@ -204,7 +210,7 @@ class AsyncLlama:
             with self._working(token, tell):
                 work(self._llm)
 
-        stream = Stream(begin, step, self._worker.submit)
+        stream = Stream(begin, step, lambda work: self._worker.submit(made_in.run, work))
         self._begun.add(token)
         try:
             async for item in stream:

@@ -13,8 +13,7 @@ from headkv_local.chat.worker import Job, interrupts
 
 
 def until_stopped() -> None:
-    token = CancelToken.current()
-    assert token is not None
+    (token,) = CancelToken.entered()
     while not token.cancelled:
         time.sleep(0.001)
 

@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from headkv_local import AsyncLlama, Cancelled, ContextFullError, Llama, ModelError, Retention, StateError
+from headkv_local import (
+    AsyncLlama,
+    Cancelled,
+    CancelToken,
+    ContextFullError,
+    Llama,
+    ModelError,
+    Retention,
+    StateError,
+)
 from helpers import random_tokens
 
 SETTINGS: dict[str, Any] = {
@@ -142,6 +151,35 @@ def test_a_cancelled_task_stops_its_work(tiny_path: Path, kind: str) -> None:
         assert n_read < 7000
         await llm.prefill(tokens[:500])
         assert llm.llm.n_tokens == 500
+
+    run(main, tiny_path)
+
+
+@pytest.mark.parametrize("kind", ["prefill", "stream", "generate"])
+def test_a_token_around_a_call_stops_it(tiny_path: Path, kind: str) -> None:
+    async def main(llm: AsyncLlama) -> None:
+        told: list[Any] = []
+        tell, stop = (lambda *of: told.append(of)), CancelToken()
+
+        async def taken(stream: Any) -> None:
+            async for _ in stream:
+                pass
+
+        with stop:
+            if kind == "prefill":
+                task = asyncio.create_task(llm.prefill(random_tokens(8000), on_prefill=tell))
+            elif kind == "stream":
+                stream = await llm.create_completion("salt " * 1500, stream=True, on_prefill=tell)
+            else:
+                stream = llm.generate(random_tokens(8000), on_prefill=tell)
+        if kind != "prefill":
+            task = asyncio.create_task(taken(stream))
+        await begun(task, told)
+        stop.cancel()
+        with pytest.raises(Cancelled):
+            await task
+        assert llm.llm.n_tokens < 7000
+        await llm.prefill(random_tokens(500))
 
     run(main, tiny_path)
 

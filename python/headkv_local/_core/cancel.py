@@ -12,7 +12,7 @@ class _Stoppable(Protocol):
     def _stop_for(self, token: CancelToken) -> None: ...
 
 
-# the innermost token first; a context of its own for each thread and task
+# a context of its own for each thread and task
 _entered: ContextVar[tuple[CancelToken, ...]] = ContextVar("headkv_cancel_tokens", default=())
 
 
@@ -28,7 +28,8 @@ class CancelToken:
         stop.cancel()                                # at any time, also before the thread has begun
 
     The calls raise Cancelled, also those to come: a token is for one piece of work and is not used again.
-    A stream belongs to the token that it was begun under.
+    Where several are entered, one inside of the other, calls are begun under all of them. A stream belongs
+    to those that it was begun under.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class CancelToken:
             llm._stop_for(self)
 
     def __enter__(self) -> CancelToken:
-        _entered.set((self, *_entered.get()))
+        _entered.set((*_entered.get(), self))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,9 +57,9 @@ class CancelToken:
             _entered.set(tuple(entered))
 
     @staticmethod
-    def current() -> CancelToken | None:
-        """The token that calls of this thread or task are begun under."""
-        return (*_entered.get(), None)[0]
+    def entered() -> tuple[CancelToken, ...]:
+        """The tokens that calls of this thread or task are begun under."""
+        return _entered.get()
 
     def _begin(self, llm: _Stoppable) -> None:
         self._at_work.append(llm)

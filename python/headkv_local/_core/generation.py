@@ -42,20 +42,19 @@ class Generations:
     def generate(
         self,
         llm: Any,
+        turn: Turn,
         stock: Callable[..., Steps],
         tokens: Sequence[int],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Steps:
-        """stock: llama_cpp's generate(), which is called with these arguments."""
-        turn, own = self._completion, False
-        if not self._lifetime.turns.inside:
-            turn, own = Turn(), True
-        elif turn is None:
-            raise StateError("a generation cannot go on in a callback of the call that computes")
-        else:
-            self._completion = None
-        assert turn is not None
+        """turn: that this is if it is not a part of a completion. stock: llama_cpp's generate(), which is
+        called with these arguments."""
+        own = not self._lifetime.turns.inside
+        if not own:
+            if self._completion is None:
+                raise StateError("a generation cannot go on in a callback of the call that computes")
+            turn, self._completion = self._completion, None
         tokens = list(tokens)
         anew = kwargs.get("reset", args[6] if len(args) > 6 else True)
         if len(args) > 6:

@@ -39,7 +39,7 @@ class Lifetime:
         self.cancelled = False
         self._closed = self._freeing = self._freed = False
         self._alone = False
-        self._token: CancelToken | None = None  # that the running call was begun under
+        self._tokens: tuple[CancelToken, ...] = ()  # that the running call was begun under
         self._ctx: int | None = None  # which has the native library's abort callback
 
     def make_cancellable(self, ctx: int) -> None:
@@ -123,7 +123,7 @@ class Lifetime:
 
     def _stop_for(self, token: CancelToken) -> None:
         with self._changed:
-            if self._token is token and not self._closed:
+            if token in self._tokens and not self._closed:
                 self._stop()
 
     def forget_cancel(self) -> None:
@@ -135,28 +135,28 @@ class Lifetime:
                 native.cancel_clear(self._ctx)
 
     def begin(self) -> None:
-        """A prompt begins: requests to stop were meant for what came before, other than its own token's."""
+        """A prompt begins: requests to stop were meant for what came before, other than its own tokens'."""
         self.forget_cancel()
-        if self._token is not None:
-            self._token._raise_if_cancelled()
+        for token in self._tokens:
+            token._raise_if_cancelled()
 
     @contextmanager
-    def _under(self, token: CancelToken | None) -> Iterator[None]:
-        """Stop what is done meanwhile when the token says so, and do not begin if it has said so."""
-        if token is None:
-            yield
-            return
+    def _under(self, tokens: tuple[CancelToken, ...]) -> Iterator[None]:
+        """Stop what is done meanwhile when one of them says so, and do not begin if it has said so."""
         with self._changed:
-            self._token = token
-        token._begin(self)
+            self._tokens = tokens
+        for token in tokens:
+            token._begin(self)
         try:
-            token._raise_if_cancelled()
+            for token in tokens:
+                token._raise_if_cancelled()
             yield
         finally:
-            token._end(self)
+            for token in tokens:
+                token._end(self)
             with self._changed:
-                self._token = None
-                if token.cancelled:  # it was meant for nothing else
+                self._tokens = ()
+                if any(token.cancelled for token in tokens):  # it was meant for nothing else
                     self.forget_cancel()
 
     @contextmanager
@@ -174,11 +174,11 @@ class Lifetime:
                 raise StateError("a generation cannot go on in a callback of the call that computes")
             yield
             return
-        token = CancelToken.current() if turn is None else turn.token
-        with self.turns.entered(turn, token) as displaced:
+        tokens = CancelToken.entered() if turn is None else turn.tokens
+        with self.turns.entered(turn, tokens) as displaced:
             self.require_open()
             try:
-                with self._under(token):
+                with self._under(tokens):
                     if displaced is not None and not (beside and displaced.thread == threading.get_ident()):
                         self._set_aside(user, displaced)
                         self.turns.hold(None)

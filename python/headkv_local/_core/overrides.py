@@ -31,6 +31,7 @@ from .prefill import PromptReader
 from .prompts import PromptTracker
 from .threads import Threads
 from .tokens import Tokens
+from .turns import Turn
 
 
 def _shown(part: str, name: str) -> Any:
@@ -215,7 +216,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
         """As llama_cpp.Llama.generate(); the prompt is compacted before the first token is sampled."""
-        return self._generations.generate(self, super().generate, tokens, args, kwargs)
+        return self._generations.generate(self, Turn(), super().generate, tokens, args, kwargs)
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         with self._lifetime.still():

@@ -24,7 +24,7 @@ class Turn:
     """One generation, from its first token to its end. Between its steps it is a suspended generator."""
 
     def __init__(self, question: tuple[Part, ...] = (), messages: Sequence[Mapping[str, Any]] = ()) -> None:
-        self.token = CancelToken.current()
+        self.tokens = CancelToken.entered()
         self.n_stable: int | None = None  # tokens of its prompt that later turns begin with; None: all
         self.question = question  # tokens of its prompt that ask; empty: not told
         self.messages = messages  # that its prompt was made of; empty: not known
@@ -82,11 +82,11 @@ class Turns:
 
     @contextmanager
     def entered(
-        self, turn: Turn | None, token: CancelToken | None = None, closing: bool = False
+        self, turn: Turn | None, tokens: tuple[CancelToken, ...] = (), closing: bool = False
     ) -> Iterator[Turn | None]:
         """Use the context; turn: whose step this is, None for a call of its own. Yields who is displaced.
 
-        token: ends the waiting too.
+        tokens: each ends the waiting too.
         """
         self.require_own_process()
         if self.inside:
@@ -95,7 +95,7 @@ class Turns:
         me = threading.get_ident()
         try:  # an interrupt may come at any moment
             with self._changed:
-                self._wait(me, turn, token, closing)
+                self._wait(me, turn, tokens, closing)
                 self._running, self.current = me, turn
             yield self._holder if self._holder is not turn else None
         finally:
@@ -106,14 +106,14 @@ class Turns:
                         turn.thread, turn.stepped = me, monotonic()
                     self._wake()
 
-    def _wait(self, me: int, turn: Turn | None, token: CancelToken | None, closing: bool) -> None:
+    def _wait(self, me: int, turn: Turn | None, tokens: tuple[CancelToken, ...], closing: bool) -> None:
         place = object()
         try:
             self._waiting.append(place)
             while True:
                 if self._closed and not closing:
                     raise StateError("this Llama has been closed")
-                if token is not None:
+                for token in tokens:
                     token._raise_if_cancelled()
                 holder, patience = self._holder, float("inf")
                 if self._running is None:
@@ -125,7 +125,7 @@ class Turns:
                         patience = holder.stepped + PATIENCE - monotonic()
                         if patience <= 0:
                             return
-                if token is not None:  # whose cancel() may be called by a signal handler, which cannot wake
+                if tokens:  # whose cancel() may be called by a signal handler, which cannot wake
                     patience = min(patience, _TICK)
                 self._changed.wait(None if patience == float("inf") else patience)
         finally:

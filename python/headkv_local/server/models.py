@@ -6,13 +6,13 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 from llama_cpp.server.model import LlamaProxy
 
-from .. import CancelToken
 from ..defaults import archive_fits, cache_folder, default_context
 from ..devices import all_layers
 from ..errors import ArgumentError, Cancelled, HeadKVError, LoadMemoryError, ModelError
@@ -99,8 +99,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
             return
         try:
             if llm.keeper is not None:
-                with CancelToken():  # not the request's, whose client may have left
-                    llm.keeper.close()
+                Context().run(llm.keeper.close)  # not under the request's token: its client may have left
         finally:
             llm.close()
 
