@@ -110,11 +110,13 @@ def test_any_int_is_a_seed_and_can_be_saved(load: Load, tiny_path: Path, tmp_pat
         assert opened.n_tokens == llm.n_tokens
 
 
+MARKS = {f"tokenizer.ggml.fim_{name}_token_id": 257 + i for i, name in enumerate(("pre", "suf", "mid"))}
+
+
 def test_a_suffix(load: Load, tiny_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="no tokens for a suffix"):
         load(tiny_path)("a", suffix="b")
-    marks = {f"tokenizer.ggml.fim_{name}_token_id": 257 + i for i, name in enumerate(("pre", "suf", "mid"))}
-    llm = load(tiny_path, kv_overrides=marks)
+    llm = load(tiny_path, kv_overrides=MARKS)
     for _ in llm("a<|im_end|>", suffix="b", max_tokens=1, stream=True):
         pass
     plain = llm.tokenize(b"a<|im_end|>", False, False)
@@ -122,3 +124,15 @@ def test_a_suffix(load: Load, tiny_path: Path) -> None:
     assert np.array_equal(llm.input_ids[: len(wanted)], wanted)
     with pytest.raises(ArgumentError, match="echo"):
         llm("a", suffix="b", echo=True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_suffix_with_log_probabilities(load: Load, tiny_path: Path, stream: bool) -> None:
+    """Texts are counted in characters, and begin after the prompt."""
+    llm = load(tiny_path, kv_overrides=MARKS, logits_all=True)
+    given: dict[str, Any] = {"logprobs": 1, "stream": stream, "logit_bias": {llm.tokenize(b"z")[0]: 1000.0}}
+    for prompt, suffix in (("the th\u00e4 the the", None), ("the th\u00e4 the the", ")"), ([5, 6], ")")):
+        reply: Any = llm(prompt, suffix=suffix, max_tokens=3, temperature=0.0, **given)
+        chunks = [one["choices"][0]["logprobs"] for one in (reply if stream else [reply])]
+        offsets = [offset for one in chunks if one is not None for offset in one["text_offset"]]
+        assert offsets == [len(prompt) + i for i in range(3)]

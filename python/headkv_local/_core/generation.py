@@ -98,9 +98,12 @@ class Generations:
                 self._lifetime.turns.leave(turn)
 
     def complete(
-        self, llm: Any, turn: Turn, results: Generator[Any, None, None], stream: bool
+        self, llm: Any, turn: Turn, results: Generator[Any, None, None], stream: bool, offset: int
     ) -> Generator[Any, None, None]:
-        """The results of llama_cpp's generator of a completion, which belong to one turn."""
+        """The results of llama_cpp's generator of a completion, which belong to one turn.
+
+        offset: by how much the prompt was longer than the one that llama_cpp got, and counts from.
+        """
         begun = False
         try:
             while True:
@@ -114,6 +117,8 @@ class Generations:
                     finally:
                         if self._completion is turn:
                             self._completion = None
+                if (of_tokens := result["choices"][0]["logprobs"]) is not None:
+                    of_tokens["text_offset"] = [offset + one for one in of_tokens["text_offset"]]
                 if turn.cut_off and not stream:
                     result["choices"][0]["text"] += turn.cut_off.decode("utf-8", errors="ignore")
                 if result["choices"][0]["finish_reason"] is not None and not (stream and llm.cache):

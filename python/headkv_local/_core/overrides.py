@@ -181,9 +181,9 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         """As llama_cpp.Llama.sample(); StateError where there are no logits, which llama.cpp aborts on."""
         with self._using(beside=True):
             self._tokens.require_logits(idx)
-            self._raised = None  # of a call that ended otherwise
             if not self._lifetime.turns.held:  # it is of a generation that has ended, or made way
                 self._sampler = None
+            self._raised = None  # of a call that ended otherwise
             token: int = super().sample(*args, idx=idx, **kwargs)
             if (raised := self._raised) is not None:
                 self._raised = None
@@ -219,11 +219,13 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         return self._generations.generate(self, Turn(), super().generate, tokens, args, kwargs)
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        given = kwargs.get("prompt", ())
         with self._lifetime.still():
             kwargs = completion_arguments(self, kwargs)
-        turn = self._chats.turn(kwargs.get("prompt", ()))
-        results = super()._create_completion(*args, **kwargs)
-        return self._generations.complete(self, turn, results, bool(kwargs.get("stream")))
+        prompt = kwargs.get("prompt", ())
+        turn, results = self._chats.turn(prompt), super()._create_completion(*args, **kwargs)
+        stream, offset = bool(kwargs.get("stream")), len(given) - len(prompt)
+        return self._generations.complete(self, turn, results, stream, offset)
 
     def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
         """As llama_cpp.Llama.create_chat_completion(), but the model reads what was asked.
