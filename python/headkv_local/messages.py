@@ -19,11 +19,18 @@ def require_messages(messages: Any) -> list[Mapping[str, Any]]:
     """
     if not isinstance(messages, list | tuple):
         raise ArgumentError(f"messages must be a list of chat messages, not {_shown(messages)}")
+    messages = [plain(message) for message in messages]
     for i, message in enumerate(messages, start=1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ArgumentError(f"message {i} is none: it must have a role, and {_NEEDED}: {_shown(message)}")
         _require_content(message, f"message {i} ({message['role']})")
-    return list(messages)
+    return messages
+
+
+def plain(message: Any) -> Any:
+    """A message as a dict where it is an object of pydantic, as those of OpenAI's client are."""
+    dump = getattr(message, "model_dump", None)
+    return message if dump is None else dump(exclude_none=True)
 
 
 def _require_content(message: Mapping[str, Any], name: str) -> None:

@@ -255,6 +255,23 @@ def test_a_generator_that_is_closed_late_does_not_touch_the_next_prompt(load: Lo
     assert llm.cache_stats().compacted
 
 
+def test_openais_objects_are_a_history(load: Load, tiny_path: Path, tmp_path: Path) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32))
+    said = llm.create_chat_completion_openai_v1(QUESTION, max_tokens=4).choices[0].message
+    asked = {"role": "user", "content": "And then?"}
+    as_dict = {"role": "assistant", "content": said.content}
+    counts = []
+    for message in (as_dict, said):
+        llm.reset()
+        history = [*QUESTION, message, asked]
+        counts.append(llm.create_chat_completion(history, max_tokens=1)["usage"]["prompt_tokens"])
+        assert llm.chat_prompt(history) == llm.chat_prompt([*QUESTION, as_dict, asked])
+    assert counts[0] == counts[1]
+    llm.save_session(tmp_path / "session", messages=[*QUESTION, said])
+    with Llama.open_session(tmp_path / "session") as opened:
+        assert opened.session_messages == [*QUESTION, as_dict]
+
+
 def test_pickle(load: Load, tiny_path: Path) -> None:
     retention = Retention(budget=40, scores=np.ones((2, 4)), kernel=5)
     llm = load(tiny_path, retention=retention)

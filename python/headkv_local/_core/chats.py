@@ -14,6 +14,7 @@ from llama_cpp import llama_chat_format
 
 from ..errors import ArgumentError
 from ..forms import chat_handler_of, chosen_tool, is_of_formatter, plain_format, require_schema
+from ..messages import require_messages
 from . import templates
 from .turns import Turn
 
@@ -88,18 +89,18 @@ class Chats:
                 return str(rendered.args[0])
             raise AssertionError("a formatter's handler makes tokens of its prompt")
 
-        template = _template_name(llm)
+        messages, template = require_messages(messages), _template_name(llm)
         form, prompt, change = templates.fitted(messages, render, template)
         if change:
             self._warn(f"{template} knows no system role: {change}")
         ends, later, rewritten = templates.ending(form, prompt, render)
-        with self._reading(list(messages), _n_unstable(llm, ends, later), rewritten):
+        with self._reading(messages, _n_unstable(llm, ends, later), rewritten):
             return stock(form, **given)
 
     @staticmethod
     def prompt(llm: Any, messages: Sequence[Mapping[str, Any]]) -> str:
         """In the model's own template, with the opening of an answer after them."""
-        write = templates.own(llm)
+        write, messages = templates.own(llm), require_messages(messages)
         return templates.fitted(messages, lambda form: str(write(messages=form).prompt), _OWN)[1]
 
     @contextmanager

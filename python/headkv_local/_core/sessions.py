@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, Cancelled, SessionError, StateError
+from ..messages import plain
 from ..stats import PromptRecord
 from . import native
 from .native.session import Held, SessionFile, Told, write
@@ -116,6 +117,6 @@ def _load(llm: Any, session: SessionFile, header: Header) -> None:
 
 
 def _list_of(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
-    if isinstance(messages, str | Mapping) or not all(isinstance(m, Mapping) for m in messages):
+    if isinstance(messages, str | Mapping) or not all(isinstance(plain(m), Mapping) for m in messages):
         raise ArgumentError(f"messages must be a list of chat messages, not {messages!r}")
-    return [dict(message) for message in messages]
+    return [dict(plain(message)) for message in messages]

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from llama_cpp import llama_chat_format
 
 from ..errors import ArgumentError, HeadKVError, TemplateError
-from ..messages import require_messages
 
 Message = dict[str, Any]
 Render = Callable[[list[Message]], str]
@@ -71,14 +70,16 @@ def plain_text(*, messages: list[Message], **_: Any) -> Any:
     return llama_chat_format.ChatFormatterResponse(prompt="\n".join([*lines, "Assistant:"]), stop=["\nUser:"])
 
 
-def fitted(given: Any, render: Render, template: str) -> tuple[list[Message], str, str]:
+def fitted(
+    given: Sequence[Mapping[str, Any]], render: Render, template: str
+) -> tuple[list[Message], str, str]:
     """Messages in the first form that the template writes whole; the rendered prompt; what was changed.
 
-    render: raises what the template raises. template: its name in errors. ArgumentError for what are no
-    messages, or none of texts, and for those that the template refuses, TemplateError where it fails or
-    leaves something out.
+    render: raises what the template raises. template: its name in errors. ArgumentError for messages that
+    are none of texts, and for those that the template refuses, TemplateError where it fails or leaves
+    something out.
     """
-    messages = [_with_text(message) for message in require_messages(given)]
+    messages = [_with_text(message) for message in given]
     _require_text(messages)
     failures: list[HeadKVError] = []
     for change, form in _forms(messages):
