@@ -98,6 +98,7 @@ def test_a_missing_model_file(tmp_path: Path) -> None:
         ({"flash_attn": False, "retention": Retention()}, UnsupportedError, "flash attention only"),
         ({"embedding": True, "retention": Retention()}, UnsupportedError, "embedding=True"),
         ({"vocab_only": True, "retention": Retention()}, UnsupportedError, "vocab_only=True"),
+        ({"vocab_only": True, "n_ctx": "auto"}, UnsupportedError, "keeps no cache"),
         ({"retention": 128}, ArgumentError, "Retention or None, not 128"),
         ({"retention": Retention(caps=[[64]])}, ArgumentError, r"shape \(2, 2\).* not \(1, 1\)"),
         ({"retention": Retention(scores=np.ones((2, 3)))}, ArgumentError, r"\(2, 4\).*\(2, 2\).*\(2, 3\)"),
@@ -514,6 +515,16 @@ def test_a_model_without_a_tokenizer(
         with pytest.raises(UnsupportedError, match="^the model has no tokenizer"):
             call()
     assert len(list(zip(llm.generate(list(range(200)), temp=0.0), range(3), strict=False))) == 3
+
+
+def test_a_vocabulary_alone(load: Load, tiny_path: Path) -> None:
+    """llama.cpp ends the process where it is asked for the heads."""
+    llm = load(tiny_path, vocab_only=True)
+    assert llm.detokenize(llm.tokenize(b"text")) == b"text"
+    assert llm.cache_stats().full_bytes == 0
+    assert llm.retention_mask().size == 0
+    with pytest.raises(EncoderError, match="keeps no cache"):
+        llm("Hello.")
 
 
 @pytest.mark.parametrize(("arch", "reason"), [("t5", "has an encoder"), ("bert", "keeps no cache")])

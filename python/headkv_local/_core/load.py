@@ -68,6 +68,10 @@ def refuse_what_cannot_be(
     ):
         number = kwargs.get(name)
         if name == "n_ctx" and number == AUTO:
+            if kwargs.get("vocab_only"):
+                raise UnsupportedError(
+                    f'a model loaded with vocab_only=True keeps no cache: n_ctx="{AUTO}" has nothing to fit'
+                )
             continue
         if number is None and (name not in kwargs or name.startswith("n_threads")):
             continue

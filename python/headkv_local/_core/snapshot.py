@@ -81,8 +81,9 @@ def _stock_stats(llm: llama_cpp.Llama, prompt: PromptRecord) -> CacheStats:
     """llama.cpp tells no sizes of its stock cache: computed for all layers at n_ctx cells."""
     model = llm.model
     n_layer = llama_cpp.llama_model_n_layer(model)
-    n_head_kv = llama_cpp.llama_model_n_head_kv(model)
-    row_bytes = sum(_head_bytes(llm))
+    n_head_kv = row_bytes = 0
+    if n_layer > 0:  # else only the vocabulary is loaded: llama.cpp ends the process
+        n_head_kv, row_bytes = llama_cpp.llama_model_n_head_kv(model), sum(_head_bytes(llm))
     full = n_layer * n_head_kv * row_bytes * llm.n_ctx()
     n_prompt, n_tail = _divided(llm.n_tokens, prompt)
     return CacheStats(
