@@ -7,7 +7,6 @@
 
 #include "ggml-backend.h"
 
-#include <algorithm>
 #include <utility>
 
 headkv_bounded::headkv_bounded(llama_memory_i * mem, bool rows) {
@@ -113,6 +112,6 @@ int32_t headkv_bounded::layer_read_by(int32_t il) const {
 }
 
 bool headkv_bounded::reaches(llama_pos n) const {
-    return !window ||
-           window->seq_pos_min(0) <= std::max<llama_pos>(0, n - (llama_pos) llama_kv_cache_headkv::n_swa_of(*window));
+    const llama_pos first = window ? window->seq_pos_min(0) : 0;
+    return first <= 0 || llama_kv_cache_headkv::hides(*window, first - 1, n);
 }

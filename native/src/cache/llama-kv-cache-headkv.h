@@ -202,7 +202,10 @@ public:
         }
     }
 
-    static uint32_t n_swa_of(const llama_kv_cache & kv) { return kv.n_swa; }
+    // Does its window hide position p0 from the token at p1?
+    static bool hides(const llama_kv_cache & kv, llama_pos p0, llama_pos p1) {
+        return llama_hparams::is_masked_swa(kv.n_swa, kv.swa_type, p0, p1);
+    }
 
     // the layer whose K and V layer il reads, -1 for one that is not in the cache
     static int32_t layer_read_in(const llama_kv_cache & kv, int32_t il) {

@@ -23,13 +23,18 @@ static void require(bool ok, const char * what) {
 }
 
 // Does a window that holds these positions, ascending, hold all that the token after them sees?
-static bool sees_all(const std::vector<llama_pos> & positions, int32_t n_swa) {
+static bool sees_all(const std::vector<llama_pos> & positions, const llama_kv_cache & window) {
     if (positions.empty()) {
         return false;
     }
-    const int32_t n_seen = std::clamp(n_swa - 1, 0, positions.back() + 1);
-    const int32_t n_held = positions.size();
-    return n_held >= n_seen && (n_seen == 0 || positions[n_held - n_seen] == positions.back() + 1 - n_seen);
+    const llama_pos next = positions.back() + 1;
+    auto held            = positions.rbegin();
+    for (llama_pos p = next - 1; p >= 0 && !llama_kv_cache_headkv::hides(window, p, next); --p) {
+        if (held == positions.rend() || *held++ != p) {
+            return false;
+        }
+    }
+    return true;
 }
 
 template <typename T>
@@ -58,7 +63,7 @@ void headkv_bounded::write(llama_io_write_i & io) const {
             }
         }
         std::sort(positions.begin(), positions.end());
-        if (!sees_all(positions, llama_kv_cache_headkv::n_swa_of(*window))) {
+        if (!sees_all(positions, *window)) {
             throw headkv_error(HEADKV_ERR_STATE,
                                "layers with a sliding window have forgotten what the next token looks at");
         }
@@ -170,7 +175,7 @@ std::vector<int64_t> headkv_bounded::read_window(llama_io_read_i & io, int32_t n
     }
     std::sort(positions.begin(), positions.end());
     require(std::adjacent_find(positions.begin(), positions.end()) == positions.end(), "positions");
-    require(sees_all(positions, llama_kv_cache_headkv::n_swa_of(*window)), "positions");
+    require(sees_all(positions, *window), "positions");
 
     return place(saved, size, first);
 }
