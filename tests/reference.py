@@ -48,10 +48,11 @@ class Stock:
         flash: bool = False,
         n_ctx: int = 512,
         n_ubatch: int = 64,
-        swa_full: bool = True,
+        swa_full: bool = False,
         scores: Scores | None = None,
     ) -> None:
-        """swa_full: sliding windows get cells for the whole context, which is llama.cpp's own choice.
+        """swa_full: sliding windows get cells for the whole context, as llama.cpp chooses and Llama with a
+        retention does not.
         scores: without flash attention only."""
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = 0
@@ -142,7 +143,7 @@ class Scores:
 def full_attention_layers(path: Path) -> list[int]:
     """Those that see a whole prompt of 300 tokens, also such as share the K and V of an earlier layer."""
     scores = Scores()
-    with Stock(path, swa_full=False, scores=scores) as stock:
+    with Stock(path, scores=scores) as stock:
         stock.read([1] * 300)
     return sorted(layer for layer, (_, n_kv) in scores.shapes.items() if n_kv >= 300)
 

@@ -28,7 +28,7 @@ from helpers import (
     nmse,
     random_tokens,
 )
-from reference import Logits, Masks, Stock, reference_logits, stock_distance
+from reference import Logits, Masks, Stock, masks_of, reference_logits, stock_distance
 
 N_PROMPT, N_LATER = 300, 12
 TURNS = (20, 70, 33)  # tokens: within a ubatch, more than one and than a sliding window, past 128 cells
@@ -45,7 +45,7 @@ NAMES = (
 SHARED = {"gemma4-shared": {8: 5}, "gemma3n": {24: 19}}
 """Layers with full attention that read the K and V of an earlier one."""
 
-SETTINGS: dict[str, Any] = {"n_ctx": 512, "n_ubatch": 64, "flash_attn": True}
+SETTINGS: dict[str, Any] = {"n_ctx": 512, "n_ubatch": 64, "flash_attn": True, "swa_full": False}
 
 
 @dataclass
@@ -376,3 +376,22 @@ def test_a_question_before_the_document(model: Model) -> None:
     llm = model.fresh(llm.retention)
     llm.prefill(tokens[:n_prompt])
     assert not np.array_equal(llm.retention_mask(), mask)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt-oss"])
+def test_windows_with_cells_for_the_whole_context(
+    tiny: Callable[..., Path], load: Callable[..., Llama], name: str
+) -> None:
+    """As llama.cpp makes them."""
+    path, settings = tiny(**VARIANTS[name]), SETTINGS | {"swa_full": True}
+    with Stock(path, flash=True, swa_full=True) as stock:
+        full = stock.read_each([*PROMPT, *LATER], N_PROMPT)
+    llm = load(path, **settings)
+    llm.eval(PROMPT)
+    assert np.array_equal(forced_logits(llm, LATER), full)
+    llm.reset()
+    llm.retention = Retention(budget=N_PROMPT // 4)
+    llm.prefill(PROMPT)
+    wanted = reference_logits(path, [*PROMPT, *LATER], N_PROMPT, masks_of(path, llm))
+    distance = stock_distance(path, [*PROMPT, *LATER], N_PROMPT)
+    assert nmse(forced_logits(llm, LATER), wanted) <= 3 * distance

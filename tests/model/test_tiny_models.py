@@ -26,7 +26,7 @@ _NO_CELLS = ("deepseek4",)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_tiny_model(tiny: Callable[..., Path], name: str) -> None:
     path = tiny(**VARIANTS[name])
-    with Stock(path, swa_full=False) as stock:
+    with Stock(path) as stock:
         logits = stock.read_each(TOKENS, N_PROMPT)
         stock.clear()
         again = stock.read_each(TOKENS, N_PROMPT)
@@ -35,7 +35,7 @@ def test_a_tiny_model(tiny: Callable[..., Path], name: str) -> None:
     assert np.isfinite(logits).all()
     assert (logits.std(axis=1) > 0.3).all()
     assert np.array_equal(logits, again)
-    with Stock(path, flash=True, swa_full=False) as stock:
+    with Stock(path, flash=True) as stock:
         distance = nmse(stock.read_each(TOKENS, N_PROMPT), logits)
     assert distance < 1e-3
     layers = full_attention_layers(path)
