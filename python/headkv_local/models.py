@@ -47,6 +47,8 @@ def model_id(path: str | os.PathLike[str]) -> str:
 def model_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     """(n_layer, n_head, n_head_kv): layers, and query and KV heads in each of them.
 
+    Draft heads that a file has behind its layers do not count.
+
     Raises ScoresError for what is no readable model, UnsupportedError where layers differ in their heads.
     """
     from ._gguf import reading

@@ -28,4 +28,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Fields of a TinyModel, by a name for it: all that decode, and what else the architectures can be."""
 
-__all__ = ["FAMILIES", "VARIANTS", "Family", "add_keys", "common_keys", "tensors_of", "values_of"]
+DEEP: dict[str, dict[str, Any]] = {
+    "baichuan of 40 layers, 13B": {"arch": "baichuan", "n_layer": 40},
+    "exaone4 of 64 layers, 32B": {"arch": "exaone4", "n_layer": 64},
+}
+"""Architectures that are others with so many layers: too slow to be among VARIANTS."""
+
+__all__ = ["DEEP", "FAMILIES", "VARIANTS", "Family", "add_keys", "common_keys", "tensors_of", "values_of"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .family import Family, Keys, mixed_heads, sections, with_keys
+from .sliding import windows
 
 if TYPE_CHECKING:
     from gguf_factory import TinyModel
@@ -22,6 +23,16 @@ def _alibi(model: TinyModel) -> Keys:
 
 def _mixed(model: TinyModel) -> Keys:
     return {"attention.head_count_kv": mixed_heads(model)}
+
+
+def _some_without(model: TinyModel) -> Keys:
+    """Attention, none, attention, a matrix in its place, nothing at all, attention."""
+    kinds = [il % 6 for il in range(model.layers)]
+    return {
+        "attention.head_count": [model.n_head if kind in (0, 2, 3, 5) else 0 for kind in kinds],
+        "attention.head_count_kv": [model.n_head_kv if kind in (0, 2, 5) else 0 for kind in kinds],
+        "feed_forward_length": [model.n_ff if kind != 4 else 0 for kind in kinds],
+    }
 
 
 def _apertus(model: TinyModel) -> Keys:
@@ -59,9 +70,10 @@ DENSE: dict[str, Family] = {name: Family() for name in _PLAIN} | {
     # fewer tokens than its 3072 outputs are refused, further ones have logits of minus infinity
     "qwen3tts": Family(keys=sections, n_vocab=3072),
     "paddleocr": Family(keys=sections),
-    "exaone4": Family(without=_BIAS),
+    "exaone4": Family(keys=lambda model: windows(model) if model.layers == 64 else {}, without=_BIAS),
     "phi3": Family(keys=lambda model: {"attention.sliding_window": model.window}),
     "deci": Family(keys=_mixed, n_layer=4),
+    "deci-without": Family(arch="deci", about="with layers without attention", keys=_some_without, n_layer=6),
     "openelm": Family(keys=_mixed, n_layer=4),
     "gpt2": Family(keys=_multi_head),
     "gptneox": Family(keys=with_keys(_multi_head, use_parallel_residual=True)),

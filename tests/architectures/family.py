@@ -23,13 +23,15 @@ KeysOf = Callable[["TinyModel"], Keys]
 class Family:
     """What an architecture has that others have not.
 
-    arch: its name, where the family has another. keys: metadata beside common_keys(). n_layer: the least
-    that shows all kinds of its layers, those with full attention twice. without: a pattern of names of
-    optional tensors that are left out. rules: weights that are not those of all models. decodes: it gives
-    logits token by token. loads: llama.cpp takes such a file. n_vocab: the least that its vocabulary has.
+    arch: its name, where the family has another; about: what sets such files apart from others of it. keys:
+    metadata beside common_keys(). n_layer: the least that shows all kinds of its layers, those with full
+    attention twice. without: a pattern of names of optional tensors that are left out. rules: weights that
+    are not those of all models. decodes: it gives logits token by token. loads: llama.cpp takes such a file.
+    n_vocab: the least that its vocabulary has.
     """
 
     arch: str = ""
+    about: str = ""
     keys: KeysOf = lambda model: {}
     n_layer: int = 2
     without: str = r"(?!)"

@@ -38,6 +38,16 @@ def _delta_net(model: TinyModel) -> Keys:
     }
 
 
+def _draft_behind(model: TinyModel) -> Keys:
+    """One layer with attention and experts after those of _in_thirds()."""
+    keys, n = _in_thirds(model), model.layers - 1
+    return {
+        "nextn_predict_layers": 1,
+        "attention.head_count_kv": [*keys["attention.head_count_kv"][:n], model.n_head_kv],
+        "feed_forward_length": [*keys["feed_forward_length"][:n], 0],
+    }
+
+
 def mamba1(model: TinyModel) -> Keys:
     return {
         "ssm.conv_kernel": 4,
@@ -68,17 +78,32 @@ def _every_other_single(model: TinyModel) -> Keys:
 HYBRID: dict[str, Family] = {
     "qwen3next": Family(keys=with_keys(_delta_net, experts), n_layer=4),
     "qwen35": Family(keys=with_keys(_delta_net, sections), n_layer=4),
+    "qwen35-draft": Family(
+        arch="qwen35",
+        about="with a draft head",
+        keys=with_keys(_delta_net, sections, nextn_predict_layers=1),
+        n_layer=5,
+    ),
     "qwen35moe": Family(keys=with_keys(_delta_net, sections, experts), n_layer=4),
     "lfm2": Family(keys=with_keys(_every_other, shortconv__l_cache=3), n_layer=4),
     # all its layers with K and V have a window, so that none has full attention; the one architecture whose
     # windows lie beside recurrent layers: native/tests/test-headkv-hybrid-windows.cpp has full attention too
     "lfm2-windows": Family(
-        arch="lfm2", keys=with_keys(windows, _every_other, shortconv__l_cache=3), n_layer=4
+        arch="lfm2",
+        about="with sliding windows",
+        keys=with_keys(windows, _every_other, shortconv__l_cache=3),
+        n_layer=4,
     ),
     "lfm2moe": Family(keys=with_keys(_every_other, one_dense_layer, shortconv__l_cache=3), n_layer=4),
     "granitehybrid": Family(keys=with_keys(mamba2, _every_other), n_layer=4),
     "nemotron_h": Family(keys=with_keys(mamba2, _in_thirds), n_layer=6),
     "nemotron_h_moe": Family(keys=with_keys(mamba2, _in_thirds, experts), n_layer=6),
+    "nemotron_h_moe-draft": Family(
+        arch="nemotron_h_moe",
+        about="with a draft head",
+        keys=with_keys(mamba2, experts, _draft_behind),
+        n_layer=7,
+    ),
     "falcon-h1": Family(keys=mamba2),
     "jamba": Family(keys=with_keys(mamba1, _every_other), n_layer=4),
     "plamo2": Family(keys=with_keys(mamba2, _every_other, ssm__group_count=0), n_layer=4),

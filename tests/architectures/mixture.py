@@ -20,6 +20,12 @@ def _multi_head(model: TinyModel) -> Keys:
 MIXTURE: dict[str, Family] = {
     **{name: Family(keys=experts) for name in _PLAIN},
     **{name: Family(keys=one_dense_layer, n_layer=3) for name in _ONE_DENSE},
+    "glm4moe-draft": Family(
+        arch="glm4moe",
+        about="with a draft head",
+        keys=with_keys(one_dense_layer, nextn_predict_layers=1),
+        n_layer=4,
+    ),
     "olmoe": Family(keys=with_keys(experts, _multi_head)),
     "dots1": Family(keys=with_keys(one_dense_layer, _multi_head), n_layer=3),
     "deepseek2-ocr": Family(keys=with_keys(one_dense_layer, _multi_head), n_layer=3),

@@ -70,6 +70,7 @@ def tensors_of(arch: str, add_metadata: Callable[[gguf.GGUFWriter], None]) -> di
     callback = bindings.llama_model_set_tensor_data_t(note)
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
+    params.load_mtp = True  # of draft heads too, which are in files though they are not loaded
     model = llama_cpp.llama_model_init_from_user(metadata, callback, None, params)
     _GGML.gguf_free(metadata)
     if not model:

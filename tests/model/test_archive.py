@@ -39,9 +39,9 @@ TOKENS = random_tokens(700, seed=3)
 PROMPT, TURN = TOKENS[:300], TOKENS[300:350]
 
 NAMES = (
-    "llama qwen2 qwen3 qwen3moe qwen3vl phi3 deci openelm "
+    "llama qwen2 qwen3 qwen3moe qwen3vl phi3 deci deci-without openelm "
     "gemma2 gemma3 gemma3n gemma4 gemma4-512 gemma4-shared gpt-oss cohere2 olmo2 llama4 "
-    "qwen3next qwen35 qwen35moe lfm2 granitehybrid nemotron_h falcon-h1 jamba"
+    "qwen3next qwen35 qwen35moe lfm2 granitehybrid nemotron_h nemotron_h_moe-draft falcon-h1 jamba"
 ).split()
 BOUNDED = NAMES[NAMES.index("gemma2") :]
 

@@ -37,9 +37,9 @@ PROMPT, LATER = TOKENS[:N_PROMPT], TOKENS[N_PROMPT:][:N_LATER]
 
 
 NAMES = (
-    "llama qwen2 qwen3 qwen3moe qwen3vl phi3 deci openelm graniteswitch "
+    "llama qwen2 qwen3 qwen3moe qwen3vl phi3 deci deci-without openelm graniteswitch "
     "gemma2 gemma3 gemma3n gemma4 gemma4-512 gemma4-shared gpt-oss cohere2 olmo2 olmo2-full llama4 step35 "
-    "qwen3next qwen35 qwen35moe lfm2 granitehybrid nemotron_h falcon-h1 jamba"
+    "qwen3next qwen35 qwen35moe lfm2 granitehybrid nemotron_h nemotron_h_moe-draft falcon-h1 jamba"
 ).split()
 
 SHARED = {"gemma4-shared": {8: 5}, "gemma3n": {24: 19}}

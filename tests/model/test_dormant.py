@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,19 @@ def test_a_prompt_of_several_batches(load: Load, stock: Load, tiny_path: Path) -
         for llm in (reference, ours):
             llm.prefill(tokens)
         assert np.array_equal(forced_logits(ours, tokens[:40]), forced_logits(reference, tokens[:40]))
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen35", "deci-without", "nemotron_h_moe-draft"])
+def test_a_state_is_stock(load: Load, stock: Load, tiny: Callable[..., Path], arch: str) -> None:
+    """Also of layers in it that do not retain."""
+    states = []
+    for opener in (load, stock):
+        llm = opener(tiny(arch=arch), flash_attn=True, swa_full=False, n_ctx=512)
+        llm.eval(random_tokens(100))
+        state = (ctypes.c_uint8 * llama_cpp.llama_state_seq_get_size(llm.ctx, 0))()
+        assert llama_cpp.llama_state_seq_get_data(llm.ctx, state, len(state), 0) == len(state)
+        states.append(bytes(state))
+    assert states[0] == states[1]
 
 
 def test_after_a_compaction_the_next_prompt_starts_as_stock(load: Load, stock: Load, tiny_path: Path) -> None:

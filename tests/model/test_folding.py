@@ -36,7 +36,9 @@ def plan_of(llm: Llama, uneven: bool) -> native.Plan:
 
 @pytest.mark.parametrize("uneven", [False, True], ids=["equal", "votes"])
 @pytest.mark.parametrize("kv", ["f16", "q8_0", "f32"])
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-oss", "gemma4-shared", "qwen35", "openelm"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2", "gpt-oss", "gemma4-shared", "qwen35", "openelm", "deci-without"]
+)
 def test_heads_choose_as_they_would_from_the_whole(
     load: Load, tiny: Tiny, name: str, kv: str, uneven: bool
 ) -> None:

@@ -36,8 +36,9 @@ ORDERS = {
     "archive": Retention(budget=64, archive="memory"),
     "tokens with an archive": Retention(budget=64, archive="memory", order="tokens"),
 }
-# plain, with windows, with windows and shared layers, recurrent layers beside attention
-MODELS = ("smollm2", "llama", "gemma3", "gemma3n", "falcon-h1", "qwen35")
+# plain, with layers without attention, with windows, with windows and shared layers, recurrent layers beside
+# attention, with a draft head that the cache holds and the model does not compute
+MODELS = "smollm2 llama deci-without gemma3 gemma3n falcon-h1 qwen35 nemotron_h_moe-draft".split()
 
 
 def near(found: int, wanted: int) -> bool:

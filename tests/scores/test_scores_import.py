@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headkv_local import HeadScores, cli
+from headkv_local import HeadScores, Llama, Retention, cli
 from headkv_local._core import native
 from headkv_local.exits import FAILED, MISUSED
+from headkv_local.models import model_shape
+from helpers import random_tokens
 
 LISTS = {f"{layer}-{head}": [layer, head, 0.5] for layer in range(2) for head in range(4)}
 TSV = "0.25\t0\n1.000000000000000000e+00\t5.0e-01\n"
@@ -44,6 +47,21 @@ def test_duo_patterns_are_spread_over_the_group(tiny_path: Path, tmp_path: Path)
     found = HeadScores.from_gguf(output)
     assert found.scores.tolist() == [[0.125, 0.125, 0, 0], [0.5, 0.5, 0.25, 0.25]]
     assert found.method == "duo"
+
+
+def test_draft_heads_are_no_layers(
+    tiny: Callable[..., Path], load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    model = tiny(arch="glm4moe-draft")
+    assert model_shape(model) == (3, 4, 2)
+    path, output = tmp_path / "full_attention_heads.tsv", tmp_path / "out.gguf"
+    path.write_text("0.25\t0\n1\t0.5\n0\t1\n")
+    assert run(path, model, output, "duo") == 0
+    llm = load(model, retention=Retention(budget=48, scores=output))
+    assert [layer.il for layer in llm.cache_stats().layers] == [0, 1, 2]
+    llm.prefill(random_tokens(300))
+    kept = llm.cache_stats().kept
+    assert kept[0, 0] > kept[0, 1]
 
 
 def test_budgets_of_the_layers_that_are_compacted(

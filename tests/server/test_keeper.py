@@ -89,6 +89,23 @@ def test_the_next_best_takes_the_place_of_what_is_damaged(
     keeper.close()
 
 
+@pytest.mark.parametrize(
+    ("arch", "goes_back"),
+    [("llama", True), ("deci-without", True), ("glm4moe-draft", True), ("gemma3", False), ("qwen35", False)],
+)
+def test_another_end_of_the_same_beginning(
+    tiny: Callable[..., Path], load: Callable[..., Llama], tmp_path: Path, arch: str, goes_back: bool
+) -> None:
+    """It goes back in the context if all layers can, whether or not all of them have a cache."""
+    llm = load(tiny(arch=arch), retention=KEPT)
+    begin, ends = random_tokens(600, seed=1), [random_tokens(60, seed=seed) for seed in (2, 3)]
+    keeper = Keeper(llm, Shelf(tmp_path, 9, 2**30))
+    read(keeper, llm, begin + ends[0])
+    keeper.prepare(begin + ends[1], KEPT)
+    assert (llm.n_tokens > 0) is goes_back
+    keeper.close()
+
+
 def test_one_that_is_too_large_costs_no_other(
     tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
 ) -> None:

@@ -52,7 +52,7 @@ llama_kv_cache_headkv::make_cells_by(uint32_t n_cells, const std::vector<headkv_
         ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(buf.get());
         const size_t alignment          = ggml_backend_buft_get_alignment(buft);
 
-        // where the tensors of a layer begin, among those of its slice
+        // where the tensors of a layer begin, among those of its slice; at 0 those that no slice reads
         std::map<const ggml_tensor *, size_t> offsets;
         size_t size = 0;
         for (size_t room = 0; room < n_rooms; ++room) {
@@ -72,6 +72,9 @@ llama_kv_cache_headkv::make_cells_by(uint32_t n_cells, const std::vector<headkv_
             }
             size = room_end;
         }
+        for (ggml_tensor * t = ggml_get_first_tensor(ctx.get()); t; t = ggml_get_next_tensor(ctx.get(), t)) {
+            size = std::max(size, ggml_backend_buft_get_alloc_size(buft, t));
+        }
 
         ggml_backend_buffer_ptr room(ggml_backend_buft_alloc_buffer(buft, size));
         if (!room) {
@@ -84,7 +87,7 @@ llama_kv_cache_headkv::make_cells_by(uint32_t n_cells, const std::vector<headkv_
             t->buffer = nullptr;
             if (t->view_src) {
                 ggml_backend_view_init(t);
-            } else if (ggml_backend_tensor_alloc(room.get(), t, base + offsets.at(t)) != GGML_STATUS_SUCCESS) {
+            } else if (ggml_backend_tensor_alloc(room.get(), t, base + offsets[t]) != GGML_STATUS_SUCCESS) {
                 throw headkv_error(HEADKV_ERR_MEMORY, "no memory for a layer's cells");
             }
         }
@@ -112,9 +115,9 @@ void llama_kv_cache_headkv::copy_cells(llama_kv_cache & to, const std::vector<ui
             ggml_backend_tensor_set(dst, row.data(), (p - p0) * size, size);
         }
     };
-    for (size_t i = 0; i < layers.size(); ++i) {
-        copy(layers[i].k, to.layers[i].k);
-        copy(layers[i].v, to.layers[i].v);
+    for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
+        copy(cells_in(*this, ikv).k, cells_in(to, ikv).k);
+        copy(cells_in(*this, ikv).v, cells_in(to, ikv).v);
     }
     std::vector<llama_kv_cell_ext> exts;
     for (uint32_t p = p0; p < cell.size(); ++p) {
@@ -137,8 +140,8 @@ void llama_kv_cache_headkv::archive_cells(headkv_archive & to, const std::vector
                                           std::vector<llama_kv_cell_ext> & exts) const {
     for (uint32_t p = p0, n; p < cell.size(); p += n) { // cells one after the other at once
         for (n = 1; p + n < cell.size() && cell[p + n] == cell[p] + n; ++n) {}
-        for (size_t ikv = 0; ikv < layers.size(); ++ikv) {
-            to.put(ikv, layers[ikv].k, layers[ikv].v, cell[p], p, n);
+        for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
+            to.put(ikv, cells_in(*this, ikv).k, cells_in(*this, ikv).v, cell[p], p, n);
         }
     }
     for (uint32_t p = p0; p < cell.size(); ++p) {

@@ -181,7 +181,7 @@ llama_kv_cache_headkv::compacted llama_kv_cache_headkv::make_compacted(const hea
     // copy
 
     for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
-        next->layers[ikv]->fill(gather, layers[ikv].k, layers[ikv].v, cell);
+        next->layers[ikv]->fill(gather, cells_in(*this, ikv).k, cells_in(*this, ikv).v, cell);
     }
     copy_cells(*tail, cell, next->end);
 

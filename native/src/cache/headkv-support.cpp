@@ -91,11 +91,8 @@ std::string llama_kv_cache_headkv::unsupported(const llama_context & ctx) {
     if (res->shapes.empty()) {
         return "the model has no layer of full attention: those of a sliding window are bounded already";
     }
-    for (const auto & [il, ikv] : res->map_layer_ids) {
+    for (const auto & [il, ikv] : res->readers) {
         const auto & shape = res->shapes[ikv];
-        if (shape.n_head_kv == 0 || shape.n_head == 0) {
-            return format("layer %d of the model has no attention", shape.il);
-        }
         if (hparams.n_head(il) != shape.n_head || hparams.n_head_kv(il) != shape.n_head_kv) {
             return format("layer %d reads the cache of layer %d with another number of heads", il, shape.il);
         }

@@ -21,11 +21,11 @@ void llama_kv_cache_headkv::observe_tail(int32_t first, int32_t n) {
 }
 
 std::unique_ptr<headkv_queries> llama_kv_cache_headkv::make_queries(llama_pos first, uint32_t n) const {
-    std::map<int32_t, headkv_layer_shape> readers;
-    for (const auto & [il, ikv] : map_layer_ids) {
-        readers.emplace(il, shapes[ikv]);
+    std::map<int32_t, headkv_layer_shape> asked;
+    for (const auto & [il, ikv] : readers) {
+        asked.emplace(il, shapes[ikv]);
     }
-    return std::make_unique<headkv_queries>(readers, first, n);
+    return std::make_unique<headkv_queries>(asked, first, n);
 }
 
 // what heads have kept where nothing is compacted
@@ -62,9 +62,9 @@ void llama_kv_cache_headkv::fold(const headkv_plan & plan, uint32_t n_threads) {
 
     std::vector<headkv_fold_layer> from;
     for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
-        from.push_back({ shapes[ikv], *now.layers[ikv], layers[ikv].k, layers[ikv].v, {} });
+        from.push_back({ shapes[ikv], *now.layers[ikv], cells_in(*this, ikv).k, cells_in(*this, ikv).v, {} });
     }
-    for (const auto & [il, ikv] : map_layer_ids) {
+    for (const auto & [il, ikv] : readers) {
         const auto & layer = queries->get_layers().at(il);
         from[ikv].readers.push_back(&layer);
     }

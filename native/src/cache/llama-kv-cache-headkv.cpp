@@ -12,6 +12,13 @@
 #include <algorithm>
 #include <limits>
 
+// Some models have layers without attention (deci), and some files draft heads behind those that the model computes;
+// graniteswitch has its router there.
+static bool attends(const llama_hparams & hparams, uint32_t il) {
+    const bool is_draft = il >= hparams.n_layer() && hparams.n_layer() > 0 && hparams.router_layer < 0;
+    return !is_draft && hparams.n_head(il) > 0 && hparams.n_head_kv(il) > 0;
+}
+
 llama_kv_cache_headkv::llama_kv_cache_headkv(const llama_model & model, const llama_hparams & hparams, ggml_type type_k,
                                              ggml_type type_v, bool v_trans, bool offload, bool unified,
                                              uint32_t kv_size, uint32_t n_seq_max, uint32_t n_pad, uint32_t n_swa,
@@ -28,8 +35,17 @@ llama_kv_cache_headkv::llama_kv_cache_headkv(const llama_model & model, const ll
     bytes_peak = size_of(*this);
     bytes_full = bytes_peak / get_size() * n_ctx;
 
-    for (const auto & layer : layers) {
-        const uint32_t il = layer.il;
+    for (uint32_t i = 0; i < layers.size(); ++i) {
+        const uint32_t il = layers[i].il;
+        if (!attends(hparams, il)) {
+            continue;
+        }
+        const size_t n_before = readers.size();
+        for (const auto & [reader, of] : map_layer_ids) {
+            if (of == (int32_t) i) {
+                readers.emplace(reader, shapes.size());
+            }
+        }
         shapes.push_back({
             (int32_t) il,
             offload ? ggml_backend_dev_buffer_type(model.dev_layer(il)) : ggml_backend_cpu_buffer_type(),
@@ -39,9 +55,9 @@ llama_kv_cache_headkv::llama_kv_cache_headkv(const llama_model & model, const ll
             hparams.n_embd_head_v(il),
             hparams.n_head(il),
             hparams.n_head_kv(il),
-            (uint32_t) std::count_if(map_layer_ids.begin(), map_layer_ids.end(),
-                                     [&](const auto & entry) { return layers[entry.second].il == il; }),
+            (uint32_t) (readers.size() - n_before),
         });
+        retained.push_back(i);
         n_heads += hparams.n_head_kv(il);
     }
     retains =

@@ -30,7 +30,7 @@
 //   compacted: the prompt is in kept rows but for the window, which is in cells with all newer tokens: the tail
 //
 // It stands wherever llama.cpp makes a cache of full attention: the plain memory, the base half of a sliding-window
-// memory, the attention half of a hybrid one. Its layers are those that retain.
+// memory, the attention half of a hybrid one. Its layers retain, if the model computes attention in them.
 //
 // It is made with n_ctx cells. After compaction there are few, and more when they are needed. After clear() there are
 // still few, and there is room for the next prompt when that is expected, else for n_ctx cells with the next batch.
@@ -176,7 +176,7 @@ public:
     // the kept rows of layer il, nullptr where there are none
     const headkv_kept * get_kept(int32_t il) const;
 
-    uint32_t ikv_of(int32_t il) const { return map_layer_ids.at(il); }
+    uint32_t ikv_of(int32_t il) const { return readers.at(il); }
 
     // The ubatch is about to be computed: while its graph is built, and when it is there.
     headkv_record_inputs build_inputs(ggml_context * ctx, uint32_t n_kv) const;
@@ -289,6 +289,9 @@ private:
 
     int32_t layer_read_by(int32_t il) const { return layer_read_in(*this, il); }
 
+    // cells of a layer that retains, also in another cache of the same layers
+    const kv_layer & cells_in(const llama_kv_cache & kv, size_t ikv) const { return kv.layers[retained[ikv]]; }
+
     // without the window, not filled yet; allocates
     std::unique_ptr<headkv_kept_prompt> make_kept(std::vector<headkv_kept::positions> keep, uint32_t n_prompt,
                                                   uint32_t n_window) const;
@@ -373,8 +376,11 @@ private:
 
     std::exception_ptr refusal; // why the cells had no room for the batch that came last
 
-    std::vector<headkv_layer_shape> shapes; // of the layers that retain, in their order
-    size_t n_heads = 0;                     // KV heads, summed over them
+    // The layers that retain, in their order: by a number of their own, ikv.
+    std::vector<headkv_layer_shape> shapes;
+    std::vector<uint32_t> retained;      // where they are among all of the cache
+    std::map<int32_t, uint32_t> readers; // ikv by the layer that reads its K and V
+    size_t n_heads = 0;                  // KV heads, summed over them
 
     uint32_t n_expected = 0; // tokens of the prompt, 0 if not known; until the next clear()
     uint32_t n_in_state = 0; // of a state that is read now, 0 if not known

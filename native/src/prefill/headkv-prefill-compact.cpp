@@ -30,8 +30,8 @@ llama_kv_cache_headkv::reading::gather(std::vector<headkv_kept::positions> keep)
 // cells of the prompt's window, which begins at p0, and of what comes behind it
 std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::reading::make_tail(uint32_t p0, uint32_t n_cells) const {
     auto res = kv.make_cells(n_cells);
-    for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
-        archive->get(ikv, res->layers[ikv].k, res->layers[ikv].v, 0, p0, plan.window);
+    for (size_t ikv = 0; ikv < kv.shapes.size(); ++ikv) {
+        archive->get(ikv, kv.cells_in(*res, ikv).k, kv.cells_in(*res, ikv).v, 0, p0, plan.window);
     }
     set_places(*res, p0, { exts.begin() + p0, exts.end() });
     return res;

@@ -170,7 +170,7 @@ void llama_kv_cache_headkv::reading::decode_draft(std::unique_ptr<headkv_queries
 void llama_kv_cache_headkv::reading::look(const headkv_queries & asked, const headkv_slice & s) {
     std::vector<int32_t> readers;
     for (const auto & [il, layer] : asked.get_layers()) {
-        if (s.holds(kv.layers[kv.ikv_of(il)].il)) {
+        if (s.holds(kv.layer_read_by(il))) {
             readers.push_back(il);
         }
     }

@@ -19,8 +19,8 @@ void llama_kv_cache_headkv::reading::load(size_t i, uint32_t n) {
         return;
     }
     loaded[i] = rows->add([this, i, n]() {
-        for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
-            const auto & layer = kv.layers[ikv];
+        for (size_t ikv = 0; ikv < kv.shapes.size(); ++ikv) {
+            const auto & layer = kv.cells_in(kv, ikv);
             if (!slices[i].holds(layer.il)) {
                 continue;
             }
@@ -39,8 +39,8 @@ void llama_kv_cache_headkv::reading::load(size_t i, uint32_t n) {
 
 void llama_kv_cache_headkv::reading::store(size_t i, const panel & p) {
     rows->add([this, i, p]() {
-        for (size_t ikv = 0; ikv < kv.layers.size(); ++ikv) {
-            const auto & layer = kv.layers[ikv];
+        for (size_t ikv = 0; ikv < kv.shapes.size(); ++ikv) {
+            const auto & layer = kv.cells_in(kv, ikv);
             if (slices[i].holds(layer.il)) {
                 archive->put(ikv, layer.k, layer.v, p.p0, p.p0, p.n);
             }

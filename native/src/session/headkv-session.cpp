@@ -246,12 +246,12 @@ bool llama_kv_cache_headkv::is_held_as(int32_t id, uint32_t p) const {
     if (p < kept->end) {
         return true;
     }
-    const auto & layer  = layers.back();
+    const auto & layer  = cells_in(*this, shapes.size() - 1);
     const uint32_t cell = get_prompt_cells(kept->end)[p];
     std::vector<uint8_t> row(layer.k->nb[1] + layer.v->nb[1]);
     ggml_backend_tensor_get(layer.k, row.data(), cell * layer.k->nb[1], layer.k->nb[1]);
     ggml_backend_tensor_get(layer.v, row.data() + layer.k->nb[1], cell * layer.v->nb[1], layer.v->nb[1]);
-    return archive->get_held(id, layers.size() - 1, p) == row;
+    return archive->get_held(id, shapes.size() - 1, p) == row;
 }
 
 void llama_kv_cache_headkv::release_archived(int32_t id) {

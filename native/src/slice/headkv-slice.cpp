@@ -117,13 +117,24 @@ static bool is_hidden(const ggml_tensor * t, uint32_t n_tokens) {
     return t->type == GGML_TYPE_F32 && ggml_is_contiguous(t) && ggml_nelements(t) % n_tokens == 0 && !t->view_src;
 }
 
+// Is anything in the graph called after layer il: some models have layers that pass on what they read (deci).
+static bool computes(const ggml_cgraph * gf, int32_t il) {
+    return std::any_of(gf->nodes, gf->nodes + gf->n_nodes, [&](const ggml_tensor * t) {
+        const char * number = strrchr(t->name, '-');
+        return number && atoi(number + 1) == il;
+    });
+}
+
 // What layer il reads of the layers before. Models name it, or llama.cpp; where a name is given twice, it is the first
 // tensor after the cache of the layer before through which all goes that the layers from il on need of earlier ones.
 static ggml_tensor * layer_input(const llm_graph_result & res, int32_t il, int32_t n_layer, uint32_t n_tokens) {
+    const ggml_cgraph * gf = res.get_gf();
+    while (il > 0 && !computes(gf, il - 1)) {
+        il--;
+    }
     if (ggml_tensor * t = res.get_layer_inp(il)) {
         return t;
     }
-    const ggml_cgraph * gf = res.get_gf();
     if (ggml_tensor * t = ggml_graph_get_tensor(res.get_gf(), format("l_out-%d", il - 1).c_str())) {
         return t;
     }

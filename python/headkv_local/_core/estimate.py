@@ -143,13 +143,17 @@ class _Reading:
     ) -> None:
         """made: the context in the order of tokens, before a prompt. fixed: held beside it all the time."""
         self._kept, self._rows, self._made, self._n_ctx = kept, rows, made, n_ctx
-        self._bounded = made.cache - rows.cells(n_ctx)
+        with model.sized(n_ctx, small=True) as ctx:
+            small = native.get_memory(ctx)
+        n_more = n_ctx - _SMALL
+        # a draft head has cells too in some models
+        self._idle = np.maximum(0, made.cache - small.cache - rows.cells(n_more)) // n_more
+        self._at_first = small.compute + self._cells(_SMALL)
+        self._bounded = made.cache - self._cells(n_ctx)
         self._fixed = fixed + self._bounded
         self._copies = on_host(2 * int(self._bounded.sum()))  # to go back to, and of the prompt's end
         self._is_recurrent = bool(llama_cpp.llama_model_is_hybrid(model.model))
 
-        with model.sized(n_ctx, small=True) as ctx:
-            self._at_first = native.get_memory(ctx).compute + rows.cells(_SMALL)
         with model.sized(n_ctx, small=True, one_output=True) as ctx:
             self._compute_small = native.get_memory(ctx).compute
         self._n_cells = min(n_ctx, _padded(n_prompt))
@@ -163,7 +167,7 @@ class _Reading:
         while n_tail < kept.window:
             n_tail *= 2
         self._fits = bool((caps[shape.heads] >= n_prompt).all())  # and is kept whole
-        self._tail = rows.cells(min(n_tail, n_ctx - n_prompt + kept.window))
+        self._tail = self._cells(min(n_tail, n_ctx - n_prompt + kept.window))
         self._pool = rows.kept(caps, kept.window)
         more = np.where(shape.heads, np.minimum(caps + _DRAFT, n_prompt), 0) if kept.draft > 0 else caps
         self._pool_drafted = rows.kept(more, kept.window)
@@ -173,13 +177,18 @@ class _Reading:
         n_panel = kept.panel or max(1, _HIDDEN // row // n_batch) * n_batch
         self._hidden = on_device(row * min(n_panel, n_prompt), rows.reader)
 
+    def _cells(self, n: int) -> Bytes:
+        """Of all layers of the cache, also those that do not retain."""
+        cells: Bytes = self._rows.cells(n) + n * self._idle
+        return cells
+
     def parts(self) -> dict[str, Bytes]:
         """The fields of DeviceMemory that a retention has to do with."""
         reads_fitted = self._kept.archives
         compute = self._compute_fitted if reads_fitted else self._made.compute
         archive = on_host(0)
         if self._fits:
-            cache = self._rows.cells(self._n_cells) + self._bounded if reads_fitted else self._made.cache
+            cache = self._cells(self._n_cells) + self._bounded if reads_fitted else self._made.cache
             after = compute
         else:
             cache, after = self._pool + self._tail + self._bounded, self._compute_small
@@ -206,15 +215,15 @@ class _Reading:
                 whole += self._copies if self._is_recurrent else 0  # windows go back by themselves
             return whole
         if self._fits:
-            return self._at_most(self._compute_fitted + self._rows.cells(self._n_cells))
+            return self._at_most(self._compute_fitted + self._cells(self._n_cells))
         records = self._rows.records(self._n_cells)
         if order == "layers":
             cells, records = self._rows.cells_in_turns(self._n_cells), records + self._hidden
         else:
-            cells = self._rows.cells(self._n_cells)
-        held = self._compute_fitted + self._rows.cells(_SMALL) + self._copies
+            cells = self._cells(self._n_cells)
+        held = self._compute_fitted + self._cells(_SMALL) + self._copies
         read = cells + np.maximum(records, self._pool)
-        drafted = records + self._pool_drafted + self._rows.cells(self._kept.window + self._kept.draft)
+        drafted = records + self._pool_drafted + self._cells(self._kept.window + self._kept.draft)
         held += np.maximum(read, drafted) if self._kept.draft > 0 else read
         if self._kept.archive in (None, "memory"):  # None: until the prompt has been read
             held += self._archived

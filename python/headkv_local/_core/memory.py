@@ -33,6 +33,7 @@ _BYTES: Final = {
 _KEYS: Final = (
     "context_length",
     "block_count",
+    "nextn_predict_layers",
     "embedding_length",
     "attention.head_count",
     "attention.head_count_kv",
@@ -74,10 +75,11 @@ def _metadata(path: str, size: int, changed: int) -> Numbers:
 
 def token_bytes(numbers: Numbers, type_k: int = _F16, type_v: int = _F16) -> int:
     """Full KV cache per token in bytes if all layers have one, 0 if the metadata does not tell."""
-    layers = numbers.get("block_count", [0])[0]
+    n_draft = numbers.get("nextn_predict_layers", [0])[0]
+    layers = max(0, numbers.get("block_count", [0])[0] - n_draft)
     heads = numbers.get("attention.head_count", [0])
     kv_heads = numbers.get("attention.head_count_kv", heads)
-    n_kv_heads = sum(kv_heads) if len(kv_heads) > 1 else layers * kv_heads[0]
+    n_kv_heads = sum(kv_heads[:layers]) if len(kv_heads) > 1 else layers * kv_heads[0]
     d_head = [numbers.get("embedding_length", [0])[0] // max(*heads, 1)]
     d_k, d_v = (numbers.get(f"attention.{name}_length", d_head)[0] for name in ("key", "value"))
     return int(n_kv_heads * (d_k * _BYTES[type_k] + d_v * _BYTES[type_v]))

@@ -133,8 +133,6 @@ class Keeper:
 def _can_go_back(llm: Llama) -> bool:
     """Whether all layers keep all positions: sliding windows and recurrent states do not."""
     try:
-        n_retaining = llm.shape.n_layer
+        return llm.shape.bounded_bytes == 0
     except HeadKVError:
         return False
-    arch = llm.metadata.get("general.architecture", "")
-    return n_retaining >= int(llm.metadata.get(f"{arch}.block_count", 0))
