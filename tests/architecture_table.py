@@ -20,7 +20,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from architectures import FAMILIES
+from architectures import DEEP, FAMILIES
 from gguf_factory import TinyModel
 from headkv_local import HeadKVError, Llama, Retention
 from helpers import forced_logits, last_logits, nmse, random_tokens
@@ -35,9 +35,19 @@ _TOKENS = random_tokens(_N_PROMPT + 12)
 
 
 def names_of(source: Path) -> list[str]:
-    """The architectures that llama.cpp names in src/llama-arch.cpp."""
+    """The architectures that llama.cpp names in src/llama-arch.cpp, and what files of them can be besides."""
     names = re.findall(r'\{\s*LLM_ARCH_\w+,\s*"([^"]+)"', source.read_text(encoding="utf-8"))
-    return sorted(set(names) - {"(unknown)"})
+    return sorted({*names, *FAMILIES, *DEEP} - {"(unknown)"})
+
+
+def shown(name: str) -> str:
+    """As the table names it."""
+    family = FAMILIES.get(name)
+    return f"{family.arch} {family.about}" if family and family.about else name
+
+
+def _model(name: str) -> TinyModel:
+    return TinyModel(**DEEP.get(name, {"arch": name}))
 
 
 _Row = tuple[str, str, str, str, str]
@@ -46,7 +56,7 @@ _Row = tuple[str, str, str, str, str]
 def row_of(arch: str, path: Path) -> _Row:
     """Make the tiny model, read a prompt with a budget of a quarter, and hold what is decoded then against
     the reference; and read it in both orders."""
-    TinyModel(arch=arch).write(path)
+    _model(arch).write(path)
     try:
         with _open(path) as llm:
             llm.prefill(_TOKENS[:_N_PROMPT])
@@ -116,7 +126,7 @@ def _print(*cells: str) -> None:
 
 
 def _in_a_process(arch: str) -> tuple[str, ...]:
-    if arch not in FAMILIES:  # one that came with another llama.cpp
+    if arch not in {*FAMILIES, *DEEP}:  # one that came with another llama.cpp
         return (arch, "", "no", "", _SAID[arch]) if arch in _SAID else (arch, "", "", "", "no fixture")
     done = _run(_ONE, arch)
     if done.returncode == 0:
@@ -135,7 +145,7 @@ def _run(way: str, arch: str) -> subprocess.CompletedProcess[str]:
 
 
 def _read_with_stock(arch: str, path: Path) -> None:
-    TinyModel(arch=arch).write(path)
+    _model(arch).write(path)
     with Stock(path, flash=True) as stock:
         stock.read(_TOKENS)
 
@@ -160,7 +170,7 @@ def main() -> None:
     _print(*("---" for _ in _HEAD))
     with ThreadPoolExecutor(2) as pool:
         for row in pool.map(_in_a_process, names):
-            _print(*row)
+            _print(shown(row[0]), *row[1:])
 
 
 if __name__ == "__main__":

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
+import numpy as np
 import pytest
 
 from headkv_local import Llama, Retention, UnsupportedError
-from helpers import compact_natively, forced_logits, greedy, nmse, random_tokens
+from headkv_local._core import native
+from helpers import compact_natively, forced_logits, greedy, last_logits, nmse, random_tokens
+from reference import Stock
 
 Load = Callable[..., Llama]
 TOKENS = random_tokens(300)
@@ -30,6 +35,12 @@ UNSUPPORTED = {
     "mamba": ({"arch": "mamba"}, "recurrent"),
     "mpt": ({"arch": "mpt", "n_head_kv": 4}, "ALiBi"),
     "deepseek2": ({"arch": "deepseek2", "n_head_kv": 1}, "MLA"),
+    "deepseek32": ({"arch": "deepseek32"}, "MLA"),
+    "dots3note": ({"arch": "dots3note"}, "MLA"),
+    "minimax-m3": ({"arch": "minimax-m3"}, "sparse"),
+    "deepseek4": ({"arch": "deepseek4"}, "sparse"),
+    "qwen4exp": ({"arch": "qwen4exp"}, "sparse"),
+    "lfm2-windows": ({"arch": "lfm2-windows"}, "no layer of full attention"),
 }
 
 
@@ -60,7 +71,7 @@ def test_a_model_that_cannot(
         load(path, retention=Retention())
     assert "\n" not in str(caught.value)
 
-    llm = load(path, flash_attn=True)  # without a retention it runs as with llama_cpp
+    llm = load(path, flash_attn=True, swa_full=False)  # without a retention it runs as with llama_cpp
     with pytest.raises(UnsupportedError, match=reason):
         llm.retention = Retention()
     assert llm.retention is None
@@ -68,7 +79,42 @@ def test_a_model_that_cannot(
     assert len(greedy(llm, 4)) == 4
     stats = llm.cache_stats()
     assert (stats.compacted, stats.prompt_tokens, stats.tail_tokens) == (False, 300, 4)
-    assert (stats.full_bytes > 0) is (reason != "recurrent")
+    assert (stats.full_bytes > 0) is (reason not in ("recurrent", "no layer of full attention"))
     llm.reset()
     llm.prefill(TOKENS[:20])
     assert llm.n_tokens == 20
+    with Stock(path, flash=True, n_ctx=1024, n_ubatch=512) as stock:
+        assert np.array_equal(last_logits(llm), stock.read(TOKENS[:20]))
+
+
+def test_llama_cpp_runs_a_model_without_flash_attention(load: Load, tiny: Callable[..., Path]) -> None:
+    with pytest.raises(UnsupportedError, match="a Grok model without flash attention only"):
+        load(tiny(arch="grok"), retention=Retention())
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"n_seq_max": 2}, "for 2 sequences, only 1"),
+        ({"attention_type": llama_cpp.LLAMA_ATTENTION_TYPE_NON_CAUSAL}, "attention is not causal"),
+        ({"flash_attn_type": 0}, "flash attention off"),
+        ({"ctx_type": llama_cpp.LLAMA_CONTEXT_TYPE_MTP}, "a draft head's"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_context_that_cannot(tiny: Callable[..., Path], setting: dict[str, int], reason: str) -> None:
+    model_params = llama_cpp.llama_model_default_params()
+    model_params.n_gpu_layers, model_params.load_mtp = 0, True
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx, params.flash_attn_type = 512, 1
+    for name, value in setting.items():
+        setattr(params, name, value)
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(tiny(arch="glm4moe-draft")), model_params)
+    ctx = llama_cpp.llama_init_from_model(model, params)
+    with pytest.raises(UnsupportedError, match=reason):
+        native.supported(ctx)
+    if "ctx_type" not in setting:  # that one reads what another context has computed
+        tokens = (llama_cpp.llama_token * 20)(*TOKENS[:20])
+        assert llama_cpp.llama_decode(ctx, llama_cpp.llama_batch_get_one(tokens, 20)) == 0
+    llama_cpp.llama_free(ctx)
+    llama_cpp.llama_model_free(model)

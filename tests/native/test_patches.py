@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -18,23 +17,6 @@ PATCHES = sorted((ROOT / "native" / "patches").glob("*.patch"))
 CMAKE = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
 
 CHANGED_LINES_MAX = 150
-
-
-@pytest.fixture(scope="module")
-def pinned_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pinned llama.cpp as the sdist holds it, the parts that are built."""
-    found = subprocess.run(
-        [sys.executable, str(CMAKE_DIR / "fetch_sdist.py")], check=True, capture_output=True, text=True
-    )
-    folder = tmp_path_factory.mktemp("sdist")
-    with tarfile.open(found.stdout.strip()) as sdist:
-        parts = re.compile(r"[^/]+/vendor/llama\.cpp/(ggml|include|src|\.git)(/|$)")
-        members = [m for m in sdist.getmembers() if parts.match(m.name)]
-        if sys.version_info >= (3, 12):
-            sdist.extractall(folder, members, filter="data")
-        else:
-            sdist.extractall(folder, members)
-    return next(folder.glob("*/vendor/llama.cpp"))
 
 
 @pytest.fixture

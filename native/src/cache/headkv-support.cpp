@@ -64,7 +64,8 @@ std::string llama_kv_cache_headkv::unsupported(const llama_context & ctx) {
         return format("the context is for %u sequences, only 1 is supported", cparams.n_seq_max);
     }
     if (!cparams.flash_attn) {
-        return "the context has flash attention off";
+        return model.arch == LLM_ARCH_GROK ? "llama.cpp runs a Grok model without flash attention only"
+                                           : "the context has flash attention off";
     }
     if (cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
         return "the context is a draft head's";
