@@ -5,7 +5,10 @@
 //   bench-headkv-attn --cpu       the CPU
 //   bench-headkv-attn --json      one object per line instead of a table
 //   bench-headkv-attn --smoke     tiny pools, one step: only shows that it runs
+//   --gpu                         fails where there is no CUDA device
 //   --caps A,B,.../GQA            also with rows per KV head in these proportions; may be given several times
+
+#include "gpu-option.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -273,6 +276,7 @@ int main(int argc, char ** argv) {
     setvbuf(stdout, nullptr, _IOLBF, BUFSIZ); // what was measured stays when it is ended
 
     options opt;
+    has_gpu_option(argc, argv);
     for (int i = 1; i < argc; ++i) {
         opt.cpu   |= strcmp(argv[i], "--cpu") == 0;
         opt.json  |= strcmp(argv[i], "--json") == 0;

@@ -8,10 +8,12 @@
 //
 // --windows: a model with sliding windows in half of its layers
 // --archive: prompts and turns that are read with an archive
-// --gpu: with the model on the GPU; the buffers are the device's (cudaMalloc)
+// --gpu: with the model on the GPU; the buffers are the device's (cudaMalloc). With --archive without windows, with
+//        which llama.cpp's own code ends the process there
 
 #include "archive-turn.h"
 #include "faults.h"
+#include "gpu-option.h"
 
 #include <cerrno>
 #include <cstring>
@@ -183,30 +185,35 @@ static void torture_archive(llama_model * model, fault_counter & faults) {
 static void quiet(ggml_log_level, const char *, void *) {}
 
 int main(int argc, char ** argv) {
-    const bool windows = argc > 1 && strcmp(argv[1], "--windows") == 0;
-    on_device          = argc > 1 && strcmp(argv[1], "--gpu") == 0;
+    const bool windows = has_option(argc, argv, "--windows");
+    on_device          = has_gpu_option(argc, argv);
 
     where     = "without failures";
     new_fails = object_fails;
     llama_log_set(quiet, nullptr);
 
-    const auto load = [&](int d_head) {
+    const auto load = [&](int d_head, bool with_windows) {
         tiny_model_params shape;
         shape.d_head  = d_head;
-        shape.windows = windows;
-        shape.n_layer = windows ? 4 : 3;
+        shape.windows = with_windows;
+        shape.n_layer = with_windows ? 4 : 3;
         return tiny_model_load(shape, on_device);
     };
-    llama_model_ptr model = load(64);
 
-    if (argc > 1 && strcmp(argv[1], "--archive") == 0) {
-        for (const auto & of : { load(64), turn_model(true) }) {
+    if (has_option(argc, argv, "--archive")) {
+        for (const bool with_windows : { false, true }) {
+            if (with_windows && on_device) {
+                continue;
+            }
+            const auto model = load(64, with_windows);
             for (fault_counter * faults : { &buffers, &objects }) {
-                torture_archive(of.get(), *faults);
+                torture_archive(model.get(), *faults);
             }
         }
         return checked();
     }
+
+    llama_model_ptr model = load(64, windows);
 
     llama_context_ptr ctx_ptr;
     llama_context * ctx = nullptr;
@@ -355,7 +362,7 @@ int main(int argc, char ** argv) {
     };
     for (const int d_head : { 64, 96 }) { // CUDA multiplies by K of 96 in F32, and copies it
         ctx_ptr.reset();
-        model = load(d_head);
+        model = load(d_head, windows);
 
         check(fresh() && observe(ctx) && compact(), "plain run, small ubatches");
         mask_ref = mask(ctx);

@@ -5,8 +5,10 @@
 //   test-headkv-attn            all cases
 //   test-headkv-attn --quick    some of them, for slow tools
 //   test-headkv-attn CASE       one case, as a failing one is printed
+//   --gpu                       fails where there is no CUDA device
 
 #include "attn-cases.h"
+#include "gpu-option.h"
 
 #include "ggml-cpu.h"
 
@@ -256,9 +258,10 @@ struct filter {
 
 int main(int argc, char ** argv) {
     filter wanted;
-    if (argc > 1) {
-        wanted.quick = strcmp(argv[1], "--quick") == 0;
-        wanted.only  = wanted.quick ? "" : argv[1];
+    has_gpu_option(argc, argv);
+    wanted.quick = has_option(argc, argv, "--quick");
+    if (argc > 1 && argv[argc - 1][0] != '-') {
+        wanted.only = argv[argc - 1];
     }
 
     const ggml_backend_ptr cpu(ggml_backend_cpu_init());

@@ -3,6 +3,7 @@
 //
 // --gpu: with the model on the GPU, where they also hold a layer's quantized K and V in F16.
 
+#include "gpu-option.h"
 #include "headkv.h"
 #include "tiny-model.h"
 
@@ -140,7 +141,7 @@ static void run(llama_model * model, ggml_type type, size_t scratch) {
 }
 
 int main(int argc, char ** argv) {
-    const bool gpu = argc > 1 && strcmp(argv[1], "--gpu") == 0;
+    const bool gpu = has_gpu_option(argc, argv);
 
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
 

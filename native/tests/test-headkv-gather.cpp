@@ -1,6 +1,9 @@
 // headkv_gather: rows moved by a graph, on the CPU and on every GPU there is, against a plain copy byte by byte.
+//
+// --gpu: fails where there is no CUDA device
 
 #include "base/headkv-error.h"
+#include "gpu-option.h"
 #include "rows/headkv-gather.h"
 
 #include "ggml-backend.h"
@@ -108,7 +111,9 @@ static void test_no_memory(ggml_backend_buffer_type_t buft) {
     check(code == HEADKV_ERR_MEMORY, "no memory", ggml_backend_buft_name(buft), {});
 }
 
-int main() {
+int main(int argc, char ** argv) {
+    has_gpu_option(argc, argv);
+
     std::mt19937 rng(1);
 
     std::vector<ggml_backend_buffer_type_t> bufts = { ggml_backend_cpu_buffer_type() };

@@ -142,12 +142,14 @@ def main() -> int:
         np.savez(out, **KINDS[kind](Path(path), options.gpu_layers))
         return 0
     require_gpu(options.gpu_layers)
+    n_passed, names = 0, options.architectures
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
-        rows = list(pool.map(lambda name: _row(name, options.gpu_layers), options.architectures))
-    for name, (passed, sentence) in zip(options.architectures, rows, strict=True):
-        print(f"{name:16} {'' if passed else 'FAILED '}{sentence}")
-    print(f"{sum(passed for passed, _ in rows)} of {len(rows)} architectures as llama.cpp alone")
-    return 0 if all(passed for passed, _ in rows) else 1
+        rows = pool.map(lambda name: _row(name, options.gpu_layers), names)
+        for name, (passed, sentence) in zip(names, rows, strict=True):
+            print(f"{name:16} {'' if passed else 'FAILED '}{sentence}", flush=True)  # stays if this is ended
+            n_passed += passed
+    print(f"{n_passed} of {len(names)} architectures as llama.cpp alone")
+    return 0 if n_passed == len(names) else 1
 
 
 if __name__ == "__main__":
