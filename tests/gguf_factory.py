@@ -14,7 +14,7 @@ from pathlib import Path
 
 import gguf
 
-from architectures import FAMILIES, add_keys, common_keys, tensors_of, values_of
+from architectures import FAMILIES, add_keys, common_keys, fused, tensors_of, values_of
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -62,9 +62,9 @@ class TinyModel:
         tensors = tensors_of(arch, self._add_metadata) if family.loads else {}
         writer = gguf.GGUFWriter(path, arch, split_max_tensors=split_max_tensors)
         self._add_metadata(writer)
-        for name, shape in tensors.items():
-            if not re.search(family.without, name):
-                writer.add_tensor(name, values_of(name, shape, self.seed, family.rules))
+        tensors = {name: shape for name, shape in tensors.items() if not re.search(family.without, name)}
+        for name, shape in (fused(tensors) if family.fused else tensors).items():
+            writer.add_tensor(name, values_of(name, shape, self.seed, family.rules))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -1,15 +1,24 @@
 // The op that records attention, and the same by single ops, on the CPU: against double precision, over shapes and
 // types of K, with and without what models add to a softmax; and with any number of threads the same, bit by bit.
+// And that recording adds as many nodes to a graph as llama.cpp is told of, and no more.
+
+#include "llama-batch.h"
+#include "observe/headkv-queries.h"
+#include "observe/headkv-record.h"
+#include "other-memory.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"
 #include "ggml-headkv.h"
+#include "ggml-impl.h"
 #include "ggml.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -189,6 +198,83 @@ static double nmse(const std::vector<float> & found, const std::vector<float> & 
     return error / all;
 }
 
+// What a graph takes for recording a layer, by the op of the CPU or by single ops as on a device: in its context, and
+// where a scheduler plans it, that is nodes and leafs together. What is there without it is taken off.
+static uint32_t n_nodes_of(const std::function<void(ggml_context *, ggml_cgraph *, const headkv_attention &)> & build,
+                           const headkv_layer_shape & shape, float softcap) {
+    headkv_buffers bufs(4);
+    ggml_tensor * k    = bufs.new_tensor(shape.buft, shape.type_k, shape.d_k * shape.n_head_kv, 64, "k", 0);
+    ggml_tensor * q    = bufs.new_tensor(shape.buft, GGML_TYPE_F32, shape.d_k * shape.n_head, 8, "q", 0);
+    ggml_tensor * mask = bufs.new_tensor(shape.buft, GGML_TYPE_F16, 64, 8, "mask", 0);
+    bufs.alloc();
+
+    const ggml_init_params params = { ggml_tensor_overhead() * 128 + ggml_graph_overhead(), nullptr, true };
+    ggml_context_ptr ctx(ggml_init(params));
+    ggml_cgraph * gf = ggml_new_graph(ctx.get());
+
+    const size_t row = ggml_row_size(shape.type_k, shape.d_k);
+    headkv_attention attn;
+    attn.k       = ggml_view_3d(ctx.get(), k, shape.d_k, shape.n_head_kv, 64, row, row * shape.n_head_kv, 0);
+    attn.q       = ggml_reshape_3d(ctx.get(), q, shape.d_k, shape.n_head, 8);
+    attn.mask    = mask;
+    attn.sinks   = nullptr;
+    attn.scale   = 1.0f;
+    attn.softcap = softcap;
+    for (ggml_tensor * t : { attn.k, attn.q, attn.mask }) {
+        ggml_build_forward_expand(gf, t);
+    }
+    const auto count = [&]() {
+        uint32_t res = 0;
+        for (ggml_tensor * t = ggml_get_first_tensor(ctx.get()); t; t = ggml_get_next_tensor(ctx.get(), t)) {
+            res++;
+        }
+        return std::max<uint32_t>(res, gf->n_nodes + gf->n_leafs);
+    };
+    const uint32_t before = count();
+    build(ctx.get(), gf, attn);
+    return count() - before;
+}
+
+static bool has_room_for_nodes() {
+    const other_memory other;
+    const auto device = (ggml_backend_buffer_type_t) &other.type;
+
+    uint32_t most = 0;
+    bool ok       = true;
+    for (const auto & [buft, rows] :
+         { std::pair(ggml_backend_cpu_buffer_type(), false), std::pair(ggml_backend_cpu_buffer_type(), true),
+           std::pair(device, false), std::pair(device, true) }) {
+        const headkv_layer_shape shape = { 0, buft, GGML_TYPE_F16, GGML_TYPE_F16, 80, 80, 4, 2, 1 };
+        const headkv_record record(shape, 64, rows);
+        const uint32_t n = n_nodes_of(
+            [&, rows = rows](ggml_context * ctx, ggml_cgraph * gf, const headkv_attention & attn) {
+                headkv_record_inputs in;
+                in.weights = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, 8 * shape.n_head);
+                in.far     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 20, 8);
+                record.build(ctx, gf, attn, rows ? 7 : 0, rows ? 1 : 8, in);
+            },
+            shape, /*softcap =*/20.0f);
+        printf("recording %s by %s: %u nodes\n", rows ? "rows" : "tokens", buft == device ? "single ops" : "the op", n);
+        ok   = ok && n <= headkv_record_inputs::n_nodes + headkv_record::n_nodes_max;
+        most = std::max(most, n);
+    }
+
+    const headkv_layer_shape shape = { 0, device, GGML_TYPE_F16, GGML_TYPE_F16, 80, 80, 4, 2, 1 };
+    headkv_queries queries({ { 0, shape } }, 0, 8);
+    llama_pos pos[8];
+    std::iota(pos, pos + 8, 0);
+    llama_ubatch ubatch = {};
+    ubatch.n_tokens     = 8;
+    ubatch.pos          = pos;
+    queries.aim(ubatch);
+    const uint32_t n = n_nodes_of(
+        [&](ggml_context * ctx, ggml_cgraph * gf, const headkv_attention & attn) { queries.build(ctx, gf, 0, attn); },
+        shape, 0.0f);
+    printf("recording queries: %u nodes\n", n);
+
+    return ok && most == headkv_record_inputs::n_nodes + headkv_record::n_nodes_max && n == headkv_queries::n_nodes_max;
+}
+
 int main() {
     std::vector<test_case> cases;
     for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
@@ -216,6 +302,11 @@ int main() {
                    ggml_type_name(c.type), c.d, c.n_head_kv, c.n_gqa, c.n_tokens, c.n_kv, by_op, by_ops);
             n_fail++;
         }
+    }
+    n_run++;
+    if (!has_room_for_nodes()) {
+        printf("FAIL: recording takes another number of nodes than graphs have room for\n");
+        n_fail++;
     }
     printf("%d passed, %d failed\n", n_run - n_fail, n_fail);
     return n_fail ? 1 : 0;

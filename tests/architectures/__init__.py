@@ -12,7 +12,7 @@ from .mixture import MIXTURE
 from .parts import PARTS
 from .recurrent import RECURRENT
 from .sliding import SLIDING
-from .tensors import tensors_of
+from .tensors import fused, tensors_of
 from .weights import values_of
 
 FAMILIES: dict[str, Family] = (
@@ -34,4 +34,14 @@ DEEP: dict[str, dict[str, Any]] = {
 }
 """Architectures that are others with so many layers: too slow to be among VARIANTS."""
 
-__all__ = ["DEEP", "FAMILIES", "VARIANTS", "Family", "add_keys", "common_keys", "tensors_of", "values_of"]
+__all__ = [
+    "DEEP",
+    "FAMILIES",
+    "VARIANTS",
+    "Family",
+    "add_keys",
+    "common_keys",
+    "fused",
+    "tensors_of",
+    "values_of",
+]

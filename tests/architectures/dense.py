@@ -71,7 +71,9 @@ DENSE: dict[str, Family] = {name: Family() for name in _PLAIN} | {
     "qwen3tts": Family(keys=sections, n_vocab=3072),
     "paddleocr": Family(keys=sections),
     "exaone4": Family(keys=lambda model: windows(model) if model.layers == 64 else {}, without=_BIAS),
-    "phi3": Family(keys=lambda model: {"attention.sliding_window": model.window}),
+    "phi3": Family(
+        keys=lambda model: {"attention.sliding_window": model.window}, without=r"bias", fused=True
+    ),
     "deci": Family(keys=_mixed, n_layer=4),
     "deci-without": Family(arch="deci", about="with layers without attention", keys=_some_without, n_layer=6),
     "openelm": Family(keys=_mixed, n_layer=4),

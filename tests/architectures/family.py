@@ -25,8 +25,9 @@ class Family:
 
     arch: its name, where the family has another; about: what sets such files apart from others of it. keys:
     metadata beside common_keys(). n_layer: the least that shows all kinds of its layers, those with full
-    attention twice. without: a pattern of names of optional tensors that are left out. rules: weights that
-    are not those of all models. decodes: it gives logits token by token. loads: llama.cpp takes such a file.
+    attention twice. without: a pattern of names of optional tensors that are left out. fused: Q, K and V of
+    a layer are one matrix. rules: weights that are not those of all models. decodes: it gives logits token by
+    token. loads: llama.cpp takes such a file.
     n_vocab: the least that its vocabulary has.
     """
 
@@ -35,6 +36,7 @@ class Family:
     keys: KeysOf = lambda model: {}
     n_layer: int = 2
     without: str = r"(?!)"
+    fused: bool = False
     rules: tuple[Rule, ...] = ()
     decodes: bool = True
     loads: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
@@ -44,6 +44,15 @@ _GGML.ggml_get_name.restype = ctypes.c_char_p
 def name_of(tensor: int) -> str:
     """Of a ggml_tensor at an address."""
     return str(_GGML.ggml_get_name(tensor).decode())
+
+
+def fused(tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """With one matrix in place of a layer's Q, K and V, which llama.cpp takes as well."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, (n, *rest) in tensors.items():
+        joint = re.sub(r"attn_[qkv]\.", "attn_qkv.", name)
+        found[joint] = (found.get(joint, (0,))[0] + n, *rest)
+    return found
 
 
 def tensors_of(arch: str, add_metadata: Callable[[gguf.GGUFWriter], None]) -> dict[str, tuple[int, ...]]:

@@ -13,6 +13,7 @@ import pytest
 
 from headkv_local import Llama, Retention, UnsupportedError
 from headkv_local._core import native
+from headkv_local.settings import KV_TYPES
 from helpers import compact_natively, forced_logits, greedy, last_logits, nmse, random_tokens
 from reference import Stock
 
@@ -60,6 +61,24 @@ def test_a_model_that_can_be_compacted(load: Load, tiny: Callable[..., Path], fi
     assert llm.retention_mask().shape == (*shape, 300)
     assert (llm.cache_stats().kept == 48).all()
     assert len(greedy(llm, 8)) == 8
+
+
+@pytest.mark.parametrize("order", ["tokens", "layers"])
+def test_a_deep_model_with_few_tensors_is_observed(load: Load, tiny: Callable[..., Path], order: Any) -> None:
+    """Phi-4's shape: llama.cpp makes room for nodes by a model's tensors, and ggml ends the process where
+    a graph has more."""
+    path = tiny(arch="phi3", n_layer=40, n_head=2, n_head_kv=1, n_ff=32)
+    retention = Retention(budget=24, draft=4, archive="memory", order=order)
+    types = {"type_k": KV_TYPES["q8_0"], "type_v": KV_TYPES["q8_0"]}
+    llm = load(path, n_ctx=256, n_ubatch=32, flash_attn=True, retention=retention, **types)
+    llm.prefill(TOKENS[:100])
+    assert (llm.cache_stats().kept == 24).all()
+    assert len(greedy(llm, 4)) == 4
+    llm.reset()
+    llm.eval(TOKENS[:64])
+    with llm.attention_rows() as rows:
+        llm.eval(TOKENS[64:65])
+        assert rows().shape == (40, 2, 65)
 
 
 @pytest.mark.parametrize(("fields", "reason"), UNSUPPORTED.values(), ids=UNSUPPORTED)

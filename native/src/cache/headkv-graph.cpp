@@ -40,6 +40,22 @@ ggml_cgraph * headkv_cut_graph(ggml_cgraph * gf, llm_graph_result & res, llama_m
     return gf && kv && !kv->cut(res, ubatch) ? nullptr : gf;
 }
 
+// of a compacted layer: its kept K and V, and where the rows of heads begin
+static constexpr uint32_t n_kept_leafs = 3;
+
+uint32_t headkv_max_nodes(llama_memory_i * mem) {
+    const auto * kv = mem ? llama_kv_cache_headkv::find(mem) : nullptr;
+    if (!kv || !kv->get_retains()) {
+        return 0;
+    }
+    uint32_t n_layers = 0;
+    for (const auto & shape : kv->get_shapes()) {
+        n_layers += shape.n_readers;
+    }
+    return n_layers * (headkv_record::n_nodes_max + headkv_queries::n_nodes_max + n_kept_leafs) +
+           headkv_record_inputs::n_nodes + headkv_cut_nodes_max;
+}
+
 void headkv_build_inp(llm_graph_result * res, const llama_kv_cache_context * mctx) {
     if (const auto * mem = llama_kv_cache_headkv::find(mctx)) {
         headkv_record_inputs in;

@@ -31,6 +31,9 @@ bool headkv_is_fixed(llama_memory_i * mem, const char * asked);
 ggml_cgraph * headkv_cut_graph(ggml_cgraph * gf, llm_graph_result & res, llama_memory_i * mem,
                                const llama_ubatch & ubatch);
 
+// Nodes and leafs that graphs have at most beside those that llama.cpp expects of the model.
+uint32_t headkv_max_nodes(llama_memory_i * mem);
+
 // an input that ties the graph to the epoch it was built in
 void headkv_build_inp(llm_graph_result * res, const llama_kv_cache_context * mctx);
 

@@ -24,6 +24,9 @@ public:
     // This ubatch is about to be decoded. False if graphs built before are of no use for it.
     bool aim(const llama_ubatch & ubatch);
 
+    // that build() adds to a graph at most, the layer's tensor among them
+    static constexpr uint32_t n_nodes_max = 4;
+
     // add the recording of layer il to the graph; attn needs no K and no mask
     void build(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const headkv_attention & attn);
 

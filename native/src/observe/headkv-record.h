@@ -8,6 +8,8 @@
 
 // What the nodes of all layers read of the host, to record the tokens of a ubatch.
 struct headkv_record_inputs {
+    static constexpr uint32_t n_nodes = 2;
+
     ggml_tensor * weights = nullptr; // [n * most query heads of a layer] F32: those of the n tokens again and again
     ggml_tensor * far     = nullptr; // [n_kv - first, n] F32: 1 where the token counts for the cell, else 0
 };
@@ -29,6 +31,9 @@ public:
     // rows: of each query head, the row of one token; else of each KV head, a sum of fourth powers
     // allocates; throws headkv_error, std::bad_alloc
     headkv_record(const headkv_layer_shape & shape, uint32_t n_cells, bool rows);
+
+    // that build() adds to a graph at most, its tensor among them: by single ops, with soft-capping and K in F32
+    static constexpr uint32_t n_nodes_max = 26;
 
     // add the recording of n tokens from token i0 of the ubatch on to the graph
     void build(ggml_context * ctx, ggml_cgraph * gf, const headkv_attention & attn, uint32_t i0, uint32_t n,

@@ -39,6 +39,9 @@ void headkv_name_records(ggml_cgraph * gf, int i0, int32_t il);
 std::string headkv_check_slice(const llm_graph_result & res, const headkv_slice & slice, uint32_t n_tokens,
                                size_t & row);
 
+// that cutting adds to a graph at most: a mask, and what goes out
+static constexpr uint32_t headkv_cut_nodes_max = 11;
+
 // Cut it; hidden: what comes in and goes out. Only after it was checked.
 void headkv_cut(llm_graph_result & res, const headkv_slice & slice, const llama_ubatch & ubatch,
                 const headkv_hidden & hidden);
