@@ -1,9 +1,12 @@
 // headkv_gather: rows moved by a graph, on the CPU and on every GPU there is, against a plain copy byte by byte.
+// headkv_fetch: rows that come to the host, in few copies where they lie elsewhere.
 //
 // --gpu: fails where there is no CUDA device
 
 #include "base/headkv-error.h"
 #include "gpu-option.h"
+#include "other-memory.h"
+#include "rows/headkv-fetch.h"
 #include "rows/headkv-gather.h"
 
 #include "ggml-backend.h"
@@ -97,6 +100,38 @@ static void test(const shape & s, ggml_backend_buffer_type_t buft, headkv_gather
     }
 }
 
+// rows at the places that were asked for, in any order, some twice
+static void test_fetch(const shape & s, ggml_backend_buffer_type_t buft, std::mt19937 & rng) {
+    const char * where      = ggml_backend_buft_name(buft);
+    const size_t row_size   = ggml_row_size(s.type, s.d_head);
+    const size_t n_in_src   = s.n_cells * s.n_head_kv;
+    const size_t n_mebibyte = 1024 * 1024 / row_size;
+
+    headkv_buffers bufs(1);
+    ggml_tensor * src = bufs.new_tensor(buft, s.type, s.d_head * s.n_head_kv, s.n_cells, "src", 0);
+    bufs.alloc();
+
+    std::vector<uint8_t> bytes(ggml_nbytes(src));
+    for (auto & b : bytes) {
+        b = rng();
+    }
+    ggml_backend_tensor_set(src, bytes.data(), 0, bytes.size());
+
+    std::vector<headkv_fetched> rows;
+    std::vector<uint8_t> wanted(s.n_rows * row_size), found(wanted.size());
+    for (size_t i = 0; i < (size_t) s.n_rows; ++i) {
+        rows.push_back({ i == 1 ? n_in_src - 1 : rng() % n_in_src, i });
+        memcpy(&wanted[i * row_size], &bytes[rows.back().from * row_size], row_size);
+    }
+    other_memory::n_copies = 0;
+    headkv_fetch(src, row_size, rows,
+                 [&](size_t to, const uint8_t * row) { memcpy(&found[to * row_size], row, row_size); });
+    check(found == wanted, "fetched bytes", where, s);
+    check(other_memory::n_copies <= (int) (n_in_src / n_mebibyte) + 1, "number of copies", where, s);
+
+    headkv_fetch(src, row_size, {}, [&](size_t, const uint8_t *) { check(false, "no rows", where, s); });
+}
+
 // a device without room for the index tensor must say so, before anything was moved
 static void test_no_memory(ggml_backend_buffer_type_t buft) {
     headkv_gather gather(headkv_gather::GRAPH);
@@ -150,6 +185,14 @@ int main(int argc, char ** argv) {
             }
         }
         test_no_memory(buft);
+    }
+
+    const other_memory other;
+    bufts.push_back((ggml_backend_buffer_type_t) &other.type);
+    for (const auto & buft : bufts) {
+        for (const auto & s : shapes) {
+            test_fetch(s, buft, rng);
+        }
     }
 
     printf("%zu buffer types, %d passed, %d failed\n", bufts.size(), n_run - n_fail, n_fail);

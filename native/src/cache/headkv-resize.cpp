@@ -5,8 +5,10 @@
 #include "cache/llama-kv-cache-headkv.h"
 #include "llama-context.h"
 #include "llama-impl.h"
+#include "rows/headkv-fetch.h"
 
 #include <algorithm>
+#include <cstring>
 
 // a dormant cache has a multiple of so many cells, as long as the context has: the stock cache attends to as many at
 // once
@@ -106,14 +108,16 @@ void llama_kv_cache_headkv::swap_cells(llama_kv_cache & other) {
 }
 
 void llama_kv_cache_headkv::copy_cells(llama_kv_cache & to, const std::vector<uint32_t> & cell, uint32_t p0) const {
-    std::vector<uint8_t> row;
+    std::vector<headkv_fetched> rows;
+    for (uint32_t p = p0; p < cell.size(); ++p) {
+        rows.push_back({ cell[p], p - p0 });
+    }
+    std::vector<uint8_t> all;
     const auto copy = [&](const ggml_tensor * src, ggml_tensor * dst) {
         const size_t size = src->nb[1];
-        row.resize(size);
-        for (uint32_t p = p0; p < cell.size(); ++p) {
-            ggml_backend_tensor_get(src, row.data(), cell[p] * size, size);
-            ggml_backend_tensor_set(dst, row.data(), (p - p0) * size, size);
-        }
+        all.resize(rows.size() * size);
+        headkv_fetch(src, size, rows, [&](size_t i, const uint8_t * row) { memcpy(&all[i * size], row, size); });
+        ggml_backend_tensor_set(dst, all.data(), 0, all.size());
     };
     for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
         copy(cells_in(*this, ikv).k, cells_in(to, ikv).k);

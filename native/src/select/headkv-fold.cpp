@@ -4,6 +4,7 @@
 #include "base/headkv-threads.h"
 #include "llama-impl.h"
 #include "observe/headkv-observer.h"
+#include "rows/headkv-fetch.h"
 #include "select/headkv-compact.h"
 
 #include "ggml-backend.h"
@@ -13,22 +14,24 @@
 #include <cstring>
 #include <numeric>
 
-// rows of a tensor as numbers: [n][ne0]; index: which rows, all where it is empty
+// rows of a tensor as numbers: [n][ne0]; index: which rows
 static std::vector<float> read_rows(const ggml_tensor * t, const std::vector<uint32_t> & index) {
     const auto to_float   = ggml_get_type_traits(t->type)->to_float;
     const size_t row_size = ggml_row_size(t->type, t->ne[0]);
 
-    std::vector<uint8_t> row(row_size);
-    std::vector<float> res(index.size() * t->ne[0]);
+    std::vector<headkv_fetched> rows;
     for (size_t i = 0; i < index.size(); ++i) {
-        ggml_backend_tensor_get(t, row.data(), index[i] * row_size, row_size);
+        rows.push_back({ index[i], i });
+    }
+    std::vector<float> res(index.size() * t->ne[0]);
+    headkv_fetch(t, row_size, std::move(rows), [&](size_t i, const uint8_t * row) {
         float * to = res.data() + i * t->ne[0];
         if (t->type == GGML_TYPE_F32) {
-            memcpy(to, row.data(), row_size);
+            memcpy(to, row, row_size);
         } else {
-            to_float(row.data(), to, t->ne[0]);
+            to_float(row, to, t->ne[0]);
         }
-    }
+    });
     return res;
 }
 
@@ -207,21 +210,25 @@ std::vector<headkv_kept::positions> headkv_choose_again(const std::vector<headkv
 void headkv_fill_again(headkv_kept & to, const headkv_fold_layer & from, const headkv_fold_prompt & prompt) {
     const auto & before = from.kept.get_keep();
 
-    const auto copy = [&](ggml_tensor * dst, const ggml_tensor * kept, const ggml_tensor * cells, size_t row_size) {
-        std::vector<uint8_t> rows(to.get_n_rows() * row_size);
-        uint8_t * row = rows.data();
-        size_t block  = 0; // of the KV head among the rows that were kept
-        for (size_t h = 0; h < before.size(); block += before[h].size(), ++h) {
-            for (const int32_t p : to.get_keep()[h]) {
-                if (p >= (int32_t) prompt.end) {
-                    ggml_backend_tensor_get(cells, row, (prompt.cell[p] * before.size() + h) * row_size, row_size);
-                } else {
-                    const size_t i = std::lower_bound(before[h].begin(), before[h].end(), p) - before[h].begin();
-                    ggml_backend_tensor_get(kept, row, (block + i) * row_size, row_size);
-                }
-                row += row_size;
+    std::vector<headkv_fetched> from_kept, from_cells;
+    size_t n     = 0; // rows so far
+    size_t block = 0; // of the KV head among the rows that were kept
+    for (size_t h = 0; h < before.size(); block += before[h].size(), ++h) {
+        for (const int32_t p : to.get_keep()[h]) {
+            if (p >= (int32_t) prompt.end) {
+                from_cells.push_back({ prompt.cell[p] * before.size() + h, n++ });
+            } else {
+                const size_t i = std::lower_bound(before[h].begin(), before[h].end(), p) - before[h].begin();
+                from_kept.push_back({ block + i, n++ });
             }
         }
+    }
+
+    const auto copy = [&](ggml_tensor * dst, const ggml_tensor * kept, const ggml_tensor * cells, size_t row_size) {
+        std::vector<uint8_t> rows(to.get_n_rows() * row_size);
+        const auto take = [&](size_t i, const uint8_t * row) { memcpy(&rows[i * row_size], row, row_size); };
+        headkv_fetch(kept, row_size, from_kept, take);
+        headkv_fetch(cells, row_size, from_cells, take);
         if (!rows.empty()) {
             ggml_backend_tensor_set(dst, rows.data(), 0, rows.size());
         }
