@@ -2,6 +2,7 @@
 
 // Turns of a conversation on a tiny model, read by headkv_prefill() or by what it takes the place of.
 
+#include "cache/headkv-bounded.h"
 #include "headkv.h"
 #include "tiny-model.h"
 
@@ -72,6 +73,25 @@ inline std::vector<float> turn_logits(llama_context * ctx) {
 inline bool same_bits(const std::vector<float> & a, const std::vector<float> & b) {
     return !a.empty() && a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
+
+// where a context is, to go back to; layers that cannot go back are copied
+class turn_mark {
+public:
+    explicit turn_mark(llama_context * ctx)
+        : memory(llama_get_memory(ctx)),
+          n(llama_memory_seq_pos_max(memory, 0) + 1),
+          bounded(memory, /*rows =*/true) {}
+
+    bool go_back() { // once
+        bounded.put_back();
+        return llama_memory_seq_rm(memory, 0, n, -1);
+    }
+
+private:
+    llama_memory_t memory;
+    int n;
+    headkv_bounded bounded;
+};
 
 inline headkv_stats turn_stats(const llama_context * ctx) {
     headkv_stats res = {};
@@ -163,7 +183,6 @@ inline int32_t turn_prefill(llama_context * ctx, const archive_turn & turn) {
 
 // The same without an archive, on an empty context: p[i] to p[i + 1] in batches, the last part as the turn says.
 inline bool turn_compact(llama_context * ctx, const std::vector<int> & p, int branch = 0, int n_again = 0) {
-    llama_memory_t mem = llama_get_memory(ctx);
     const int n_prompt = p.back();
     const auto weights = turn_weights(n_again > 0 ? n_again : n_turn_observed);
     const auto again   = turn_again_at(n_again);
@@ -177,6 +196,7 @@ inline bool turn_compact(llama_context * ctx, const std::vector<int> & p, int br
         }
     }
     if (n_again > 0) {
+        turn_mark end(ctx);
         llama_batch batch = llama_batch_init(n_again, 0, 1);
         batch.n_tokens    = n_again;
         for (int i = 0; i < n_again; ++i) {
@@ -188,7 +208,7 @@ inline bool turn_compact(llama_context * ctx, const std::vector<int> & p, int br
         }
         const int rc = llama_decode(ctx, batch);
         llama_batch_free(batch);
-        if (rc != 0 || !llama_memory_seq_rm(mem, 0, n_prompt, -1)) {
+        if (rc != 0 || !end.go_back()) {
             return false;
         }
     }
@@ -224,13 +244,6 @@ inline llama_context_ptr turn_open(llama_model * model, ggml_type type = GGML_TY
     return llama_context_ptr(llama_init_from_model(model, turn_params(type, n_ubatch, n_ctx)));
 }
 
-inline llama_model_ptr turn_model(bool windows, int n_layer = 0) {
-    tiny_model_params shape;
-    shape.windows = windows;
-    shape.n_layer = n_layer > 0 ? n_layer : windows ? 4 : 3;
-    return tiny_model_load(shape);
-}
-
 inline std::string turn_path(const char * name) {
     const char * folder = getenv("TMPDIR");
     return std::string(folder ? folder : "/tmp") + "/headkv-" + name + "-" + std::to_string(getpid());
@@ -253,12 +266,13 @@ struct turn_state {
         stats.bytes_peak = stats.n_splits = stats.t_select_us = stats.t_compact_us = 0;
 
         const int n = stats.n_tokens;
+        turn_mark here(ctx);
         for (int i = 0; i < 3; ++i) {
             turn_decode(ctx, n + i, n + i + 1);
             const auto row = turn_logits(ctx);
             logits.insert(logits.end(), row.begin(), row.end());
         }
-        if (!llama_memory_seq_rm(llama_get_memory(ctx), 0, n, -1)) {
+        if (!here.go_back()) {
             logits.clear();
         }
     }

@@ -6,10 +6,10 @@
 // Three kinds: ggml buffers (posix_memalign), C++ objects (operator new), and of those the ones that stand for a
 // buffer, alone.
 //
-// --windows: a model with sliding windows in half of its layers
-// --archive: prompts and turns that are read with an archive
-// --gpu: with the model on the GPU; the buffers are the device's (cudaMalloc). With --archive without windows, with
-//        which llama.cpp's own code ends the process there
+// --windows, --hybrid, --hybrid-windows: a model with such layers
+// --archive: prompts and turns that are read in one call, with an archive and without
+// --gpu: with the model on the GPU; the buffers are the device's (cudaMalloc). With --archive not of a model with
+//        windows, with which llama.cpp's own code ends the process there
 
 #include "archive-turn.h"
 #include "faults.h"
@@ -18,6 +18,8 @@
 #include <cerrno>
 #include <cstring>
 #include <functional>
+#include <map>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -57,25 +59,10 @@ static bool object_fails() {
 //
 
 static constexpr int n_prompt = 600;
-static constexpr int n_window = 8;
+static constexpr int n_window = n_turn_window;
 static constexpr int n_more   = 150; // outgrows the first tail
-static constexpr int n_each   = 200; // each of the first allocations of a step fails, which are this project's own,
-static constexpr int n_last   = 100; // and of the last, where what was made takes its place; some of those between
-
-static std::vector<float> logits(llama_context * ctx) {
-    const float * data = llama_get_logits_ith(ctx, -1);
-    return std::vector<float>(data, data + 96);
-}
-
-static std::vector<uint8_t> mask(llama_context * ctx) {
-    headkv_stats stats = {};
-    headkv_get_stats(ctx, &stats, sizeof(stats), nullptr, 0);
-    std::vector<uint8_t> res(stats.n_head_kv * n_prompt);
-    if (headkv_get_mask(ctx, res.data(), res.size()) != HEADKV_OK) {
-        res.clear();
-    }
-    return res;
-}
+static int n_each             = 200; // each of the first allocations of a step fails, which are this project's own,
+static int n_last             = 100; // and of the last, where what was made takes its place; some of those between
 
 // up to where the step that is tested begins
 static bool prefill(llama_context * ctx) {
@@ -125,8 +112,46 @@ static void torture(const char * what, fault_counter & faults, const std::functi
     }
 }
 
+// a prompt that is read into cells, without an archive: whole batches stay, and it goes on behind them
+static void torture_cells(llama_model * model, fault_counter & faults) {
+    const auto ctx_ptr  = turn_open(model, GGML_TYPE_F16, 64);
+    llama_context * ctx = ctx_ptr.get();
+
+    archive_turn turn = { 0, 300 };
+    turn.order        = HEADKV_ORDER_TOKENS;
+    turn.n_draft      = 4;
+    check(turn_prefill(ctx, turn) == HEADKV_OK, "a prompt into cells");
+    const outcome right(ctx);
+    int32_t rc = HEADKV_OK;
+
+    std::map<int, std::unique_ptr<turn_call>> calls; // by how many tokens there are
+    for (int n = 0; n < turn.n_prompt; n += n_turn_batch) {
+        archive_turn now = turn;
+        now.n_past       = n;
+        calls[n]         = std::make_unique<turn_call>(ctx, now);
+    }
+    const auto before = [&]() {
+        llama_memory_clear(llama_get_memory(ctx), true);
+        return true;
+    };
+    const auto step = [&]() {
+        if (turn_stats(ctx).n_tokens == turn.n_prompt) { // read, but not compacted
+            before();
+        }
+        rc = calls.at(turn_stats(ctx).n_tokens)->run();
+        return rc == HEADKV_OK;
+    };
+    const auto reported = [&]() {
+        const int n = turn_stats(ctx).n_tokens;
+        return rc == HEADKV_ERR_MEMORY && strlen(headkv_last_error()) > 0 &&
+               (n == turn.n_prompt || n % n_turn_batch == 0) &&
+               llama_memory_seq_pos_max(llama_get_memory(ctx), 0) == n - 1;
+    };
+    torture("a prompt into cells", faults, step, reported, before, [&]() { return outcome(ctx) == right; });
+}
+
 // a first prompt, a later turn, and another prompt in place of all of that; compactions
-static void torture_archive(llama_model * model, fault_counter & faults) {
+static void torture_archive(llama_model * model, bool bounded, fault_counter & faults) {
     const auto ctx_ptr  = turn_open(model, GGML_TYPE_F16, 64);
     llama_context * ctx = ctx_ptr.get();
     check(headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, nullptr) == HEADKV_OK, "archive");
@@ -173,7 +198,7 @@ static void torture_archive(llama_model * model, fault_counter & faults) {
         };
         const turn_plan plan(ctx, later.n_prompt);
         const auto step      = [&]() { return headkv_compact(ctx, &plan, sizeof(headkv_plan)) == HEADKV_OK; };
-        const int n_archived = n_read > 0 && llama_model_n_swa(model) > 0 ? n_read : later.n_prompt;
+        const int n_archived = n_read > 0 && bounded ? n_read : later.n_prompt;
         check(before() && step() && turn_stats(ctx).n_archived == n_archived, what);
         const outcome right(ctx);
         torture(
@@ -185,30 +210,23 @@ static void torture_archive(llama_model * model, fault_counter & faults) {
 static void quiet(ggml_log_level, const char *, void *) {}
 
 int main(int argc, char ** argv) {
-    const bool windows = has_option(argc, argv, "--windows");
-    on_device          = has_gpu_option(argc, argv);
+    on_device = has_gpu_option(argc, argv);
 
     where     = "without failures";
     new_fails = object_fails;
     llama_log_set(quiet, nullptr);
 
-    const auto load = [&](int d_head, bool with_windows) {
-        tiny_model_params shape;
-        shape.d_head  = d_head;
-        shape.windows = with_windows;
-        shape.n_layer = with_windows ? 4 : 3;
-        return tiny_model_load(shape, on_device);
-    };
+    tiny_model_params shape = tiny_model_asked(argc, argv);
+    llama_model_ptr model   = tiny_model_load(shape, on_device);
+    if (shape.hybrid) { // quick: what does not differ fails on the other models
+        n_each = 30;
+        n_last = 20;
+    }
 
     if (has_option(argc, argv, "--archive")) {
-        for (const bool with_windows : { false, true }) {
-            if (with_windows && on_device) {
-                continue;
-            }
-            const auto model = load(64, with_windows);
-            for (fault_counter * faults : { &buffers, &objects }) {
-                torture_archive(model.get(), *faults);
-            }
+        for (fault_counter * faults : { &buffers, &objects }) {
+            torture_cells(model.get(), *faults);
+            torture_archive(model.get(), shape.bounded(), *faults);
         }
         return checked();
     }
@@ -219,27 +237,15 @@ int main(int argc, char ** argv) {
     llama_context * ctx = nullptr;
 
     const auto open = [&](uint32_t n_ubatch) {
-        llama_context_params params = llama_context_default_params();
-        params.n_ctx                = 4096;
-        params.n_ubatch             = n_ubatch;
-        params.n_threads            = 1;
-        params.n_threads_batch      = 1;
-        params.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
-        params.swa_full             = false;
+        llama_context_params params = turn_params(GGML_TYPE_F16, n_ubatch, 4096);
+        params.n_batch              = 2048;
         ctx_ptr.reset(llama_init_from_model(model.get(), params));
         ctx = ctx_ptr.get();
     };
     open(512);
 
-    std::vector<uint8_t> ends(n_prompt);
-    for (int p = 0; p < n_prompt; p += 20) {
-        ends[p] = 1;
-    }
-    // one head keeps nothing but the window; with windows, two layers retain
-    const std::vector<int32_t> caps =
-        windows ? std::vector<int32_t>{ 20, 200, 8, 128 } : std::vector<int32_t>{ 20, 200, 64, 64, 8, 128 };
-    const headkv_plan plan = { n_window, 7, 4, caps.data(), caps.size(), ends.data(), ends.size() };
-    const auto compact     = [&]() { return headkv_compact(ctx, &plan, sizeof(plan)) == HEADKV_OK; };
+    const turn_plan plan(ctx, n_prompt);
+    const auto compact = [&]() { return headkv_compact(ctx, &plan, sizeof(headkv_plan)) == HEADKV_OK; };
 
     // without failures
     check(prefill(ctx) && observe(ctx) && compact(), "plain run");
@@ -251,13 +257,14 @@ int main(int argc, char ** argv) {
             check((bytes[i] > 0) == (strncmp(name, "CUDA", 4) == 0), "cache on the GPU");
         }
     }
-    auto mask_ref = mask(ctx);
+    auto mask_ref = turn_mask(ctx);
     check(!mask_ref.empty(), "plain run");
     check(tiny_model_decode(ctx, n_prompt, n_more) == 0, "plain run");
-    auto logits_ref = logits(ctx);
+    auto logits_ref = turn_logits(ctx);
 
     const auto goes_on = [&]() {
-        return mask(ctx) == mask_ref && tiny_model_decode(ctx, n_prompt, n_more) == 0 && logits(ctx) == logits_ref;
+        return turn_mask(ctx) == mask_ref && tiny_model_decode(ctx, n_prompt, n_more) == 0 &&
+               turn_logits(ctx) == logits_ref;
     };
     const auto from_memory = [&]() { return strlen(headkv_last_error()) > 0; };
 
@@ -293,18 +300,18 @@ int main(int argc, char ** argv) {
     headkv_plan all = plan;
     all.ends        = nullptr;
     all.n_ends      = 0;
-    const auto fold = [&]() { return headkv_compact(ctx, &all, sizeof(all)) == HEADKV_OK; };
+    const auto fold = [&]() { return headkv_compact(ctx, &all, sizeof(headkv_plan)) == HEADKV_OK; };
 
     check(with_tail() && observe_tail() && ask() && fold(), "plain run, folded");
-    const auto folded_ref = mask(ctx);
+    const auto folded_ref = turn_mask(ctx);
     check(tiny_model_decode(ctx, n_prompt + n_tail + n_asking, n_more) == 0, "plain run, folded");
-    const auto folded_logits_ref = logits(ctx);
+    const auto folded_logits_ref = turn_logits(ctx);
 
     const auto goes_on_folded = [&]() {
-        return mask(ctx) == folded_ref && tiny_model_decode(ctx, n_prompt + n_tail + n_asking, n_more) == 0 &&
-               logits(ctx) == folded_logits_ref;
+        return turn_mask(ctx) == folded_ref && tiny_model_decode(ctx, n_prompt + n_tail + n_asking, n_more) == 0 &&
+               turn_logits(ctx) == folded_logits_ref;
     };
-    const auto is_as_before = [&]() { return mask(ctx) == mask_ref && from_memory(); };
+    const auto is_as_before = [&]() { return turn_mask(ctx) == mask_ref && from_memory(); };
     for (fault_counter * faults : { &buffers, &objects }) {
         torture("observe the tail", *faults, observe_tail, is_as_before, with_tail,
                 [&]() { return ask() && fold() && goes_on_folded(); });
@@ -316,8 +323,8 @@ int main(int argc, char ** argv) {
     // C++ allocations of llama_decode() itself are upstream's
     torture(
         "tail growth", buffers, [&]() { return tiny_model_decode(ctx, n_prompt, n_more) == 0; },
-        [&]() { return mask(ctx) == mask_ref && from_memory(); },
-        [&]() { return prefill(ctx) && observe(ctx) && compact(); }, [&]() { return logits(ctx) == logits_ref; });
+        [&]() { return turn_mask(ctx) == mask_ref && from_memory(); },
+        [&]() { return prefill(ctx) && observe(ctx) && compact(); }, [&]() { return turn_logits(ctx) == logits_ref; });
 
     torture(
         "full size after clear", buffers, [&]() { return tiny_model_decode(ctx, 0, n_prompt - n_window) == 0; },
@@ -356,18 +363,25 @@ int main(int argc, char ** argv) {
 
     // The memory that observing computes in. It is kept until the cache is compacted, so each time with a new context;
     // its ubatches are small, so that what it has from the beginning does not do.
+    std::optional<turn_mark> mark;
     const auto fresh = [&]() {
+        mark.reset();
         open(n_window);
-        return prefill(ctx);
+        const bool ok = prefill(ctx);
+        mark.emplace(ctx);
+        return ok;
     };
-    for (const int d_head : { 64, 96 }) { // CUDA multiplies by K of 96 in F32, and copies it
+    for (const int d_head : shape.hybrid
+                                ? std::vector<int>{ 64 }
+                                : std::vector<int>{ 64, 96 }) { // CUDA multiplies by K of 96 in F32, and copies it
         ctx_ptr.reset();
-        model = load(d_head, windows);
+        shape.d_head = d_head;
+        model        = tiny_model_load(shape, on_device);
 
         check(fresh() && observe(ctx) && compact(), "plain run, small ubatches");
-        mask_ref = mask(ctx);
+        mask_ref = turn_mask(ctx);
         check(tiny_model_decode(ctx, n_prompt, n_more) == 0, "plain run, small ubatches");
-        logits_ref = logits(ctx);
+        logits_ref = turn_logits(ctx);
 
         torture(
             "decode under observation", buffers, [&]() { return observe(ctx); },
@@ -375,8 +389,7 @@ int main(int argc, char ** argv) {
                 // a smaller batch fits what was planned for the one that failed
                 return headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_window, n_window, nullptr, nullptr, 0) ==
                            HEADKV_OK &&
-                       tiny_model_decode(ctx, n_prompt - n_window, n_window - 1) == 0 &&
-                       llama_memory_seq_rm(llama_get_memory(ctx), 0, n_prompt - n_window, -1);
+                       tiny_model_decode(ctx, n_prompt - n_window, n_window - 1) == 0 && mark->go_back();
             },
             fresh, [&]() { return compact() && goes_on(); }, /*rest =*/true); // ggml tries twice
     }

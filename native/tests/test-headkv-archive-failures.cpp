@@ -49,7 +49,7 @@ struct scene {
     int n_draft = 4;
 };
 
-static std::vector<scene> scenes(bool windows) {
+static std::vector<scene> scenes(const tiny_model_params & shape) {
     std::vector<scene> res = {
         { "a prompt", 0, 0, { 0, n_first } },
         { "a turn after cells", 0, n_first, { n_first, n_turn } },
@@ -58,7 +58,9 @@ static std::vector<scene> scenes(bool windows) {
         // the draft's hidden states need room where the turn's were
         { "a turn shorter than its draft", n_first, n_first + n_more, { n_first, n_short }, n_short - n_first + 12 },
     };
-    if (!windows) {
+    if (shape.hybrid) { // some of them, to be quick
+        res.erase(res.begin() + 3, res.end());
+    } else if (!shape.windows) {
         res.push_back({ "another turn", n_first, n_first + n_more, { 100, 280, 1 } });
         res.push_back({ "another turn from a block's begin on", n_first, n_first + n_more, { 256, n_turn, 1 } });
     }
@@ -77,9 +79,16 @@ static bool set(llama_context * ctx, const scene & s) {
            turn_decode(ctx, s.n_read, s.n_decoded, 0, s.n_read > 0 ? 1 : n_turn_batch);
 }
 
-// fail(n) prepares that the turn fails at step n, from 0 on, and undo() takes that back; until nothing fails any more
-static void torture(llama_context * ctx, const scene & s, const char * what, int32_t code,
-                    const std::function<void(int, archive_turn &)> & fail, const std::function<bool()> & undo) {
+static int n_stride = 1; // each step fails, or each so many
+
+// prepares that the turn fails at step n, from 0 on
+using fail_fn = std::function<void(int, archive_turn &)>;
+// takes that back; false if nothing failed
+using undo_fn = std::function<bool()>;
+
+// in a scene, until nothing fails any more
+static void torture(llama_context * ctx, const scene & s, const char * what, int32_t code, const fail_fn & fail,
+                    const undo_fn & undo) {
     // what is right, with the turn that asks the archive for all that was read before
     archive_turn later;
     later.n_past   = n_first;
@@ -93,7 +102,7 @@ static void torture(llama_context * ctx, const scene & s, const char * what, int
     const outcome right_later(ctx);
 
     int n = 0;
-    for (;; ++n) {
+    for (;; n += n_stride) {
         where = std::string(what) + " " + std::to_string(n) + ", " + s.name;
         check(set(ctx, s), "set");
         archive_turn turn = s.turn;
@@ -116,6 +125,44 @@ static void torture(llama_context * ctx, const scene & s, const char * what, int
         }
     }
     printf("%s, %s: failed at %d steps\n", what, s.name, n);
+    check(n > 0, "something failed");
+}
+
+// in the order of tokens, into cells, without an archive: whole batches stay, and the prompt goes on behind them
+static void torture_cells(llama_context * ctx, const char * what, int32_t code, const fail_fn & fail,
+                          const undo_fn & undo) {
+    archive_turn turn  = { 0, n_first };
+    turn.order         = HEADKV_ORDER_TOKENS;
+    turn.n_draft       = 4;
+    where              = std::string(what) + ", into cells";
+    llama_memory_t mem = llama_get_memory(ctx);
+    llama_memory_clear(mem, true);
+    check(turn_prefill(ctx, turn) == HEADKV_OK, "a prompt");
+    const outcome right(ctx);
+
+    int n = 0;
+    for (;; n += n_stride) {
+        where = std::string(what) + " " + std::to_string(n) + ", into cells";
+        llama_memory_clear(mem, true);
+        archive_turn now = turn;
+        fail(n, now);
+        const int32_t rc = turn_prefill(ctx, now);
+        if (!undo()) {
+            check(rc == HEADKV_OK, "nothing failed");
+            break;
+        }
+        check(rc == code, "code");
+        turn.n_past = turn_stats(ctx).n_tokens;
+        check(turn.n_past % n_turn_batch == 0 || turn.n_past == n_first, "whole batches");
+        check(llama_memory_seq_pos_max(mem, 0) == turn.n_past - 1, "of all layers");
+        if (turn.n_past == n_first) { // then it was not compacted
+            llama_memory_clear(mem, true);
+            turn.n_past = 0;
+        }
+        check(turn_prefill(ctx, turn) == HEADKV_OK && outcome(ctx) == right, "the rest of it");
+        turn.n_past = 0;
+    }
+    printf("%s, into cells: failed at %d steps\n", what, n);
     check(n > 0, "something failed");
 }
 
@@ -170,14 +217,17 @@ static void test_compact(llama_context * ctx, int what, int n_read) {
     check(n > 0, "something failed");
 }
 
-static void test_cancel(llama_context * ctx, const scene & s) {
+// how it is tortured, with all that is failing
+using torturer = std::function<void(const char *, int32_t, const fail_fn &, const undo_fn &)>;
+
+static void test_cancel(llama_context * ctx, const torturer & torture) {
     struct cancel {
         llama_context * ctx;
         int left;
         bool came;
     } data;
     torture(
-        ctx, s, "cancel", HEADKV_ERR_CANCELLED,
+        "cancel", HEADKV_ERR_CANCELLED,
         [&](int n, archive_turn & turn) {
             data          = { ctx, n, false };
             turn.data     = &data;
@@ -199,7 +249,7 @@ static void test_cancel(llama_context * ctx, const scene & s) {
 }
 
 // from within a batch: the abort callback looks at the canceller, which says so after some nodes
-static void test_abort(llama_context * ctx, const scene & s) {
+static void test_abort(llama_context * ctx, const torturer & torture) {
     struct abort_data {
         int left;
         bool came;
@@ -214,7 +264,7 @@ static void test_abort(llama_context * ctx, const scene & s) {
         &data);
     data = { 1 << 30, false };
     torture(
-        ctx, s, "abort", HEADKV_ERR_CANCELLED, [&](int n, archive_turn &) { data = { n * 23, false }; },
+        "abort", HEADKV_ERR_CANCELLED, [&](int n, archive_turn &) { data = { n * 23, false }; },
         [&]() {
             const bool came = data.came;
             data            = { 1 << 30, false };
@@ -225,28 +275,31 @@ static void test_abort(llama_context * ctx, const scene & s) {
 
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    const auto asked = [&](const char * what) {
-        return std::any_of(argv + 1, argv + argc, [&](const char * arg) { return strcmp(arg, what) == 0; });
-    };
-    const bool windows          = asked("--windows");
-    headkv_queue::always_beside = asked("--beside"); // as on a GPU
-    const llama_model_ptr model = turn_model(windows);
-    const auto ctx_ptr          = turn_open(model.get(), GGML_TYPE_F16, 128);
-    llama_context * ctx         = ctx_ptr.get();
-    const std::string path      = turn_path("archive");
+    headkv_queue::always_beside = tiny_model_asked(argc, argv, "--beside"); // as on a GPU
+
+    const tiny_model_params shape = tiny_model_asked(argc, argv);
+    const llama_model_ptr model   = tiny_model_load(shape);
+    n_stride                      = shape.hybrid ? 5 : 1;
+    const auto ctx_ptr            = turn_open(model.get(), GGML_TYPE_F16, 128);
+    llama_context * ctx           = ctx_ptr.get();
+    const std::string path        = turn_path("archive");
 
     check(headkv_cancel_enable(ctx) == HEADKV_OK, "cancel");
-    for (const auto & s : scenes(windows)) {
+    const auto into_cells = [&](const auto &... how) { torture_cells(ctx, how...); };
+    test_cancel(ctx, into_cells);
+    test_abort(ctx, into_cells);
+    for (const auto & s : scenes(shape)) {
+        const auto in_scene = [&](const auto &... how) { torture(ctx, s, how...); };
         check(headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, path.c_str()) == HEADKV_OK, "an archive");
         test_faults(ctx, s);
         check(headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, nullptr) == HEADKV_OK, "an archive");
-        test_cancel(ctx, s);
-        test_abort(ctx, s);
+        test_cancel(ctx, in_scene);
+        test_abort(ctx, in_scene);
     }
     check(headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, path.c_str()) == HEADKV_OK, "an archive");
     test_compact(ctx, HEADKV_OBSERVE_TOKENS, 0);
     test_compact(ctx, HEADKV_OBSERVE_TAIL, 0);
-    if (!windows) { // a later fold writes nothing where layers cannot go back
+    if (!shape.bounded()) { // a later fold writes nothing where layers cannot go back
         test_compact(ctx, HEADKV_OBSERVE_TAIL, n_first);
     }
     return checked();

@@ -234,9 +234,9 @@ static void test_refused(llama_model * model, llama_context * ctx) {
     test_files(model, ctx);
 }
 
-int main() {
+int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    const llama_model_ptr model = turn_model(false);
+    const llama_model_ptr model = tiny_model_load(tiny_model_asked(argc, argv));
     const auto ctx              = turn_open(model.get(), GGML_TYPE_F16, 128);
     test_refused(model.get(), ctx.get());
     return checked();

@@ -51,10 +51,10 @@ struct expected {
     }
 };
 
-static void test_turns(llama_model * model, const expected & want, ggml_type type, bool windows, bool file, int order,
-                       int panel) {
+static void test_turns(llama_model * model, const tiny_model_params & shape, const expected & want, ggml_type type,
+                       bool file, int order, int panel) {
     std::ostringstream name;
-    name << (windows ? "windows " : "plain ") << ggml_type_name(type) << (file ? " file" : " memory")
+    name << shape.name() << " " << ggml_type_name(type) << (file ? " file" : " memory")
          << (order == HEADKV_ORDER_LAYERS ? " layers" : " tokens") << " panel " << panel;
     where = name.str();
 
@@ -94,7 +94,7 @@ static void test_turns(llama_model * model, const expected & want, ggml_type typ
     turn.n_past   = want.n_cut;
     turn.n_prompt = want.n_other;
     turn.branch   = 1;
-    if (windows) {
+    if (shape.bounded()) {
         check_refused(ctx, "a cut", HEADKV_ERR_STATE, "0 of them or all 700 can stay",
                       [&]() { return turn_prefill(ctx, turn); });
     } else {
@@ -116,7 +116,7 @@ static void test_turns(llama_model * model, const expected & want, ggml_type typ
 }
 
 // tokens that are read once more, in panels that are shorter than they are, too
-static void test_again(llama_model * model, bool windows) {
+static void test_again(llama_model * model, const tiny_model_params & shape) {
     static constexpr int n_prompt = 300, n_again = 40;
 
     auto full = turn_open(model);
@@ -129,7 +129,7 @@ static void test_again(llama_model * model, bool windows) {
 
     for (const int order : { HEADKV_ORDER_TOKENS, HEADKV_ORDER_LAYERS }) {
         for (const int panel : { 0, n_turn_batch, 16 }) {
-            where = (windows ? "windows, again, order " : "plain, again, order ") + std::to_string(order) + " panel " +
+            where = std::string(shape.name()) + ", again, order " + std::to_string(order) + " panel " +
                     std::to_string(panel);
             auto ctx = turn_open(model);
             set_archive(ctx.get(), order == HEADKV_ORDER_TOKENS);
@@ -147,9 +147,10 @@ static void test_again(llama_model * model, bool windows) {
             check(turn_decode(ctx.get(), n_prompt, n_prompt + 5), "an answer");
             const auto after = turn_logits(ctx.get());
             if (panel != 16) {
+                turn_mark end(observed.get());
                 check(turn_decode(observed.get(), n_prompt, n_prompt + 5), "an answer");
                 check(same_bits(after, turn_logits(observed.get())), "logits after it");
-                check(llama_memory_seq_rm(llama_get_memory(observed.get()), 0, n_prompt, -1), "taken back");
+                check(end.go_back(), "taken back");
             }
             turn.n_past   = n_prompt;
             turn.n_prompt = n_prompt + 60;
@@ -160,10 +161,10 @@ static void test_again(llama_model * model, bool windows) {
 }
 
 // the tokens before are in ordinary cells
-static void test_from_cells(llama_model * model, bool windows) {
+static void test_from_cells(llama_model * model, const tiny_model_params & shape) {
     static constexpr int n_past = 300, n_prompt = 400, n_cut = 270;
     for (const int order : { HEADKV_ORDER_TOKENS, HEADKV_ORDER_LAYERS }) {
-        where     = (windows ? "windows, from cells, order " : "plain, from cells, order ") + std::to_string(order);
+        where     = std::string(shape.name()) + ", from cells, order " + std::to_string(order);
         auto full = turn_open(model);
         check(turn_decode(full.get(), 0, n_past) && turn_decode(full.get(), n_past, n_prompt), "full");
         auto ctx = turn_open(model);
@@ -184,7 +185,7 @@ static void test_from_cells(llama_model * model, bool windows) {
         turn.n_past   = n_cut;
         turn.n_prompt = n_cut + 30;
         turn.branch   = 1;
-        if (windows) {
+        if (shape.bounded()) {
             check_refused(ctx.get(), "a cut", HEADKV_ERR_STATE, "0 of them or all 300 can stay",
                           [&]() { return turn_prefill(ctx.get(), turn); });
             continue;
@@ -199,11 +200,12 @@ static void test_from_cells(llama_model * model, bool windows) {
 }
 
 // a full cache that is never there
-static void test_small(bool windows) {
-    where                         = windows ? "windows, small" : "plain, small";
+static void test_small(tiny_model_params shape) {
+    where                         = std::string(shape.name()) + ", small";
     static constexpr int n_prompt = 3000, n_ctx = 4096, n_small = 8;
 
-    const llama_model_ptr model = turn_model(windows, 16);
+    shape.n_layer               = 16;
+    const llama_model_ptr model = tiny_model_load(shape);
     headkv_begin_small(1);
     auto ctx = turn_open(model.get(), GGML_TYPE_F16, 512, n_ctx);
     headkv_begin_small(0);
@@ -239,29 +241,31 @@ static void test_small(bool windows) {
     check(turn_stats(ctx.get()).bytes_cells == stats.bytes_full, "all cells");
 }
 
-// without arguments, all; --windows: a model with sliding windows in half of its layers
+// --windows, --hybrid, --hybrid-windows: a model with such layers; --beside: rows are moved beside what is computed
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    const auto asked = [&](const char * what) {
-        return std::any_of(argv + 1, argv + argc, [&](const char * arg) { return strcmp(arg, what) == 0; });
-    };
-    const bool windows          = asked("--windows");
-    headkv_queue::always_beside = asked("--beside"); // as on a GPU
+    headkv_queue::always_beside = tiny_model_asked(argc, argv, "--beside"); // as on a GPU
 
-    const llama_model_ptr model = turn_model(windows);
+    const tiny_model_params shape = tiny_model_asked(argc, argv);
+    const llama_model_ptr model   = tiny_model_load(shape);
     for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
+        if (shape.hybrid && type != GGML_TYPE_F16) {
+            continue; // the attention half of a hybrid memory is a plain one, or one with windows
+        }
         where = "expected";
         const expected want(model.get(), type);
         for (const bool file : { false, true }) {
-            test_turns(model.get(), want, type, windows, file, HEADKV_ORDER_TOKENS, 0);
+            test_turns(model.get(), shape, want, type, file, HEADKV_ORDER_TOKENS, 0);
             for (const int panel : { 0, n_turn_batch, 3 * n_turn_batch }) {
-                test_turns(model.get(), want, type, windows, file, HEADKV_ORDER_LAYERS, panel);
+                test_turns(model.get(), shape, want, type, file, HEADKV_ORDER_LAYERS, panel);
             }
         }
     }
-    test_again(model.get(), windows);
-    test_from_cells(model.get(), windows);
-    test_small(windows);
+    test_again(model.get(), shape);
+    test_from_cells(model.get(), shape);
+    if (!shape.hybrid) {
+        test_small(shape);
+    }
 
     return checked();
 }

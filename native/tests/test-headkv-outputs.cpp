@@ -84,7 +84,7 @@ static void test_session(llama_model * model, llama_context * sampled) {
 
 int main() {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    const llama_model_ptr model = turn_model(false);
+    const llama_model_ptr model = tiny_model_load();
     where                       = "few outputs";
     test_prefill(open(model.get(), 1, 0).get(), "logits of 16 tokens at once were asked for, and the context was made");
     where              = "a sampler";

@@ -2,8 +2,7 @@
 // says may be asked for at any time. What it gets must be of one moment, and fit together. For the thread sanitizer
 // too.
 
-#include "headkv.h"
-#include "tiny-model.h"
+#include "archive-turn.h"
 
 #include <algorithm>
 #include <atomic>
@@ -12,43 +11,16 @@
 #include <thread>
 #include <vector>
 
-static constexpr int n_round    = 30;
-static constexpr int n_prompt   = 300;
-static constexpr int n_observed = 8;
-static constexpr int n_more     = 200; // outgrows the first tail
+static constexpr int n_round  = 30;
+static constexpr int n_prompt = 300;
+static constexpr int n_more   = 200; // outgrows the first tail
 
-static std::vector<int32_t> caps = { 20, 100, 64, 64, 8, 128 }; // of three layers
-
-static bool compact(llama_context * ctx, const headkv_plan & plan) {
-    return headkv_reserve(ctx, n_prompt) == HEADKV_OK && tiny_model_decode(ctx, 0, n_prompt - n_observed) == 0 &&
-           headkv_observe(ctx, HEADKV_OBSERVE_TOKENS, n_prompt - n_observed, n_observed, nullptr, nullptr, 0) ==
-               HEADKV_OK &&
-           tiny_model_decode(ctx, n_prompt - n_observed, n_observed) == 0 &&
-           headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr, nullptr, 0) == HEADKV_OK &&
-           headkv_compact(ctx, &plan, sizeof(plan)) == HEADKV_OK;
-}
-
-// with an archive, in place of all of that
-static bool prefill(llama_context * ctx, const headkv_plan & plan) {
-    std::vector<int32_t> tokens(n_prompt);
-    for (int p = 0; p < n_prompt; ++p) {
-        tokens[p] = tiny_model_token_at(p);
-    }
-    const std::vector<float> weights(n_observed, 1.0f);
-
-    headkv_prompt prompt = {};
-    prompt.tokens        = tokens.data();
-    prompt.n_tokens      = n_prompt;
-    prompt.order         = HEADKV_ORDER_LAYERS;
-    prompt.first         = n_prompt - n_observed;
-    prompt.weights       = weights.data();
-    prompt.n_weights     = n_observed;
-    return headkv_prefill(ctx, &prompt, sizeof(prompt), &plan, sizeof(plan)) == HEADKV_OK;
-}
+static std::vector<int32_t> caps; // of each head that retains
 
 static bool one_round(llama_context * ctx, bool archive) {
-    const headkv_plan plan = { n_observed, 7, 4, caps.data(), caps.size(), nullptr, 0 };
-    return (archive ? prefill(ctx, plan) : compact(ctx, plan)) && tiny_model_decode(ctx, n_prompt, n_more) == 0 &&
+    const bool read = archive ? turn_prefill(ctx, { 0, n_prompt }) == HEADKV_OK
+                              : headkv_reserve(ctx, n_prompt) == HEADKV_OK && turn_compact(ctx, { 0, n_prompt });
+    return read && turn_decode(ctx, n_prompt, n_prompt + n_more) &&
            llama_memory_seq_rm(llama_get_memory(ctx), 0, -1, -1);
 }
 
@@ -92,29 +64,18 @@ struct asked {
     }
 };
 
-// --windows: a model with sliding windows in half of its layers
+// --windows, --hybrid, --hybrid-windows: a model with such layers
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
 
-    tiny_model_params shape;
-    if (argc > 1 && strcmp(argv[1], "--windows") == 0) {
-        shape.windows = true;
-        shape.n_layer = 4;
-        caps.resize(4); // of layers 1 and 3
-    }
-    const llama_model_ptr model = tiny_model_load(shape);
-
-    llama_context_params params = llama_context_default_params();
-    params.n_ctx                = 1024;
-    params.n_threads            = 1;
-    params.n_threads_batch      = 1;
-    params.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
-    params.swa_full             = false;
-    llama_context_ptr ctx(llama_init_from_model(model.get(), params));
+    const llama_model_ptr model = tiny_model_load(tiny_model_asked(argc, argv));
+    const llama_context_ptr ctx = turn_open(model.get());
     if (!ctx) {
         printf("FAIL: no context\n");
         return 1;
     }
+    const turn_plan plan(ctx.get(), n_prompt);
+    caps.assign(plan.caps, plan.caps + plan.n_caps);
 
     if (headkv_set_archive(ctx.get(), HEADKV_ARCHIVE_MEMORY, nullptr) != HEADKV_OK) {
         printf("FAIL: no archive\n");

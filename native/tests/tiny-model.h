@@ -1,18 +1,23 @@
 #pragma once
 
 // A tiny random model, written as a GGUF file: llama; gemma2 with sliding windows in every other layer; or lfm2 with
-// recurrent layers, and sliding windows in the others.
+// recurrent layers, as llama_memory_hybrid holds them. No architecture of the pinned llama.cpp has all three, which
+// llama_memory_hybrid_iswa holds: lfm2 with a window has it in each layer with K and V, so that some lose it here once
+// the model is loaded.
 
 #include "ggml-cpp.h"
 #include "gguf.h"
 #include "llama-cpp.h"
 #include "llama-ext.h"
+#include "llama-model.h"
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -25,9 +30,28 @@ struct tiny_model_params {
     int n_head_kv = 2;
     int d_head    = 64;
     int n_ff      = 64;
-    bool windows  = false; // of 64 tokens, in layers 0, 2, ...
-    bool hybrid   = false; // recurrent layers 0, 2, ..., windows in the others
+    bool windows  = false; // of 64 tokens, in layers 0, 2, ...; of hybrid ones 1, 5, ...
+    bool hybrid   = false; // recurrent layers 0, 2, ...
+
+    bool bounded() const { return windows || hybrid; } // some layers
+    const char * name() const {
+        return hybrid ? windows ? "hybrid with windows" : "hybrid" : windows ? "windows" : "plain";
+    }
 };
+
+inline bool tiny_model_asked(int argc, char ** argv, const char * what) {
+    return std::any_of(argv + 1, argv + argc, [&](const char * arg) { return strcmp(arg, what) == 0; });
+}
+
+// by a program's --windows, --hybrid or --hybrid-windows; of all but the first, two layers retain
+inline tiny_model_params tiny_model_asked(int argc, char ** argv) {
+    tiny_model_params res;
+    const bool both = tiny_model_asked(argc, argv, "--hybrid-windows");
+    res.windows     = both || tiny_model_asked(argc, argv, "--windows");
+    res.hybrid      = both || tiny_model_asked(argc, argv, "--hybrid");
+    res.n_layer     = both ? 8 : res.bounded() ? 4 : 3;
+    return res;
+}
 
 inline llama_token tiny_model_token_at(int pos) {
     return (pos * 7 + pos / 5) % 90;
@@ -76,7 +100,7 @@ inline void tiny_model_write(const char * path, const tiny_model_params & p = {}
     set("attention.key_length", p.d_head);
     set("attention.value_length", p.d_head);
     gguf_set_val_f32(gguf.get(), (arch + ".attention.layer_norm_rms_epsilon").c_str(), 1e-5f);
-    if (p.windows || p.hybrid) {
+    if (p.windows) {
         set("attention.sliding_window", 64);
     }
     if (p.hybrid) {
@@ -103,7 +127,7 @@ inline void tiny_model_write(const char * path, const tiny_model_params & p = {}
 
     add("token_embd.weight", n_embd, p.n_vocab, 0.0f, 1.0f);
     add(p.hybrid ? "token_embd_norm.weight" : "output_norm.weight", n_embd, 0, 1.0f, 0.1f);
-    if (!p.windows) { // else that of the embeddings
+    if (arch != "gemma2") { // else that of the embeddings
         add("output.weight", n_embd, p.n_vocab, 0.0f, s);
     }
     for (int il = 0; il < p.n_layer; ++il) {
@@ -123,7 +147,7 @@ inline void tiny_model_write(const char * path, const tiny_model_params & p = {}
             add(b + "attn_q_norm.weight", p.d_head, 0, 1.0f, 0.1f);
             add(b + "attn_k_norm.weight", p.d_head, 0, 1.0f, 0.1f);
         }
-        if (p.windows) {
+        if (arch == "gemma2") {
             add(b + "post_attention_norm.weight", n_embd, 0, 1.0f, 0.1f);
             add(b + "post_ffw_norm.weight", n_embd, 0, 1.0f, 0.1f);
         }
@@ -152,6 +176,9 @@ inline llama_model_ptr tiny_model_load(const tiny_model_params & p = {}, bool gp
     params.n_gpu_layers         = gpu ? -1 : 0;
     llama_model_ptr res(llama_model_load_from_file(path.c_str(), params));
     remove(path.c_str());
+    for (int il = 3; res && p.hybrid && p.windows && il < p.n_layer; il += 4) {
+        res->hparams.is_swa_impl[il] = false;
+    }
     return res;
 }
 

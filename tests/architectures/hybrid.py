@@ -87,7 +87,7 @@ HYBRID: dict[str, Family] = {
     "qwen35moe": Family(keys=with_keys(_delta_net, sections, experts), n_layer=4),
     "lfm2": Family(keys=with_keys(_every_other, shortconv__l_cache=3), n_layer=4),
     # all its layers with K and V have a window, so that none has full attention; the one architecture whose
-    # windows lie beside recurrent layers: native/tests/test-headkv-hybrid-windows.cpp has full attention too
+    # windows lie beside recurrent layers: native/tests/test-headkv-hybrid.cpp has full attention too
     "lfm2-windows": Family(
         arch="lfm2",
         about="with sliding windows",

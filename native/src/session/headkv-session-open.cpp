@@ -126,11 +126,7 @@ static void read_prompt_state(llama_context & ctx, llama_kv_cache_headkv & mem, 
     if (headkv_bounded(ctx.get_memory(), /*rows =*/false).last() + 1 != (int64_t) s.about.n_prompt) {
         s.file.fail("is damaged: a recurrent state is not of the prompt's end");
     }
-    const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
-    s.prompt_state.resize(ctx.state_seq_get_size(0, flags));
-    if (ctx.state_seq_get_data(0, s.prompt_state.data(), s.prompt_state.size(), flags) != s.prompt_state.size()) {
-        throw headkv_error(HEADKV_ERR_INTERNAL, "llama.cpp does not give the state of the bounded layers");
-    }
+    s.prompt_state = headkv_get_bounded_state(ctx);
 }
 
 static void read_archive(llama_context & ctx, llama_kv_cache_headkv & mem, headkv_session_file & s) {

@@ -79,6 +79,11 @@ inline headkv_session_about headkv_about(const llama_context & ctx, const llama_
     const auto & shape   = mem.get_shapes()[0];
     const auto unless    = [](float x, float own) { return x == own ? 0.0f : x; };
 
+// As llama_state_seq_get_data_ext() and _set_data_ext() with LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, which do not say why
+// they fail. Both throw headkv_error, std::bad_alloc, and what the memory throws.
+std::vector<uint8_t> headkv_get_bounded_state(llama_context & ctx);
+void headkv_set_bounded_state(llama_context & ctx, const void * state, size_t size);
+
     headkv_session_about res = {};
     res.n_ctx                = cparams.n_ctx;
     res.n_batch              = cparams.n_batch;

@@ -7,6 +7,7 @@
 #include "llama-context.h"
 #include "llama-impl.h"
 #include "llama-model.h"
+#include "session/headkv-session-parts.h"
 
 static void require_all_read(headkv_io_read & io, size_t size) {
     if (io.n_bytes() != size) {
@@ -23,6 +24,29 @@ static std::vector<uint8_t> bytes_of(F && write) {
     headkv_io_fill io(res.data(), res.size());
     write(io);
     return res;
+}
+
+static constexpr uint32_t state_magic = 0xaf143cd8; // llama.cpp's, before the number of the sequence
+
+std::vector<uint8_t> headkv_get_bounded_state(llama_context & ctx) {
+    return bytes_of([&](headkv_io_fill & io) {
+        const uint32_t begin[] = { state_magic, 0 };
+        io.write(begin, sizeof(begin));
+        ctx.get_memory()->state_write(io, 0, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+    });
+}
+
+void headkv_set_bounded_state(llama_context & ctx, const void * state, size_t size) {
+    headkv_io_read io(state, size);
+    uint32_t begin[2] = {};
+    if (size > sizeof(begin)) {
+        io.read(begin, sizeof(begin));
+    }
+    if (begin[0] != state_magic) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "the state of a prompt's end is not one that llama.cpp has given");
+    }
+    ctx.get_memory()->state_read(io, 0, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+    require_all_read(io, size);
 }
 
 std::vector<uint8_t> llama_kv_cache_headkv::get_part(llama_context & ctx, part which) const {
@@ -80,10 +104,7 @@ std::vector<uint8_t> llama_kv_cache_headkv::get_bounded_of(llama_context & ctx, 
         throw headkv_error(HEADKV_ERR_ARGUMENT, "the model has no layers that have a state at a prompt's end");
     }
     epoch++;
-    const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
-    if (ctx.state_seq_set_data(0, (const uint8_t *) state, n_state, flags) != n_state) {
-        throw headkv_error(HEADKV_ERR_INTERNAL, "llama.cpp does not take the state of the bounded layers");
-    }
+    headkv_set_bounded_state(ctx, state, n_state);
     const int64_t n_read = headkv_bounded(ctx.get_memory(), /*rows =*/false).last() + 1;
     if (n_read != (int64_t) n_prompt) {
         throw headkv_error(

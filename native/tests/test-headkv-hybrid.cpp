@@ -1,24 +1,11 @@
-// Recurrent layers, sliding windows and full attention in one model, as llama_memory_hybrid_iswa holds them. No
-// architecture of the pinned llama.cpp has all three: lfm2 has a window in each layer with K and V, so that one of them
-// loses it here once the model is loaded.
+// Recurrent layers and full attention in one model, as llama_memory_hybrid holds them (--hybrid); and sliding windows,
+// as llama_memory_hybrid_iswa does (--hybrid-windows).
 
 #include "archive-turn.h"
-#include "llama-model.h"
 
 #include <cmath>
 
 static constexpr int n_prompt = 300, n_turn = 380, n_more = 10;
-
-static llama_model_ptr hybrid_model() {
-    tiny_model_params shape;
-    shape.hybrid        = true;
-    shape.n_layer       = 8;
-    llama_model_ptr res = tiny_model_load(shape);
-    for (const int il : { 3, 7 }) {
-        res->hparams.is_swa_impl[il] = false;
-    }
-    return res;
-}
 
 // logits of n tokens from position p0 on, one by one
 static std::vector<float> answer(llama_context * ctx, int p0, int n = n_more) {
@@ -130,9 +117,9 @@ static void test_archive(llama_model * model, int order) {
     check(same_bits(answer(ctx.get(), n_turn), answer(anew.get(), n_turn)), "an answer");
 }
 
-int main() {
+int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    const llama_model_ptr model = hybrid_model();
+    const llama_model_ptr model = tiny_model_load(tiny_model_asked(argc, argv));
     test_dormant(model.get());
     test_all_kept(model.get());
     test_compacted(model.get());
