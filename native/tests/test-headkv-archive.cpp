@@ -3,6 +3,7 @@
 
 #include "archive-turn.h"
 #include "prefill/headkv-queue.h"
+#include "slice/headkv-slice.h"
 
 #include <algorithm>
 #include <sstream>
@@ -241,6 +242,23 @@ static void test_small(tiny_model_params shape) {
     check(turn_stats(ctx.get()).bytes_cells == stats.bytes_full, "all cells");
 }
 
+// hidden states of a panel: never more than a quarter GiB, in whole batches or ubatches if these fit
+static void test_panel(llama_model * model) {
+    where = "panel";
+    check(headkv_panel(2048, 1000, 500) == 131000, "whole batches");
+    check(headkv_panel(4 * 4096, 32768, 500) == 16000, "whole ubatches");
+    check(headkv_panel(4 * 4096, 32768, 32768) == 16384, "a part of one");
+    check(headkv_panel(size_t(1) << 40, 1, 1) == 1, "a token");
+
+    const auto ctx    = turn_open(model);
+    int32_t n_tokens  = 0;
+    int64_t row_bytes = 0;
+    check(headkv_get_panel(ctx.get(), &n_tokens, &row_bytes) == HEADKV_OK, "a panel");
+    check(row_bytes == 4 * llama_model_n_embd(model), "a row");
+    check(n_tokens == (int32_t) headkv_panel(row_bytes, n_turn_batch, 37), "tokens");
+    check(headkv_get_panel(ctx.get(), nullptr, &row_bytes) == HEADKV_ERR_ARGUMENT, "nowhere");
+}
+
 // --windows, --hybrid, --hybrid-windows: a model with such layers; --beside: rows are moved beside what is computed
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
@@ -261,6 +279,7 @@ int main(int argc, char ** argv) {
             }
         }
     }
+    test_panel(model.get());
     test_again(model.get(), shape);
     test_from_cells(model.get(), shape);
     if (!shape.hybrid) {

@@ -244,6 +244,19 @@ def test_a_cache_with_windows_is_counted_as_it_is(
         assert load(path, n_ctx=8192, retention=Retention(budget=64)).n_ctx() == 8192
 
 
+@pytest.mark.parametrize(("arch", "width"), [("llama", 1), ("gemma3n", 4)])
+def test_hidden_states_of_a_panel(tiny: Any, load: Any, arch: str, width: int) -> None:
+    """As wide as they are: Gemma 3n has four of them. At most a quarter GiB, whatever a batch is."""
+    path, retention = tiny(arch=arch), Retention(budget=64, order="layers")
+    row = 4 * width * load(path, n_ctx=512).n_embd()
+    found = memory_estimate(path, n_ctx=N_CTX, n_prompt=N_PROMPT, retention=retention)
+    assert found.hidden == row * N_PROMPT
+    most = 256 << 20
+    n = 2 * most // row
+    found = memory_estimate(path, n_ctx=n, n_batch=n, retention=retention)
+    assert most - 512 * row < found.hidden <= most
+
+
 def test_on_a_device_two_layers_have_cells_and_hidden_states_lie_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -7,6 +7,7 @@
 #include "llama-ext.h"
 #include "llama-impl.h"
 #include "llama-memory.h"
+#include "slice/headkv-slice.h"
 
 #include "ggml-backend.h"
 
@@ -52,6 +53,17 @@ int32_t headkv_get_layer_devices(const llama_context * ctx, int32_t * devices, s
         for (const auto & shape : mem->get_shapes()) {
             *devices++ = device_of(shape.buft);
         }
+    });
+}
+
+int32_t headkv_get_panel(const llama_context * ctx, int32_t * n_tokens, int64_t * row_bytes) {
+    return headkv_guard([&]() {
+        headkv_require_pointer(ctx);
+        headkv_require_pointer(n_tokens);
+        headkv_require_pointer(row_bytes);
+        const size_t row = headkv_hidden_row(*ctx);
+        *n_tokens        = headkv_panel(row, ctx->n_batch(), ctx->n_ubatch());
+        *row_bytes       = row;
     });
 }
 

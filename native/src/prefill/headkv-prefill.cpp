@@ -11,9 +11,6 @@
 #include <algorithm>
 #include <numeric>
 
-// hidden states of a panel, where the caller does not say how many tokens it may have
-static constexpr size_t n_bytes_hidden = 256u * 1024 * 1024;
-
 void llama_kv_cache_headkv::prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan) {
     ctx.synchronize(); // what is set aside is no longer worked on
     reading(*this, ctx, prompt, plan).run();
@@ -46,10 +43,9 @@ llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_contex
         archive   = meanwhile.get();
     }
 
-    const size_t most = n_bytes_hidden / (sizeof(float) * ctx.get_model().hparams.n_embd);
-    n_panel           = in_cells           ? n_prompt + prompt.n_again
-                        : prompt.panel > 0 ? prompt.panel
-                                           : std::max<size_t>(1, most / ctx.n_batch()) * ctx.n_batch();
+    n_panel = in_cells           ? n_prompt + prompt.n_again
+              : prompt.panel > 0 ? prompt.panel
+                                 : headkv_panel(headkv_hidden_row(ctx), ctx.n_batch(), ctx.n_ubatch());
 }
 
 llama_kv_cache_headkv::reading::~reading() {

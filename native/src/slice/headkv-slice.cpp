@@ -1,8 +1,10 @@
 #include "slice/headkv-slice.h"
 
 #include "llama-batch.h"
+#include "llama-context.h"
 #include "llama-graph.h"
 #include "llama-impl.h"
+#include "llama-model.h"
 
 #include "ggml-impl.h"
 
@@ -12,6 +14,9 @@
 #include <unordered_set>
 #include <utility>
 #include <vector>
+
+static constexpr size_t n_bytes_hidden =
+    256u * 1024 * 1024; // of a panel, where the caller does not say how many tokens
 
 static constexpr uint32_t n_cells_pad = 256; // attention reaches over cells to a multiple of these
 
@@ -156,6 +161,26 @@ static ggml_tensor * layer_input(const llm_graph_result & res, int32_t il, int32
         }
     }
     return nullptr;
+}
+
+size_t headkv_hidden_row(const llama_context & ctx) {
+    const llm_graph_result & res = *ctx.get_gf_res_reserve();
+    const auto & hparams         = ctx.get_model().hparams;
+    const ggml_tensor * tokens   = res.get_inp_tokens();
+
+    size_t most = sizeof(float) * hparams.n_embd;
+    for (int32_t il = 1; tokens && il < (int32_t) hparams.n_layer(); ++il) {
+        if (const ggml_tensor * t = layer_input(res, il, hparams.n_layer(), tokens->ne[0])) {
+            most = std::max(most, ggml_nbytes(t) / tokens->ne[0]);
+        }
+    }
+    return most;
+}
+
+uint32_t headkv_panel(size_t row, uint32_t n_batch, uint32_t n_ubatch) {
+    const uint32_t most = std::max<size_t>(1, n_bytes_hidden / row);
+    const uint32_t step = most >= n_batch ? n_batch : most >= n_ubatch ? n_ubatch : 1;
+    return most / step * step;
 }
 
 static needed find_needed(const llm_graph_result & res, const headkv_slice & slice, uint32_t n_tokens) {

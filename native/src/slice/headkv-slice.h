@@ -31,6 +31,14 @@ struct headkv_slice {
     bool holds(int32_t il) const { return il >= begin && il < end; }
 };
 
+// Bytes of one token of what goes between layers, the most of all of them, by the graph that a context has reserved
+// memory for; those of n_embd numbers where the graph does not tell.
+size_t headkv_hidden_row(const llama_context & ctx);
+
+// Tokens of a panel whose hidden states, of `row` bytes each, take 256 MiB at most: whole batches, or ubatches, or
+// less.
+uint32_t headkv_panel(size_t row, uint32_t n_batch, uint32_t n_ubatch);
+
 // After nodes that record the attention of layer il were added to a graph, from node i0 on.
 void headkv_name_records(ggml_cgraph * gf, int i0, int32_t il);
 

@@ -26,9 +26,8 @@ from .unloaded import Unloaded
 Bytes = npt.NDArray[np.int64]
 Order = Literal["tokens", "layers"]
 
-# as native/src has them: headkv-prefill.cpp, headkv-prefill-draft.cpp, headkv-resize.cpp, headkv-archive.h,
+# as native/src has them: headkv-prefill-draft.cpp, headkv-resize.cpp, headkv-archive.h,
 # llama-kv-cache-headkv.h
-_HIDDEN: Final = 256 << 20  # bytes of a panel's hidden states
 _DRAFT: Final = 64  # entries more of each head while a draft is made
 _TAIL: Final = 128  # cells right after compaction; a power of two times as many where the window needs them
 _BLOCK: Final = 256  # positions that archives and cells for a prompt are multiples of
@@ -145,6 +144,7 @@ class _Reading:
         self._kept, self._rows, self._made, self._n_ctx = kept, rows, made, n_ctx
         with model.sized(n_ctx, small=True) as ctx:
             small = native.get_memory(ctx)
+            n_panel, row = native.get_panel(ctx)
         n_more = n_ctx - _SMALL
         # a draft head has cells too in some models
         self._idle = np.maximum(0, made.cache - small.cache - rows.cells(n_more)) // n_more
@@ -172,10 +172,7 @@ class _Reading:
         more = np.where(shape.heads, np.minimum(caps + _DRAFT, n_prompt), 0) if kept.draft > 0 else caps
         self._pool_drafted = rows.kept(more, kept.window)
         self._archived = on_host(int(rows.cells(_padded(n_prompt)).sum()))
-        row = 4 * model.n_embd()
-        n_batch = min(n_ctx, model.batch)
-        n_panel = kept.panel or max(1, _HIDDEN // row // n_batch) * n_batch
-        self._hidden = on_device(row * min(n_panel, n_prompt), rows.reader)
+        self._hidden = on_device(row * min(kept.panel or n_panel, n_prompt), rows.reader)
 
     def _cells(self, n: int) -> Bytes:
         """Of all layers of the cache, also those that do not retain."""

@@ -31,6 +31,16 @@ def get_memory(ctx: int) -> Bytes:
     )
 
 
+def get_panel(ctx: int) -> tuple[int, int]:
+    """Tokens of a panel, where nothing says how many, and bytes of one token's hidden states.
+
+    Of the thread that uses the context.
+    """
+    n_tokens, row_bytes = ffi.new("int32_t *"), ffi.new("int64_t *")
+    _call("headkv_get_panel", ctx, n_tokens, row_bytes)
+    return n_tokens[0], row_bytes[0]
+
+
 def get_layer_devices(ctx: int) -> npt.NDArray[np.int32]:
     """Of each layer that retains, the number of its device: (n_layer,)."""
     numbers = np.empty(get_numbers(ctx).n_layer, dtype=np.int32)
