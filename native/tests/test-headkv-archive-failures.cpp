@@ -6,6 +6,8 @@
 #include "faults.h"
 #include "prefill/headkv-queue.h"
 
+#include <sys/file.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <functional>
@@ -33,6 +35,14 @@ extern "C" ssize_t pread(int fd, void * to, size_t size, off_t offset) {
         return -1;
     }
     return ends.now() ? 0 : next(fd, to, size, offset);
+}
+
+static int lock_error = 0; // of all locks
+
+extern "C" int flock(int fd, int what) {
+    static const auto next = libc<decltype(&flock)>("flock");
+    errno                  = lock_error;
+    return lock_error ? -1 : next(fd, what);
 }
 
 //
@@ -273,6 +283,25 @@ static void test_abort(llama_context * ctx, const torturer & torture) {
     headkv_cancel_enable(ctx);
 }
 
+// a file system without locks: a new file is nobody else's, and of one that is there nothing is known
+static void test_locks(llama_context * ctx, const std::string & path) {
+    where         = "locks";
+    const auto of = [&](const std::string & name) {
+        return headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, name.c_str());
+    };
+    lock_error = EOPNOTSUPP;
+    check(of(path) == HEADKV_OK && access(path.c_str(), F_OK) == 0, "a new file");
+    check(headkv_set_archive(ctx, HEADKV_ARCHIVE_NONE, nullptr) == HEADKV_OK, "no archive");
+    check(access(path.c_str(), F_OK) != 0, "it is gone");
+    lock_error = 0;
+    check(of(path) == HEADKV_OK, "an archive");
+    lock_error = ENOLCK;
+    check(of(path) == HEADKV_ERR_ARCHIVE && strstr(headkv_last_error(), "no locks that tell"), "one that is there");
+    lock_error = 0;
+    check(of(path) == HEADKV_ERR_ARCHIVE && strstr(headkv_last_error(), "is in use"), "one that is locked");
+    check(headkv_set_archive(ctx, HEADKV_ARCHIVE_NONE, nullptr) == HEADKV_OK, "no archive");
+}
+
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     headkv_queue::always_beside = tiny_model_asked(argc, argv, "--beside"); // as on a GPU
@@ -285,6 +314,7 @@ int main(int argc, char ** argv) {
     const std::string path        = turn_path("archive");
 
     check(headkv_cancel_enable(ctx) == HEADKV_OK, "cancel");
+    test_locks(ctx, path);
     const auto into_cells = [&](const auto &... how) { torture_cells(ctx, how...); };
     test_cancel(ctx, into_cells);
     test_abort(ctx, into_cells);

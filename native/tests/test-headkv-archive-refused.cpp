@@ -120,12 +120,22 @@ static void test_files(llama_model * model, llama_context * ctx) {
     refused(ctx, "a folder", "/tmp", "cannot be made");
     refused(ctx, "a folder that is not there", path + "/no/archive", "cannot be made");
 
-    for (const std::string text : { "x", "headkv archiv", "a long story, and not one of ours" }) {
+    for (const std::string text : { "", "x", "headkv archiv", "a long story, and not one of ours" }) {
         std::ofstream(path) << text;
         refused(ctx, "another file", path, "is another file");
         check(content_of(path) == text, "it stays as it is");
     }
     remove(path.c_str());
+    const std::string link = path + "-link";
+    check(symlink(path.c_str(), link.c_str()) == 0, "a link to nothing");
+    check(headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, link.c_str()) == HEADKV_OK, "an archive behind a link");
+    check(access(path.c_str(), F_OK) == 0, "its file is where the link leads");
+    check(remove(link.c_str()) == 0 && headkv_set_archive(ctx, HEADKV_ARCHIVE_NONE, nullptr) == HEADKV_OK,
+          "no archive");
+    check(access(path.c_str(), F_OK) != 0, "nothing stays where the link led");
+    check(symlink(link.c_str(), link.c_str()) == 0, "a link to itself");
+    refused(ctx, "a link to itself", link, "cannot be made");
+    remove(link.c_str());
     check(mkfifo(path.c_str(), 0600) == 0, "a pipe");
     refused(ctx, "a pipe", path, "is another file");
     remove(path.c_str());

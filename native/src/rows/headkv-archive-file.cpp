@@ -12,23 +12,46 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 
 static constexpr char archive_mark[] = "headkv archive\n"; // what a file of ours begins with
 
+// where a file of that name is, or would be, whatever becomes of links and of the folder that the process is in
+std::string headkv_archive::place_of(const char * path) {
+    namespace fs    = std::filesystem;
+    fs::path res    = fs::absolute(path);
+    const int n_max = 40; // as the kernel; it refuses what is still a link then
+    std::error_code error;
+    for (int i = 0; i < n_max && fs::is_symlink(fs::symlink_status(res, error)); ++i) {
+        res = res.parent_path() / fs::read_symlink(res, error); // an absolute one takes the place of all of it
+    }
+    return res.string();
+}
+
 void headkv_archive::open_file() {
-    fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    static constexpr int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW;
+
+    fd           = open(path.c_str(), flags | O_CREAT | O_EXCL, 0600);
+    bool is_ours = fd >= 0;
+    if (fd < 0 && errno == EEXIST) { // what a process that was killed has left, or another file
+        fd = open(path.c_str(), flags);
+    }
     if (fd < 0) {
         fail("cannot be made");
     }
-    bool is_ours = false;
     try {
+        // A file system need not have locks: nobody else takes one that is new, but who made one that is there?
+        const bool is_locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
+        if (!is_locked && errno != EWOULDBLOCK && !is_ours) {
+            fail("is there already, and its file system has no locks that tell whether it is in use");
+        }
         struct stat st;
-        if (flock(fd, LOCK_EX | LOCK_NB) != 0 || fstat(fd, &st) != 0 || st.st_nlink == 0) {
+        if ((!is_locked && errno == EWOULDBLOCK) || fstat(fd, &st) != 0 || st.st_nlink == 0) {
             throw headkv_error(HEADKV_ERR_ARCHIVE, format("the archive %s is in use", path.c_str()));
         }
         char mark[sizeof(archive_mark)] = {};
-        if (!S_ISREG(st.st_mode) || (st.st_size > 0 && (pread(fd, mark, sizeof(mark), 0) != (ssize_t) sizeof(mark) ||
-                                                        memcmp(mark, archive_mark, sizeof(mark)) != 0))) {
+        if (!is_ours && (!S_ISREG(st.st_mode) || pread(fd, mark, sizeof(mark), 0) != (ssize_t) sizeof(mark) ||
+                         memcmp(mark, archive_mark, sizeof(mark)) != 0)) {
             throw headkv_error(
                 HEADKV_ERR_ARCHIVE,
                 format("%s is another file, not an archive of a KV cache: it stays as it is", path.c_str()));
@@ -50,7 +73,7 @@ void headkv_archive::open_file() {
 // unless another one has its name by now
 void headkv_archive::remove_file() const {
     struct stat ours, named;
-    if (fstat(fd, &ours) == 0 && stat(path.c_str(), &named) == 0 && ours.st_dev == named.st_dev &&
+    if (fstat(fd, &ours) == 0 && lstat(path.c_str(), &named) == 0 && ours.st_dev == named.st_dev &&
         ours.st_ino == named.st_ino) {
         unlink(path.c_str());
     }

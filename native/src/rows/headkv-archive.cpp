@@ -10,11 +10,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <filesystem>
 #include <utility>
 
 headkv_archive::headkv_archive(const std::vector<headkv_layer_shape> & shapes, const char * path)
-    : path(path ? std::filesystem::absolute(path).string() : "") {
+    : path(path ? place_of(path) : "") {
     ggml_backend_buffer_type_t buft = nullptr;
     size_t row                      = 0;
     for (const auto & shape : shapes) {

@@ -24,7 +24,7 @@
 class headkv_archive {
 public:
     // path: of a file, which is made and goes with this object; nullptr for memory
-    // throws headkv_error if there is another file, or an archive that is in use
+    // throws headkv_error if there is another file, also an empty one, or an archive that is in use
     headkv_archive(const std::vector<headkv_layer_shape> & shapes, const char * path);
     ~headkv_archive();
 
@@ -107,6 +107,7 @@ private:
     uint8_t * in_memory(uint32_t ikv, uint32_t slot) const { return slots[slot].get() + layers[ikv].offset; }
     size_t in_file(uint32_t ikv, uint32_t slot) const { return header_size + slot * stride + layers[ikv].offset; }
 
+    static std::string place_of(const char * path);
     void open_file();
     void remove_file() const;
     size_t file_size() const;
