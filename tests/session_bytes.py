@@ -48,7 +48,7 @@ class Session:
     header: dict[str, Any]
     """Of the section of that name, in which to_bytes() puts it."""
     sections: list[tuple[bytes, bytes]]
-    version: int = 2
+    version: int = 3
 
     @classmethod
     def of(cls, data: bytes) -> Session:

@@ -305,12 +305,59 @@ def test_sessions_that_are_refused_leave_the_context(
     says("has format 1, and", good[:16] + b"\1" + good[17:])
     session = Session.of(good)
     says("has rows of type_k=q8_0, and this context has f16", session.saying(type_k=8).to_bytes())
-    rope = session.change(b"about", lambda x: x[:32] + np.float32(77).tobytes() + x[36:])
-    says("other RoPE settings", rope.to_bytes())
+    for at in range(32, 64, 4):  # base and scale, YaRN's, which factors of frequencies
+        rope = session.change(b"about", lambda x, at=at: x[:at] + np.float32(77).tobytes() + x[at + 4 :])
+        says("other RoPE settings", rope.to_bytes())
+    nan = session.change(b"about", lambda x: x[:40] + np.float32("nan").tobytes() + x[44:])
+    says("'about' says what cannot be", nan.to_bytes())
     with pytest.raises(SessionError, match="is not a file"):
         opened(llm, tmp_path, tiny_path)
     with pytest.raises(SessionError, match="cannot be opened"):
         opened(llm, tmp_path / "none", tiny_path)
+
+
+YARN = {"rope_scaling_type": 2}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (YARN, {}),
+        ({"yarn_attn_factor": 1.5}, {}),
+        (YARN | {"yarn_beta_fast": 16.0}, YARN),
+        (YARN | {"yarn_orig_ctx": 1000}, YARN),
+    ],
+)
+def test_rows_that_yarn_has_rotated(
+    tiny_path: Path, load: Load, tmp_path: Path, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    """The scale is the same, and K is not."""
+    file = tmp_path / "x.session"
+    saved, same, differs = (
+        load(tiny_path, retention=RETENTION, rope_freq_scale=0.5, **yarn) for yarn in (one, one, other)
+    )
+    read(saved, TOKENS)
+    save(saved, file, tiny_path, TOKENS)
+    with pytest.raises(SessionError, match="other RoPE settings"):
+        opened(differs, file, tiny_path)
+    assert opened(same, file, tiny_path) == TOKENS
+
+
+def test_tokens_that_the_context_does_not_hold(tiny_path: Path, load: Load, tmp_path: Path) -> None:
+    """They would make a session that nobody can open, or that says other words than it holds."""
+    file = tmp_path / "x.session"
+    llm = load(tiny_path, retention=RETENTION)
+    read(llm, TOKENS)
+    save(llm, file, tiny_path, TOKENS)
+    good = file.read_bytes()
+    for at in (0, len(TOKENS) - 1):
+        for token in (-1, llm.n_vocab(), 2**31 - 1):
+            with pytest.raises(HeadKVError, match=f"^token {token} is none of the model's$"):
+                save(llm, file, tiny_path, [*TOKENS[:at], token, *TOKENS[at + 1 :]])
+    last = TOKENS[-1]
+    with pytest.raises(HeadKVError, match=f"holds token {last} at position 299, not the {last ^ 1} that"):
+        save(llm, file, tiny_path, [*TOKENS[:-1], last ^ 1])
+    assert file.read_bytes() == good
 
 
 def test_a_cancel_that_came_before_leaves_the_context(tiny_path: Path, load: Load, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@
 #include <cstring>
 
 static constexpr char magic[16]   = { 'h', 'e', 'a', 'd', 'k', 'v', ' ', 's', 'e', 's', 's', 'i', 'o', 'n', '\n', 0 };
-static constexpr uint32_t version = 2;
+static constexpr uint32_t version = 3;
 static constexpr size_t n_piece   = 1 << 20;
 
 namespace {

@@ -30,7 +30,9 @@ headkv_session_file::headkv_session_file(const char * path) : file(path, section
     if (about.n_tokens < 1 || about.n_tokens > INT32_MAX || about.n_prompt > about.n_tokens ||
         about.n_archived > about.n_prompt || std::max({ about.n_ctx, about.n_batch, about.n_ubatch }) > INT32_MAX ||
         std::max(about.type_k, about.type_v) >= GGML_TYPE_COUNT || !is_sound(about.rope_freq_base) ||
-        !is_sound(about.rope_freq_scale)) {
+        !is_sound(about.rope_freq_scale) || !std::isfinite(about.yarn_attn_factor) ||
+        !std::isfinite(about.yarn_ext_factor) || !std::isfinite(about.yarn_beta_fast) ||
+        !std::isfinite(about.yarn_beta_slow)) {
         file.fail("is damaged: its section 'about' says what cannot be");
     }
     if (file.size("header") > headkv_session_n_header) {
@@ -60,7 +62,7 @@ static void require_fitting(llama_context & ctx, const llama_kv_cache_headkv & m
     };
     require_type("type_k", theirs.type_k, mine.type_k);
     require_type("type_v", theirs.type_v, mine.type_v);
-    if (theirs.rope_freq_base != mine.rope_freq_base || theirs.rope_freq_scale != mine.rope_freq_scale) {
+    if (!headkv_same_rope(theirs, mine)) {
         s.file.fail("has rows of other RoPE settings than this context's");
     }
     if (theirs.n_tokens > mine.n_ctx) {

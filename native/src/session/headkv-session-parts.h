@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <string>
+#include <tuple>
 #include <vector>
 
 static constexpr size_t headkv_session_n_header = 64u << 20; // bytes of the caller's text at most
@@ -22,9 +23,15 @@ struct headkv_session_about {
     uint32_t n_ctx, n_batch, n_ubatch;
     uint32_t type_k, type_v;
     float rope_freq_base, rope_freq_scale; // 0: the model's own
+
+    // As a context of these settings has them, whatever they come from. All but the factor of attention are 0 without
+    // YaRN, where they change nothing.
+    float yarn_attn_factor, yarn_ext_factor, yarn_beta_fast, yarn_beta_slow;
+    uint32_t yarn_orig_ctx;
+    uint32_t rope_factors; // of the frequencies: 1 those of a short context, 2 of a long one, 0 the same for all
 };
 
-static_assert(sizeof(headkv_session_about) == 40, "as in the file");
+static_assert(sizeof(headkv_session_about) == 64, "as in the file");
 
 // a session that is open
 struct headkv_session_file {
@@ -72,17 +79,18 @@ inline std::string headkv_name_of(const llama_model & model) {
     return llama_model_meta_val_str(&model, "general.name", name, sizeof(name)) < 0 ? "without a name" : name;
 }
 
+// As llama_state_seq_get_data_ext() and _set_data_ext() with LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, which do not say why
+// they fail. Both throw headkv_error, std::bad_alloc, and what the memory throws.
+std::vector<uint8_t> headkv_get_bounded_state(llama_context & ctx);
+void headkv_set_bounded_state(llama_context & ctx, const void * state, size_t size);
+
 // what this context has, with lengths of 0
 inline headkv_session_about headkv_about(const llama_context & ctx, const llama_kv_cache_headkv & mem) {
     const auto & cparams = ctx.get_cparams();
     const auto & hparams = ctx.get_model().hparams;
     const auto & shape   = mem.get_shapes()[0];
+    const auto & layer   = ctx.get_model().layers[shape.il];
     const auto unless    = [](float x, float own) { return x == own ? 0.0f : x; };
-
-// As llama_state_seq_get_data_ext() and _set_data_ext() with LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, which do not say why
-// they fail. Both throw headkv_error, std::bad_alloc, and what the memory throws.
-std::vector<uint8_t> headkv_get_bounded_state(llama_context & ctx);
-void headkv_set_bounded_state(llama_context & ctx, const void * state, size_t size);
 
     headkv_session_about res = {};
     res.n_ctx                = cparams.n_ctx;
@@ -92,7 +100,26 @@ void headkv_set_bounded_state(llama_context & ctx, const void * state, size_t si
     res.type_v               = shape.type_v;
     res.rope_freq_base       = unless(cparams.rope_freq_base, hparams.rope_freq_base_train);
     res.rope_freq_scale      = unless(cparams.rope_freq_scale, hparams.rope_freq_scale_train);
+    res.yarn_attn_factor     = cparams.yarn_attn_factor;
+    if (cparams.yarn_ext_factor != 0.0f) {
+        res.yarn_ext_factor = cparams.yarn_ext_factor;
+        res.yarn_beta_fast  = cparams.yarn_beta_fast;
+        res.yarn_beta_slow  = cparams.yarn_beta_slow;
+        res.yarn_orig_ctx   = cparams.n_ctx_orig_yarn;
+    }
+    if (const ggml_tensor * factors = ctx.get_model().get_rope_factors(cparams, shape.il)) {
+        res.rope_factors = factors == layer.rope_short ? 1 : factors == layer.rope_long ? 2 : 0;
+    }
     return res;
+}
+
+// whether K of the two is rotated alike
+inline bool headkv_same_rope(const headkv_session_about & a, const headkv_session_about & b) {
+    const auto rope = [](const headkv_session_about & x) {
+        return std::tie(x.rope_freq_base, x.rope_freq_scale, x.yarn_attn_factor, x.yarn_ext_factor, x.yarn_beta_fast,
+                        x.yarn_beta_slow, x.yarn_orig_ctx, x.rope_factors);
+    };
+    return rope(a) == rope(b);
 }
 
 // Both throw headkv_error, std::bad_alloc.

@@ -15,8 +15,8 @@
 #include <utility>
 #include <vector>
 
-static constexpr size_t n_bytes_hidden =
-    256u * 1024 * 1024; // of a panel, where the caller does not say how many tokens
+// of a panel, where the caller does not say how many tokens it may have
+static constexpr size_t n_bytes_hidden = 256u * 1024 * 1024;
 
 static constexpr uint32_t n_cells_pad = 256; // attention reaches over cells to a multiple of these
 
