@@ -62,7 +62,8 @@ static constexpr int n_prompt = 600;
 static constexpr int n_window = n_turn_window;
 static constexpr int n_more   = 150; // outgrows the first tail
 static int n_each             = 200; // each of the first allocations of a step fails, which are this project's own,
-static int n_last             = 100; // and of the last, where what was made takes its place; some of those between
+static int n_last             = 100; // and of the last, where what was made takes its place;
+static int n_part             = 16;  // of those between, the next one that fails is a 16th further
 
 // up to where the step that is tested begins
 static bool prefill(llama_context * ctx) {
@@ -89,7 +90,7 @@ static void torture(const char * what, fault_counter & faults, const std::functi
     const int n_all = faults.n_calls(n_many);
 
     const auto after_n = [&](int n) {
-        return n < n_each || n >= n_all - n_last ? n + 1 : std::min(n + n / 16, n_all - n_last);
+        return n < n_each || n >= n_all - n_last ? n + 1 : std::min(n + n / n_part, n_all - n_last);
     };
     int n_failed = 0;
     for (int n = 1;; n = after_n(n)) {
@@ -219,8 +220,9 @@ int main(int argc, char ** argv) {
     tiny_model_params shape = tiny_model_asked(argc, argv);
     llama_model_ptr model   = tiny_model_load(shape, on_device);
     if (shape.hybrid) { // quick: what does not differ fails on the other models
-        n_each = 30;
-        n_last = 20;
+        n_each = 20;
+        n_last = 10;
+        n_part = 4;
     }
 
     if (has_option(argc, argv, "--archive")) {
