@@ -8,7 +8,7 @@
 //   --gpu                         fails where there is no CUDA device
 //   --caps A,B,.../GQA            also with rows per KV head in these proportions; may be given several times
 
-#include "gpu-option.h"
+#include "options.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"

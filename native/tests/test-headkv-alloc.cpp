@@ -13,7 +13,7 @@
 
 #include "archive-turn.h"
 #include "faults.h"
-#include "gpu-option.h"
+#include "options.h"
 
 #include <cerrno>
 #include <cstring>
@@ -232,8 +232,6 @@ int main(int argc, char ** argv) {
         }
         return checked();
     }
-
-    llama_model_ptr model = load(64, windows);
 
     llama_context_ptr ctx_ptr;
     llama_context * ctx = nullptr;

@@ -304,7 +304,7 @@ static void test_locks(llama_context * ctx, const std::string & path) {
 
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    headkv_queue::always_beside = tiny_model_asked(argc, argv, "--beside"); // as on a GPU
+    headkv_queue::always_beside = has_option(argc, argv, "--beside"); // as on a GPU
 
     const tiny_model_params shape = tiny_model_asked(argc, argv);
     const llama_model_ptr model   = tiny_model_load(shape);

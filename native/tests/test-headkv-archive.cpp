@@ -262,7 +262,7 @@ static void test_panel(llama_model * model) {
 // --windows, --hybrid, --hybrid-windows: a model with such layers; --beside: rows are moved beside what is computed
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    headkv_queue::always_beside = tiny_model_asked(argc, argv, "--beside"); // as on a GPU
+    headkv_queue::always_beside = has_option(argc, argv, "--beside"); // as on a GPU
 
     const tiny_model_params shape = tiny_model_asked(argc, argv);
     const llama_model_ptr model   = tiny_model_load(shape);

@@ -8,7 +8,7 @@
 //   --gpu                       fails where there is no CUDA device
 
 #include "attn-cases.h"
-#include "gpu-option.h"
+#include "options.h"
 
 #include "ggml-cpu.h"
 

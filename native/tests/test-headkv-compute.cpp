@@ -3,7 +3,7 @@
 //
 // --gpu: with the model on the GPU, where they also hold a layer's quantized K and V in F16.
 
-#include "gpu-option.h"
+#include "options.h"
 #include "headkv.h"
 #include "tiny-model.h"
 

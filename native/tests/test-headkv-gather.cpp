@@ -4,7 +4,7 @@
 // --gpu: fails where there is no CUDA device
 
 #include "base/headkv-error.h"
-#include "gpu-option.h"
+#include "options.h"
 #include "other-memory.h"
 #include "rows/headkv-fetch.h"
 #include "rows/headkv-gather.h"

@@ -10,6 +10,7 @@
 #include "llama-cpp.h"
 #include "llama-ext.h"
 #include "llama-model.h"
+#include "options.h"
 
 #include <unistd.h>
 
@@ -39,16 +40,12 @@ struct tiny_model_params {
     }
 };
 
-inline bool tiny_model_asked(int argc, char ** argv, const char * what) {
-    return std::any_of(argv + 1, argv + argc, [&](const char * arg) { return strcmp(arg, what) == 0; });
-}
-
 // by a program's --windows, --hybrid or --hybrid-windows; of all but the first, two layers retain
 inline tiny_model_params tiny_model_asked(int argc, char ** argv) {
     tiny_model_params res;
-    const bool both = tiny_model_asked(argc, argv, "--hybrid-windows");
-    res.windows     = both || tiny_model_asked(argc, argv, "--windows");
-    res.hybrid      = both || tiny_model_asked(argc, argv, "--hybrid");
+    const bool both = has_option(argc, argv, "--hybrid-windows");
+    res.windows     = both || has_option(argc, argv, "--windows");
+    res.hybrid      = both || has_option(argc, argv, "--hybrid");
     res.n_layer     = both ? 8 : res.bounded() ? 4 : 3;
     return res;
 }
