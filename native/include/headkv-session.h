@@ -47,9 +47,8 @@ struct headkv_session {
 // and read it by these functions. It appears whole or not at all, and in place of an earlier session alone; another
 // file of that name stays.
 //   size: sizeof(struct headkv_session) of the caller
-// HEADKV_ERR_ARGUMENT: tokens or a prompt that the context does not hold, or that are none of the model's, a
-// prompt_state that is not of its end, or a
-//                      header that is too long
+// HEADKV_ERR_ARGUMENT: tokens or a prompt that the context does not hold, tokens that are none of the model's, a
+//                      prompt_state that is not of its end, or a header that is too long
 // HEADKV_ERR_STATE   : tokens were taken back, and a sliding window has forgotten what the next one looks at
 // HEADKV_ERR_SESSION : the file cannot be written
 HEADKV_API int32_t headkv_session_save(struct llama_context * ctx, const char * path,
