@@ -202,14 +202,57 @@ def test_a_cancelled_turn_leaves_what_was_there(load: Load, tiny: Tiny, name: st
     assert np.array_equal(last_logits(llm), last_logits(other))
 
 
-@pytest.mark.parametrize("more", [[9999], random_tokens(900)], ids=["no token", "no room"])
-def test_a_turn_that_is_refused_leaves_what_was_there(load: Load, tiny: Tiny, more: list[int]) -> None:
-    llm = reading(load, tiny())
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [],
+        [*PROMPT[:200], 9999],
+        [*PROMPT[:200], *random_tokens(900)],
+        [PROMPT[0] + 1, 9999],
+        random_tokens(900, seed=4),
+    ],
+    ids=["no token", "unknown", "no room", "begins otherwise, unknown", "begins otherwise, no room"],
+)
+@pytest.mark.parametrize("archive", ["memory", None])
+def test_a_turn_that_is_refused_leaves_what_was_there(
+    load: Load, tiny: Tiny, archive: str | None, prompt: list[int]
+) -> None:
+    llm = reading(load, tiny(), archive=archive)
     llm.prefill(PROMPT)
     greedy(llm, 5)
-    with pytest.raises(HeadKVError):
-        llm.prefill([*PROMPT[:200], *more])
-    assert ends(llm) == (305, 305, 305)
+    logits, n_archived = last_logits(llm), llm.cache_stats().archive_tokens
+    for call in (llm.prefill, lambda tokens: next(llm.generate(tokens))):
+        with pytest.raises(HeadKVError):
+            call(prompt)
+        assert ends(llm) == (305, 305, 305)
+        assert llm.cache_stats().archive_tokens == n_archived
+        assert np.array_equal(last_logits(llm), logits)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35"])
+@pytest.mark.parametrize("reselect", [None, False])
+def test_another_prompt_that_is_cancelled_leaves_what_was_there(
+    load: Load, tiny: Tiny, name: str, reselect: bool | None
+) -> None:
+    """Also one that has no token of it. Read then, it is as if nothing had been there."""
+    llm, other, new = (reading(load, tiny(**VARIANTS[name]), reselect=reselect) for _ in range(3))
+    another = [PROMPT[0] + 1, *TOKENS[350:649]]  # as long as the one that is there, which asks nothing
+    for one in (llm, other):
+        one.prefill(PROMPT[:250])
+        one.prefill(PROMPT)
+    for at in (1, 150):
+        llm.on_prefill = lambda done, total, at=at: llm.cancel() if done >= at else None
+        with pytest.raises(Cancelled):
+            llm.prefill(another)
+        assert ends(llm) == ends(other) == (300, 300, 300)
+        assert np.array_equal(llm.retention_mask(), other.retention_mask())
+    llm.on_prefill = None
+    assert np.array_equal(_after(llm), _after(other))
+    for one in (llm, new):
+        one.prefill(another)
+    assert np.array_equal(llm.retention_mask(), new.retention_mask())
+    assert np.array_equal(last_logits(llm), last_logits(new))
+    assert llm._prompts.record.turns == new._prompts.record.turns
 
 
 def _after(llm: Llama) -> Any:

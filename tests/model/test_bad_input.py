@@ -305,12 +305,14 @@ def test_tokens_that_the_model_does_not_have(
 @pytest.mark.parametrize("retention", [None, Retention(budget=32)])
 def test_an_empty_prompt(load: Load, tiny_path: Path, retention: Retention | None) -> None:
     llm = load(tiny_path, retention=retention)
-    for _ in range(2):  # on an empty cache and on another prompt's
+    for n_tokens in (0, len(TOKENS)):  # on an empty cache and on another prompt's, which stays
         with pytest.raises(ArgumentError, match="the prompt is empty"):
             llm.prefill([])
         with pytest.raises(ArgumentError, match="the prompt is empty"):
             next(llm.generate([]))
-        assert_usable(llm)
+        assert llm.n_tokens == n_tokens
+        llm.prefill(TOKENS)
+    assert_usable(llm)
 
 
 @pytest.mark.parametrize("retention", [None, Retention(budget=32)])

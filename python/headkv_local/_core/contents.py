@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ContextFullError
+from ..errors import ArgumentError, ContextFullError
 from ..stats import PromptRecord
 from .bounded import Bounded
 from .compactor import Compactor
@@ -73,6 +73,18 @@ class Contents:
             logits[:] = before
             self.tokens.evaluated(n_logits=1)
 
+    def require_prompt(self, tokens: list[int], n_before: int) -> None:
+        """Raise for a prompt that can never be read, where n_before tokens are held before it."""
+        n_prompt, room = n_before + len(tokens), self.context.n_ctx
+        if n_prompt == 0:
+            raise ArgumentError("the prompt is empty: it must have at least one token")
+        self.context.require_known(tokens)
+        if n_prompt > room:
+            raise ContextFullError(
+                f"the prompt of {n_prompt} tokens does not fit into the context "
+                f"(Requested tokens ({n_prompt}) exceed context window of {room})"
+            )
+
     def require_room(self, n_new: int) -> None:
         room, n_held = self.context.n_ctx, self.tokens.n_tokens
         if n_held + n_new > room:
@@ -113,7 +125,7 @@ class Contents:
         if same == len(tokens) == held.n_tokens and not held.requires_eval:
             return
         same = min(same, len(tokens) - 1)  # the last one is decoded again, for its logits
-        if same > 0 and self.reads_anew(same):
+        if self.reads_anew(same):
             held.cut(same)
             return
         n_prompt = self._prompts.record.n_tokens or 0
@@ -121,4 +133,7 @@ class Contents:
             return
         if self._compactor.n_compacted > 0 and self._prompts.reread is None:
             self._prompts.cannot_go_back(same)
+        if self.reads_anew(0):
+            held.cut(0)
+            return
         self.reset()

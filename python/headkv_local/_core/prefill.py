@@ -69,11 +69,13 @@ class PromptReader:
         """The tokens of a prompt are evaluated next.
 
         anew: not behind what the cache holds. What counts then are those of its tokens that stay.
+        Nothing is changed for a prompt that cannot be read.
         """
         self._lifetime.begin()
+        self._tokens.uncut()
+        self._contents.require_prompt(tokens, 0 if anew else self._tokens.n_tokens)
         self._prompts.announce(turn)
         if anew:
-            self._tokens.uncut()
             self._contents.compare(tokens, turn.rewritten)
             if self._asks_else(tokens, turn):
                 self._contents.ask_anew(turn.n_compacted(len(tokens)))
@@ -144,13 +146,9 @@ class PromptReader:
 
     def _read_prompt(self, tokens: list[int], turn: Turn) -> None:
         held, compactor = self._tokens, self._compactor
-        if held.n_tokens == 0:
+        if held.n_tokens == 0 and not held.is_cut:
             self._contents.reset()
         n_prompt = held.n_tokens + len(tokens)
-        if n_prompt == 0:
-            raise ArgumentError("the prompt is empty: it must have at least one token")
-        self._context.require_known(tokens)
-        self._contents.require_room(len(tokens))
         n_compacted = turn.n_compacted(n_prompt)
         compacted = compactor.n_compacted > 0
         if compacted and not (len(tokens) > 0 and self._contents.reads_anew(held.n_tokens)):
@@ -181,10 +179,12 @@ class PromptReader:
     def _turns(self, end: int, n_new: int) -> tuple[tuple[int, int], ...]:
         """Those that the cache holds, and one whose prompt ends there; if it was read before, what was new
         then is new again."""
-        record = self._prompts.record
-        there = dict(record.turns_within(self._tokens.n_tokens + 1))
+        record, held = self._prompts.record, self._tokens
+        there = dict(record.turns_within(held.n_tokens + 1 if held.n_tokens > 0 else 0))
+        # one that was cancelled may go on; those behind a cut were other ones
+        n_new = (there if held.is_cut else dict(record.turns)).get(end, n_new)
         there.pop(end, None)
-        return *there.items(), (end, dict(record.turns).get(end, n_new))
+        return *there.items(), (end, n_new)
 
     def _evaluate_all(self, tokens: list[int]) -> None:
         progress = Progress(self.on_prefill, len(tokens))

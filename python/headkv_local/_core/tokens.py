@@ -60,6 +60,11 @@ class Tokens:
         self._cut_from = self.n_tokens
         self.keep(n_tokens)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the cache still holds others, which count again unless a prompt is read."""
+        return self._cut_from is not None
+
     def uncut(self) -> None:
         """What the cache holds counts again: the prompt that was to follow on a part of it was not read."""
         if self._cut_from is not None:
