@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
+import numpy as np
 
 from architectures import FAMILIES, add_keys, common_keys, fused, tensors_of, values_of
 
@@ -75,6 +76,24 @@ class TinyModel:
         writer.add_name("tiny")
         add_keys(writer, writer.arch, common_keys(self) | FAMILIES[self.arch].keys(self))
         _add_vocabulary(writer, self.chat_template, FAMILIES[self.arch].n_vocab)
+
+
+def write_adapter(path: Path, seed: int) -> Path:
+    """Of the tiny model with all defaults: it changes what K is."""
+    writer, rng = gguf.GGUFWriter(path, "llama"), np.random.default_rng(seed)
+    writer.add_string("general.type", "adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 4.0)
+    model = TinyModel()
+    for il in range(model.layers):
+        for name, shape in (("a", (4, model.n_embd)), ("b", (model.n_head_kv * model.head_dim, 4))):
+            values = rng.normal(scale=0.1, size=shape).astype(np.float32)
+            writer.add_tensor(f"blk.{il}.attn_k.weight.lora_{name}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, chat_template: str, n_least: int) -> None:

@@ -90,6 +90,9 @@ class ArchiveError(HeadKVError, OSError):
 class SessionError(HeadKVError, OSError, ValueError):
     """A session file that cannot be used (damaged, of another format or model), or cannot be written."""
 
+    damaged: bool = False
+    """Whether nobody can use it, whatever the model and the version."""
+
 
 class LibraryConflictError(HeadKVError, ImportError):
     """The native library is missing, of another ABI, or not the one that llama_cpp has loaded."""

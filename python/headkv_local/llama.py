@@ -289,7 +289,7 @@ class Llama(Overrides):
         return llm
 
     def load_session(self, path: str | os.PathLike[str]) -> None:
-        """As open_session(), in this Llama, with its own settings.
+        """As open_session(), in this Llama, with its own settings: adapter, kv_overrides and the like as then.
 
         A SessionError leaves the context as it was; empty, where a file without damage says what cannot be.
         """

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
-from numbers import Real
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from ._core.plans import Keep, check, get_caps
 from .budgets import ModelShape
+from .checks import beta_of, budget_of, caps_of, int_of, path_of, require_wide, scores_of
 from .curves import Curves
 from .errors import ArgumentError
 from .scores import HeadScores
@@ -22,7 +22,6 @@ from .settings import (
     DEFAULT_FOLD,
     DEFAULT_OBSERVE,
     DEFAULTS,
-    INT32_MAX,
     given,
 )
 from .waterfill import curve_caps
@@ -83,8 +82,8 @@ class Retention:
     1.3, 8, 29 and 4 (docs/experiments.md has why). Write a new Retention to change
     one setting: dataclasses.replace() hands all of them on as given.
 
-    Raises ArgumentError for a value that can never work. What depends on the model's shape or on the
-    prompt's length is checked by caps_for().
+    Paths are made absolute. Raises ArgumentError for a value that can never work. What depends on the
+    model's shape or on the prompt's length is checked by caps_for().
     """
 
     budget: int | str | None = DEFAULT_BUDGET
@@ -104,35 +103,37 @@ class Retention:
     panel: int | None = None
 
     def __post_init__(self) -> None:
+        self._set("budget", budget_of(self.budget))
         self._set("_given", frozenset(given(self)))
         for name in DEFAULTS.keys() - self._given:
             self._set(name, DEFAULTS[name])
-        self._set("window", _int_of("window", self.window, 1))
-        self._set("sinks", _int_of("sinks", self.sinks, 0))
-        self._set("observe", _int_of("observe", self.observe, 1))
-        self._set("draft", _int_of("draft", self.draft, 0))
-        self._set("kernel", _int_of("kernel", self.kernel, 1))
-        if not isinstance(self.beta, Real):
-            raise ArgumentError(f"beta must be a finite number above 1, not {self.beta!r}")
-        if not isinstance(self.scores, str | os.PathLike | HeadScores | Curves | None):
-            self._set("scores", _scores_of(self.scores))
+        self._set("window", int_of("window", self.window, 1))
+        self._set("sinks", int_of("sinks", self.sinks, 0))
+        self._set("observe", int_of("observe", self.observe, 1))
+        self._set("draft", int_of("draft", self.draft, 0))
+        self._set("kernel", int_of("kernel", self.kernel, 1))
+        self._set("beta", beta_of(self.beta))
+        if isinstance(self.scores, str | os.PathLike):
+            self._set("scores", "uniform" if self._is_uniform else path_of(self.scores))
+        elif not isinstance(self.scores, HeadScores | Curves | None):
+            self._set("scores", scores_of(self.scores))
         self._check_archive()
         check(self._keep())
         if self.caps is None:
             return
-        if self.budget not in (None, DEFAULT_BUDGET):
+        if self.budget != DEFAULT_BUDGET:
             raise ArgumentError("caps and budget exclude each other: give one of them")
         if self.policy_of_scores == "scores":
             raise ArgumentError("caps and scores exclude each other: give one of them")
-        self._set("caps", _caps_of(self.caps, self.window))
+        self._set("caps", caps_of(self.caps, self.window))
 
     def _check_archive(self) -> None:
         if self.fold is not None:
-            self._set("fold", _int_of("fold", self.fold, 64))
+            self._set("fold", int_of("fold", self.fold, 64))
         if self.archive is not None:
             if not isinstance(self.archive, str | os.PathLike) or not os.fspath(self.archive):
                 raise ArgumentError(f'archive must be "memory", a path or None, not {self.archive!r}')
-            self._set("archive", os.fspath(self.archive))
+            self._set("archive", "memory" if self.archive == "memory" else path_of(self.archive))
         if not isinstance(self.reselect, bool | None):
             raise ArgumentError(f"reselect must be True, False or None, not {self.reselect!r}")
         if self.reselect and self.archive is None:
@@ -142,7 +143,7 @@ class Retention:
         if self.order not in (None, "tokens", "layers"):
             raise ArgumentError(f'order must be "tokens", "layers" or None, not {self.order!r}')
         if self.panel is not None:
-            self._set("panel", _int_of("panel", self.panel, 1))
+            self._set("panel", int_of("panel", self.panel, 1))
 
     @property
     def by_layers(self) -> bool:
@@ -158,6 +159,10 @@ class Retention:
     def reselects(self) -> bool:
         """Whether what is kept is chosen anew at every turn."""
         return self.archive is not None if self.reselect is None else self.reselect
+
+    def without_archive(self) -> Retention:
+        """The same, but that what a head does not keep is gone."""
+        return replace(self, archive=None, reselect=None)
 
     _given: ClassVar[frozenset[str]] = frozenset()  # of an instance: settings that were not left to us
 
@@ -211,7 +216,7 @@ class Retention:
                     f"caps must have the shape {(shape.n_layer, shape.n_head_kv)} (layers, KV heads) for "
                     f"this model, not {caps.shape}"
                 )
-            _require_wide(caps[shape.heads], self.window)
+            require_wide(caps[shape.heads], self.window)
             return shape.by_head(np.minimum(caps[shape.heads], n_prompt).astype(np.int32))
         if self.policy == "scores" and self.wants_scores:
             raise ArgumentError("the head scores are not loaded yet: with_scores() puts them in")
@@ -223,16 +228,9 @@ class Retention:
     def _keep(self) -> Keep:
         """As the native library takes it; of given caps with the budget that does not count."""
         budget: Any = self.budget if self.caps is None else max(self.window, DEFAULT_BUDGET)
-        if not isinstance(budget, str | int | np.integer) or isinstance(budget, bool):
-            raise ArgumentError(
-                "budget must be an int (mean entries per KV head), a percentage of the prompt such as '5%' "
-                f"or a size of what is kept such as '64MiB', not {budget!r}"
-            )
         scores: Any = self.scores if isinstance(self.scores, np.ndarray) else None
-        if not isinstance(budget, str) and budget > INT32_MAX:
-            raise ArgumentError(f"budget must be at most {INT32_MAX} entries per KV head, not {budget}")
         numbers = self.window, self.kernel, self.sinks, self.observe, self.draft
-        return Keep(budget if isinstance(budget, str) else int(budget), float(self.beta), *numbers, scores)
+        return Keep(budget, self.beta, *numbers, scores)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # a frozen dataclass can be normalised in no other way
@@ -254,46 +252,3 @@ class Retention:
             *(str(getattr(self, name)) for name in (*DEFAULTS, *_OTHERS) if name != "reselect"),
             self.reselects,
         )
-
-
-def _int_of(name: str, value: object, least: int) -> int:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= INT32_MAX:
-        raise ArgumentError(f"{name} must be an int of at least {least}, not {value!r}")
-    return int(value)
-
-
-def _scores_of(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    try:
-        array = np.array(scores, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"scores must be an array of numbers: {error}") from error
-    if array.ndim != 2 or array.size == 0:
-        raise ArgumentError(f"scores must have the shape (n_layer, n_head), not {array.shape}")
-    if not np.isfinite(array).all() or array.min() < 0 or array.max() == 0:
-        raise ArgumentError("scores must be finite and not negative, and at least one must be above 0")
-    array.setflags(write=False)
-    return array
-
-
-def _require_wide(caps: npt.NDArray[Any], window: int) -> None:
-    if caps.min() < window or caps.max() > INT32_MAX:
-        bad = caps.min() if caps.min() < window else caps.max()
-        raise ArgumentError(f"every cap must be from the window of {window} to {INT32_MAX}, not {bad}")
-
-
-def _caps_of(caps: npt.ArrayLike, window: int) -> npt.NDArray[np.int64]:
-    try:
-        array = np.array(caps)
-    except ValueError as error:
-        raise ArgumentError(f"caps must be an int array: {error}") from error
-    if array.ndim != 2 or array.size == 0:
-        raise ArgumentError(f"caps must have the shape (n_layer, n_head_kv), not {array.shape}")
-    if array.dtype.kind not in "iu":
-        raise ArgumentError(f"caps must be ints, not {array.dtype}")
-    # KV heads that a layer does not have are 0, after its own; some layer has all
-    absent = np.flip(np.cumsum(np.flip(array, axis=1) != 0, axis=1) == 0, axis=1)
-    there = array.ravel() if absent[:, 0].any() or absent.any(axis=1).all() else array[~absent]
-    _require_wide(there, window)
-    array = array.astype(np.int64)
-    array.setflags(write=False)
-    return array

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from ._gguf import reading, writing
 from .budgets import ModelShape
 from .curves import Curves
 from .errors import ArgumentError, ScoresAbsentError, ScoresError, UnsupportedError
+from .settings import DEFAULTS
 
 SUFFIX = ".headkv.gguf"
 
@@ -61,6 +63,9 @@ class HeadScores:
     curves: Curves | None = None
 
     def __post_init__(self) -> None:
+        for name in ("n_head_kv", *DEFAULTS):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        object.__setattr__(self, "source", {key: _plain(value) for key, value in self.source.items()})
         with np.errstate(over="ignore"):  # too large for float32: not finite, refused below
             scores = np.array(self.scores, dtype=np.float32, order="C")
         if scores.ndim != 2 or scores.size == 0:
@@ -228,6 +233,11 @@ class HeadScores:
             raise ArgumentError(str(error).replace(str(path), "the head scores", 1)) from error
         if not np.array_equal(written.scores, self.scores):
             raise ScoresError("the head scores read back are not those that were written")
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python's own: a session can hold it."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _other_shape(found: tuple[int, int, int], wanted: tuple[int, int, int]) -> str:

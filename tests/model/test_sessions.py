@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gguf_factory import write_adapter
 from headkv_local import (
     ArchiveError,
     ArgumentError,
@@ -212,6 +214,11 @@ def test_the_name_of_a_link_to_the_model_stays(load: Load, tiny: Tiny, reopen: L
         Retention(scores=np.arange(1, 9).reshape(2, 4)),
         Retention(scores="uniform", fold=64),
         Retention(scores=SCORES),
+        Retention(
+            budget=np.int64(64),  # type: ignore[arg-type]
+            beta=np.float32(1.5),  # type: ignore[arg-type]
+            scores=replace(SCORES, n_head_kv=np.int64(2), beta=np.float32(2), source={"seed": np.int64(3)}),
+        ),
         Retention(fold=None),
         None,
     ],
@@ -232,6 +239,105 @@ def test_settings_are_those_that_were_given(
     assert opened.scores_from == saved.scores_from
     assert opened._seed == 7
     agree(saved, opened)
+
+
+def test_files_that_are_named_from_another_folder(
+    load: Load, tiny_path: Path, reopen: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SCORES.to_sidecar(tmp_path / "scores.gguf")
+    write_adapter(tmp_path / "adapter.gguf", seed=1)
+    monkeypatch.chdir(tmp_path)
+    kept = Retention(budget=32, scores="scores.gguf", archive="rows")
+    with load(tiny_path, retention=kept, lora_path="adapter.gguf") as saved:
+        saved.prefill(TOKENS)
+        logits = last_logits(saved)
+        saved.save_session("a")
+    monkeypatch.chdir("/")
+    opened = reopen(tmp_path / "a")
+    assert opened.retention == kept
+    assert np.array_equal(opened._contents.logits(), logits)
+
+
+def test_rows_that_were_made_otherwise(load: Load, tiny_path: Path, reopen: Load, tmp_path: Path) -> None:
+    """By another adapter, or with other metadata: a Llama that is there does not go on over them."""
+    one, two = (write_adapter(tmp_path / f"{seed}.gguf", seed) for seed in (1, 2))
+    other_eps = {"llama.attention.layer_norm_rms_epsilon": 0.5}
+
+    def llama(**settings: Any) -> Llama:
+        llm = load(tiny_path, retention=RETENTION, **{key: value for key, value in settings.items() if value})
+        llm.prefill(TOKENS[:200])
+        return llm
+
+    with_one = {"lora_path": str(one), "lora_scale": 0.5}
+    saved = {
+        name: llama(**settings)
+        for name, settings in (
+            ("bare", {}),
+            ("one", with_one),
+            ("kv", {"kv_overrides": other_eps}),
+            ("yarn", {"yarn_beta_fast": 16.0}),
+        )
+    }
+    for name, llm in saved.items():
+        llm.save_session(tmp_path / name)
+        agree(llm, reopen(tmp_path / name))
+    cases = (
+        ("one", {}, f"lora_path='{one}', and this Llama has None"),
+        ("one", {"lora_path": str(two), "lora_scale": 0.5}, f"lora_path='{one}', and this Llama has '{two}'"),
+        ("one", {"lora_path": str(one), "lora_scale": 0.25}, "lora_scale=0.5, and this Llama has 0.25"),
+        ("bare", with_one, f"lora_path=None, and this Llama has '{one}'"),
+        ("kv", {}, "kv_overrides={'llama.attention.layer_norm_rms_epsilon': 0.5}, and this Llama has None"),
+        ("yarn", {}, "yarn_beta_fast=16.0, and this Llama has 32.0"),
+    )
+    for name, settings, words in cases:
+        with load(tiny_path, retention=RETENTION, **settings) as llm:
+            llm.prefill(TOKENS[:50])
+            with pytest.raises(SessionError) as raised:
+                llm.load_session(tmp_path / name)
+            assert str(raised.value) == f"the session {tmp_path / name} has rows of {words}"
+            assert llm.n_tokens == 50
+    there = reopen(tmp_path / "one")
+    moved = one.rename(tmp_path / "moved.gguf")
+    agree(there, reopen(tmp_path / "one", lora_path=str(moved)))
+    two.rename(one)
+    with pytest.raises(SessionError, match=r"with the weights fnv1a-\w+, which has fnv1a-\w+ now"):
+        reopen(tmp_path / "one")
+
+
+def test_the_weights_are_those_that_were_loaded(load: Load, tiny: Tiny, reopen: Load, tmp_path: Path) -> None:
+    """Whatever has the model's name when the session is saved."""
+    path = tmp_path / "model.gguf"
+    for other in (tiny(seed=5), None):
+        shutil.copy(tiny(), path)
+        saved = load(path, retention=RETENTION)
+        saved.prefill(TOKENS[:200])
+        path.unlink()
+        if other is not None:
+            shutil.copy(other, path)
+        saved.save_session(tmp_path / "a")
+        with pytest.raises(HeadKVError, match="weights differ" if other else "does not exist"):
+            reopen(tmp_path / "a")
+        agree(saved, reopen(tmp_path / "a", model_path=tiny()))
+
+
+@pytest.mark.parametrize("archive", ["memory", None])
+def test_another_question_about_the_same_prompt(
+    load: Load, tiny_path: Path, reopen: Load, tmp_path: Path, archive: str | None
+) -> None:
+    saved = load(tiny_path, retention=replace(RETENTION, archive=archive))
+    saved.prefill(TOKENS, question=slice(0, 20))
+    saved.save_session(tmp_path / "a")
+    mask = saved.retention_mask()
+    opened = reopen(tmp_path / "a")
+    read: list[int] = []
+    opened.on_prefill = lambda _, total: read.append(total)
+    opened.prefill(TOKENS, question=slice(0, 20))
+    assert read == []
+    assert np.array_equal(opened.retention_mask(), mask)
+    for llm in (opened, saved):
+        llm.prefill(TOKENS, question=slice(40, 60))
+        assert not np.array_equal(llm.retention_mask(), mask)
+    assert np.array_equal(opened.retention_mask(), saved.retention_mask())
 
 
 def test_bad_files_and_calls_are_refused_and_leave_the_context(
@@ -272,8 +378,18 @@ def test_bad_files_and_calls_are_refused_and_leave_the_context(
     deep, nan = b"[" * 10**6, json.dumps(session.header | {"seed": float("nan")}).encode()
     odd_turns: list[Any] = [7, [400], [100, 101], [9**9, 1], [400, -1], [400.0, 1], [True, 0], "ab"]
 
-    def turns_of(turn: object) -> bytes:
-        return json.dumps(session.header | {"prompt": session.header["prompt"] | {"turns": [turn]}}).encode()
+    odd_parts: list[Any] = [7, [0, 9], [9, 9, 1.0], [0, 401, 1.0], [-1, 9, 1.0], [0, 9, 1.5], [0, 9, True]]
+    odd_overrides: list[Any] = [
+        {"a": None},
+        {"a": [1]},
+        {"a": 2**63},
+        {"": 1},
+        {"a": "\ud800"},
+        {"a" * 128: 1},
+    ]
+
+    def saying(part: str, name: str, value: object) -> bytes:
+        return json.dumps(session.header | {part: session.header[part] | {name: value}}).encode()
 
     cases: list[tuple[bytes | Path, str]] = [
         (saved(tiny(seed=5)), r"is of the model tiny \(.*\), not of tiny"),
@@ -297,7 +413,12 @@ def test_bad_files_and_calls_are_refused_and_leave_the_context(
         (session.to_bytes(deep), "no JSON of ours"),
         (session.to_bytes(nan), "no JSON of ours"),
         (session.to_bytes(b"[]"), "no JSON object"),
-        *((session.to_bytes(turns_of(turn)), "turns cannot hold") for turn in odd_turns),
+        *((session.to_bytes(saying("prompt", "turns", [x])), "turns cannot hold") for x in odd_turns),
+        *((session.to_bytes(saying("prompt", "question", [x])), "question cannot hold") for x in odd_parts),
+        *(
+            (session.to_bytes(saying("context", "kv_overrides", x)), "kv_overrides cannot hold")
+            for x in odd_overrides
+        ),
         (tmp_path, "is not a file"),
         (tmp_path / "fifo", "is not a file"),
         (tmp_path / "missing", "No such file"),
@@ -308,6 +429,7 @@ def test_bad_files_and_calls_are_refused_and_leave_the_context(
             path.write_bytes(data)
         with pytest.raises(SessionError, match=sentence) as raised:
             llm.load_session(path)
+        assert raised.value.damaged == (" is damaged: " in str(raised.value))
         assert "\n" not in str(raised.value)
         assert llm.n_tokens == 300
         assert np.array_equal(llm.retention_mask(), mask)

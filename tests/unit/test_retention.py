@@ -23,6 +23,11 @@ def test_uniform() -> None:
     assert caps.tolist() == [[64, 64]] * 3
 
 
+def test_a_budget_that_is_left_open() -> None:
+    assert Retention(budget=None).budget == Retention().budget == 128
+    assert Retention(budget=None) == Retention()
+
+
 def test_scores() -> None:
     caps = Retention(budget=64, scores=SCORES).caps_for(SHAPE, 1000)
     assert caps.sum() == 64 * 6
@@ -69,7 +74,9 @@ def test_a_size_that_is_less_than_the_window() -> None:
     [
         ({"budget": 0}, "at least the window of 8 entries per KV head, not 0"),
         ({"budget": 7}, "not 7"),
-        ({"budget": None}, "None"),
+        ({"budget": 2**31}, "at most 2147483647 entries per KV head"),
+        ({"budget": -(10**30)}, "at most 2147483647 entries per KV head"),
+        ({"beta": 10**400}, "beta must be a finite number above 1"),
         ({"window": 200}, "at least the window of 200"),
         ({"window": 0}, "window must be an int of at least 1, not 0"),
         ({"window": 8.0}, "window must be an int"),

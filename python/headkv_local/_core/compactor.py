@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -85,7 +84,7 @@ class Compactor:
     def only_without_archive(self, retention: Retention | None) -> bool:
         """Whether it is the one that there is, but for the archive, which it has not."""
         kept = self.retention
-        return kept is not None and retention == replace(kept, archive=None, reselect=None)
+        return kept is not None and retention == kept.without_archive()
 
     @property
     def window(self) -> int:
@@ -165,8 +164,8 @@ class Compactor:
         """What is kept goes on without it, as the retention says from now on."""
         set_archive(self.ctx, None)
         if self.retention is not None:
-            self.retention = replace(self.retention, archive=None, reselect=None)
-            self._settled = replace(self._settled, archive=None, reselect=None)
+            self.retention = self.retention.without_archive()
+            self._settled = self._settled.without_archive()
 
     def caps_for(self, n_prompt: int) -> npt.NDArray[np.int32] | None:
         """(n_layer, n_head_kv); None if there is nothing to compact."""

@@ -66,6 +66,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
 
     def _put_together(self) -> None:
         """When llama_cpp has made the context."""
+        self._weights = states.weights_of(self)
         self._tokens.make_room(self.n_ctx(), self._logits_all)
         context, vocabulary = Context(self), Vocabulary(self._model)
         compactor = Compactor(int(self._ctx.ctx), self.model_path)

@@ -5,15 +5,17 @@ A C program may leave out any of it, or all.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final, NamedTuple
 
+import llama_cpp
 import numpy as np
 
+from ..checks import path_of
 from ..curves import Curves
 from ..errors import ArgumentError
 from ..retention import Retention
@@ -30,11 +32,18 @@ _CONTEXT: Final[dict[str, type]] = {
     "yarn_beta_fast": float,
     "yarn_beta_slow": float,
     "yarn_orig_ctx": int,
+    "attention_type": int,
+    "kv_overrides": dict,
     "lora_path": str,
     "lora_scale": float,
 }
 """Arguments of Llama that rows in a cache depend on, or where they lie in it, and that the library does not
 know of."""
+
+_UNSAID: Final = {
+    name: argument.default
+    for name, argument in inspect.signature(llama_cpp.Llama.__init__).parameters.items()
+}
 
 _SEED: Final = 2**32 - 1
 """The largest one; llama.cpp takes it for one of its own choice."""
@@ -50,6 +59,8 @@ class Header(NamedTuple):
     model_path: str
     context: dict[str, Any]
     """Arguments of Llama."""
+    adapter: str | None
+    """The identity of the adapter's weights."""
     retention: Retention | None
     seed: int
     n_tokens: int
@@ -69,11 +80,13 @@ class Header(NamedTuple):
         if policy not in ("uniform", "scores", "caps"):
             raise ArgumentError(f"policy cannot be {policy!r}")
         own = {name: _value(context, name, kind) for name, kind in _CONTEXT.items() if name in context}
+        _require_overrides(own.get("kv_overrides", {}))
         return cls(
             model_id=about.model_id,
             model_name=about.model_name,
             model_path=about.model_path,
             context={"flash_attn": True, **about.context, **own},
+            adapter=_value(found, "adapter", str, None),
             retention=None if retention is None else _retention_from_json(retention),
             seed=_count(found, "seed", 0, _SEED, _SEED),
             n_tokens=about.n_tokens,
@@ -81,6 +94,7 @@ class Header(NamedTuple):
             prompt=PromptRecord(
                 n_tokens=about.n_prompt or None,
                 turns=_turns(prompt, about.n_tokens),
+                question=_question(prompt, about.n_tokens),
                 policy=policy,
                 scores_from=_value(prompt, "scores_from", str, None),
                 prefill_seconds=_value(prompt, "prefill_seconds", float, 0.0),
@@ -92,35 +106,71 @@ class Header(NamedTuple):
 
 def to_json(
     context: Mapping[str, Any],
+    adapter: str | None,
     retention: Retention | None,
     seed: int,
     prompt: PromptRecord,
     messages: Sequence[Any],
 ) -> bytes:
-    """ArgumentError for messages that JSON cannot hold."""
+    """ArgumentError for messages that JSON cannot hold, and for settings that are no finite numbers."""
+    said = _written(messages, "messages must be a list that JSON can hold")
     header = {
         "context": context,
+        "adapter": adapter,
         "retention": None if retention is None else _retention_to_json(retention),
         "seed": seed,
         "prompt": {
             "turns": prompt.turns,
+            "question": prompt.question,
             "policy": prompt.policy,
             "scores_from": prompt.scores_from,
             "prefill_seconds": prompt.prefill_seconds,
             "fits": prompt.fits,
         },
-        "messages": messages,
     }
+    settings = _written(header, "this Llama was made with what a session cannot hold")
+    return f'{settings[:-1]}, "messages": {said}}}'.encode("ascii")
+
+
+def _written(value: object, problem: str) -> str:
     try:
-        return json.dumps(header, allow_nan=False).encode("ascii")
+        return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ArgumentError(f"messages must be a list that JSON can hold: {error}") from error
+        raise ArgumentError(f"{problem}: {error}") from error
 
 
 def context_of(llm: Any) -> dict[str, Any]:
     """Those arguments of a Llama."""
-    arguments = llm.__getstate__()
-    return {name: kind(arguments[name]) for name, kind in _CONTEXT.items() if arguments.get(name) is not None}
+    given = {name: value for name, value in llm.__getstate__().items() if value is not None}
+    found = {name: kind(given[name]) for name, kind in _CONTEXT.items() if name in given}
+    if "lora_path" in found:
+        found["lora_path"] = path_of(found["lora_path"])
+    return found
+
+
+def difference(header: Header, context: Mapping[str, Any], adapter: str | None) -> str:
+    """What rows depend on and is another in a session than here, with both values; "" for nothing.
+
+    context, adapter: of the Llama that is here. Where its adapter is now does not matter.
+    """
+    theirs, ours = _of_rows(header.context), _of_rows(context)
+    known = None not in (header.adapter, adapter)
+    if known and header.adapter == adapter:
+        theirs["lora_path"] = ours["lora_path"]
+    for name, value in theirs.items():
+        if value != ours[name]:
+            return f"{name}={_short(value, 400)}, and this Llama has {_short(ours[name], 400)}"
+    if known and header.adapter != adapter:
+        return f"lora_path={ours['lora_path']!r} with the weights {header.adapter}, which has {adapter} now"
+    return ""
+
+
+def _of_rows(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Without where the rows of sliding windows lie, which are put where they belong."""
+    found = {name: context.get(name, _UNSAID[name]) for name in _CONTEXT if name != "swa_full"}
+    if found["lora_path"] is None:
+        del found["lora_scale"]
+    return found | {"kv_overrides": found["kv_overrides"] or None}
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
@@ -169,9 +219,34 @@ def _turns(found: Mapping[str, Any], n_tokens: int) -> tuple[tuple[int, int], ..
     return tuple((end, n_new) for end, n_new in turns)
 
 
-def _short(value: object) -> str:
+def _question(found: Mapping[str, Any], n_tokens: int) -> tuple[tuple[int, int, float], ...] | None:
+    parts = _value(found, "question", list, None)
+    for part in parts or ():
+        whole = type(part) is list and [type(n) for n in part] == [int, int, float]
+        if not whole or not 0 <= part[0] < part[1] <= n_tokens or not 0 <= part[2] <= 1:
+            raise ArgumentError(f"question cannot hold {_short(part)}")
+    return None if parts is None else tuple((start, stop, weight) for start, stop, weight in parts)
+
+
+def _require_overrides(found: Mapping[str, Any]) -> None:
+    """What llama.cpp has room for."""
+    for name, value in found.items():
+        try:
+            usable = 0 < len(name.encode()) < 128 and (
+                type(value) is bool
+                or (type(value) is int and -(2**63) <= value < 2**63)
+                or (type(value) is float and math.isfinite(value))
+                or (type(value) is str and len(value.encode()) < 128)
+            )
+        except UnicodeEncodeError:
+            usable = False
+        if not usable:
+            raise ArgumentError(f"kv_overrides cannot hold {_short({name: value})}")
+
+
+def _short(value: object, most: int = 40) -> str:
     text = repr(value)
-    return text if len(text) <= 40 else text[:40] + "..."
+    return text if len(text) <= most else text[:most] + "..."
 
 
 def _retention_to_json(retention: Retention) -> dict[str, Any]:
@@ -193,10 +268,6 @@ def _retention_to_json(retention: Retention) -> dict[str, Any]:
         scores = _curves_to_json(scores)
     elif isinstance(scores, np.ndarray):
         scores = scores.tolist()
-    elif scores is not None:
-        scores = os.fspath(scores)
-    if retention.archive not in (None, "memory"):
-        plain["archive"] = os.path.abspath(os.fspath(retention.archive))  # type: ignore[arg-type]
     return plain | given | {"caps": None if caps is None else np.asarray(caps).tolist(), "scores": scores}
 
 

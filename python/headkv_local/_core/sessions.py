@@ -18,8 +18,7 @@ from ..messages import plain
 from ..stats import PromptRecord
 from . import native
 from .native.session import Held, SessionFile, Told, write
-from .session_header import Header, context_of, to_json
-from .states import identity
+from .session_header import Header, context_of, difference, to_json
 
 
 def save(
@@ -33,9 +32,10 @@ def save(
         if llm.n_tokens == 0 or llm._compactor.n_tokens != llm.n_tokens:
             raise StateError("there is nothing to save: the context holds no tokens, or others")
         record = _record_to_save(llm)
-        header = to_json(context_of(llm), llm.retention, int(llm._seed), record, _list_of(messages))
+        weights, said = llm._weights, _list_of(messages)
+        header = to_json(context_of(llm), weights.adapter, llm.retention, int(llm._seed), record, said)
         where, n_prompt = os.path.abspath(llm.model_path), record.n_tokens or 0
-        told = Told(identity(llm), where, header, n_prompt)
+        told = Told(weights.model, where, header, n_prompt)
         tokens = np.ascontiguousarray(llm.input_ids[: llm.n_tokens], dtype=np.int32)
         logits = None if llm._requires_eval else llm._contents.logits()
         recurrent = record.recurrent if llm._compactor.n_compacted > 0 else None
@@ -99,8 +99,10 @@ def _record_to_save(llm: Any) -> PromptRecord:
 
 def _load(llm: Any, session: SessionFile, header: Header) -> None:
     with llm._using():
+        if other := difference(header, context_of(llm), llm._weights.adapter):
+            raise SessionError(f"the session {session.path} has rows of {other}")
         try:
-            held = session.load(llm._compactor.ctx, identity(llm), llm._n_vocab)
+            held = session.load(llm._compactor.ctx, llm._weights.model, llm._n_vocab)
         except BaseException as error:
             if isinstance(error, Cancelled):
                 llm._lifetime.forget_cancel()

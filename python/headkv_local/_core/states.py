@@ -6,7 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -141,7 +141,7 @@ def restore(llm: Any, state: LlamaState) -> None:
 
 
 def sign(llm: Any, state: LlamaState) -> LlamaState:
-    vars(state)[_MARK] = {"version": VERSION, "model_id": identity(llm), "model": name_of(llm)}
+    vars(state)[_MARK] = {"version": VERSION, "model_id": llm._weights.model, "model": name_of(llm)}
     return state
 
 
@@ -159,7 +159,7 @@ def require_fitting(llm: Any, state: Any) -> None:
         raise StateMismatchError(
             f"the state has format {made_by['version']}, and this version of headkv-local reads {VERSION}"
         )
-    if made_by["model_id"] != identity(llm):
+    if made_by["model_id"] != llm._weights.model:
         raise StateMismatchError(f"the state is of the model {made_by['model']}, not of {name_of(llm)}")
     if len(state.input_ids) < state.n_tokens:
         raise StateMismatchError(
@@ -171,14 +171,23 @@ def require_fitting(llm: Any, state: Any) -> None:
         )
 
 
-def identity(llm: Any) -> str:
-    """A hash of the weights, looked up once. Where the file is gone, what llama.cpp says of the model."""
-    if "headkv_identity" not in vars(llm):
-        found = repr(sorted((k, v) for k, v in llm.metadata.items() if k.startswith("general.")))
-        with suppress(HeadKVError):
-            found = model_id(llm.model_path)
-        vars(llm)["headkv_identity"] = found
-    return str(vars(llm)["headkv_identity"])
+class Weights(NamedTuple):
+    """Hashes of those that a Llama computes with, whatever becomes of their files."""
+
+    model: str
+    """Where they cannot be read from the file, what llama.cpp says of the model."""
+    adapter: str | None
+
+
+def weights_of(llm: Any) -> Weights:
+    """When they have just been loaded."""
+    model = repr(sorted((k, v) for k, v in llm.metadata.items() if k.startswith("general.")))
+    adapter = None
+    with suppress(HeadKVError):
+        model = model_id(llm.model_path)
+    with suppress(HeadKVError):
+        adapter = model_id(llm.lora_path) if llm.lora_path else None
+    return Weights(model, adapter)
 
 
 def name_of(llm: Any) -> str:

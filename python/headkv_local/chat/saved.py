@@ -23,8 +23,8 @@ from headkv_local.sessions import Header, read_header
 from headkv_local.settings import DEFAULTS
 
 _SAMPLING: Final = ("temp", "top_k", "top_p", "min_p", "repeat_penalty")
-_SETTINGS: Final = ("budget", "scores", *DEFAULTS, "archive", "max_tokens", *_SAMPLING)
-_NO_PATHS: Final = frozenset((AUTO, MEMORY, OFF, "uniform"))
+_SETTINGS: Final = ("budget", *DEFAULTS, "archive", "max_tokens", *_SAMPLING)
+_NO_PATHS: Final = frozenset((AUTO, MEMORY, OFF))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,8 @@ def state_of(options: Options, documents: Sequence[Document]) -> dict[str, Any]:
     """What else a chat is made of."""
     given = {name: getattr(options, name) for name in _SETTINGS if name in options.sources}
     settings = {name: str(value) for name, value in given.items() if isinstance(value, str | int | float)}
-    for name in ("scores", "archive"):
-        if name in settings and settings[name] not in _NO_PATHS:
-            settings[name] = os.path.abspath(settings[name])
+    if "archive" in settings and settings["archive"] not in _NO_PATHS:
+        settings["archive"] = os.path.abspath(settings["archive"])
     settings["budget"] = budget_text(options.budget)
     return {
         "settings": settings,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ...errors import SessionError
 from . import _call, _check, _functions, encoded, ffi, text_of
 
 _WHOLE = ("n_ctx", "n_batch", "n_ubatch", "type_k", "type_v")
@@ -67,9 +70,10 @@ class SessionFile:
     """A session that is open until its block is left. SessionError for what is none."""
 
     def __init__(self, path: str) -> None:
-        handle = ffi.new("struct headkv_session_file **")
-        _check(_functions["headkv_session_open"](encoded(path), handle))
         self.path = path
+        handle = ffi.new("struct headkv_session_file **")
+        with self._telling_damage():
+            _check(_functions["headkv_session_open"](encoded(path), handle))
         self._raw = ffi.gc(handle[0], _functions["headkv_session_close"])
         said = self._struct()
         real = {name: float(getattr(said, name)) for name in _REAL}
@@ -93,7 +97,8 @@ class SessionFile:
 
     def load(self, ctx: int, model_id: str, n_vocab: int) -> Held:
         """Into the context."""
-        _call("headkv_session_load", ctx, self._raw, model_id.encode())
+        with self._telling_damage():
+            _call("headkv_session_load", ctx, self._raw, model_id.encode())
         raw = self._struct()
 
         def copied(pointer: Any, n: int, kind: type[np.generic]) -> Any:
@@ -105,6 +110,16 @@ class SessionFile:
             copied(raw.prompt_logits, 4 * n_vocab, np.float32),
             copied(raw.prompt_state, raw.n_prompt_state, np.uint8),
         )
+
+    @contextmanager
+    def _telling_damage(self) -> Iterator[None]:
+        """The library has one code for all that is wrong with a session, and says the rest in words."""
+        try:
+            yield
+        except SessionError as error:
+            name = os.fsencode(self.path).decode("utf-8", errors="replace")
+            error.damaged = str(error).startswith(f"the session {name} is damaged: ")
+            raise
 
     def _struct(self) -> Any:
         raw = ffi.new("struct headkv_session *")

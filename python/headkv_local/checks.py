@@ -1,0 +1,84 @@
+"""What a Retention is given: checked, and as Python's own numbers. ArgumentError for what can never work."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ArgumentError
+from .settings import DEFAULT_BUDGET, INT32_MAX
+
+
+def budget_of(budget: object) -> int | str:
+    if isinstance(budget, str):
+        return budget
+    if budget is None:
+        return DEFAULT_BUDGET
+    if not isinstance(budget, int | np.integer) or isinstance(budget, bool):
+        raise ArgumentError(
+            "budget must be an int (mean entries per KV head), a percentage of the prompt such as '5%' "
+            f"or a size of what is kept such as '64MiB', not {budget!r}"
+        )
+    if not -INT32_MAX <= budget <= INT32_MAX:
+        raise ArgumentError(f"budget must be at most {INT32_MAX} entries per KV head, not {budget}")
+    return int(budget)
+
+
+def beta_of(beta: object) -> float:
+    with suppress(OverflowError):
+        if isinstance(beta, Real):
+            return float(beta)
+    raise ArgumentError(f"beta must be a finite number above 1, not {beta!r}")
+
+
+def int_of(name: str, value: object, least: int) -> int:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= INT32_MAX:
+        raise ArgumentError(f"{name} must be an int of at least {least}, not {value!r}")
+    return int(value)
+
+
+def path_of(path: str | os.PathLike[str]) -> str:
+    """As it is from any folder: a session may be opened in another one."""
+    return os.path.abspath(os.fsdecode(path))
+
+
+def scores_of(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    try:
+        array = np.array(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"scores must be an array of numbers: {error}") from error
+    if array.ndim != 2 or array.size == 0:
+        raise ArgumentError(f"scores must have the shape (n_layer, n_head), not {array.shape}")
+    if not np.isfinite(array).all() or array.min() < 0 or array.max() == 0:
+        raise ArgumentError("scores must be finite and not negative, and at least one must be above 0")
+    array.setflags(write=False)
+    return array
+
+
+def require_wide(caps: npt.NDArray[Any], window: int) -> None:
+    if caps.min() < window or caps.max() > INT32_MAX:
+        bad = caps.min() if caps.min() < window else caps.max()
+        raise ArgumentError(f"every cap must be from the window of {window} to {INT32_MAX}, not {bad}")
+
+
+def caps_of(caps: npt.ArrayLike, window: int) -> npt.NDArray[np.int64]:
+    try:
+        array = np.array(caps)
+    except ValueError as error:
+        raise ArgumentError(f"caps must be an int array: {error}") from error
+    if array.ndim != 2 or array.size == 0:
+        raise ArgumentError(f"caps must have the shape (n_layer, n_head_kv), not {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise ArgumentError(f"caps must be ints, not {array.dtype}")
+    # KV heads that a layer does not have are 0, after its own; some layer has all
+    absent = np.flip(np.cumsum(np.flip(array, axis=1) != 0, axis=1) == 0, axis=1)
+    there = array.ravel() if absent[:, 0].any() or absent.any(axis=1).all() else array[~absent]
+    require_wide(there, window)
+    array = array.astype(np.int64)
+    array.setflags(write=False)
+    return array
