@@ -122,7 +122,7 @@ class Llama(Overrides):
     def retention(self) -> Retention | None:
         """What is kept of prompts. Set between prompts, while the cache is not compacted, else StateError.
 
-        The same without its archive can be set at any time: the conversation goes on from what is kept.
+        Its without_archive() can be set at any time: the conversation goes on from what is kept.
         """
         return self._compactor.retention
 
@@ -289,7 +289,7 @@ class Llama(Overrides):
         return llm
 
     def load_session(self, path: str | os.PathLike[str]) -> None:
-        """As open_session(), in this Llama, with its own settings: adapter, kv_overrides and the like as then.
+        """As open_session(), in this Llama, with its own settings: those that rows depend on as then.
 
         A SessionError leaves the context as it was; empty, where a file without damage says what cannot be.
         """

@@ -16,7 +16,6 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -441,7 +440,7 @@ class Trio:
         del rng
         for llm in (self.llm, self.twin):
             assert llm.retention
-            llm.retention = replace(llm.retention, archive=None, reselect=None)
+            llm.retention = llm.retention.without_archive()
 
     def shorten(self, rng: random.Random) -> None:
         """The archive's file, by others."""

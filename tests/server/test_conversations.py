@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 from collections.abc import Callable, Iterable
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openai
 import pytest
 from serving import N_UBATCH, SIZES, Running, failing, serving, until
 
@@ -177,8 +177,8 @@ def test_a_damaged_session_is_read_anew(tiny: Callable[..., Path], tmp_path: Pat
 
 
 def test_a_full_disk_loses_no_answer(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    """Files may have 100 KiB here, and a session has more."""
-    with serving(tmp_path, *model(tiny, "llama"), within=("prlimit", "--fsize=102400")) as server:
+    """Files may have 30 KiB here, and a session has more, even without its archive."""
+    with serving(tmp_path, *model(tiny, "llama"), within=("prlimit", "--fsize=30720")) as server:
         chats = [opening("harbour"), opening("forest")]
         for question in QUESTIONS[:2]:
             for chat in chats:
@@ -223,12 +223,57 @@ def test_a_disk_without_room_for_the_archive_keeps_the_session(
             resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (n_bytes, most))
 
         room(4096)
-        with pytest.raises(openai.InternalServerError) as raised:
-            ask(server, list(chats[0]), QUESTIONS[1])
-        assert (raised.value.status_code, raised.value.code) == (503, "storage_failed")
+        assert ask(server, list(chats[0]), QUESTIONS[1]).prompt_tokens_details.cached_tokens > 100
+        assert server.log.read_text().count("a conversation goes on without its archive: ") == 1
+        ask(server, opening("castle"), QUESTIONS[0])
+        assert server.log.read_text().count("a conversation goes on without its archive: ") == 2
         room(1 << 30)
         for chat in chats:
             assert ask(server, chat, QUESTIONS[1]).prompt_tokens_details.cached_tokens > 100
+        server.stop()
+
+
+def test_a_conversation_outlives_its_archive(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """It goes on from what is kept, also when it comes back from its session. The next one has an archive."""
+    arguments = (*model(tiny, "llama"), "--archive", "file", "--save-after", 0)
+    with serving(tmp_path, *arguments) as server:
+        chats = [opening(name) for name in ("harbour", "forest", "castle", "market")]
+        folder = tmp_path / "sessions" / "tiny"
+
+        def known(i: int, question: str) -> int:
+            return int(ask(server, chats[i], question).prompt_tokens_details.cached_tokens)
+
+        def cut_short() -> None:
+            (file,) = folder.glob("archive-*")
+            os.truncate(file, 4096)
+
+        def n_lost() -> int:
+            return server.log.read_text().count("a conversation goes on without its archive: ")
+
+        known(0, QUESTIONS[0])
+        cut_short()
+        assert known(0, QUESTIONS[1]) > 100
+        assert known(0, QUESTIONS[2]) > 100
+        assert n_lost() == 1
+        assert not list(folder.glob("archive-*"))
+        known(1, QUESTIONS[0])
+        cut_short()
+        assert known(0, QUESTIONS[0]) > 100
+        assert known(1, QUESTIONS[1]) > 100
+        assert n_lost() == 1
+        known(2, QUESTIONS[0])
+        cut_short()
+        with server.client() as client:
+            chats[2].append({"role": "user", "content": QUESTIONS[1]})
+            assert list(
+                client.chat.completions.create(model="tiny", messages=chats[2], stream=True, **GREEDY)
+            )
+        assert n_lost() == 2
+        shutil.rmtree(folder)
+        folder.touch()
+        known(3, QUESTIONS[0])  # of which the archive cannot be made
+        assert known(3, QUESTIONS[1]) > 100
+        assert n_lost() == 3
         server.stop()
 
 

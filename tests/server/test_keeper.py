@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gguf_factory import write_adapter
 from headkv_local import Cancelled, CancelToken, Llama, Retention
 from headkv_local.server.keeper import Keeper
 from headkv_local.server.shelf import Shelf
@@ -103,6 +104,20 @@ def test_another_end_of_the_same_beginning(
     read(keeper, llm, begin + ends[0])
     keeper.prepare(begin + ends[1], KEPT)
     assert (llm.n_tokens > 0) is goes_back
+    keeper.close()
+
+
+def test_rows_of_another_adapter(tiny_path: Path, load: Callable[..., Llama], tmp_path: Path) -> None:
+    bare, other = (
+        load(tiny_path, retention=KEPT, lora_path=lora)
+        for lora in (None, str(write_adapter(tmp_path / "adapter.gguf", seed=1)))
+    )
+    tokens = random_tokens(300, seed=1)
+    (session,) = left(tmp_path, bare, tokens)
+    keeper = Keeper(other, Shelf(tmp_path, 9, 2**30))
+    keeper.prepare([*tokens, 1], KEPT)
+    assert other.n_tokens == 0
+    assert session.exists()
     keeper.close()
 
 

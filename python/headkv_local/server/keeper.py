@@ -41,8 +41,12 @@ class Keeper:
         """Of all sessions in the folder."""
         return 0 if self._shelf is None else self._shelf.n_bytes
 
-    def prepare(self, tokens: Sequence[int], wanted: Retention | None) -> None:
-        """Before a prompt is read. Raises what cannot be retained; the context is empty then."""
+    def prepare(self, tokens: Sequence[int], wanted: Retention | None, archive: bool = True) -> None:
+        """Before a prompt is read. Raises what cannot be retained; the context is empty then.
+
+        archive: False where it cannot be had. A conversation that has lost its own goes on without in any
+        case.
+        """
         self.settle()
         self._look()
         prompt = np.asarray(tokens, dtype=np.int32)
@@ -50,25 +54,27 @@ class Keeper:
         if self._shelf is not None:
             there += [one for one in self._shelf if self.held is None or one.name != self.held.name]
         found = choose(there, self.held, prompt, wanted, self._going_back)
+        lighter = None if wanted is None else wanted.without_archive()
+        kept = wanted if archive else lighter
         if found is None:
-            self.leave(wanted)
+            self.leave(kept)
             self.held = Conversation(retention=wanted)
             return
         one, n_common = found
         if self._shelf is not None:
             self._shelf.use(one)  # so that it is not what goes for another
         branches = not one.goes_on(n_common) and one.has_own(n_common)
-        if one is self.held and (wanted == self._llm.retention or not one.compacted):
+        if one is self.held and (self._llm.retention in (wanted, lighter) or not one.compacted):
             if branches:
                 self.save()
-            if wanted != self._llm.retention:
-                self._llm.retention = wanted
+            if not (one.compacted and self._llm.retention == lighter):
+                self._retain(kept)
         else:
             self.save()
-            self._empty(wanted)
+            self._empty(kept)
             loaded = None if self._shelf is None else self._shelf.load(self._llm, one)
             if loaded is None:
-                self.prepare(tokens, wanted)  # with what else there is
+                self.prepare(tokens, wanted, archive)  # with what else there is
                 return
             one = loaded
         self._root = one if branches else None
@@ -126,6 +132,9 @@ class Keeper:
         self.held = None
         self._llm.reset()
         trim_heap()  # else what conversations leave behind adds up to a third more than is used
+        self._retain(wanted)
+
+    def _retain(self, wanted: Retention | None) -> None:
         if wanted != self._llm.retention:
             self._llm.retention = wanted
 

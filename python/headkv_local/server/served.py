@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import llama_cpp
 import numpy as np
 
 from .. import Llama, Retention, infill
-from ..errors import ArgumentError, ContextFullError
+from ..errors import ArchiveError, ArgumentError, ContextFullError
 from .keeper import Keeper
 from .logprobs import Logprobs
 from .shelf import Shelf
+
+_logger = logging.getLogger("headkv_local.server")
 
 
 @dataclass
@@ -78,17 +82,33 @@ class Served(Llama):
             raise ContextFullError(
                 f"Requested tokens ({len(tokens)}) exceed context window of {self.n_ctx()}"
             )
+        try:
+            return self._completion(asked, tokens, True, prompt, *args, **kwargs)
+        except (ArchiveError, MemoryError) as error:
+            if asked.n_answer > 0 or not _may_be_of_archive(error, asked.retention):
+                raise
+            _logger.warning("a conversation goes on without its archive: %s", error)
+        return self._completion(asked, tokens, False, prompt, *args, **kwargs)
+
+    def _completion(
+        self, asked: Asked, tokens: list[int], archive: bool, prompt: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Of a stream the first chunk is made: what fails while the prompt is read is raised here.
+
+        archive: False to go on from what is kept.
+        """
         if self.keeper is not None:
-            self.keeper.prepare(tokens, asked.retention)
+            self.keeper.prepare(tokens, asked.retention, archive)
         asked.n_read = asked.n_done = 0
         asked.ready()
         n_top = kwargs.get("logprobs")
         if n_top is None or self._logits_all:
-            return super().create_completion(prompt, *args, **kwargs)
+            made = super().create_completion(prompt, *args, **kwargs)
+            return _begun(made) if kwargs.get("stream") else made
         told = asked.logprobs = Logprobs(self, n_top)
         made = super().create_completion(prompt, *args, **{**kwargs, "logprobs": None})
         if kwargs.get("stream"):
-            return _with_logprobs(made, told)
+            return _with_logprobs(_begun(made), told)
         made["choices"][0]["logprobs"] = told.of_text(made["usage"]["completion_tokens"])
         return made
 
@@ -112,6 +132,25 @@ class Served(Llama):
                 yield token
         finally:
             steps.close()
+
+
+def _may_be_of_archive(error: BaseException, retention: Retention | None) -> bool:
+    """Whether what failed is the archive that these prompts have."""
+    if retention is None or retention.archive is None:
+        return False
+    return isinstance(error, ArchiveError) or retention.archive == "memory"
+
+
+def _begun(chunks: Generator[Any, None, None]) -> Iterator[Any]:
+    """With the first one made."""
+    first = list(islice(chunks, 1))
+
+    def rest() -> Iterator[Any]:
+        with closing(chunks):
+            yield from first
+            yield from chunks
+
+    return rest()
 
 
 def _with_logprobs(chunks: Iterator[Any], told: Logprobs) -> Iterator[Any]:

@@ -145,7 +145,7 @@ class Shelf:
         """
         try:
             self.renew()
-            llm.save_session(self._path(one), messages=[one.to_json()])
+            written = self._write(llm, one)
             n_bytes = self._path(one).stat().st_size
         except Cancelled:
             raise
@@ -160,10 +160,28 @@ class Shelf:
             )
             self.drop(one)
             return False
-        one.saved = True
-        self._there[one.name] = replace(one, n_bytes=n_bytes)
+        one.saved = written is one
+        self._there[one.name] = replace(written, saved=True, n_bytes=n_bytes)
         self._trim()
         return one in self
+
+    def _write(self, llm: Llama, one: Conversation) -> Conversation:
+        """Its session, and what is in that: not its archive, where that cannot be. But one that is there with
+        an archive stays: what came since is soon read again."""
+        try:
+            llm.save_session(self._path(one), messages=[one.to_json()])
+            return one
+        except Cancelled:
+            raise
+        except (HeadKVError, OSError) as error:
+            if not one.archived or (one in self and self._there[one.name].archived):
+                raise
+            _logger.warning(
+                "the archive of a conversation of %d tokens is not kept: %s", len(one.tokens), error
+            )
+        light = replace(one, archived=False)
+        llm.save_session(self._path(one), light=True, messages=[light.to_json()])
+        return light
 
     def load(self, llm: Llama, one: Conversation) -> Conversation | None:
         """Into the context, as it was saved. None if it is not here, or its session cannot be used: it is
@@ -192,7 +210,7 @@ class Shelf:
         """What is damaged for sure is removed: nobody can use it."""
         _logger.warning("a conversation is left out, and will be read anew: %s", error)
         path = self._path(one)
-        if str(error).startswith(f"the session {path} is damaged: ") or not os.path.exists(path):
+        if (isinstance(error, SessionError) and error.damaged) or not os.path.exists(path):
             self.drop(one)
         else:
             self._left_out[one.name] = self._there.pop(one.name, one)
