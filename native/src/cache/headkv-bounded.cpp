@@ -107,6 +107,12 @@ void headkv_bounded::clear() const {
     }
 }
 
+void headkv_bounded::free_lost() const {
+    if (window) {
+        llama_kv_cache_headkv::free_lost(*window);
+    }
+}
+
 int32_t headkv_bounded::layer_read_by(int32_t il) const {
     return window ? llama_kv_cache_headkv::layer_read_in(*window, il) : -1;
 }

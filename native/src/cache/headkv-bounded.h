@@ -37,6 +37,9 @@ public:
     // as if no token had come
     void clear() const;
 
+    // as in the cache that retains
+    void free_lost() const;
+
     // All of it, for a session; needs rows. Read into a memory whose window has another number of cells, its tokens are
     // in other places.
     //   n_tokens: it holds some of the first of them; n_vocab: tokens of the model

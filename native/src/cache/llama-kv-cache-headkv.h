@@ -197,6 +197,17 @@ public:
     static llama_kv_cells_vec & cells_of(llama_kv_cache & kv) { return kv.v_cells; }
     static std::vector<uint32_t> & heads_of(llama_kv_cache & kv) { return kv.v_heads; }
 
+    // of a batch that failed while it was given its place: cells without a sequence
+    static void free_lost(llama_kv_cache & kv) {
+        for (auto & cells : kv.v_cells) {
+            for (uint32_t i = 0; i < cells.size(); ++i) {
+                if (!cells.is_empty(i) && cells.seq_count(i) == 0) {
+                    cells.rm(i);
+                }
+            }
+        }
+    }
+
     template <typename F>
     static void each_tensor_of(llama_kv_cache & kv, F && f) {
         for (const auto & layer : kv.layers) {

@@ -35,12 +35,8 @@ void llama_kv_cache_headkv::reading::leave_cells() {
         at_end->put_back();
     }
     kv.seq_rm(0, n_prompt, -1); // what was read behind it
-    auto & held = kv.v_cells[0];
-    for (uint32_t i = 0; i < held.size(); ++i) { // taken by a batch that failed while it was given its place
-        if (!held.is_empty(i) && held.seq_count(i) == 0) {
-            held.rm(i);
-        }
-    }
+    free_lost(kv);
+    bounded.free_lost();
     if (kv.n_used() == 0) {
         kv.n_expected = 0;
     }
