@@ -152,9 +152,6 @@ public:
 
     bool get_retains() const { return retains; }
 
-    // LLAMA_TOKEN_NULL where only rows are left of it
-    llama_token token_at(llama_pos p) const;
-
     bool has_archive() const { return archive != nullptr; }
 
     const std::vector<headkv_layer_shape> & get_shapes() const { return shapes; }

@@ -15,8 +15,7 @@ static std::string absolute(const char * path) {
 }
 
 // how many tokens the prompt has that was read last; 0 where that is not known
-static size_t require_what_is_told(const headkv_session & s, const headkv_stats & stats,
-                                   const llama_kv_cache_headkv & mem, int32_t n_vocab) {
+static size_t require_what_is_told(const headkv_session & s, const headkv_stats & stats, int32_t n_vocab) {
     for (const void * needed : { (const void *) s.model_id, (const void *) s.model_path, (const void *) s.tokens }) {
         headkv_require_pointer(needed);
     }
@@ -25,15 +24,8 @@ static size_t require_what_is_told(const headkv_session & s, const headkv_stats 
                                                        (long long) stats.n_tokens, s.n_tokens));
     }
     for (size_t p = 0; p < s.n_tokens; ++p) {
-        const int32_t given = s.tokens[p], held = mem.token_at(p);
-        if (given < 0 || given >= n_vocab) {
-            throw headkv_error(HEADKV_ERR_ARGUMENT, format("token %d is none of the model's", given));
-        }
-        if (held != LLAMA_TOKEN_NULL && held != given) {
-            throw headkv_error(HEADKV_ERR_ARGUMENT,
-                               format("the context holds token %d at position %zu, not the %d that "
-                                      "was given",
-                                      held, p, given));
+        if (s.tokens[p] < 0 || s.tokens[p] >= n_vocab) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, format("token %d is none of the model's", s.tokens[p]));
         }
     }
     const bool fits = stats.n_prompt == 0 || s.n_prompt == 0 || (int64_t) s.n_prompt == stats.n_prompt;
@@ -79,7 +71,7 @@ void headkv_save_session(llama_context & ctx, llama_kv_cache_headkv & mem, const
     const headkv_stats stats = headkv_stats_of(&ctx);
 
     auto about       = headkv_about(ctx, mem);
-    about.n_prompt   = require_what_is_told(s, stats, mem, ctx.get_model().vocab.n_tokens());
+    about.n_prompt   = require_what_is_told(s, stats, ctx.get_model().vocab.n_tokens());
     about.n_tokens   = s.n_tokens;
     about.n_archived = s.light ? 0 : stats.n_archived;
 

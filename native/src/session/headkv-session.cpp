@@ -226,13 +226,6 @@ void llama_kv_cache_headkv::set_archived(int32_t layer, int32_t first, int32_t n
     archive->put(ikv, (const uint8_t *) rows, first, n);
 }
 
-llama_token llama_kv_cache_headkv::token_at(llama_pos p) const {
-    if (p < (llama_pos) archived.size()) {
-        return archived[p].tok;
-    }
-    return p < (llama_pos) kept_end() ? LLAMA_TOKEN_NULL : get_cells(0).seq_pos_tok_le(0, p);
-}
-
 int32_t llama_kv_cache_headkv::hold_archived() {
     require_kept();
     if (archived.empty()) {
