@@ -12,11 +12,16 @@ from headkv_local.scores import SHIPPED, SUFFIX
 
 SOURCES = Path(__file__).parents[2] / "scores"
 NAMES = sorted(path.name for path in SOURCES.glob("*.gguf"))
+BETAS = {
+    "SmolLM2-135M-Instruct.Q4_1": 10.0,
+    "gemma-3-270m-q4_k_m": 5.0,
+    "qwen2.5-coder-0.5b-instruct-q4_k_m": 1.005,
+}
 
 
 def test_all_of_them_are_installed() -> None:
     assert sorted(path.name for path in SHIPPED.iterdir()) == NAMES
-    assert len(NAMES) == 2
+    assert len(NAMES) == len(BETAS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -26,7 +31,7 @@ def test_provenance(name: str) -> None:
     assert str(scores.source["model_id"]).startswith("fnv1a-")
     assert {"data", "samples", "seed", "lengths", "date", "licence", "tool"} <= scores.source.keys()
     advice = {key: getattr(scores, key) for key in DEFAULTS}
-    assert advice == pytest.approx(DEFAULTS | {"beta": 10.0 if name.startswith("SmolLM2") else 1.005})
+    assert advice == pytest.approx(DEFAULTS | {"beta": BETAS[name.removesuffix(SUFFIX)]})
     assert f"`{name}`" in (SOURCES / "README.md").read_text(encoding="utf-8")
 
 

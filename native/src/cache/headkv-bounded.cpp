@@ -121,3 +121,22 @@ bool headkv_bounded::reaches(llama_pos n) const {
     const llama_pos first = window ? window->seq_pos_min(0) : 0;
     return first <= 0 || llama_kv_cache_headkv::hides(*window, first - 1, n);
 }
+
+//
+// of what stands beside the cache
+//
+
+void llama_kv_cache_headkv::free_lost(llama_kv_cache & kv) {
+    for (auto & cells : kv.v_cells) {
+        for (uint32_t i = 0; i < cells.size(); ++i) {
+            if (!cells.is_empty(i) && cells.seq_count(i) == 0) {
+                cells.rm(i);
+            }
+        }
+    }
+}
+
+int32_t llama_kv_cache_headkv::layer_read_in(const llama_kv_cache & kv, int32_t il) {
+    const auto it = kv.map_layer_ids.find(il);
+    return it == kv.map_layer_ids.end() ? -1 : (int32_t) kv.layers[it->second].il;
+}

@@ -195,15 +195,7 @@ public:
     static std::vector<uint32_t> & heads_of(llama_kv_cache & kv) { return kv.v_heads; }
 
     // of a batch that failed while it was given its place: cells without a sequence
-    static void free_lost(llama_kv_cache & kv) {
-        for (auto & cells : kv.v_cells) {
-            for (uint32_t i = 0; i < cells.size(); ++i) {
-                if (!cells.is_empty(i) && cells.seq_count(i) == 0) {
-                    cells.rm(i);
-                }
-            }
-        }
-    }
+    static void free_lost(llama_kv_cache & kv);
 
     template <typename F>
     static void each_tensor_of(llama_kv_cache & kv, F && f) {
@@ -219,10 +211,7 @@ public:
     }
 
     // the layer whose K and V layer il reads, -1 for one that is not in the cache
-    static int32_t layer_read_in(const llama_kv_cache & kv, int32_t il) {
-        const auto it = kv.map_layer_ids.find(il);
-        return it == kv.map_layer_ids.end() ? -1 : (int32_t) kv.layers[it->second].il;
-    }
+    static int32_t layer_read_in(const llama_kv_cache & kv, int32_t il);
 
 private:
     class reading;
