@@ -22,9 +22,10 @@ from headkv_local.bench.quality import nll
 def policies(budgets: list[str], scores: str | None) -> Iterator[tuple[str, Retention | None]]:
     yield "full", None
     for budget in budgets:
-        yield f"uniform {budget}", Retention(budget=budget, scores="uniform")
+        kept = int(budget) if budget.isdigit() else budget
+        yield f"uniform {budget}", Retention(budget=kept, scores="uniform")
         if scores is not None:
-            yield f"scores {budget}", Retention(budget=budget, scores=scores)
+            yield f"scores {budget}", Retention(budget=kept, scores=scores)
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model", metavar="MODEL", help="GGUF file")
     parser.add_argument("--prompt", type=int, default=3000, help="tokens (default: %(default)s)")
     parser.add_argument("--turn", type=int, default=1200, help="tokens after it (default: %(default)s)")
-    parser.add_argument("--budgets", default="5%,10%,20%,30%", help="(default: %(default)s)")
+    parser.add_argument("--budgets", default="128,5%,10%,20%,30%", help="(default: %(default)s)")
     parser.add_argument("--scores", metavar="FILE", help="head scores, beside equal budgets")
     parser.add_argument("--json", metavar="FILE", help="where make.py reads the figures")
     options = parser.parse_args(arguments)
