@@ -71,7 +71,7 @@ def test_a_save_makes_way_for_who_comes(tiny_path: Path, tmp_path: Path) -> None
         assert client.post("/v1/chat/completions", json=ASKED).status_code == 200
         llm = service.models.loaded
         assert llm is not None
-        with llm._lifetime.still():
+        with llm._lifetime._changed:  # which a save waits for
             until(lambda: service.line.busy, "the save", 30)
             asked = threads.submit(client.post, "/v1/chat/completions", json=ASKED)
             until(lambda: service.line.n_waiting == 1 or asked.done(), "the request", 30)
