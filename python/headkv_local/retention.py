@@ -161,8 +161,10 @@ class Retention:
         return self.archive is not None if self.reselect is None else self.reselect
 
     def without_archive(self) -> Retention:
-        """The same, but that what a head does not keep is gone."""
-        return replace(self, archive=None, reselect=None)
+        """The same, but that what a head does not keep is gone. What was left to us still is."""
+        found = replace(self, archive=None, reselect=None)
+        found._set("_given", self._given)
+        return found
 
     _given: ClassVar[frozenset[str]] = frozenset()  # of an instance: settings that were not left to us
 

@@ -12,6 +12,7 @@ import pytest
 from headkv_local.budgets import ModelShape
 from headkv_local.errors import ArgumentError
 from headkv_local.retention import Retention
+from headkv_local.scores import HeadScores
 
 SHAPE = ModelShape(n_layer=3, n_head=4, n_head_kv=2, row_bytes=256)
 SCORES = np.arange(12, dtype=float).reshape(3, 4)
@@ -26,6 +27,16 @@ def test_uniform() -> None:
 def test_a_budget_that_is_left_open() -> None:
     assert Retention(budget=None).budget == Retention().budget == 128
     assert Retention(budget=None) == Retention()
+
+
+def test_without_its_archive_it_still_takes_what_scores_recommend() -> None:
+    """As a conversation does that goes on after its archive was lost."""
+    scores = HeadScores(scores=SCORES, n_head_kv=2, method="r2", beta=7.0, window=11)
+    lighter = Retention(budget=64, sinks=2, archive="memory").without_archive()
+    assert lighter.archive is None
+    found = lighter.with_scores(scores)
+    assert (found.beta, found.window, found.sinks) == (7.0, 11, 2)
+    assert lighter == Retention(budget=64, sinks=2)
 
 
 def test_scores() -> None:

@@ -32,9 +32,7 @@ class Lifetime:
         out of it, or to put it there again."""
         self._set_aside, self._bring_back = set_aside, bring_back
         self.turns = Turns()
-        self._changed = (
-            threading.Condition()
-        )  # of a lock that its own thread may take again; held for moments
+        self._changed = threading.Condition()  # held for moments; its own thread may take it again
         self._still: list[int] = []  # threads in still()
         self.cancelled = False
         self._closed = self._freeing = self._freed = False
