@@ -24,7 +24,7 @@ static std::vector<float> read_rows(const ggml_tensor * t, const std::vector<uin
         rows.push_back({ index[i], i });
     }
     std::vector<float> res(index.size() * t->ne[0]);
-    headkv_fetch(t, row_size, std::move(rows), [&](size_t i, const uint8_t * row) {
+    headkv_fetch(t, row_size, rows, [&](size_t i, const uint8_t * row) {
         float * to = res.data() + i * t->ne[0];
         if (t->type == GGML_TYPE_F32) {
             memcpy(to, row, row_size);
