@@ -54,7 +54,7 @@ static void ask(struct llama_context * ctx, const struct llama_vocab * vocab, si
     }
     prompt.n_tokens = n_tokens += n;
     prompt.progress             = show;
-    if (headkv_read(ctx, &prompt, sizeof(prompt), &keep, sizeof(keep)) != HEADKV_OK) {
+    if (headkv_read(ctx, &prompt, sizeof(prompt), &keep, sizeof(keep), NULL, 0) != HEADKV_OK) {
         fail("reading");
     }
     for (int i = 0; i < N_ANSWER; ++i) {

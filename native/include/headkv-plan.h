@@ -31,6 +31,9 @@ struct headkv_retention {
     size_t n_rows;
     size_t n_cols;
     const struct headkv_scores * file; // in place of scores: those of a file, for the layers that retain; or NULL
+
+    const int32_t * caps; // in place of a budget and scores, for headkv_read(): the caps of a plan; or NULL
+    size_t n_caps;
 };
 
 // The text of tokens. Their pieces put together, and bytes up to the end of each token's.
@@ -64,6 +67,8 @@ struct headkv_reading {
     const int32_t * tokens; // [n_tokens]
     size_t n_tokens;
     int32_t n_held; // so many of the first ones the context holds; the others are read. 0: all are read
+    int32_t n_new;  // so many of the last ones came with this turn: others do not ask, unless they are told, or of the
+                    // message that is. 0: those behind what the context holds of the prompt that was compacted last
 
     // The tokens that ask, as parts in their order. NULL and 0: what asks in the message of the tokens from
     // message_start on and before message_stop; of 0 and 0, in the last tokens that are not held
@@ -73,9 +78,19 @@ struct headkv_reading {
     int32_t message_stop;
 
     int32_t order; // HEADKV_ORDER_*
-    int32_t panel; // as of a headkv_prompt; progress and data too
+    int32_t panel; // as of a headkv_prompt; the following too
+    int32_t logits;
     void (*progress)(void * data, int32_t done, int32_t total);
     void * data;
+};
+
+// What headkv_read() finds out. It is there before the first call of progress.
+struct headkv_read_info {
+    int32_t n_past;     // tokens that stay, and are not read
+    int32_t n_again;    // tokens of a question that are read once more
+    int32_t n_left_out; // tokens that would be, and that the context has no room for: they do not select
+    int32_t order;      // HEADKV_ORDER_*, in which it is read
+    int32_t compacts;   // 0 where the budget has room for all of it: it stays in the cells
 };
 
 struct headkv_scores_info {
@@ -138,7 +153,8 @@ HEADKV_API int32_t headkv_check_retention(const struct headkv_retention * retent
 //   bounded_bytes: what the other ones hold, which counts in a budget of bytes
 //   caps: [KV heads of all layers]; n: its length
 // HEADKV_ERR_ARGUMENT: also a budget of bytes that is too small; the text names the smallest that works
-// HEADKV_ERR_SCORES_VALUE: scores of a file that are of another model
+// HEADKV_ERR_SCORES_VALUE: scores of a file that are of a model of another shape, or of other layers. Whether they are
+// of the same weights, the text headkv.source.model_id and headkv_model_id() tell.
 HEADKV_API int32_t headkv_get_caps(const struct headkv_retention * retention, size_t size,
                                    const struct headkv_layer * layers, size_t n_layers, int64_t bounded_bytes,
                                    int32_t n_prompt, int32_t * caps, size_t n);
@@ -169,11 +185,14 @@ HEADKV_API int32_t headkv_get_observers(const struct headkv_part * question, siz
 
 // All of the above in one call: finds where sentences end, what asks and how much each head keeps, and calls
 // headkv_prefill(). What it needs of the model's vocabulary it takes from the context. With headkv_set_archive() a
-// later turn is read against all rows of the turns before; without, what is compacted is read again.
+// later turn is read against all rows of the turns before; without, what is compacted is read again, where
+// llama_decode() of the turn alone would go on behind what was kept.
+//   info: or NULL
 //   sizes: sizeof() of the caller's structs
 // Errors and what becomes of the context: as of headkv_prefill(), headkv_get_caps(), headkv_get_observers()
 HEADKV_API int32_t headkv_read(struct llama_context * ctx, const struct headkv_reading * reading, size_t reading_size,
-                               const struct headkv_retention * retention, size_t retention_size);
+                               const struct headkv_retention * retention, size_t retention_size,
+                               struct headkv_read_info * info, size_t info_size);
 
 // cdef end
 

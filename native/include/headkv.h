@@ -59,7 +59,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 12,
+    HEADKV_ABI_VERSION = 13,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
@@ -92,7 +92,8 @@ enum headkv_const {
 
     HEADKV_ORDER_TOKENS = 0, // all layers, batch by batch
     HEADKV_ORDER_LAYERS = 1, // all tokens of a panel, layer by layer: the K and V of one layer are in cells at a time
-    HEADKV_ORDER_ANY    = 2, // for headkv_read(): by layers if the model's graph can be cut, else by tokens
+    HEADKV_ORDER_ANY    = 2, // for headkv_read(): with an archive by layers if the model's graph can be cut, else by
+                             // tokens
 };
 
 struct llama_context;
@@ -147,7 +148,8 @@ struct headkv_prompt {
     // HEADKV_ORDER_LAYERS there are those of the last token only, as with 0. The context must be made for as many.
     int32_t logits;
 
-    // Called between batches with how much is done, as tokens of n_tokens + n_again, and not for a draft; or NULL.
+    // Called with 0 first, and between batches, with how much is done, as tokens of n_tokens + n_again, and not for a
+    // draft; or NULL.
     // headkv_cancel() in it, in the last call too, ends the reading. Nothing else may use the context in it, but for
     // calls that only ask.
     void (*progress)(void * data, int32_t done, int32_t total);
@@ -261,6 +263,8 @@ HEADKV_API int32_t headkv_set_archive(struct llama_context * ctx, int32_t where,
 // llama_decode().
 // In HEADKV_ORDER_TOKENS, without an archive and while nothing is compacted, the prompt is read into the cells, and no
 // row is copied.
+//   plan: NULL to keep all: the prompt stays in the cells as llama_decode() leaves it, nothing is observed, and nothing
+//         goes to an archive. In HEADKV_ORDER_TOKENS, while nothing is compacted.
 //   sizes: sizeof() of the caller's structs
 // HEADKV_ERR_ARGUMENT, _STATE: a prompt or a plan that does not fit
 // HEADKV_ERR_UNSUPPORTED     : a model whose graph cannot be cut, in HEADKV_ORDER_LAYERS

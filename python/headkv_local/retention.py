@@ -118,7 +118,7 @@ class Retention:
         elif not isinstance(self.scores, HeadScores | Curves | None):
             self._set("scores", scores_of(self.scores))
         self._check_archive()
-        check(self._keep())
+        check(self.native())
         if self.caps is None:
             return
         if self.budget != DEFAULT_BUDGET:
@@ -222,12 +222,12 @@ class Retention:
             return shape.by_head(np.minimum(caps[shape.heads], n_prompt).astype(np.int32))
         if self.policy == "scores" and self.wants_scores:
             raise ArgumentError("the head scores are not loaded yet: with_scores() puts them in")
-        caps = get_caps(self._keep(), shape, n_prompt)
+        caps = get_caps(self.native(), shape, n_prompt)
         if isinstance(self.scores, Curves) and n_prompt > self.window:
             return curve_caps(caps, self.scores, self.beta, self.window, shape, n_prompt)
         return caps
 
-    def _keep(self) -> Keep:
+    def native(self) -> Keep:
         """As the native library takes it; of given caps with the budget that does not count."""
         budget: Any = self.budget if self.caps is None else max(self.window, DEFAULT_BUDGET)
         scores: Any = self.scores if isinstance(self.scores, np.ndarray) else None

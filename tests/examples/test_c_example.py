@@ -219,7 +219,7 @@ int main(int, char ** argv) {
     prompt.order = HEADKV_ORDER_ANY;
     prompt.progress = show;
     for (; ; fails = false) {
-        const int32_t code = headkv_read(ctx.get(), &prompt, sizeof(prompt), &keep, sizeof(keep));
+        const int32_t code = headkv_read(ctx.get(), &prompt, sizeof(prompt), &keep, sizeof(keep), nullptr, 0);
         printf("%d %s\n", code, headkv_last_error());
         if (!fails) {
             return 0;

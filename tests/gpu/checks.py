@@ -22,8 +22,7 @@ import numpy.typing as npt
 
 from headkv_local import Llama, Retention
 from headkv_local._core import native
-from headkv_local._core.compactor import Compactor
-from headkv_local._core.native.archive import Prompt
+from headkv_local._core.native.plan import observers, question, sentence_ends
 from headkv_local.bench import device_memory
 from headkv_local.bench.contexts import last_logits
 from headkv_local.bench.text import text_tokens
@@ -123,25 +122,22 @@ class Compacted(NamedTuple):
 
 
 def compacted(options: argparse.Namespace) -> Compacted:
-    with opened(options, retention=RETENTION) as llm:
-        read, seen = Compactor.prefill, []
-
-        def in_steps(self: Compactor, prompt: Prompt, caps: Any, ends: Any, progress: Any) -> None:
-            """As headkv_prefill() does it, with the record at hand before compaction frees it."""
-            assert (prompt.n_past, len(prompt.again)) == (0, 0)
-            native.observe(self.ctx, native.OBSERVE_TOKENS, prompt.first, len(prompt.weights), prompt.weights)
-            llm._decoder.evaluate(prompt.tokens[: prompt.first])
-            at_once = native.get_observe_limit(self.ctx, len(ends))
-            for start in range(prompt.first, len(ends), at_once):
-                llm._decoder.evaluate(prompt.tokens[start : start + at_once])
-            seen.extend((native.get_attention(self.ctx), ends.astype(np.int64)))
-            native.compact(self.ctx, self._plan(caps, ends))
-
-        Compactor.prefill = in_steps  # type: ignore[method-assign]
-        try:
-            llm.prefill(text_tokens(llm, options.prompt_tokens))
-        finally:
-            Compactor.prefill = read  # type: ignore[method-assign]
+    """In steps, with the record at hand before compaction frees it."""
+    with opened(options) as llm:
+        ctx, tokens = int(llm.ctx), text_tokens(llm, options.prompt_tokens)
+        n, text = len(tokens), llm._vocabulary.pieces(tokens)
+        ends = sentence_ends(text)
+        who = observers(question(text, -1, n, RETENTION.observe), n, 2 * RETENTION.window)
+        assert not who.again
+        native.observe(ctx, native.OBSERVE_TOKENS, who.first, len(who.weights), who.weights)
+        llm.eval(tokens[: who.first])
+        at_once = native.get_observe_limit(ctx, n)
+        for start in range(who.first, n, at_once):
+            llm.eval(tokens[start : start + at_once])
+        seen = native.get_attention(ctx), ends.astype(np.int64)
+        caps = RETENTION.caps_for(llm.shape, n)
+        plan = native.Plan(caps, RETENTION.window, RETENTION.kernel, RETENTION.sinks, ends)
+        native.compact(ctx, plan)
         stats = llm.cache_stats()
         plain = select_plainly(*seen, RETENTION, stats.kept)
         return Compacted(llm.retention_mask(), plain, seen[0], stats.devices)

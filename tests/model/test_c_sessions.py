@@ -41,14 +41,17 @@ def keep(retention: Retention = RETENTION) -> tuple[Any, Any]:
     return Keep(32, *(getattr(retention, name) for name in names)).struct()
 
 
-def read(llm: Llama, tokens: list[int], n_held: int = 0, **fields: Any) -> None:
+def read(llm: Llama, tokens: list[int], n_held: int = 0, **fields: Any) -> Any:
+    """What headkv_read() found out. fields: of struct headkv_reading."""
     reading = ffi.new("struct headkv_reading *", fields)
     flat = ffi.new("int32_t[]", tokens)
     reading.tokens, reading.n_tokens, reading.n_held = flat, len(tokens), n_held
     raw, _kept = keep()
-    sizes = ffi.sizeof("struct headkv_reading"), ffi.sizeof("struct headkv_retention")
-    check(call["headkv_read"](context(llm), reading, sizes[0], raw, sizes[1]))
+    info = ffi.new("struct headkv_read_info *")
+    sizes = [ffi.sizeof(f"struct headkv_{name}") for name in ("reading", "retention", "read_info")]
+    check(call["headkv_read"](context(llm), reading, sizes[0], raw, sizes[1], info, sizes[2]))
     llm.input_ids[: len(tokens)], llm.n_tokens = tokens, len(tokens)  # so that eval() goes on from there
+    return info
 
 
 HEADER = {
@@ -149,13 +152,53 @@ def test_tokens_of_more_than_32_bytes_have_their_text(smollm2: Path, load: Load)
     assert (mine.retention_mask() == theirs.retention_mask()).all()
 
 
-@pytest.mark.parametrize("n", [1, 2, 8, 9, 32])
-def test_a_short_prompt_is_kept_whole(n: int, tiny_path: Path, load: Load) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["arch"])
+@pytest.mark.parametrize("n", [1, 2, 8, 9, 31])
+def test_what_fits_stays_in_the_cells(n: int, kind: Any, tiny: Tiny, load: Load) -> None:
+    """As the class leaves it, bit for bit; what goes on from there is read behind it, and then compacted."""
+    model = tiny(**kind)
+    mine, theirs = (load(model, retention=RETENTION) for _ in range(2))
+    whole = TOKENS[:n]
+    info = read(mine, whole, order=2)
+    theirs.prefill(whole)
+    assert (info.compacts, info.n_past) == (0, 0)
+    assert mine.cache_stats().prompt_tokens == theirs.cache_stats().prompt_tokens
+    assert (last_logits(mine) == last_logits(theirs)).all()
+    assert read(mine, whole[: n - 1] + LATER[:2], n - 1, order=2).n_past == (
+        0 if kind in KINDS[2:] else n - 1
+    )
+    theirs.prefill(whole[: n - 1] + LATER[:2])
+    assert (last_logits(mine) == last_logits(theirs)).all()
+    assert read(mine, TOKENS, 0, order=2).compacts == 1
+    assert mine.cache_stats().prompt_tokens == len(TOKENS)
+
+
+def test_the_same_prompt_again_asks_as_before(tiny_path: Path, load: Load) -> None:
+    llm = load(tiny_path, retention=RETENTION)
+    read(llm, TOKENS, order=2)
+    mask = llm.retention_mask()
+    assert read(llm, TOKENS, len(TOKENS), order=2).n_past == len(TOKENS) - 64  # whoever asks is read
+    assert (llm.retention_mask() == mask).all()
+
+
+def test_a_prompt_of_one_token_after_a_long_one(tiny_path: Path, load: Load) -> None:
     mine, theirs = load(tiny_path, retention=RETENTION), load(tiny_path)
-    read(mine, TOKENS[:n])
-    theirs.eval(TOKENS[:n])
-    assert mine.retention_mask().all()
-    assert last_logits(mine).argmax() == last_logits(theirs).argmax()
+    mine.prefill(TOKENS)
+    mine.prefill([5])
+    theirs.eval([5])
+    assert mine.cache_stats().prompt_tokens == 1
+    assert nmse(last_logits(mine), last_logits(theirs)) < 1e-3
+
+
+def test_progress_begins_with_nothing_done(tiny_path: Path, load: Load) -> None:
+    told: list[tuple[int, int]] = []
+    callback = ffi.callback(
+        "void(void *, int32_t, int32_t)", lambda _, done, total: told.append((done, total))
+    )
+    info = read(load(tiny_path, retention=RETENTION), TOKENS, order=2, progress=callback)
+    assert told[0] == (0, len(TOKENS))
+    assert told[-1] == (len(TOKENS), len(TOKENS))
+    assert (info.order, info.compacts, info.n_again, info.n_left_out) == (1, 1, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +208,7 @@ def test_a_short_prompt_is_kept_whole(n: int, tiny_path: Path, load: Load) -> No
         ({"message_start": 5, "message_stop": 301}, 0, "cannot ask"),
         ({"message_start": 5, "message_stop": 5}, 0, "cannot ask"),
         ({"n_question": 1}, 0, "NULL"),
+        ({"n_new": 301}, 0, "301 of 300 tokens cannot be new"),
         ({}, 1, "does not hold 1 tokens, it holds 0"),
         ({}, -1, "does not hold -1"),
     ],

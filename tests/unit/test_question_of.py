@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from headkv_local import ArgumentError
+from headkv_local._core.native.plan import Part, observers, question
 from headkv_local._core.pieces import Pieces
-from headkv_local._core.question import Part, checked, ending, observers, question_of
+from headkv_local._core.question import checked, question_of
 
 LINE = "The harbour was quiet, and the cranes stood still in the fog of the morning. "
 DOCUMENT = "\n".join(LINE * 5 for _ in range(6))
@@ -111,7 +112,7 @@ def test_without_a_mark_both_ends_may_ask() -> None:
 def test_without_a_mark_more_than_the_last_words_ask(content: str, wanted: str) -> None:
     assert asked(content) == [wanted]
     pieces = spelled(f"{content}\nassistant\n")  # where nobody knows which tokens are the template's
-    asks = ending(Pieces(range(len(pieces)), pieces.__getitem__), len(pieces), N_LAST)[-1]
+    asks = question(Pieces(range(len(pieces)), pieces.__getitem__), -1, len(pieces), N_LAST)[-1]
     assert b"".join(pieces[asks.start : asks.stop]).decode().startswith(wanted)
 
 
@@ -164,11 +165,11 @@ def test_a_message_that_the_template_has_changed_is_not_found() -> None:
 def test_what_else_may_ask_weighs_little() -> None:
     pieces = spelled(f"{DOCUMENT}\n\n{ASK} {LINE}")
     prompt, n = Pieces(range(len(pieces)), pieces.__getitem__), len(pieces)
-    before, asks = ending(prompt, n, N_LAST)
+    before, asks = question(prompt, -1, n, N_LAST)
     assert (before.start, before.stop, asks.stop) == (n - N_LAST, asks.start, n)
     assert before.weight == 0.1**4
     assert b"".join(pieces[asks.start :]).decode() == f"{ASK} {LINE}"
-    assert ending(prompt, n - 60, 20) == (Part(n - 80, n - 60),)  # in the middle of a line
+    assert question(prompt, -1, n - 60, 20) == (Part(n - 80, n - 60),)  # in the middle of a line
 
 
 def test_who_observes() -> None:
@@ -207,6 +208,13 @@ def test_parts_that_are_not_in_the_prompt() -> None:
     for parts in ([], [Part(-1, 3)], [Part(5, 5)], [Part(90, 101)], [Part(9, 12), Part(3, 5)]):
         with pytest.raises(ArgumentError):
             observers(parts, 100, 16)
+    with pytest.raises(ArgumentError, match="-5 last tokens cannot observe"):
+        observers([Part(0, 2)], 60, -5)
+
+
+def test_a_prompt_of_one_token_observes() -> None:
+    assert observers([Part(0, 1)], 1, 16)[:2] == (0, ())
+    assert observers([Part(0, 1)], 1, 16).weights.tolist() == [1]
 
 
 def test_bounds_are_those_of_python() -> None:

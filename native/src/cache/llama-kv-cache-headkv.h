@@ -126,7 +126,7 @@ public:
     bool is_compacted() const { return kept != nullptr; }
 
     // headkv-prefill.cpp
-    void prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan);
+    void prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan * plan);
 
     // headkv-session.cpp: what a session holds. Cells come first, then the others; of an archived prompt also its rows,
     // and then its end. Where cells cannot be set, the context is empty; where others cannot, it stays as it was.

@@ -167,6 +167,9 @@ int32_t headkv_get_observers(const headkv_part * question, size_t n_question, in
         headkv_require_pointer(question);
         headkv_require_pointer(res);
         headkv_require_size(size, sizeof(*res));
+        if (n_least < 0) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, format("%d last tokens cannot observe", n_least));
+        }
         headkv_asking asking(question, n_question, n_prompt, n_least, n_room);
         if (n_stay < 0 || n_stay >= n_prompt) {
             throw headkv_error(HEADKV_ERR_ARGUMENT, format("%d of %d tokens cannot stay", n_stay, n_prompt));

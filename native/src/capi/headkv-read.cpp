@@ -1,4 +1,4 @@
-// A prompt in one call: what Python's Llama does before it calls headkv_prefill().
+// The choreography of a prompt: what asks, what each KV head may keep, what is not read again. Python's Llama calls it.
 
 #include "base/headkv-error.h"
 #include "base/headkv-guard.h"
@@ -26,13 +26,15 @@ struct context_facts {
         for (const int64_t n : bytes) {
             bounded_bytes += n;
         }
-        bounded = !headkv_bounded(ctx->get_memory(), /*rows =*/false).empty();
+        bounded  = !headkv_bounded(ctx->get_memory(), /*rows =*/false).empty();
+        archives = llama_kv_cache_headkv::find(ctx->get_memory())->has_archive();
     }
 
     headkv_stats stats;
     std::vector<headkv_layer> layers;
     int64_t bounded_bytes; // of the other layers
     bool bounded;          // are there layers that cannot go back
+    bool archives;
 };
 
 } // namespace
@@ -55,6 +57,10 @@ static void require_reading(const llama_context & ctx, const headkv_reading & re
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("the context does not hold %d tokens, it holds %lld",
                                                        reading.n_held, (long long) facts.stats.n_tokens));
     }
+    if (reading.n_new < 0 || (size_t) reading.n_new > reading.n_tokens) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT,
+                           format("%d of %zu tokens cannot be new", reading.n_new, reading.n_tokens));
+    }
     if (reading.n_question > 0) {
         headkv_require_pointer(reading.question);
     }
@@ -75,42 +81,75 @@ static std::vector<headkv_part> question_of(const headkv_reading & reading, cons
     return headkv_text_view(text).question(-1, (int32_t) text.n_tokens, n_last);
 }
 
-static void read_prompt(llama_context * ctx, const headkv_reading & reading, const headkv_retention & retention) {
+static headkv_asking asking_of(const headkv_reading & reading, const headkv_retention & retention,
+                               const context_facts & facts, const headkv_text & text) {
+    const int32_t n_prompt = reading.n_tokens;
+    const int32_t n_before = std::min<int32_t>(facts.stats.n_prompt, reading.n_held);
+
+    // tokens that came before do not ask, unless they are told, or of the message that is
+    const int32_t n_least = 2 * (int32_t) std::min<int64_t>(retention.window, facts.stats.n_ctx);
+    const int32_t n_new   = reading.n_new > 0 ? reading.n_new : n_prompt - (n_before < n_prompt ? n_before : 0);
+    const int32_t n_last  = std::min(retention.observe, std::max(n_new, n_least));
+    const auto question   = question_of(reading, text, retention.observe, n_last);
+    return headkv_asking(question.data(), question.size(), n_prompt, n_least, facts.stats.n_ctx - n_prompt);
+}
+
+// Tokens that stay of those that the context holds; whoever observes is read.
+static int32_t past_of(llama_context * ctx, const headkv_reading & reading, const context_facts & facts, bool in_cells,
+                       headkv_asking & asking) {
+    const int32_t n_prompt = reading.n_tokens;
+    const int32_t n_whole  = facts.stats.n_prompt > 0 ? facts.stats.n_archived : facts.stats.n_tokens;
+    const int32_t n_past   = std::min({ n_whole, reading.n_held, asking.first, n_prompt - 1 });
+    if (!facts.bounded || n_past == n_whole) {
+        return n_past;
+    }
+    if (!in_cells) { // all of them, and those do not observe; or none
+        asking.stay_at(n_whole <= reading.n_held && n_whole < n_prompt ? n_whole : 0);
+        return asking.n_stay;
+    }
+    const bool reaches = n_past > 0 && headkv_bounded(ctx->get_memory(), /*rows =*/false).reaches(n_past);
+    return reaches && ctx->get_memory()->seq_rm(0, n_past, -1) ? n_past : 0;
+}
+
+static void read_prompt(llama_context * ctx, const headkv_reading & reading, const headkv_retention & retention,
+                        headkv_read_info & info) {
     const context_facts facts(ctx);
     require_reading(*ctx, reading, facts);
 
     const int32_t n_prompt = reading.n_tokens;
-    const auto caps =
-        headkv_make_caps(retention, facts.layers.data(), facts.layers.size(), facts.bounded_bytes, n_prompt);
+    headkv_check_retention(retention);
+    std::vector<int32_t> caps;
+    if (retention.caps) {
+        headkv_require_length(retention.n_caps, facts.stats.n_head_kv);
+        caps.assign(retention.caps, retention.caps + retention.n_caps);
+    } else {
+        caps = headkv_make_caps(retention, facts.layers.data(), facts.layers.size(), facts.bounded_bytes, n_prompt);
+    }
+    const bool fits     = std::all_of(caps.begin(), caps.end(), [&](int32_t cap) { return cap >= n_prompt; });
+    const bool compacts = facts.stats.n_prompt > 0 || !fits;
 
     const headkv_spelled spelled(ctx->get_model().vocab, reading.tokens, n_prompt);
-    const headkv_text text = spelled.text();
     std::vector<uint8_t> ends(n_prompt);
-    headkv_text_view(text).sentence_ends(ends.data());
-
-    // tokens that came before do not ask, unless they are told, or of the message that is
-    const int32_t n_least = 2 * (int32_t) std::min<int64_t>(retention.window, facts.stats.n_ctx);
-    const int32_t n_new   = n_prompt - std::min<int32_t>(facts.stats.n_prompt, reading.n_held);
-    const int32_t n_last  = std::min(retention.observe, std::max(n_new, n_least));
-    const auto question   = question_of(reading, text, retention.observe, n_last);
-    headkv_asking asking(question.data(), question.size(), n_prompt, n_least, facts.stats.n_ctx - n_prompt);
-
-    if (asking.first == n_prompt) { // of one token
-        asking.first   = 0;
-        asking.weights = { 1.0f };
+    headkv_text_view(spelled.text()).sentence_ends(ends.data());
+    headkv_asking asking = asking_of(reading, retention, facts, spelled.text());
+    if (!compacts) {
+        asking.first      = n_prompt; // nobody observes
+        asking.n_left_out = 0;
+        asking.again.clear();
     }
+    const bool any    = reading.order == HEADKV_ORDER_ANY;
+    const bool layers = compacts && (any ? facts.archives : reading.order == HEADKV_ORDER_LAYERS);
+    const bool cells  = !layers && (!compacts || (!facts.archives && facts.stats.n_prompt == 0));
+    info.n_past       = past_of(ctx, reading, facts, cells, asking);
+    info.n_again      = asking.again.size();
+    info.n_left_out   = asking.n_left_out;
+    info.order        = layers ? HEADKV_ORDER_LAYERS : HEADKV_ORDER_TOKENS;
+    info.compacts     = compacts;
 
-    const int32_t n_whole = facts.stats.n_prompt > 0 ? facts.stats.n_archived : facts.stats.n_tokens;
-    int32_t n_past        = std::min({ n_whole, reading.n_held, asking.first, n_prompt - 1 });
-    if (facts.bounded) {
-        asking.stay_at(n_whole <= reading.n_held && n_whole < n_prompt ? n_whole : 0);
-        n_past = asking.n_stay;
-    }
     std::vector<int32_t> again;
     for (const int32_t i : asking.again) {
         again.push_back(reading.tokens[i]);
     }
-
     const headkv_plan plan = { std::min(retention.window, n_prompt),
                                retention.kernel,
                                retention.sinks,
@@ -119,10 +158,10 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
                                ends.data(),
                                ends.size() };
     headkv_prompt prompt   = {};
-    prompt.tokens          = reading.tokens + n_past;
-    prompt.n_tokens        = n_prompt - n_past;
-    prompt.n_past          = n_past;
-    prompt.order           = reading.order == HEADKV_ORDER_ANY ? HEADKV_ORDER_LAYERS : reading.order;
+    prompt.tokens          = reading.tokens + info.n_past;
+    prompt.n_tokens        = n_prompt - info.n_past;
+    prompt.n_past          = info.n_past;
+    prompt.order           = info.order;
     prompt.panel           = reading.panel;
     prompt.first           = asking.first;
     prompt.weights         = asking.weights.data();
@@ -131,24 +170,30 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     prompt.again_at        = asking.again.data();
     prompt.n_again         = again.size();
     prompt.n_draft         = retention.draft;
+    prompt.logits          = reading.logits;
     prompt.progress        = reading.progress;
     prompt.data            = reading.data;
 
-    int32_t code = headkv_prefill(ctx, &prompt, sizeof(prompt), &plan, sizeof(plan));
-    if (code == HEADKV_ERR_UNSUPPORTED && reading.order == HEADKV_ORDER_ANY) {
-        prompt.order = HEADKV_ORDER_TOKENS;
-        code         = headkv_prefill(ctx, &prompt, sizeof(prompt), &plan, sizeof(plan));
+    int32_t code = headkv_prefill(ctx, &prompt, sizeof(prompt), compacts ? &plan : nullptr, sizeof(plan));
+    if (code == HEADKV_ERR_UNSUPPORTED && any && layers) {
+        prompt.order = info.order = HEADKV_ORDER_TOKENS;
+        code                      = headkv_prefill(ctx, &prompt, sizeof(prompt), &plan, sizeof(plan));
     }
     headkv_require_ok(code);
 }
 
 int32_t headkv_read(llama_context * ctx, const headkv_reading * reading, size_t reading_size,
-                    const headkv_retention * retention, size_t retention_size) {
+                    const headkv_retention * retention, size_t retention_size, headkv_read_info * info,
+                    size_t info_size) {
     return headkv_guard([&]() {
         headkv_require_pointer(reading);
         headkv_require_size(reading_size, sizeof(*reading));
         headkv_require_pointer(retention);
         headkv_require_size(retention_size, sizeof(*retention));
-        read_prompt(ctx, *reading, *retention);
+        headkv_read_info found;
+        if (info) {
+            headkv_require_size(info_size, sizeof(*info));
+        }
+        read_prompt(ctx, *reading, *retention, info ? *info : found);
     });
 }

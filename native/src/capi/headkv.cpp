@@ -91,9 +91,10 @@ int32_t headkv_prefill(llama_context * ctx, const headkv_prompt * prompt, size_t
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(prompt);
         headkv_require_size(prompt_size, sizeof(*prompt));
-        headkv_require_pointer(plan);
-        headkv_require_size(plan_size, sizeof(*plan));
-        mem.prefill(*ctx, *prompt, *plan);
+        if (plan) {
+            headkv_require_size(plan_size, sizeof(*plan));
+        }
+        mem.prefill(*ctx, *prompt, plan);
     });
 }
 

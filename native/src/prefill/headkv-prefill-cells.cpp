@@ -9,8 +9,10 @@ void llama_kv_cache_headkv::reading::begin_in_cells() {
         ctx.get_memory()->clear(false);
     }
     kv.expect(n_prompt + prompt.n_again);
-    const std::vector<float> weigh = weights();
-    kv.observe(HEADKV_OBSERVE_TOKENS, prompt.first, weigh.size(), weigh.data(), again_at());
+    if (!keeps_all) {
+        const std::vector<float> weigh = weights();
+        kv.observe(HEADKV_OBSERVE_TOKENS, prompt.first, weigh.size(), weigh.data(), again_at());
+    }
     begun = true;
     slice = slices.front();
     kv.seq_rm(0, n_past, -1); // of bounded layers all stays then

@@ -41,7 +41,9 @@ void llama_kv_cache_headkv::reading::compact() {
     const uint32_t n_threads = std::max(1, ctx.get_cparams().n_threads);
 
     if (in_cells) {
-        kv.compact(plan, n_threads, t_select_us);
+        if (!keeps_all) {
+            kv.compact(plan, n_threads, t_select_us);
+        }
         begun = false;
         return;
     }

@@ -13,6 +13,10 @@ void llama_kv_cache_headkv::reading::require_prompt() const {
     if (prompt.order != HEADKV_ORDER_TOKENS && prompt.order != HEADKV_ORDER_LAYERS) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("there is no order %d", prompt.order));
     }
+    if (keeps_all && (prompt.order != HEADKV_ORDER_TOKENS || kv.kept || prompt.n_again > 0)) {
+        throw headkv_error(HEADKV_ERR_STATE, "all of a prompt can be kept in the cells where it is read in the order "
+                                             "of tokens, nothing is read once more and nothing is compacted");
+    }
     if (prompt.panel < 0) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("a panel cannot have %d tokens", prompt.panel));
     }
@@ -33,8 +37,11 @@ void llama_kv_cache_headkv::reading::require_prompt() const {
                                   kv.n_ctx, n_past, prompt.n_tokens, prompt.n_again));
     }
     headkv_require_pointer(prompt.tokens);
-    headkv_require_pointer(prompt.weights);
     require_tokens(prompt.tokens, prompt.n_tokens);
+    if (keeps_all) {
+        return; // nothing is observed
+    }
+    headkv_require_pointer(prompt.weights);
     if (prompt.n_again > 0) {
         headkv_require_pointer(prompt.again);
         headkv_require_pointer(prompt.again_at);

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <numeric>
 
-void llama_kv_cache_headkv::prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan) {
+void llama_kv_cache_headkv::prefill(llama_context & ctx, const headkv_prompt & prompt, const headkv_plan * plan) {
     ctx.synchronize(); // what is set aside is no longer worked on
     reading(*this, ctx, prompt, plan).run();
 }
@@ -21,20 +21,23 @@ bool llama_kv_cache_headkv::cut(llm_graph_result & res, const llama_ubatch & uba
 }
 
 llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt,
-                                        const headkv_plan & plan)
+                                        const headkv_plan * plan)
     : kv(kv),
       ctx(ctx),
       prompt(prompt),
-      plan(plan),
+      keeps_all(!plan),
+      plan(plan ? *plan : headkv_plan{}),
       n_past(prompt.n_past),
       n_prompt(n_past + prompt.n_tokens),
-      in_cells(prompt.order == HEADKV_ORDER_TOKENS && !kv.archive && !kv.kept),
+      in_cells(keeps_all || (prompt.order == HEADKV_ORDER_TOKENS && !kv.archive && !kv.kept)),
       archive(kv.archive.get()),
       bounded(ctx.get_memory(), /*rows =*/!in_cells) {
     require_prompt();
     require_past();
     require_outputs();
-    headkv_check(plan, kv.shapes, n_prompt);
+    if (!keeps_all) {
+        headkv_check(*plan, kv.shapes, n_prompt);
+    }
     kv.require_no_shift();
     plan_draft();
     make_slices();
@@ -94,6 +97,10 @@ void llama_kv_cache_headkv::reading::make_slices() {
 }
 
 void llama_kv_cache_headkv::reading::run() {
+    if (prompt.progress) {
+        prompt.progress(prompt.data, 0, n_told());
+    }
+    require_not_cancelled(); // before anything is touched
     begin();
     read_panels(prompt.tokens, prompt.n_tokens, n_past, /*keep =*/true);
     if (!bounded.empty() && (!in_cells || reads_behind())) {
@@ -240,7 +247,7 @@ void llama_kv_cache_headkv::reading::read_batches(const panel & p) {
 // enough observed tokens in each.
 uint32_t llama_kv_cache_headkv::reading::batch_end(const panel & p, uint32_t i) const {
     const uint32_t end = std::min(i + ctx.n_batch(), p.n);
-    if (bounded.empty()) {
+    if (bounded.empty() || keeps_all) {
         return end;
     }
     const uint32_t first   = std::clamp((int64_t) prompt.first - p.p0, (int64_t) 0, (int64_t) p.n);

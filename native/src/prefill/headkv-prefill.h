@@ -20,7 +20,8 @@
 class llama_kv_cache_headkv::reading {
 public:
     // throws headkv_error for a prompt that does not fit the context, std::bad_alloc
-    reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt, const headkv_plan & plan);
+    // plan: nullptr to keep all in the cells
+    reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt, const headkv_plan * plan);
     ~reading(); // puts back what was set aside, unless all is done
 
     void run();
@@ -95,7 +96,8 @@ private:
     llama_kv_cache_headkv & kv;
     llama_context & ctx;
     const headkv_prompt & prompt;
-    const headkv_plan & plan;
+    const bool keeps_all;
+    const headkv_plan plan;
     const uint32_t n_past;
     const uint32_t n_prompt;
     uint32_t n_draft = 0; // most tokens of a draft of the answer

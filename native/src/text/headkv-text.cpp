@@ -293,7 +293,7 @@ headkv_asking::headkv_asking(const headkv_part * question, size_t n_question, in
             }
         }
     }
-    first = std::max(1, first);
+    first = std::max(std::min(1, n_prompt - 1), first); // nothing stands before a prompt of one token
 
     n_left_out = std::max<int64_t>(0, (int64_t) again.size() - std::max(n_room, 0));
     again.erase(again.begin(), again.begin() + n_left_out);

@@ -15,20 +15,8 @@ from ..budgets import ModelShape
 from ..errors import ArgumentError, StateError, UnsupportedError
 from ..retention import Retention
 from . import native
-from .native.archive import (
-    ORDER_LAYERS,
-    ORDER_TOKENS,
-    Prompt,
-    begin_small,
-    hold,
-    prefill,
-    release,
-    restore,
-    set_archive,
-)
-from .native.plan import Observers, Part
-from .pieces import Pieces
-from .question import who_observes
+from .native.archive import begin_small, hold, release, restore, set_archive
+from .native.reading import ORDERS, ReadInfo, Reading, read
 from .settle import settle, shape_of
 
 _logger = logging.getLogger("headkv_local")
@@ -64,7 +52,7 @@ class Compactor:
         self.scores_from: str | None = None
         """The file whose head scores make the budgets, "given" for HeadScores."""
         self._settled = Retention()  # with its scores loaded; counts where there is a retention
-        self._cuts = True  # the model's graph, as far as is known
+        self._order = ORDERS[None]  # of prompts; another one once the model's graph turns out not to be cut
         self._dropped: list[int] = []  # numbers of rows that the archive need not hold any more
 
     @property
@@ -183,47 +171,28 @@ class Compactor:
         if self.retention is not None:
             native.reserve(self.ctx, n_tokens)
 
-    def who_observes(
-        self, prompt: Pieces, told: tuple[Part, ...], n_ctx: int, n_new: int, n_stay: int = 0
-    ) -> Observers:
-        """n_new: tokens of the prompt that came with this turn; others do not ask, unless that is told.
-
-        n_stay: tokens that layers hold which cannot go back, and that are not read.
-        """
-        kept = self._settled
-        n_least = 2 * kept.window
-        n_last = min(kept.observe, max(n_new, n_least))
-        return who_observes(prompt, told, n_last, n_least, n_ctx, n_stay)
-
-    def prefill(
+    def read(
         self,
-        prompt: Prompt,
+        reading: Reading,
         caps: npt.NDArray[np.int32] | None,
-        ends: npt.NDArray[np.uint8],
-        progress: Callable[[int, int], None],
-    ) -> None:
-        """Read a prompt, select from all of it, and compact.
+        progress: Callable[[int, int, ReadInfo], None],
+    ) -> ReadInfo:
+        """Read a prompt, select from all of it, and compact. Its order and panel are the retention's.
 
-        prompt: its draft, order and panel are the retention's. caps: None to keep all. ends: (n_prompt,), not
-        0 where a sentence ends.
+        caps: None to keep all.
         """
         self.release()
-        kept, n_prompt = self._settled, len(ends)
+        kept, n_prompt = self._settled, len(reading.tokens)
         if caps is None:
             caps = np.where(self.shape.heads, np.int32(n_prompt), np.int32(0))
-        by_layers = kept.by_layers and (self._cuts or kept.order == "layers")
-        order = ORDER_LAYERS if by_layers else ORDER_TOKENS
-        prompt = prompt._replace(n_draft=kept.draft, order=order, panel=kept.panel or 0)
-        try:
-            prefill(self.ctx, prompt, self._plan(caps, ends), progress)
-        except UnsupportedError as error:
-            if not by_layers or kept.order == "layers":
-                raise
-            _logger.info("prompts are read in the order of tokens: %s", error)
-            self._cuts = False
-            self.prefill(prompt, caps, ends, progress)
-            return
+        order = self._order if kept.order is None else ORDERS[kept.order]
+        reading = reading._replace(order=order, panel=kept.panel or 0)
+        info = read(self.ctx, reading, kept.native(), caps, progress)
+        if order == ORDERS[None] and kept.by_layers and info.order == ORDERS["tokens"]:
+            _logger.info("prompts are read in the order of tokens: %s", native.last_error())
+            self._order = info.order
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
+        return info
 
     def hold(self) -> Held | None:
         """What is archived of the compacted prompt, to be restored once a state of now is loaded again."""

@@ -1,7 +1,8 @@
-"""Reading a prompt: evaluate it, observe its last tokens, compact the cache."""
+"""A prompt: what the cache holds of it, what has to be read, and what is noted. headkv_read() reads it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -18,13 +19,15 @@ from .decoder import Decoder
 from .folding import Folding
 from .lifetime import Lifetime
 from .load import require_last_logits
-from .native.archive import Prompt
-from .native.plan import Observers, Part, sentence_ends
-from .pieces import Pieces, Vocabulary
+from .native.plan import Part
+from .native.reading import ReadInfo, Reading
+from .pieces import Vocabulary
 from .progress import Progress
 from .prompts import PromptTracker
 from .question import question_of
 from .turns import Turn
+
+_logger = logging.getLogger("headkv_local")
 
 
 class PromptReader:
@@ -108,13 +111,14 @@ class PromptReader:
         prompt = tokens[:n]
         if self._tokens.input_ids[:n].tolist() != prompt:
             return False
-        told = self._told(self._vocabulary.pieces(prompt), prompt, turn)
+        told = self._told(prompt, turn)
         return len(told) > 0 and told != record.question
 
-    def _told(self, spelled: Pieces, tokens: list[int], turn: Turn) -> tuple[Part, ...]:
-        """Which tokens of what a turn compacts ask, as far as it tells. spelled: these tokens."""
+    def _told(self, tokens: list[int], turn: Turn) -> tuple[Part, ...]:
+        """Which tokens of what a turn compacts ask, as far as it tells."""
         if turn.question or not turn.messages:
             return turn.question
+        spelled = self._vocabulary.pieces(tokens)
         written = self._vocabulary.pieces(tokens, control=True)
         return question_of(spelled, written, turn.messages, self._compactor.observe)
 
@@ -191,27 +195,6 @@ class PromptReader:
         self._decoder.evaluate(tokens, progress.add)
         progress.end()
 
-    def _observers(self, prompt: Pieces, told: tuple[Part, ...], n_new: int) -> tuple[Observers, int]:
-        """Who asks, and how many of the prompt's first tokens are not read anew.
-
-        told: which parts ask, if that is known. n_new: tokens that came with the turn.
-        """
-        held, compactor = self._tokens, self._compactor
-        n_whole = compactor.n_archived or held.n_tokens
-        stays = (
-            compactor.archives and self._bounded and n_whole <= held.n_tokens and n_whole < prompt.n_tokens
-        )
-        seen = compactor.who_observes(prompt, told, self._context.n_ctx, n_new, n_whole if stays else 0)
-        if not self._bounded:
-            return seen, min(n_whole, held.n_tokens, seen.first, prompt.n_tokens - 1)
-        if compactor.archives:
-            if seen.n_stay == 0 < compactor.n_compacted and self._prompts.reread is None:
-                self._prompts.cannot_go_back(min(held.n_tokens, prompt.n_tokens - 1))
-            return seen, seen.n_stay
-        # whoever observes is decoded under observation
-        stay = seen.first >= held.n_tokens or self._contents.truncate(seen.first)
-        return seen, held.n_tokens if stay else 0
-
     def _read_and_compact(
         self, tokens: list[int], n_compacted: int, turn: Turn, caps: npt.NDArray[np.int32] | None
     ) -> None:
@@ -222,18 +205,20 @@ class PromptReader:
         """
         held, compactor, before = self._tokens, self._compactor, self._prompts.record
         whole = held.held.tolist() + tokens
-        prompt = self._vocabulary.pieces(whole[:n_compacted])
+        prompt = whole[:n_compacted]
         n_before = min(compactor.n_compacted, held.n_tokens)
         turns = self._turns(n_compacted, n_compacted - (n_before if n_before < n_compacted else 0))
-        told = self._told(prompt, whole[:n_compacted], turn)
-        seen, n_past = self._observers(prompt, told, turns[-1][1])
-        with self._lifetime.alone():
-            progress = Progress(self.on_prefill, len(whole) - n_past + len(seen.again))
-        n_scored = n_past
+        told = self._told(prompt, turn)
+        going_back = bool(self._bounded) and compactor.archives and compactor.n_compacted > 0
+        progress: Progress | None = None
+        n_scored = 0
 
-        def reach(done: int, total: int) -> None:
-            nonlocal n_scored
-            if self._context.logits_all and (end := min(n_past + done, n_compacted)) > n_scored:
+        def reach(done: int, total: int, info: ReadInfo) -> None:
+            nonlocal progress, n_scored
+            if progress is None:
+                progress = Progress(self.on_prefill, total + len(whole) - n_compacted)
+                n_scored = info.n_past
+            if self._context.logits_all and (end := min(info.n_past + done, n_compacted)) > n_scored:
                 held.scores[n_scored:end] = self._context.all_logits(end - n_scored)
                 n_scored = end
             if done == total:  # before the cache is compacted: other threads may ask at once
@@ -245,14 +230,10 @@ class PromptReader:
 
         started = perf_counter()
         self._prompts.record = PromptRecord(policy=compactor.policy, scores_from=compactor.scores_from)
+        reading = Reading(prompt, held.n_tokens, turns[-1][1], told, logits=self._context.logits_all)
         try:
-            new, ends = whole[n_past:n_compacted], sentence_ends(prompt)
-            asking = [whole[i] for i in seen.again]
-            reading = Prompt(
-                new, n_past, seen.first, seen.weights, asking, seen.again, logits=self._context.logits_all
-            )
             with self._decoder.in_one_call():
-                compactor.prefill(reading, caps, ends, reach)
+                info = compactor.read(reading, caps, reach)
         except BaseException:
             held.evaluated(n_logits=0)
             self._prompts.record = before if compactor.archives else PromptRecord()
@@ -260,8 +241,11 @@ class PromptReader:
                 held.take(whole[: compactor.n_tokens])
             raise
         read = perf_counter() - started
+        self._tell(info)
+        if going_back and info.n_past == 0 and self._prompts.reread is None:
+            self._prompts.cannot_go_back(min(reading.n_held, n_compacted - 1))
         self._folding.forget()
-        held.take(whole[:n_compacted])
+        held.take(prompt)
         held.evaluated(n_logits=1)
         logits = self._contents.logits()
         self._prompts.record = replace(
@@ -273,5 +257,14 @@ class PromptReader:
             logits=None if logits is None else logits.copy(),
             recurrent=self._bounded.snapshot() if self._bounded.recurrent else None,
         )
+        assert progress is not None  # it was told of the beginning
         self._decoder.evaluate(whole[n_compacted:], progress.add)
         progress.end()
+
+    def _tell(self, info: ReadInfo) -> None:
+        if info.n_left_out > 0:
+            _logger.warning(
+                "no room for the question of %d tokens before the document: its last %d select",
+                info.n_again + info.n_left_out,
+                info.n_again,
+            )

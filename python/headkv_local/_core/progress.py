@@ -19,7 +19,8 @@ class Progress:
 
     def reach(self, done: int, total: int) -> None:
         """done of total: as another counts it, from the beginning of what is counted here."""
-        self.add(min(done, total) - self._done)
+        if (n := min(done, total) - self._done) > 0:
+            self.add(n)
 
     def end(self) -> None:
         self._done = self._total

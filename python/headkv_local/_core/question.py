@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ..errors import ArgumentError
-from .native.plan import Observers, Part, observers
+from .native.plan import Part
 from .native.plan import question as find_question
 from .pieces import Pieces
 
@@ -15,32 +15,6 @@ _DOCUMENT: Final = "document"
 _INSTRUCTS: Final = ("system", "developer")  # roles
 
 _logger = logging.getLogger("headkv_local")
-
-
-def who_observes(
-    prompt: Pieces,
-    told: tuple[Part, ...],
-    n_last: int,
-    n_least: int,
-    n_ctx: int,
-    n_stay: int = 0,
-) -> Observers:
-    """Those of a question that is told, else of what asks at the prompt's end.
-
-    n_last: last tokens that may ask where nothing is told. n_ctx: positions that the context has, also for
-    what is read once more. n_stay: tokens that layers hold which cannot go back, and that are not read.
-    """
-    n_prompt = prompt.n_tokens
-    question = told or ending(prompt, n_prompt, n_last)
-    found = observers(question, n_prompt, n_least, n_ctx - n_prompt, n_stay)
-    if found.n_left_out > 0:
-        n_read = len(found.again)
-        _logger.warning(
-            "no room for the question of %d tokens before the document: its last %d select",
-            n_read + found.n_left_out,
-            n_read,
-        )
-    return found
 
 
 def checked(question: slice | Sequence[slice] | None, n_prompt: int) -> tuple[Part, ...]:
@@ -131,8 +105,3 @@ def _text(part: Mapping[str, Any]) -> bytes:
 
 def _asks(part: Mapping[str, Any]) -> bool:
     return not part.get(_DOCUMENT)
-
-
-def ending(prompt: Pieces, end: int, n_last: int) -> tuple[Part, ...]:
-    """Of the n_last tokens before token `end`: what may ask, and what asks. In one, where nothing tells."""
-    return find_question(prompt, -1, end, n_last)
