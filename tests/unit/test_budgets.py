@@ -96,7 +96,7 @@ def test_a_higher_score_never_gets_less(case: Case) -> None:
     caps, scores = caps_of(case).ravel(), case.scores.ravel()
     order = np.argsort(scores, kind="stable")
     for lower, higher in pairwise(order):
-        if scores[higher] > scores[lower]:
+        if scores[higher] > scores[lower] * (1 + 1e-12):  # less is lost when they are normalised
             assert caps[higher] >= caps[lower]
         else:
             assert abs(int(caps[higher]) - int(caps[lower])) <= 1
