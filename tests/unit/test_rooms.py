@@ -1,4 +1,4 @@
-"""Who imports what: tools -> public modules -> _gguf -> _core -> the native library. How long a file is."""
+"""Who imports what: tools -> the class -> _core -> the native library. How long a file is."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ def imported(source: str, module: str, is_package: bool = False) -> Iterator[str
         else:
             continue
         yield from (name.partition(".")[2] for name in names if name.startswith("headkv_local."))
+
+
+def at_once(source: str) -> str:
+    """The imports of a module that are not late."""
+    lines = ast.parse(source).body
+    return "\n".join(ast.unparse(line) for line in lines if isinstance(line, ast.Import | ast.ImportFrom))
 
 
 def modules() -> Iterator[tuple[str, list[str]]]:
@@ -90,6 +96,23 @@ def test_nothing_below_the_tools_knows_them() -> None:
         if name.split(".")[0] not in TOOLS and one.split(".")[0] in TOOLS
     ]
     assert above == []
+
+
+def test_no_module_imports_one_that_imports_it() -> None:
+    needs: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = [part for part in path.relative_to(PACKAGE).with_suffix("").parts if part != "__init__"]
+        source, name = at_once(path.read_text(encoding="utf-8")), ".".join(["headkv_local", *parts])
+        needs[".".join(parts)] = set(imported(source, name, path.stem == "__init__"))
+    for name, found in needs.items():  # "errors.ArgumentError" is of errors
+        longest = {
+            max((m for m in needs if f"{one}.".startswith(f"{m}.")), key=len, default="") for one in found
+        }
+        needs[name] = longest - {name, ""}
+    while free := [name for name, found in needs.items() if not found & needs.keys()]:
+        for name in free:
+            del needs[name]
+    assert needs == {}
 
 
 def test_native_folders_include_those_below_them() -> None:
