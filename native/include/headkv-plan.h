@@ -30,9 +30,18 @@ struct headkv_retention {
     const double * scores;
     size_t n_rows;
     size_t n_cols;
-    const struct headkv_scores * file; // in place of scores: those of a file, for the layers that retain; or NULL
 
-    const int32_t * caps; // in place of a budget and scores, for headkv_read(): the caps of a plan; or NULL
+    // In place of scores, curves: what the loss of right answers is if one KV head keeps more, or less. Entries go
+    // where the next one lowers the loss most. Row-major [n_rows][n_cols][n_points], finite; a column for each KV head
+    // of the layer that has most. NULL: none.
+    const float * losses;
+    const float * shares; // [n_points] of a prompt beyond the window, ascending from 0 to 1
+    size_t n_points;      // 2 to 64
+
+    // In place of all of these: curves of a file, or its scores if it has none, for the layers that retain; or NULL
+    const struct headkv_scores * file;
+
+    const int32_t * caps; // in place of a budget, scores and curves, for headkv_read(): the caps of a plan; or NULL
     size_t n_caps;
 };
 
@@ -101,7 +110,8 @@ struct headkv_scores_info {
     int64_t kernel;
     int64_t sinks;
     double beta;
-    int64_t n_texts; // headkv.method and all headkv.source.*
+    int64_t n_texts;  // headkv.method and all headkv.source.*
+    int64_t n_points; // of each curve, 0 where the file has none
 };
 
 // Head scores from the metadata of a GGUF file, a sidecar or a model; everything in it is checked.
@@ -116,6 +126,11 @@ HEADKV_API int32_t headkv_scores_get_info(const struct headkv_scores * scores, s
 
 // w: row-major [n_layer][n_head], n: its length.
 HEADKV_API int32_t headkv_scores_get(const struct headkv_scores * scores, float * w, size_t n);
+
+// Curves, of which budgets are made where a file has some. shares: [n_points]; losses: row-major
+// [n_layer][n_head_kv][n_points], n_losses: its length. HEADKV_ERR_ARGUMENT where it has none.
+HEADKV_API int32_t headkv_scores_get_curves(const struct headkv_scores * scores, float * shares, size_t n_points,
+                                            float * losses, size_t n_losses);
 
 // The model's layers that the rows of scores are of, ascending. n: n_layer.
 HEADKV_API int32_t headkv_scores_get_layers(const struct headkv_scores * scores, int32_t * layers, size_t n);
@@ -136,7 +151,7 @@ HEADKV_API const char * headkv_scores_text(const struct headkv_scores * scores, 
 // Of a split model, path is the first part; all parts are read, and it is the identity of the model in one file.
 HEADKV_API int32_t headkv_model_id(const char * path, char * id, size_t size);
 
-// Defaults, which stand beside the fields above; with scores what their file recommends, and its scores. These must
+// Defaults, which stand beside the fields above; with scores what their file recommends, and `file`. These must
 // live as long as the retention is used. NULL: all heads get the same.
 HEADKV_API int32_t headkv_init_retention(struct headkv_retention * retention, size_t size,
                                          const struct headkv_scores * scores);
@@ -148,7 +163,10 @@ HEADKV_API int32_t headkv_check_retention(const struct headkv_retention * retent
 // to the whole prompt where that is less; each is at least the window, and none above n_prompt. A prompt that is not
 // longer than the window is kept whole. With scores s, of the sum 1, the window a and the mean budget b a head gets
 //     a + (b - a) * (1 - 1/beta) + s * (b - a) / beta * (KV heads)
-// and what it cannot use is shared out among the others.
+// and what it cannot use is shared out among the others. With curves it gets
+//     a + (b - a) * (1 - 1/beta)
+// rounded down, and the rest goes entry by entry where the next one lowers the loss most (docs/method.md). The caps
+// take the bytes of equal ones, or, where rows of layers differ in size, up to one row fewer.
 //   layers: those that retain, from headkv_get_layers()
 //   bounded_bytes: what the other ones hold, which counts in a budget of bytes
 //   caps: [KV heads of all layers]; n: its length

@@ -46,6 +46,13 @@ static void check(const headkv_scores & s) {
         sum += x;
     }
     require(sum > 0.0, "not all scores are zero");
+    const size_t n_points = s.curves.shares.size();
+    require(s.curves.losses.size() == (size_t) s.n_layer * s.n_head_kv * n_points, "a curve per KV head");
+    require(n_points == 0 || (n_points <= headkv_n_points_max && headkv_ascend(s.curves.shares.data(), n_points)),
+            "shares from 0 to 1");
+    for (const float x : s.curves.losses) {
+        require(std::isfinite(x), "finite losses");
+    }
     require(s.beta == -1.0f || (std::isfinite(s.beta) && s.beta > 1.0f), "beta");
     require(s.kernel == -1 || s.kernel % 2 == 1, "an odd kernel");
     require(s.window == -1 || s.window >= 1, "window");
@@ -117,6 +124,15 @@ struct writer {
         put(type);
     }
 
+    void floats(const char * name, uint64_t n, float step) {
+        key(name, 9);
+        put<uint32_t>(6);
+        put(n);
+        for (uint64_t i = 0; i < n; ++i) {
+            put((float) i * step, true);
+        }
+    }
+
     void u32(const char * name, uint32_t x) {
         text(name);
         put<uint32_t>(4, true);
@@ -136,7 +152,7 @@ static writer make_file(bool all_keys, bool is_model, uint32_t n_layer, uint32_t
     }
     w.put<uint32_t>(3);
     w.put<uint64_t>(is_model ? 2 : 0);
-    w.put<uint64_t>(7 + (all_keys ? 7 : 0) + (is_model ? 2 : 0));
+    w.put<uint64_t>(7 + (all_keys ? 9 : 0) + (is_model ? 2 : 0));
 
     w.str("general.architecture", is_model ? "llama" : "headkv");
     if (is_model) {
@@ -153,13 +169,10 @@ static writer make_file(bool all_keys, bool is_model, uint32_t n_layer, uint32_t
     w.u32("headkv.block_count", n_layer);
     w.u32("headkv.head_count", n_head);
     w.u32("headkv.head_count_kv", n_head / 2);
-    w.key("headkv.scores", 9);
-    w.put<uint32_t>(6);
-    w.put<uint64_t>((uint64_t) n_layer * n_head);
-    for (uint32_t i = 0; i < n_layer * n_head; ++i) {
-        w.put(i * 0.125f, true);
-    }
+    w.floats("headkv.scores", (uint64_t) n_layer * n_head, 0.125f);
     if (all_keys) {
+        w.floats("headkv.curve.shares", 3, 0.5f);
+        w.floats("headkv.curve.losses", (uint64_t) n_layer * (n_head / 2) * 3, -0.125f);
         w.key("headkv.beta", 6);
         w.put(1.02f, true);
         w.u32("headkv.window", 8);

@@ -1,6 +1,7 @@
 """Curves: what the loss of an answer is with more and with fewer entries of one KV head.
 
-docs/gguf-metadata.md has the keys that hold them in a file of head scores.
+docs/gguf-metadata.md has the keys that hold them in a file of head scores. The native library reads them, and
+makes budgets of curves (docs/method.md).
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ._core.gguf import Gguf
-from .errors import ArgumentError, ScoresError
+from .errors import ArgumentError
 
 MOST_POINTS = 64
 
@@ -52,33 +52,6 @@ class Curves:
         for name, array in (("shares", shares), ("losses", losses)):
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-
-    @classmethod
-    def from_gguf(cls, path: str, n_layer: int, n_head_kv: int) -> Curves | None:
-        """Those of a file that the native library has read before, None where it has none.
-
-        Raises ScoresError, with the key, for what breaks the format.
-        """
-        found = Gguf(path)
-        shares, losses = found.floats(_SHARES), found.floats(_LOSSES)
-        if shares is None and losses is None:
-            return None
-        for key, values in ((_SHARES, shares), (_LOSSES, losses)):
-            if values is None or values.size == 0:
-                said = "is missing" if values is None else "must be an array of f32"
-                raise ScoresError(f"{path}: {key} {said}")
-        assert shares is not None
-        assert losses is not None
-        n_wanted = n_layer * n_head_kv * shares.size
-        if losses.size != n_wanted:
-            raise ScoresError(
-                f"{path}: {_LOSSES} must have {n_wanted} values, {n_layer} layers of {n_head_kv} KV heads "
-                f"with {shares.size} each, not {losses.size}"
-            )
-        try:
-            return cls(shares, losses.reshape(n_layer, n_head_kv, -1))
-        except ArgumentError as error:
-            raise ScoresError(f"{path}: {error}") from error
 
     def metadata(self) -> dict[str, npt.NDArray[np.floating]]:
         """Keys and values for a file."""

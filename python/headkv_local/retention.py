@@ -24,7 +24,6 @@ from .settings import (
     DEFAULTS,
     given,
 )
-from .waterfill import curve_caps
 
 _OTHERS = ("observe", "draft", "fold", "archive", "reselect", "order", "panel")
 """Settings that no file of head scores recommends."""
@@ -51,7 +50,7 @@ class Retention:
         where there are none; "uniform" for equal budgets (SnapKV per KV head); the path of a GGUF file
         with scores; HeadScores; or a raw array, finite and not negative, (n_layer, n_head) or
         (n_layer, n_head_kv): the more, the larger a head's share (`headkv_local.budgets` has the formula);
-        or Curves, which a file may hold beside its scores and which then count (`headkv_local.waterfill`).
+        or Curves, which a file may hold beside its scores and which then count (docs/method.md).
     beta: more than 1. Higher beta: flatter budgets.
     window: in tokens, at least 1. Every head keeps that many last tokens of the prompt, and up to as many
         before them while all of these are at most half of what it keeps.
@@ -204,7 +203,8 @@ class Retention:
 
         Every cap lies between the window and n_prompt. Where a prompt is not longer than the window, or
         fits into the budget, all caps are n_prompt: it is kept whole. Otherwise the caps add up to the
-        budget exactly, unless they were given.
+        budget exactly, unless they were given; of curves they take its bytes, or up to one row fewer where
+        the rows of layers differ in size.
 
         Raises ArgumentError if caps or scores have another shape than the model, or if a budget in bytes
         is less than the window.
@@ -222,15 +222,12 @@ class Retention:
             return shape.by_head(np.minimum(caps[shape.heads], n_prompt).astype(np.int32))
         if self.policy == "scores" and self.wants_scores:
             raise ArgumentError("the head scores are not loaded yet: with_scores() puts them in")
-        caps = get_caps(self.native(), shape, n_prompt)
-        if isinstance(self.scores, Curves) and n_prompt > self.window:
-            return curve_caps(caps, self.scores, self.beta, self.window, shape, n_prompt)
-        return caps
+        return get_caps(self.native(), shape, n_prompt)
 
     def native(self) -> Keep:
         """As the native library takes it; of given caps with the budget that does not count."""
         budget: Any = self.budget if self.caps is None else max(self.window, DEFAULT_BUDGET)
-        scores: Any = self.scores if isinstance(self.scores, np.ndarray) else None
+        scores: Any = self.scores if isinstance(self.scores, np.ndarray | Curves) else None
         numbers = self.window, self.kernel, self.sinks, self.observe, self.draft
         return Keep(budget, self.beta, *numbers, scores)
 

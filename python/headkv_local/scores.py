@@ -46,7 +46,7 @@ class HeadScores:
     beta, window, kernel, sinks: what is recommended with these scores, None where nothing is.
     source: provenance: model, model_id, data, samples, seed, date, licence, tool, ...
     curves: of the method "ablation": the loss by budget of each KV head. Where there are some, budgets are
-        made of them (`headkv_local.waterfill`), else of the scores.
+        made of them (docs/method.md), else of the scores.
 
     Raises ArgumentError for scores, or a number of KV heads, that no model can have.
     """
@@ -105,7 +105,7 @@ class HeadScores:
             n_head_kv=raw.n_head_kv,
             method=method,
             source=source,
-            curves=Curves.from_gguf(os.fspath(path), len(raw.scores), raw.n_head_kv),
+            curves=raw.curves,
             **recommended,
         )
 

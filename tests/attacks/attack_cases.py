@@ -12,7 +12,9 @@ from hostile_gguf import (
     HEADS,
     I8,
     I32,
+    KV_HEADS,
     LAYERS,
+    SHARES,
     STR,
     TYPES,
     U8,
@@ -32,7 +34,19 @@ N = LAYERS * HEADS
 
 
 def cases() -> list[Case]:
-    groups = (_types, _missing, _lengths, _values, _layers, _texts, containers, keys, tensors, truncated)
+    groups = (
+        _types,
+        _missing,
+        _lengths,
+        _values,
+        _layers,
+        _curves,
+        _texts,
+        containers,
+        keys,
+        tensors,
+        truncated,
+    )
     return [case for group in groups for case in group()]
 
 
@@ -152,6 +166,34 @@ def _layers() -> Iterator[Case]:
     yield wrong("as one number", scalar(U32, 0), "SCORES_TYPE", "must be an array of u32, not u32$")
 
 
+def _curves() -> Iterator[Case]:
+    def wrong(key: str, name: str, value: bytes | None, code: str, says: str) -> Case:
+        key = f"headkv.curve.{key}"
+        return case_of(f"{key} {name}", changed(key, value), f"SCORES_{code}", f"{key} {says}")
+
+    n = LAYERS * KV_HEADS * len(SHARES)
+    for key, values in (("shares", SHARES), ("losses", [0.0] * n)):
+        yield wrong(key, "alone missing", None, "MISSING", "is missing$")
+        for kind in (I32, U64, F64, STR):
+            value = array(kind, ["x" if kind == STR else 1] * len(values))
+            says = f"must be an array of f32, not an array of {TYPES[kind][0]}$"
+            yield wrong(key, f"as {TYPES[kind][0]}", value, "TYPE", says)
+        yield wrong(key, "as one number", scalar(F32, 1.0), "TYPE", "must be an array of f32, not f32$")
+    for m in (0, 1, 65, 5000):
+        value = array(F32, [i / max(m - 1, 1) for i in range(m)])
+        yield wrong("shares", f"of {m}", value, "LENGTH", f"must have 2 to 64 values, not {m}$")
+    for m in (0, 1, n - 1, n + 1):
+        says = f"must have {n} values, 2 layers of 2 KV heads with {len(SHARES)} each, not {m}$"
+        yield wrong("losses", f"of {m}", array(F32, [1.0] * m), "LENGTH", says)
+    for values in ([0.1, 0.5, 1], [0, 0.5, 0.9], [0, 1, 1], [0, -0.5, 1], [0, math.nan, 1], [math.nan] * 3):
+        yield wrong("shares", f"{values}", array(F32, values), "VALUE", "must ascend from 0 to 1$")
+    for at, number in ((0, math.nan), (n - 1, -math.inf)):
+        losses = [1.0] * n
+        losses[at] = number
+        says = f"must be finite, value {at} is -?(nan|inf)$"
+        yield wrong("losses", f"with {number}", array(F32, losses), "VALUE", says)
+
+
 def _texts() -> Iterator[Case]:
     for key in ("headkv.method", "headkv.source.model"):
         for n in (0, 4097, 100_000):
@@ -174,7 +216,7 @@ def _texts() -> Iterator[Case]:
         (14, "SCORES_LENGTH", r"headkv.source.\* has a key of 14 bytes, not 15 to 128$"),
         (129, "SCORES_LENGTH", r"headkv.source.\* has a key of 129 bytes, not 15 to 128$"),
         (65535, "SCORES_LENGTH", r"headkv.source.\* has a key of 65535 bytes, not 15 to 128$"),
-        (65536, "FILE", "key number 14 has a name of 65536 bytes, not 1 to 65535$"),
+        (65536, "FILE", "key number 16 has a name of 65536 bytes, not 1 to 65535$"),
     ):
         file = added("headkv.source.".ljust(n, "x"), scalar(STR, "y"))
         yield case_of(f"headkv.source key of {n} bytes", file, code, says)

@@ -24,6 +24,8 @@ TYPES = {
 }
 
 LAYERS, HEADS, KV_HEADS = 2, 4, 2
+SHARES = [0, 0.25, 1]
+"""Of curves."""
 
 
 def u32(x: int) -> bytes:
@@ -113,6 +115,8 @@ def sidecar() -> File:
             ("headkv.head_count", scalar(U32, HEADS)),
             ("headkv.head_count_kv", scalar(U32, KV_HEADS)),
             ("headkv.scores", array(F32, [i / 8 for i in range(LAYERS * HEADS)])),
+            ("headkv.curve.shares", array(F32, SHARES)),
+            ("headkv.curve.losses", array(F32, [-i / 8 for i in range(LAYERS * KV_HEADS * len(SHARES))])),
             ("headkv.beta", scalar(F32, 1.5)),
             ("headkv.window", scalar(U32, 8)),
             ("headkv.kernel", scalar(U32, 13)),

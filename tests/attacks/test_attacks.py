@@ -15,6 +15,7 @@ from hostile_gguf import (
     HEADS,
     KV_HEADS,
     LAYERS,
+    SHARES,
     STR,
     U32,
     Case,
@@ -156,6 +157,9 @@ def test_all_that_is_in_a_good_file(tmp_path: Path) -> None:
     scores = HeadScores.from_gguf(path)
     assert scores.scores.ravel().tolist() == [i / 8 for i in range(LAYERS * HEADS)]
     assert (scores.n_head_kv, scores.method) == (KV_HEADS, "r2")
+    assert scores.curves is not None
+    assert scores.curves.shares.tolist() == SHARES
+    assert scores.curves.losses.ravel().tolist() == [-i / 8 for i in range(LAYERS * KV_HEADS * len(SHARES))]
     assert (scores.beta, scores.window, scores.kernel, scores.sinks) == (1.5, 8, 13, 4)
     assert scores.source == {"model": "tiny \u20ac", "seed": "7"}
 

@@ -14,9 +14,10 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from headkv_local import Cancelled, HeadKVError, Llama, Retention, SessionError
+from headkv_local import Cancelled, HeadKVError, HeadScores, Llama, Retention, SessionError
 from headkv_local._core import native
 from headkv_local._core.native.plan import Keep
+from headkv_local.curves import Curves
 from helpers import greedy_logits, last_logits, nmse, random_tokens
 from session_bytes import Session, mutant
 
@@ -37,16 +38,18 @@ def context(llm: Llama) -> Any:
 
 
 def keep(retention: Retention = RETENTION) -> tuple[Any, Any]:
+    """The struct, and what it points to."""
     names = ("beta", "window", "kernel", "sinks", "observe", "draft")
     return Keep(32, *(getattr(retention, name) for name in names)).struct()
 
 
-def read(llm: Llama, tokens: list[int], n_held: int = 0, **fields: Any) -> Any:
-    """What headkv_read() found out. fields: of struct headkv_reading."""
+def read(llm: Llama, tokens: list[int], n_held: int = 0, *, file: Any = ffi.NULL, **fields: Any) -> Any:
+    """What headkv_read() found out. file: of head scores; fields: of struct headkv_reading."""
     reading = ffi.new("struct headkv_reading *", fields)
     flat = ffi.new("int32_t[]", tokens)
     reading.tokens, reading.n_tokens, reading.n_held = flat, len(tokens), n_held
     raw, _kept = keep()
+    raw.file = file
     info = ffi.new("struct headkv_read_info *")
     sizes = [ffi.sizeof(f"struct headkv_{name}") for name in ("reading", "retention", "read_info")]
     check(call["headkv_read"](context(llm), reading, sizes[0], raw, sizes[1], info, sizes[2]))
@@ -129,6 +132,24 @@ def test_a_prompt_and_a_turn_are_read_as_the_class_reads_them(kind: Any, tiny: T
     theirs.prefill(TOKENS + answer + LATER)
     read(mine, TOKENS + answer + LATER, len(TOKENS), order=2)
     assert (last_logits(mine) == last_logits(theirs)).all()
+    assert (mine.retention_mask() == theirs.retention_mask()).all()
+
+
+def test_budgets_follow_the_curves_of_a_file(tiny_path: Path, tmp_path: Path, load: Load) -> None:
+    curves = Curves(
+        np.array([0, 0.25, 1]), np.array([[[2, 1, 0.5], [0, 0, 0]], [[1, -1, 3], [0.5, 0.25, 0]]])
+    )
+    scores = HeadScores(scores=np.ones((2, 4)), n_head_kv=2, method="ablation", curves=curves)
+    scores.to_sidecar(tmp_path / "a.headkv.gguf")
+    handle = ffi.new("struct headkv_scores **")
+    check(call["headkv_scores_load"](str(tmp_path / "a.headkv.gguf").encode(), handle))
+    mine = load(tiny_path, retention=RETENTION)
+    theirs = load(tiny_path, retention=replace(RETENTION, scores=scores))
+    theirs.prefill(TOKENS)
+    read(mine, TOKENS, order=2, file=ffi.gc(handle[0], call["headkv_scores_free"]))
+    kept = theirs.cache_stats().kept
+    assert len(set(kept.ravel().tolist())) > 1
+    assert (mine.cache_stats().kept == kept).all()
     assert (mine.retention_mask() == theirs.retention_mask()).all()
 
 

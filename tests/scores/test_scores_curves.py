@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headkv_local import HeadScores, Llama, Retention, ScoresError, cli
+from headkv_local import ArgumentError, HeadScores, Llama, Retention, ScoresError, cli
+from headkv_local._core import native
 from headkv_local._gguf import writing
 from headkv_local.curves import Curves
 
@@ -35,6 +37,27 @@ def test_a_file_with_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert cli.main(["scores", "show", str(path), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)["curves"]
     assert shown == {"shares": [0, 0.25, 1], "losses": LOSSES.tolist()}
+
+
+def test_a_c_program_gets_the_curves_of_a_file(tmp_path: Path) -> None:
+    ffi, call = native.ffi, native._functions
+    shares, losses = ffi.new("float[3]"), ffi.new("float[12]")
+
+    def get(scores: HeadScores, n_points: int, n_losses: int) -> None:
+        scores.to_sidecar(tmp_path / "a.headkv.gguf", force=True)
+        handle = ffi.new("struct headkv_scores **")
+        native._check(call["headkv_scores_load"](str(tmp_path / "a.headkv.gguf").encode(), handle))
+        loaded = ffi.gc(handle[0], call["headkv_scores_free"])
+        native._check(call["headkv_scores_get_curves"](loaded, shares, n_points, losses, n_losses))
+
+    get(SCORES, 3, 12)
+    assert list(shares) == [0, 0.25, 1]
+    assert list(losses) == LOSSES.ravel().tolist()
+    for n_points, n_losses in ((2, 12), (3, 11)):
+        with pytest.raises(ArgumentError, match="values were given room for"):
+            get(SCORES, n_points, n_losses)
+    with pytest.raises(ArgumentError, match="the file of these head scores holds no curves"):
+        get(replace(SCORES, curves=None), 0, 0)
 
 
 def test_budgets_follow_the_curves_of_a_file(
@@ -75,6 +98,10 @@ def test_budgets_follow_the_curves_of_a_file(
         ({"headkv.curve.losses": np.zeros(11, np.float32)}, "must have 12 values, .*, not 11"),
         ({"headkv.curve.losses": np.full(12, np.inf, np.float32)}, "losses must be finite"),
         ({"headkv.curve.shares": np.array([0, 1, 1], np.float32)}, "must ascend from 0 to 1"),
+        (
+            {"headkv.curve.shares": np.linspace(0, 1, 65, dtype=np.float32)},
+            "must have 2 to 64 values, not 65",
+        ),
     ],
 )
 def test_what_breaks_the_format(tmp_path: Path, changed: dict[str, writing.Value], reason: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from headkv_local._core import native
 from headkv_local._core.plans import Keep, get_caps
 from headkv_local.budgets import LayerShape, ModelShape
+from headkv_local.curves import Curves
 from headkv_local.errors import ArgumentError, ScoresError
 from headkv_local.retention import Retention
 from headkv_local.scores import HeadScores
@@ -249,13 +250,16 @@ def test_a_budget_below_the_window_names_the_smallest_that_works(
             total_of(f"{number - 0.011:.4f}{unit}", n_prompt, window)
 
 
+@pytest.mark.parametrize("has_curves", [False, True])
 @pytest.mark.parametrize("layers", [None, (0, 2, 4)])
 def test_a_files_scores_and_advice_are_those_that_the_class_takes(
-    layers: tuple[int, ...] | None, tmp_path: Path
+    layers: tuple[int, ...] | None, has_curves: bool, tmp_path: Path
 ) -> None:
     """What a C program does with headkv_scores_load() and headkv_init_retention()."""
-    raw = np.random.default_rng(3).gamma(1.0, size=(3, 4))
-    scores = HeadScores(scores=raw, n_head_kv=2, method="r", window=6, beta=1.7, layers=layers)
+    rng = np.random.default_rng(3)
+    raw = rng.gamma(1.0, size=(3, 4))
+    curves = Curves(np.array([0, 0.1, 1]), rng.normal(size=(3, 2, 3))) if has_curves else None
+    scores = HeadScores(scores=raw, n_head_kv=2, method="r", window=6, beta=1.7, layers=layers, curves=curves)
     scores.to_sidecar(tmp_path / "x.headkv.gguf")
     shape = ModelShape.of([LayerShape(il, 4, 2, 256) for il in layers or range(3)])
     wanted = Retention(budget="10%").with_scores(scores).caps_for(shape, 1000)
@@ -282,3 +286,10 @@ def test_a_files_scores_and_advice_are_those_that_the_class_takes(
     for other in ((7, 4, 2, 256), (0, 4, 4, 256), (0, 8, 2, 256)):
         with pytest.raises(ScoresError, match="the head scores are for"):
             caps([LayerShape(*other), *shape.layers[1:]])
+
+    keep.scores = ffi.from_buffer("double[]", raw)  # the caller's own go before the file
+    keep.n_rows, keep.n_cols = raw.shape
+    own = replace(scores, scores=raw, curves=None)
+    assert (
+        caps(shape.layers) == Retention(budget="10%").with_scores(own).caps_for(shape, 1000).ravel().tolist()
+    )

@@ -33,8 +33,15 @@ int32_t headkv_scores_get_info(const headkv_scores * scores, headkv_scores_info 
         headkv_require_pointer(scores);
         headkv_require_pointer(info);
         headkv_require_size(size, sizeof(*info));
-        *info = { scores->n_layer, scores->n_head, scores->n_head_kv, scores->window,
-                  scores->kernel,  scores->sinks,  scores->beta,      (int64_t) scores->texts.size() };
+        *info = { scores->n_layer,
+                  scores->n_head,
+                  scores->n_head_kv,
+                  scores->window,
+                  scores->kernel,
+                  scores->sinks,
+                  scores->beta,
+                  (int64_t) scores->texts.size(),
+                  (int64_t) scores->curves.shares.size() };
     });
 }
 
@@ -44,6 +51,23 @@ int32_t headkv_scores_get(const headkv_scores * scores, float * w, size_t n) {
         headkv_require_pointer(w);
         headkv_require_size(n, scores->scores.size());
         std::copy(scores->scores.begin(), scores->scores.end(), w);
+    });
+}
+
+int32_t headkv_scores_get_curves(const headkv_scores * scores, float * shares, size_t n_points, float * losses,
+                                 size_t n_losses) {
+    return headkv_guard([&]() {
+        headkv_require_pointer(scores);
+        headkv_require_pointer(shares);
+        headkv_require_pointer(losses);
+        const headkv_curves & curves = scores->curves;
+        if (curves.shares.empty()) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, "the file of these head scores holds no curves");
+        }
+        headkv_require_length(n_points, curves.shares.size());
+        headkv_require_length(n_losses, curves.losses.size());
+        std::copy(curves.shares.begin(), curves.shares.end(), shares);
+        std::copy(curves.losses.begin(), curves.losses.end(), losses);
     });
 }
 

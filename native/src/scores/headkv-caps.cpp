@@ -4,6 +4,7 @@
 #include "llama-impl.h"
 #include "scores/headkv-budget.h"
 #include "scores/headkv-scores.h"
+#include "scores/headkv-waterfill.h"
 
 #include <algorithm>
 #include <cmath>
@@ -17,10 +18,11 @@ namespace {
 // the layers, as a budget sees them
 struct model_heads {
     std::vector<int32_t> il, n_head, n_head_kv; // of each layer
+    std::vector<int32_t> sizes;                 // of each KV head, K and V of one entry
     int32_t n_head_max    = 0;
     int32_t n_head_kv_max = 0;
     int64_t n             = 0; // KV heads in all
-    int64_t row_bytes     = 0; // K and V of one entry of one KV head, the mean over all heads
+    int64_t row_bytes     = 0; // the mean of the sizes
     int64_t bounded_bytes = 0;
 };
 
@@ -46,6 +48,9 @@ static model_heads heads_of(const headkv_layer * layers, size_t n_layers, int64_
     }
     if (res.n == 0 || res.n > n_heads_max) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("a model cannot have %lld KV heads", (long long) res.n));
+    }
+    for (size_t i = 0; i < n_layers; ++i) {
+        res.sizes.insert(res.sizes.end(), layers[i].n_head_kv, layers[i].row_bytes);
     }
     res.row_bytes /= res.n;
     return res;
@@ -151,14 +156,54 @@ static std::vector<int32_t> match(const std::vector<int32_t> & scored, int32_t n
     return res;
 }
 
+static std::vector<int32_t> match(const headkv_scores & file, const model_heads & heads) {
+    return match({ file.layers.begin(), file.layers.end() }, file.n_head, file.n_head_kv, heads);
+}
+
 // the rows of a file's scores that are of these layers, [n_layers][n_head]
 static std::vector<double> rows_of(const headkv_scores & file, const model_heads & heads) {
     std::vector<double> res;
-    for (const int32_t i : match({ file.layers.begin(), file.layers.end() }, file.n_head, file.n_head_kv, heads)) {
+    for (const int32_t i : match(file, heads)) {
         const float * row = file.scores.data() + (size_t) i * file.n_head;
         res.insert(res.end(), row, row + file.n_head);
     }
     return res;
+}
+
+//
+// curves
+//
+
+// those of KV heads that there are: the first ones of each of the rows
+static headkv_curves pick(const float * shares, const float * losses, size_t n_points, size_t n_cols,
+                          const std::vector<int32_t> & rows, const model_heads & heads) {
+    headkv_curves res;
+    res.shares.assign(shares, shares + n_points);
+    for (size_t l = 0; l < rows.size(); ++l) {
+        const float * row = losses + rows[l] * n_cols * n_points;
+        res.losses.insert(res.losses.end(), row, row + heads.n_head_kv[l] * n_points);
+    }
+    return res;
+}
+
+// those that budgets are made of, or none: the caller's own, or those of a file where the caller has no scores either
+static headkv_curves curves_of(const headkv_retention & r, const model_heads & heads) {
+    if (r.losses) {
+        if (r.n_rows != heads.il.size() || r.n_cols != (size_t) heads.n_head_kv_max) {
+            throw headkv_error(
+                HEADKV_ERR_ARGUMENT,
+                format("curves must be of (%zu, %d) (layers, KV heads) for this model, not of (%zu, %zu)",
+                       heads.il.size(), heads.n_head_kv_max, r.n_rows, r.n_cols));
+        }
+        std::vector<int32_t> rows(r.n_rows);
+        std::iota(rows.begin(), rows.end(), 0);
+        return pick(r.shares, r.losses, r.n_points, r.n_cols, rows, heads);
+    }
+    if (r.scores || !r.file || r.file->curves.shares.empty()) {
+        return {};
+    }
+    const headkv_curves & of = r.file->curves;
+    return pick(of.shares.data(), of.losses.data(), of.shares.size(), r.file->n_head_kv, match(*r.file, heads), heads);
 }
 
 //
@@ -221,6 +266,32 @@ static std::vector<int32_t> rounded(std::vector<double> exact, int64_t total, in
     return caps;
 }
 
+static void check_curves(const headkv_retention & r) {
+    if (!r.shares && !r.losses) {
+        return;
+    }
+    if (!r.shares || !r.losses) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "curves need both shares and losses");
+    }
+    if (r.scores) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "scores and curves exclude each other: give one of them");
+    }
+    if (r.n_points < 2 || r.n_points > headkv_n_points_max) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("the shares of curves must be 2 to %zu numbers, not %zu",
+                                                       headkv_n_points_max, r.n_points));
+    }
+    if (!headkv_ascend(r.shares, r.n_points)) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "the shares of curves must ascend from 0 to 1");
+    }
+    if (r.n_rows < 1 || r.n_rows > UINT16_MAX || r.n_cols < 1 || r.n_cols > UINT16_MAX) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, format("curves cannot be of (%zu, %zu)", r.n_rows, r.n_cols));
+    }
+    const size_t n = r.n_rows * r.n_cols * r.n_points;
+    if (headkv_find_not_finite(r.losses, n) < n) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "losses must be finite");
+    }
+}
+
 void headkv_check_retention(const headkv_retention & r) {
     if (r.window < 1) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("window must be at least 1, not %d", r.window));
@@ -241,6 +312,7 @@ void headkv_check_retention(const headkv_retention & r) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("beta must be a finite number above 1, not %g", r.beta));
     }
     headkv_budget_of(r);
+    check_curves(r);
     if (!r.scores) {
         return;
     }
@@ -265,7 +337,8 @@ void headkv_check_retention(const headkv_retention & r) {
 //
 //   cap[l][h] = alpha + (b - alpha) * (1 - 1/beta) + s[l][h] * (b - alpha)/beta * L*H
 //
-// No cap exceeds the prompt: what a head cannot use is shared out among those that still have room.
+// No cap exceeds the prompt: what a head cannot use is shared out among those that still have room. Of curves:
+// headkv_waterfill().
 std::vector<int32_t> headkv_make_caps(const headkv_retention & retention, const headkv_layer * layers, size_t n_layers,
                                       int64_t bounded_bytes, int32_t n_prompt) {
     headkv_check_retention(retention);
@@ -273,7 +346,9 @@ std::vector<int32_t> headkv_make_caps(const headkv_retention & retention, const 
 
     headkv_retention r = retention;
     std::vector<double> rows;
-    if (r.file && !r.scores) {
+    const headkv_curves curves = curves_of(r, heads);
+    const bool has_curves      = !curves.shares.empty();
+    if (r.file && !r.scores && !has_curves) {
         rows     = rows_of(*r.file, heads);
         r.scores = rows.data();
         r.n_rows = n_layers;
@@ -291,7 +366,8 @@ std::vector<int32_t> headkv_make_caps(const headkv_retention & retention, const 
     const double n             = (double) heads.n;
     const double mean          = (double) total / n;
     if (!r.scores) {
-        return rounded(std::vector<double>(heads.n, mean), total, n_prompt);
+        const auto equal = rounded(std::vector<double>(heads.n, mean), total, n_prompt);
+        return has_curves ? headkv_waterfill(curves, equal, heads.sizes, r.beta, r.window, n_prompt) : equal;
     }
     const double base         = r.window + (mean - r.window) * (1.0 - 1.0 / r.beta);
     std::vector<double> exact = pour((double) total - base * n, scores, (double) n_prompt - base);

@@ -20,6 +20,8 @@ static constexpr size_t n_name_max    = 128;  // bytes of the key of a text
 static constexpr size_t n_texts_max   = 256;
 
 static const char source_prefix[] = "headkv.source.";
+static const char shares_key[]    = "headkv.curve.shares";
+static const char losses_key[]    = "headkv.curve.losses";
 
 // well-formed UTF-8: no overlong forms, no surrogates, nothing beyond U+10FFFF
 static bool is_utf8(const std::string & text) {
@@ -124,13 +126,7 @@ public:
     }
 
     std::vector<float> get_scores(const char * key, size_t n) const {
-        const int64_t id = require(key, GGUF_TYPE_FLOAT32, true);
-        if (gguf_get_arr_n(gguf, id) != n) {
-            fail(HEADKV_ERR_SCORES_LENGTH, key,
-                 format("must have %zu values, one per layer and query head, not %zu", n, gguf_get_arr_n(gguf, id)));
-        }
-        std::vector<float> res(n);
-        memcpy(res.data(), gguf_get_arr_data(gguf, id), n * sizeof(float));
+        const auto res = get_array<float>(key, GGUF_TYPE_FLOAT32, n, "one per layer and query head");
 
         double sum = 0.0;
         for (size_t i = 0; i < n; ++i) {
@@ -148,17 +144,12 @@ public:
 
     // ascending, n of them; without the key 0, 1, ...
     std::vector<uint32_t> get_layers(const char * key, size_t n) const {
-        std::vector<uint32_t> res(n);
-        std::iota(res.begin(), res.end(), 0);
         if (find(key) < 0) {
+            std::vector<uint32_t> res(n);
+            std::iota(res.begin(), res.end(), 0);
             return res;
         }
-        const int64_t id = require(key, GGUF_TYPE_UINT32, true);
-        if (gguf_get_arr_n(gguf, id) != n) {
-            fail(HEADKV_ERR_SCORES_LENGTH, key,
-                 format("must have %zu values, one per layer, not %zu", n, gguf_get_arr_n(gguf, id)));
-        }
-        memcpy(res.data(), gguf_get_arr_data(gguf, id), n * sizeof(uint32_t));
+        const auto res = get_array<uint32_t>(key, GGUF_TYPE_UINT32, n, "one per layer");
         for (size_t i = 0; i < n; ++i) {
             if (res[i] >= n_layer_max || (i > 0 && res[i] <= res[i - 1])) {
                 fail(HEADKV_ERR_SCORES_VALUE, key,
@@ -168,9 +159,47 @@ public:
         return res;
     }
 
+    // both keys, or neither
+    headkv_curves get_curves(uint32_t n_layer, uint32_t n_head_kv) const {
+        headkv_curves res;
+        if (find(shares_key) < 0 && find(losses_key) < 0) {
+            return res;
+        }
+        const size_t n_points = gguf_get_arr_n(gguf, require(shares_key, GGUF_TYPE_FLOAT32, true));
+        if (n_points < 2 || n_points > headkv_n_points_max) {
+            fail(HEADKV_ERR_SCORES_LENGTH, shares_key,
+                 format("must have 2 to %zu values, not %zu", headkv_n_points_max, n_points));
+        }
+        res.shares = get_array<float>(shares_key, GGUF_TYPE_FLOAT32, n_points, "");
+        if (!headkv_ascend(res.shares.data(), n_points)) {
+            fail(HEADKV_ERR_SCORES_VALUE, shares_key, "must ascend from 0 to 1");
+        }
+        const size_t n = (size_t) n_layer * n_head_kv * n_points;
+        res.losses     = get_array<float>(losses_key, GGUF_TYPE_FLOAT32, n,
+                                          format("%u layers of %u KV heads with %zu each", n_layer, n_head_kv, n_points));
+        const size_t i = headkv_find_not_finite(res.losses.data(), n);
+        if (i < n) {
+            fail(HEADKV_ERR_SCORES_VALUE, losses_key, format("must be finite, value %zu is %g", i, res.losses[i]));
+        }
+        return res;
+    }
+
 private:
     const gguf_context * gguf;
     const std::string & name;
+
+    // n values of 4 bytes; what: how so many come about, for an error
+    template <typename T>
+    std::vector<T> get_array(const char * key, gguf_type type, size_t n, const std::string & what) const {
+        const int64_t id = require(key, type, true);
+        if (gguf_get_arr_n(gguf, id) != n) {
+            fail(HEADKV_ERR_SCORES_LENGTH, key,
+                 format("must have %zu values, %s, not %zu", n, what.c_str(), gguf_get_arr_n(gguf, id)));
+        }
+        std::vector<T> res(n);
+        memcpy(res.data(), gguf_get_arr_data(gguf, id), n * sizeof(T));
+        return res;
+    }
 };
 
 } // namespace
@@ -199,6 +228,7 @@ static headkv_scores load_from(headkv_gguf_source & source) {
     }
     res.scores = r.get_scores("headkv.scores", (size_t) res.n_layer * res.n_head);
     res.layers = r.get_layers("headkv.layers", res.n_layer);
+    res.curves = r.get_curves(res.n_layer, res.n_head_kv);
 
     if (r.find("headkv.beta") >= 0) {
         res.beta = gguf_get_val_f32(gguf.get(), r.require("headkv.beta", GGUF_TYPE_FLOAT32));

@@ -1,5 +1,7 @@
 #pragma once
 
+#include "scores/headkv-waterfill.h"
+
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -13,6 +15,8 @@ struct headkv_scores {
 
     std::vector<float> scores;    // [n_layer][n_head], raw: finite, not negative, not all zero
     std::vector<uint32_t> layers; // [n_layer] the model's layers that the rows are of, ascending
+
+    headkv_curves curves; // of n_layer times n_head_kv KV heads; none where the file has none
 
     // what the file recommends, negative where it says nothing
     float beta     = -1.0f;

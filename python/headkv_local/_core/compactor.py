@@ -187,7 +187,7 @@ class Compactor:
             caps = np.where(self.shape.heads, np.int32(n_prompt), np.int32(0))
         order = self._order if kept.order is None else ORDERS[kept.order]
         reading = reading._replace(order=order, panel=kept.panel or 0)
-        info = read(self.ctx, reading, kept.native(), caps, progress)
+        info = read(self.ctx, reading, kept.native()._replace(scores=None), caps, progress)
         if order == ORDERS[None] and kept.by_layers and info.order == ORDERS["tokens"]:
             _logger.info("prompts are read in the order of tokens: %s", native.last_error())
             self._order = info.order

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import ScoresError
 from .native import encoded, ffi, lib, model_id, text_of
@@ -16,7 +15,7 @@ __all__ = ["SIDECAR", "Gguf", "load_scores", "model_id"]
 
 SIDECAR: Final = "headkv"  # architecture of a file of head scores: no model loader takes it for a model
 
-_FLOAT, _STRING, _ARRAY = 6, 8, 9
+_STRING, _ARRAY = 8, 9
 _INTEGERS: Final = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 10: "u8", 11: "i8"}
 
 
@@ -60,17 +59,6 @@ class Gguf:
         dtype = np.dtype(_INTEGERS[kind])
         raw = ffi.buffer(read(self._raw, i), n * dtype.itemsize)
         return [int(number) for number in np.frombuffer(raw, dtype)]
-
-    def floats(self, key: str) -> npt.NDArray[np.float32] | None:
-        """An array of f32; empty for what is none, None where the key is missing."""
-        i = self._find(key)
-        if i < 0:
-            return None
-        if lib.gguf_get_kv_type(self._raw, i) != _ARRAY or lib.gguf_get_arr_type(self._raw, i) != _FLOAT:
-            return np.empty(0, dtype=np.float32)
-        raw = ffi.buffer(lib.gguf_get_arr_data(self._raw, i), 4 * lib.gguf_get_arr_n(self._raw, i))
-        values: npt.NDArray[np.float32] = np.frombuffer(raw, np.float32).copy()
-        return values
 
     def replace(self, prefix: str, other: Gguf) -> None:
         """Keys with that prefix are those of another file then, at the end."""

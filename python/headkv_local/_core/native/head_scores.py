@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ...curves import Curves
 from . import _check, _functions, encoded, ffi, text_of
 
 
@@ -18,6 +19,18 @@ class RawScores(NamedTuple):
     n_head_kv: int
     recommended: dict[str, Any]  # beta, window, kernel, sinks
     texts: dict[str, str]  # headkv.method, headkv.source.*
+    curves: Curves | None
+
+
+def _curves_of(raw: Any, shape: tuple[int, int, int]) -> Curves | None:
+    """shape: (n_layer, n_head_kv, n_points)."""
+    if shape[2] == 0:
+        return None
+    shares, losses = np.empty(shape[2], dtype=np.float32), np.empty(shape, dtype=np.float32)
+    pointers = [ffi.from_buffer("float[]", array, require_writable=True) for array in (shares, losses)]
+    get = _functions["headkv_scores_get_curves"]
+    _check(get(raw, pointers[0], shares.size, pointers[1], losses.size))
+    return Curves(shares, losses)
 
 
 def load_scores(path: str) -> RawScores:
@@ -46,4 +59,5 @@ def load_scores(path: str) -> RawScores:
             )
             for i in range(int(info.n_texts))
         },
+        curves=_curves_of(raw, (int(info.n_layer), int(info.n_head_kv), int(info.n_points))),
     )

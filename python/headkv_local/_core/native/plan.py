@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...budgets import ModelShape
+from ...curves import Curves
 from ...errors import ArgumentError
 from ...settings import INT32_MAX
 from . import _check, _functions, ffi
@@ -27,27 +28,32 @@ class Keep(NamedTuple):
     sinks: int
     observe: int
     draft: int
-    scores: npt.NDArray[np.float64] | None = None
-    """(n_layer, n_head) or (n_layer, n_head_kv)."""
+    scores: npt.NDArray[np.float64] | Curves | None = None
+    """(n_layer, n_head) or (n_layer, n_head_kv); or curves in their place."""
 
     def struct(self) -> tuple[Any, Any]:
         """The struct, and what it points to."""
         raw = ffi.new("struct headkv_retention *")
         raw.beta, raw.window, raw.kernel = self.beta, self.window, self.kernel
         raw.sinks, raw.observe, raw.draft = self.sinks, self.observe, self.draft
-        text, scores = ffi.NULL, ffi.NULL
+        text = ffi.NULL
         if isinstance(self.budget, str):
             if "\0" in self.budget:
                 raise ArgumentError(f"budget cannot hold a zero byte: {self.budget!r}")
             text = ffi.new("char[]", self.budget.encode(errors="replace"))
         else:
             raw.entries = max(-_INT64_MAX, min(self.budget, _INT64_MAX))
-        if self.scores is not None:
+        scores, losses, shares = ffi.NULL, ffi.NULL, ffi.NULL
+        if isinstance(self.scores, Curves):
+            losses = ffi.from_buffer("float[]", self.scores.losses)
+            shares = ffi.from_buffer("float[]", self.scores.shares)
+            raw.n_rows, raw.n_cols, raw.n_points = self.scores.losses.shape
+        elif self.scores is not None:
             flat = np.ascontiguousarray(self.scores, dtype=np.float64)
             scores = ffi.from_buffer("double[]", flat)
             raw.n_rows, raw.n_cols = flat.shape
-        raw.budget, raw.scores = text, scores
-        return raw, (text, scores)
+        raw.budget, raw.scores, raw.losses, raw.shares = kept = text, scores, losses, shares
+        return raw, kept
 
 
 def check(keep: Keep) -> None:
