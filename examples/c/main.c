@@ -1,6 +1,6 @@
 // headkv-example MODEL.gguf DOCUMENT.txt SESSION QUESTION...: reads a document and answers questions about it; where
 // the session is there already, of C or Python, it goes on from that. The last of several questions is asked in another
-// context, which goes on from the session that was saved before.
+// context, which goes on from the session that was saved before. At the end all of it is saved.
 #include <headkv.h>
 #include <llama.h>
 #include <stdio.h>
@@ -146,6 +146,7 @@ int main(int argc, char ** argv) {
         const int n = snprintf(text + length, N_TEXT - length, "\n\nQuestion: %s\nAnswer:", argv[i]);
         ask(ctx, llama_model_get_vocab(model), length + n);
     }
+    save(ctx, argv[3], argv[1]); // with the last answer
     llama_free(ctx);
     llama_model_free(model);
     llama_backend_free();

@@ -121,11 +121,12 @@ def wanted(smollm2: Path) -> str:
 
 def test_with_cmake(prefix: Path, smollm2: Path, wanted: str, tmp_path: Path) -> None:
     assert answers(with_cmake(prefix, tmp_path), smollm2, tmp_path) == wanted
-    with Llama.open_session(
-        tmp_path / "example.session", n_batch=2048
-    ) as llm:  # saved before the last question
+    with Llama.open_session(tmp_path / "example.session", n_batch=2048) as llm:
         assert llm.cache_stats().archive_tokens > 0
-        answer = next_answer(llm, f"\n\nQuestion: {QUESTIONS[-1]}\nAnswer:")
+        said = llm.detokenize(llm.input_ids[: llm.n_tokens].tolist()).decode()
+        assert next_answer(llm, f"\n\nQuestion: {QUESTIONS[0]}\nAnswer:")
+    answer = said.rpartition("Answer:")[2]  # the last one is saved too
+    assert answer
     assert wanted.endswith(f"{answer}\n")
 
 
