@@ -17,10 +17,10 @@ import pytest
 from headkv_local import HeadScores, Llama, Retention
 from headkv_local.bench.contexts import last_logits
 from headkv_local.scoring import ablation, dataset, held_out, samples
-from headkv_local.scoring.loss import SavedPrompt, ask
+from headkv_local.scoring.loss import SavedPrompt
 from headkv_local.scoring.options import Options
 from headkv_local.scoring.progress import Progress, Tally
-from headkv_local.scoring.prompt import Prompter
+from headkv_local.scoring.prompt import Prompter, ask
 from headkv_local.scoring.shrinking import shrink
 
 Score = Callable[..., int]
@@ -50,21 +50,22 @@ def test_the_loss_is_that_of_a_prompt_read_anew(
     model = tiny(arch=arch)
     llm = load(model, flash_attn=True, swa_full=False)
     (plan,) = samples.plan(dataset.load("r").examples[:1], 1, (400,), seed=0)
-    asked = ask(plan, Prompter(llm), n_template=20)
+    asked = ask(plan, Prompter(llm))
+    tokens = asked.prompt.tokens
     assert asked.answer == llm.tokenize(plan.example.answer.encode(), add_bos=False)
     saved = SavedPrompt(llm, asked, window=8)
     retentions = [Retention(budget=b, scores="uniform") for b in (8, 40, "100%")]
     read: list[int] = []
     llm.on_prefill = lambda _, n_tokens: read.append(n_tokens)
     losses = [saved.loss(retention) for retention in (*retentions, *retentions)]
-    assert set(read) == {len(asked.tokens) - 1 - asked.n_before}  # nothing but the question
+    assert set(read) == {len(tokens) - 1 - asked.n_before}  # nothing but the question
     assert losses[:3] == losses[3:]
     assert len(set(losses)) == 3
 
     for retention, loss in zip(retentions, losses, strict=False):
         other = load(model, retention=retention)
-        other.prefill(asked.tokens[:-1], messages=asked.messages)
-        total, last = 0.0, asked.tokens[-1]
+        other.prefill(tokens[:-1], messages=asked.messages)
+        total, last = 0.0, tokens[-1]
         for token in asked.answer:
             other.eval([last])
             logits = last_logits(other).astype(np.float64)
@@ -112,6 +113,34 @@ def test_from_end_to_end(score: Score, tmp_path: Path, capsys: Capture) -> None:
     assert len(str(source["measured"]).split(",")) == 2
     assert (source["points"], source["base"], source["samples"]) == ("0%,5%,40%", "5%", "2")
     assert str(source["beta"]).startswith(f"{found.beta:g} of 1.005, 1.1, 1.3, 2, 5, 10: loss ")
+
+
+@pytest.mark.parametrize("is_held_out", [False, True])
+@pytest.mark.parametrize(
+    ("fact", "reason"),
+    [
+        ("A very " + "long " * 600 + "fact.", "prompts of 300 tokens leave no room for a haystack around"),
+        ("the", "the fact 'the' stands in the text round it too"),
+    ],
+)
+def test_an_example_that_cannot_be_asked_ends_a_run_before_anything_is_measured(
+    fact: str,
+    reason: str,
+    is_held_out: bool,
+    score: Score,
+    tmp_path: Path,
+    examples_file: Callable[..., Path],
+    capsys: Capture,
+) -> None:
+    fields = {"kind": "r", "pattern": "any", "lang": "en", "needle": [0], "answer": "7"}
+    good = [{**fields, "facts": [f"Box {i} holds a 7."], "question": f"What is in {i}?"} for i in range(8)]
+    held_out = [example.question for example in dataset.split(dataset.read(examples_file(*good)), seed=2)[1]]
+    at = next(i for i, one in enumerate(good) if (one["question"] in held_out) == is_held_out)
+    good[at]["facts"] = [fact]
+    path = examples_file(*good)
+    assert score(*SHORT, "--samples", "8", "--examples", str(path)) == 2
+    assert f"headkv: {path}, line {at + 1}: {reason}" in capsys.readouterr().err
+    assert not (tmp_path / "out.gguf.partial.json").exists()
 
 
 def test_layers_with_different_heads(

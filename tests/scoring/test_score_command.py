@@ -17,7 +17,7 @@ from headkv_local.cli import main
 from headkv_local.scores import HeadScores
 from headkv_local.scoring import dataset, held_out, samples
 from headkv_local.scoring.measure import observe
-from headkv_local.scoring.prompt import Prompter
+from headkv_local.scoring.prompt import Prompter, ask
 
 Score = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -210,12 +210,9 @@ def answers(path: Path, model: Path, n: int, length: int) -> dict[str, str]:
     """What the model says to the plain examples of a file: by fact. Prompts do not depend on answers."""
     with Llama(model, n_ctx=1024, n_threads=1, n_threads_batch=1, flash_attn=True) as llm:
         prompter = Prompter(llm)
-        template = len(prompter.tokenize(prompter.text("")))
         said = {}
         for plan in samples.plan(dataset.load("r", path).examples, n, (length,), 0):
-            content = samples.content(plan, length - template, prompter.count)
-            prompt = prompter.prompt(content, plan.example.facts)
-            said[plan.example.facts[0]] = observe(llm, prompt, None).text
+            said[plan.example.facts[0]] = observe(llm, ask(plan, prompter).prompt, None).text
         return said
 
 

@@ -140,6 +140,7 @@ def test_a_users_file(tmp_path: Path) -> None:
         (json.dumps(GOOD | {"kind": ["r"]}), "'kind' must be one of"),
         (json.dumps(GOOD), "the same example stands in line 1"),
         (json.dumps(GOOD | {"question": " "}), "'question' must be a text"),
+        (json.dumps(GOOD | {"question": "Who? "}), "'question' must not begin or end with blanks: 'Who? '"),
         (json.dumps(GOOD | {"answer": "\ud83d"}), r"'answer' holds half of a character, '\ud83d'"),
         (json.dumps(GOOD | {"facts": ["Ada left \ude00.", "Bo."]}), "'facts' holds half of a character"),
         (json.dumps(GOOD | {"answer": 7}), "'answer' must be a text"),

@@ -23,10 +23,10 @@ from ..retention import Retention
 from ..settings import DEFAULTS
 from . import samples
 from .dataset import Example
-from .loss import SavedPrompt, ask
+from .loss import SavedPrompt
 from .options import Bar, Options, Tell
 from .progress import Progress, Tally
-from .prompt import Prompter
+from .prompt import Prompter, ask
 from .shrinking import Shrunk
 
 STAGE = "ablation"
@@ -57,14 +57,13 @@ class Ablating:
         """All samples that are not in it yet: losses (n_layer, n_head_kv, n_points), means over bases."""
         llm, options, progress = self.llm, self.options, self.progress
         prompter = Prompter(llm, options.plain)
-        template = len(prompter.tokenize(prompter.text("")))
         plans = samples.plan(examples, options.n_samples, self.lengths, options.seed)
         tally = progress.tally(STAGE)
         n_runs = len(options.bases) * llm.shape.n_heads * len(options.points)
         timer = _Timer(self.tell, n_runs * (len(plans) - tally.done) - len(progress.within))
         self.bar(STAGE, n_runs * tally.done + len(progress.within), n_runs * len(plans), "run")
         for plan in plans[tally.done :]:
-            saved = SavedPrompt(llm, ask(plan, prompter, template), self.kept["window"])
+            saved = SavedPrompt(llm, ask(plan, prompter), self.kept["window"])
             losses = progress.within
             try:
                 for caps in list(self._variants(saved.n_prompt))[len(losses) :]:

@@ -11,10 +11,10 @@ from ..llama import Llama
 from . import dataset, samples
 from .attention import RIGHT_ABOVE, token_f1
 from .dataset import Dataset, Example, Kind
-from .measure import ANSWER_TOKENS, observe
+from .measure import observe
 from .options import Bar, Options, Tell
 from .progress import Progress, Tally
-from .prompt import Prompter
+from .prompt import Prompter, ask
 
 _LEAST_SAMPLES, _LEAST_SHARE = 8, 0.2  # that must be answered correctly
 _CURE = "try --teacher-forced, or shorter --lengths; no scores were written"
@@ -39,19 +39,15 @@ class Measuring:
         """All samples of one stage that are not in its tally yet, or until too many were wrong."""
         llm, options = self.llm, self.options
         prompter = Prompter(llm, options.plain)
-        template = len(prompter.tokenize(prompter.text("")))
         plans = samples.plan(self.measured(data), options.n_samples, self.lengths, options.seed)
         tally = self.progress.tally(stage)
         self.bar(stage, tally.done, len(plans), "sample")
         for plan in plans[tally.done :]:
             if self.too_few(tally.n_counted + len(plans) - tally.done):
                 break
-            example = plan.example
-            content = samples.content(plan, plan.length - template, prompter.count)
-            prompt = prompter.prompt(content, [example.facts[i] for i in example.needle])
-            forced = prompter.answer(example.answer)[:ANSWER_TOKENS] if self.forced else None
-            observed = observe(llm, prompt, forced)
-            right = forced is not None or token_f1(observed.text, example.answer) > RIGHT_ABOVE
+            asked = ask(plan, prompter)
+            observed = observe(llm, asked.prompt, asked.answer if self.forced else None)
+            right = self.forced or token_f1(observed.text, plan.example.answer) > RIGHT_ABOVE
             tally.add(plan.half, observed.score if right else None)
             self.progress.save()
             self.bar(stage, tally.done, len(plans), "sample")

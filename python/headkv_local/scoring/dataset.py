@@ -7,7 +7,7 @@ import json
 import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,8 @@ class Example:
         (in-context learning: the facts are examples of a rule that nobody states), "truth" (truthfulness:
         some of the facts are said to be wrong, or come from somebody who cannot know).
 
-    facts: all that is hidden in the text. needle: indices of those that the answer needs.
+    facts: all that is hidden in the text. needle: indices of those that the answer needs. where: file and
+    line, for errors; no part of what an example is.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Example:
     needle: tuple[int, ...]
     question: str
     answer: str
+    where: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def read(path: str | os.PathLike[str]) -> list[Example]:
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
         if line.strip():
             try:
-                example = _example(json.loads(line.decode("utf-8")))
+                example = _example(json.loads(line.decode("utf-8")), f"{os.fspath(path)}, line {number}")
                 if example in examples:  # it could be measured on and held out
                     raise ValueError(f"the same example stands in line {examples[example]}")
                 examples[example] = number
@@ -112,7 +114,7 @@ def read(path: str | os.PathLike[str]) -> list[Example]:
     return list(examples)
 
 
-def _example(fields: Any) -> Example:
+def _example(fields: Any, where: str) -> Example:
     if not isinstance(fields, dict):
         raise ValueError("an example must be a JSON object")
     if fields.keys() != _KEYS:
@@ -124,13 +126,16 @@ def _example(fields: Any) -> Example:
         if not isinstance(fields[key], str) or not fields[key].strip():
             raise ValueError(f"{key!r} must be a text that is not empty")
         _whole(key, fields[key])
+    if fields["question"] != fields["question"].strip():  # which chat templates cut off
+        raise ValueError(f"'question' must not begin or end with blanks: {fields['question']!r}")
     facts = _facts(fields["facts"], fields["question"])
     needle = fields["needle"]
     if not isinstance(needle, list) or not needle or not all(type(i) is int for i in needle):
         raise ValueError("'needle' must be a list of indices of facts, with at least one")
     if min(needle) < 0 or max(needle) >= len(facts) or len(set(needle)) < len(needle):
         raise ValueError(f"'needle' must hold different indices from 0 to {len(facts) - 1}, not {needle}")
-    return Example(facts=facts, needle=tuple(needle), kind=fields["kind"], **{k: fields[k] for k in _TEXTS})
+    texts = {key: fields[key] for key in _TEXTS}
+    return Example(facts=facts, needle=tuple(needle), kind=fields["kind"], where=where, **texts)
 
 
 def _facts(facts: Any, question: str) -> tuple[str, ...]:

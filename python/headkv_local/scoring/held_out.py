@@ -11,13 +11,13 @@ from ..curves import Curves
 from ..llama import Llama
 from ..retention import Retention
 from ..scores import HeadScores
-from . import samples
 from .ablation import settings_of
 from .dataset import Example
-from .loss import SavedPrompt, ask
+from .loss import SavedPrompt
 from .options import Bar, Options
 from .progress import Progress
-from .prompt import Prompter
+from .prompt import Prompter, ask
+from .samples import Plan, plan
 
 STAGE = "beta"
 BETAS = (1.005, 1.1, 1.3, 2.0, 5.0, 10.0)
@@ -49,6 +49,12 @@ class Choice:
         )
 
 
+def planned(options: Options, lengths: tuple[int, ...], examples: Sequence[Example]) -> list[Plan]:
+    """The samples that betas are tried on; none where no example is held out."""
+    n_samples = max(4, options.n_samples // 4)
+    return plan(examples, n_samples, lengths, options.seed) if examples else []
+
+
 def choose(
     llm: Llama,
     options: Options,
@@ -60,24 +66,22 @@ def choose(
 ) -> Choice:
     """scores: of the layers that the model retains. examples: held out."""
     prompter = Prompter(llm, options.plain)
-    template = len(prompter.tokenize(prompter.text("")))
-    n_samples = max(4, options.n_samples // 4)
-    plans = samples.plan(examples, n_samples, lengths, options.seed)
+    plans = planned(options, lengths, examples)
     kept = settings_of(options)
     tally = progress.tally(STAGE)
-    bar(STAGE, tally.done, n_samples, "sample")
+    bar(STAGE, tally.done, len(plans), "sample")
     measured: Curves | object = scores.curves or np.asarray(scores.scores)
-    for plan in plans[tally.done :]:
-        saved = SavedPrompt(llm, ask(plan, prompter, template), kept["window"])
+    for one in plans[tally.done :]:
+        saved = SavedPrompt(llm, ask(one, prompter), kept["window"])
         losses = np.empty(SHAPE)
         for j, budget in enumerate(BUDGETS):
             losses[0, j] = saved.loss(Retention(budget=budget, scores="uniform", fold=None, **kept))
             for i, beta in enumerate(BETAS):
                 retention = Retention(budget=budget, scores=measured, beta=beta, fold=None, **kept)  # type: ignore[arg-type]
                 losses[1 + i, j] = saved.loss(retention)
-        tally.add(plan.half, losses)
+        tally.add(one.half, losses)
         progress.save()
-        bar(STAGE, tally.done, n_samples, "sample")
+        bar(STAGE, tally.done, len(plans), "sample")
     uniform, *by_beta = tally.mean.mean(axis=1).tolist()
     best = int(np.argmin(by_beta))
-    return Choice(BETAS[best], tuple(by_beta), uniform, n_samples, len(examples))
+    return Choice(BETAS[best], tuple(by_beta), uniform, len(plans), len(examples))

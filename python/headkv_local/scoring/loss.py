@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import llama_cpp
 import numpy as np
 
@@ -12,37 +9,7 @@ from ..bench.state import KeptState
 from ..errors import InternalError
 from ..llama import Llama
 from ..retention import Retention
-from .measure import ANSWER_TOKENS
-from .prompt import Prompter
-from .samples import Plan, content
-
-
-@dataclass(frozen=True)
-class Asked:
-    """tokens: the prompt. messages: it was made of, the document marked. answer: tokens of the right one.
-
-    n_before: tokens before the question, which no token that asks is among.
-    """
-
-    tokens: list[int]
-    messages: list[dict[str, Any]]
-    answer: list[int]
-    n_before: int
-
-
-def ask(plan: Plan, prompter: Prompter, n_template: int) -> Asked:
-    """The sample's prompt, in the model's own template. Raises as content() and Prompter.prompt() do."""
-    whole = content(plan, plan.length - n_template, prompter.count)
-    question = f"Question: {plan.example.question}"
-    prompt = prompter.prompt(whole, [question])
-    document = {"type": "text", "text": whole.removesuffix(question).strip(), "document": True}
-    parts = [document, {"type": "text", "text": question}]
-    return Asked(
-        tokens=prompt.tokens,
-        messages=[{"role": "user", "content": parts}],
-        answer=prompter.answer(plan.example.answer)[:ANSWER_TOKENS],
-        n_before=int(prompt.needle[0]),
-    )
+from .prompt import Asked
 
 
 class SavedPrompt:
@@ -53,12 +20,12 @@ class SavedPrompt:
     """
 
     def __init__(self, llm: Llama, asked: Asked, window: int) -> None:
-        self._llm, self._asked = llm, asked
-        self.n_prompt = len(asked.tokens) - 1
+        self._llm, self._asked, self._tokens = llm, asked, asked.prompt.tokens
+        self.n_prompt = len(self._tokens) - 1
         llm.reset()
         llm.retention = None
         # the last two windows observe in any case
-        llm.eval(asked.tokens[: max(1, min(asked.n_before, self.n_prompt - 2 * window))])
+        llm.eval(self._tokens[: max(1, min(asked.n_before, self.n_prompt - 2 * window))])
         self._state = KeptState(llm)
 
     def loss(self, retention: Retention) -> float:
@@ -66,8 +33,8 @@ class SavedPrompt:
         llm, asked = self._llm, self._asked
         self._state.restore(llm)
         llm.retention = retention
-        llm.prefill(asked.tokens[: self.n_prompt], messages=asked.messages)
-        return _teacher_forced(llm, asked.tokens[self.n_prompt :], asked.answer)
+        llm.prefill(self._tokens[: self.n_prompt], messages=asked.messages)
+        return _teacher_forced(llm, self._tokens[self.n_prompt :], asked.answer)
 
 
 def _teacher_forced(llm: Llama, before: list[int], answer: list[int]) -> float:

@@ -10,9 +10,7 @@ import numpy.typing as npt
 from ..bench.contexts import likeliest
 from ..llama import Llama
 from .attention import needle_share
-from .prompt import Prompt
-
-ANSWER_TOKENS = 48  # an answer that is longer is cut
+from .prompt import ANSWER_TOKENS, Prompt
 
 
 @dataclass(frozen=True)

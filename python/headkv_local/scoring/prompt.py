@@ -1,9 +1,11 @@
-"""A message as a prompt, in the model's own chat template or plain, and where a fact stands in its tokens."""
+"""A sample as a prompt, in the model's own chat template or plain, and where its facts stand in it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +13,12 @@ import numpy.typing as npt
 from ..bench.prompts import has_template, plain_text
 from ..errors import ArgumentError, ModelError
 from ..llama import Llama
+from .samples import Plan, content
 
 Tokenize = Callable[[str], list[int]]
 ByteLength = Callable[[int], int]
+
+ANSWER_TOKENS = 48  # an answer that is longer is cut
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,19 @@ class Prompt:
 
     tokens: list[int]
     needle: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """messages: that the prompt was made of, the document marked. answer: tokens of the right one.
+
+    n_before: tokens before the question, which no token that asks is among.
+    """
+
+    prompt: Prompt
+    messages: list[dict[str, Any]]
+    answer: list[int]
+    n_before: int
 
 
 class Prompter:
@@ -35,6 +53,11 @@ class Prompter:
         if not plain and not has_template(llm):
             raise ArgumentError("the model has no chat template: --plain measures base models without one")
         self._llm, self._plain = llm, plain
+
+    @cached_property
+    def n_template(self) -> int:
+        """Tokens of a prompt without a message."""
+        return len(self.tokenize(self.text("")))
 
     def text(self, content: str) -> str:
         if self._plain:
@@ -71,6 +94,32 @@ class Prompter:
 
     def _piece(self, token: int) -> bytes:
         return b"" if token == -1 else bytes(self._llm.detokenize([token], special=True))
+
+
+def ask(plan: Plan, prompter: Prompter) -> Asked:
+    """The sample's prompt.
+
+    Raises ArgumentError that names the example where its facts leave no room, or one stands in the text round
+    them too; ModelError as Prompter.prompt() does.
+    """
+    example = plan.example
+    question = f"Question: {example.question}"
+    facts = [example.facts[i] for i in example.needle]
+    try:
+        whole = content(plan, plan.length - prompter.n_template, prompter.count)
+        for fact in facts:
+            if whole.count(fact) != 1:
+                raise ArgumentError(f"the fact {fact!r} stands in the text round it too")
+    except ArgumentError as error:
+        raise ArgumentError(f"{example.where}: {error}") from error
+    document = {"type": "text", "text": whole.removesuffix(question).strip(), "document": True}
+    parts = [document, {"type": "text", "text": question}]
+    return Asked(
+        prompt=prompter.prompt(whole, facts),
+        messages=[{"role": "user", "content": parts}],
+        answer=prompter.answer(example.answer)[:ANSWER_TOKENS],
+        n_before=int(prompter.prompt(whole, [question]).needle[0]),
+    )
 
 
 def span(

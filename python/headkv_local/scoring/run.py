@@ -21,15 +21,14 @@ from ..models import model_id
 from ..retention import Retention
 from ..scores import HeadScores
 from ..settings import DEFAULTS
-from . import ablation, dataset, held_out
-from .attending import Measured, Measuring, first_that_works, require_attention
+from . import ablation, dataset, held_out, samples
+from .attending import Measuring, first_that_works, require_attention
 from .attention import by_kv_head
 from .dataset import Dataset, Example
 from .held_out import Choice
-from .measure import ANSWER_TOKENS
 from .options import Bar, Options, Tell
 from .progress import Progress, Tally
-from .prompt import Prompter
+from .prompt import ANSWER_TOKENS, Prompter, ask
 from .shrinking import shrink
 
 __all__ = ["Options", "Result", "run"]
@@ -51,9 +50,10 @@ class Result:
 def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: None) -> Result:
     """Measure head scores and write them to options.output. Progress is kept; the next run goes on from it.
 
-    Raises ArgumentError for an output that exists, bad examples or advice, a model without chat template,
-    lengths that the model was not trained for (where others are left, those are skipped, and told);
-    ScoresError where too few samples are answered right; ModelError, UnsupportedError for the model itself.
+    Raises ArgumentError for an output that exists, bad examples or advice, a prompt that cannot be made, a
+    model without chat template, lengths that the model was not trained for (where others are left, those are
+    skipped, and told); ScoresError where too few samples are answered right; ModelError, UnsupportedError for
+    the model itself.
     """
     files.target(options.output, force=options.force, model=options.model)
     Retention(budget="100%", **options.advice)  # refuses what can never work
@@ -124,8 +124,19 @@ class _Run(NamedTuple):
     tell: Tell
     bar: Bar
 
-    def measuring(self, examples: Measured, forced: bool) -> Measuring:
-        return Measuring(self.llm, self.options, self.lengths, self.progress, self.bar, examples, forced)
+    def measuring(self, forced: bool) -> Measuring:
+        return Measuring(self.llm, self.options, self.lengths, self.progress, self.bar, self.examples, forced)
+
+    def examples(self, data: Dataset) -> list[Example]:
+        """Those to measure on. Every prompt of the run is made once: one that cannot be would end it late.
+
+        Raises as ask() does, before anything is measured on these data.
+        """
+        prompter, (measured, left) = Prompter(self.llm, self.options.plain), _split(self.options, data)
+        plans = samples.plan(measured, self.options.n_samples, self.lengths, self.options.seed)
+        for plan in (*plans, *held_out.planned(self.options, self.lengths, left)):
+            ask(plan, prompter)
+        return measured
 
     def scores(self, method: str, data: Dataset, tally: Tally, scores: Any, **more: Any) -> HeadScores:
         """more: curves, and what else is to be said of where they come from."""
@@ -144,7 +155,7 @@ class _Run(NamedTuple):
 def _by_attention(run: _Run, data: Dataset) -> tuple[HeadScores, Dataset, Tally]:
     options = run.options
     assert options.method != "ablation"
-    measuring = run.measuring(lambda data: _split(options, data)[0], options.teacher_forced)
+    measuring = run.measuring(options.teacher_forced)
     method, data, tally = first_that_works(measuring, options.method, data, run.tell)
     name = f"{method}-teacher-forced" if options.teacher_forced else method
     return run.scores(name, data, tally, tally.mean), data, tally
@@ -152,10 +163,10 @@ def _by_attention(run: _Run, data: Dataset) -> tuple[HeadScores, Dataset, Tally]
 
 def _by_ablation(run: _Run, data: Dataset) -> tuple[HeadScores, Tally]:
     llm, options = run.llm, run.options
-    shape, examples = llm.shape, _split(options, data)[0]
+    shape, examples = llm.shape, run.examples(data)
     attention = None
     if min(options.bases) < 100:
-        base = run.measuring(lambda _: examples, forced=True).tally(_BASE, data)
+        base = run.measuring(forced=True).tally(_BASE, data)
         require_attention(base)
         attention = by_kv_head(base.mean, shape)
     kept = ablation.settings_of(options)
