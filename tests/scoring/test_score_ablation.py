@@ -248,4 +248,6 @@ def test_wrong_usage(score: Score, capsys: Capture, option: str, value: str, rea
 def test_options_of_ablation_alone(score: Score, tmp_path: Path, capsys: Capture) -> None:
     assert score("--teacher-forced", "--points", "0,5") == 2
     assert capsys.readouterr().err == "headkv: --kind, --points and --base go with --method ablation\n"
+    assert score("--method", "ablation", "--teacher-forced") == 2
+    assert "--teacher-forced goes with the other methods" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -97,6 +97,10 @@ def _of_ablation(options: argparse.Namespace) -> dict[str, Any]:
     found = {name: value for name, value in values.items() if value is not None}
     if found and options.method != "ablation":
         raise ArgumentError("--kind, --points and --base go with --method ablation")
+    if options.teacher_forced and options.method == "ablation":
+        raise ArgumentError(
+            "--teacher-forced goes with the other methods: ablation feeds the right answer anyway"
+        )
     return found
 
 
