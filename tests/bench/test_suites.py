@@ -113,6 +113,13 @@ def test_babilong_of_one_json_list(tmp_path: Path) -> None:
         babilong.items(tmp_path, ["qa1"], ["4k"])
 
 
+@pytest.mark.parametrize("rows", ["lines", "list"])
+def test_files_with_a_byte_order_mark(tmp_path: Path, rows: str) -> None:
+    text = json.dumps([BABILONG, BABILONG]) if rows == "list" else 2 * f"{json.dumps(BABILONG)}\n"
+    write(tmp_path, "1k/qa1.jsonl", "\ufeff" + text)
+    assert len(babilong.items(tmp_path, None, None)) == 2
+
+
 def test_official_prompts_of_longbench_are_used(tmp_path: Path) -> None:
     write(tmp_path, "hotpotqa.jsonl", LONGBENCH)
     write(tmp_path, "config/dataset2prompt.json", {"hotpotqa": "Read {context}! {input}"})

@@ -28,7 +28,7 @@ def run(path: Path, model: Path, output: Path, kind: str, *more: str) -> int:
 @pytest.mark.parametrize("kind", ["headkv", "retrieval-head"])
 def test_lists_of_scores_per_head(kind: str, tiny_path: Path, tmp_path: Path) -> None:
     path, output = tmp_path / "published.json", tmp_path / "out.gguf"
-    path.write_text(json.dumps(LISTS))
+    path.write_text(json.dumps(LISTS), encoding="utf-8-sig")  # with a byte order mark
     assert run(path, tiny_path, output, kind) == 0
     found = HeadScores.from_gguf(output)
     expected = [[(layer + head + 0.5) / 3 for head in range(4)] for layer in range(2)]

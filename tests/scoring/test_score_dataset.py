@@ -120,7 +120,8 @@ def test_questions_of_the_bench_share_no_wording() -> None:
 def test_a_users_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     plain = GOOD | {"kind": "r", "needle": [1]}
-    path.write_text(f"{json.dumps(GOOD)}\n\n{json.dumps(plain, ensure_ascii=False)}\r\n", encoding="utf-8")
+    lines = f"{json.dumps(GOOD)}\n\n{json.dumps(plain, ensure_ascii=False)}\r\n"
+    path.write_text(lines, encoding="utf-8-sig")  # as Windows writes it
     assert [e.kind for e in dataset.read(path)] == ["r2", "r"]
     (only,) = dataset.load("r", path).examples
     assert (only.needle, only.facts, only.answer) == ((1,), tuple(GOOD["facts"]), "Ada")

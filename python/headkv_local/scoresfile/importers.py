@@ -52,7 +52,7 @@ def read(path: str, model: str, format_name: str) -> HeadScores:
     shape = Shape(*model_shape(model))
     data = Path(path).read_bytes()
     try:
-        content = data.decode()
+        content = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is no text, byte {error.start} is not UTF-8") from error
     scores = FORMATS[format_name](content, shape, path)

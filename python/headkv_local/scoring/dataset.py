@@ -105,7 +105,7 @@ def read(path: str | os.PathLike[str]) -> list[Example]:
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
         if line.strip():
             try:
-                example = _example(json.loads(line.decode("utf-8")), f"{os.fspath(path)}, line {number}")
+                example = _example(json.loads(line.decode("utf-8-sig")), f"{os.fspath(path)}, line {number}")
                 if example in examples:  # it could be measured on and held out
                     raise ValueError(f"the same example stands in line {examples[example]}")
                 examples[example] = number

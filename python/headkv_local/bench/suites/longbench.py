@@ -157,7 +157,7 @@ def _official(folder: Path, name: str, of: type) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(f"{path}: is no JSON: {error}") from error
     if not isinstance(found, dict) or not all(type(value) is of and value for value in found.values()):

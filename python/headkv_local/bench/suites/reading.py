@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -72,7 +73,7 @@ class Row:
 
 def rows(path: Path) -> Iterator[Row]:
     """The objects of a file: one a line, or all in one list. Raises DataError, OSError."""
-    data = path.read_bytes()
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     found = False
     if data.lstrip()[:1] == b"[":
         for number, value in enumerate(_parsed(data, str(path)), 1):
@@ -133,7 +134,7 @@ def _row(value: Any, where: str) -> Row:
 
 def _parsed(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # of UTF-8 too
         raise DataError(f"{where}: is no JSON: {error}") from error
 
