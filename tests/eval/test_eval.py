@@ -167,12 +167,42 @@ def test_choices_that_do_not_fit_are_refused_or_all_cut_alike(
     read = []
     original = cut._reader.read
     monkeypatch.setattr(
-        cut._reader, "read", lambda prompt, known: (read.append(prompt.tokens), original(prompt, known))
+        cut._reader, "read", lambda p, known, again: (read.append(p.tokens), original(p, known, again))
     )
     found = cut.loglikelihood(requests(cut), disable_tqdm=True)
     assert read[0] == read[1]
     assert len(read[0]) == 512 - 40
     assert all(math.isfinite(total) for total, _ in found)
+    assert (cut._reader.costs.prompts, cut._reader.costs.truncated) == (1, 1)
+
+
+@pytest.mark.parametrize("chosen", ["with", "before", "anew"])
+def test_a_context_is_one_prompt_however_many_continuations_it_has(
+    lm_eval: Any, tiny_path: Path, chosen: str
+) -> None:
+    """And its tokens are those that were evaluated: of a document that two questions share, once."""
+    from lm_eval.api.instance import Instance
+
+    from headkv_local.eval.model import HeadKVLM
+
+    given = {"budget": 32, "scores": "uniform", "chosen": chosen, "split": "\nQuestion:"}
+    model = HeadKVLM(model=str(tiny_path), n_ctx=1024, threads=1, **given)
+    contexts = [FILLER + ASKED.format(who) for who in ("Who", "When")] + ["No split is here." + 20 * " None."]
+    requests = [
+        Instance("loglikelihood", {}, (text, f" {answer}"), 0) for text in contexts for answer in "abcd"
+    ]
+    model.loglikelihood(requests, disable_tqdm=True)
+    costs = model.get_model_info()["headkv"]
+    assert (costs["prompts"], costs["unsplit"]) == (3, 1)
+    first, second, third = (len(model.tok_encode(text)) for text in contexts)
+    asked = [len(model.tok_encode(text)) - len(model.tok_encode(FILLER)) for text in contexts[:2]]
+    expected = {
+        "with": first + second + third,
+        "before": len(model.tok_encode(FILLER)) + 4 * sum(asked) + third,
+        "anew": first + asked[1] + third,
+    }
+    once_more = 2 * 3 if chosen == "anew" else 0  # the last token, where a question chooses again
+    assert costs["prompt_tokens"] == expected[chosen] + once_more
 
 
 def test_a_templates_name_is_refused(lm_eval: Any, tiny_path: Path) -> None:

@@ -37,7 +37,7 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
     Requests are answered in their order; those that share a prompt, or with chosen=anew a document, are
     cheaper one after the other. A prompt that does not fit into the context loses its middle with
     truncate=middle. Else its answer is empty, which is counted and said; continuations of it cannot be
-    compared, which is an ArgumentError before any is read.
+    compared, which is an ArgumentError before any continuation is read.
     """
 
     def __init__(self, **given: Any) -> None:
@@ -137,8 +137,12 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         ) as bar:
             for group, room in zip(groups, rooms, strict=True):
                 results = []
-                for (text, _), context, continuation in group:
-                    results.append(self._likelihood(text, context, continuation, room))
+                (text, _), context, _ = group[0]
+                prompt = self._reader.prompt(context, text, room)
+                assert prompt is not None
+                for i, (_, _, continuation) in enumerate(group):
+                    self._reader.read(prompt, self._messages.get(text, ()), again=i > 0)
+                    results.append(self._likelihood(continuation))
                     bar.update()
                 for (pair, _, _), result in zip(group, results, strict=True):  # all of a context, or none
                     self._keep("loglikelihood", pair, result)
@@ -208,13 +212,8 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
             )
         return n_most
 
-    def _likelihood(
-        self, text: str, context: list[int], continuation: list[int], room: int
-    ) -> tuple[float, bool]:
-        reader = self._reader
-        prompt = reader.prompt(context, text, room)
-        assert prompt is not None
-        reader.read(prompt, self._messages.get(text, ()))
+    def _likelihood(self, continuation: list[int]) -> tuple[float, bool]:
+        """Behind the prompt that was read."""
         total, greedy = 0.0, True
         for token in continuation:
             found = log_softmax(last_logits(self._llm))

@@ -24,7 +24,8 @@ from .settings import Settings
 
 @dataclass
 class Costs:
-    """Of all prompts so far. skipped: that did not fit. truncated: whose middle was cut out.
+    """Of all prompts so far. prompt_tokens: those that were evaluated, not what the cache still had. skipped:
+    prompts that did not fit. truncated: whose middle was cut out.
 
     Both, and unsplit, are also of earlier runs whose answers are taken from a file.
     """
@@ -86,6 +87,7 @@ class Reader:
         n_ctx = settings.options.get("n_ctx") or trained_context(self.model) or FALLBACK_CTX
         options = settings.options | {"n_ctx": n_ctx, "n_gpu_layers": all_layers(layers)}
         self.llm = Llama(self.model, retention=settings.retention, flash_attn=True, **options)
+        self.llm.on_prefill = self._count
         self._bos = self.llm.token_bos()
         self._compacted: tuple[list[int], Any] | None = None
         self._last: list[int] = []
@@ -113,8 +115,9 @@ class Reader:
             tokens = tokens[:half] + tokens[len(tokens) - (room - half) :]
         return Prompt(tokens, max(0, len(tokens) - n_asks))
 
-    def read(self, prompt: Prompt, messages: Sequence[Mapping[str, Any]]) -> None:
-        """Read a prompt and compact it. messages: that it was made of, if any."""
+    def read(self, prompt: Prompt, messages: Sequence[Mapping[str, Any]], again: bool = False) -> None:
+        """Read a prompt and compact it. messages: that it was made of, if any. again: the one before, for
+        another continuation; it is one prompt."""
         llm, tokens, n_document = self.llm, prompt.tokens, prompt.n_document
         started = time.perf_counter()
         if self.settings.chosen == WITH or n_document == 0:
@@ -126,14 +129,21 @@ class Reader:
         question = slice(n_document, len(tokens)) if 0 < len(tokens) - n_document < n_document else None
         chosen, told = self.settings.chosen, () if question else messages
         read(llm, tokens, n_document, chosen, question=question, messages=told)
-        stats = llm.cache_stats()
         costs = self.costs
         costs.prompt_seconds += time.perf_counter() - started
+        if chosen == BEFORE and n_document > 0:
+            costs.prompt_tokens += len(tokens) - n_document  # which are not read as a prompt
+        if again:
+            return
+        stats = llm.cache_stats()
         costs.prompts += 1
-        costs.prompt_tokens += len(tokens)
         costs.kept_shares.append(stats.kept_share)
         costs.kept_bytes.append(stats.kept_bytes)
         costs.resident_bytes.append(stats.resident_bytes)
+
+    def _count(self, done: int, total: int) -> None:
+        if done == total:
+            self.costs.prompt_tokens += total
 
     def _n_document(self, tokens: list[int], text: str) -> int:
         """Tokens before the last split in the prompt; 0 where there is none, or none is given."""
