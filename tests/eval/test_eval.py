@@ -214,6 +214,18 @@ def test_a_templates_name_is_refused(lm_eval: Any, tiny_path: Path) -> None:
     assert "<|im_start|>" in model.chat_template(True)
 
 
+@pytest.mark.parametrize("option", ["--include_path", "--include"])
+def test_a_users_tasks_stand_beside_ours(
+    lm_eval: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "task: my_own_task\ndataset_path: json\noutput_type: generate_until\n"
+    )
+    names = "my_own_task,headkv_babilong_qa1,headkv_no_such"
+    assert main(["eval", "validate", "--tasks", names, option, str(tmp_path)]) == 1
+    assert capsys.readouterr().out.endswith("Tasks not found: headkv_no_such\n")
+
+
 def test_a_run_of_the_harness(
     lm_eval: Any, tiny_path: Path, babilong: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

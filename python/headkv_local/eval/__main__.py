@@ -5,20 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from headkv_local import HeadKVError
 from headkv_local.exits import FAILED, INTERRUPTED, told
 
 TASKS = Path(__file__).parent / "tasks"
 
-_INCLUDE = "--include_path"
-_OTHERS = ("ls", "validate")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; 0 done, 1 failed, 2 wrong usage, 130 interrupted. One sentence where lm-eval is missing."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        from lm_eval import tasks
         from lm_eval.__main__ import cli_evaluate
 
         from . import model  # noqa: F401 - registers itself
@@ -29,11 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return FAILED
-    if arguments and not any(one.startswith(_INCLUDE) for one in arguments):
-        first = arguments[0] if arguments[0] in _OTHERS else ""
-        rest = arguments[1:] if first else arguments
-        arguments = [*([first] if first else []), *rest, _INCLUDE, str(TASKS)]
+
+    class WithOurs(tasks.TaskManager):  # type: ignore[misc] # lm_eval has no types
+        """Knows our tasks too. A folder of --include_path, which takes one, stands beside theirs and ours."""
+
+        def __init__(self, *args: Any, include_path: str | None = None, **others: Any) -> None:
+            super().__init__(
+                *args, include_path=[str(TASKS), *([include_path] if include_path else [])], **others
+            )
+
     before, sys.argv = sys.argv, ["headkv eval", *arguments]
+    theirs, tasks.TaskManager = tasks.TaskManager, WithOurs
     try:
         cli_evaluate()
     except HeadKVError as error:
@@ -44,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     finally:
-        sys.argv = before
+        sys.argv, tasks.TaskManager = before, theirs
     return 0
 
 
