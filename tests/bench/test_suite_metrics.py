@@ -51,6 +51,14 @@ def test_babilong_wants_all_of_several() -> None:
         ("f1", "", ("cat",), 0),
         ("rouge_l", "the cat sat", ("the cat ran",), 2 / 3),
         ("rouge_l", "a b. c d", ("c d. a b",), 1),  # sentences in another order
+        (
+            "rouge_l",
+            "the cat sat.\n",
+            ("the cat sat.",),
+            6 / 7,
+        ),  # what the package gives: "\n" is a word more
+        ("rouge_l", "The cat sat. \n. It", ("the cat . sat. it",), 4 / 9),
+        ("rouge_l_recall", "the cat sat.", ("the cat sat.\n",), 3 / 4),
         ("rouge_l_recall", "x the cat ran y", ("the cat ran",), 1),
         ("rouge_l", "", ("a",), 0),
         ("retrieval", "Paragraph 7, not 8", ("Paragraph 7",), 0.5),

@@ -196,7 +196,8 @@ def _chinese(text: str) -> list[str]:
 
 
 def _sentences(text: str) -> list[list[str]]:
-    return [words for one in text.split(".") if (words := one.split())]
+    """A piece that is blank is a sentence of one empty word there, one of length 0 is none."""
+    return [one.split() or [""] for one in text.split(".") if one]
 
 
 def _f(precision: float, recall: float) -> float:
