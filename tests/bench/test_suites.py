@@ -14,6 +14,7 @@ import pytest
 from headkv_local import ArgumentError
 from headkv_local.bench.suites import babilong, longbench, loogle, ruler
 from headkv_local.bench.suites.item import Item
+from headkv_local.bench.suites.ruler_sample import Asked, filled
 
 BABILONG = {"input": "Mary went to the office. It rained.", "question": "Where is Mary? ", "target": "office"}
 LONGBENCH = {
@@ -149,6 +150,21 @@ def test_ruler_hides_its_answers_in_the_length_asked_for(task: str) -> None:
     assert items != ruler.items([task], [1500], 3, 1, count, 20)
     with pytest.raises(ArgumentError, match="leave no room"):
         ruler.items([task], [30], 1, 0, count, 20)
+
+
+@pytest.mark.parametrize("task", ["niah_single_2", "cwe", "fwe"])
+def test_ruler_has_text_for_any_length(task: str) -> None:
+    """More than the haystack's prose, or words of its vocabulary."""
+    length = 100_000
+    (item,) = ruler.items([task], [length], 1, 0, count, 20)
+    assert length * 0.9 < count(item.text + item.lead) + 20 <= length
+
+
+def test_a_prompt_that_is_shorter_than_it_is_said_to_be_is_refused() -> None:
+    asked = Asked(document=lambda n: "rain " * n, after="?", lead="", answers=("a",), max_tokens=1, n_most=50)
+    assert count(filled(asked, "rain", 52, 0, count, 0).document) == 50
+    with pytest.raises(ArgumentError, match="cannot be made for rain: its text has no more than 50 tokens"):
+        filled(asked, "rain", 100, 0, count, 0)
 
 
 def test_ruler_asks_for_what_it_says() -> None:

@@ -15,8 +15,6 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from headkv_local import ArgumentError
-
 from .. import haystack
 from ..haystack import Count
 from . import ruler_qa
@@ -167,12 +165,15 @@ def _variables(length: int, rng: random.Random) -> Asked:
 
 
 def _common(length: int, rng: random.Random) -> Asked:
-    """A list in which ten words stand more often than all others."""
+    """A list in which ten words stand more often than others: of the vocabulary, then made-up ones."""
     n_often, n_seldom = (30, 3) if length >= 4096 else (10, 1)
     words = list(vocabulary())
     rng.shuffle(words)
     often, others = words[:_N_COMMON], words[_N_COMMON:]
     order = rng.random()
+    others += _keys(
+        _made_up, rng, max(0, length // 2 - len(others)), words
+    )  # a word and its number: two tokens
 
     def document(n: int) -> str:
         listed = often * n_often + others[:n] * n_seldom
@@ -191,11 +192,7 @@ def _common(length: int, rng: random.Random) -> Asked:
 
 def _frequent(length: int, rng: random.Random) -> Asked:
     """Made-up words that get rarer with the square of their rank. The first is dots, and not asked for."""
-    words = ["..."]
-    while len(words) < max(length // 50, 16):
-        word = "".join(rng.choice(_LETTERS) for _ in range(6))
-        if word not in words:
-            words.append(word)
+    words = ["...", *_keys(_made_up, rng, max(length // 50, 16) - 1)]
     weights = [rank**-2.0 for rank in range(1, len(words) + 1)]
     order = rng.random()
 
@@ -238,16 +235,20 @@ def _pair(rng: random.Random) -> str:
     return f"{rng.choice(words)}-{rng.choice(words)}"
 
 
+def _made_up(rng: random.Random) -> str:
+    return "".join(rng.choice(_LETTERS) for _ in range(6))
+
+
 def _uuid(rng: random.Random) -> str:
     return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
 def _sentences(length: int, rng: random.Random, count: Count) -> list[str]:
-    start = rng.randrange(len(haystack.paragraphs()))
-    try:
-        parts = haystack.cut(length, count, start)
-    except ValueError as error:
-        raise ArgumentError(f"prompts of {length} tokens cannot be made: {error}") from error
+    """Of the haystack's prose, over and over where it is shorter, as the suite has its essays."""
+    paragraphs = haystack.paragraphs()
+    start = rng.randrange(len(paragraphs))
+    again = 1 + length // len(paragraphs)  # each has a token at least
+    parts = haystack.cut(length, count, start, paragraphs * again)
     return [sentence for part in parts for sentence in re.split(r"(?<=[.?!]) (?=[A-Z])", part)]
 
 

@@ -10,6 +10,8 @@ from headkv_local import ArgumentError
 from ..haystack import Count
 from .item import Item
 
+_LEAST_SHARE = 0.9  # of its length, that a prompt has to have
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -26,17 +28,22 @@ class Asked:
 
 
 def filled(asked: Asked, task: str, length: int, number: int, count: Count, n_template: int) -> Item:
-    """Raises ArgumentError for a length that leaves no room."""
+    """Raises ArgumentError for a length that leaves no room, or that there is not enough filler for."""
     room = length - n_template - count(asked.before + asked.after + asked.lead)
     n_units = _most(lambda n: count(asked.document(n)) <= room, asked.n_most)
     if n_units == 0:
         raise ArgumentError(f"prompts of {length} tokens leave no room for {task}")
+    document = asked.document(n_units)
+    if n_units == asked.n_most and (n_made := count(document)) < _LEAST_SHARE * room:
+        raise ArgumentError(
+            f"prompts of {length} tokens cannot be made for {task}: its text has no more than {n_made} tokens"
+        )
     return Item(
         task=task,
         length=str(length),
         number=number,
         before=asked.before,
-        document=asked.document(n_units),
+        document=document,
         after=asked.after,
         answers=asked.answers,
         metrics=(asked.metric,),
