@@ -88,10 +88,11 @@ def _suite(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             _mebibytes(line["kept_bytes"]),
             *(_scored(line["tasks"].get(task)) for task in tasks),
             "-" if line["of_full"] is None else _percent(line["of_full"], line["of_full_95"]),
+            f"{line['of_full_differ']}/{line['of_full_pairs']}",
         ]
         for line in lines
     ]
-    return ["prompt, policy", "kept", "K and V", *tasks, "of full"], rows
+    return ["prompt, policy", "kept", "K and V", *tasks, "of full", "differ"], rows
 
 
 def _scored(task: dict[str, Any] | None) -> str:
@@ -100,7 +101,9 @@ def _scored(task: dict[str, Any] | None) -> str:
     return _percent(task["score"], task["interval_95"]) + "*" * (task["full_can"] is False)
 
 
-def _percent(value: float, interval: Sequence[float]) -> str:
+def _percent(value: float, interval: Sequence[float] | None) -> str:
+    if interval is None:
+        return f"{100 * value:.0f}"
     return f"{100 * value:.0f} ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,28 @@ def outcome(task: str, sample: int, policy: str, score: float) -> Outcome:
     )
 
 
+def test_no_interval_is_narrower_than_its_samples_allow() -> None:
+    """However alike scores are: equal ones, or equal pairs, prove little."""
+    full = [outcome("one", i, "full", 1) for i in range(20)] + [
+        outcome("two", i, "full", 0.5) for i in range(3)
+    ]
+    nearly = [outcome("one", i, "r2", 0.75 if i == 0 else 1) for i in range(20)]
+    same = [replace(one, policy="same", budget="5%") for one in full]
+    lines = report.summary([*full, *nearly, *same], ["full", "r2 5%", "same 5%"])
+    whole, worse, equal = (line["tasks"]["one"]["interval_95"] for line in lines)
+    assert whole == equal == pytest.approx((0.839, 1), abs=1e-3)
+    assert worse[0] < whole[0]
+    assert worse[1] <= whole[1]
+    low, high = lines[0]["tasks"]["two"]["interval_95"]
+    assert low < 0.2 < 0.8 < high
+    assert lines[0]["score_95"][0] < 0.85
+    assert lines[0]["able"] == ["one"]  # three answers of 0.5 show nothing
+    assert (lines[2]["of_full"], lines[2]["of_full_95"], lines[2]["of_full_differ"]) == (1, None, 0)
+    assert lines[1]["of_full_95"] is not None
+    *_, row = (text for text in report.table(lines).splitlines() if text.startswith("same"))
+    assert row.endswith(" 100    0/20")
+
+
 def test_tasks_that_the_full_cache_cannot_do_count_nowhere() -> None:
     able = [
         outcome("able", i, policy, score) for i in range(40) for policy, score in (("full", 1), ("r2", i % 2))
@@ -285,7 +308,7 @@ def test_tasks_that_the_full_cache_cannot_do_count_nowhere() -> None:
     assert (full["of_full"], ours["of_full"]) == (1.0, 0.5)
     low, high = ours["of_full_95"]
     assert 0.3 < low < 0.5 < high < 0.7
-    assert ours["tasks"]["unable"]["interval_by"] == "wilson"
+    assert (ours["of_full_differ"], ours["of_full_pairs"]) == (20, 40)
     text = report.table([full, ours])
     assert "* unable 4k: the full cache itself scores 25% in 40 samples, where guessing gives 25%" in text
     assert text.count("*") == 3  # both cells, and the sentence

@@ -23,8 +23,11 @@ from .contexts import Setup
 _Z = 1.959964  # 95 % of a normal distribution
 
 
-def wilson(hits: int, total: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share, (0.0, 1.0) where nothing was tried."""
+def wilson(hits: float, total: float) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share, (0.0, 1.0) where nothing was tried.
+
+    hits: also a sum of scores from 0 to 1, whose variance is at most that of as many hits.
+    """
     if total == 0:
         return 0.0, 1.0
     share = hits / total

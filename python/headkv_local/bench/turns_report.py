@@ -72,7 +72,7 @@ def _line(group: Sequence[Outcome]) -> dict[str, Any]:
         "turns": [
             _share([one for one in group if one.turn in (turn, None)]) for turn in range(1, N_TURNS + 1)
         ],
-        "all": _share(group),
+        "all": {"found": sum(one.right for one in group), "asked": len(group)},
         "kept_share": mean(one.kept_share for one in group),
         "kept_bytes": mean(one.kept_bytes for one in group),
         "resident_bytes": mean(one.resident_bytes for one in group),
@@ -113,9 +113,10 @@ def _compare(line: dict[str, Any], way: str, lines: Sequence[dict[str, Any]]) ->
 def _cells(line: dict[str, Any]) -> Iterator[str]:
     yield line["label"]
     yield report.mebibytes(line["resident_bytes"])
-    for cell in (*line["turns"], line["all"]):
+    for cell in line["turns"]:
         low, high = cell["wilson_95"]
         yield f"{cell['found']}/{cell['asked']} ({low:.0%} to {high:.0%})"
+    yield f"{line['all']['found']}/{line['all']['asked']}"  # no interval: the same questions at every turn
     for way in (FULL, FRESH):
         least = line[f"least_of_{way}"]
         yield "-" if least is None or line["way"] == way else f"{least:.1%}"

@@ -18,9 +18,9 @@ _DRAWS = 2000
 _ABOVE = 0.05  # that the full cache has to be above chance, and its interval above chance
 
 NOTE = (
-    "Scores in percent with their 95 % intervals: Wilson where each is 0 or 1, else bootstrap over samples "
-    f"({_DRAWS:,} draws).\nof full: the mean score, divided by the full cache's in the same samples, over "
-    "the tasks that it can do; bootstrap over pairs."
+    "Scores in percent with their 95 % intervals (Wilson).\nof full: the mean score, divided by the full "
+    "cache's in the same samples, over the tasks that it can do; bootstrap over these pairs "
+    f"({_DRAWS:,} draws), none where no pair differs. differ: pairs in which the two scores do."
 )
 
 _Scores = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ def _line(group: Sequence[Outcome], full: Sequence[Outcome]) -> dict[str, Any]:
     pairs = [_paired(group, full, task) for task in able] if full else []
     pairs = [pair for pair in pairs if pair[0].size]
     ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    draws_ours, draws_theirs = _draws(ours), _draws(theirs)
+    n_differ = sum(int((a != b).sum()) for a, b in pairs)
     return {
         "length": first.length,
         "policy": first.policy,
@@ -97,9 +97,11 @@ def _line(group: Sequence[Outcome], full: Sequence[Outcome]) -> dict[str, Any]:
         "tasks": tasks,
         "able": able,
         "score": _macro(by_task),
-        "score_95": _percentiles(_draws(by_task)),
+        "score_95": _macro_interval(by_task),
         "of_full": _macro(ours) / _macro(theirs) if ours and _macro(theirs) else None,
-        "of_full_95": _percentiles(draws_ours / np.maximum(draws_theirs, 1e-9)) if ours else None,
+        "of_full_95": _ratio_interval(ours, theirs) if n_differ else None,
+        "of_full_pairs": sum(scores.size for scores in ours),
+        "of_full_differ": n_differ,
         "total": len(group),
         **{
             name: mean(getattr(one, name) for one in group)
@@ -118,13 +120,11 @@ def _line(group: Sequence[Outcome], full: Sequence[Outcome]) -> dict[str, Any]:
 def _task(group: Sequence[Outcome], full: Sequence[Outcome], task: str) -> dict[str, Any]:
     of_task = [one for one in group if one.task == task]
     scores, of_full = _scores(group, task), _scores(full, task)
-    interval, by = _interval(scores)
     chance = mean(one.chance for one in of_task)
     return {
         "n": len(of_task),
         "score": float(scores.mean()),
-        "interval_95": interval,
-        "interval_by": by,
+        "interval_95": _interval(scores),
         "chance": chance,
         "metrics": {name: mean(one.scores[name] for one in of_task) for name in of_task[0].scores},
         "full_can": _can(of_full, chance) if of_full.size else None,
@@ -133,15 +133,12 @@ def _task(group: Sequence[Outcome], full: Sequence[Outcome], task: str) -> dict[
 
 def _can(full: _Scores, chance: float) -> bool:
     """Whether the full cache does a task at all: a share of what is no better than chance says nothing."""
-    (low, _), _ = _interval(full)
+    low, _ = _interval(full)
     return bool(full.mean() > chance + _ABOVE and low > chance)
 
 
-def _interval(scores: _Scores) -> tuple[tuple[float, float], str]:
-    if np.isin(scores, (0.0, 1.0)).all():
-        return report.wilson(int(scores.sum()), scores.size), "wilson"
-    low, high = _percentiles(_draws([scores])) or (0.0, 1.0)
-    return (low, high), "bootstrap"
+def _interval(scores: _Scores) -> tuple[float, float]:
+    return report.wilson(float(scores.sum()), scores.size)
 
 
 def _scores(group: Sequence[Outcome], task: str) -> _Scores:
@@ -161,21 +158,28 @@ def _macro(by_task: Sequence[_Scores]) -> float:
     return float(np.mean([scores.mean() for scores in by_task])) if by_task else 0.0
 
 
+def _macro_interval(by_task: Sequence[_Scores]) -> tuple[float, float]:
+    """Of as many samples as have such a mean's variance: all of them, where the tasks have equally many."""
+    n = len(by_task) ** 2 / sum(1 / scores.size for scores in by_task) if by_task else 0.0
+    return report.wilson(_macro(by_task) * n, n)
+
+
+def _ratio_interval(ours: Sequence[_Scores], theirs: Sequence[_Scores]) -> tuple[float, float]:
+    low, high = np.percentile(_draws(ours) / np.maximum(_draws(theirs), 1e-9), (2.5, 97.5))
+    return float(low), float(high)
+
+
 def _draws(by_task: Sequence[_Scores]) -> _Scores:
     """Bootstrap: (_DRAWS,) such means of samples drawn anew in each task; equal sizes get the same draws."""
     rng = np.random.default_rng(0)
     means = [scores[rng.integers(scores.size, size=(_DRAWS, scores.size))].mean(axis=1) for scores in by_task]
-    return np.mean(means, axis=0) if means else np.zeros(_DRAWS)
-
-
-def _percentiles(draws: _Scores) -> tuple[float, float]:
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return float(low), float(high)
+    found: _Scores = np.mean(means, axis=0)
+    return found
 
 
 def _table(length: str, lines: Sequence[dict[str, Any]]) -> str:
     tasks = list(dict.fromkeys(task for line in lines for task in line["tasks"]))
-    header = (f"prompt {length}".strip(), "n", "kept", "K/V", *tasks, "of full")
+    header = (f"prompt {length}".strip(), "n", "kept", "K/V", *tasks, "of full", "differ")
     return report.table(header, [tuple(_cells(line, tasks)) for line in lines])
 
 
@@ -192,9 +196,12 @@ def _cells(line: dict[str, Any], tasks: Sequence[str]) -> Iterator[str]:
             else _share(one["score"], one["interval_95"]) + "*" * (one["full_can"] is False)
         )
     yield "-" if line["of_full"] is None else _share(line["of_full"], line["of_full_95"])
+    yield f"{line['of_full_differ']}/{line['of_full_pairs']}"
 
 
-def _share(value: float, interval: tuple[float, float]) -> str:
+def _share(value: float, interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return f"{100 * value:.0f}"
     return f"{100 * value:.0f} ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})"
 
 
