@@ -3,12 +3,13 @@
     pip install torch kvpress                      # beside headkv_local; torch for the CPU is enough
     python docs/results/peers.py RESULTS.jsonl [--presses LIST] [--budgets LIST] [--samples N]
 
-RESULTS.jsonl is what `--results` wrote. Its prompts are made again from its settings, and are token for token
-the same: the results say so by their digests. The weights are those of the GGUF, dequantized to float32 by
-transformers. SnapKV, Ada-SnapKV and Expected attention see the question, as `with` does: they compress all
-of the prompt but its last token. KVzip compresses the document before its question is known, as `before`
-does. Budgets are the same entries per KV head as ours. An answer is greedy and judged as ours are. What the
-file holds already is not measured again; the command of the run prints the table with these rows.
+RESULTS.jsonl is what `--results` wrote, in one run or several. The prompts of its answers are made again from
+its settings, and are token for token the same: the results say so by their digests. What cannot be made again
+is said. The weights are those of the GGUF, dequantized to float32 by transformers. SnapKV, Ada-SnapKV and
+Expected attention see the question, as `with` does: they compress all of the prompt but its last token. KVzip
+compresses the document before its question is known, as `before` does. Budgets are the same entries per KV
+head as ours. An answer is greedy and judged as ours are. What the file holds already is not measured again;
+the command of the run prints the table with these rows.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, logg
 
 from headkv_local import HeadKVError, Llama, Retention
 from headkv_local.bench.policies import parse_budgets
-from headkv_local.bench.suites import command, prompts, results
+from headkv_local.bench.suites import again, prompts, results
 from headkv_local.bench.suites.names import BEFORE, WITH
 from headkv_local.budgets import ModelShape
 
@@ -102,15 +103,16 @@ def measure(options: argparse.Namespace) -> Iterator[results.Outcome]:
     said = first["settings"]
     found = results.Results(options.results, first["header"], said)
     path = Path(options.model or said["model"])
-    fitting = command.prepared(str(path), said, said["limit"]).fitting
     with tempfile.TemporaryDirectory() as folder, Llama(path, vocab_only=True, n_ctx=64) as llm:
         model = load(path, Path(folder))
         shape = shape_of(model)
         vocab = llama_cpp.llama_model_get_vocab(llm.model)
-        for one in fitting:
-            if options.samples is not None and one.item.number >= options.samples:
+        asked, others = again.prompts_of(llm, said, found)
+        for task, length, number in others:
+            print(f"peers: cannot be made again: {task} {length} {number}", file=sys.stderr)
+        for prompt in asked:
+            if options.samples is not None and prompt.item.number >= options.samples:
                 continue
-            prompt = prompts.made(llm, one, said["plain"])
             for name in options.presses:
                 for budget in [None] if name == "full-torch" else options.budgets:
                     outcome = _outcome(model, llm, vocab, shape, prompt, name, budget, found)

@@ -16,9 +16,11 @@ from headkv_local import HeadScores, Llama
 from headkv_local.bench.policies import by_scores
 from headkv_local.bench.suites import longbench, report
 from headkv_local.bench.suites import run as running
+from headkv_local.bench.suites.again import prompts_of
+from headkv_local.bench.suites.command import prepared
 from headkv_local.bench.suites.names import CHOSEN
 from headkv_local.bench.suites.prompts import Fitting, made
-from headkv_local.bench.suites.results import Outcome
+from headkv_local.bench.suites.results import Outcome, Results, header_of
 from headkv_local.cli import main
 
 _FACT = "Mary went to the office. "
@@ -274,6 +276,29 @@ def outcome(task: str, sample: int, policy: str, score: float) -> Outcome:
         *(task, "4k", sample, policy, budget, "with", "", "", 100, 0, ("x",), "x", 1),
         *(score, {"m": score}, 0.25, 1.0, 10, 10, 0, 1.0),
     )
+
+
+def test_prompts_of_later_runs_are_made_again(
+    tiny_path: Path, tmp_path: Path, load: Callable[..., Llama]
+) -> None:
+    """Of any tasks, lengths and numbers that the file has answers of; what is another prompt is told."""
+    llm, path = load(tiny_path, vocab_only=True), tmp_path / "r.jsonl"
+    first = dict(suite="ruler", data=None, tasks=["vt"], lengths=[400], samples=1, seed=0, plain=False)
+    first |= dict(max_tokens=None, truncate_middle=False, limit=500)
+    results = Results(path, {}, first)
+    later = {**first, "tasks": ["vt", "fwe"], "lengths": [600], "samples": 2}
+    keys = []
+    for one in (*prepared(str(tiny_path), first, 500).fitting, *prepared(str(tiny_path), later, 900).fitting):
+        prompt = made(llm, one, plain=False)
+        keys.append(prompt.item.key)
+        task, length, number = prompt.item.key
+        results.add(replace(outcome(task, number, "full", 1), length=length, prompt=prompt.digest))
+    results.add(replace(outcome("vt", 7, "full", 1), length="400", prompt="of other data"))
+    results.add(replace(outcome("cwe", 0, "full", 1), length="400", prompt="of other data"))
+    found, others = prompts_of(llm, header_of(path)["settings"], Results(path, {}, first))
+    assert len(keys) == 5
+    assert sorted(prompt.item.key for prompt in found) == sorted(keys)
+    assert others == [("vt", "400", 7), ("cwe", "400", 0)]
 
 
 def test_no_interval_is_narrower_than_its_samples_allow() -> None:

@@ -16,6 +16,9 @@ from .prompts import Prompt
 _FORMAT = "headkv bench quality --suite"
 _VERSION = 1
 
+PromptKey = tuple[str, str, int]
+"""Task, length and number."""
+
 Key = tuple[str, str, int, str, str]
 
 
@@ -97,7 +100,7 @@ class Results:
     def __init__(self, path: Path | None, header: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         self._path = path
         self._done: dict[Key, Outcome] = {}
-        self._prompts: dict[tuple[str, str, int], str] = {}
+        self._prompts: dict[PromptKey, str] = {}
         if path is None:
             return
         if path.exists() and path.stat().st_size > 0:
@@ -110,6 +113,11 @@ class Results:
                 "settings": dict(settings),
             }
             path.write_text(json.dumps(first, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @property
+    def prompts(self) -> Mapping[PromptKey, str]:
+        """Digests of the prompts of all outcomes."""
+        return self._prompts
 
     def found(self, key: Key, prompt: str, recipe: str) -> Outcome | None:
         """Raises ArgumentError if the file holds another prompt under this number, or another policy."""
