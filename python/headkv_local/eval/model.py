@@ -18,7 +18,7 @@ from headkv_local import ArgumentError, HeadScores, UnsupportedError, __version_
 from headkv_local.models import model_id
 
 from ..bench.contexts import last_logits
-from ..bench.recipe import digest_of
+from ..bench.suites.results import digest_of
 from .reader import Reader, log_softmax
 from .settings import NO_MATTER, parse
 

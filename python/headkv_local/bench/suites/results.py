@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from headkv_local import HeadScores
 from headkv_local.errors import ArgumentError, DataError
+from headkv_local.settings import given
 
 from . import metrics
 from .prompts import Prompt
@@ -88,6 +91,18 @@ class Outcome:
 def label_of(policy: str, budget: int | str | None, chosen: str) -> str:
     name = policy if budget is None else f"{policy} {budget}"
     return name if chosen == "with" else f"{name}, {chosen}"
+
+
+def digest_of(scores: HeadScores) -> str:
+    """SHA-256, in hex, of what budgets are made of, wherever it lies: scores, curves and recommendations.
+
+    Answers that other scores were used for are not taken for these.
+    """
+    found = hashlib.sha256(repr((scores.layers, scores.n_head_kv, given(scores))).encode())
+    found.update(scores.scores.tobytes())
+    if scores.curves is not None:
+        found.update(scores.curves.shares.tobytes() + scores.curves.losses.tobytes())
+    return found.hexdigest()
 
 
 class Results:

@@ -15,12 +15,11 @@ from ..cases import by_beginning
 from ..chosen import read
 from ..contexts import Setup, likeliest, n_ctx_for, open_headkv, text_of
 from ..policies import FULL, Policy
-from ..recipe import digest_of
 from ..state import KeptState
 from .item import Item
 from .names import ANEW, BEFORE, WITH
 from .prompts import Fitting, Prompt, by_document, made
-from .results import Outcome, Results, label_of
+from .results import Outcome, Results, digest_of, label_of
 
 _ROOM = 256  # for a question before the document, which is read once more
 
