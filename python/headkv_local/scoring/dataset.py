@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..bench.halves import require_whole
+from ..bench.suites.reading import require_whole
 from ..errors import DataError
 
 Kind = Literal["r", "r2", "icl", "truth"]

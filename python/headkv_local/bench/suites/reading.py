@@ -11,8 +11,6 @@ from typing import Any, NoReturn
 
 from headkv_local.errors import DataError
 
-from ..halves import require_whole
-
 
 class Row:
     """One object of a file. What it does not have, or has in another form, is a DataError."""
@@ -91,6 +89,14 @@ def rows(path: Path) -> Iterator[Row]:
 def whole(path: Path) -> Row:
     """The one object of a file. Raises DataError, OSError."""
     return _row(_parsed(path.read_bytes(), str(path)), str(path))
+
+
+def require_whole(text: str) -> None:
+    """Raises ValueError for a text with half of a surrogate pair: JSON can write it, but it has no tokens."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"holds half of a character, {text[error.start]!a}") from error
 
 
 def literal(text: str) -> Any:
