@@ -111,7 +111,7 @@ def run(
                 for i, sample in enumerate(made):
                     where = f"prompt {length}, {task}: sample {i + 1} of {len(made)}"
                     for beginning, group in by_beginning(_cases(llm, sample, i, settings)):
-                        state = _beginning(llm, beginning)
+                        state = KeptState.of_beginning(llm, beginning)
                         for case in group:
                             tell(where if settings.is_plain else f"{where}, {case.wording.name}")
                             for policy in policies:
@@ -144,14 +144,6 @@ def _cases(llm: Llama, sample: Sample, number: int, settings: Settings) -> list[
     if settings.plain:
         return [plain_case(llm, sample, number)]
     return [chat_case(llm, sample, number, wording) for wording in settings.wordings]
-
-
-def _beginning(llm: Llama, tokens: list[int]) -> KeptState:
-    llm.reset()
-    llm.retention = None
-    if tokens:
-        llm.eval(tokens)
-    return KeptState(llm)
 
 
 def _try(

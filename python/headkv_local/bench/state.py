@@ -8,7 +8,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from headkv_local import StateError
+from headkv_local import Llama, StateError
 
 _SEQ = 0
 
@@ -30,6 +30,15 @@ class KeptState:
             raise StateError("the cache's state could not be put back")
         llm.input_ids[: len(self._tokens)] = self._tokens
         llm.n_tokens = len(self._tokens)
+
+    @classmethod
+    def of_beginning(cls, llm: Llama, tokens: list[int]) -> KeptState:
+        """Of the full cache behind these tokens, which are read."""
+        llm.reset()
+        llm.retention = None
+        if tokens:
+            llm.eval(tokens)
+        return cls(llm)
 
     def _pointer(self) -> ctypes._Pointer[ctypes.c_uint8]:
         return self._data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -76,7 +76,7 @@ def run(
 def _measured(llm: Llama, todo: Sequence[tuple[Prompt, Way]], recipes: dict[str, str]) -> Iterator[Outcome]:
     """Questions about one document."""
     for beginning, group in by_beginning(list({p.item.key: p for p, _ in todo}.values())):
-        state = _beginning(llm, beginning)
+        state = KeptState.of_beginning(llm, beginning)
         for prompt in group:
             for way in (way for p, way in todo if p is prompt):
                 yield _outcome(llm, prompt, way, recipes[way.label], state)
@@ -129,14 +129,6 @@ def _answer(llm: Llama, item: Item) -> list[int]:
             break
         llm.eval([token])
     return out
-
-
-def _beginning(llm: Llama, tokens: list[int]) -> KeptState:
-    llm.reset()
-    llm.retention = None
-    if tokens:
-        llm.eval(tokens)
-    return KeptState(llm)
 
 
 def _require_document(prompt: Prompt, way: Way) -> None:
