@@ -11,9 +11,9 @@ from random import Random
 from statistics import median
 from typing import Any, Literal
 
-from headkv_local import ArgumentError, Cancelled, Llama
+from headkv_local import Cancelled, Llama
 
-from .contexts import Setup, check_length, n_ctx_for, open_headkv
+from .contexts import Setup, check_length, n_ctx_for, open_headkv, require_compacted
 from .orders import MEMORY, NONE, Way, ways_of
 from .text import text_tokens
 from .timing import nearest_rank
@@ -112,8 +112,7 @@ def _measure(
             tell(f"prompt {n_prompt}, {way.label}, {doing}: {settings.cancels} cancels")
             _timed(begin())  # what is done once only
             figures = Figures(n_prompt, way, doing, _timed(begin()), n_steps)
-            if not llm.cache_stats().compacted:
-                raise ArgumentError(f"a budget of {settings.budget} keeps all of {n_prompt} prompt tokens")
+            require_compacted(llm.cache_stats(), settings.budget, n_prompt)
             _cancel_at_random(llm, begin, figures, settings)
             found.append(figures)
         return found

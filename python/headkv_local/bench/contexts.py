@@ -12,7 +12,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from headkv_local import ArgumentError, Llama, Retention
+from headkv_local import ArgumentError, CacheStats, Llama, Retention
 
 from ..llama import explained_load_errors
 from ..machine import default_threads
@@ -61,6 +61,12 @@ def open_stock(setup: Setup, n_ctx: int, flash_attn: bool = True) -> llama_cpp.L
 def n_ctx_for(n_tokens: int) -> int:
     """The size that llama.cpp would round up to anyway."""
     return -(-n_tokens // 256) * 256
+
+
+def require_compacted(stats: CacheStats, budget: int | str | None, n_prompt: int) -> None:
+    """Raises ArgumentError where the budget left nothing to measure."""
+    if not stats.compacted:
+        raise ArgumentError(f"a budget of {budget} keeps all of {n_prompt} prompt tokens")
 
 
 def check_length(llm: llama_cpp.Llama, n_tokens: int) -> None:

@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 import llama_cpp
 
-from headkv_local import ArgumentError, CacheStats, Retention
+from headkv_local import CacheStats, Retention
 
 from . import orders_memory
-from .contexts import Setup, check_length, n_ctx_for, open_headkv
+from .contexts import Setup, check_length, n_ctx_for, open_headkv, require_compacted
 from .text import text_tokens
 from .timing import in_turns, quartiles
 
@@ -157,6 +157,5 @@ def _timed(setup: Setup, n_prompt: int, budget: int | str, way: Way) -> tuple[fl
         llama_cpp.llama_synchronize(llm.ctx)
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         stats = llm.cache_stats()
-        if not stats.compacted:
-            raise ArgumentError(f"a budget of {budget} keeps all of {n_prompt} prompt tokens")
+        require_compacted(stats, budget, n_prompt)
         return wall, processor, stats

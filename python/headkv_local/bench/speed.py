@@ -9,10 +9,10 @@ from statistics import median
 
 import llama_cpp
 
-from headkv_local import ArgumentError, CacheStats, Llama, Retention
+from headkv_local import CacheStats, Llama, Retention
 
 from . import memory
-from .contexts import Setup, check_length, n_ctx_for, open_headkv, open_stock
+from .contexts import Setup, check_length, n_ctx_for, open_headkv, open_stock, require_compacted
 from .speed_figures import Samples, Speed
 from .state import KeptState
 from .text import text_tokens
@@ -78,8 +78,7 @@ def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> lis
                 stats[budget] = _compact(
                     ours, state, prompt, n_head, retention, settings.compactions, samples[budget]
                 )
-                if not stats[budget].compacted:
-                    raise ArgumentError(f"a budget of {budget} keeps all of {n_prompt} prompt tokens")
+                require_compacted(stats[budget], budget, n_prompt)
                 short = shorts.at(prompt[: _short_depth(settings, stats[budget])])
                 stock.n_tokens = n_prompt  # the next eval() drops what the last budget decoded
                 _decode(stock, ours, short, continuation, samples[budget])
