@@ -17,7 +17,7 @@ from ..bench.contexts import n_ctx_for
 from ..budgets import ModelShape
 from ..errors import ArgumentError, ModelError, ScoresError
 from ..llama import Llama
-from ..models import model_id
+from ..models import model_id, trained_context
 from ..retention import Retention
 from ..scores import HeadScores
 from ..settings import DEFAULTS
@@ -192,8 +192,7 @@ def _usable_lengths(options: Options, tell: Tell) -> tuple[int, ...]:
     """Looks at the model's metadata alone, which is there long before its weights are."""
     with Llama(options.model, vocab_only=True, n_ctx=64) as llm:
         Prompter(llm, options.plain)  # refuses a model without chat template
-        metadata = llm.metadata
-    trained = int(metadata.get(f"{metadata.get('general.architecture')}.context_length", 0))
+    trained = trained_context(options.model)
     usable = tuple(length for length in options.lengths if length + _ROOM <= trained)
     for length in options.lengths:
         if length not in usable:
