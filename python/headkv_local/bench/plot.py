@@ -6,20 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headkv_local import UnsupportedError
-
+from ..scoresfile.plot import require_matplotlib
 from .policies import FULL
 from .report import check_target
 
 
 def check(path: str) -> None:
     """Before the measuring. Raises UnsupportedError without matplotlib, OSError for a bad path."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UnsupportedError(
-            "--png needs matplotlib: pip install 'headkv-local[plot]', or matplotlib by itself"
-        ) from error
+    require_matplotlib()
     check_target(path)
 
 

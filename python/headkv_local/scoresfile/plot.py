@@ -17,15 +17,22 @@ def write_png(scores: HeadScores, path: str, *, force: bool = False) -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def heat_map(scores: HeadScores) -> Any:
-    """A Figure with a row for each layer that scores are of. Raises UnsupportedError without matplotlib."""
+def require_matplotlib() -> None:
+    """Raises UnsupportedError without it."""
     try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise UnsupportedError(
             "--png needs matplotlib: pip install 'headkv-local[plot]', or matplotlib by itself"
         ) from error
+
+
+def heat_map(scores: HeadScores) -> Any:
+    """A Figure with a row for each layer that scores are of. Raises UnsupportedError without matplotlib."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     n_layer, n_head = scores.scores.shape
     group = n_head // scores.n_head_kv
     figure = Figure(figsize=(2 + max(n_head, 8) / 4, 1.5 + max(n_layer, 8) / 5), layout="constrained")
