@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_json_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     report.write("the table", {"a": [1, 2]}, str(target))
     assert capsys.readouterr() == ("the table\n", "")
     assert json.loads(target.read_text(encoding="utf-8")) == {"a": [1, 2]}
+
+
+def test_a_file_is_replaced_as_a_whole_and_what_is_none_written_as_it_lies(tmp_path: Path) -> None:
+    target, link, pipe = (tmp_path / name for name in ("out.json", "link", "pipe"))
+    report.save({"a": 1}, str(target))
+    with pytest.raises(UnicodeEncodeError):
+        report.save({"a": "\ud83d"}, str(target))
+    assert json.loads(target.read_text()) == {"a": 1}
+    link.symlink_to(target)
+    report.save({"a": 2}, str(link))
+    assert (link.is_symlink(), json.loads(target.read_text())) == (True, {"a": 2})
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    report.save({"a": 3}, str(pipe))
+    assert json.loads(os.read(reader, 100)) == {"a": 3}
+    os.close(reader)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.json", "link", "pipe"}
 
 
 def test_json_to_stdout_leaves_it_pure(capsys: pytest.CaptureFixture[str]) -> None:

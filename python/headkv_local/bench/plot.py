@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..scoresfile.plot import require_matplotlib
 from .policies import FULL
-from .report import check_target
+from .report import check_target, writing
 
 
 def check(path: str) -> None:
@@ -35,7 +34,8 @@ def write_png(lines: Sequence[dict[str, Any]], path: str) -> None:
             axes.set_title(f"{label}, prompts of {length} tokens", fontsize="medium")
         row[0].set_ylim(-0.02, 1.02)
         row[1].set_ylim(bottom=0)
-    figure.savefig(Path(path), format="png", dpi=120)
+    with writing(path) as target:
+        figure.savefig(target, format="png", dpi=120)
 
 
 def _draw(axes: Any, lines: Sequence[dict[str, Any]], key: str) -> None:

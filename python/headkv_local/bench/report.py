@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from math import sqrt
@@ -16,6 +17,7 @@ from typing import Any
 import llama_cpp
 
 from headkv_local.devices import gpus
+from headkv_local.files import replacing
 from headkv_local.machine import cpu_name
 
 from .contexts import Setup
@@ -102,10 +104,27 @@ def save(data: dict[str, Any], target: str | None) -> None:
     if target == "-":
         sys.stdout.write(encoded)
     else:
-        try:
-            Path(target).write_text(encoded, encoding="utf-8")
-        except OSError as error:
-            raise OSError(f"{target} cannot be written: {error.strerror or error}") from error
+        with writing(target) as path:
+            path.write_text(encoded, encoding="utf-8")
+
+
+@contextmanager
+def writing(target: str) -> Iterator[Path]:
+    """Where to write it: beside the file, whose place it then takes as a whole.
+
+    Links, as /dev/stdout, and what is no file, as a pipe, are written as they lie; so is a file whose folder
+    takes no other one. Raises OSError that names the target.
+    """
+    path = Path(target)
+    as_it_lies = path.is_symlink() or (path.exists() and not path.is_file())
+    if not as_it_lies and os.access(path.parent, os.W_OK):
+        with replacing(path) as temporary:
+            yield temporary
+        return
+    try:
+        yield path
+    except OSError as error:
+        raise OSError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..policies import FULL
+from ..report import writing
 
 
 def write_png(lines: Sequence[dict[str, Any]], path: str) -> None:
@@ -20,7 +20,8 @@ def write_png(lines: Sequence[dict[str, Any]], path: str) -> None:
         _draw(axes, of_length)
         n_tasks = len(of_length[0]["able"]) if of_length else 0
         axes.set_title(f"{length} mean score, {n_tasks} tasks, 95 % intervals".strip(), fontsize="medium")
-    figure.savefig(Path(path), format="png", dpi=120)
+    with writing(path) as target:
+        figure.savefig(target, format="png", dpi=120)
 
 
 def _draw(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
