@@ -15,6 +15,7 @@ import pytest
 from headkv_local import default_model_path
 from headkv_local.doctor import check
 from headkv_local.doctor.build import Build
+from headkv_local.doctor.facts import facts
 from headkv_local.doctor.reference import Reference
 
 HEADKV = Path(sys.executable).parent / "headkv"
@@ -66,6 +67,17 @@ def test_the_installed_library_decodes_right() -> None:
     assert float(nmse[1]) < 2e-3
     for name in ("build", "CPU", "CPU features used", "memory", "NVIDIA driver", "library", "default model"):
         assert re.search(rf"^{name}: \S", text, re.M), name
+
+
+def test_a_report_holds_no_keys_and_no_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "sk-secret"
+    for name in ("HEADKV_SERVER_API_KEY", "HEADKV_CHAT_SYSTEM", "HEADKV_TOKEN", "LLAMA_API_KEY"):
+        monkeypatch.setenv(name, secret)
+    monkeypatch.setenv("GGML_CUDA_P2P", "1")
+    told = dict(facts(Build.installed(), {}))["environment"]
+    assert secret not in told
+    for word in ("GGML_CUDA_P2P=1", "HEADKV_CHAT_SYSTEM=...", "HEADKV_SERVER_API_KEY=..."):
+        assert word in told.split(", ")
 
 
 def test_without_the_default_model_the_library_is_asked_all_the_same(tmp_path: Path) -> None:

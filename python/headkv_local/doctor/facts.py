@@ -6,12 +6,22 @@ import hashlib
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from .. import __version__, library_dir, machine
 from ..errors import ModelError
 from ..models import default_model_path
 from .build import Build
+
+_SETTINGS: Final = ("HEADKV_CHAT_", "HEADKV_SERVER_")
+_STEER: Final = (
+    "HEADKV_DISABLE",
+    "GGML_",
+    "OMP_",
+    "CUDA_VISIBLE_DEVICES",
+    # not LLAMA_ as such: keys of other programs begin with it
+    *(f"LLAMA_{name}" for name in ("CPP_LIB_PATH", "ATTN_", "BATCH_", "GRAPH_", "KV_CACHE_", "TRACE")),
+)
 
 
 def facts(build: Build, about: dict[str, Any]) -> list[tuple[str, str]]:
@@ -48,8 +58,10 @@ def _features(info: str) -> str:
 
 
 def _environment() -> list[str]:
-    starts = ("HEADKV_", "GGML_", "LLAMA_", "CUDA_VISIBLE", "OMP_")
-    return [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(starts)]
+    """What steers the libraries, with its value. Of settings the names alone: they hold keys and texts."""
+    shown = {name: value for name, value in os.environ.items() if name.startswith(_STEER)}
+    set_ones = {name: "..." for name in os.environ if name.startswith(_SETTINGS)}
+    return [f"{name}={value}" for name, value in sorted((shown | set_ones).items())]
 
 
 def _model() -> str:
