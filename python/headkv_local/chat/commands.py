@@ -161,8 +161,8 @@ class Commands:
             self._console.note(note)
 
     def thinking(self, _: str) -> None:
-        turns = self._session.answered
-        thought = parted(turns[-1].answer)[0].strip() if turns else ""
+        last = self._session.answered[-1:]
+        thought = "".join(parted(turn.answer, turn.opened)[0] for turn in last).strip()
         self._console.note(thought or "The last answer has no thinking in it.")
 
     def kept(self, argument: str) -> None:

@@ -32,7 +32,8 @@ _STRETCH = 16 * 1024  # characters that are tokenized in one go to count them
 class Meter:
     """Counts and times of one answer. Times are those of time.perf_counter, 0.0 before they are known.
 
-    loop: what the answer has begun to repeat without end. opening: the end of the prompt.
+    loop: what the answer has begun to repeat without end. opening: the end of the prompt, "" where a form of
+    the answer does not go on from there: a block of thinking that a template has opened is none of its own.
     """
 
     prompt_tokens: int = 0
@@ -111,8 +112,8 @@ class ChatLlama(Llama):
     def generate(
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
     ) -> Generator[int, Sequence[int] | None, None]:
-        end = self.detokenize(list(tokens[-_OPENING:]), special=True).decode(errors="ignore")
-        meter = self.meter = Meter(prompt_tokens=len(tokens), started=time.perf_counter(), opening=end)
+        opening = "" if self.grammar is not None else self._text_of(tokens[-_OPENING:])
+        meter = self.meter = Meter(prompt_tokens=len(tokens), started=time.perf_counter(), opening=opening)
         for token in super().generate(tokens, *args, **kwargs):
             meter.last_at = time.perf_counter()
             meter.first_at = meter.first_at or meter.last_at
@@ -120,6 +121,9 @@ class ChatLlama(Llama):
             if self.loops is not None:
                 meter.loop = meter.loop or self.loops.add(token)
             yield token
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        return self.detokenize(list(tokens), special=True).decode(errors="ignore")
 
     def _prefilled(self, done: int, total: int) -> None:
         self.meter.read_tokens = done

@@ -16,6 +16,7 @@ from headkv_local.chat.options import MEMORY, Options
 from headkv_local.chat.render import counted
 from headkv_local.chat.repetition import LoopDetector
 from headkv_local.chat.saved import SavedChat
+from headkv_local.chat.thinking import opened_by
 from headkv_local.chat.turn import Answer, Event, Notice, Turn
 from headkv_local.chat.worker import Job
 from headkv_local.errors import ArchiveError, ContextFullError, StateError
@@ -245,8 +246,8 @@ class Session:
             return found, None
         loop = self.llm.meter.loop
         kept = loop.cut(found.text) if loop is not None else found.text
-        used = int(self.llm.n_tokens)
-        return found, Turn(documents=documents, question=question, answer=kept, used=used)
+        used, opened = int(self.llm.n_tokens), opened_by(self.llm.meter.opening)
+        return found, Turn(documents=documents, question=question, answer=kept, used=used, opened=opened)
 
     def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """What the model reads of them, with the system message."""

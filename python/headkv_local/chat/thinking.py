@@ -13,6 +13,11 @@ _BLOCKS: Final = {
 }
 
 
+def opened_by(prompt: str) -> str:
+    """The mark of the block that stands open at its end, "" for none."""
+    return next((begin for begin in _BLOCKS if prompt.rstrip().endswith(begin)), "")
+
+
 class Thinking:
     """Text goes in as it comes, and comes out as what was thought and what is answered.
 
@@ -21,7 +26,7 @@ class Thinking:
     """
 
     def __init__(self, prompt: str = "") -> None:
-        self._close = next((end for begin, end in _BLOCKS.items() if prompt.rstrip().endswith(begin)), "")
+        self._close = _BLOCKS.get(opened_by(prompt), "")
         self._held = ""
         self._known = bool(self._close)  # whether there is a block
         self._blank = False  # nothing has followed the block yet
@@ -67,10 +72,14 @@ class Thinking:
         return taken
 
 
-def parted(answer: str) -> tuple[str, str]:
-    """What of a whole answer is thought, and what is answered."""
-    opened = next((begin for begin, end in _BLOCKS.items() if end in answer), "")
-    begins = answer.lstrip().startswith(tuple(_BLOCKS))
-    stream = Thinking("" if begins else opened)
+def parted(answer: str, opened: str | None = None) -> tuple[str, str]:
+    """What of a whole answer is thought, and what is answered.
+
+    opened: as opened_by() says it of the prompt; None if that is not known.
+    """
+    if opened is None:
+        begins = answer.lstrip().startswith(tuple(_BLOCKS))
+        opened = "" if begins else next((begin for begin, end in _BLOCKS.items() if end in answer), "")
+    stream = Thinking(opened)
     (thought, said), (more_thought, more) = stream.feed(answer), stream.end()
     return thought + more_thought, said + more

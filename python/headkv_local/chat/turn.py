@@ -99,9 +99,14 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """A question that was answered, and stays in the chat. used: positions of the context up to its end."""
+    """A question that was answered, and stays in the chat.
+
+    used: positions of the context up to its end. opened: the mark of thinking that the prompt ended with, ""
+    for none, None where that is not known.
+    """
 
     documents: tuple[Document, ...]
     question: str
     answer: str
     used: int
+    opened: str | None = None

@@ -29,7 +29,7 @@ class Painter(Protocol):
 class View:
     """One answer on standard output.
 
-    prompt: the end of the prompt, once it is known. in_chat: there are commands.
+    prompt: the end of the prompt that the answer goes on from, once it is known. in_chat: there are commands.
     """
 
     def __init__(
