@@ -101,6 +101,19 @@ def test_settings_that_are_not_given_are_as_they_were(chats: Callable[..., Kept]
     assert (last.llm._seed, again.llm._seed) == (7, session.llm._seed)
 
 
+def test_a_session_has_its_model(
+    chat: Callable[..., subprocess.CompletedProcess[str]], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Before those of the environment and the configuration file; one on the command line holds."""
+    own, other = str(tiny()), str(tiny(n_layer=3))
+    (tmp_path / "chat.toml").write_text(f"model = {json.dumps(other)}\n")
+    again = (*SHORT, "--session", "kept", "-p", "Where?", "--config", "chat.toml")
+    assert chat("-m", own, *SHORT, "--session", "kept", "-p", "Why?").returncode == 0
+    gone = {"HEADKV_CHAT_MODEL": str(tmp_path / "chat.toml")}
+    assert [chat(*again, **env).returncode for env in ({}, gone)] == [0, 0]
+    assert "of the model" in chat(*again, "-m", other).stderr
+
+
 def test_a_session_of_python(chats: Callable[..., Kept], tiny_path: Path, tmp_path: Path) -> None:
     """And back: its messages are what create_chat_completion() takes."""
     path = tmp_path / "session"

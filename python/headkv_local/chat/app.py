@@ -81,10 +81,8 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
         options.retention()
     except ArgumentError as error:
         parser.error(str(error))
-    if options.model is not None and is_no_model(options.model):
-        raise ModelError(
-            f"'{options.model}' is no GGUF model; a document is given with -f: -f '{options.model}'"
-        )
+    if options.session is None:  # which may have another one
+        _require_model(options)
     question, given = _gather(options, parser, console)
     if question is None and not (console.err_tty or console.out_tty):
         parser.error(
@@ -101,6 +99,7 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     if chat is not None:
         settings = {**chat.settings, "model": model_of(chat, options)}
         options = options.completed(settings, f"the session {options.session}")
+    _require_model(options)
     if reason := set_aside(options.gpu_layers):
         console.note(reason)
     with _interrupts_end_the_process():
@@ -125,6 +124,13 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
             raise
         keeper.leave()
         return INTERRUPTED if answer.finish_reason == "interrupt" else OK
+
+
+def _require_model(options: Options) -> None:
+    if options.model is not None and is_no_model(options.model):
+        raise ModelError(
+            f"'{options.model}' is no GGUF model; a document is given with -f: -f '{options.model}'"
+        )
 
 
 @contextlib.contextmanager

@@ -155,7 +155,7 @@ def saved_at(path: str | None) -> SavedChat | None:
 
 def model_of(chat: SavedChat, options: Options) -> str:
     """The model's file: that of the command line, else where it was. Raises SessionError if it has gone."""
-    if options.model is not None:
+    if options.model is not None and options.sources.get("model") == FLAG:
         return options.model
     path = str(chat.settings["model"])
     if not os.path.exists(path):
