@@ -136,6 +136,39 @@ def test_a_session_of_python(chats: Callable[..., Kept], tiny_path: Path, tmp_pa
         assert llm.n_tokens > session.used_tokens > llm.cache_stats().prompt_tokens  # it was not read again
 
 
+DOC = {"type": "text", "text": "The pilot knows the rocks. " * 12, "document": True}
+Q = {"type": "text", "text": "Why?"}
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ([DOC, Q], ["-"]),
+        ([DOC, DOC, Q], ["-", "-"]),
+        ([DOC | {"name": "a.txt"}, Q], ["a.txt"]),
+        ([Q, DOC], ["-"]),
+        ([{"type": "text", "text": "Be brief."}, Q], []),
+    ],
+)
+def test_documents_of_python_stay_as_they_are(
+    chats: Callable[..., Kept], tiny_path: Path, tmp_path: Path, content: Any, names: list[str]
+) -> None:
+    """Nothing is read again, the messages are saved as they were, and /undo gives the documents back."""
+    path = tmp_path / "session"
+    asked = {"role": "user", "content": content}
+    with Llama(tiny_path, n_ctx=2048, n_threads=1, retention=Retention(budget=16)) as llm:
+        done: Any = llm.create_chat_completion([asked], max_tokens=8)
+        llm.save_session(path, messages=[asked, done["choices"][0]["message"]])
+    session, keeper = chats("--session", str(path))
+    read_tokens = ask(session, "Where?")[2]
+    assert read_tokens < 100
+    keeper.leave()
+    assert read_chat(str(path)).turns[0].content == content
+    session.undo()
+    assert session.undo().question.splitlines()[-1] == "Why?"
+    assert [(each.name, each.text) for each in session.documents] == [(name, DOC["text"]) for name in names]
+
+
 def broken(path: Path, tiny: Callable[..., Path], what: str) -> None:
     """Makes a session into one that cannot be used."""
     data = path.read_bytes()

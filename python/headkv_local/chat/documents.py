@@ -85,19 +85,27 @@ def compose(documents: Sequence[Document], question: str) -> str | list[dict[str
     return [*parts, {"type": "text", "text": question}]
 
 
-def decompose(content: Any) -> tuple[list[Document], Any]:
-    """The documents and the question of what compose() has made, or somebody else.
+def decompose(content: Any) -> tuple[list[Document], str]:
+    """The documents, and the question, of what compose() has made, or somebody else: in parts of any order.
 
-    Raises TypeError, KeyError and AttributeError for what is no such content.
+    Raises TypeError, KeyError, AttributeError and ValueError for what is no such content.
     """
-    if not isinstance(content, list):
-        return [], content
-    *parts, question = content
-    documents = [Document(part.get("name", STDIN), part["text"]) for part in parts]
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [(part, require_text(part["text"])) for part in parts]
+    documents = [
+        Document(require_text(part.get("name", STDIN)), text) for part, text in texts if part.get("document")
+    ]
     return [
         Document(document.name, document.text.removeprefix(f"{title}:\n\n" if title else ""))
         for document, title in zip(documents, _titles(documents), strict=True)
-    ], question["text"]
+    ], "\n".join(text for part, text in texts if not part.get("document"))
+
+
+def require_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value)[:40]!r} is no text")
+    value.encode()  # halves of a character are a ValueError
+    return value
 
 
 def _titles(documents: Sequence[Document]) -> list[str]:

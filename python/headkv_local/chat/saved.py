@@ -16,9 +16,10 @@ from typing import Any, Final
 
 from headkv_local import Retention, SessionError
 from headkv_local.chat.args import build_parser
-from headkv_local.chat.documents import Document, decompose
+from headkv_local.chat.documents import Document, decompose, require_text
 from headkv_local.chat.options import AUTO, MEMORY, OFF, Options, budget_text
 from headkv_local.chat.turn import Turn
+from headkv_local.messages import require_messages
 from headkv_local.sessions import Header, read_header
 from headkv_local.settings import DEFAULTS
 
@@ -77,16 +78,18 @@ def read_chat(path: str) -> SavedChat:
 
 
 def _chat_of(header: Header) -> SavedChat:
-    messages = list(header.messages)
+    messages = list(require_messages(header.messages))
     settings: dict[str, Any] = {
         "model": header.model_path,
         "ctx": header.context.get("n_ctx"),
-        "system": _text(messages.pop(0)["content"]) if messages and _role(messages[0]) == "system" else None,
+        "system": require_text(messages.pop(0)["content"])
+        if messages and messages[0]["role"] == "system"
+        else None,
         **_retained(header.retention),
     }
     if not messages:
         raise ValueError("it comes without messages")
-    if len(messages) % 2 or any(_role(m) != ("user", "assistant")[i % 2] for i, m in enumerate(messages)):
+    if len(messages) % 2 or any(m["role"] != ("user", "assistant")[i % 2] for i, m in enumerate(messages)):
         raise ValueError("its messages are not questions with an answer each")
     turns = tuple(_turn(*pair, header.n_tokens) for pair in zip(messages[::2], messages[1::2], strict=True))
     state = messages[-1].get("chat", {})
@@ -94,7 +97,8 @@ def _chat_of(header: Header) -> SavedChat:
     return SavedChat(
         turns=turns,
         documents=tuple(
-            Document(_text(each["name"]), _text(each["text"])) for each in state.get("documents", ())
+            Document(require_text(each["name"]), require_text(each["text"]))
+            for each in state.get("documents", ())
         ),
         settings=settings | _parsed(state.get("settings", {})),
         context={name: value for name, value in header.context.items() if name != "n_ctx"},
@@ -103,26 +107,16 @@ def _chat_of(header: Header) -> SavedChat:
     )
 
 
-def _role(message: Any) -> Any:
-    return message["role"]
-
-
 def _turn(question: Mapping[str, Any], answer: Mapping[str, Any], n_tokens: int) -> Turn:
     documents, text = decompose(question["content"])
     used = answer.get("used")
     return Turn(
-        documents=tuple(Document(_text(each.name), _text(each.text)) for each in documents),
-        question=_text(text),
-        answer=_text(answer["content"]),
+        documents=tuple(documents),
+        question=text,
+        content=question["content"],
+        answer=require_text(answer["content"]),
         used=used if type(used) is int and 0 < used <= n_tokens else n_tokens,
     )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{str(value)[:40]!r} is no text")
-    value.encode()  # halves of a character are a ValueError
-    return value
 
 
 def _retained(retention: Retention | None) -> dict[str, Any]:
@@ -143,5 +137,5 @@ def _parsed(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         if name in _SETTINGS:
             convert: Any = actions[name].type or str
-            parsed[name] = convert(_text(value))
+            parsed[name] = convert(require_text(value))
     return parsed

@@ -169,7 +169,9 @@ class Session:
         An answer that was stopped because it repeats itself is kept with the repeated text once.
         Raises HeadKVError; the turn is gone then, and the documents are still attached.
         """
-        answer, turn = self._ask(self._turns, tuple(self.documents), question, show)
+        documents = tuple(self.documents)
+        content = compose(documents, question)
+        answer, turn = self._ask(self._turns, documents, question, content, show)
         if turn is not None:
             self._turns.append(turn)
             self.documents.clear()
@@ -183,7 +185,7 @@ class Session:
         if not self._turns:
             raise StateError("there is no answer yet")
         last = self._turns[-1]
-        answer, turn = self._ask(self._turns[:-1], last.documents, last.question, show)
+        answer, turn = self._ask(self._turns[:-1], last.documents, last.question, last.content, show)
         if turn is not None:
             self._turns[-1] = turn
         return answer
@@ -219,13 +221,18 @@ class Session:
         return notice
 
     def _ask(
-        self, before: Sequence[Turn], documents: tuple[Document, ...], question: str, show: Show
+        self,
+        before: Sequence[Turn],
+        documents: tuple[Document, ...],
+        question: str,
+        content: str | list[dict[str, Any]],
+        show: Show,
     ) -> tuple[Answer, Turn | None]:
         """The answer, and the turn that it makes; None where it was stopped before its first token."""
         n_ctx = self.llm.n_ctx()
         if self.llm.count_tokens(question, n_ctx)[0] > n_ctx:  # before all of it is tokenized
             raise ContextFullError(f"the question does not fit into the context of {n_ctx} tokens")
-        messages = [*self.messages(before), _asking(documents, question)]
+        messages = [*self.messages(before), {"role": "user", "content": content}]
 
         def run() -> Answer:
             self.llm.loops = LoopDetector(question, self._text_of)
@@ -247,7 +254,9 @@ class Session:
         loop = self.llm.meter.loop
         kept = loop.cut(found.text) if loop is not None else found.text
         used, opened = int(self.llm.n_tokens), opened_by(self.llm.meter.opening)
-        return found, Turn(documents=documents, question=question, answer=kept, used=used, opened=opened)
+        return found, Turn(
+            documents=documents, question=question, content=content, answer=kept, used=used, opened=opened
+        )
 
     def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """What the model reads of them, with the system message."""
@@ -256,7 +265,7 @@ class Session:
             messages.append({"role": "system", "content": self.options.system})
         for turn in turns:
             messages += [
-                _asking(turn.documents, turn.question),
+                {"role": "user", "content": turn.content},
                 {"role": "assistant", "content": turn.answer},
             ]
         return messages
@@ -276,7 +285,3 @@ class Session:
 
     def _text_of(self, tokens: Sequence[int]) -> str:
         return self.llm.detokenize(list(tokens)).decode("utf-8", errors="ignore")
-
-
-def _asking(documents: Sequence[Document], question: str) -> dict[str, Any]:
-    return {"role": "user", "content": compose(documents, question)}

@@ -101,12 +101,14 @@ class Answer:
 class Turn:
     """A question that was answered, and stays in the chat.
 
-    used: positions of the context up to its end. opened: the mark of thinking that the prompt ended with, ""
-    for none, None where that is not known.
+    content: what the model has read of it, also of somebody else's session. documents, question: what of that
+    a user goes on with. used: positions of the context up to its end. opened: the mark of thinking that the
+    prompt ended with, "" for none, None where that is not known.
     """
 
     documents: tuple[Document, ...]
     question: str
+    content: Any
     answer: str
     used: int
     opened: str | None = None
