@@ -209,12 +209,28 @@ def test_a_folder(tmp_path: Path) -> None:
     found = read_documents(str(tmp_path))
     assert [document.text for document in found.documents] == ["two", "ten", "one in a circle", "a"]
     assert found.notes == [
-        f"{tmp_path}: 2 files left out: empty (is empty), z.bin (is not text: byte 0x00 at 0)."
+        f"{tmp_path}: 2 left out: empty (is empty), z.bin (is not text: byte 0x00 at 0)."
     ]
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "x").write_bytes(b"\x7fELF")
-    with pytest.raises(DocumentError, match="no document is in the folder '.*'; .*1 file left out: x .is"):
+    with pytest.raises(DocumentError, match="no document is in the folder '.*'; .*1 left out: x .is"):
         list(read_documents(str(tmp_path / "only")).documents)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """Also as root, whom no permission stops: here its path is too long."""
+    (tmp_path / "a.txt").write_text("a")
+    at = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(25):
+        os.mkdir("d" * 200, dir_fd=at)
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+    found = read_documents(str(tmp_path))
+    assert [document.text for document in found.documents] == ["a"]
+    (note,) = found.notes
+    assert note.endswith(" (cannot be read: File name too long).")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="others have none")

@@ -34,7 +34,7 @@ def test_in_a_terminal(terminal: Terminal, tiny: Callable[..., Path], tmp_path: 
     for line, reply in [
         (
             "/file docs",
-            r"docs: 1 file left out: c.bin \(is a program, and no text\)\. docs, 2 docu",
+            r"docs: 1 left out: c.bin \(is a program, and no text\)\. docs, 2 docu",
         ),
         ("Why?", rf"Thought for 3 words; /thinking shows them\. Head - one bold item .* End it\. {ANSWERED}"),
         ("/thinking", "/thinking First some words"),

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from headkv_local.chat.documents import STDIN, Document, DocumentError, read_document
 from headkv_local.chat.options import expand
-from headkv_local.chat.render import counted
 
-_NAMED: Final = 5  # files that are left out, with their reasons
+_NAMED: Final = 5  # files and folders that are left out, with their reasons
 _MOST_PASSED = 10_000  # files and folders that are no documents: nobody waits for the end of a disk
 _MADE_UP: Final = ("/proc", "/sys", "/dev")  # file systems without files of anybody
 
@@ -46,14 +45,18 @@ def read_documents(path: str) -> Found:
 
 def _in_folder(path: str, where: str, notes: list[str]) -> Iterator[Document]:
     left_out: list[str] = []
+
+    def leave_out(entry: str, reason: str) -> None:
+        left_out.append(f"{os.path.relpath(entry, where)} ({reason})")
+
     passed, is_empty = 0, True
-    for entry, is_file in _entries(where):
+    for entry, is_file in _entries(where, leave_out):
         document = None
         if is_file:
             try:
                 document = read_document(entry)
             except DocumentError as error:
-                left_out.append(f"{os.path.relpath(entry, where)} ({error.reason})")
+                leave_out(entry, error.reason)
         if document is None:
             passed += 1
             if passed > _MOST_PASSED:
@@ -69,21 +72,24 @@ def _in_folder(path: str, where: str, notes: list[str]) -> Iterator[Document]:
         yield document
     if left_out:
         more = [f"{len(left_out) - _NAMED} more"] * (len(left_out) > _NAMED)
-        files = counted(len(left_out), "file")
-        notes.append(f"{path}: {files} left out: {', '.join([*left_out[:_NAMED], *more])}.")
+        notes.append(f"{path}: {len(left_out)} left out: {', '.join([*left_out[:_NAMED], *more])}.")
     if is_empty:
         told = f"; {notes[-1]}" if notes else ""
         raise DocumentError(f"no document is in the folder '{path}'{told}", "is empty")
 
 
-def _entries(folder: str) -> Iterator[tuple[str, bool]]:
+def _entries(folder: str, leave_out: Callable[[str, str], None]) -> Iterator[tuple[str, bool]]:
     """The folders and the rest in them; whether it is a file that can be read.
 
-    Not behind linked folders, which could lead back, and nothing that the system makes up: that may wait, or
+    leave_out: takes a folder that cannot be read, and the reason. Not behind linked folders, which could lead back, and nothing that the system makes up: that may wait, or
     have no end.
     """
     made_up = {_device(path) for path in _MADE_UP if os.path.ismount(path)}
-    for at, folders, files in os.walk(folder):
+
+    def cannot_be_read(error: OSError) -> None:
+        leave_out(str(error.filename), f"cannot be read: {error.strerror or error}")
+
+    for at, folders, files in os.walk(folder, onerror=cannot_be_read):
         if _device(at) in made_up:
             folders.clear()
             continue
