@@ -167,6 +167,7 @@ def test_lines_and_quotes(terminal: Terminal, tiny_path: Path, tmp_path: Path) -
     terminal.type("C-d")
     assert terminal.exit_code() == 0
     assert "+a question" in history.read_text()
+    assert history.stat().st_mode & 0o777 == 0o600
     assert "half a line" not in history.read_text()
 
 

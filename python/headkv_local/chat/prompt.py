@@ -35,8 +35,8 @@ def open_history(path: str | None) -> History:
     if path is None:
         return InMemoryHistory()
     try:
-        with open(os.path.expanduser(path), "ab"):
-            pass
+        # what is typed is nobody else's; of a file that is there the mode stays
+        os.close(os.open(os.path.expanduser(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise HeadKVError(f"cannot write the history file '{path}': {cause}") from error
