@@ -208,9 +208,7 @@ def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "made-up").symlink_to("/proc/self/status")
     found = read_documents(str(tmp_path))
     assert [document.text for document in found.documents] == ["two", "ten", "one in a circle", "a"]
-    assert found.notes == [
-        f"{tmp_path}: 2 left out: empty (is empty), z.bin (is not text: byte 0x00 at 0)."
-    ]
+    assert found.notes == [f"{tmp_path}: 2 left out: empty (is empty), z.bin (is not text: byte 0x00 at 0)."]
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "x").write_bytes(b"\x7fELF")
     with pytest.raises(DocumentError, match="no document is in the folder '.*'; .*1 left out: x .is"):

@@ -81,8 +81,8 @@ def _in_folder(path: str, where: str, notes: list[str]) -> Iterator[Document]:
 def _entries(folder: str, leave_out: Callable[[str, str], None]) -> Iterator[tuple[str, bool]]:
     """The folders and the rest in them; whether it is a file that can be read.
 
-    leave_out: takes a folder that cannot be read, and the reason. Not behind linked folders, which could lead back, and nothing that the system makes up: that may wait, or
-    have no end.
+    Not behind linked folders, which could lead back, and nothing that the system makes up: that may wait, or
+    have no end. leave_out: takes a folder that cannot be read, and the reason.
     """
     made_up = {_device(path) for path in _MADE_UP if os.path.ismount(path)}
 
