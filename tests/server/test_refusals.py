@@ -15,7 +15,8 @@ import openai
 import pytest
 from serving import Running, failing, serving, until
 
-from headkv_local import Llama
+from headkv_local import ArgumentError, Llama
+from headkv_local.server.args import build_parser, parse
 from headkv_local.server.bodies import ChatBody
 from headkv_local.server.errors import Refusal
 from headkv_local.server.grammars import require_grammars
@@ -296,6 +297,20 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
             found, said = failing(tmp_path, *given)
             assert (found, words in said) == (code, True), said
             assert said.count("\n") == 1
+
+
+def test_lists_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADKV_SERVER_CORS_ORIGINS", "http://localhost:3000")
+    monkeypatch.setenv("HEADKV_SERVER_KV_OVERRIDES", '["a=str:b c"]')
+    for split in ("0.5,0.5", "0.5 0.5", " 0.5, 0.5 ", "[0.5, 0.5]"):
+        monkeypatch.setenv("HEADKV_SERVER_TENSOR_SPLIT", split)
+        server, (model,) = parse(["x.gguf"], build_parser())
+        assert server.cors_origins == ["http://localhost:3000"]
+        assert (model.tensor_split, model.kv_overrides) == ([0.5, 0.5], ["a=str:b c"])
+    for name, value in (("CORS_ORIGINS", "[http://"), ("TENSOR_SPLIT", "much"), ("CHAT_TEMPLATE_KWARGS", "no")):
+        with monkeypatch.context() as patched, pytest.raises(ArgumentError, match=f"^--{name.lower()}"):
+            patched.setenv(f"HEADKV_SERVER_{name}", value)
+            parse(["x.gguf"], build_parser())
 
 
 def test_two_servers_do_not_share_a_folder(tiny_path: Path, tmp_path: Path) -> None:

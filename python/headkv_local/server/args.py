@@ -17,6 +17,7 @@ from .settings import (
     ModelSettings,
     ServerSettings,
     explained,
+    holds,
     read_config,
 )
 
@@ -26,10 +27,10 @@ rows. Conversations are kept apart: each goes on where it was, and reads only wh
 """
 
 _EPILOG = f"""\
-Each setting can also be given in the environment, as {ENVIRONMENT}PORT for --port. _ may be written for - in
-options, and "--page false" for --no-page. A --config-file is JSON or YAML: settings of the server, and
-"models", a list of objects with settings of a model. Exit codes: 0 done, 1 failed, 2 wrong usage,
-130 interrupted.
+Each setting can also be given in the environment, as {ENVIRONMENT}PORT for --port; of a list the items
+with commas or blanks between them. _ may be written for - in options, and "--page false" for --no-page.
+A --config-file is JSON or YAML: settings of the server, and "models", a list of objects with settings of
+a model. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 _SHORT = {
@@ -81,19 +82,15 @@ def _add(parser: argparse.ArgumentParser, title: str, owner: type[BaseModel], na
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = "VALUE"
-            if _holds(owner, name, "list"):
+            if holds(owner, name, "list"):
                 options["nargs"] = "*"
-            elif _holds(owner, name, "dict"):
+            elif holds(owner, name, "dict"):
                 options |= {"type": _object, "metavar": "JSON"}
         group.add_argument(*flags, **options)
 
 
 def _is_bool(owner: type[BaseModel], name: str) -> bool:
     return owner.model_fields[name].annotation is bool
-
-
-def _holds(owner: type[BaseModel], name: str, kind: str) -> bool:
-    return f"{kind}[" in str(owner.model_fields[name].annotation).lower()
 
 
 def _object(text: str) -> dict[str, Any]:

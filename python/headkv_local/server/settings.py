@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from llama_cpp.server import settings as stock
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from ..errors import ArgumentError
 from ..settings import AUTO, DEFAULT_BUDGET, MAX_CTX_BYTES, parse_budget
@@ -29,7 +35,34 @@ def _context(value: Any) -> int | str | None:
     raise ValueError(f'it is a number of tokens, 0 or "{AUTO}", not {value!r}')
 
 
-class ModelSettings(stock.ModelSettings):  # type: ignore[misc]
+def holds(owner: type[BaseModel], name: str, kind: str) -> bool:
+    """Whether this setting is a "list", or a "dict"."""
+    return f"{kind}[" in str(owner.model_fields[name].annotation).lower()
+
+
+class _Environment(EnvSettingsSource):
+    """Lists as on the command line, or as JSON. What is no JSON is handed on: its setting refuses it."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        if holds(self.settings_cls, field_name, "list") and not value.lstrip().startswith("["):
+            return value.replace(",", " ").split()
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
+class _FromEnvironment:
+    """Settings that are not given are in the environment."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls)
+
+
+class ModelSettings(_FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
     """Of one model. Where stock's defaults suit a server without retention they are others here."""
 
     model_config = _CONFIG
@@ -105,7 +138,7 @@ class ModelSettings(stock.ModelSettings):  # type: ignore[misc]
         return str(self.model_alias or Path(self.model).name.removesuffix(".gguf"))
 
 
-class ServerSettings(stock.ServerSettings):  # type: ignore[misc]
+class ServerSettings(_FromEnvironment, stock.ServerSettings):  # type: ignore[misc]
     """Of the server."""
 
     model_config = _CONFIG
