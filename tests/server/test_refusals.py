@@ -32,7 +32,7 @@ CHAT = "/v1/chat/completions"
 def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("server")
     arguments = (tiny_path, *SMALL, "--ctx", 512, "--max-body", "64KiB")
-    with serving(folder, *arguments, HEADKV_SERVER_API_KEY="secret") as running:
+    with serving(folder, *arguments, HEADKV_SERVER_API_KEY=" secret\n") as running:  # as out of a file
         yield running
 
 
@@ -307,7 +307,11 @@ def test_lists_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         server, (model,) = parse(["x.gguf"], build_parser())
         assert server.cors_origins == ["http://localhost:3000"]
         assert (model.tensor_split, model.kv_overrides) == ([0.5, 0.5], ["a=str:b c"])
-    for name, value in (("CORS_ORIGINS", "[http://"), ("TENSOR_SPLIT", "much"), ("CHAT_TEMPLATE_KWARGS", "no")):
+    for name, value in (
+        ("CORS_ORIGINS", "[http://"),
+        ("TENSOR_SPLIT", "much"),
+        ("CHAT_TEMPLATE_KWARGS", "no"),
+    ):
         with monkeypatch.context() as patched, pytest.raises(ArgumentError, match=f"^--{name.lower()}"):
             patched.setenv(f"HEADKV_SERVER_{name}", value)
             parse(["x.gguf"], build_parser())

@@ -202,8 +202,10 @@ class ServerSettings(_FromEnvironment, stock.ServerSettings):  # type: ignore[mi
 
     @model_validator(mode="after")
     def _check(self) -> ServerSettings:
-        if self.api_key is not None and not self.api_key.strip():
-            raise ValueError("api_key is empty")
+        if self.api_key is not None:
+            self.api_key = self.api_key.strip()  # with the line end of a file no client would have it
+            if not self.api_key:
+                raise ValueError("api_key is empty")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise ValueError("ssl_keyfile and ssl_certfile go together: HTTPS needs both")
         if self.body_bytes < 1:
