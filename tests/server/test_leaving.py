@@ -169,6 +169,40 @@ def test_it_stops_with_the_program_that_started_it(tiny_path: Path, tmp_path: Pa
     process.stdout.close()
 
 
+SLOW = """
+import sys, time
+from headkv_local.server import main, models
+def load(*_):
+    print("loading", flush=True)
+    time.sleep(100)
+models.Models._load = staticmethod(load)
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130), ("stdin", 0)]
+)
+def test_a_model_that_is_loaded_is_not_waited_for(
+    tiny_path: Path, tmp_path: Path, how: Any, code: int
+) -> None:
+    command = [sys.executable, "-c", SLOW, str(tiny_path), "--port", "0", "--stop-with-stdin"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([*command, "--sessions", str(tmp_path)], env=environment(), **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        while process.stdout.readline() != b"loading\n":
+            assert process.poll() is None
+        if how == "stdin":
+            process.stdin.close()
+        else:
+            process.send_signal(how)
+        try:
+            assert process.wait(30) == code
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("why", ["interrupted", "no model"])
 def test_it_ends_by_itself_while_that_program_runs(tiny_path: Path, tmp_path: Path, why: str) -> None:
     model = tiny_path

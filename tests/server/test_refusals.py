@@ -195,6 +195,7 @@ def test_keys(server: Running, client: httpx.Client) -> None:
         assert stranger.post(CHAT, content="{").status_code == 401
         assert stranger.get("/health").json()["status"] == "ok"
         assert stranger.get("/").status_code == 200
+        assert [stranger.head(path).status_code for path in ("/health", "/", "/metrics")] == [200, 200, 401]
         assert stranger.get("/v1/models", headers={"X-Api-Key": "wrong"}).status_code == 401
         assert stranger.get("/v1/models", headers={"X-Api-Key": "secret"}).status_code == 200
     with server.client("wrong") as wrong, pytest.raises(openai.AuthenticationError, match="key is wrong"):

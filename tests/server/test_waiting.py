@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import uvicorn
+from fastapi.testclient import TestClient
 from serving import TIMEOUT, until
 
 from headkv_local.server import create_app
@@ -60,6 +61,19 @@ def test_figures_of_a_model_that_is_freed_meanwhile(tiny_path: Path, tmp_path: P
         llm.close()
         assert client.get("/metrics").status_code == 200
         assert client.get("/v1/models").status_code == 200
+
+
+def test_a_model_that_cannot_be_loaded_in_a_server_of_somebody_else(tmp_path: Path) -> None:
+    """Which goes on."""
+    app = create_app(ServerSettings(sessions=str(tmp_path)), [ModelSettings(model="gone.gguf")])
+    with TestClient(app, base_url="http://localhost") as client:
+        until(lambda: app.state.service.failed is not None, "the failure")
+        told = client.get("/health")
+        assert (told.status_code, told.json()["status"]) == (503, "failed")
+        refused = client.post("/v1/chat/completions", json=ASKED)
+        assert (refused.status_code, "Retry-After" in refused.headers) == (503, False)
+        assert refused.json()["error"]["code"] == "model_failed"
+        assert "there is no model gone.gguf" in refused.json()["error"]["message"]
 
 
 def test_a_save_makes_way_for_who_comes(tiny_path: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from ..errors import ArgumentError, HeadKVError
-from ..exits import FAILED, INTERRUPTED, told
+from ..exits import FAILED, INTERRUPTED, OK, told
 
 _GRACE = 5  # seconds for answers that are on their way when the server stops
 
@@ -48,7 +48,7 @@ def _serve(settings: Any, models: Any) -> int:
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            """A prompt of minutes is not waited for."""
+            """A prompt of minutes is not waited for, nor a model that is loaded."""
             service.stop()
             super().handle_exit(sig, frame)
 
@@ -80,11 +80,17 @@ def _serve(settings: Any, models: Any) -> int:
         if settings.stop_with_stdin:
             threading.Thread(target=_watch_stdin, args=(service, leave), daemon=True).start()
         print(f"headkv-server listens on {url_of(listener, settings.ssl_certfile is not None)}", flush=True)
-        server.run([listener])
+        code = OK
+        try:
+            server.run([listener])
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        if service.loading:
+            os._exit(code)  # Python's own end would wait for the thread that loads
     if service.failed is not None:
         print(f"headkv-server: {service.failed}", file=sys.stderr)
         return FAILED
-    return 0
+    return code
 
 
 def _require_certificate(certificate: str | None, key: str | None) -> None:

@@ -39,6 +39,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
         self.default = models[0].alias
         self.loaded: Served | None = None
         self.name: str | None = None
+        self.loading = False
         self.usual: Settings | None = None
         self.archive_file: str | None = None
 
@@ -58,6 +59,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
         if self.loaded is not None and self.name == name:
             return self.loaded
         self.free()
+        self.loading = True
         try:
             return self._made(name)
         except Cancelled:
@@ -65,6 +67,8 @@ class Models(LlamaProxy):  # type: ignore[misc]
         except (HeadKVError, OSError, ValueError, AssertionError, ImportError) as error:
             reason = str(error) or type(error).__name__
             raise Refusal(503, f"{name} cannot be loaded: {reason}", "model_failed") from error
+        finally:
+            self.loading = False
 
     def _made(self, name: str) -> Served:
         settings = self.settings[name]

@@ -38,6 +38,11 @@ class Service:
         self._loading: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
 
+    @property
+    def loading(self) -> bool:
+        """Whether a model is, the first one or another: there is no conversation then that is not kept."""
+        return self.models.loading or not (self.ready or self.failed)
+
     @asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
         """Loads the first model while the server answers already; keeps the conversations at the end."""
@@ -47,8 +52,10 @@ class Service:
         self.stop()
         if self._idle is not None:
             self._idle.cancel()
-        await loop.run_in_executor(self._thread, self.models.free)
-        self._thread.shutdown()
+        freed = self._thread.submit(self.models.free)
+        if not self.loading:  # else nobody wants to wait for it
+            await asyncio.wrap_future(freed)
+        self._thread.shutdown(wait=False)
 
     async def _load(self) -> None:
         try:
@@ -65,6 +72,8 @@ class Service:
         """Begin with a request's work. Raises Refusal where that cannot be."""
         if self.stopping:
             raise Refusal(503, "the server stops", "stopping")
+        if self.failed is not None:
+            raise Refusal(503, self.failed, "model_failed")
         if not self.ready:
             raise Refusal(503, "the model is still being loaded", "loading", headers={"Retry-After": "1"})
         self.line.require_room()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,37 +27,52 @@ router = APIRouter(route_class=Route)
 page = APIRouter(route_class=Route)
 
 
+def _read(router: APIRouter, path: str, **told: Any) -> Callable[[Any], Any]:
+    """A route for GET and HEAD."""
+
+    def add(function: Any) -> Any:
+        router.head(path, include_in_schema=False)(function)
+        return router.get(path, **told)(function)
+
+    return add
+
+
 def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-@router.get("/health", tags=["Status"])
+@_read(router, "/health", tags=["Status"])
 async def health(request: Request) -> Response:
-    """200 once requests are answered, 503 before and at the end. Needs no key."""
+    """200 once requests are answered, 503 before and at the end, or where the model cannot be loaded.
+
+    Needs no key.
+    """
     service = _service(request)
-    status = "stopping" if service.stopping else "ok" if service.ready else "loading"
+    status = "ok" if service.ready else "loading" if service.failed is None else "failed"
+    if service.stopping:
+        status = "stopping"
     told = {"status": status, "version": __version__}
     if service.ready:
         told["model"] = service.models.name or service.models.default
     return JSONResponse(told, 200 if status == "ok" else 503)
 
 
-@router.get("/metrics", tags=["Status"])
+@_read(router, "/metrics", tags=["Status"])
 async def metrics(request: Request) -> Response:
     """In Prometheus' text format."""
     text = await exposition(_service(request))
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@router.get("/v1/models", tags=["OpenAI V1"])
+@_read(router, "/v1/models", tags=["OpenAI V1"])
 async def list_models(request: Request) -> Response:
     service = _service(request)
     data = [await asyncio.to_thread(_model, service, name) for name in service.models.settings]
     return JSONResponse({"object": "list", "data": data})
 
 
-@router.get("/v1/models/{name:path}", tags=["OpenAI V1"])
+@_read(router, "/v1/models/{name:path}", tags=["OpenAI V1"])
 async def get_model(request: Request, name: str) -> Response:
     service = _service(request)
     return JSONResponse(await asyncio.to_thread(_model, service, service.models.known(name)))
@@ -88,7 +104,7 @@ def _model(service: Service, name: str) -> dict[str, Any]:
     return told
 
 
-@page.get("/", include_in_schema=False)
+@_read(page, "/", include_in_schema=False)
 async def chat() -> Response:
     if not _PAGE.is_file():
         raise Refusal(404, "the page is not part of this installation")
