@@ -14,9 +14,11 @@ INTERRUPTED: Final = 130
 
 
 def told(error: Exception, command: str = "headkv") -> int:
-    """Say on standard error why a command ends, and the code that it ends with.
-
-    Options that cannot be used are wrong usage, also where only the model shows that they cannot.
-    """
+    """Say on standard error why a command ends, and the code that it ends with."""
     print(f"{command}: {error}", file=sys.stderr)
+    return code_of(error)
+
+
+def code_of(error: Exception) -> int:
+    """Options that cannot be used are wrong usage, also where only the model shows that they cannot."""
     return MISUSED if isinstance(error, ArgumentError) and not isinstance(error, DataError) else FAILED

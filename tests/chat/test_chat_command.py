@@ -105,6 +105,15 @@ def test_bad_model(chat: Chat, tmp_path: Path, content: bytes | None) -> None:
     assert re.fullmatch(r"error: .*model\.gguf.*\n", done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--json-schema", '{"type": "wat"}'), ("--budget", "0.001MiB")]
+)
+def test_options_that_only_the_model_refuses(chat: Chat, tiny_path: Path, option: str, value: str) -> None:
+    done = chat(str(tiny_path), "-p", "hi", option, value)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: .*\n", done.stderr)
+
+
 @pytest.mark.parametrize("argv", [["{}"], ["{}", "-p", "hi"], ["-m", "{}", "-p", "hi"]])
 def test_a_document_in_the_place_of_the_model(chat: Chat, document: Path, argv: list[str]) -> None:
     done = chat(*(word.format(document) for word in argv))

@@ -22,7 +22,7 @@ from headkv_local.chat.options import Options
 from headkv_local.chat.signatures import is_no_model
 from headkv_local.chat.wording import sentence
 from headkv_local.errors import ArgumentError, HeadKVError, ModelError
-from headkv_local.exits import FAILED, INTERRUPTED, OK
+from headkv_local.exits import FAILED, INTERRUPTED, OK, code_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,6 +67,7 @@ def _run(argv: list[str] | None) -> int:
         console.error(sentence(error, options))
         if options.verbose and not isinstance(error, HeadKVError):
             traceback.print_exc()
+        return code_of(error)
     return FAILED
 
 
