@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from headkv_local import ArgumentError, Retention
@@ -98,6 +100,12 @@ def test_everything_given() -> None:
 def test_budget(text: str, budget: int | str | None) -> None:
     assert parse_budget(text) == budget
     assert parse_budget(budget_text(budget)) == budget
+
+
+def test_a_path_begins_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/user")
+    given = options("-m", "~/m", "--session=~/s", "--archive=~/a", "--scores=~/h", "--config", os.devnull)
+    assert [given.model, given.session, given.archive, given.scores] == [f"/home/user/{c}" for c in "msah"]
 
 
 def test_full_budget_is_no_retention() -> None:
