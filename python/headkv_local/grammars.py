@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import textwrap
 from typing import Any, Final
 
 import llama_cpp
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
+from ._core.logging import collected_errors
 from .errors import ArgumentError
 
 MOST_BYTES: Final = 2**20  # of a grammar
@@ -21,6 +23,7 @@ _MOST_TIMES: Final = 2000  # that something may be repeated: the converter and t
 _COUNTS: Final = ("minItems", "maxItems", "minLength", "maxLength")
 _QUANTIFIER: Final = re.compile(r"\{\s*\d*\s*,?\s*\d*\s*\}")
 _SHOWN: Final = 200  # characters of a reason
+_PREFIX: Final = re.compile(r"^\w+: (error parsing grammar: )?", re.MULTILINE)
 _TOO_DEEP: Final = "the JSON schema is nested too deeply"
 
 _SYMBOL: Final = re.compile(
@@ -99,16 +102,24 @@ def require_bounded(grammar: str) -> None:
 def require_compiled(vocab: Any, grammar: str, root: str = "root") -> None:
     """Raises ArgumentError for a grammar that llama.cpp does not compile for this vocabulary.
 
-    A sampler of such a grammar is a null pointer, which it would read.
+    A sampler of such a grammar is a null pointer, which it would read. The reason is what it logs: it writes
+    some to standard error instead, which belongs to the whole process.
     """
     require_bounded(grammar)
-    try:
-        made = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), root.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise ArgumentError("it has half a character, which is no text in UTF-8") from None
+    with collected_errors() as said:
+        try:
+            made = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), root.encode("utf-8"))
+        except UnicodeEncodeError:
+            raise ArgumentError("it has half a character, which is no text in UTF-8") from None
     if not made:
-        raise ArgumentError("llama.cpp does not take it")
+        raise ArgumentError(reason_of("\n".join(said)) or "llama.cpp does not take it")
     llama_cpp.llama_sampler_free(made)
+
+
+def reason_of(said: str) -> str:
+    """What llama.cpp's lines say of a grammar, without its functions' names; "" where that is nothing."""
+    text = " ".join(_PREFIX.sub("", said).split())
+    return textwrap.shorten(text, _SHOWN, placeholder=" ...")
 
 
 def _times(quantifier: str) -> int:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import tempfile
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
-import llama_cpp
 from llama_cpp.llama_grammar import LlamaGrammar
 
 from headkv_local.chat.options import Options, expand
 from headkv_local.errors import ArgumentError
-from headkv_local.grammars import MOST_BYTES, from_schema, require_bounded
-
-_SHOWN: Final = 120  # characters of a reason
-_PREFIX: Final = re.compile(r"^\w+: (error parsing grammar: |failed to parse grammar)?", re.MULTILINE)
+from headkv_local.grammars import MOST_BYTES, from_schema, reason_of, require_compiled
 
 
 def compiled(options: Options, vocab: Any) -> LlamaGrammar | None:
@@ -55,47 +48,33 @@ def _text_of(given: str, mark: str, what: str) -> str:
 
 def _checked(text: str, what: str, vocab: Any) -> LlamaGrammar:
     """llama.cpp would go on without a grammar that it cannot parse, and crash."""
-    try:
-        require_bounded(text)
-    except ArgumentError as error:
-        raise ArgumentError(f"{what} does not compile: {error}") from None
-    grammar = LlamaGrammar.from_string(text, verbose=False)
-    with _said_by_the_library() as said:
-        sampler = llama_cpp.llama_sampler_init_grammar(vocab, text.encode(), grammar._root.encode())
-    if not sampler:
-        lines = " ".join(_PREFIX.sub("", "\n".join(said)).split())
-        reason = textwrap.shorten(lines, _SHOWN, placeholder=" ...")
-        raise ArgumentError(f"{what} does not compile: {reason or 'llama.cpp gives no reason'}")
-    llama_cpp.llama_sampler_free(sampler)
-    return grammar
+    with _standard_error_aside() as written:
+        try:
+            require_compiled(vocab, text)
+        except ArgumentError as error:
+            reason = str(error)
+        else:
+            reason = ""
+    if reason:
+        raise ArgumentError(f"{what} does not compile: {reason_of(''.join(written)) or reason}")
+    return LlamaGrammar.from_string(text, verbose=False)
 
 
 @contextmanager
-def _said_by_the_library() -> Iterator[list[str]]:
-    """What llama.cpp logs and writes to standard error meanwhile: it tells reasons in both places."""
-    said: list[str] = []
-    log, handler = logging.getLogger("headkv_local.llama_cpp"), logging.Handler(logging.ERROR)
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    log.addHandler(handler)
-    try:
-        with tempfile.TemporaryFile() as file, _standard_error_in(file.fileno()):
-            yield said
-            file.seek(0)
-            said.insert(0, file.read().decode("utf-8", errors="replace"))
-    finally:
-        log.removeHandler(handler)
-
-
-@contextmanager
-def _standard_error_in(descriptor: int) -> Iterator[None]:
+def _standard_error_aside() -> Iterator[list[str]]:
+    """What anybody has written there meanwhile, once that is over: llama.cpp tells some reasons there."""
+    written: list[str] = []
     try:
         before = os.dup(2)
     except OSError:  # it is closed
-        yield
+        yield written
         return
-    os.dup2(descriptor, 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield written
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+        file.seek(0)
+        written.append(file.read().decode("utf-8", errors="replace"))
