@@ -17,17 +17,30 @@ def require_messages(messages: Any) -> list[Mapping[str, Any]]:
     Each has a role, and a content: a text, or a list of parts that have a type; those of the type "text" have
     a text. An assistant that calls tools needs no content. There may be no messages.
     """
-    if not isinstance(messages, list | tuple):
-        raise ArgumentError(f"messages must be a list of chat messages, not {_shown(messages)}")
-    messages = [plain(message) for message in messages]
+    messages = listed(messages)
     for i, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ArgumentError(f"message {i} is none: it must have a role, and {_NEEDED}: {_shown(message)}")
+        if not isinstance(message.get("role"), str):
+            raise _no_message(i, message)
         _require_content(message, f"message {i} ({message['role']})")
     return messages
 
 
-def plain(message: Any) -> Any:
+def listed(messages: Any) -> list[Mapping[str, Any]]:
+    """The messages as a list, whatever is in them. ArgumentError for what is no list of objects."""
+    if not isinstance(messages, list | tuple):
+        raise ArgumentError(f"messages must be a list of chat messages, not {_shown(messages)}")
+    messages = [_plain(message) for message in messages]
+    for i, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping):
+            raise _no_message(i, message)
+    return messages
+
+
+def _no_message(number: int, message: Any) -> ArgumentError:
+    return ArgumentError(f"message {number} is none: it must have a role, and {_NEEDED}: {_shown(message)}")
+
+
+def _plain(message: Any) -> Any:
     """A message as a dict where it is an object of pydantic, as those of OpenAI's client are."""
     dump = getattr(message, "model_dump", None)
     return message if dump is None else dump(exclude_none=True)

@@ -348,9 +348,10 @@ def test_bad_files_and_calls_are_refused_and_leave_the_context(
         llm.save_session(tmp_path / "a")
     llm.prefill(TOKENS[:300])
     mask = llm.retention_mask()
-    for messages in ("text", {"role": "user"}, [1], [{"role": {1}}], [{"x": float("nan")}]):
-        with pytest.raises(ArgumentError, match="messages"):
+    for messages in ("text" * 99, {"role": "user"}, [1], [{"role": {1}}], [{"x": float("nan")}]):
+        with pytest.raises(ArgumentError, match="message") as refused:
             llm.save_session(tmp_path / "a", messages=messages)  # type: ignore[arg-type]
+        assert len(str(refused.value)) < 150
     llm.on_prefill = lambda _, __: llm.save_session(tmp_path / "a")
     with pytest.raises(StateError, match="in a callback"):
         llm.prefill([*TOKENS[:200], *random_tokens(50, seed=1)])

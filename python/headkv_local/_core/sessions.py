@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, Cancelled, SessionError, StateError
-from ..messages import plain
+from ..messages import listed
 from ..stats import PromptRecord
 from . import native
 from .native.session import Held, SessionFile, Told, write
@@ -32,7 +32,7 @@ def save(
         if llm.n_tokens == 0 or llm._compactor.n_tokens != llm.n_tokens:
             raise StateError("there is nothing to save: the context holds no tokens, or others")
         record = _record_to_save(llm)
-        weights, said = llm._weights, _list_of(messages)
+        weights, said = llm._weights, listed(messages)
         header = to_json(context_of(llm), weights.adapter, llm.retention, int(llm._seed), record, said)
         where, n_prompt = os.path.abspath(llm.model_path), record.n_tokens or 0
         told = Told(weights.model, where, header, n_prompt)
@@ -116,9 +116,3 @@ def _load(llm: Any, session: SessionFile, header: Header) -> None:
             llm.scores[:] = 0
         llm._prompts.record = replace(header.prompt, logits=held.prompt_logits, recurrent=held.prompt_state)
         llm._seed, llm._session_messages = header.seed, header.messages
-
-
-def _list_of(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
-    if isinstance(messages, str | Mapping) or not all(isinstance(plain(m), Mapping) for m in messages):
-        raise ArgumentError(f"messages must be a list of chat messages, not {messages!r}")
-    return [dict(plain(message)) for message in messages]
