@@ -97,7 +97,9 @@ CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
         (ASKED | {"scores": "/etc/passwd"}, "scores"),
         (ASKED | {"scores": [[1.0, 2.0]]}, "scores"),
         (ASKED | {"budget": "full", "archive": "memory"}, "full"),
-        (ASKED | {"logit_bias": {"999999": 1.0}}, "logit_bias"),
+        (ASKED | {"logit_bias": {"999999": 1.0}}, "token 999999 is none of the model's"),
+        (ASKED | {"logit_bias": {"-1": 1.0}}, "token -1 is none of the model's"),
+        (ASKED | {"logit_bias": {"a": 1.0}}, "logit_bias"),
         (ASKED | {"response_format": {"type": "json_object", "schema": SCHEMA}}, "schema cannot be compiled"),
         (ASKED | {"response_format": {"type": "json_schema", "json_schema": {}}}, "schema"),
         (ASKED | {"tools": [TOOL]} | CHOSEN, "'f': the JSON schema cannot be compiled"),
@@ -313,9 +315,10 @@ def test_lists_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("TENSOR_SPLIT", "much"),
         ("CHAT_TEMPLATE_KWARGS", "no"),
     ):
-        with monkeypatch.context() as patched, pytest.raises(ArgumentError, match=f"^--{name.lower()}"):
+        with monkeypatch.context() as patched:
             patched.setenv(f"HEADKV_SERVER_{name}", value)
-            parse(["x.gguf"], build_parser())
+            with pytest.raises(ArgumentError, match=f"^--{name.lower()}"):
+                parse(["x.gguf"], build_parser())
 
 
 def test_two_servers_do_not_share_a_folder(tiny_path: Path, tmp_path: Path) -> None:

@@ -71,9 +71,6 @@ class _Kept(BaseModel):
             raise ValueError("stop must not be an empty text")
         for name in ("stop", "prompt", "suffix"):
             _require_text(name, getattr(self, name, None))
-        for token in getattr(self, "logit_bias", None) or {}:
-            if getattr(self, "logit_bias_type", None) != "tokens" and not token.isdecimal():
-                raise ValueError(f"logit_bias: {token!r} is no token's number")
 
 
 def _require_text(name: str, text: str | list[str] | None) -> None:

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from llama_cpp.server import app as stock
 from sse_starlette.sse import EventSourceResponse
 
+from ..forms import require_bias
 from .bodies import NEW_FIELDS, ChatBody, CompletionBody
 from .errors import Route, refusal_of
 from .grammars import require_grammars
@@ -73,7 +74,8 @@ def _job(service: Service, body: Any, call: Any) -> Job:
         models = service.models
         llm = models(body.model)
         require_grammars(llm, body)
-        _require_tokens(llm, body)
+        if body.logit_bias and body.logit_bias_type != "tokens":  # those are texts
+            require_bias(body.logit_bias, llm.n_vocab())
         wanted = retention_of(settings_for(body, models.usual, models.archive_file))
         if wanted is not None:
             wanted.caps_for(llm.shape, llm.n_ctx())  # refuses what does not fit the model
@@ -102,14 +104,6 @@ def _streamed(made: Iterator[Any], body: Any, asked: Asked) -> Generator[Any, No
             yield last | {"usage": None} if body.includes_usage else last
     if body.includes_usage and last is not None:
         yield last | {"choices": [], "usage": asked.usage()}
-
-
-def _require_tokens(llm: Served, body: Any) -> None:
-    if body.logit_bias_type == "tokens":
-        return
-    for token in body.logit_bias or ():
-        if int(token) >= llm.n_vocab():
-            raise ValueError(f"logit_bias: token {token} is none of the model's {llm.n_vocab()}")
 
 
 async def _events(work: Work, body: Any, first: Any) -> AsyncIterator[dict[str, str]]:
