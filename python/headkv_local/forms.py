@@ -16,8 +16,8 @@ from llama_cpp import llama_chat_format
 
 from .errors import ArgumentError
 from .grammars import of_schema, require_compiled
+from .settings import UINT32_MAX
 
-_MOST = 0xFFFFFFFF
 _OF_FORMATTER = llama_chat_format.chat_formatter_to_chat_completion_handler(None).__code__
 
 
@@ -39,7 +39,7 @@ def seed_of(seed: Any) -> int:
     """A seed as the sampler takes it, from 0 to 2**32 - 1: whatever int was given, modulo 2**32."""
     if not isinstance(seed, int | np.integer):
         raise ArgumentError(f"seed must be an int, not {seed!r}")
-    return int(seed) & _MOST
+    return int(seed) & UINT32_MAX
 
 
 def require_bias(bias: Any, n_vocab: int) -> None:

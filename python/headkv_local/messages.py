@@ -7,6 +7,9 @@ from typing import Any, Final
 
 from .errors import ArgumentError
 
+SYSTEM: Final = ("system", "developer")
+"""Roles of who says how to answer."""
+
 _NEEDED: Final = "a text or a list of parts"
 _SHOWN: Final = 40  # characters
 
@@ -17,12 +20,12 @@ def require_messages(messages: Any) -> list[Mapping[str, Any]]:
     Each has a role, and a content: a text, or a list of parts that have a type; those of the type "text" have
     a text. An assistant that calls tools needs no content. There may be no messages.
     """
-    messages = listed(messages)
-    for i, message in enumerate(messages, start=1):
+    found = listed(messages)
+    for i, message in enumerate(found, start=1):
         if not isinstance(message.get("role"), str):
             raise _no_message(i, message)
         _require_content(message, f"message {i} ({message['role']})")
-    return messages
+    return found
 
 
 def listed(messages: Any) -> list[Mapping[str, Any]]:

@@ -22,13 +22,11 @@ from ._gguf import reading, writing
 from .budgets import ModelShape
 from .curves import Curves
 from .errors import ArgumentError, ScoresAbsentError, ScoresError, UnsupportedError
-from .settings import DEFAULTS
+from .settings import DEFAULTS, UINT32_MAX
 
 SUFFIX = ".headkv.gguf"
 
 SHIPPED = Path(__file__).parent / "shipped_scores"  # scores/ of the project
-
-_UINT32_MAX = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -248,15 +246,15 @@ def _other_shape(found: tuple[int, int, int], wanted: tuple[int, int, int]) -> s
 
 
 def _uint32(name: str, value: int) -> int:
-    if not isinstance(value, Integral) or not 0 <= value <= _UINT32_MAX:
-        raise ArgumentError(f"{name} must be a whole number from 0 to {_UINT32_MAX}, not {value!r}")
+    if not isinstance(value, Integral) or not 0 <= value <= UINT32_MAX:
+        raise ArgumentError(f"{name} must be a whole number from 0 to {UINT32_MAX}, not {value!r}")
     return int(value)
 
 
 def _source(key: str, value: object) -> str | int:
     """Whole numbers that a u32 cannot hold become texts, as all of them are when read."""
     if isinstance(value, Integral):
-        return int(value) if 0 <= int(value) <= _UINT32_MAX else str(int(value))
+        return int(value) if 0 <= int(value) <= UINT32_MAX else str(int(value))
     if isinstance(value, str):
         return value.encode("utf-8", errors="replace").decode()  # file names need not be UTF-8
     raise ArgumentError(f"the source {key!r} must be a text or a whole number, not {value!r}")

@@ -31,6 +31,9 @@ MAX_THREADS: Final = 512
 INT32_MAX: Final = 2**31 - 1
 """Beyond these llama.cpp ends the process, or crashes, instead of refusing."""
 
+UINT32_MAX: Final = 2**32 - 1
+"""The largest seed, and the largest number that a file of head scores can recommend."""
+
 KV_TYPES: Final = {
     "f32": 0,
     "f16": 1,

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ..errors import ArgumentError
+from ..messages import SYSTEM
 from .native.plan import Part
 from .native.plan import question as find_question
 from .pieces import Pieces
 
 _DOCUMENT: Final = "document"
-_INSTRUCTS: Final = ("system", "developer")  # roles
 
 _logger = logging.getLogger("headkv_local")
 
@@ -62,7 +62,7 @@ def question_of(
     Empty if no message asks, or the one that does is not found.
     """
     of_user = [i for i, one in enumerate(messages) if one.get("role") == "user"]
-    of_system = [i for i, one in enumerate(messages) if one.get("role") in _INSTRUCTS]
+    of_system = [i for i, one in enumerate(messages) if one.get("role") in SYSTEM]
     asking = next(
         (i for i in (*of_user[::-1], *of_system[::-1]) if any(map(_asks, _parts(messages[i])))), None
     )

@@ -14,11 +14,10 @@ from typing import Any, Final
 from llama_cpp import llama_chat_format
 
 from ..errors import ArgumentError, HeadKVError, TemplateError
+from ..messages import SYSTEM
 
 Message = dict[str, Any]
 Render = Callable[[list[Message]], str]
-
-_SYSTEM: Final = ("system", "developer")
 
 PLAIN_TEXT: Final = "plain-text"
 _PRINTED_LIST: Final = re.compile(r"['\"]type['\"]\s*:\s*['\"]text['\"]", re.IGNORECASE)
@@ -198,8 +197,8 @@ def _as_parts(content: Any) -> Any:
 def _merged(messages: list[Message]) -> list[Message]:
     """Texts of system messages at the beginning of the first question."""
     as_strings = [as_text(message) for message in messages]
-    system = [m["content"] for m in as_strings if m.get("role") in _SYSTEM and m.get("content")]
-    others = [m for m in as_strings if m.get("role") not in _SYSTEM]
+    system = [m["content"] for m in as_strings if m.get("role") in SYSTEM and m.get("content")]
+    others = [m for m in as_strings if m.get("role") not in SYSTEM]
     first = next((i for i, m in enumerate(others) if m.get("role") == "user"), None)
     if not system or first is None:
         return messages
@@ -239,7 +238,7 @@ def _lost(messages: list[Message], prompt: str, render: Render) -> str | None:
                 return what
     bare = _bare(prompt)
     for i, message in enumerate(messages, start=1):
-        if message.get("role") in ("user", *_SYSTEM):
+        if message.get("role") in ("user", *SYSTEM):
             for text in _texts(message):
                 as_json = (_bare(json.dumps(text, ensure_ascii=ascii)[1:-1]) for ascii in (True, False))
                 if _bare(text) not in bare and not any(each in bare for each in as_json):

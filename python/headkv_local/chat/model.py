@@ -20,6 +20,7 @@ from headkv_local.chat.sampling import Sampling, choose_sampling
 from headkv_local.defaults import default_context
 from headkv_local.devices import all_layers
 from headkv_local.errors import ModelError
+from headkv_local.settings import UINT32_MAX
 
 _BATCH = 512  # llama_cpp's default
 _CPU_BATCHES = ((400 * 1024**2, 256), (2 * 1024**3, 128))  # for files smaller than so many bytes
@@ -162,7 +163,7 @@ def load_model(
 
 
 def _new_seed() -> int:
-    return secrets.randbelow(2**32 - 1)
+    return secrets.randbelow(UINT32_MAX)
 
 
 def _batch(path: str) -> int:

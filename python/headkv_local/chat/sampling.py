@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from headkv_local.chat.options import Options
+from headkv_local.settings import INT32_MAX
 
 # the key under general.sampling. of each field of Sampling that a GGUF file can recommend
 _KEYS: Final = {
@@ -26,7 +27,7 @@ _RANGES: Final = {  # what llama.cpp can work with; a recommendation outside of 
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
     "repeat_penalty": (0.01, math.inf),
-    "repeat_last_n": (-1, 2**31 - 1),
+    "repeat_last_n": (-1, INT32_MAX),
     "mirostat": (0, 2),
     "mirostat_tau": (0.0, math.inf),
     "mirostat_eta": (0.0, math.inf),
@@ -96,7 +97,7 @@ def _recommended(metadata: Mapping[str, str]) -> dict[str, Any]:
             value = float(metadata[f"general.sampling.{key}"])
         except (KeyError, ValueError):
             continue
-        low, high = _RANGES.get(name, (-(2**31), 2**31 - 1))
+        low, high = _RANGES.get(name, (-INT32_MAX, INT32_MAX))
         if math.isfinite(value) and low <= value <= high:
             found[name] = int(value) if isinstance(getattr(Sampling, name), int) else value
     return found

@@ -17,20 +17,19 @@ from pydantic_settings import (
 )
 
 from ..errors import ArgumentError
-from ..settings import AUTO, DEFAULT_BUDGET, MAX_CTX_BYTES, parse_budget
+from ..settings import AUTO, DEFAULT_BUDGET, INT32_MAX, MAX_CTX_BYTES, parse_budget
 from .retaining import ADVANCED, Budget, advanced, check_budget
 
 ENVIRONMENT = "HEADKV_SERVER_"
 
 _CONFIG = SettingsConfigDict(env_prefix=ENVIRONMENT, protected_namespaces=(), extra="forbid")
-_MOST = 2**31 - 1
 
 
 def _context(value: Any) -> int | str | None:
     if value is None or value == AUTO:
         return AUTO if value else None
     number = value.strip() if isinstance(value, str) else str(value)
-    if isinstance(value, int | str) and number.isascii() and number.isdecimal() and int(number) <= _MOST:
+    if isinstance(value, int | str) and number.isascii() and number.isdecimal() and int(number) <= INT32_MAX:
         return int(number)
     raise ValueError(f'it is a number of tokens, 0 or "{AUTO}", not {value!r}')
 
@@ -162,7 +161,7 @@ class ServerSettings(_FromEnvironment, stock.ServerSettings):  # type: ignore[mi
     max_conversations: int = Field(
         default=32,
         ge=0,
-        le=_MOST,
+        le=INT32_MAX,
         description="Conversations of a model that are kept in the folder; the one used longest ago goes "
         "first. 0: none is kept, and the folder is not used.",
     )
@@ -176,7 +175,9 @@ class ServerSettings(_FromEnvironment, stock.ServerSettings):  # type: ignore[mi
         "0: only when another takes its place, and at the end.",
     )
     max_body: str = Field(default="16MiB", description="Largest body of a request.")
-    max_queue: int = Field(default=32, ge=0, le=_MOST, description="Requests that may wait; others get 429.")
+    max_queue: int = Field(
+        default=32, ge=0, le=INT32_MAX, description="Requests that may wait; others get 429."
+    )
     queue_timeout: float = Field(
         default=600.0, gt=0, description="Seconds that a request may wait; then it gets 503."
     )
