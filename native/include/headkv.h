@@ -342,8 +342,9 @@ HEADKV_API int32_t headkv_get_device_bytes(const struct llama_context * ctx, int
 HEADKV_API int32_t headkv_get_layer_devices(const struct llama_context * ctx, int32_t * devices, size_t n);
 
 // Of a prompt that is read layer by layer: the tokens of a panel where struct headkv_prompt leaves them open, and the
-// bytes of one token's hidden states between two layers. Of the thread that uses the context.
-HEADKV_API int32_t headkv_get_panel(const struct llama_context * ctx, int32_t * n_tokens, int64_t * row_bytes);
+// bytes of one token's hidden states between two layers. HEADKV_ERR_UNSUPPORTED for a context that can never be
+// compacted.
+HEADKV_API int32_t headkv_get_panel(struct llama_context * ctx, int32_t * n_tokens, int64_t * row_bytes);
 
 // What a context takes on each device: memory[ggml_backend_dev_count()], n: its length, in ggml's order of devices. Of
 // any context; of one whose model was loaded with no_alloc, what it would take. Not for other threads.

@@ -3,6 +3,7 @@
 #include "cache/llama-kv-cache-headkv.h"
 #include "llama-context.h"
 #include "llama-impl.h"
+#include "slice/headkv-slice.h"
 
 #include <tuple>
 
@@ -31,4 +32,17 @@ void llama_context::headkv_fit_compute() {
         LLAMA_LOG_WARN("%s: %s\n", __func__, err.what());
     }
     state = before;
+}
+
+// By a graph of the cells that there are: the one that was reserved before may be of others, which are gone.
+size_t llama_kv_cache_headkv::get_hidden_row(llama_context & ctx) {
+    if (hidden_row == 0) {
+        const auto * before = ctx.get_gf_res_reserve();
+        ctx.headkv_fit_compute();
+        if (ctx.get_gf_res_reserve() == before) {
+            throw std::bad_alloc();
+        }
+        hidden_row = headkv_hidden_row(*ctx.get_gf_res_reserve(), hparams);
+    }
+    return hidden_row;
 }

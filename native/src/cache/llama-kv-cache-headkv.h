@@ -151,8 +151,8 @@ public:
     void get_rows(int32_t layer, float * w, size_t n) const;
 
     bool get_retains() const { return retains; }
-
     bool has_archive() const { return archive != nullptr; }
+    size_t get_hidden_row(llama_context & ctx); // bytes of one token between two layers
 
     const std::vector<headkv_layer_shape> & get_shapes() const { return shapes; }
 
@@ -355,7 +355,6 @@ private:
 
     std::unique_ptr<headkv_kept_prompt> kept;
     std::unique_ptr<headkv_observer> obs;
-
     std::unique_ptr<headkv_queries> queries;
 
     // The full rows of the prompt, where they are kept. While it is compacted, those of all its positions; what else
@@ -390,6 +389,7 @@ private:
     uint32_t n_reserved = 0; // cells that compute buffers were last reserved for
 
     mutable std::atomic<int32_t> n_splits = 0; // of the last graph
+    size_t hidden_row                     = 0; // 0: not known yet
 
     uint32_t n_cells     = 0; // in use, of whole ubatches
     uint32_t n_drafted   = 0; // tokens of the prompt that a draft is made for now

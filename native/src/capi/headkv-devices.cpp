@@ -56,12 +56,16 @@ int32_t headkv_get_layer_devices(const llama_context * ctx, int32_t * devices, s
     });
 }
 
-int32_t headkv_get_panel(const llama_context * ctx, int32_t * n_tokens, int64_t * row_bytes) {
+int32_t headkv_get_panel(llama_context * ctx, int32_t * n_tokens, int64_t * row_bytes) {
     return headkv_guard([&]() {
         headkv_require_pointer(ctx);
         headkv_require_pointer(n_tokens);
         headkv_require_pointer(row_bytes);
-        const size_t row = headkv_hidden_row(*ctx);
+        auto * kv = ctx->get_memory() ? llama_kv_cache_headkv::find(ctx->get_memory()) : nullptr;
+        if (!kv) {
+            throw headkv_error(HEADKV_ERR_UNSUPPORTED, "the context cannot read layer by layer");
+        }
+        const size_t row = kv->get_hidden_row(*ctx);
         *n_tokens        = headkv_panel(row, ctx->n_batch(), ctx->n_ubatch());
         *row_bytes       = row;
     });

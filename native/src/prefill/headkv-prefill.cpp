@@ -48,7 +48,7 @@ llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_contex
 
     n_panel = in_cells           ? n_prompt + prompt.n_again
               : prompt.panel > 0 ? prompt.panel
-                                 : headkv_panel(headkv_hidden_row(ctx), ctx.n_batch(), ctx.n_ubatch());
+                                 : headkv_panel(kv.get_hidden_row(ctx), ctx.n_batch(), ctx.n_ubatch());
 }
 
 llama_kv_cache_headkv::reading::~reading() {

@@ -1,6 +1,5 @@
 #include "slice/headkv-slice.h"
 
-#include "base/headkv-error.h"
 #include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-graph.h"
@@ -164,13 +163,8 @@ static ggml_tensor * layer_input(const llm_graph_result & res, int32_t il, int32
     return nullptr;
 }
 
-size_t headkv_hidden_row(const llama_context & ctx) {
-    if (!ctx.get_gf_res_reserve()) {
-        throw headkv_error(HEADKV_ERR_UNSUPPORTED, "only the vocabulary of the model was loaded: nothing can be read");
-    }
-    const llm_graph_result & res = *ctx.get_gf_res_reserve();
-    const auto & hparams         = ctx.get_model().hparams;
-    const ggml_tensor * tokens   = res.get_inp_tokens();
+size_t headkv_hidden_row(const llm_graph_result & res, const llama_hparams & hparams) {
+    const ggml_tensor * tokens = res.get_inp_tokens();
 
     size_t most = sizeof(float) * hparams.n_embd;
     for (int32_t il = 1; tokens && il < (int32_t) hparams.n_layer(); ++il) {

@@ -9,6 +9,7 @@
 struct ggml_cgraph;
 struct llama_ubatch;
 class llm_graph_result;
+struct llama_hparams;
 
 // A model's graph that is cut to some of its layers, so that a prompt can be read layer by layer: what the layers
 // before have computed comes from memory, and what the layers after are to read goes there.
@@ -31,9 +32,9 @@ struct headkv_slice {
     bool holds(int32_t il) const { return il >= begin && il < end; }
 };
 
-// Bytes of one token of what goes between layers, the most of all of them, by the graph that a context has reserved
-// memory for; those of n_embd numbers where the graph does not tell.
-size_t headkv_hidden_row(const llama_context & ctx);
+// Bytes of one token of what goes between layers, the most of all of them; those of n_embd numbers where the graph does
+// not tell.
+size_t headkv_hidden_row(const llm_graph_result & res, const llama_hparams & hparams);
 
 // Tokens of a panel whose hidden states, of `row` bytes each, take 256 MiB at most: whole batches, or ubatches, or
 // less.
