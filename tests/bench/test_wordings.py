@@ -31,6 +31,7 @@ LEAST = {
     "few-shot": (2, 2),
     "system": (2, 2),
     "follow-up": (2, 2),
+    "unmarked": (6, 6),
 }
 QUESTIONS = tuple(
     Question("kind", (f"The {name} is {n}.",), f"What is the {name}?", f"The {name} is", str(n))
@@ -72,11 +73,13 @@ def test_messages_hold_the_document_and_the_questions(wording: Wording) -> None:
     parts = [m["content"] for m in messages if isinstance(m["content"], list)]
     (document,) = [part["text"] for content in parts for part in content if part.get("document")]
     assert document.strip() == "DOC\n\nUMENT"
-    content = messages[-1]["content"]
-    last = content if isinstance(content, str) else " ".join(part["text"] for part in content)
+    texts = [
+        c if isinstance(c := m["content"], str) else " ".join(part["text"] for part in c) for m in messages
+    ]
+    asking = [text for text in texts if any(one.text.rstrip("?") in text for one in QUESTIONS)][-1]
     assert messages[-1]["role"] == "user"
     for i, question in enumerate(QUESTIONS):
-        assert (question.text.rstrip("?") in last) is (i < wording.n_asked)
+        assert (question.text.rstrip("?") in asking) is (i < wording.n_asked)
     everything = json.dumps(messages, ensure_ascii=False)
     assert not re.search(r"\{\w+\}", everything)
     assert QUESTIONS[0].expected not in everything

@@ -106,5 +106,25 @@ TEXTS: Final[dict[str, dict[str, str | tuple[tuple[str, str], ...]]]] = {
             ("user", "Yes, there is one more thing that I forgot. {question} A short answer, please."),
         ),
     },
+    "unmarked": {
+        "dev-unmarked-format": (
+            "{document}\n\nTell me this: {stem}.\n\nAnswer with the {what} only, without any explanation."
+        ),
+        "dev-unmarked-tags": (
+            "{document}\n\n<question>\n{stem}\n</question>\n\n<format>\nOne {what}\n</format>"
+        ),
+        "dev-unmarked-polite": (
+            "{document}\n\nTell me this: {stem}.\nPut the {what} in one line, with no other words.\nCan you "
+            "do that?"
+        ),
+        "dev-unmarked-instruction": (
+            "### Instruction\nFind this out from the input: {stem}.\n\n### Input\n{document}"
+        ),
+        "dev-unmarked-first": "Answer briefly.\nFind this out: {stem}.\n\n{document}",
+        "dev-unmarked-system": (
+            ("system", "The user sends you a text. Find this out from it, in one line: {stem}."),
+            ("user", "{document}"),
+        ),
+    },
 }
 """By family and name. The questions in the examples are about nothing that a document says."""

@@ -138,5 +138,32 @@ TEXTS: Final[dict[str, dict[str, str | tuple[tuple[str, str], ...]]]] = {
             ),
         ),
     },
+    "unmarked": {
+        "unmarked-state": (
+            "{document}\n\nState what the pages say about it: {stem}.\n\nWrite the bare {what}, with no "
+            "comment."
+        ),
+        "unmarked-tags": (
+            "<source>\n{document}\n</source>\n\n<task>\nLook up: {stem}\n</task>\n\n<style>\nA few "
+            "words\n</style>"
+        ),
+        "unmarked-agreed": (
+            "{document}\n\nI would like to have this from you: {stem}.\nLeave out everything but the "
+            "{what}.\nIs that all right with you?"
+        ),
+        "unmarked-job": (
+            "## Your job\nLocate the passage that tells it, and quote the {what}: {stem}.\n\n## The "
+            "material\n{document}"
+        ),
+        "unmarked-first": "No small talk.\nReport one detail: {stem}.\n\n{document}\n\nReply:",
+        "unmarked-system": (
+            (
+                "system",
+                "Every message is a record out of which one detail is wanted: {stem}. Reply with that detail "
+                "alone.",
+            ),
+            ("user", "{document}"),
+        ),
+    },
 }
 """By family and name. The questions in the examples are about nothing that a document says."""

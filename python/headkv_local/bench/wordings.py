@@ -23,7 +23,8 @@ Turns = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Wording:
-    """turns: role and text, of which one holds {document}, and the last one the question.
+    """turns: role and text, of which one holds {document}; the last one with a question asks what is to be
+    answered.
 
     {question}, {second} and {third} are questions, {stem} is the first without its question mark,
     {second_answer} an answer, and {what} what the first asks for: a number or a thing.
@@ -37,8 +38,8 @@ class Wording:
     @property
     def n_asked(self) -> int:
         """Questions that the answer has to answer."""
-        last = self.turns[-1][1]
-        return sum(any(mark in last for mark in marks) for marks in _ASKED)
+        asked = (sum(any(mark in text for mark in marks) for marks in _ASKED) for _, text in self.turns)
+        return [n for n in asked if n > 0][-1]
 
     @property
     def about_magic(self) -> bool:
