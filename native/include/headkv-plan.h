@@ -183,14 +183,15 @@ HEADKV_API int32_t headkv_get_sentences(const struct headkv_text * text, size_t 
 
 // What asks in a message of the tokens from `start` on and before `stop`; with start -1, in what ends before `stop`, of
 // which nobody says where it begins. A message of up to n_last tokens asks as a whole. A longer one holds a document:
-// its last n_last tokens may ask, of them the lines with a question mark, or a short last line, and its first lines if
-// they are short.
+// its last n_last tokens may ask; its first and its last short paragraphs do, or lines, up to a question mark that is
+// near (docs/method.md).
 //   parts: room for *n of them; *n: how many there are, at most 3
 HEADKV_API int32_t headkv_get_question(const struct headkv_text * text, size_t size, int32_t start, int32_t stop,
                                        int32_t n_last, struct headkv_part * parts, size_t * n);
 
-// Who observes a prompt of n_prompt tokens. Parts of a question at its end are observed where they stand, with all that
-// comes after them; others are read once more after it, for they could not look at what came after them.
+// Who observes a prompt of n_prompt tokens. Parts of a question at its end, also several with a few tokens between
+// them, are observed where they stand, with all that comes after them; others are read once more after it, for they
+// could not look at what came after them.
 //   question: parts in their order
 //   n_least: last tokens that observe in any case, since some models ask there: twice the window
 //   n_room: tokens that may be read once more, as the context has positions

@@ -46,10 +46,7 @@ def chat(*messages: tuple[str, Any]) -> list[str]:
 
 def asked(content: Any) -> list[str]:
     text = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
-    return found(
-        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}],
-        f"<system> Be brief. <user> {text} <assistant>",
-    )
+    return found([{"role": "user", "content": content}], f"<user> {text} <assistant>")
 
 
 def part(text: str, document: bool = False) -> dict[str, Any]:
@@ -116,12 +113,12 @@ def test_without_a_mark_more_than_the_last_words_ask(content: str, wanted: str) 
     assert b"".join(pieces[asks.start : asks.stop]).decode().startswith(wanted)
 
 
-def test_rows_before_what_asks_do_not() -> None:
-    """But the first one may, as any short first line."""
+def test_few_rows_before_what_asks_do() -> None:
     rows = "\n".join(f"crane {i} lifts stone in the {i}th dock of the east" for i in range(30))
     last = f"{TELL} Give no other words, no reason, and no word of thanks."
-    assert asked(f"{rows}\n\n{TELL}")[1:] == [TELL]
-    assert asked(f"{rows}\n{last}")[1:] == [last]
+    for found in asked(f"{rows}\n{last}"):
+        assert len(found.split()) <= 45
+    assert found.endswith(f"\n{last}")
 
 
 def test_a_text_that_is_read_as_control_tokens_is_found() -> None:
@@ -181,6 +178,8 @@ def test_who_observes() -> None:
     first, again, weights = observers([Part(5, 7), Part(600, 602), Part(950, 980)], 1000, 16)[:3]
     assert (first, again, len(weights)) == (950, (5, 6, 600, 601), 54)
     assert observers([Part(0, 20)], 20, 16)[:2] == (1, ())
+    first, again = observers([Part(948, 960), Part(961, 980)], 1000, 16)[:2]  # parts joined by a line end
+    assert (first, again) == (948, ())
     seen = observers([Part(5, 9, 0.1**4), Part(6, 8), Part(8, 11)], 1000, 16)  # a token that two parts share
     assert seen.again == (5, 6, 7, 8, 9, 10)
     assert seen.weights[-6:].tolist() == pytest.approx([0.1**4] * 4 + [1] * 2)

@@ -3,33 +3,52 @@
 #include "base/headkv-error.h"
 #include "llama-impl.h"
 #include "llama-vocab.h"
+#include "unicode.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cstring>
 #include <unordered_map>
 
-static constexpr int32_t n_ending  = 32; // tokens after a question that the chat template may add
-static constexpr int32_t n_opening = 64; // tokens of a question before a document, where nobody says which is which
-static constexpr int32_t n_cue     = 5;  // tokens of a last line that asks nothing itself: "Answer:", or the template's
+static constexpr int32_t n_ending   = 32;  // tokens after a question that the chat template may add
+static constexpr int64_t n_short    = 256; // characters of the paragraphs at one end of a message that ask, at most
+static constexpr int32_t n_cue      = 5;   // tokens that ask nothing themselves: "Answer:", or the template's
+static constexpr int32_t n_enough   = 32;  // tokens of lines that ask, where short paragraphs are fewer
+static constexpr int32_t n_distance = 64;  // tokens between short paragraphs and a question mark that is theirs
 
 // Weight of tokens that a question may be in, beside those that look like one: as if they paid a tenth of the
 // attention, for the mean is of fourth powers. Where what looks like a question looks nowhere, they select.
 static constexpr double maybe = 0.00010000000000000002;
 
-// a full stop, and what may close a sentence after it; then as Chinese and Japanese have them
-static const char * const stops[]      = { ".", "!", "?", "…" };
-static const char * const closers[]    = { "\"", "'", "*", "_", ")", "]", "»", "”", "’" };
+// a full stop, and what may close a sentence after it; then those that no blank has to follow
+static const char * const stops[]   = { ".", "!", "?", "…", "؟", "۔", "।", "॥", "։", "።", "፧", "\u037e" };
+static const char * const closers[] = { "\"", "'", "*", "_", ")", "]", "»", "”", "’" };
 static const char * const cjk_stops[]  = { "。", "！", "？" };
 static const char * const cjk_closes[] = { "」", "』", "”", "’", "）" };
 
-static const char * const marks[] = { "?", "？", "؟" }; // of a question: Latin and others, full width, Arabic
+// of a question, beside the Latin one: full width, Arabic, Armenian, Ethiopic, Greek
+static const char * const marks[] = { "？", "؟", "՞", "፧", "\u037e" };
 
 static bool is_space(uint8_t c) {
     return c == ' ' || (c >= '\t' && c <= '\r');
 }
 
-static bool is_small(uint8_t c) {
-    return c >= 'a' && c <= 'z';
+// whether the text begins with a small letter, of any script
+static bool is_small(const uint8_t * p, const uint8_t * end) {
+    if (p == end || *p < 0x80) {
+        return p < end && *p >= 'a' && *p <= 'z';
+    }
+    const auto cpts = unicode_cpts_from_utf8(std::string(p, p + std::min<size_t>(4, end - p)));
+    return unicode_cpt_flags_from_cpt(cpts[0]).is_lowercase;
+}
+
+// a semicolon after a Greek letter
+static bool is_greek_mark(const uint8_t * begin, const uint8_t * p) {
+    return *p == ';' && p - begin >= 2 && (p[-2] == 0xce || p[-2] == 0xcf);
+}
+
+static int64_t n_characters(const uint8_t * p, const uint8_t * end) {
+    return std::count_if(p, end, [](uint8_t c) { return (c & 0xc0) != 0x80; });
 }
 
 // bytes of the text among these that stands at p, 0 for none
@@ -44,17 +63,24 @@ static size_t length_of(const char * const (&texts)[N], const uint8_t * p, const
     return 0;
 }
 
-// the end of a sentence that ends with what begins at p, nullptr for none
-static const uint8_t * sentence_end(const uint8_t * p, const uint8_t * end) {
-    if (*p == '\n') { // not where small letters go on: a line that was wrapped
-        return p + 1 == end || !is_small(p[1]) ? p + 1 : nullptr;
+static bool is_mark(const uint8_t * begin, const uint8_t * p, const uint8_t * end) {
+    if (*p == '?') { // not in an address: "a?b=c"
+        return p + 1 == end || !isalnum(p[1]);
     }
-    if (size_t n = length_of(stops, p, end)) {
+    return is_greek_mark(begin, p) || length_of(marks, p, end) > 0;
+}
+
+// the end of a sentence that ends with what is at p, nullptr for none
+static const uint8_t * sentence_end(const uint8_t * begin, const uint8_t * p, const uint8_t * end) {
+    if (*p == '\n') { // not where small letters go on: a line that was wrapped
+        return is_small(p + 1, end) ? nullptr : p + 1;
+    }
+    if (size_t n = is_greek_mark(begin, p) ? 1 : length_of(stops, p, end)) {
         do {
             p += n;
         } while ((n = length_of(closers, p, end)));
         const uint8_t * next = std::find_if_not(p, end, is_space);
-        return next > p && next < end && !is_small(*next) ? p : nullptr; // "e.g. this" goes on
+        return next > p && next < end && !is_small(next, end) ? p : nullptr; // "e.g. this" goes on
     }
     if (size_t n = length_of(cjk_stops, p, end)) {
         do {
@@ -91,7 +117,7 @@ void headkv_text_view::sentence_ends(uint8_t * res) const {
     std::fill(res, res + n, 0);
     const uint8_t * const stop = bytes + n_bytes;
     for (const uint8_t * p = bytes; p < stop;) {
-        if (const uint8_t * end = sentence_end(p, stop)) {
+        if (const uint8_t * end = sentence_end(bytes, p, stop)) {
             res[token_at(end - bytes)] = 1;
             p                          = end;
         } else {
@@ -100,93 +126,115 @@ void headkv_text_view::sentence_ends(uint8_t * res) const {
     }
 }
 
-int32_t headkv_text_view::end_of_line(int32_t token) const {
-    const uint8_t * const stop = bytes + n_bytes;
-    const uint8_t * feed       = std::find(bytes + start_of(token), stop, '\n');
-    if (feed == stop) {
-        return n;
-    }
-    return (int32_t) token_at(std::find_if_not(feed + 1, stop, is_space) - bytes) + 1;
-}
-
 bool headkv_text_view::has_mark(int32_t start, int32_t stop) const {
     const uint8_t * const end = bytes + start_of(stop);
     for (const uint8_t * p = bytes + start_of(start); p < end; ++p) {
-        if (length_of(marks, p, end) > 0) {
+        if (is_mark(bytes, p, bytes + n_bytes)) {
             return true;
         }
     }
     return false;
 }
 
-bool headkv_text_view::begins_paragraph(int32_t token) const {
-    int n_feeds = 0;
-    size_t at   = start_of(token);
-    while (at > 0 && is_space(bytes[at - 1])) {
-        n_feeds += bytes[--at] == '\n';
-    }
-    return at == 0 || n_feeds > 1;
+bool headkv_text_view::are_short(int32_t start, int32_t stop) const {
+    return n_characters(bytes + start_of(start), bytes + start_of(stop)) <= n_short;
 }
 
-int32_t headkv_text_view::short_end(const std::vector<int32_t> & lines, int32_t end) const {
-    for (size_t i = lines.size(); i-- > 0 && end - lines[i] <= n_opening;) {
-        if (end - lines[i] > n_cue && begins_paragraph(lines[i])) {
-            return lines[i];
+// Lines, or the sentences of a long one.
+std::vector<headkv_text_view::border> headkv_text_view::borders(int32_t start, int32_t stop) const {
+    const uint8_t * const end = bytes + n_bytes;
+    std::vector<border> res;
+    const auto add = [&](const uint8_t * before, border_kind kind) {
+        const uint8_t * next = std::find_if_not(before, end, is_space);
+        const auto token     = (int32_t) (std::upper_bound(ends, ends + n, next - bytes) - ends);
+        if (token > start && token < stop) {
+            if (res.empty() || res.back().token < token) {
+                res.push_back({ token, kind });
+            }
+            res.back().kind = std::max(res.back().kind, kind);
         }
+        return next;
+    };
+    const uint8_t * line = bytes + start_of(start);
+    while (line > bytes && line[-1] != '\n') {
+        line--;
     }
-    // no blank line stands before what asks: its last line, and those before that make it more than three cues
-    int32_t asks = end;
-    for (size_t i = lines.size(); i-- > 1 && end - lines[i] <= n_opening && end - asks <= 3 * n_cue;) {
-        asks = lines[i];
+    for (const uint8_t * const last = bytes + start_of(stop); line < last;) {
+        const uint8_t * feed = std::find(line, end, '\n');
+        if (n_characters(line, feed) > n_short) {
+            for (const uint8_t * p = line; p < feed;) {
+                const uint8_t * next = sentence_end(bytes, p, end);
+                p                    = next ? next : p + 1;
+                if (next) {
+                    add(next, BORDER_SENTENCE);
+                }
+            }
+        }
+        const uint8_t * text = std::find_if_not(feed, end, is_space);
+        line                 = add(feed, std::count(feed, text, '\n') > 1 ? BORDER_PARAGRAPH : BORDER_LINE);
     }
-    return asks;
+    return res;
 }
 
-// The last lines with a question mark, one after the other, and what follows them; without any mark the last paragraph
-// that is more than a cue, if it is short, or last lines. What stands before them may ask; all of it in one, where
-// nothing tells.
-std::vector<headkv_part> headkv_text_view::ending(int32_t end, int32_t n_last) const {
-    const int32_t start = std::max(0, end - n_last);
-
-    std::vector<int32_t> lines = { start };
-    for (int32_t next; (next = end_of_line(lines.back())) < end;) {
-        lines.push_back(next);
-    }
-    const auto marked = [&](size_t i) { return has_mark(lines[i], i + 1 < lines.size() ? lines[i + 1] : end); };
-
-    size_t i = lines.size();
-    while (i > 0 && !marked(i - 1)) {
-        i--;
-    }
-    int32_t asks = end;
-    if (i > 0) {
-        for (i--; i > 0 && marked(i - 1);) {
-            i--;
+// One end of a message: as many paragraphs as are short together, and further lines if these are not enough. Without a
+// question mark among them up to a near one; where no paragraph ends there, up to the first one of what is short.
+int32_t headkv_text_view::asking(const std::vector<unit> & units) {
+    const unit * res = nullptr;
+    for (const unit & u : units) {
+        const bool further = u.kind == BORDER_LINE && (!res || res->n < n_enough);
+        if (u.is_short && (u.kind == BORDER_PARAGRAPH || further)) {
+            res = &u;
         }
-        asks = lines[i];
-    } else {
-        asks = short_end(lines, end);
     }
-    if (asks > start && asks < end) {
-        return { { start, asks, maybe }, { asks, end, 1.0 } };
+    if (res && res->n <= n_cue) {
+        res = nullptr;
     }
-    return { { start, end, 1.0 } };
-}
-
-// the first line, if it ends before token `end`; with those up to the first with a question mark
-bool headkv_text_view::opening(int32_t start, int32_t end, headkv_part & res) const {
-    bool found = false;
-    for (int32_t stop = start; stop < n && (stop = end_of_line(stop)) <= end;) {
-        const bool asks = has_mark(start, stop);
-        if (asks || !found) {
-            res = { start, stop, 1.0 };
+    const bool is_whole = res && res->kind == BORDER_PARAGRAPH;
+    const unit * mark   = nullptr;
+    int32_t before      = 0; // tokens up to a unit
+    for (const unit & u : units) {
+        if (u.marked && (is_whole ? before <= res->n + n_distance : !mark || u.is_short)) {
+            mark = &u;
         }
-        found = true;
-        if (asks) {
+        if (mark && is_whole) {
             break;
         }
+        before = u.n;
     }
-    return found;
+    if (mark && (!res || mark->n > res->n)) {
+        res = mark;
+        for (const unit * u = mark; !mark->is_short && u < units.data() + units.size(); ++u) {
+            if (u->kind == BORDER_PARAGRAPH) { // a question far from the end, with its paragraph
+                res = u;
+                break;
+            }
+        }
+    }
+    return res ? res->n : 0;
+}
+
+int32_t headkv_text_view::opening(int32_t start, int32_t n_last) const {
+    std::vector<unit> units;
+    int32_t before = start;
+    for (const border & b : borders(start, start + n_last + 1)) {
+        units.push_back({ b.token - start, b.kind, has_mark(before, b.token), are_short(start, b.token) });
+        before = b.token;
+    }
+    return start + asking(units);
+}
+
+int32_t headkv_text_view::ending(int32_t start, int32_t stop, bool is_border) const {
+    std::vector<border> found = borders(start, stop);
+    if (is_border) {
+        found.insert(found.begin(), { start, BORDER_PARAGRAPH });
+    }
+    std::vector<unit> units;
+    int32_t behind = stop;
+    for (auto b = found.rbegin(); b != found.rend(); ++b) {
+        units.push_back({ stop - b->token, b->kind, has_mark(b->token, behind), are_short(b->token, stop) });
+        behind = b->token;
+    }
+    return stop - asking(units);
 }
 
 std::vector<headkv_part> headkv_text_view::question(int32_t start, int32_t stop, int32_t n_last) const {
@@ -194,29 +242,26 @@ std::vector<headkv_part> headkv_text_view::question(int32_t start, int32_t stop,
         throw headkv_error(HEADKV_ERR_ARGUMENT,
                            format("the last %d of the tokens from %d to %d of %d cannot ask", n_last, start, stop, n));
     }
-    if (start < 0) {
-        return ending(stop, n_last);
-    }
-    if (stop - start <= n_last) {
+    if (start >= 0 && stop - start <= n_last) {
         return { { start, stop, 1.0 } };
     }
-    // it holds a document: its last n_last tokens may ask, and its first lines, for a question may stand first
-    std::vector<headkv_part> last = ending(stop, n_last);
-
-    headkv_part first;
-    if (!opening(start, std::min(start + n_opening, stop - n_last), first)) {
-        return last;
+    // it holds a document: a question may stand before it or after it
+    std::vector<headkv_part> res;
+    const int32_t first = start < 0 ? 0 : opening(start, n_last);
+    if (first > std::max(start, 0)) {
+        res.push_back({ start, first, 1.0 });
     }
-    const bool asks_first = has_mark(first.start, first.stop);
-    const bool asks_last  = has_mark(last.back().start, last.back().stop);
-    if (asks_last && !asks_first) {
-        return last;
+    const int32_t begin = std::max(first, stop - n_last);
+    const int32_t last  = ending(begin, stop, begin == first);
+    if (last == stop) { // nothing tells
+        res.push_back({ begin, stop, res.empty() ? 1.0 : maybe });
+        return res;
     }
-    if (asks_first != asks_last || last.size() == 1) {
-        return { first, { last[0].start, stop, maybe } };
+    if (last > begin) {
+        res.push_back({ begin, last, maybe });
     }
-    last.insert(last.begin(), first);
-    return last;
+    res.push_back({ last, stop, 1.0 });
+    return res;
 }
 
 //
@@ -278,7 +323,7 @@ headkv_asking::headkv_asking(const headkv_part * question, size_t n_question, in
     for (const headkv_part * part = question + n_question; part-- > question;) {
         if (part->stop >= border) {
             last.push_back(part);
-            border = part->start;
+            border = part->start - n_ending;
             first  = std::min(first, part->start);
         }
     }

@@ -28,19 +28,34 @@ private:
 
     size_t start_of(int32_t token) const { return token > 0 ? ends[token - 1] : 0; }
 
-    // the first token after the line that a token is in
-    int32_t end_of_line(int32_t token) const;
-
     bool has_mark(int32_t start, int32_t stop) const;
+    bool are_short(int32_t start, int32_t stop) const;
 
-    // whether the line that begins with this token is the first one, or comes after a blank one
-    bool begins_paragraph(int32_t token) const;
+    enum border_kind { BORDER_SENTENCE, BORDER_LINE, BORDER_PARAGRAPH };
 
-    // the first token of the short lines before token `end` that ask, where no mark tells; `end` if there are none
-    int32_t short_end(const std::vector<int32_t> & lines, int32_t end) const;
+    struct border {
+        int32_t token; // the first one behind it
+        border_kind kind;
+    };
 
-    std::vector<headkv_part> ending(int32_t end, int32_t n_last) const;
-    bool opening(int32_t start, int32_t end, headkv_part & res) const;
+    // those between the tokens of start and stop, in their order
+    std::vector<border> borders(int32_t start, int32_t stop) const;
+
+    // a line or a sentence, counted from an end of a message
+    struct unit {
+        int32_t n;        // tokens from there, with it
+        border_kind kind; // of its far end
+        bool marked;
+        bool is_short; // all from there, with it
+    };
+
+    // how many tokens ask of those that begin, or end, with these units
+    static int32_t asking(const std::vector<unit> & units);
+
+    // Where what asks of the first n_last tokens ends, and where what asks of these tokens begins; start and stop where
+    // nothing tells. is_border: whether the first token begins a paragraph.
+    int32_t opening(int32_t start, int32_t n_last) const;
+    int32_t ending(int32_t start, int32_t stop, bool is_border) const;
 
     const uint8_t * const bytes;
     const size_t n_bytes;

@@ -238,7 +238,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
 
         The last user message asks: what is kept of the prompt is what it looks at. Parts of it that are
         documents can be marked, {"type": "text", "text": ..., "document": True}: the others ask. Of a long
-        message without marks the end asks, or short first lines.
+        message without marks its first and its last short paragraphs ask.
 
         Where the template begins an answer with a text that it leaves out of earlier answers (a thinking
         block), that text is no part of the compacted prompt: the next turn goes on from there.

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from ..errors import ArgumentError
 from ..messages import SYSTEM
 from .native.plan import Part
@@ -13,6 +15,8 @@ from .native.plan import question as find_question
 from .pieces import Pieces
 
 _DOCUMENT: Final = "document"
+
+_BLANKS: Final = np.frombuffer(b" \t\n\v\f\r", dtype=np.uint8)
 
 _logger = logging.getLogger("headkv_local")
 
@@ -59,34 +63,71 @@ def question_of(
 
     Of a message with parts that are marked as documents ("document": True), all other parts ask; of those
     that are longer than n_last tokens, and of a message without such marks, what headkv_get_question() finds.
-    Empty if no message asks, or the one that does is not found.
+    One without such marks that is longer may be a document as a whole: what would ask if it were one asks
+    too, if that is no longer. Empty if no message asks, or the one that does is not found.
     """
     of_user = [i for i, one in enumerate(messages) if one.get("role") == "user"]
     of_system = [i for i, one in enumerate(messages) if one.get("role") in SYSTEM]
-    asking = next(
-        (i for i in (*of_user[::-1], *of_system[::-1]) if any(map(_asks, _parts(messages[i])))), None
-    )
-    if asking is None:
+    asking = [i for i in (*of_user[::-1], *of_system[::-1]) if any(map(_asks, _parts(messages[i])))]
+    texts = _Texts(written)
+    found = [texts.parts(messages, i) for i in asking[:2]]
+    if not found or not found[0]:
         return ()
-    end = len(written.text)
-    for part in reversed([part for later in messages[asking + 1 :] for part in _parts(later)]):
-        start = written.text.rfind(_text(part), 0, end)
-        end = start if start >= 0 else end
-    parts = _parts(messages[asking])
-    found: list[Part] = []
-    for part in reversed(parts):
-        start = written.text.rfind(_text(part), 0, end)
-        if start < 0 and _asks(part):
-            _logger.warning(
-                "what asks is not in the prompt as it was written: the prompt's last tokens select"
-            )
-            return ()
-        if start >= 0 and _asks(part):
-            found.insert(0, Part(*written.tokens_of(start, start + len(_text(part)))))
-        end = start if start >= 0 else end
-    if not all(map(_asks, parts)):
-        return tuple(asks for one in found for asks in find_question(prompt, one.start, one.stop, n_last))
-    return find_question(prompt, found[0].start, found[-1].stop, n_last)
+    if not all(map(_asks, _parts(messages[asking[0]]))):
+        return tuple(asks for one in found[0] for asks in find_question(prompt, one.start, one.stop, n_last))
+    whole = found[0][0].start, found[0][-1].stop
+    before = found[1] if len(found) > 1 and whole[1] - whole[0] > n_last else []
+    if before and before[-1].stop - before[0].start <= n_last:
+        before = [Part(before[0].start, before[-1].stop)]
+    else:
+        before = []
+    return (*before, *find_question(_Bordered(prompt, found[0][1:]), *whole, n_last))
+
+
+class _Texts:
+    """Where messages are in a prompt, whatever blanks a tokenizer or a template has added or left out."""
+
+    def __init__(self, written: Pieces) -> None:
+        text = np.frombuffer(written.text, dtype=np.uint8)
+        self._written = written
+        self._places = np.flatnonzero(~np.isin(text, _BLANKS))
+        """Of the bytes that are no blanks."""
+        self._text = text[self._places].tobytes()
+
+    def parts(self, messages: Sequence[Mapping[str, Any]], which: int) -> list[Part]:
+        """The tokens of each part of a message that asks; none if one of them is not found."""
+        end = len(self._text)
+        for part in reversed([part for later in messages[which + 1 :] for part in _parts(later)]):
+            end = self._before(part, end)[1]
+        found: list[Part] = []
+        for part in reversed(_parts(messages[which])):
+            stop, end = self._before(part, end)
+            if stop == end and _asks(part):
+                _logger.warning(
+                    "what asks is not in the prompt as it was written: the prompt's last tokens select"
+                )
+                return []
+            if stop > end and _asks(part):
+                place = int(self._places[end]), int(self._places[stop - 1]) + 1
+                found.insert(0, Part(*self._written.tokens_of(*place)))
+        return found
+
+    def _before(self, part: Mapping[str, Any], end: int) -> tuple[int, int]:
+        """Where it ends and begins, the last one before `end`; twice that if it is not found."""
+        text = part["text"].encode("utf-8", errors="ignore").translate(None, _BLANKS.tobytes())
+        start = self._text.rfind(text, 0, end)
+        return (start + len(text), start) if start >= 0 else (end, end)
+
+
+class _Bordered:
+    """The text of a prompt, with a blank line before each of some parts, as templates may join them."""
+
+    def __init__(self, prompt: Pieces, parts: Sequence[Part]) -> None:
+        starts = [part.start for part in parts]
+        places = [int(prompt.ends[start - 1]) for start in starts]
+        pieces = [prompt.text[a:b] for a, b in zip([0, *places], [*places, None], strict=True)]
+        self.text = b"\n\n".join(pieces)
+        self.ends = prompt.ends + 2 * np.searchsorted(starts, np.arange(prompt.n_tokens) + 1, "right")
 
 
 def _parts(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -96,11 +137,6 @@ def _parts(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         content = [{"text": content}]
     parts = [part for part in content or () if isinstance(part, Mapping)]
     return [part for part in parts if isinstance(part.get("text"), str) and part["text"].strip()]
-
-
-def _text(part: Mapping[str, Any]) -> bytes:
-    text: str = part["text"]
-    return text.strip().encode("utf-8", errors="ignore")
 
 
 def _asks(part: Mapping[str, Any]) -> bool:
