@@ -110,6 +110,8 @@ def test_a_long_message_may_be_a_document_that_the_one_before_it_asks_about(
     ):
         found = asking(spell, n_last, *before, ("user", DOCUMENT))
         assert any(TELL in text for text in found), before
+    last = asking(spell, n_last, ("user", DOCUMENT), ("system", TELL))  # wherever it stands
+    assert TELL in last[-1]
     found = asking(spell, n_last, ("system", "Be brief."), ("user", ASK))  # a short one is none
     assert [text.strip() for text in found] == [ASK]
     found = asking(spell, n_last, ("system", DOCUMENT), ("user", f"{DOCUMENT}\n\n{ASK}"))

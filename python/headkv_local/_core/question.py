@@ -70,18 +70,19 @@ def question_of(
     of_system = [i for i, one in enumerate(messages) if one.get("role") in SYSTEM]
     asking = [i for i in (*of_user[::-1], *of_system[::-1]) if any(map(_asks, _parts(messages[i])))]
     texts = _Texts(written)
-    found = [texts.parts(messages, i) for i in asking[:2]]
-    if not found or not found[0]:
+    found = texts.parts(messages, asking[0]) if asking else []
+    if asking and not found:
+        _logger.warning("what asks is not in the prompt as it was written: the prompt's last tokens select")
+    if not found:
         return ()
     if not all(map(_asks, _parts(messages[asking[0]]))):
-        return tuple(asks for one in found[0] for asks in find_question(prompt, one.start, one.stop, n_last))
-    whole = found[0][0].start, found[0][-1].stop
-    before = found[1] if len(found) > 1 and whole[1] - whole[0] > n_last else []
-    if before and before[-1].stop - before[0].start <= n_last:
-        before = [Part(before[0].start, before[-1].stop)]
-    else:
-        before = []
-    return (*before, *find_question(_Bordered(prompt, found[0][1:]), *whole, n_last))
+        return tuple(asks for one in found for asks in find_question(prompt, one.start, one.stop, n_last))
+    whole = Part(found[0].start, found[-1].stop)
+    asks = find_question(_Bordered(prompt, found[1:]), whole.start, whole.stop, n_last)
+    other = texts.parts(messages, asking[1]) if len(asking) > 1 and whole.n > n_last else []
+    if other and other[-1].stop - other[0].start <= n_last:
+        asks = (Part(other[0].start, other[-1].stop), *asks)
+    return tuple(sorted(asks))
 
 
 class _Texts:
@@ -103,9 +104,6 @@ class _Texts:
         for part in reversed(_parts(messages[which])):
             stop, end = self._before(part, end)
             if stop == end and _asks(part):
-                _logger.warning(
-                    "what asks is not in the prompt as it was written: the prompt's last tokens select"
-                )
                 return []
             if stop > end and _asks(part):
                 place = int(self._places[end]), int(self._places[stop - 1]) + 1
@@ -123,7 +121,7 @@ class _Bordered:
     """The text of a prompt, with a blank line before each of some parts, as templates may join them."""
 
     def __init__(self, prompt: Pieces, parts: Sequence[Part]) -> None:
-        starts = [part.start for part in parts]
+        starts = [part.start for part in parts if part.start > 0]
         places = [int(prompt.ends[start - 1]) for start in starts]
         pieces = [prompt.text[a:b] for a, b in zip([0, *places], [*places, None], strict=True)]
         self.text = b"\n\n".join(pieces)
