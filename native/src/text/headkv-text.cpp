@@ -178,13 +178,19 @@ std::vector<headkv_text_view::border> headkv_text_view::borders(int32_t start, i
 
 // One end of a message: as many paragraphs as are short together, and further lines if these are not enough. Without a
 // question mark among them up to a near one; where no paragraph ends there, up to the first one of what is short.
-int32_t headkv_text_view::asking(const std::vector<unit> & units) {
+int32_t headkv_text_view::asking(const std::vector<unit> & units, bool one_paragraph) {
     const unit * res = nullptr;
     for (const unit & u : units) {
         const bool further = u.kind == BORDER_LINE && (!res || res->n < n_enough);
-        if (u.is_short && (u.kind == BORDER_PARAGRAPH || further)) {
+        if (u.is_short && (u.kind == BORDER_PARAGRAPH || (further && !one_paragraph))) {
             res = &u;
         }
+        if (one_paragraph && res && res->n > n_cue) {
+            return res->n;
+        }
+    }
+    if (one_paragraph) {
+        return 0;
     }
     if (res && res->n <= n_cue) {
         res = nullptr;
@@ -213,17 +219,17 @@ int32_t headkv_text_view::asking(const std::vector<unit> & units) {
     return res ? res->n : 0;
 }
 
-int32_t headkv_text_view::opening(int32_t start, int32_t n_last) const {
+int32_t headkv_text_view::opening(int32_t start, int32_t n_last, bool one_paragraph) const {
     std::vector<unit> units;
     int32_t before = start;
     for (const border & b : borders(start, start + n_last + 1)) {
         units.push_back({ b.token - start, b.kind, has_mark(before, b.token), are_short(start, b.token) });
         before = b.token;
     }
-    return start + asking(units);
+    return start + asking(units, one_paragraph);
 }
 
-int32_t headkv_text_view::ending(int32_t start, int32_t stop, bool is_border) const {
+int32_t headkv_text_view::ending(int32_t start, int32_t stop, bool is_border, bool one_paragraph) const {
     std::vector<border> found = borders(start, stop);
     if (is_border) {
         found.insert(found.begin(), { start, BORDER_PARAGRAPH });
@@ -234,7 +240,7 @@ int32_t headkv_text_view::ending(int32_t start, int32_t stop, bool is_border) co
         units.push_back({ stop - b->token, b->kind, has_mark(b->token, behind), are_short(b->token, stop) });
         behind = b->token;
     }
-    return stop - asking(units);
+    return stop - asking(units, one_paragraph);
 }
 
 std::vector<headkv_part> headkv_text_view::question(int32_t start, int32_t stop, int32_t n_last) const {
@@ -247,12 +253,21 @@ std::vector<headkv_part> headkv_text_view::question(int32_t start, int32_t stop,
     }
     // it holds a document: a question may stand before it or after it
     std::vector<headkv_part> res;
-    const int32_t first = start < 0 ? 0 : opening(start, n_last);
-    if (first > std::max(start, 0)) {
-        res.push_back({ start, first, 1.0 });
-    }
+    const int32_t from  = std::max(start, 0);
+    const int32_t first = start < 0 ? 0 : opening(start, n_last, false);
     const int32_t begin = std::max(first, stop - n_last);
-    const int32_t last  = ending(begin, stop, begin == first);
+    int32_t last        = ending(begin, stop, begin == first, false);
+
+    // where one end alone has a mark, the other one is likely the document's: one paragraph of it asks at most
+    const bool asks_first = has_mark(from, first);
+    const bool asks_last  = has_mark(last, stop);
+    if (first > from) {
+        const int32_t one = asks_last && !asks_first ? opening(start, n_last, true) : first;
+        res.push_back({ start, one > start ? one : first, one > start ? 1.0 : maybe });
+        if (asks_first && !asks_last) {
+            last = ending(begin, stop, begin == first, true);
+        }
+    }
     if (last == stop) { // nothing tells
         res.push_back({ begin, stop, res.empty() ? 1.0 : maybe });
         return res;

@@ -49,13 +49,14 @@ private:
         bool is_short; // all from there, with it
     };
 
-    // how many tokens ask of those that begin, or end, with these units
-    static int32_t asking(const std::vector<unit> & units);
+    // How many tokens ask of those that begin, or end, with these units. one_paragraph: the outermost one at most, 0 if
+    // that is not short.
+    static int32_t asking(const std::vector<unit> & units, bool one_paragraph);
 
     // Where what asks of the first n_last tokens ends, and where what asks of these tokens begins; start and stop where
     // nothing tells. is_border: whether the first token begins a paragraph.
-    int32_t opening(int32_t start, int32_t n_last) const;
-    int32_t ending(int32_t start, int32_t stop, bool is_border) const;
+    int32_t opening(int32_t start, int32_t n_last, bool one_paragraph) const;
+    int32_t ending(int32_t start, int32_t stop, bool is_border, bool one_paragraph) const;
 
     const uint8_t * const bytes;
     const size_t n_bytes;
