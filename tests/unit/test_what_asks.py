@@ -83,6 +83,22 @@ def test_an_instruction_asks_at_either_end_whatever_stands_beside_it(
 
 
 @SPELLINGS
+def test_beside_an_end_with_a_question_mark_one_paragraph_of_the_other_asks(
+    spell: Callable[[str], list[str]], n_last: int
+) -> None:
+    title, short = "A history of the harbours of the north", "It was written in the winter of that year."
+    first, last = asking(spell, n_last, ("user", f"{title}\n\n{short}\n\n{DOCUMENT}\n\n{ASK}"))
+    assert (title in first, ASK in last, short in first) == (True, True, False)
+    first, last = asking(spell, n_last, ("user", f"{ASK}\n\n{DOCUMENT}\n\n{short}\n\n{title}"))
+    assert (ASK in first, title in last, short in last) == (True, True, False)
+    first, last = asking(spell, n_last, ("user", f"{title}\n\n{short}\n\n{DOCUMENT}\n\n{TELL}"))
+    assert (short in first, TELL in last) == (True, True)
+    rows = "\n".join(f"crane {i} lifts stone in the {i}th dock of the east" for i in range(30))
+    (found,) = asking(spell, n_last, ("user", f"{ASK}\n\n{rows}"))
+    assert ASK in found
+
+
+@SPELLINGS
 def test_parts_of_a_message_are_paragraphs(spell: Callable[[str], list[str]], n_last: int) -> None:
     for parts in ([TELL, DOCUMENT], [DOCUMENT, TELL], ["Read this.", DOCUMENT, f"{TELL} {POLITE}"]):
         found = asking(spell, n_last, ("user", parts))
