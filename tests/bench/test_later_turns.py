@@ -28,7 +28,7 @@ def test_six_documents_have_all_orders_and_each_question_comes_once_at_each_turn
 
 def test_wordings_of_the_test_set_that_a_turn_can_ask_with() -> None:
     families = {one.family for one in usable([one for one in catalogue().values() if one.set == "test"])}
-    assert families == {"ending", "language", "few-shot"}
+    assert families == {"ending", "language", "few-shot", "unmarked"}
     assert usable([PLAIN]) == (PLAIN,)
 
 
