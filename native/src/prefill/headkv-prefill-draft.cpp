@@ -134,9 +134,11 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_without_ro
 
 // At most n_draft tokens, each the likeliest one, up to one that ends the answer. Then all of them once more, as a
 // batch: what llama.cpp sums for a single token depends on the number of threads, and so would what is kept. (As it may
-// where the draft is one token.)
+// where the draft is one token.) Over many cells of a sliding window also which token is the likeliest: a token beside
+// it, which is taken back, makes a batch of it. Recurrent layers take none back.
 void llama_kv_cache_headkv::reading::decode_draft(std::unique_ptr<headkv_queries> & asked) {
     const llama_vocab & vocab = ctx.get_model().vocab;
+    const uint32_t n_beside   = !bounded.empty() && !llama_model_is_hybrid(&ctx.get_model()) && ctx.n_batch() > 1;
     std::vector<int32_t> draft;
     while (true) {
         ctx.synchronize(); // a decode returns while a device is still at it
@@ -145,8 +147,12 @@ void llama_kv_cache_headkv::reading::decode_draft(std::unique_ptr<headkv_queries
         if (draft.size() == n_draft || vocab.is_eog(draft.back())) {
             break;
         }
-        const uint32_t p = n_prompt + draft.size() - 1;
-        decode({ &draft.back(), 1, p, /*keep =*/false, /*output =*/true }, 0, 1);
+        const uint32_t p      = n_prompt + draft.size() - 1;
+        const int32_t both[2] = { draft.back(), draft.back() };
+        decode({ both, 1 + n_beside, p, /*keep =*/false, /*output =*/true, n_beside }, 0, 1 + n_beside);
+        if (n_beside > 0) {
+            ctx.get_memory()->seq_rm(0, p + 1, -1);
+        }
     }
     take_back();
 

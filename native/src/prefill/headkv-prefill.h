@@ -35,7 +35,8 @@ private:
         uint32_t n;
         uint32_t p0;
         bool keep;   // it is a part of the prompt
-        bool output; // of its last token
+        bool output; // of its last token, but for n_beside ones
+        uint32_t n_beside = 0;
     };
 
     // headkv-prefill-require.cpp
