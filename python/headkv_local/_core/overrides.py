@@ -158,10 +158,17 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
             tokens: list[int] = super().tokenize(*args, **kwargs)
             return tokens
 
-    def detokenize(self, *args: Any, **kwargs: Any) -> bytes:
-        """As llama_cpp.Llama.detokenize(); from any thread."""
+    def detokenize(
+        self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False
+    ) -> bytes:
+        """As llama_cpp.Llama.detokenize(), from any thread, and of tokens of any length: it leaves out those
+        that spell more than 32 bytes, as deep indents and long rules are. ArgumentError for tokens that the
+        model does not have.
+        """
         with self._tokenizing():
-            text: bytes = super().detokenize(*args, **kwargs)
+            if isinstance(self.tokenizer_, LlamaTokenizer):
+                return self._vocabulary.text(tokens, special)
+            text: bytes = super().detokenize(tokens, prev_tokens, special)
             return text
 
     def reset(self) -> None:

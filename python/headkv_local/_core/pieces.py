@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
+
+from ..errors import ArgumentError
 
 
 class Pieces:
@@ -32,12 +34,29 @@ class Pieces:
         return int(first), int(last) + 1
 
 
+_LONG: Final = 256  # tokens of a text that is worth to be remembered
+
+
+class _Known(dict[int, bytes]):
+    """Pieces by token, each asked for once."""
+
+    def __init__(self, piece: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._piece = piece
+
+    def __missing__(self, token: int) -> bytes:
+        self[token] = piece = self._piece(token)
+        return piece
+
+
 class Vocabulary:
     """Of a model, until that is closed. What its tokens spell, whatever tokenizer the user has set."""
 
     def __init__(self, model: Any) -> None:
         """model: llama_cpp's."""
         self._model = model
+        self._known = tuple(_Known(partial(self._piece, control)) for control in (False, True))
+        self._said: list[tuple[list[int], bytes]] = [([], b""), ([], b"")]  # the last long text, each
 
     @property
     def spells(self) -> bool:
@@ -46,10 +65,34 @@ class Vocabulary:
 
     def pieces(self, tokens: npt.NDArray[Any] | Sequence[int], control: bool = False) -> Pieces:
         """control: whether control tokens spell something."""
-        return Pieces(tokens, partial(self._piece, control) if self.spells else lambda _: b"")
+        return Pieces(tokens, self._known[control].__getitem__ if self.spells else lambda _: b"")
+
+    def text(self, tokens: Sequence[int], control: bool = False) -> bytes:
+        """What tokens spell; after a BOS token without the space that a tokenizer puts before the text.
+
+        llama_cpp asks for the whole answer at each token of it: a long one is not spelled again from its
+        start.
+        """
+        tokens = list(tokens)
+        known, (before, said) = self._known[control], self._said[control]
+        if not before or tokens[: len(before)] != before:
+            before, said = [], b""
+        text = said + b"".join(map(known.__getitem__, tokens[len(before) :]))
+        if len(tokens) >= _LONG:
+            self._said[control] = tokens, text
+        starts = len(tokens) > 0 and tokens[0] == llama_cpp.llama_vocab_bos(self._model.vocab)
+        return text[1:] if starts and text[:1] == b" " else text
 
     def _piece(self, control: bool, token: int) -> bytes:
-        """With the space before it."""
-        room = ctypes.create_string_buffer(1024)  # llama_cpp has 32 bytes, and gives nothing for a longer one
-        n = llama_cpp.llama_token_to_piece(self._model.vocab, token, room, len(room), 0, control)
-        return room.raw[: max(n, 0)]
+        """With the space before it. ArgumentError for a token that the model does not have: llama.cpp ends
+        the process."""
+        vocab = self._model.vocab
+        n = llama_cpp.llama_vocab_n_tokens(vocab)
+        if not 0 <= token < n:
+            raise ArgumentError(f"token {token} is none of the model's: they go from 0 to {n - 1}")
+        room = ctypes.create_string_buffer(32)
+        n_bytes = llama_cpp.llama_token_to_piece(vocab, token, room, len(room), 0, control)
+        if n_bytes < 0:  # llama_cpp stops here, and gives nothing
+            room = ctypes.create_string_buffer(-n_bytes)
+            n_bytes = llama_cpp.llama_token_to_piece(vocab, token, room, len(room), 0, control)
+        return room.raw[: max(n_bytes, 0)]

@@ -76,13 +76,11 @@ async def count_tokens(request: Request, body: TokenizeInputRequest) -> Response
 
 @router.post("/extras/detokenize", response_model=DetokenizeInputResponse, tags=["Extras"])
 async def detokenize(request: Request, body: DetokenizeInputRequest) -> Response:
-    def text(llm: Served) -> Any:
-        bad = next((token for token in body.tokens if not 0 <= token < llm.n_vocab()), None)
-        if bad is not None:
-            raise Refusal(400, f"token {bad} is none of the model's {llm.n_vocab()}", param="tokens")
-        return {"text": llm.detokenize(body.tokens).decode("utf-8", errors="replace")}
-
-    return await _answer(request, body.model, text)
+    return await _answer(
+        request,
+        body.model,
+        lambda llm: {"text": llm.detokenize(body.tokens).decode("utf-8", errors="replace")},
+    )
 
 
 def _require_embeddable(llm: Served, body: EmbeddingBody) -> None:
