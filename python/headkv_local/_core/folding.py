@@ -37,7 +37,10 @@ class Folding:
         retention = self._compactor.retention
         if retention is None or retention.fold is None or n_new == 0:
             return
-        n_tokens, n_prompt = self._tokens.n_tokens, self._n_prompt()
+        n_tokens, n_read = self._tokens.n_tokens, self._prompts.record.n_tokens or 0
+        if self._due is None and n_tokens + max(_ASKING, n_new) < n_read + retention.fold:
+            return  # in most steps: not worth a call of the library
+        n_prompt = self._n_prompt()
         # as many as the window at least: what was kept of the prompt may be by a retention with a smaller one
         fold = max(retention.fold, self._compactor.window)
         n_more = self._compactor.window  # tokens that may come after those that ask: all heads keep them
