@@ -22,7 +22,8 @@ def sessions(folder: Path) -> set[Path]:
 
 
 def read(keeper: Keeper, llm: Llama, tokens: list[int]) -> None:
-    keeper.prepare(tokens, KEPT)
+    assert llm.retention is not None
+    keeper.prepare(tokens, llm.retention)
     llm.prefill(tokens)
 
 
@@ -127,8 +128,23 @@ def test_one_that_is_too_large_costs_no_other(
     llm = load(tiny_path, retention=KEPT)
     small = left(tmp_path, llm, random_tokens(100, seed=1), random_tokens(100, seed=2))
     most = sum(path.stat().st_size for path in small) + 100
-    assert left(tmp_path, llm, random_tokens(900, seed=3), most_bytes=most) == []
+    whole = load(tiny_path, retention=Retention(budget=900))
+    assert left(tmp_path, whole, random_tokens(900, seed=3), most_bytes=most) == []
     assert sessions(tmp_path) == set(small)
+
+
+def test_one_with_too_large_an_archive_stays_without(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    llm, tokens = load(tiny_path, retention=KEPT), random_tokens(900, seed=3)
+    (session,) = left(tmp_path, llm, tokens, most_bytes=2**19)
+    assert "are more than all sessions may have" in caplog.text
+    assert session.stat().st_size < 2**19
+    keeper = Keeper(llm, Shelf(tmp_path, 9, 2**19))
+    keeper.prepare([*tokens, 1], KEPT)
+    assert llm.n_tokens == 900
+    assert llm.cache_stats().archive_tokens == 0
+    keeper.close()
 
 
 def test_an_answer_that_is_folded_is_not_the_prompt(

@@ -169,6 +169,7 @@ class Shelf:
         """Its session, and what is in that: not its archive, where that cannot be. But one that is there with
         an archive stays: what came since is soon read again."""
         try:
+            self._require_small(llm)
             llm.save_session(self._path(one), messages=[one.to_json()])
             return one
         except Cancelled:
@@ -182,6 +183,14 @@ class Shelf:
         light = replace(one, archived=False)
         llm.save_session(self._path(one), light=True, messages=[light.to_json()])
         return light
+
+    def _require_small(self, llm: Llama) -> None:
+        """Raise SessionError for what would be written only to be removed: gigabytes, at each request."""
+        stats = llm.cache_stats()
+        cells = 0 if stats.compacted else stats.full_bytes * llm.n_tokens // stats.n_ctx
+        n_bytes = stats.archive_bytes or cells
+        if n_bytes > self._most_bytes:
+            raise SessionError(f"its rows of {n_bytes} bytes are more than all sessions may have")
 
     def load(self, llm: Llama, one: Conversation) -> Conversation | None:
         """Into the context, as it was saved. None if it is not here, or its session cannot be used: it is
