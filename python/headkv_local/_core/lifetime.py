@@ -176,7 +176,7 @@ class Lifetime:
         with self.turns.entered(turn, tokens) as displaced:
             self.require_open()
             try:
-                with self._under(tokens):
+                with self._under(tokens) if tokens else nullcontext():
                     if displaced is not None and not (beside and displaced.thread == threading.get_ident()):
                         self._set_aside(user, displaced)
                         self.turns.hold(None)
