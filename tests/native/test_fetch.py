@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -63,6 +65,16 @@ def test_a_file_with_another_hash_is_not_taken(tmp_path: Path) -> None:
     result = fetch(tmp_path, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
     assert result.returncode == 1
     assert result.stdout == ""
+
+
+def test_an_isolated_build_has_what_fetches() -> None:
+    """What pip makes for a build has neither pip nor what is installed around it."""
+    (required,) = re.findall(
+        r"^requires = (.*)$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    for script in SCRIPT.parent.glob("*.py"):
+        for module in re.findall(r'"-m", "(\w+)"', script.read_text(encoding="utf-8")):
+            assert module in json.loads(required), script
 
 
 def fetch_from_users_cache() -> str:
