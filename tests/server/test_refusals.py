@@ -18,9 +18,11 @@ from serving import Running, failing, serving, until
 from headkv_local import ArgumentError, Llama
 from headkv_local.server.args import build_parser, parse
 from headkv_local.server.bodies import ChatBody
+from headkv_local.server.environment import PREFIX, require_settings
 from headkv_local.server.errors import Refusal
 from headkv_local.server.grammars import require_grammars
 from headkv_local.server.network import network_of
+from headkv_local.server.settings import ModelSettings, ServerSettings
 
 MESSAGES = [{"role": "user", "content": "Hello."}]
 ASKED: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 2}
@@ -302,23 +304,68 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
             assert said.count("\n") == 1
 
 
-def test_lists_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADKV_SERVER_CORS_ORIGINS", "http://localhost:3000")
-    monkeypatch.setenv("HEADKV_SERVER_KV_OVERRIDES", '["a=str:b c"]')
-    for split in ("0.5,0.5", "0.5 0.5", " 0.5, 0.5 ", "[0.5, 0.5]"):
-        monkeypatch.setenv("HEADKV_SERVER_TENSOR_SPLIT", split)
-        server, (model,) = parse(["x.gguf"], build_parser())
-        assert server.cors_origins == ["http://localhost:3000"]
-        assert (model.tensor_split, model.kv_overrides) == ([0.5, 0.5], ["a=str:b c"])
+def test_a_list_is_one_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same in the environment and as an option, where the word behind it is the model."""
+    origins = ["http://localhost:3000", "null"]
+    for origin in ("http://localhost:3000,null", '["http://localhost:3000", "null"]'):
+        for split in ("0.5,0.5", "0.5 0.5", " 0.5, 0.5 ", "[0.5, 0.5]"):
+            options = ["--cors-origins", origin, "--tensor-split", split, "--kv-overrides", '["a=str:b c"]']
+            given = [parse([*options, "x.gguf"], build_parser())]
+            with monkeypatch.context() as patched:
+                for flag, value in zip(options[::2], options[1::2], strict=True):
+                    patched.setenv(PREFIX + flag.strip("-").replace("-", "_").upper(), value)
+                given.append(parse(["x.gguf"], build_parser()))
+            for server, (model,) in given:
+                assert (model.model, server.cors_origins) == ("x.gguf", origins)
+                assert (model.tensor_split, model.kv_overrides) == ([0.5, 0.5], ["a=str:b c"])
+    server, _ = parse(["--cors_origins", "a", "--cors-origins=b,c", "x.gguf"], build_parser())
+    assert server.cors_origins == ["a", "b", "c"]
+    with pytest.raises(SystemExit):
+        parse(["--cors-origins", "[http://", "x.gguf"], build_parser())
+    assert "--cors-origins: '[http://' begins as a list of JSON and is none" in capsys.readouterr().err
     for name, value in (
         ("CORS_ORIGINS", "[http://"),
         ("TENSOR_SPLIT", "much"),
         ("CHAT_TEMPLATE_KWARGS", "no"),
     ):
         with monkeypatch.context() as patched:
-            patched.setenv(f"HEADKV_SERVER_{name}", value)
+            patched.setenv(PREFIX + name, value)
             with pytest.raises(ArgumentError, match=f"^--{name.lower()}"):
                 parse(["x.gguf"], build_parser())
+
+
+def test_each_long_option_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for action in build_parser()._actions:
+        for flag in action.option_strings:
+            if action.dest not in ("help", "version", "config_file") and re.match("--(?!no-)", flag):
+                name = PREFIX + flag[2:].replace("-", "_").upper()
+                require_settings([name], [ModelSettings, ServerSettings])
+    for name, value in (("CTX", "77"), ("THREADS", "3"), ("GPU_LAYERS", "0"), ("ALIAS", "me")):
+        monkeypatch.setenv(PREFIX + name, value)
+    _, (model,) = parse(["x.gguf"], build_parser())
+    assert (model.n_ctx, model.n_threads, model.n_gpu_layers, model.alias) == (77, 3, 0, "me")
+    _, (model,) = parse(["x.gguf", "--n-ctx", "78"], build_parser())
+    assert model.n_ctx == 78
+    monkeypatch.setenv(PREFIX + "N_CTX", "77")
+    with pytest.raises(ArgumentError, match="has HEADKV_SERVER_CTX and HEADKV_SERVER_N_CTX, which are one"):
+        parse(["x.gguf"], build_parser())
+
+
+@pytest.mark.parametrize(
+    ("variable", "end"),
+    [
+        ("HEADKV_SERVER_APIKEY", "; is HEADKV_SERVER_API_KEY meant?"),
+        ("headkv_server_apikey", "; is HEADKV_SERVER_API_KEY meant?"),
+        ("HEADKV_SERVER_COLOUR", ""),
+        ("HEADKV_SERVER_MODELS", "; is HEADKV_SERVER_MODEL meant?"),
+    ],
+)
+def test_a_variable_that_is_no_setting(monkeypatch: pytest.MonkeyPatch, variable: str, end: str) -> None:
+    """A misspelled key would start a server without one."""
+    monkeypatch.setenv(variable, "")
+    with pytest.raises(ArgumentError) as refused:
+        parse(["x.gguf"], build_parser())
+    assert str(refused.value) == f"the environment has {variable.upper()}, which is no setting{end}"
 
 
 def test_two_servers_do_not_share_a_folder(tiny_path: Path, tmp_path: Path) -> None:

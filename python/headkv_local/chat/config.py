@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from ..environment import meant, require_known
 from ..errors import ArgumentError
 from .args import Switch
 from .options import FLAG, FORMS, Options, budget_text
@@ -135,15 +135,12 @@ def _from_environment(
     environ: Mapping[str, str], settings: Mapping[str, argparse.Action]
 ) -> Iterator[tuple[str, tuple[Any, str]]]:
     """Fields of Options with their values, each with its variable. An empty variable counts as none."""
-    known = {PREFIX + name.upper().replace("-", "_"): name for name in settings}
+    known = {name.upper().replace("-", "_"): name for name in settings}
+    require_known((variable for variable, text in environ.items() if text), PREFIX, known)
     for variable, text in environ.items():
         if not variable.startswith(PREFIX) or not text:
             continue
-        if variable not in known:
-            raise ArgumentError(
-                f"the environment has {variable}, which is no setting{_meant(variable, known)}"
-            )
-        action = settings[known[variable]]
+        action = settings[known[variable.removeprefix(PREFIX)]]
         try:
             if action.dest == _MANY:
                 yield _MANY, (tuple(text.split(os.pathsep)), variable)
@@ -166,7 +163,7 @@ def _from_file(path: str, settings: Mapping[str, argparse.Action]) -> Iterator[t
         raise ArgumentError(f"{where} is no TOML: {reason}") from None
     for name, value in found.items():
         if name not in settings or name == "config":
-            raise ArgumentError(f"{where} has '{name}', which is no setting{_meant(name, settings)}")
+            raise ArgumentError(f"{where} has '{name}', which is no setting{meant(name, settings)}")
         action = settings[name]
         try:
             yield _dest(action), _file_value(action, value)
@@ -190,11 +187,6 @@ def _file_value(action: argparse.Action, value: Any) -> Any:
 def _require_one_form(fields: Mapping[str, Any], where: str) -> None:
     if fields.keys() >= FORMS:
         raise ArgumentError(f"{where} has json-schema and grammar, and an answer has one form")
-
-
-def _meant(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f"; is {close[0]} meant?" if close else ""
 
 
 def _toml(value: Any) -> str:

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from .. import __version__, default_model_path
+from .environment import FLAGS, PREFIX, holds, items, require_settings
 from .retaining import ADVANCED
-from .settings import (
-    ENVIRONMENT,
-    ConfigFileSettings,
-    ModelSettings,
-    ServerSettings,
-    explained,
-    holds,
-    read_config,
-)
+from .settings import ConfigFileSettings, ModelSettings, ServerSettings, explained, read_config
 
 _DESCRIPTION = """\
 Serve GGUF models to OpenAI's clients. Once a long prompt is read, every KV head keeps only its budget of
@@ -27,19 +21,13 @@ rows. Conversations are kept apart: each goes on where it was, and reads only wh
 """
 
 _EPILOG = f"""\
-Each setting can also be given in the environment, as {ENVIRONMENT}PORT for --port; of a list the items
-with commas or blanks between them. _ may be written for - in options, and "--page false" for --no-page.
+Each setting can also be given in the environment, as {PREFIX}PORT for --port. A list is one word, with
+commas between its items, or JSON; as an option it may be repeated. _ may be written for - in options, and
+"--page false" for --no-page.
 A --config-file is JSON or YAML: settings of the server, and "models", a list of objects with settings of
 a model. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
-_SHORT = {
-    "model": ("-m",),
-    "n_ctx": ("-c", "--ctx"),
-    "n_threads": ("-t", "--threads"),
-    "n_gpu_layers": ("-ngl", "--gpu-layers"),
-    "model_alias": ("-a", "--alias"),
-}
 _FIRST = {"model", "model_alias", "n_ctx", "n_threads", "n_threads_batch", "n_gpu_layers", "chat_format"}
 _KEPT = {"budget", "scores", "archive", *ADVANCED}
 _HIDDEN = {"cache", "cache_type", "cache_size", "clip_model_path"}  # of stock, which are refused
@@ -77,13 +65,14 @@ def _add(parser: argparse.ArgumentParser, title: str, owner: type[BaseModel], na
             shown = str(field.default).lower() if isinstance(field.default, bool) else field.default
             told += f" (default: {shown})"
         options: dict[str, Any] = {"dest": name, "help": told}
-        flags = [*_SHORT.get(name, ()), f"--{name.replace('_', '-')}"]
+        flags = [*FLAGS.get(name, ()), f"--{name.replace('_', '-')}"]
         if _is_bool(owner, name):
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = "VALUE"
             if holds(owner, name, "list"):
-                options["nargs"] = "*"
+                # never several words: the one behind it is MODEL
+                options |= {"type": _items, "action": "extend", "metavar": "VALUE[,VALUE...]"}
             elif holds(owner, name, "dict"):
                 options |= {"type": _object, "metavar": "JSON"}
         group.add_argument(*flags, **options)
@@ -91,6 +80,13 @@ def _add(parser: argparse.ArgumentParser, title: str, owner: type[BaseModel], na
 
 def _is_bool(owner: type[BaseModel], name: str) -> bool:
     return owner.model_fields[name].annotation is bool
+
+
+def _items(text: str) -> list[Any]:
+    try:
+        return items(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -138,6 +134,7 @@ def normalised(argv: list[str]) -> list[str]:
 def parse(argv: list[str], parser: argparse.ArgumentParser) -> tuple[ServerSettings, list[ModelSettings]]:
     """Exits as argparse does: 0 after --help, 2 on misuse. Raises ArgumentError for other settings."""
     given = vars(parser.parse_args(normalised(argv)))
+    require_settings(os.environ, (ModelSettings, ServerSettings))
     config, named = given.pop("config_file", None), given.pop("named", None)
     if named is not None:
         if "model" in given:

@@ -7,22 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from llama_cpp.server import settings as stock
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from ..errors import ArgumentError
 from ..settings import AUTO, DEFAULT_BUDGET, INT32_MAX, MAX_CTX_BYTES, parse_budget
+from .environment import PREFIX, FromEnvironment
 from .retaining import ADVANCED, Budget, advanced, check_budget
 
-ENVIRONMENT = "HEADKV_SERVER_"
-
-_CONFIG = SettingsConfigDict(env_prefix=ENVIRONMENT, protected_namespaces=(), extra="forbid")
+_CONFIG = SettingsConfigDict(env_prefix=PREFIX, protected_namespaces=(), extra="forbid")
 
 
 def _context(value: Any) -> int | str | None:
@@ -34,34 +27,7 @@ def _context(value: Any) -> int | str | None:
     raise ValueError(f'it is a number of tokens, 0 or "{AUTO}", not {value!r}')
 
 
-def holds(owner: type[BaseModel], name: str, kind: str) -> bool:
-    """Whether this setting is a "list", or a "dict"."""
-    return f"{kind}[" in str(owner.model_fields[name].annotation).lower()
-
-
-class _Environment(EnvSettingsSource):
-    """Lists as on the command line, or as JSON. What is no JSON is handed on: its setting refuses it."""
-
-    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        if holds(self.settings_cls, field_name, "list") and not value.lstrip().startswith("["):
-            return value.replace(",", " ").split()
-        try:
-            return super().decode_complex_value(field_name, field, value)
-        except ValueError:
-            return value
-
-
-class _FromEnvironment:
-    """Settings that are not given are in the environment."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _Environment(settings_cls)
-
-
-class ModelSettings(_FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
+class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
     """Of one model. Where stock's defaults suit a server without retention they are others here."""
 
     model_config = _CONFIG
@@ -137,7 +103,7 @@ class ModelSettings(_FromEnvironment, stock.ModelSettings):  # type: ignore[misc
         return str(self.model_alias or Path(self.model).name.removesuffix(".gguf"))
 
 
-class ServerSettings(_FromEnvironment, stock.ServerSettings):  # type: ignore[misc]
+class ServerSettings(FromEnvironment, stock.ServerSettings):  # type: ignore[misc]
     """Of the server."""
 
     model_config = _CONFIG
@@ -147,7 +113,7 @@ class ServerSettings(_FromEnvironment, stock.ServerSettings):  # type: ignore[mi
     api_key: str | None = Field(
         default=None,
         description="Key that each request must have: Authorization: Bearer KEY. Better given in the "
-        f"environment, as {ENVIRONMENT}API_KEY, where other users do not see it.",
+        f"environment, as {PREFIX}API_KEY, where other users do not see it.",
     )
     interrupt_requests: bool = Field(
         default=False, description="End a running stream when another request comes."
