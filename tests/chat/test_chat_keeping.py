@@ -317,6 +317,13 @@ def test_one_shot(
     answer = json.loads(second.stdout)
     assert answer["stats"]["read_tokens"] < 100 < answer["usage"]["prompt_tokens"]
     assert answer["usage"]["completion_tokens"] <= 8 + 3  # the rest of a character may follow
+    (tmp_path / "other").write_text(OTHER.text)
+    files = ("-f", "document", "-f", "other", "--json", "-p", "Who?")
+    third, fourth = (chat("--session", "kept", *files) for _ in range(2))
+    assert "\nIn the chat already, not read again: document.\n" in third.stderr
+    assert "\nIn the chat already, not read again: document and 1 other.\n" in fourth.stderr
+    used = [json.loads(each.stdout)["stats"]["read_tokens"] for each in (third, fourth)]
+    assert used[1] < 100 < used[0]
     before = (tmp_path / "folder" / "real").read_bytes()
     full = chat("--session", "kept", "-p", "why " * 10_000)
     assert full.returncode == 1

@@ -9,20 +9,25 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.config import parse_options, shown
 from headkv_local.chat.console import Console, OutputError
-from headkv_local.chat.documents import Document, read_stdin
+from headkv_local.chat.documents import STDIN, Document, read_stdin
 from headkv_local.chat.folders import Found, read_documents
 from headkv_local.chat.options import Options
+from headkv_local.chat.render import counted
 from headkv_local.chat.signatures import is_no_model
 from headkv_local.chat.wording import sentence
 from headkv_local.errors import ArgumentError, HeadKVError, ModelError
 from headkv_local.exits import FAILED, INTERRUPTED, OK, code_of
+
+if TYPE_CHECKING:
+    from headkv_local.chat.session import Session
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,7 +115,7 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
             console.note(note)
         keeper = Keeper(session, console)
         keeper.open(chat, options.system)
-        session.attach(chain.from_iterable(found.documents for found in given))
+        _attach_new(session, chain.from_iterable(found.documents for found in given), console)
         for note in chain.from_iterable(found.notes for found in given if found.folder):
             console.note(note)
         if question is None:
@@ -125,6 +130,25 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
             raise
         keeper.leave()
         return INTERRUPTED if answer.finish_reason == "interrupt" else OK
+
+
+def _attach_new(session: Session, documents: Iterable[Document], console: Console) -> None:
+    """Before the next question goes what the chat does not have: that of --session may have been given it."""
+    answered = chain.from_iterable(turn.documents for turn in session.answered)
+    there = {(each.name, each.text.strip("\n")) for each in chain(session.documents, answered)}
+    names: list[str] = []
+
+    def new() -> Iterator[Document]:
+        for document in documents:
+            if (document.name, document.text.strip("\n")) in there:
+                names.append("Standard input" if document.name == STDIN else document.name)
+            else:
+                yield document
+
+    session.attach(new())
+    if names:
+        others = f" and {counted(len(names) - 1, 'other')}" if len(names) > 1 else ""
+        console.note(f"In the chat already, not read again: {names[0]}{others}.")
 
 
 def _require_model(options: Options) -> None:
