@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import sys
 import threading
 import zipfile
@@ -130,11 +131,12 @@ def pdf(*pages: str) -> bytes:
     return data + f"{end}{len(data)}\n%%EOF\n".encode()
 
 
-def encrypted(data: bytes) -> bytes:
+def encrypted(data: bytes, password: str = "secret") -> bytes:
+    """password: that opens it; "": there is only one that lets it be changed, as banks and journals do."""
     import pypdf
 
     writer, out = pypdf.PdfWriter(io.BytesIO(data)), io.BytesIO()
-    writer.encrypt("secret", algorithm="RC4-128")
+    writer.encrypt(password, owner_password="owner", algorithm="AES-256")
     writer.write(out)
     return out.getvalue()
 
@@ -156,6 +158,14 @@ def test_text_of_pdf_and_docx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     document = read_document(str(path))
     assert document.text == "The first page.\n\nThe third."
     assert document.note == "1 of its 3 pages have no text: they may be scanned"
+    path.write_bytes(encrypted(pdf("The first page."), password=""))
+    assert read_document(str(path)).text == "The first page."
+    without = (
+        "import sys; sys.modules.update(cryptography=None, Crypto=None); from headkv_local.chat import main"
+    )
+    chat = [sys.executable, "-c", f"{without}; main()", "-p", "Why?", "-f", str(path)]
+    said = subprocess.run(chat, capture_output=True, text=True, stdin=subprocess.DEVNULL).stderr
+    assert "is a PDF encrypted with AES: pip install 'headkv-local[documents]' lets it be read" in said
     path.write_bytes(word())
     assert read_document(str(path)).text == "The keeper\tis Marta.\nBo | 41"
     for data, library, what in ((pdf("x"), "pypdf", "a PDF"), (word(), "docx", "a DOCX file")):

@@ -51,7 +51,7 @@ def _pdf(data: bytes) -> tuple[str, str]:
     except (ExtractError, MemoryError):
         raise
     except pypdf.errors.DependencyError:
-        raise ExtractError("is an encrypted PDF: save it without its password first") from None
+        raise ExtractError(f"is a PDF encrypted with AES: {_INSTALL}") from None
     except Exception as error:  # of damaged files it raises whatever it stumbles over
         raise ExtractError(f"is a PDF that cannot be read: {_told(error)}") from None
     empty = sum(not page.strip() for page in pages)
