@@ -368,6 +368,16 @@ def test_a_variable_that_is_no_setting(monkeypatch: pytest.MonkeyPatch, variable
     assert str(refused.value) == f"the environment has {variable.upper()}, which is no setting{end}"
 
 
+def test_an_archive_that_is_off_in_a_file(tmp_path: Path) -> None:
+    """To YAML the word is a False."""
+    (tmp_path / "models.yaml").write_text("page: off\nmodels:\n  - model: x.gguf\n    archive: off\n")
+    server, (model,) = parse(["--config-file", str(tmp_path / "models.yaml")], build_parser())
+    assert (server.page, model.archive) == (False, "off")
+    (tmp_path / "models.yaml").write_text("models:\n  - model: x.gguf\n    archive: on\n")
+    with pytest.raises(ArgumentError, match="archive"):
+        parse(["--config-file", str(tmp_path / "models.yaml")], build_parser())
+
+
 def test_two_servers_do_not_share_a_folder(tiny_path: Path, tmp_path: Path) -> None:
     with serving(tmp_path, tiny_path, *SMALL, "--ctx", 512):
         sessions = ("--sessions", tmp_path / "sessions", "--port", 0)

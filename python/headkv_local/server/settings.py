@@ -27,6 +27,10 @@ def _context(value: Any) -> int | str | None:
     raise ValueError(f'it is a number of tokens, 0 or "{AUTO}", not {value!r}')
 
 
+def _archive(value: Any) -> Any:
+    return "off" if value is False else value  # what YAML reads for: off
+
+
 class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
     """Of one model. Where stock's defaults suit a server without retention they are others here."""
 
@@ -69,7 +73,7 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
         default=None,
         description='GGUF file with head scores, or "uniform". Left out: those that come with the model.',
     )
-    archive: str = Field(
+    archive: Annotated[str, BeforeValidator(_archive)] = Field(
         default="auto",
         description='Where all rows of the conversation in the context stay: "memory", "file" (in the '
         'folder of the sessions), "off", or "auto": memory where there is room, else a file.',
