@@ -14,12 +14,12 @@ set(sdk_headers
     ${CMAKE_CURRENT_SOURCE_DIR}/native/include/headkv-session.h
     ${HEADKV_LLAMA_CPP_DIR}/include/llama.h
     ${HEADKV_LLAMA_CPP_DIR}/include/llama-cpp.h)
-foreach(header ggml ggml-alloc ggml-backend ggml-cpp ggml-cpu ggml-opt gguf)
-    list(APPEND sdk_headers ${HEADKV_LLAMA_CPP_DIR}/ggml/include/${header}.h)
+foreach(header ggml ggml-alloc ggml-backend ggml-cpp ggml-cpu ggml-opt gguf ${backends})
+    set(header ${HEADKV_LLAMA_CPP_DIR}/ggml/include/${header}.h)
+    if(EXISTS ${header} AND NOT header IN_LIST sdk_headers) # a variant of ggml-cpu has none of its own
+        list(APPEND sdk_headers ${header})
+    endif()
 endforeach()
-if(TARGET ggml-cuda)
-    list(APPEND sdk_headers ${HEADKV_LLAMA_CPP_DIR}/ggml/include/ggml-cuda.h)
-endif()
 
 # headkv_install_sdk(COMPONENT PREFIX LIB): LIB: the libraries' folder, seen from PREFIX
 function(headkv_install_sdk component prefix lib)

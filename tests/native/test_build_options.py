@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+CMAKE = shutil.which("cmake", path=str(Path(sys.executable).parent)) or "cmake"
 
 
 def make(*arguments: str) -> str:
@@ -48,3 +51,16 @@ def test_pip_is_one_that_takes_options(tmp_path: Path) -> None:
 def test_a_portable_wheel_takes_no_options_of_one_machine() -> None:
     for option in ("CUDA=1", "WITHOUT=amx"):
         assert "make wheel builds for every kind of CPU" in make("wheel", option)
+
+
+def test_all_backends_are_installed(tmp_path: Path) -> None:
+    """libggml links each that is on: without one of them nothing can be imported. One turned off has gone."""
+    for rpc in ("ON", "OFF"):
+        command = [CMAKE, "-S", str(ROOT), "-B", str(tmp_path), f"-DGGML_RPC={rpc}"]
+        subprocess.run(command, check=True, capture_output=True)
+        installed = (tmp_path / "cmake_install.cmake").read_text(encoding="utf-8")
+        for folder in ("/headkv_local/_vendor/llama_cpp/lib", "/lib/headkv"):
+            found = re.findall(rf'{folder}" TYPE \w+ FILES "[^"]*/libggml-(\w+)\.', installed)
+            assert {"base", "cpu"} <= set(found), folder
+            assert ("rpc" in found) == (rpc == "ON"), folder
+        assert ("ggml-rpc.h" in installed) == (rpc == "ON")
