@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,15 @@ from headkv_local.scores import SHIPPED
 )
 def test_speed_is_the_default(given: list[str], meant: list[str]) -> None:
     assert with_default(given) == meant
+
+
+@pytest.mark.parametrize("name", ["bench speed", "bench quality", "bench turns", "bench cancel", "score"])
+def test_help_shows_defaults_as_they_are_written(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"])
+    defaults = re.findall(r"\(default:\s(.)", capsys.readouterr().out)
+    assert defaults
+    assert not {"(", "[", "{"} & {*defaults}
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
     )
     add_common(speed)
     add = speed.add_argument
-    add("--prompt-tokens", type=positives, default=(6000,), metavar=LIST, help="prompt lengths")
+    add("--prompt-tokens", type=positives, default="6000", metavar=LIST, help="prompt lengths")
     add(
         "--budget",
         default="128",

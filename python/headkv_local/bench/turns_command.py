@@ -17,7 +17,7 @@ def add_parser(kinds: Any) -> None:
     add_common(parser)
     add = parser.add_argument
     names = "NAME[,...]"
-    add("--tokens", type=positives, default=(1000,), metavar=LIST, help="lengths of documents")
+    add("--tokens", type=positives, default="1000", metavar=LIST, help="lengths of documents")
     add("--budget", default="64,128", metavar="B[,B...]", help="as --budget of speed")
     add(
         "--samples",
