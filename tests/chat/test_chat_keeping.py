@@ -98,7 +98,9 @@ def test_settings_that_are_not_given_are_as_they_were(chats: Callable[..., Kept]
     keeper.save()
     last, _ = chats("--session", path, "--seed", "7")
     assert (last.llm.sampling.temp, last.options.system, last.options.archive) == (0.5, "Be brief.", "off")
+    anew, _ = chats("--session", path, "-s", "-1")
     assert (last.llm._seed, again.llm._seed) == (7, session.llm._seed)
+    assert anew.llm._seed != again.llm._seed
 
 
 def test_a_session_has_its_model(

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ..settings import DEFAULT_BUDGET, INT32_MAX, MAX_CTX_BYTES, MAX_THREADS, UINT32_MAX, parse_budget
+from ..settings import DEFAULT_BUDGET, INT32_MAX, MAX_CTX_BYTES, MAX_THREADS, parse_budget
 from . import values
 from .options import AUTO, MAX_TOKENS, expand
 from .sampling import Sampling
@@ -197,8 +197,9 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "-s",
         "--seed",
         metavar="N",
-        type=values.integer(0, UINT32_MAX),
-        help="random seed; with the same one the same question gets the same answer (default: a new one)",
+        type=values.seed,
+        help="random seed; with the same one the same question gets the same answer; -1: a new one "
+        "(default: a new one)",
     )
 
 

@@ -133,6 +133,10 @@ class Commands:
 
     def set(self, argument: str) -> None:
         name, _, value = argument.partition(" ")
+        if name in COMMANDS and name not in setting.NAMES:
+            raise ArgumentError(f"/set knows no '{name}'; /{name} {value.strip()}".rstrip() + " is a command")
+        if name == "parameter":  # as Ollama has it
+            raise ArgumentError("/set takes the name of a setting at once, such as /set temp 0.2")
         if value.strip():
             self._console.note(setting.change(self._session, name, value.strip()))
         elif name:

@@ -12,6 +12,7 @@ from headkv_local.chat.options import FLAG, Options, expand
 from headkv_local.chat.render import counted, size
 from headkv_local.chat.saved import SavedChat, read_chat, state_of, with_state
 from headkv_local.chat.session import Session
+from headkv_local.chat.signatures import is_model
 from headkv_local.chat.worker import interrupts
 from headkv_local.errors import ArgumentError, SessionError, StateError, UnsupportedError
 
@@ -49,6 +50,8 @@ class Keeper:
     def load(self, name: str = "") -> None:
         """Raises SessionError, and the chat goes on as it was. With --session it is saved first."""
         path = self._named(name)
+        if is_model(path):
+            raise SessionError(f"{path} is a GGUF model, and no session; /model goes on with it")
         chat = read_chat(path)
         if not _same(path, self.path):
             self.keep()

@@ -214,8 +214,8 @@ class Session:
                 raise
             notice = self.archive.told
             self.llm.load_session(path)
-        if self.options.seed is not None:
-            self.llm.set_seed(self.options.seed)
+        if "seed" in self.options.sources:
+            self.llm.seed_anew(self.options.seed)
         self.options = self.options.having({"system": chat.settings["system"]}, path)
         self._turns, self.documents = list(chat.turns), list(chat.documents)
         return notice

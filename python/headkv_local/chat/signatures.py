@@ -45,14 +45,22 @@ _ZIPPED: Final[tuple[tuple[str, str], ...]] = (
 
 def is_no_model(path: str) -> bool:
     """Whether it is a folder, or begins in another way than GGUF files do; a short one may be cut off."""
-    if os.path.isdir(path):
-        return True
+    begin = _begin(path)
+    return os.path.isdir(path) or (bool(begin) and not _GGUF.startswith(begin))
+
+
+def is_model(path: str) -> bool:
+    """Whether it begins as GGUF files do."""
+    return _begin(path) == _GGUF
+
+
+def _begin(path: str) -> bytes:
+    """b"" where nothing can be read: loading it will tell."""
     try:
         with open(path, "rb") as file:
-            begin = file.read(len(_GGUF))
+            return file.read(len(_GGUF))
     except (OSError, ValueError):
-        return False  # loading it will tell
-    return bool(begin) and not _GGUF.startswith(begin)
+        return b""
 
 
 def told_by_signature(data: bytes) -> str | None:

@@ -6,7 +6,7 @@ import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
-from ..settings import INT32_MAX
+from ..settings import INT32_MAX, UINT32_MAX
 from .options import AUTO, MEMORY, OFF, expand
 
 
@@ -59,6 +59,14 @@ def tokens(text: str) -> int:
         return integer(-1)(text) or integer(1)(text)
     except ArgumentTypeError:
         raise ArgumentTypeError(f"'{text}' is not a whole number from 1 up, or -1") from None
+
+
+def seed(text: str) -> int | None:
+    """None for a new one, which llama.cpp's programs call -1."""
+    try:
+        return None if text == "-1" else integer(0, UINT32_MAX)(text)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{error}, or -1") from None
 
 
 def real(low: float, high: float = math.inf) -> Callable[[str], float]:
