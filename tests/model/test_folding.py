@@ -19,7 +19,7 @@ from helpers import compact_natively, ends, forced_logits, greedy, last_logits, 
 Load = Callable[..., Llama]
 Tiny = Callable[..., Path]
 
-N_PROMPT, N_TAIL, N_ASKING = 200, 120, 32
+N_PROMPT, N_TAIL, N_ASKING = 200, 120, 37
 TOKENS = random_tokens(N_PROMPT + 1000, seed=5)
 N_ALL = N_PROMPT + N_TAIL
 STOCK = {"flash_attn": True, "swa_full": False}

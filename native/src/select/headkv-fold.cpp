@@ -14,26 +14,46 @@
 #include <cstring>
 #include <numeric>
 
-// rows of a tensor as numbers: [n][ne0]; index: which rows
-static std::vector<float> read_rows(const ggml_tensor * t, const std::vector<uint32_t> & index) {
-    const auto to_float   = ggml_get_type_traits(t->type)->to_float;
-    const size_t row_size = ggml_row_size(t->type, t->ne[0]);
+namespace {
 
-    std::vector<headkv_fetched> rows;
-    for (size_t i = 0; i < index.size(); ++i) {
-        rows.push_back({ index[i], i });
-    }
-    std::vector<float> res(index.size() * t->ne[0]);
-    headkv_fetch(t, row_size, rows, [&](size_t i, const uint8_t * row) {
-        float * to = res.data() + i * t->ne[0];
-        if (t->type == GGML_TYPE_F32) {
-            memcpy(to, row, row_size);
-        } else {
-            to_float(row, to, t->ne[0]);
+// rows of a tensor in host memory: where they lie, or a copy from a device
+struct host_rows {
+    host_rows(const ggml_tensor * t, size_t row_size, const std::vector<uint32_t> & index) : at(index.size()) {
+        std::vector<headkv_fetched> wanted;
+        for (size_t i = 0; i < index.size(); ++i) {
+            wanted.push_back({ index[i], i });
         }
-    });
-    return res;
-}
+        const bool is_here = ggml_backend_buffer_is_host(t->buffer);
+        copied.resize(is_here ? 0 : index.size() * row_size);
+        headkv_fetch(t, row_size, wanted, [&](size_t i, const uint8_t * row) {
+            at[i] = is_here ? row : (const uint8_t *) memcpy(&copied[i * row_size], row, row_size);
+        });
+    }
+
+    std::vector<const uint8_t *> at;
+
+private:
+    std::vector<uint8_t> copied;
+};
+
+// the queries of a layer that reads K
+struct asking {
+    asking(const headkv_attention & attn, uint32_t n_head)
+        : attn(attn),
+          q(ggml_nelements(attn.q)),
+          sinks(attn.sinks ? n_head : 0) {
+        ggml_backend_tensor_get(attn.q, q.data(), 0, ggml_nbytes(attn.q));
+        if (attn.sinks) {
+            ggml_backend_tensor_get(attn.sinks, sinks.data(), 0, sinks.size() * sizeof(float));
+        }
+    }
+
+    const headkv_attention & attn;
+    std::vector<float> q;     // [n][n_head][d]
+    std::vector<float> sinks; // [n_head], or empty
+};
+
+} // namespace
 
 // entries of one KV head: what it has kept, and all that is in cells
 static std::vector<int32_t> entries_of(const std::vector<int32_t> & kept, const headkv_fold_prompt & prompt) {
@@ -44,82 +64,134 @@ static std::vector<int32_t> entries_of(const std::vector<int32_t> & kept, const 
     return res;
 }
 
-static float dot(const float * a, const float * b, size_t n) {
-    float sum = 0.0f;
-    for (size_t i = 0; i < n; ++i) {
-        sum += a[i] * b[i];
+// So many queries are multiplied at once. Each has a lane, in which its sums have one order whatever a compiler makes
+// of the lanes.
+static constexpr size_t n_lanes = 32;
+
+// rows: [n][d], q: [d][n_lanes] -> res: [n][n_lanes]
+// Not inlined: GCC would keep the sums in memory and not in registers.
+__attribute__((noinline)) static void multiply(const float * rows, size_t n, const float * q, size_t d, float * res) {
+    for (size_t e = 0; e < n; ++e, rows += d, res += n_lanes) {
+        float sum[n_lanes] = {};
+        for (size_t i = 0; i < d; ++i) {
+            for (size_t j = 0; j < n_lanes; ++j) {
+                sum[j] += rows[i] * q[i * n_lanes + j];
+            }
+        }
+        std::copy(sum, sum + n_lanes, res);
     }
-    return sum;
+}
+
+// Adds to res, by entry, the fourth powers of the attention that n queries of KV head h pay to its entries, from query
+// i0 on: query i is one of token i/n_gqa.
+//   positions: of the entries, ascending; k: [entries][d]
+static void add_powers(const asking & from, const headkv_layer_shape & shape, llama_pos first, uint32_t h, uint32_t i0,
+                       uint32_t n, const std::vector<int32_t> & positions, const std::vector<float> & k,
+                       std::vector<float> & res) {
+    const size_t d      = shape.d_k;
+    const float scale   = from.attn.scale;
+    const float softcap = from.attn.softcap;
+    const auto head_of  = [&](uint32_t j) { return h * shape.n_gqa() + (i0 + j) % shape.n_gqa(); };
+
+    std::vector<float> q(d * n_lanes); // 0 in lanes without a query
+    llama_pos p[n_lanes] = {};
+    float most[n_lanes]  = {};
+    double sum[n_lanes];
+    for (uint32_t j = 0; j < n; ++j) {
+        const uint32_t token = (i0 + j) / shape.n_gqa();
+        const float * x      = &from.q[((size_t) token * shape.n_head + head_of(j)) * d];
+        for (size_t i = 0; i < d; ++i) {
+            q[i * n_lanes + j] = x[i];
+        }
+        p[j]    = first + token;
+        most[j] = from.sinks.empty() ? -INFINITY : from.sinks[head_of(j)];
+    }
+
+    // to what the last one sees: logits, -infinity for what comes after a query's token
+    const size_t n_seen = std::upper_bound(positions.begin(), positions.end(), p[n - 1]) - positions.begin();
+    std::vector<float> logits(n_seen * n_lanes);
+    multiply(k.data(), n_seen, q.data(), d, logits.data());
+    for (size_t e = 0; e < n_seen; ++e) {
+        float * x = &logits[e * n_lanes];
+        for (size_t j = 0; j < n_lanes; ++j) {
+            x[j] *= scale;
+        }
+        for (size_t j = 0; softcap > 0.0f && j < n_lanes; ++j) {
+            x[j] = softcap * std::tanh(x[j] / softcap);
+        }
+        for (size_t j = 0; j < n_lanes; ++j) {
+            x[j]    = positions[e] <= p[j] ? x[j] : -INFINITY;
+            most[j] = std::max(most[j], x[j]);
+        }
+    }
+    for (uint32_t j = 0; j < n; ++j) {
+        sum[j] = from.sinks.empty() ? 0.0 : std::exp(from.sinks[head_of(j)] - most[j]);
+    }
+    for (size_t e = 0; e < n_seen; ++e) {
+        float * x = &logits[e * n_lanes];
+        for (uint32_t j = 0; j < n; ++j) {
+            x[j]    = std::exp(x[j] - most[j]);
+            sum[j] += x[j];
+        }
+    }
+    for (size_t e = 0; e < n_seen; ++e) {
+        const float * x = &logits[e * n_lanes];
+        for (uint32_t j = 0; j < n; ++j) {
+            const float w  = positions[e] <= p[j] - headkv_gap ? x[j] / sum[j] : 0.0f;
+            res[e]        += w * w * w * w;
+        }
+    }
 }
 
 // The power mean of the attention that the recorded tokens pay to the entries of each head, as headkv_read_attention()
-// has it of a whole prompt: by head, by entry.
+// has it of a whole prompt: by head, by entry. Numbers are made of one head's rows at a time.
 static std::vector<std::vector<float>> attention_of(const headkv_fold_layer & layer,
                                                     const headkv_fold_prompt & prompt) {
-    const auto & keep    = layer.kept.get_keep();
-    const uint32_t d     = layer.shape.d_k;
-    const uint32_t n_gqa = layer.shape.n_gqa();
-    const uint32_t n_kv  = layer.shape.n_head_kv;
+    const auto & shape     = layer.shape;
+    const auto to_float    = ggml_get_type_traits(shape.type_k)->to_float;
+    const size_t row_size  = ggml_row_size(shape.type_k, shape.d_k);
+    const uint32_t n_asked = prompt.n * shape.n_gqa();
+    const float scale      = 1.0f / (n_asked * layer.readers.size());
 
-    std::vector<uint32_t> all(layer.kept.get_n_rows());
-    std::iota(all.begin(), all.end(), 0);
-    const std::vector<float> kept = read_rows(layer.kept.k, all);
-    const std::vector<float> tail =
-        read_rows(layer.k, { prompt.cell.begin() + prompt.end, prompt.cell.end() }); // [n_tail][n_kv*d]
-
-    std::vector<std::vector<float>> res(n_kv);
-    for (uint32_t h = 0; h < n_kv; ++h) {
-        res[h].resize(keep[h].size() + prompt.cell.size() - prompt.end);
+    std::vector<asking> readers;
+    for (const auto * attn : layer.readers) {
+        readers.emplace_back(*attn, shape.n_head);
     }
+    const host_rows tail(layer.k, row_size * shape.n_head_kv, { prompt.cell.begin() + prompt.end, prompt.cell.end() });
 
-    std::vector<float> logits;
-    for (const auto * reader : layer.readers) {
-        std::vector<float> q(ggml_nelements(reader->q)); // [n][n_head][d]
-        ggml_backend_tensor_get(reader->q, q.data(), 0, ggml_nbytes(reader->q));
-        std::vector<float> sinks(reader->sinks ? layer.shape.n_head : 0);
-        if (reader->sinks) {
-            ggml_backend_tensor_get(reader->sinks, sinks.data(), 0, sinks.size() * sizeof(float));
-        }
+    std::vector<std::vector<float>> res;
+    uint32_t n_before = 0; // kept rows of the heads before
+    for (const auto & keep : layer.kept.get_keep()) {
+        const uint32_t h = res.size();
 
-        const float * block = kept.data(); // of the KV head
-        for (uint32_t h = 0; h < n_kv; block += keep[h].size() * d, ++h) {
-            const size_t n_kept = keep[h].size();
-            for (uint32_t i = 0; i < prompt.n * n_gqa; ++i) {
-                const uint32_t token  = i / n_gqa;
-                const uint32_t head   = h * n_gqa + i % n_gqa;
-                const llama_pos p     = prompt.first + token;
-                const float * of      = &q[((size_t) token * layer.shape.n_head + head) * d];
-                const size_t n_before = n_kept + p + 1 - prompt.end;
+        std::vector<uint32_t> index(keep.size());
+        std::iota(index.begin(), index.end(), n_before);
+        n_before += keep.size();
+        const host_rows kept(layer.kept.k, row_size, index);
 
-                logits.resize(n_before);
-                for (size_t e = 0; e < n_before; ++e) {
-                    const float * row = e < n_kept ? block + e * d : &tail[((e - n_kept) * n_kv + h) * d];
-                    const float x     = reader->scale * dot(of, row, d);
-                    logits[e]         = reader->softcap > 0.0f ? reader->softcap * std::tanh(x / reader->softcap) : x;
-                }
-                float most = *std::max_element(logits.begin(), logits.end());
-                if (!sinks.empty()) {
-                    most = std::max(most, sinks[head]);
-                }
-                double sum = sinks.empty() ? 0.0 : std::exp(sinks[head] - most);
-                for (float & x : logits) {
-                    x    = std::exp(x - most);
-                    sum += x;
-                }
-                for (size_t e = 0; e < n_before; ++e) {
-                    const llama_pos at  = e < n_kept ? keep[h][e] : (llama_pos) (prompt.end + e - n_kept);
-                    const float w       = at <= p - headkv_gap ? logits[e] / sum : 0.0f;
-                    res[h][e]          += w * w * w * w;
-                }
+        const auto positions = entries_of(keep, prompt);
+        std::vector<float> k(positions.size() * shape.d_k);
+        for (size_t e = 0; e < positions.size(); ++e) {
+            const bool is_kept  = e < keep.size();
+            const uint8_t * row = is_kept ? kept.at[e] : tail.at[e - keep.size()] + h * row_size;
+            float * to          = &k[e * shape.d_k];
+            if (to_float) {
+                to_float(row, to, shape.d_k);
+            } else { // F32
+                memcpy(to, row, row_size);
             }
         }
-    }
 
-    const float scale = 1.0f / (prompt.n * n_gqa * layer.readers.size());
-    for (auto & head : res) {
-        for (float & x : head) {
+        std::vector<float> w(positions.size());
+        for (const auto & from : readers) {
+            for (uint32_t i = 0; i < n_asked; i += n_lanes) {
+                add_powers(from, shape, prompt.first, h, i, std::min<uint32_t>(n_lanes, n_asked - i), positions, k, w);
+            }
+        }
+        for (float & x : w) {
             x = x > 0.0f ? std::sqrt(std::sqrt(scale * x)) : 0.0f; // also of a model that makes NaN
         }
+        res.push_back(std::move(w));
     }
     return res;
 }
