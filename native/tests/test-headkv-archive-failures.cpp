@@ -9,6 +9,7 @@
 #include <sys/file.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <functional>
 
@@ -28,12 +29,15 @@ extern "C" ssize_t pwrite(int fd, const void * from, size_t size, off_t offset) 
     return next(fd, from, size, offset);
 }
 
+static std::atomic<size_t> n_bytes_read = 0;
+
 extern "C" ssize_t pread(int fd, void * to, size_t size, off_t offset) {
     static const auto next = libc<decltype(&pread)>("pread");
     if (reads.now()) {
         errno = EIO;
         return -1;
     }
+    n_bytes_read += size;
     return ends.now() ? 0 : next(fd, to, size, offset);
 }
 
@@ -302,6 +306,27 @@ static void test_locks(llama_context * ctx, const std::string & path) {
     check(headkv_set_archive(ctx, HEADKV_ARCHIVE_NONE, nullptr) == HEADKV_OK, "no archive");
 }
 
+// All rows come once for what is kept while the draft is made, and K once to be looked at.
+static void test_draft(llama_context * ctx) {
+    where              = "a draft";
+    const auto read_of = [&](int n_draft) {
+        archive_turn turn = { 0, n_first };
+        turn.n_draft      = n_draft;
+        n_bytes_read      = 0;
+        check(turn_prefill(ctx, turn) == HEADKV_OK, "a prompt");
+        return n_bytes_read.load();
+    };
+    const size_t n_more = read_of(4) - read_of(0);
+
+    std::vector<headkv_layer> layers(turn_stats(ctx).n_layer);
+    headkv_get_layers(ctx, layers.data(), layers.size());
+    size_t row = 0;
+    for (const auto & layer : layers) {
+        row += layer.row_bytes * layer.n_head_kv;
+    }
+    check(n_more > row * n_first && n_more <= row * (n_first + n_turn_window) + row / 2 * n_first, "K alone");
+}
+
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     headkv_queue::always_beside = has_option(argc, argv, "--beside"); // as on a GPU
@@ -327,6 +352,7 @@ int main(int argc, char ** argv) {
         test_abort(ctx, in_scene);
     }
     check(headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, path.c_str()) == HEADKV_OK, "an archive");
+    test_draft(ctx);
     test_compact(ctx, HEADKV_OBSERVE_TOKENS, 0);
     test_compact(ctx, HEADKV_OBSERVE_TAIL, 0);
     if (!shape.bounded()) { // a later fold writes nothing where layers cannot go back

@@ -59,12 +59,12 @@ void llama_kv_cache_headkv::reading::observe_draft() {
         return;
     }
     for (size_t i = 0; i < n_rooms; ++i) {
-        load(i, n_prompt);
+        load(i, n_prompt, /*with_v =*/false);
     }
     for (size_t i = 0; i < slices.size(); ++i) {
         rows->wait(loaded[i]);
         look(*asked, slices[i]);
-        load(i + n_rooms, n_prompt);
+        load(i + n_rooms, n_prompt, /*with_v =*/false);
     }
 }
 

@@ -14,22 +14,23 @@ std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::reading::make_room() cons
     return res;
 }
 
-void llama_kv_cache_headkv::reading::load(size_t i, uint32_t n) {
+void llama_kv_cache_headkv::reading::load(size_t i, uint32_t n, bool with_v) {
     if (i >= slices.size()) {
         return;
     }
-    loaded[i] = rows->add([this, i, n]() {
+    loaded[i] = rows->add([this, i, n, with_v]() {
         for (size_t ikv = 0; ikv < kv.shapes.size(); ++ikv) {
             const auto & layer = kv.cells_in(kv, ikv);
             if (!slices[i].holds(layer.il)) {
                 continue;
             }
+            ggml_tensor * v = with_v ? layer.v : nullptr;
             if (n > 0) {
-                archive->get(ikv, layer.k, layer.v, 0, 0, n);
+                archive->get(ikv, layer.k, v, 0, 0, n);
             }
-            for (ggml_tensor * t : { layer.k, layer.v }) { // what other layers have left in cells to come is masked,
-                const size_t held = n * t->nb[1];          // but need not be numbers of this one's type
-                if (!slices[i].is_whole()) {
+            for (ggml_tensor * t : { layer.k, v }) { // what other layers have left in cells to come is masked,
+                if (t && !slices[i].is_whole()) {    // but need not be numbers of this one's type
+                    const size_t held = n * t->nb[1];
                     ggml_backend_tensor_memset(t, 0, held, ggml_nbytes(t) - held);
                 }
             }

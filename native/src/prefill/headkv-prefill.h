@@ -64,7 +64,7 @@ private:
 
     // headkv-prefill-rows.cpp: cells, and rows between those of slice i and the archive
     std::unique_ptr<llama_kv_cache> make_room() const;
-    void load(size_t i, uint32_t n); // the rows of the first n positions
+    void load(size_t i, uint32_t n, bool with_v = true); // the rows of the first n positions
     void store(size_t i, const panel & p);
 
     // headkv-prefill-behind.cpp

@@ -240,7 +240,9 @@ void headkv_archive::each(uint32_t ikv, uint32_t b, K * k, K * v, uint32_t cell,
     const size_t row     = cell + (first - p0);
 
     f(k, row * l.row_k, i * l.row_k, (last - first) * l.row_k);
-    f(v, row * l.row_v, n_block * l.row_k + i * l.row_v, (last - first) * l.row_v);
+    if (v) {
+        f(v, row * l.row_v, n_block * l.row_k + i * l.row_v, (last - first) * l.row_v);
+    }
 }
 
 std::vector<uint8_t> headkv_archive::get_held(int32_t id, uint32_t ikv, uint32_t p) const {

@@ -50,7 +50,7 @@ public:
     std::vector<uint8_t> get_held(int32_t id, uint32_t ikv, uint32_t p) const;
 
     // Rows of positions from p0 on, n of them, of layer ikv: from and to rows of its cells from `cell` on.
-    //   k: [d_k*n_head_kv, n_cells], v: [d_v*n_head_kv, n_cells]
+    //   k: [d_k*n_head_kv, n_cells], v: [d_v*n_head_kv, n_cells], or nullptr to get K alone
     // throws headkv_error, std::bad_alloc
     void put(uint32_t ikv, const ggml_tensor * k, const ggml_tensor * v, uint32_t cell, uint32_t p0, uint32_t n);
     void get(uint32_t ikv, ggml_tensor * k, ggml_tensor * v, uint32_t cell, uint32_t p0, uint32_t n) const;
