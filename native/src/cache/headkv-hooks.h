@@ -9,6 +9,7 @@ struct ggml_tensor;
 struct llama_memory_i;
 struct llama_ubatch;
 struct llm_graph_context;
+class llama_io_read_i;
 class llama_kv_cache_context;
 class llm_graph_result;
 
@@ -21,6 +22,9 @@ bool headkv_seq_rm(llama_memory_i * mem, llama_seq_id seq_id, llama_pos p0, llam
 
 // Is the memory compacted: its tokens keep their sequence and their positions, and what was asked for is not done.
 bool headkv_is_fixed(llama_memory_i * mem, const char * asked);
+
+// llama_state_set_data() and its like: all of a memory, or nothing is in it
+void headkv_state_read(llama_memory_i & mem, llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags);
 
 //
 // graphs

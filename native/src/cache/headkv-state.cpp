@@ -2,8 +2,11 @@
 
 #include "base/headkv-error.h"
 #include "base/headkv-io.h"
+#include "cache/headkv-hooks.h"
 #include "cache/llama-kv-cache-headkv.h"
 #include "llama-impl.h"
+#include "llama-memory.h"
+#include "llama-model.h"
 
 // first word of a compacted state, where the stock format has the number of streams
 static constexpr uint32_t state_magic = 0x324b4448; // "HDK2"
@@ -19,11 +22,39 @@ void llama_kv_cache_headkv::state_write(llama_io_write_i & io, llama_seq_id seq_
     llama_kv_cache::state_write(io, seq_id, flags);
 }
 
-void llama_kv_cache_headkv::state_clear(llama_seq_id seq_id) {
-    if (kept && seq_id <= 0) {
-        clear(true);
+// Its parts are read one after the other: what one has read must not stay where another one failed.
+void headkv_state_read(llama_memory_i & mem, llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    try {
+        mem.state_read(io, seq_id, flags);
+    } catch (...) {
+        const auto * kv = llama_kv_cache_headkv::find(&mem);
+        if (kv && kv->get_retains() && seq_id <= 0 && (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == 0) {
+            mem.clear(true);
+        }
+        throw;
     }
-    llama_kv_cache::state_clear(seq_id);
+}
+
+// Are cells those of one sequence, of tokens of the model, from position p0 on, each position before p1 once?
+static bool is_sound(const llama_kv_cells & cells, llama_pos p0, llama_pos p1, llama_token n_vocab) {
+    const auto & held = cells.seq_pos_get(0);
+
+    llama_pos next = p0;
+    bool ok        = held.size() == cells.get_used();
+    for (const auto & [pos, cell] : held) {
+        const llama_token token = cells.ext_get(cell).tok;
+        ok = ok && (next < p1 ? pos == next++ : pos >= p1) && cells.seq_count(cell) == 1 && token >= LLAMA_TOKEN_NULL &&
+             token < n_vocab;
+    }
+    return ok && next == p1;
+}
+
+void llama_kv_cache_headkv::require_sound() const {
+    const uint32_t end = kept_end() + n_used();
+    if (end > n_ctx || (kept && end < kept->n_prompt) ||
+        !is_sound(get_cells(0), kept_end(), end, model.vocab.n_tokens())) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cells are not those of one sequence without gaps");
+    }
 }
 
 void llama_kv_cache_headkv::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
@@ -70,11 +101,14 @@ void llama_kv_cache_headkv::state_read(llama_io_read_i & io, llama_seq_id seq_id
 
     auto tail = make_cells(tail_cells(n_in_cells, next->end));
     tail->state_read(io, seq_id, flags);
+    if (!is_sound(cells_of(*tail)[0], next->end, next->n_prompt, model.vocab.n_tokens())) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "the state's cells are not those of its prompt and what came after it");
+    }
 
     const std::lock_guard<std::mutex> lock(mutex);
 
     update_peak(next->size() + size_of(*tail));
     kept = std::move(next);
     swap_cells(*tail);
-    n_cells = n_in_cells;
+    n_cells = n_used();
 }

@@ -106,7 +106,6 @@ public:
     // fails can still be reported, and what is planned for a batch depends on the cells.
     slot_info_vec_t prepare(const std::vector<llama_ubatch> & ubatches) override;
     void apply_ubatch(const slot_info & sinfo, const llama_ubatch & ubatch) override;
-    void state_clear(llama_seq_id seq_id) override;
 
     //
     // headkv API, see headkv.h; all of it throws headkv_error, std::bad_alloc

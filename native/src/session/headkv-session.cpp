@@ -135,21 +135,6 @@ void llama_kv_cache_headkv::set_cells(llama_context & ctx, const void * data, si
     }
 }
 
-void llama_kv_cache_headkv::require_sound() const {
-    const auto & cells = get_cells(0);
-    const auto & held  = cells.seq_pos_get(0);
-
-    llama_pos next = kept_end();
-    bool ok        = held.size() == cells.get_used();
-    for (const auto & [pos, cell] : held) {
-        ok = ok && pos == next++ && cells.seq_count(cell) == 1 && cells.ext_get(cell).tok >= LLAMA_TOKEN_NULL &&
-             cells.ext_get(cell).tok < (llama_token) model.vocab.n_tokens();
-    }
-    if (!ok || next > (llama_pos) n_ctx || (kept && next < (llama_pos) kept->n_prompt)) {
-        throw headkv_error(HEADKV_ERR_STATE, "the cells are not those of one sequence without gaps");
-    }
-}
-
 void llama_kv_cache_headkv::set_end(llama_context & ctx, const void * data, size_t size) {
     require_kept();
     const int32_t n_vocab = model.vocab.n_tokens();
