@@ -13,7 +13,7 @@ void llama_kv_cache_headkv::fit_compute() const {
     }
 }
 
-void llama_context::headkv_fit_compute() {
+bool llama_context::headkv_fit_compute() {
     // reserving takes these for its own, and the last two may be those of a batch that has begun
     auto state = std::tie(cparams.n_outputs_max, n_outputs, n_queued_tokens, t_compute_start_us);
     const std::tuple<uint32_t, uint32_t, int64_t, int64_t> before = state;
@@ -25,21 +25,22 @@ void llama_context::headkv_fit_compute() {
     }
     n_queued_tokens    = 0;
     sched_need_reserve = true;
+    bool done          = false;
     try {
         sched_reserve();
+        done = true;
     } catch (const std::exception & err) { // a batch asks by itself for the buffers that are not there
         gf_res_prev_active = nullptr;
         LLAMA_LOG_WARN("%s: %s\n", __func__, err.what());
     }
     state = before;
+    return done;
 }
 
 // By a graph of the cells that there are: the one that was reserved before may be of others, which are gone.
 size_t llama_kv_cache_headkv::get_hidden_row(llama_context & ctx) {
     if (hidden_row == 0) {
-        const auto * before = ctx.get_gf_res_reserve();
-        ctx.headkv_fit_compute();
-        if (ctx.get_gf_res_reserve() == before) {
+        if (!ctx.headkv_fit_compute()) { // the graph that is there then may not have been built
             throw std::bad_alloc();
         }
         hidden_row = headkv_hidden_row(*ctx.get_gf_res_reserve(), hparams);

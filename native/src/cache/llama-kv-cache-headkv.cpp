@@ -124,7 +124,9 @@ llama_kv_cache::slot_info_vec_t llama_kv_cache_headkv::prepare(const std::vector
     headkv_error_text.clear(); // if this decode fails, what failed before it is not the cause
     refusal = nullptr;
 
-    placing = true;
+    placing       = true;
+    uint32_t head = v_heads[0];
+    placed.clear();
     slot_info_vec_t res;
     try {
         uint32_t n_new = 0;
@@ -133,12 +135,19 @@ llama_kv_cache::slot_info_vec_t llama_kv_cache_headkv::prepare(const std::vector
         }
         if (!read) { // it has made room
             grow(n_new);
+            head = v_heads[0];
         }
         res = llama_kv_cache::prepare(ubatches);
         if (res.empty()) {
             throw headkv_error(HEADKV_ERR_INTERNAL, "the cells have no slot for the batch");
         }
     } catch (const std::exception & err) {
+        for (const uint32_t i : placed) { // the base class frees them again, but not where something is thrown
+            if (!v_cells[0].is_empty(i)) {
+                v_cells[0].rm(i);
+            }
+        }
+        v_heads[0] = head;
         if (read) {
             placing = false;
             throw;
@@ -152,6 +161,9 @@ llama_kv_cache::slot_info_vec_t llama_kv_cache_headkv::prepare(const std::vector
 }
 
 void llama_kv_cache_headkv::apply_ubatch(const slot_info & sinfo, const llama_ubatch & ubatch) {
+    if (retains && placing) {
+        placed.insert(placed.end(), sinfo.idxs[0].begin(), sinfo.idxs[0].end());
+    }
     llama_kv_cache::apply_ubatch(sinfo, ubatch);
     if (retains && !placing) {
         on_apply(ubatch);

@@ -372,7 +372,8 @@ private:
 
     reading * read = nullptr; // of the prompt that is read now by prefill()
 
-    std::exception_ptr refusal; // why the cells had no room for the batch that came last
+    std::vector<uint32_t> placed; // cells where the base class tried to put the batch that came last
+    std::exception_ptr refusal;   // why they had no room for it
 
     // The layers that retain, in their order: by a number of their own, ikv.
     std::vector<headkv_layer_shape> shapes;
