@@ -68,8 +68,8 @@ HEADKV_API int32_t headkv_session_get(const struct headkv_session_file * file, s
 // same types and the same RoPE. The rows of the session's archive go to this context's, if headkv_set_archive() has
 // made one. With the logits, where the session has them: llama_get_logits_ith(ctx, -1). Not where samplers are a part
 // of the context's graph: what such a one would have taken is in no session, but struct headkv_session has the logits.
-// To go back to the prompt's end: llama_state_seq_set_data_ext() of prompt_state, where there is one,
-// llama_memory_seq_rm() of what comes after n_prompt tokens, and prompt_logits say what comes next.
+// To go back to the prompt's end: llama_state_seq_set_data_ext() of prompt_state, where there is one and the prompt is
+// not archived, llama_memory_seq_rm() of what comes after n_prompt tokens, and prompt_logits say what comes next.
 //   model_id: of the context's model, as headkv_model_id() gives it
 // HEADKV_ERR_SESSION  : damaged, of another model, or longer than the context, which is as it was then; where a file
 //                       without damage says what cannot be, the context is empty

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -23,7 +24,7 @@ from headkv_local import (
     UnsupportedError,
 )
 from headkv_local.settings import KV_TYPES
-from helpers import ends, forced_logits, greedy, last_logits, random_tokens
+from helpers import ends, forced_logits, greedy, greedy_logits, last_logits, random_tokens
 
 Load = Callable[..., Llama]
 Tiny = Callable[..., Path]
@@ -148,6 +149,26 @@ def test_an_earlier_prompt_is_asked_by_the_same_tokens(load: Load, tiny: Tiny, t
         for prompt in (PROMPT, second):
             other.prefill(prompt)
             assert np.array_equal(other.retention_mask(), masks[len(prompt)])
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "qwen35", "falcon-h1"])
+def test_all_layers_go_back_to_the_end_of_the_prompt(load: Load, tiny: Tiny, name: str) -> None:
+    """From farther on than windows reach, by llama.cpp's own call, and to the bit."""
+    llm = reading(load, tiny(**VARIANTS[name]))
+    read: list[int] = []
+    llm.on_prefill = lambda done, total: read.append(total)
+    llm.prefill(PROMPT)
+    read.clear()
+    answer, found = greedy_logits(llm, 300)
+    memory = llama_cpp.llama_get_memory(llm.ctx)
+    assert not llama_cpp.llama_memory_seq_rm(memory, 0, 299, -1)
+    assert llama_cpp.llama_memory_seq_rm(memory, 0, 300, -1)
+    assert llama_cpp.llama_memory_seq_pos_max(memory, 0) == 299
+    llm.n_tokens = 300
+    assert np.array_equal(forced_logits(llm, answer[:70])[1:], found[1:71])
+    llm.prefill(PROMPT)
+    assert read == []
+    assert np.array_equal(forced_logits(llm, answer[:70]), found[:71])
 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen35"])

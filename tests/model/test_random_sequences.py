@@ -198,7 +198,7 @@ class Trio:
     def is_all_or_nothing(self, tokens: list[int]) -> bool:
         """Whether a prompt is read against the archive."""
         same = n_same(self.llm.input_ids[: self.llm.n_tokens], tokens)
-        return self.llm._contents.reads_anew(min(same, len(tokens) - 1))
+        return self.llm._contents.reads_anew(min(same, len(tokens) - 1), len(tokens))
 
     def both(self, action: Callable[[Llama], None]) -> bool:
         """Whether it works; by both or none."""

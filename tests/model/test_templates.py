@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from architectures import VARIANTS
 from headkv_local import ArgumentError, Llama, ModelError, Retention
 
 Load = Callable[..., Llama]
@@ -242,6 +243,38 @@ def test_a_turn_reads_only_what_is_new(load: Load, tiny: Callable[..., Path], op
     first = llm.create_chat_completion(messages, max_tokens=8, temperature=0.0)["choices"][0]["message"]
     again = llm.create_chat_completion(messages, max_tokens=8, temperature=0.0)["choices"][0]["message"]
     assert first == again
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35"])
+def test_the_same_chat_again_reads_what_answers_begin_with(
+    load: Load, tiny: Callable[..., Path], name: str
+) -> None:
+    """No more of it, and nothing selects anew, though layers that cannot go back have gone far beyond."""
+    opened = OPEN.replace("assistant\n", "assistant\n{{ '<think>\\n' }}")
+    reads: list[int] = []
+    llm = load(
+        tiny(**VARIANTS[name], chat_template=LOOP.replace("<TEXT>", NO_THOUGHTS) + opened),
+        n_ubatch=64,
+        n_batch=64,
+        retention=Retention(budget=64, archive="memory"),
+        on_prefill=lambda done, total: reads.append(total) if done == 0 else None,
+    )
+    messages = [{"role": "user", "content": "A line of the document. " * 20 + "What is it about?"}]
+    n_answer = 220 if name == "gemma3" else 20  # more than a window of 64 has spare cells
+    asked: dict[str, Any] = {"max_tokens": n_answer, "temperature": 0.0}
+    asked["logit_bias"] = {llm.token_eos(): -100.0}
+    found = []
+    for cancels in (False, False, True, False):
+        answer = llm.create_chat_completion(messages, stream=cancels, **asked)
+        if cancels:
+            next(answer)
+            answer.close()
+            continue
+        found.append((answer["choices"][0]["message"], llm.retention_mask().tolist()))
+        assert llm.reread_reason is None
+    assert reads[0] > 300
+    assert 0 < max(reads[1:]) < 10
+    assert found[1:] == found[:1] * 2
 
 
 def test_the_same_again_after_an_answer_that_was_folded(

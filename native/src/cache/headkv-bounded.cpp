@@ -136,6 +136,22 @@ void llama_kv_cache_headkv::free_lost(llama_kv_cache & kv) {
     }
 }
 
+bool llama_kv_cache_headkv::put_back_end(llama_pos p0) {
+    const bool is_end = kept && archived_end && archived.size() == kept->n_prompt && p0 == (llama_pos) archived.size();
+    if (!is_end || seq_pos_max(0) < p0) {
+        return true;
+    }
+    try {
+        headkv_bounded end = *archived_end; // a copy, since it may be asked for again
+        wait();
+        end.put_back();
+        epoch++;
+        return true;
+    } catch (const std::bad_alloc &) {
+        return false;
+    }
+}
+
 int32_t llama_kv_cache_headkv::layer_read_in(const llama_kv_cache & kv, int32_t il) {
     const auto it = kv.map_layer_ids.find(il);
     return it == kv.map_layer_ids.end() ? -1 : (int32_t) kv.layers[it->second].il;

@@ -268,6 +268,9 @@ bool llama_kv_cache_headkv::take_out(llama_memory_i & mem, llama_seq_id seq_id, 
     if (!can_take_out(seq_id, p0, p1)) {
         return false;
     }
+    if (seq_id <= 0 && (p1 < 0 || p1 > seq_pos_max(0)) && !put_back_end(p0)) {
+        return false;
+    }
     const bool is_empty = !kept && n_used() == 0;
     const bool res      = mem.seq_rm(seq_id, p0, p1);
     if (retains && !is_empty && n_used() == 0) { // the prompt that was announced

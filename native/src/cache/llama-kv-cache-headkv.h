@@ -20,10 +20,6 @@
 #include <mutex>
 #include <string>
 
-//
-// llama_kv_cache_headkv
-//
-
 // KV cache with per-head retention: a llama_kv_cache, and kept rows.
 //
 //   dormant:   all tokens are in cells, there are no kept rows, everything is the base class's
@@ -73,9 +69,7 @@ public:
     //
 
     llama_memory_context_ptr init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) override;
-
     llama_memory_context_ptr init_full() override;
-
     llama_memory_context_ptr init_update(llama_context * lctx, bool optimize) override;
 
     // not while compacted: kept keys cannot be rotated to other positions
@@ -119,7 +113,8 @@ public:
     void set_archive(int32_t where, const char * path);
 
     // What a caller of llama.h wants to take out. While compacted: false, and nothing is done in any part of the
-    // memory, if the range touches the prompt without holding all of it.
+    // memory, if the range touches the prompt without holding all of it. If it is all that comes after a prompt that is
+    // archived, bounded layers are put back to its end.
     bool take_out(llama_memory_i & mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
 
     bool is_compacted() const { return kept != nullptr; }
@@ -272,6 +267,9 @@ private:
 
     void on_apply(const llama_ubatch & ubatch);
     bool can_take_out(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+
+    // Bounded layers, if only the first p0 tokens are to stay and these are the archived prompt. False: no memory.
+    bool put_back_end(llama_pos p0);
     bool has_one_sequence() const; // sequence 0, in cells of its own
     void forget_observed();
     void forget_tokens(bool data);

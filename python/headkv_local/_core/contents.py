@@ -45,15 +45,22 @@ class Contents:
     def truncate(self, n_tokens: int) -> bool:
         """Keep the first n_tokens. False, and nothing is done, if a part of a compacted prompt would go, or
         where bounded layers cannot go back so far."""
-        if n_tokens < self.tokens.n_tokens and not self.bounded.reaches(n_tokens):
+        if n_tokens < self.tokens.n_tokens and not self._reaches(n_tokens):
             return False
         if not self.context.cut(n_tokens):
             return False
         self.tokens.keep(n_tokens)
         return True
 
+    def _reaches(self, n_tokens: int) -> bool:
+        """Whether sliding windows go back so far; the library puts them back to an archived prompt's end."""
+        if self.bounded.reaches(n_tokens):
+            return True
+        return 0 < n_tokens == self._compactor.n_archived == self._compactor.n_compacted
+
     def go_back(self, n_tokens: int) -> bool:
-        """As truncate(); also to the end of a compacted prompt, where recurrent layers are put back."""
+        """As truncate(); also to the end of a compacted prompt without an archive, where recurrent layers are
+        put back."""
         if self.truncate(n_tokens):
             return True
         record = self._prompts.record
@@ -102,30 +109,36 @@ class Contents:
             compacted = compacted[:0]
         self._prompts.compare(compacted, tokens, rewritten)
 
-    def reads_anew(self, n_tokens: int) -> bool:
-        """Whether a prompt that goes on from the first n_tokens is read against the archive."""
+    def reads_anew(self, n_tokens: int, n_prompt: int) -> bool:
+        """Whether a prompt that goes on from the first n_tokens, and is n_prompt tokens as later turns begin
+        with it, is read against the archive. What comes after the compacted one itself is not."""
         compactor = self._compactor
-        return compactor.n_archived > 0 and (compactor.reselects or n_tokens < compactor.n_compacted)
+        n_compacted = compactor.n_compacted
+        selects = n_tokens < n_compacted or (compactor.reselects and n_prompt != n_compacted)
+        return selects and compactor.n_archived > 0
 
     def ask_anew(self, n_tokens: int) -> None:
         """Of the compacted prompt of n_tokens other parts ask now.
 
         Its last token is read again, and what is kept chosen anew; without an archive all is forgotten.
         """
-        if self.reads_anew(n_tokens - 1):
+        if self.reads_anew(n_tokens - 1, n_tokens):
             self.tokens.cut(min(n_tokens - 1, self.tokens.n_tokens))
             return
         self._prompts.asks_else()
         self.reset()
 
-    def reuse(self, tokens: list[int]) -> None:
-        """Keep what a prompt begins with; all behind it is forgotten, at once or when that has been read."""
+    def reuse(self, tokens: list[int], n_stable: int) -> None:
+        """Keep what a prompt begins with; all behind it is forgotten, at once or when that has been read.
+
+        n_stable: tokens that later turns begin with.
+        """
         held = self.tokens
         same = n_same(held.held, tokens)
         if same == len(tokens) == held.n_tokens and not held.requires_eval:
             return
         same = min(same, len(tokens) - 1)  # the last one is decoded again, for its logits
-        if self.reads_anew(same):
+        if self.reads_anew(same, n_stable):
             held.cut(same)
             return
         n_prompt = self._prompts.record.n_tokens or 0
@@ -133,7 +146,7 @@ class Contents:
             return
         if self._compactor.n_compacted > 0 and self._prompts.reread is None:
             self._prompts.cannot_go_back(same)
-        if self.reads_anew(0):
+        if self.reads_anew(0, n_stable):
             held.cut(0)
             return
         self.reset()

@@ -80,11 +80,12 @@ class PromptReader:
         self._prompts.announce(turn)
         if anew:
             self._contents.compare(tokens, turn.rewritten)
+            n_stable = turn.n_compacted(len(tokens))
             if self._asks_else(tokens, turn):
-                self._contents.ask_anew(turn.n_compacted(len(tokens)))
+                self._contents.ask_anew(n_stable)
                 return
-            self._rewind(tokens)
-            self._contents.reuse(tokens)
+            self._rewind(tokens, n_stable)
+            self._contents.reuse(tokens, n_stable)
 
     def withdraw(self, turn: Turn) -> None:
         """It has ended, maybe before its prompt was evaluated."""
@@ -122,15 +123,16 @@ class PromptReader:
         written = self._vocabulary.pieces(tokens, control=True)
         return question_of(spelled, written, turn.messages, self._compactor.observe)
 
-    def _rewind(self, tokens: list[int]) -> None:
-        """If tokens are the prompt that was compacted, go back to its end, with its logits.
+    def _rewind(self, tokens: list[int], n: int) -> None:
+        """If the first n tokens, those that later turns begin with, are the compacted prompt, go back to its
+        end; where no others follow, with its logits.
 
         Its last token cannot be decoded again, as a stock cache does it: others that it looked at are gone.
         """
-        record, held, n = self._prompts.record, self._tokens, len(tokens)
-        if record.logits is None or n != record.n_tokens or self._compactor.n_compacted == 0:
+        record, held, is_whole = self._prompts.record, self._tokens, n == len(tokens)
+        if n != record.n_tokens or self._compactor.n_compacted == 0 or (is_whole and record.logits is None):
             return
-        if held.input_ids[:n].tolist() != tokens or not self._contents.go_back(n):
+        if held.input_ids[:n].tolist() != tokens[:n] or not self._contents.go_back(n) or not is_whole:
             return
         if held.n_logits == 0 and n < self._context.n_ctx:  # of a state; whatever is decoded makes room
             if self._bounded.recurrent and record.recurrent is None:  # of a light session
@@ -155,7 +157,7 @@ class PromptReader:
         n_prompt = held.n_tokens + len(tokens)
         n_compacted = turn.n_compacted(n_prompt)
         compacted = compactor.n_compacted > 0
-        if compacted and not (len(tokens) > 0 and self._contents.reads_anew(held.n_tokens)):
+        if compacted and not (len(tokens) > 0 and self._contents.reads_anew(held.n_tokens, n_compacted)):
             turns = self._turns(n_compacted, len(tokens))  # beforehand: it may be cancelled, and go on
             self._prompts.record = replace(self._prompts.record, turns=turns)
             self._evaluate_all(tokens)  # a later turn: the new tokens go behind what was kept
