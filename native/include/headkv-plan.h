@@ -77,7 +77,8 @@ struct headkv_reading {
     size_t n_tokens;
     int32_t n_held; // so many of the first ones the context holds; the others are read. 0: all are read
     int32_t n_new;  // so many of the last ones came with this turn: others do not ask, unless they are told, or of the
-                    // message that is. 0: those behind what the context holds of the prompt that was compacted last
+                    // message that is. 0: those behind the prompt that was compacted last; all, where that is the same
+                    // or is held in part only. So of a later turn that is read again it has to be said
 
     // The tokens that ask, as parts in their order. NULL and 0: what asks in the message of the tokens from
     // message_start on and before message_stop; of 0 and 0, in the last tokens that are not held

@@ -202,6 +202,20 @@ def test_the_same_prompt_again_asks_as_before(tiny_path: Path, load: Load) -> No
     assert (llm.retention_mask() == mask).all()
 
 
+def test_a_question_that_is_edited_asks_as_in_python(tiny_path: Path, load: Load) -> None:
+    """As a whole, also what of it stays; of a later turn where it is said how many tokens came with it."""
+    mine, theirs = (load(tiny_path, retention=RETENTION) for _ in range(2))
+    edited = [*TOKENS[:-5], *LATER[:5]]
+    theirs.prefill(edited)
+    read(mine, TOKENS, order=2)
+    assert read(mine, edited, len(TOKENS) - 5, order=2).n_past == len(TOKENS) - 64
+    assert (mine.retention_mask() == theirs.retention_mask()).all()
+    for turn in (edited + LATER, edited + LATER[:-5] + TOKENS[:5]):
+        theirs.prefill(turn)
+        read(mine, turn, len(turn) - 5 if turn[-1] == TOKENS[4] else len(edited), n_new=len(LATER), order=2)
+        assert (mine.retention_mask() == theirs.retention_mask()).all()
+
+
 def test_a_prompt_of_one_token_after_a_long_one(tiny_path: Path, load: Load) -> None:
     mine, theirs = load(tiny_path, retention=RETENTION), load(tiny_path)
     mine.prefill(TOKENS)

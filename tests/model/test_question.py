@@ -172,6 +172,21 @@ def test_a_question_that_is_edited_asks_as_a_whole(smollm2: Path, document: str)
     assert (edited & whole).sum() > 0.99 * whole.sum()
 
 
+def test_tokens_that_are_edited_ask_as_a_whole(load: Load, tiny_path: Path) -> None:
+    """Where nothing tells what asks: those of the turn, also those that stay."""
+    llm = load(tiny_path, retention=Retention(budget=64, archive="memory", draft=0))
+    first, second = random_tokens(400), random_tokens(60, seed=1)
+    for begun, asked in (([], first), (first, first + second)):
+        edited = [*asked[:-5], *random_tokens(5, seed=2)]
+        masks = []
+        for prompts in ([begun, asked, edited], [begun, edited]):
+            llm.reset()
+            for prompt in filter(None, prompts):
+                llm.prefill(prompt)
+            masks.append(llm.retention_mask())
+        assert np.array_equal(*masks)
+
+
 def test_a_handler_of_its_own_reads_what_asks(smollm2: Path, document: str) -> None:
     """One that is not made of a formatter, with the question before the document."""
     retention = Retention(draft=0)

@@ -84,13 +84,14 @@ static std::vector<headkv_part> question_of(const headkv_reading & reading, cons
 static headkv_asking asking_of(const headkv_reading & reading, const headkv_retention & retention,
                                const context_facts & facts, const headkv_text & text) {
     const int32_t n_prompt = reading.n_tokens;
-    const int32_t n_before = std::min<int32_t>(facts.stats.n_prompt, reading.n_held);
 
-    // tokens that came before do not ask, unless they are told, or of the message that is
+    // Tokens that came before do not ask, unless they are told, or of the message that is. Where the prompt is the
+    // compacted one, or goes on otherwise within it, a turn is read again, and where that began is not known.
+    const bool goes_on    = facts.stats.n_prompt <= reading.n_held && facts.stats.n_prompt < n_prompt;
     const int32_t n_least = 2 * (int32_t) std::min<int64_t>(retention.window, facts.stats.n_ctx);
-    const int32_t n_new   = reading.n_new > 0 ? reading.n_new : n_prompt - (n_before < n_prompt ? n_before : 0);
-    const int32_t n_last  = std::min(retention.observe, std::max(n_new, n_least));
-    const auto question   = question_of(reading, text, retention.observe, n_last);
+    const int32_t n_new = reading.n_new > 0 ? reading.n_new : n_prompt - (goes_on ? (int32_t) facts.stats.n_prompt : 0);
+    const int32_t n_last = std::min(retention.observe, std::max(n_new, n_least));
+    const auto question  = question_of(reading, text, retention.observe, n_last);
     return headkv_asking(question.data(), question.size(), n_prompt, n_least, facts.stats.n_ctx - n_prompt);
 }
 

@@ -208,7 +208,9 @@ class PromptReader:
         held, compactor, before = self._tokens, self._compactor, self._prompts.record
         whole = held.held.tolist() + tokens
         prompt = whole[:n_compacted]
-        n_before = min(compactor.n_compacted, held.n_tokens)
+        n_before = compactor.n_compacted
+        if n_before > held.n_tokens:  # a turn that is read again asks as a whole, also what of it stays
+            n_before = max((end for end, _ in before.turns_within(held.n_tokens)), default=0)
         turns = self._turns(n_compacted, n_compacted - (n_before if n_before < n_compacted else 0))
         told = self._told(prompt, turn)
         going_back = bool(self._bounded) and compactor.archives and compactor.n_compacted > 0
