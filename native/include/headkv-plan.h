@@ -206,7 +206,9 @@ HEADKV_API int32_t headkv_get_observers(const struct headkv_part * question, siz
 // All of the above in one call: finds where sentences end, what asks and how much each head keeps, and calls
 // headkv_prefill(). What it needs of the model's vocabulary it takes from the context. With headkv_set_archive() a
 // later turn is read against all rows of the turns before; without, what is compacted is read again, where
-// llama_decode() of the turn alone would go on behind what was kept.
+// llama_decode() of the turn alone would go on behind what was kept. So would it after a light session was loaded:
+// where n_archived of struct headkv_stats is 0, all is read.
+// After HEADKV_ORDER_ANY, where a model with an archive was read by tokens, headkv_last_error() says why.
 //   info: or NULL
 //   sizes: sizeof() of the caller's structs
 // Errors and what becomes of the context: as of headkv_prefill(), headkv_get_caps(), headkv_get_observers()

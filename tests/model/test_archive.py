@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -325,13 +326,21 @@ def test_a_light_state_goes_on_without_the_archive(load: Load, tiny: Tiny) -> No
     ("name", "reason"),
     [("plamo2", "its graph has no place to cut"), ("graniteswitch", "layer 0 needs what layer 2 computes")],
 )
-def test_a_graph_that_cannot_be_cut(load: Load, tiny: Tiny, name: str, reason: str) -> None:
+def test_a_graph_that_cannot_be_cut(
+    load: Load, tiny: Tiny, name: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tiny(arch=name)
     with pytest.raises(UnsupportedError, match=f"layer by layer: {reason}"):
         reading(load, path, "layers").prefill(PROMPT)
     llm = reading(load, path)
-    llm.prefill(PROMPT)
-    assert llm.cache_stats().archive_tokens == 300
+    with caplog.at_level(logging.INFO, "headkv_local"):
+        for prompt in (PROMPT, [*PROMPT, *TURN]):
+            llm.prefill(prompt)
+            assert llm.cache_stats().archive_tokens == len(prompt)
+            said = [line for line in caplog.messages if "in the order of tokens" in line]
+            assert len(said) == 1
+            assert reason in said[0]
+            caplog.clear()
 
 
 def test_files_that_are_no_archive(load: Load, tiny: Tiny, tmp_path: Path) -> None:

@@ -225,15 +225,24 @@ def test_a_prompt_of_one_token_after_a_long_one(tiny_path: Path, load: Load) -> 
     assert nmse(last_logits(mine), last_logits(theirs)) < 1e-3
 
 
-def test_progress_begins_with_nothing_done(tiny_path: Path, load: Load) -> None:
+@pytest.mark.parametrize(("arch", "order"), [("llama", 1), ("plamo2", 0)])
+def test_progress_begins_once_with_nothing_done(tiny: Tiny, load: Load, arch: str, order: int) -> None:
+    """Also where the graph turns out not to be cut, which is told of each time."""
     told: list[tuple[int, int]] = []
     callback = ffi.callback(
         "void(void *, int32_t, int32_t)", lambda _, done, total: told.append((done, total))
     )
-    info = read(load(tiny_path, retention=RETENTION), TOKENS, order=2, progress=callback)
-    assert told[0] == (0, len(TOKENS))
-    assert told[-1] == (len(TOKENS), len(TOKENS))
-    assert (info.order, info.compacts, info.n_again, info.n_left_out) == (1, 1, 0, 0)
+    llm, whole = load(tiny(arch=arch), retention=RETENTION), TOKENS
+    for n_held in (0, len(TOKENS)):
+        info = read(llm, whole, n_held, order=2, progress=callback)
+        n = len(whole) - info.n_past
+        assert told[0] == (0, n)
+        assert told[-1] == (n, n)
+        assert [done for done, _ in told] == sorted({done for done, _ in told})
+        assert (info.order, info.compacts, info.n_again, info.n_left_out) == (order, 1, 0, 0)
+        assert order or "no place to cut" in native.last_error()
+        told.clear()
+        whole = TOKENS + LATER
 
 
 @pytest.mark.parametrize(

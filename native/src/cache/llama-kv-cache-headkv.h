@@ -146,6 +146,7 @@ public:
 
     bool get_retains() const { return retains; }
     bool has_archive() const { return archive != nullptr; }
+    const std::string & get_uncut() const { return uncut; }
     size_t get_hidden_row(llama_context & ctx); // bytes of one token between two layers
 
     const std::vector<headkv_layer_shape> & get_shapes() const { return shapes; }
@@ -388,6 +389,7 @@ private:
 
     mutable std::atomic<int32_t> n_splits = 0; // of the last graph
     size_t hidden_row                     = 0; // 0: not known yet
+    std::string uncut;                         // why graphs of this model cannot be cut, as far as it is known
 
     uint32_t n_cells     = 0; // in use, of whole ubatches
     uint32_t n_drafted   = 0; // tokens of the prompt that a draft is made for now

@@ -26,8 +26,10 @@ struct context_facts {
         for (const int64_t n : bytes) {
             bounded_bytes += n;
         }
-        bounded  = !headkv_bounded(ctx->get_memory(), /*rows =*/false).empty();
-        archives = llama_kv_cache_headkv::find(ctx->get_memory())->has_archive();
+        bounded         = !headkv_bounded(ctx->get_memory(), /*rows =*/false).empty();
+        const auto & kv = *llama_kv_cache_headkv::find(ctx->get_memory());
+        archives        = kv.has_archive();
+        uncut           = kv.get_uncut();
     }
 
     headkv_stats stats;
@@ -35,6 +37,24 @@ struct context_facts {
     int64_t bounded_bytes; // of the other layers
     bool bounded;          // are there layers that cannot go back
     bool archives;
+    std::string uncut; // why the model is not read by layers, as far as it is known
+};
+
+// Progress that is told of once something is done: by then it is known that the graph can be cut, and so the order.
+struct late_progress {
+    const headkv_reading & reading;
+    bool begun = false;
+
+    static void tell(void * data, int32_t done, int32_t total) {
+        auto & self = *(late_progress *) data;
+        if (done > 0 && !self.begun) {
+            self.begun = true;
+            self.reading.progress(self.reading.data, 0, total);
+        }
+        if (self.begun) {
+            self.reading.progress(self.reading.data, done, total);
+        }
+    }
 };
 
 } // namespace
@@ -138,14 +158,15 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
         asking.n_left_out = 0;
         asking.again.clear();
     }
-    const bool any    = reading.order == HEADKV_ORDER_ANY;
-    const bool layers = compacts && (any ? facts.archives : reading.order == HEADKV_ORDER_LAYERS);
-    const bool cells  = !layers && (!compacts || (!facts.archives && facts.stats.n_prompt == 0));
-    info.n_past       = past_of(ctx, reading, facts, cells, asking);
-    info.n_again      = asking.again.size();
-    info.n_left_out   = asking.n_left_out;
-    info.order        = layers ? HEADKV_ORDER_LAYERS : HEADKV_ORDER_TOKENS;
-    info.compacts     = compacts;
+    const bool any = reading.order == HEADKV_ORDER_ANY;
+    const bool layers =
+        compacts && (any ? facts.archives && facts.uncut.empty() : reading.order == HEADKV_ORDER_LAYERS);
+    const bool cells = !layers && (!compacts || (!facts.archives && facts.stats.n_prompt == 0));
+    info.n_past      = past_of(ctx, reading, facts, cells, asking);
+    info.n_again     = asking.again.size();
+    info.n_left_out  = asking.n_left_out;
+    info.order       = layers ? HEADKV_ORDER_LAYERS : HEADKV_ORDER_TOKENS;
+    info.compacts    = compacts;
 
     std::vector<int32_t> again;
     for (const int32_t i : asking.again) {
@@ -175,12 +196,22 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     prompt.progress        = reading.progress;
     prompt.data            = reading.data;
 
+    late_progress late = { reading };
+    std::string uncut  = any && compacts && facts.archives ? facts.uncut : "";
+    if (any && layers && reading.progress) {
+        prompt.progress = late_progress::tell;
+        prompt.data     = &late;
+    }
     int32_t code = headkv_prefill(ctx, &prompt, sizeof(prompt), compacts ? &plan : nullptr, sizeof(plan));
     if (code == HEADKV_ERR_UNSUPPORTED && any && layers) {
+        uncut        = headkv_last_error();
         prompt.order = info.order = HEADKV_ORDER_TOKENS;
         code                      = headkv_prefill(ctx, &prompt, sizeof(prompt), &plan, sizeof(plan));
     }
     headkv_require_ok(code);
+    if (!uncut.empty()) {
+        headkv_set_error(uncut.c_str());
+    }
 }
 
 int32_t headkv_read(llama_context * ctx, const headkv_reading * reading, size_t reading_size,

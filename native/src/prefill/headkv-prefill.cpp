@@ -321,7 +321,8 @@ bool llama_kv_cache_headkv::reading::cut(llm_graph_result & res, const llama_uba
                 size_t row                = 0;
                 const std::string problem = headkv_check_slice(res, s, ubatch.n_tokens, row);
                 if (!problem.empty()) {
-                    throw headkv_error(HEADKV_ERR_UNSUPPORTED, "the model cannot be read layer by layer: " + problem);
+                    kv.uncut = "the model cannot be read layer by layer: " + problem;
+                    throw headkv_error(HEADKV_ERR_UNSUPPORTED, kv.uncut);
                 }
                 most = std::max(most, row);
             }

@@ -52,7 +52,6 @@ class Compactor:
         self.scores_from: str | None = None
         """The file whose head scores make the budgets, "given" for HeadScores."""
         self._settled = Retention()  # with its scores loaded; counts where there is a retention
-        self._order = ORDERS[None]  # of prompts; another one once the model's graph turns out not to be cut
         self._dropped: list[int] = []  # numbers of rows that the archive need not hold any more
 
     @property
@@ -185,12 +184,10 @@ class Compactor:
         kept, n_prompt = self._settled, len(reading.tokens)
         if caps is None:
             caps = np.where(self.shape.heads, np.int32(n_prompt), np.int32(0))
-        order = self._order if kept.order is None else ORDERS[kept.order]
-        reading = reading._replace(order=order, panel=kept.panel or 0)
+        reading = reading._replace(order=ORDERS[kept.order], panel=kept.panel or 0)
         info = read(self.ctx, reading, kept.native()._replace(scores=None), caps, progress)
-        if order == ORDERS[None] and kept.by_layers and info.order == ORDERS["tokens"]:
-            _logger.info("prompts are read in the order of tokens: %s", native.last_error())
-            self._order = info.order
+        if kept.order is None and kept.by_layers and info.order == ORDERS["tokens"]:
+            _logger.info("the prompt was read in the order of tokens: %s", native.last_error())
         _logger.info("the prompt of %d tokens was compacted to %d rows", n_prompt, int(caps.sum()))
         return info
 
