@@ -3,6 +3,7 @@
 // context, which goes on from the session that was saved before. At the end all of it is saved.
 #include <headkv.h>
 #include <llama.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,7 +55,14 @@ static void ask(struct llama_context * ctx, const struct llama_vocab * vocab, si
     }
     prompt.n_tokens = n_tokens += n;
     prompt.progress             = show;
-    if (headkv_read(ctx, &prompt, sizeof(prompt), &keep, sizeof(keep), NULL, 0) != HEADKV_OK) {
+    struct headkv_stats stats;
+    bool is_read = headkv_get_stats(ctx, &stats, sizeof(stats), NULL, 0) == HEADKV_OK;
+    if (is_read && stats.n_prompt > 0 && stats.n_archived == 0) { // of a light session: behind what was kept
+        is_read = llama_decode(ctx, llama_batch_get_one(tokens + n_tokens - n, n)) == 0;
+    } else if (is_read) {
+        is_read = headkv_read(ctx, &prompt, sizeof(prompt), &keep, sizeof(keep), NULL, 0) == HEADKV_OK;
+    }
+    if (!is_read) {
         fail("reading");
     }
     for (int i = 0; i < N_ANSWER; ++i) {

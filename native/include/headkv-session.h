@@ -29,7 +29,8 @@ struct headkv_session {
     const void * prompt_state;
     size_t n_prompt_state;
 
-    int32_t light; // not 0: without these and without the archive; later turns are then read against what was kept
+    int32_t light; // not 0: without these and without the archive; later turns are then read against what was kept, by
+                   // llama_decode(): headkv_read() reads all where n_archived of struct headkv_stats is 0
 
     // Of a session that is open; not looked at when one is saved.
     const char * model_name;
