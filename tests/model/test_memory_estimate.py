@@ -95,6 +95,22 @@ def test_what_is_held(name: str, order: str, request: pytest.FixtureRequest, tin
     assert found.total == (found.peak_tokens if "tokens" in order else found.peak_layers)
 
 
+def test_a_record_is_of_the_prompt(tiny: Any, load: Any) -> None:
+    """What is recorded of a prompt does not take more in a larger context."""
+    beside = []
+    for n_ctx in (1024, 8192):
+        retention = Retention(budget=64)
+        llm = load(tiny(), n_ctx=n_ctx, retention=retention)
+        llm.prefill(random_tokens(300))
+        stats = llm.cache_stats()
+        found = memory_estimate(tiny(), n_ctx=n_ctx, retention=retention, n_prompt=300)
+        beside += [
+            stats.peak_bytes - stats.full_bytes,
+            found.peak_tokens - found.weights - found.cache_full - found.compute,
+        ]
+    assert len(set(beside[::2])) == len(set(beside[1::2])) == 1
+
+
 @pytest.mark.parametrize("arch", ["neo-bert", "mamba2", "deepseek2", "llama"])
 @pytest.mark.parametrize("settings", [{"embedding": True}, {"logits_all": True}, {"n_batch": 100}])
 def test_what_is_not_compacted(tiny: Any, load: Any, arch: str, settings: dict[str, Any]) -> None:

@@ -10,12 +10,34 @@ void llama_kv_cache_headkv::reading::begin_in_cells() {
     }
     kv.expect(n_prompt + prompt.n_again);
     if (!keeps_all) {
-        const std::vector<float> weigh = weights();
-        kv.observe(HEADKV_OBSERVE_TOKENS, prompt.first, weigh.size(), weigh.data(), again_at());
+        auto next = std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells_in_use(),
+                                                      prompt.first, weights(), again_at());
+        const std::lock_guard<std::mutex> lock(kv.mutex);
+        kv.update_peak(next->size());
+        kv.obs = std::move(next);
+        kv.queries.reset();
+        kv.epoch++;
     }
     begun = true;
     slice = slices.front();
     kv.seq_rm(0, n_past, -1); // of bounded layers all stays then
+    kv.v_heads[0] = 0;        // new tokens take the first cells that are free
+}
+
+// So many of them, from the first one on, hold tokens or are looked at while the prompt is read. Of other sequences all
+// stay.
+uint32_t llama_kv_cache_headkv::reading::n_cells_in_use() const {
+    const auto & cells = kv.get_cells(0);
+    uint32_t n         = 0;
+    uint32_t end       = 0;
+    for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
+        const bool goes = cells.is_empty(i) ||
+                          (cells.seq_count(i) == 1 && cells.seq_has(i, 0) && cells.pos_get(i) >= (llama_pos) n_past);
+        n   += !goes;
+        end  = goes ? end : i + 1;
+    }
+    n += prompt.n_tokens + prompt.n_again;
+    return std::min<uint32_t>(kv.n_ctx, GGML_PAD(std::max(n, end), 256));
 }
 
 void llama_kv_cache_headkv::reading::begin_batch(llama_pos p0) {

@@ -85,6 +85,7 @@ private:
 
     // headkv-prefill-cells.cpp: into the cells that there are
     void begin_in_cells();
+    uint32_t n_cells_in_use() const;
     void begin_batch(llama_pos p0);
     void leave_cells(); // what was read stays, in whole batches where layers can go back
 

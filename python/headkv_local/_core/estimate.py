@@ -208,7 +208,7 @@ class _Reading:
         if not fitted:
             whole: Bytes = self._fixed + self._made.compute + self._made.cache - self._bounded
             if not self._fits:
-                whole += self._rows.records(self._n_ctx) + self._pool_drafted + self._tail
+                whole += self._rows.records(self._n_cells) + self._pool_drafted + self._tail
                 whole += self._copies if self._is_recurrent else 0  # windows go back by themselves
             return whole
         if self._fits:
