@@ -62,8 +62,11 @@ inline bool is_buffer(size_t size) {
 // asked by each operator new: whether it fails
 inline bool (*new_fails)() = nullptr;
 
+inline thread_local size_t largest_new = 0; // bytes
+
 void * operator new(size_t size) {
-    void * res = new_fails && new_fails() ? nullptr : malloc(size);
+    largest_new = size > largest_new ? size : largest_new;
+    void * res  = new_fails && new_fails() ? nullptr : malloc(size);
     if (!res) {
         throw std::bad_alloc();
     }

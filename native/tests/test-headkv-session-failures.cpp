@@ -189,6 +189,18 @@ static void run(const tiny_model_params & shape) {
     }
 }
 
+// Of a conversation that is not compacted, the cells are all that it holds.
+static void test_pieces(const tiny_model_params & shape) {
+    const auto model = tiny_model_load(shape);
+    const auto ctx   = turn_open(model.get());
+    where            = "cells in pieces";
+    check(turn_decode(ctx.get(), 0, n_held), "tokens");
+    const auto logits = turn_logits(ctx.get());
+    largest_new       = 0;
+    check(save(ctx.get(), logits, {}) == HEADKV_OK, "saved");
+    check(largest_new < llama_state_seq_get_size(ctx.get(), 0) / 2, "never as many bytes as the cells have");
+}
+
 static void quiet(ggml_log_level, const char *, void *) {}
 
 int main(int argc, char ** argv) {
@@ -198,7 +210,11 @@ int main(int argc, char ** argv) {
     std::string name = turn_path("sessions") + "-XXXXXX";
     folder           = mkdtemp(name.data());
     path             = folder + "/a.session";
-    run(tiny_model_asked(argc, argv));
+    const auto shape = tiny_model_asked(argc, argv);
+    run(shape);
+    if (!shape.bounded()) {
+        test_pieces(shape);
+    }
     unlink(path.c_str());
     rmdir(folder.c_str());
     return checked();

@@ -4,6 +4,7 @@
 
 #include "ggml-backend.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <vector>
@@ -86,31 +87,31 @@ private:
     size_t pos = 0;
 };
 
-// gives back a word that was read ahead before going on with the rest
+// gives back what was read ahead before going on with the rest
 class headkv_io_unread : public llama_io_read_i {
 public:
-    headkv_io_unread(llama_io_read_i & io, uint32_t word) : io(io), word(word) {}
+    headkv_io_unread(llama_io_read_i & io, const void * ahead, size_t size) : io(io), ahead(ahead, size), size(size) {}
 
-    void read(void * dst, size_t size) override {
-        if (!pending) {
-            io.read(dst, size);
-            return;
+    void read(void * dst, size_t n) override {
+        const size_t n_ahead = std::min(n, size - ahead.n_bytes());
+        ahead.read(dst, n_ahead);
+        if (n_ahead < n) {
+            io.read((uint8_t *) dst + n_ahead, n - n_ahead);
         }
-        if (size != sizeof(word)) {
-            throw std::runtime_error("the cache state does not begin with a 32-bit word");
-        }
-        memcpy(dst, &word, size);
-        pending = false;
     }
 
-    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
-        io.read_tensor(tensor, offset, size);
+    void read_tensor(ggml_tensor * tensor, size_t offset, size_t n) override {
+        if (ahead.n_bytes() < size) {
+            throw std::runtime_error("the cache state begins with rows");
+        }
+        io.read_tensor(tensor, offset, n);
     }
+
     void discard() override { io.discard(); }
     size_t n_bytes() override { return io.n_bytes(); }
 
 private:
     llama_io_read_i & io;
-    const uint32_t word;
-    bool pending = true;
+    headkv_io_read ahead;
+    const size_t size;
 };

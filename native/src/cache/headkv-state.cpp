@@ -77,7 +77,7 @@ void llama_kv_cache_headkv::state_read(llama_io_read_i & io, llama_seq_id seq_id
     if (word != state_magic) {
         n_expected = n_in_state;
         grow(0);
-        headkv_io_unread unread(io, word);
+        headkv_io_unread unread(io, &word, sizeof(word));
         placing = true; // what is read is not computed
         try {
             llama_kv_cache::state_read(unread, seq_id, flags);

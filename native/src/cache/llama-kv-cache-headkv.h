@@ -130,8 +130,9 @@ public:
         end,     // of the archived prompt, what stands beside its rows, with these layers at its end
     };
 
-    std::vector<uint8_t> get_part(llama_context & ctx, part which) const;
-    void set_part(llama_context & ctx, part which, const void * data, size_t size);
+    void write_part(llama_context & ctx, part which, llama_io_write_i & io) const;
+    void set_part(llama_context & ctx, part which, llama_io_read_i & io, size_t size);
+    std::vector<uint8_t> get_part(llama_context & ctx, part which) const; // the same bytes, in memory
 
     // bounded as it was when llama_state_seq_get_data_ext() gave this state of these layers alone, at n_prompt tokens
     std::vector<uint8_t> get_bounded_of(llama_context & ctx, const void * state, size_t n_state, size_t n_prompt);
@@ -325,8 +326,8 @@ private:
     // is the row of position p, in cells or not to be compared, the one that is held
     bool is_held_as(int32_t id, uint32_t p) const;
 
-    void set_cells(llama_context & ctx, const void * data, size_t size);
-    void set_end(llama_context & ctx, const void * data, size_t size);
+    void set_cells(llama_context & ctx, llama_io_read_i & io, size_t size);
+    void set_end(llama_context & ctx, llama_io_read_i & io, size_t size);
 
     // Kept rows as other threads may know of them: those that a draft is made with are not the prompt's.
     const headkv_kept_prompt * get_shown() const { return n_drafted == 0 ? kept.get() : nullptr; }

@@ -2,6 +2,7 @@
 
 #include "base/headkv-error.h"
 #include "base/headkv-guard.h"
+#include "base/headkv-io.h"
 #include "cache/llama-kv-cache-headkv.h"
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -115,7 +116,8 @@ int32_t headkv_set_archived_end(llama_context * ctx, const void * data, size_t s
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(data);
         ctx->synchronize();
-        mem.set_part(*ctx, llama_kv_cache_headkv::part::end, data, size);
+        headkv_io_read io(data, size);
+        mem.set_part(*ctx, llama_kv_cache_headkv::part::end, io, size);
     });
 }
 

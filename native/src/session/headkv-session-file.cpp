@@ -15,7 +15,6 @@
 
 static constexpr char magic[16]   = { 'h', 'e', 'a', 'd', 'k', 'v', ' ', 's', 'e', 's', 's', 'i', 'o', 'n', '\n', 0 };
 static constexpr uint32_t version = 3;
-static constexpr size_t n_piece   = 1 << 20;
 
 namespace {
 
@@ -220,7 +219,7 @@ headkv_session_reader::headkv_session_reader(const char * path, const std::vecto
         if (rest < sizeof(crc) || start.size > rest - sizeof(crc)) {
             fail("is damaged: it has been cut short");
         }
-        sections[name]  = { at, start.size };
+        sections[name]  = { at, start.size, false };
         at             += sizeof(start) + start.size + sizeof(crc);
     }
 }
@@ -239,15 +238,15 @@ void headkv_session_reader::seek(uint64_t offset) {
 
 uint64_t headkv_session_reader::size(const std::string & name) const {
     const auto it = sections.find(name);
-    return it == sections.end() ? 0 : it->second.second;
+    return it == sections.end() ? 0 : it->second.size;
 }
 
 void headkv_session_reader::begin(const std::string & name) {
     start_of_section start;
-    seek(sections.at(name).first);
+    seek(sections.at(name).at);
     get(&start, sizeof(start));
     current = name;
-    left    = sections.at(name).second;
+    left    = sections.at(name).size;
     crc     = headkv_crc32(&start, sizeof(start));
 }
 
@@ -282,12 +281,20 @@ std::vector<uint8_t> headkv_session_reader::read(const std::string & name) {
 }
 
 void headkv_session_reader::verify() {
-    std::vector<uint8_t> room(n_piece);
     for (const auto & [name, place] : sections) {
-        begin(name);
-        while (left > 0) {
-            fill(room.data(), std::min<uint64_t>(left, room.size()));
-        }
-        end();
+        verify(name);
     }
+}
+
+void headkv_session_reader::verify(const std::string & name) {
+    if (sections.at(name).is_sound) {
+        return;
+    }
+    begin(name);
+    std::vector<uint8_t> piece(std::min<uint64_t>(left, headkv_session_piece));
+    while (left > 0) {
+        fill(piece.data(), std::min<uint64_t>(left, piece.size()));
+    }
+    end();
+    sections.at(name).is_sound = true;
 }

@@ -5,11 +5,13 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 // Session files as bytes: sections with a checksum each. docs/sessions.md is the format. All of it throws headkv_error
 // with HEADKV_ERR_SESSION, std::bad_alloc.
+
+// bytes of a section that are in memory at once, where it is written or read in pieces
+static constexpr size_t headkv_session_piece = 1 << 20;
 
 using headkv_file_ptr = std::unique_ptr<FILE, int (*)(FILE *)>;
 
@@ -52,7 +54,8 @@ public:
 
     [[noreturn]] void fail(const std::string & what) const; // a sentence about this session
 
-    void verify(); // all checksums
+    void verify();                         // all checksums
+    void verify(const std::string & name); // each once
 
     bool has(const std::string & name) const { return sections.count(name) > 0; }
     uint64_t size(const std::string & name) const;       // bytes; 0 where it is missing
@@ -66,7 +69,13 @@ private:
     void seek(uint64_t offset);
     const std::string path;
     headkv_file_ptr file;
-    std::map<std::string, std::pair<uint64_t, uint64_t>> sections; // where each begins, and its bytes
+    struct place {
+        uint64_t at;   // where it begins
+        uint64_t size; // bytes
+        bool is_sound; // its checksum was right
+    };
+
+    std::map<std::string, place> sections;
     std::string current;
     uint32_t crc  = 0;
     uint64_t left = 0; // bytes of the section that is read

@@ -1,5 +1,6 @@
 // Opening a session, and going on from it.
 
+#include "session/headkv-session-io.h"
 #include "session/headkv-session-parts.h"
 
 #include <cmath>
@@ -113,13 +114,22 @@ static void make_room_for_logits(llama_context & ctx) {
 
 static void read_part(llama_context & ctx, llama_kv_cache_headkv & mem, headkv_session_file & s, part which,
                       const char * name) {
-    const auto data    = s.file.read(name);
-    const int32_t code = headkv_guard([&]() { mem.set_part(ctx, which, data.data(), data.size()); });
-    if (code == HEADKV_ERR_MEMORY || code == HEADKV_ERR_ARCHIVE) {
+    const bool is_there = s.file.has(name);
+    if (is_there) {
+        s.file.verify(name); // before any of it is taken
+        s.file.begin(name);
+    }
+    const size_t size = s.file.size(name);
+    headkv_session_io_read io(s.file, size);
+    const int32_t code = headkv_guard([&]() { mem.set_part(ctx, which, io, size); });
+    if (code == HEADKV_ERR_MEMORY || code == HEADKV_ERR_ARCHIVE || code == HEADKV_ERR_SESSION) {
         headkv_require_ok(code);
     }
     if (code != HEADKV_OK) {
         s.file.fail(std::string("is damaged, or does not fit this context: ") + headkv_last_error());
+    }
+    if (is_there) {
+        s.file.end();
     }
 }
 

@@ -1,5 +1,7 @@
 // Saving a session: what a context holds, and what the caller knows of it, in one file.
 
+#include "base/headkv-io.h"
+#include "session/headkv-session-io.h"
 #include "session/headkv-session-parts.h"
 
 #include <cstring>
@@ -78,21 +80,25 @@ void headkv_save_session(llama_context & ctx, llama_kv_cache_headkv & mem, const
     const size_t n_logits      = (size_t) ctx.get_model().vocab.n_tokens() * sizeof(float);
     const bool at_prompt       = about.n_prompt == about.n_tokens;
     const float * const logits = !s.logits && at_prompt ? s.prompt_logits : s.logits;
-    const auto write_part      = [&](headkv_session_writer & file, const char * name, part which) {
-        const auto data = mem.get_part(ctx, which);
-        if (!data.empty()) {
-            file.section(name, data.data(), data.size());
-        }
-    };
 
     headkv_session_writer file(path);
+    const auto write_part = [&](const char * name, part which) {
+        headkv_io_fill counted(nullptr, 0);
+        mem.write_part(ctx, which, counted);
+        if (counted.n_bytes() > 0) {
+            file.begin(name, counted.n_bytes());
+            headkv_session_io_write io(file);
+            mem.write_part(ctx, which, io);
+            file.end();
+        }
+    };
     write_about(file, about, s, headkv_name_of(ctx.get_model()));
     file.section("tokens", s.tokens, s.n_tokens * sizeof(int32_t));
     if (logits) {
         file.section("logits", logits, n_logits);
     }
-    write_part(file, "cells", part::cells);
-    write_part(file, "bounded", part::bounded);
+    write_part("cells", part::cells);
+    write_part("bounded", part::bounded);
     if (!s.light && s.prompt_logits && !at_prompt) {
         file.section("prompt", s.prompt_logits, n_logits);
     }
@@ -102,7 +108,7 @@ void headkv_save_session(llama_context & ctx, llama_kv_cache_headkv & mem, const
     }
     if (about.n_archived > 0) {
         write_rows(file, mem, about.n_archived);
-        write_part(file, "end", part::end);
+        write_part("end", part::end);
     }
     file.commit();
 }

@@ -9,7 +9,7 @@
 #include "llama-model.h"
 #include "session/headkv-session-parts.h"
 
-static void require_all_read(headkv_io_read & io, size_t size) {
+static void require_all_read(llama_io_read_i & io, size_t size) {
     if (io.n_bytes() != size) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("%zu bytes are left over", size - io.n_bytes()));
     }
@@ -50,14 +50,22 @@ void headkv_set_bounded_state(llama_context & ctx, const void * state, size_t si
 }
 
 std::vector<uint8_t> llama_kv_cache_headkv::get_part(llama_context & ctx, part which) const {
+    return bytes_of([&](headkv_io_fill & io) { write_part(ctx, which, io); });
+}
+
+void llama_kv_cache_headkv::write_part(llama_context & ctx, part which, llama_io_write_i & io) const {
     switch (which) {
     case part::cells:
         require_no_shift();
         require_sound();
-        return bytes_of([&](headkv_io_fill & io) { state_write(io); });
+        state_write(io);
+        return;
     case part::bounded: {
         const headkv_bounded now(ctx.get_memory(), /*rows =*/true);
-        return now.empty() ? std::vector<uint8_t>() : bytes_of([&](headkv_io_fill & io) { now.write(io); });
+        if (!now.empty()) {
+            now.write(io);
+        }
+        return;
     }
     case part::end:
         break;
@@ -65,22 +73,19 @@ std::vector<uint8_t> llama_kv_cache_headkv::get_part(llama_context & ctx, part w
     if (archived.empty()) {
         throw headkv_error(HEADKV_ERR_STATE, "no prompt is in the archive");
     }
-    return bytes_of([&](headkv_io_fill & io) {
-        const uint32_t n = archived.size();
-        io.write(&n, sizeof(n));
-        io.write(archived.data(), n * sizeof(archived[0]));
-        if (archived_end && !archived_end->empty()) {
-            archived_end->write(io);
-        }
-    });
+    const uint32_t n = archived.size();
+    io.write(&n, sizeof(n));
+    io.write(archived.data(), n * sizeof(archived[0]));
+    if (archived_end && !archived_end->empty()) {
+        archived_end->write(io);
+    }
 }
 
-void llama_kv_cache_headkv::set_part(llama_context & ctx, part which, const void * data, size_t size) {
+void llama_kv_cache_headkv::set_part(llama_context & ctx, part which, llama_io_read_i & io, size_t size) {
     if (which == part::cells) {
-        set_cells(ctx, data, size);
+        set_cells(ctx, io, size);
     } else if (which == part::bounded) {
         headkv_bounded now(ctx.get_memory(), /*rows =*/false);
-        headkv_io_read io(data, size);
         if (!now.empty()) {
             now = headkv_bounded::read(ctx.get_memory(), io, seq_pos_max(0) + 1, ctx.get_model().vocab.n_tokens());
         }
@@ -88,7 +93,7 @@ void llama_kv_cache_headkv::set_part(llama_context & ctx, part which, const void
         now.put_back();
         epoch++;
     } else {
-        set_end(ctx, data, size);
+        set_end(ctx, io, size);
     }
 }
 
@@ -114,17 +119,16 @@ std::vector<uint8_t> llama_kv_cache_headkv::get_bounded_of(llama_context & ctx, 
     return get_part(ctx, part::bounded);
 }
 
-void llama_kv_cache_headkv::set_cells(llama_context & ctx, const void * data, size_t size) {
-    headkv_io_read io(data, size);
-
+void llama_kv_cache_headkv::set_cells(llama_context & ctx, llama_io_read_i & io, size_t size) {
     ctx.get_memory()->clear(false);
     try {
         // of the stock format: streams, cells. There is room for these then, and not for the whole context.
         uint32_t n[2] = {};
-        headkv_io_read(data, size).read(n, sizeof(n));
+        io.read(n, sizeof(n));
         n_in_state = n[0] == n_stream ? std::min(n[1], n_ctx) : 0;
 
-        state_read(io);
+        headkv_io_unread all(io, n, sizeof(n));
+        state_read(all);
         n_in_state = 0;
         require_all_read(io, size);
         require_sound();
@@ -135,10 +139,9 @@ void llama_kv_cache_headkv::set_cells(llama_context & ctx, const void * data, si
     }
 }
 
-void llama_kv_cache_headkv::set_end(llama_context & ctx, const void * data, size_t size) {
+void llama_kv_cache_headkv::set_end(llama_context & ctx, llama_io_read_i & io, size_t size) {
     require_kept();
     const int32_t n_vocab = model.vocab.n_tokens();
-    headkv_io_read io(data, size);
 
     uint32_t n;
     io.read(&n, sizeof(n));
