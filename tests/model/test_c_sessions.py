@@ -14,7 +14,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from headkv_local import Cancelled, HeadKVError, HeadScores, Llama, Retention, SessionError
+from headkv_local import ArgumentError, Cancelled, HeadKVError, HeadScores, Llama, Retention, SessionError
 from headkv_local._core import native
 from headkv_local._core.native.plan import Keep
 from headkv_local.curves import Curves
@@ -243,6 +243,21 @@ def test_progress_begins_once_with_nothing_done(tiny: Tiny, load: Load, arch: st
         assert order or "no place to cut" in native.last_error()
         told.clear()
         whole = TOKENS + LATER
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "granitehybrid"])
+def test_a_reading_that_is_refused_takes_nothing_back(arch: str, tiny: Tiny, load: Load) -> None:
+    """Tokens behind those that stay go when all that can be refused is not."""
+    llm, fresh = (load(tiny(arch=arch), retention=RETENTION.without_archive()) for _ in range(2))
+    whole = TOKENS[:20] + LATER[:10]
+    read(llm, TOKENS[:30], order=2)
+    with pytest.raises(ArgumentError, match="a panel cannot have -1 tokens"):
+        read(llm, whole, 20, order=2, panel=-1)
+    assert native.get_numbers(int(llm.ctx)).n_tokens == 30
+    assert read(llm, whole, 20, order=2).n_past == (0 if arch == "granitehybrid" else 20)
+    assert native.get_numbers(int(llm.ctx)).n_tokens == 30
+    read(fresh, whole, order=2)
+    assert nmse(last_logits(llm), last_logits(fresh)) < 1e-6
 
 
 @pytest.mark.parametrize(

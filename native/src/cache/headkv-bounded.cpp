@@ -118,6 +118,9 @@ int32_t headkv_bounded::layer_read_by(int32_t il) const {
 }
 
 bool headkv_bounded::reaches(llama_pos n) const {
+    if (recurrent && recurrent->seq_pos_max(0) >= n) {
+        return false;
+    }
     const llama_pos first = window ? window->seq_pos_min(0) : 0;
     return first <= 0 || llama_kv_cache_headkv::hides(*window, first - 1, n);
 }

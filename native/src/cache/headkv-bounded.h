@@ -28,7 +28,8 @@ public:
     // the layer whose K and V a layer with a window reads, -1 for other layers
     int32_t layer_read_by(int32_t il) const;
 
-    // whether windows still hold what the token after the first n looks at
+    // whether they can go back to the first n tokens: windows hold what the next one looks at, recurrent states nothing
+    // that came after
     bool reaches(llama_pos n) const;
 
     bool empty() const { return !recurrent && !window; }

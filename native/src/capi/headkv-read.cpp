@@ -128,8 +128,7 @@ static int32_t past_of(llama_context * ctx, const headkv_reading & reading, cons
         asking.stay_at(n_whole <= reading.n_held && n_whole < n_prompt ? n_whole : 0);
         return asking.n_stay;
     }
-    const bool reaches = n_past > 0 && headkv_bounded(ctx->get_memory(), /*rows =*/false).reaches(n_past);
-    return reaches && ctx->get_memory()->seq_rm(0, n_past, -1) ? n_past : 0;
+    return headkv_bounded(ctx->get_memory(), /*rows =*/false).reaches(n_past) ? n_past : 0;
 }
 
 static void read_prompt(llama_context * ctx, const headkv_reading & reading, const headkv_retention & retention,

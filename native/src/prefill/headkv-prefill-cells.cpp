@@ -20,8 +20,8 @@ void llama_kv_cache_headkv::reading::begin_in_cells() {
     }
     begun = true;
     slice = slices.front();
-    kv.seq_rm(0, n_past, -1); // of bounded layers all stays then
-    kv.v_heads[0] = 0;        // new tokens take the first cells that are free
+    ctx.get_memory()->seq_rm(0, n_past, -1);
+    kv.v_heads[0] = 0; // new tokens take the first cells that are free
 }
 
 // So many of them, from the first one on, hold tokens or are looked at while the prompt is read. Of other sequences all

@@ -72,7 +72,8 @@ void llama_kv_cache_headkv::reading::require_past() const {
         throw headkv_error(HEADKV_ERR_STATE,
                            format("the first %u tokens cannot stay: %u are held whole", n_past, n_held));
     }
-    if (!bounded.empty() && n_past > 0 && (n_past < n_held || (kv.kept && !kv.archived_end))) {
+    const bool goes_back = n_past == n_held || (in_cells && bounded.reaches(n_past));
+    if (!bounded.empty() && n_past > 0 && (!goes_back || (kv.kept && !kv.archived_end))) {
         throw headkv_error(HEADKV_ERR_STATE,
                            format("layers with a sliding window and recurrent ones cannot go back to %u tokens: 0 "
                                   "of them or all %u can stay",
