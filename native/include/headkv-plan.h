@@ -23,6 +23,7 @@ struct headkv_retention {
     int32_t sinks;       // first_tokens of the plan                                                      4
     int32_t observe;     // last tokens of a prompt, or of a message, that may ask                        128
     int32_t draft;       // tokens of the answer that are tried before, to see what they look at; or 0    8
+                         // for each of several questions, as their marks tell, up to four
 
     // The more, the larger a head's share. NULL: all are alike. Row-major [n_rows][n_cols], finite, not negative, not
     // all 0: a row for each layer that retains, a column for each query head, or for each KV head, of the layer that

@@ -59,7 +59,8 @@ class Retention:
     observe: last tokens of the prompt that select where the question is not known, at least 1. They are
         not kept for that.
     draft: so many of the answer's first tokens, each the likeliest one after what would be kept without them,
-        select first of all, and nothing stays of them. 0: the question selects alone.
+        select first of all, and nothing stays of them; for each of several questions, as their marks tell, up
+        to four. 0: the question selects alone.
     fold: so many tokens after a prompt, at least 64, become a part of it, once not all fit into the budget
         (those of the last turn are not counted, and become a part of it with the answer); as many as the
         window, if that is more:

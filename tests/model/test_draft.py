@@ -234,3 +234,22 @@ def test_a_turn_that_is_shorter_than_it(load: Load, tiny_path: Path) -> None:
 def test_what_is_no_length(draft: object) -> None:
     with pytest.raises(ArgumentError, match="draft must be an int of at least 0, not "):
         Retention(draft=draft)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "n"),
+    [
+        ("Where is the dog; at home?", 1),
+        ("Tell me.", 1),
+        ("What????", 1),
+        ("See a?b=c", 1),
+        ("Where？Who？", 2),  # noqa: RUF001
+        ("Where? And who? And when is it?", 3),
+        ("Is it? Was it? Will it? Would it? Had it?", 4),
+    ],
+)
+def test_a_draft_answers_several_questions(load: Load, tiny_path: Path, asked: str, n: int) -> None:
+    """Of an answer that this model does not end. Those of the document do not count."""
+    llm = load(tiny_path, retention=replace(WITH, observe=128))
+    llm.prefill(llm.tokenize(("Who sleeps? The dog sleeps. " * 30 + "\n\n" + asked).encode()))
+    assert llama_cpp.llama_perf_context(llm.ctx).n_eval == 8 * n - 1

@@ -11,6 +11,9 @@
 
 #include <algorithm>
 
+// Questions that a draft answers: the first tokens of an answer say where the first one looks.
+static constexpr int32_t n_questions_max = 4;
+
 namespace {
 
 // what the C API says of a context
@@ -89,30 +92,26 @@ static void require_reading(const llama_context & ctx, const headkv_reading & re
     }
 }
 
-// n_observe: tokens of a message that may ask; n_last: of the prompt's end, where no message is told
-static std::vector<headkv_part> question_of(const headkv_reading & reading, const headkv_text & text, int32_t n_observe,
-                                            int32_t n_last) {
+// last tokens that observe in any case
+static int32_t n_least_of(const headkv_retention & retention, const context_facts & facts) {
+    return 2 * (int32_t) std::min<int64_t>(retention.window, facts.stats.n_ctx);
+}
+
+static std::vector<headkv_part> question_of(const headkv_reading & reading, const headkv_retention & retention,
+                                            const context_facts & facts, const headkv_text_view & text) {
     if (reading.n_question > 0) {
         return { reading.question, reading.question + reading.n_question };
     }
     if (reading.message_start != 0 || reading.message_stop != 0) {
-        return headkv_text_view(text).question(reading.message_start, reading.message_stop, n_observe);
+        return text.question(reading.message_start, reading.message_stop, retention.observe);
     }
-    return headkv_text_view(text).question(-1, (int32_t) text.n_tokens, n_last);
-}
-
-static headkv_asking asking_of(const headkv_reading & reading, const headkv_retention & retention,
-                               const context_facts & facts, const headkv_text & text) {
     const int32_t n_prompt = reading.n_tokens;
 
     // Tokens that came before do not ask, unless they are told, or of the message that is. Where the prompt is the
     // compacted one, or goes on otherwise within it, a turn is read again, and where that began is not known.
-    const bool goes_on    = facts.stats.n_prompt <= reading.n_held && facts.stats.n_prompt < n_prompt;
-    const int32_t n_least = 2 * (int32_t) std::min<int64_t>(retention.window, facts.stats.n_ctx);
+    const bool goes_on  = facts.stats.n_prompt <= reading.n_held && facts.stats.n_prompt < n_prompt;
     const int32_t n_new = reading.n_new > 0 ? reading.n_new : n_prompt - (goes_on ? (int32_t) facts.stats.n_prompt : 0);
-    const int32_t n_last = std::min(retention.observe, std::max(n_new, n_least));
-    const auto question  = question_of(reading, text, retention.observe, n_last);
-    return headkv_asking(question.data(), question.size(), n_prompt, n_least, facts.stats.n_ctx - n_prompt);
+    return text.question(-1, n_prompt, std::min(retention.observe, std::max(n_new, n_least_of(retention, facts))));
 }
 
 // Tokens that stay of those that the context holds; whoever observes is read.
@@ -149,9 +148,12 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     const bool compacts = facts.stats.n_prompt > 0 || !fits;
 
     const headkv_spelled spelled(ctx->get_model().vocab, reading.tokens, n_prompt);
+    const headkv_text_view text(spelled.text());
     std::vector<uint8_t> ends(n_prompt);
-    headkv_text_view(spelled.text()).sentence_ends(ends.data());
-    headkv_asking asking = asking_of(reading, retention, facts, spelled.text());
+    text.sentence_ends(ends.data());
+    const auto question = question_of(reading, retention, facts, text);
+    headkv_asking asking(question.data(), question.size(), n_prompt, n_least_of(retention, facts),
+                         facts.stats.n_ctx - n_prompt);
     if (!compacts) {
         asking.first      = n_prompt; // nobody observes
         asking.n_left_out = 0;
@@ -171,6 +173,7 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     for (const int32_t i : asking.again) {
         again.push_back(reading.tokens[i]);
     }
+    const int32_t n_asked  = std::min(text.n_questions(question), n_questions_max);
     const headkv_plan plan = { std::min(retention.window, n_prompt),
                                retention.kernel,
                                retention.sinks,
@@ -190,7 +193,7 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     prompt.again           = again.data();
     prompt.again_at        = asking.again.data();
     prompt.n_again         = again.size();
-    prompt.n_draft         = retention.draft;
+    prompt.n_draft         = std::min<int64_t>((int64_t) retention.draft * n_asked, facts.stats.n_ctx);
     prompt.logits          = reading.logits;
     prompt.progress        = reading.progress;
     prompt.data            = reading.data;

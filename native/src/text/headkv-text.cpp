@@ -126,14 +126,31 @@ void headkv_text_view::sentence_ends(uint8_t * res) const {
     }
 }
 
-bool headkv_text_view::has_mark(int32_t start, int32_t stop) const {
+int32_t headkv_text_view::n_marks(int32_t start, int32_t stop) const {
     const uint8_t * const end = bytes + start_of(stop);
+    int32_t res               = 0;
+    bool before               = false;
     for (const uint8_t * p = bytes + start_of(start); p < end; ++p) {
-        if (is_mark(bytes, p, bytes + n_bytes)) {
-            return true;
+        if ((*p & 0xc0) == 0x80) { // within a character
+            continue;
         }
+        const bool here  = is_mark(bytes, p, bytes + n_bytes);
+        res             += here && !before;
+        before           = here;
     }
-    return false;
+    return res;
+}
+
+int32_t headkv_text_view::n_questions(const std::vector<headkv_part> & parts) const {
+    double most = 0.0;
+    for (const auto & part : parts) {
+        most = std::max(most, part.weight);
+    }
+    int32_t res = 0;
+    for (const auto & part : parts) {
+        res += part.weight == most ? n_marks(part.start, part.stop) : 0;
+    }
+    return std::max(res, 1);
 }
 
 bool headkv_text_view::are_short(int32_t start, int32_t stop) const {

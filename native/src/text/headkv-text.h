@@ -22,13 +22,18 @@ public:
     // before stop; in their order, three at most.
     std::vector<headkv_part> question(int32_t start, int32_t stop, int32_t n_last) const;
 
+    // How many questions stand in the parts that weigh most, by their marks; 1 at least.
+    int32_t n_questions(const std::vector<headkv_part> & parts) const;
+
 private:
     // the token that holds the last byte of what ends here
     size_t token_at(size_t end) const;
 
     size_t start_of(int32_t token) const { return token > 0 ? ends[token - 1] : 0; }
 
-    bool has_mark(int32_t start, int32_t stop) const;
+    // question marks in these tokens; several side by side are one
+    int32_t n_marks(int32_t start, int32_t stop) const;
+    bool has_mark(int32_t start, int32_t stop) const { return n_marks(start, stop) > 0; }
     bool are_short(int32_t start, int32_t stop) const;
 
     enum border_kind { BORDER_SENTENCE, BORDER_LINE, BORDER_PARAGRAPH };
