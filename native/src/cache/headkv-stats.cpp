@@ -86,3 +86,19 @@ void llama_kv_cache_headkv::update_peak(size_t extra) {
 
     bytes_peak = std::max(bytes_peak, now);
 }
+
+std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_headkv::memory_breakdown() const {
+    const std::lock_guard<std::mutex> lock(mutex);
+
+    auto res = llama_kv_cache::memory_breakdown();
+    if (kept) {
+        kept->add_breakdown(res);
+    }
+    if (obs) {
+        obs->add_breakdown(res);
+    }
+    if (queries) {
+        queries->get_buffers().add_breakdown(res);
+    }
+    return res;
+}

@@ -362,22 +362,6 @@ llama_pos llama_kv_cache_headkv::seq_pos_min(llama_seq_id seq_id) const {
     return kept && seq_id == 0 ? 0 : llama_kv_cache::seq_pos_min(seq_id);
 }
 
-std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_headkv::memory_breakdown() const {
-    const std::lock_guard<std::mutex> lock(mutex);
-
-    auto res = llama_kv_cache::memory_breakdown();
-    if (kept) {
-        kept->add_breakdown(res);
-    }
-    if (obs) {
-        obs->add_breakdown(res);
-    }
-    if (queries) {
-        queries->get_buffers().add_breakdown(res);
-    }
-    return res;
-}
-
 //
 // graph_build API
 //

@@ -269,10 +269,8 @@ private:
 
     void on_apply(const llama_ubatch & ubatch);
     bool can_take_out(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
-
-    // Bounded layers, if only the first p0 tokens are to stay and these are the archived prompt. False: no memory.
-    bool put_back_end(llama_pos p0);
-    bool has_one_sequence() const; // sequence 0, in cells of its own
+    bool put_back_end(llama_pos p0); // of bounded layers, if the archived prompt is p0 tokens; false: no memory
+    bool has_one_sequence() const;   // sequence 0, in cells of its own
     void forget_observed();
     void forget_tokens(bool data);
     void forget_record();
