@@ -14,17 +14,18 @@ static struct headkv_retention keep;
 static int32_t tokens[N_CTX]; // of the conversation, in the context
 static size_t n_tokens;
 static char text[N_TEXT];
+static char id[32]; // of the model's weights
 
-static void fail(const char * what) {
-    fprintf(stderr, "%s: %s\n", what, *headkv_last_error() ? headkv_last_error() : "failed, or is too long");
-    exit(1);
+static void require(bool ok, const char * what) {
+    if (!ok) {
+        fprintf(stderr, "%s: %s\n", what, *headkv_last_error() ? headkv_last_error() : "failed, or is too long");
+        exit(1);
+    }
 }
 
 static void log_errors(enum ggml_log_level level, const char * said, void * data) {
     (void) data;
-    if (level == GGML_LOG_LEVEL_ERROR) {
-        fputs(said, stderr);
-    }
+    fputs(level == GGML_LOG_LEVEL_ERROR ? said : "", stderr);
 }
 
 static void show(void * data, int32_t done, int32_t total) {
@@ -39,32 +40,22 @@ static struct llama_context * open_context(struct llama_model * model) {
     headkv_begin_small(1);                                              // the full cache is never there at once
     struct llama_context * ctx = llama_init_from_model(model, params);
     headkv_begin_small(0);
-    if (!ctx || headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, NULL) != HEADKV_OK) {
-        fail("making a context");
-    }
+    require(ctx && headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, NULL) == HEADKV_OK, "making a context");
     return ctx;
 }
 
 // The first n_text bytes of text are what comes after the conversation so far, up to where the answer begins.
 static void ask(struct llama_context * ctx, const struct llama_vocab * vocab, size_t n_text) {
-    struct headkv_reading prompt = { .tokens = tokens, .n_held = (int32_t) n_tokens, .order = HEADKV_ORDER_ANY };
     const int n = llama_tokenize(vocab, text, (int) n_text, tokens + n_tokens, (int) (N_CTX - N_ANSWER - n_tokens),
                                  n_tokens == 0, false);
-    if (n < 0) {
-        fail("the prompt");
-    }
-    prompt.n_tokens = n_tokens += n;
-    prompt.progress             = show;
-    struct headkv_stats stats;
-    bool is_read = headkv_get_stats(ctx, &stats, sizeof(stats), NULL, 0) == HEADKV_OK;
-    if (is_read && stats.n_prompt > 0 && stats.n_archived == 0) { // of a light session: behind what was kept
-        is_read = llama_decode(ctx, llama_batch_get_one(tokens + n_tokens - n, n)) == 0;
-    } else if (is_read) {
-        is_read = headkv_read(ctx, &prompt, sizeof(prompt), &keep, sizeof(keep), NULL, 0) == HEADKV_OK;
-    }
-    if (!is_read) {
-        fail("reading");
-    }
+    require(n >= 0, "the prompt");
+    const struct headkv_reading prompt = { .tokens   = tokens,
+                                           .n_tokens = n_tokens + n,
+                                           .n_held   = (int32_t) n_tokens,
+                                           .order    = HEADKV_ORDER_ANY,
+                                           .progress = show };
+    n_tokens += n;
+    require(headkv_read(ctx, &prompt, sizeof(prompt), &keep, sizeof(keep), NULL, 0) == HEADKV_OK, "reading");
     for (int i = 0; i < N_ANSWER; ++i) {
         const float * logits = llama_get_logits_ith(ctx, -1);
         llama_token best     = 0;
@@ -78,15 +69,12 @@ static void ask(struct llama_context * ctx, const struct llama_vocab * vocab, si
         const int n_piece = llama_token_to_piece(vocab, best, piece, sizeof(piece), 0, false);
         printf("%.*s", n_piece > 0 ? n_piece : 0, piece);
         tokens[n_tokens++] = best;
-        if (llama_decode(ctx, llama_batch_get_one(&best, 1)) != 0) {
-            fail("answering");
-        }
+        require(llama_decode(ctx, llama_batch_get_one(&best, 1)) == 0, "answering");
     }
     printf("\n");
 }
 
 static void save(struct llama_context * ctx, const char * path, const char * model_path) {
-    char id[32];
     const struct headkv_session session = {
         .model_id   = id,
         .model_path = model_path,
@@ -96,21 +84,15 @@ static void save(struct llama_context * ctx, const char * path, const char * mod
         .n_tokens = n_tokens,
         .logits   = llama_get_logits_ith(ctx, -1),
     };
-    if (headkv_model_id(model_path, id, sizeof(id)) != HEADKV_OK ||
-        headkv_session_save(ctx, path, &session, sizeof(session)) != HEADKV_OK) {
-        fail("saving");
-    }
+    require(headkv_session_save(ctx, path, &session, sizeof(session)) == HEADKV_OK, "saving");
 }
 
-static void go_on(struct llama_context * ctx, const char * path, const char * model_path) {
-    char id[32];
+static void go_on(struct llama_context * ctx, const char * path) {
     struct headkv_session session;
     struct headkv_session_file * file;
-    if (headkv_model_id(model_path, id, sizeof(id)) != HEADKV_OK || headkv_session_open(path, &file) != HEADKV_OK ||
-        headkv_session_load(ctx, file, id) != HEADKV_OK ||
-        headkv_session_get(file, &session, sizeof(session)) != HEADKV_OK) {
-        fail("opening");
-    }
+    require(headkv_session_open(path, &file) == HEADKV_OK && headkv_session_load(ctx, file, id) == HEADKV_OK &&
+                headkv_session_get(file, &session, sizeof(session)) == HEADKV_OK,
+            "opening");
     n_tokens = session.n_tokens; // at most N_CTX: others do not fit into the context
     memcpy(tokens, session.tokens, n_tokens * sizeof(*tokens));
     headkv_session_close(file);
@@ -124,16 +106,12 @@ int main(int argc, char ** argv) {
     }
     size_t length = fread(text, 1, N_TEXT / 2, file); // the document stands before the first question
     fclose(file);
-    if (length == N_TEXT / 2) {
-        fail(argv[2]);
-    }
+    require(length < N_TEXT / 2, argv[2]);
 
     llama_log_set(log_errors, NULL);
     llama_backend_init();
     struct llama_model * model = llama_model_load_from_file(argv[1], llama_model_default_params());
-    if (!model) {
-        fail(argv[1]);
-    }
+    require(model && headkv_model_id(argv[1], id, sizeof(id)) == HEADKV_OK, argv[1]);
     headkv_init_retention(&keep, sizeof(keep), NULL);
     keep.budget = "10%"; // of what is read
 
@@ -141,7 +119,7 @@ int main(int argc, char ** argv) {
     file                       = fopen(argv[3], "rb");
     if (file) {
         fclose(file);
-        go_on(ctx, argv[3], argv[1]);
+        go_on(ctx, argv[3]);
         length = 0; // the document has been read
     }
     for (int i = 4; i < argc; ++i, length = 0) {
@@ -149,7 +127,7 @@ int main(int argc, char ** argv) {
             save(ctx, argv[3], argv[1]);
             llama_free(ctx);
             ctx = open_context(model);
-            go_on(ctx, argv[3], argv[1]);
+            go_on(ctx, argv[3]);
         }
         const int n = snprintf(text + length, N_TEXT - length, "\n\nQuestion: %s\nAnswer:", argv[i]);
         ask(ctx, llama_model_get_vocab(model), length + n);

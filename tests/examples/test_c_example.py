@@ -143,24 +143,6 @@ def test_it_goes_on_from_a_session_of_python(smollm2: Path, wanted: str, tmp_pat
     assert wanted.endswith(done.stdout)
 
 
-def test_it_goes_on_from_a_light_session(tiny_path: Path, tmp_path: Path) -> None:
-    """Behind what was kept: nothing is read again."""
-    session, document = tmp_path / "light.session", tmp_path / "document.txt"
-    document.write_text("of another text", encoding="utf-8")
-    retention = Retention(budget="10%", archive="memory", scores="uniform")
-    asked = [f"\n\nQuestion: {question}\nAnswer:" for question in QUESTIONS]
-    with Llama(tiny_path, n_ctx=4096, n_threads=1, n_batch=2048, retention=retention) as llm:
-        next_answer(llm, TEXT[:1000] + asked[0])
-        llm.save_session(session, light=True)
-    with Llama.open_session(session, n_threads=1, n_batch=2048) as llm:
-        wanted = next_answer(llm, asked[2])
-    program = with_pkg_config(sdk.folder(), tmp_path)
-    done = subprocess.run(
-        [program, tiny_path, document, session, QUESTIONS[2]], capture_output=True, timeout=300
-    )
-    assert (done.stdout.decode(errors="replace"), done.stderr) == (f"{wanted}\n", b"")
-
-
 def test_with_pkg_config(prefix: Path, smollm2: Path, wanted: str, tmp_path: Path) -> None:
     assert answers(with_pkg_config(prefix, tmp_path), smollm2, tmp_path) == wanted
 
