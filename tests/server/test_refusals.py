@@ -244,8 +244,8 @@ def test_pages_from_elsewhere(tiny_path: Path, tmp_path: Path) -> None:
 
 
 def test_too_many_requests_and_too_long_ones(tiny_path: Path, tmp_path: Path) -> None:
-    limits = ("--ctx", 8192, "--max-queue", 1, "--queue-timeout", 0.5, "--request-timeout", 4)
-    endless = ASKED | {"max_tokens": 8000, "logit_bias": {"65": 100.0}, "logit_bias_type": "input_ids"}
+    limits = ("--ctx", 65536, "--max-queue", 1, "--queue-timeout", 0.5, "--request-timeout", 4)
+    endless = ASKED | {"max_tokens": 65000, "logit_bias": {"65": 100.0}, "logit_bias_type": "input_ids"}
     with serving(tmp_path, tiny_path, *SMALL, *limits) as server, server.plain() as client:
         with concurrent.futures.ThreadPoolExecutor(3) as threads:
             first = threads.submit(client.post, CHAT, json=endless)
