@@ -121,7 +121,8 @@ struct headkv_prompt {
     const int32_t * tokens; // [n_tokens], from position n_past on
     size_t n_tokens;        // at least 1
     int32_t n_past; // tokens that stay: of a compacted prompt up to n_archived, else up to all in the cache. With
-                    // sliding-window or recurrent layers all of these, or 0
+                    // sliding-window or recurrent layers all of these, or 0; read into cells, also as many as windows
+                    // can go back to
     int32_t order;  // HEADKV_ORDER_*
     int32_t panel;  // HEADKV_ORDER_LAYERS: most tokens whose hidden states are in memory at once; 0: 256 MiB
 

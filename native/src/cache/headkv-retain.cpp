@@ -81,19 +81,22 @@ void llama_kv_cache_headkv::observe(int32_t what, int32_t first, int32_t n, cons
         if (obs) {
             obs->on = false;
         }
+        epoch++;
     } else if (kept) {
         throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: clear it before its rows are recorded");
     } else {
         grow(0);
-        auto next = std::make_unique<headkv_observer>(what == HEADKV_OBSERVE_ROWS ? headkv_observer::ROWS
-                                                                                  : headkv_observer::TOKENS,
-                                                      shapes, n_ctx, first, std::move(weigh), std::move(again));
-        const std::lock_guard<std::mutex> lock(mutex);
-        update_peak(next->size());
-        obs = std::move(next);
-        queries.reset();
+        record_by(std::make_unique<headkv_observer>(what == HEADKV_OBSERVE_ROWS ? headkv_observer::ROWS
+                                                                                : headkv_observer::TOKENS,
+                                                    shapes, n_ctx, first, std::move(weigh), std::move(again)));
     }
+}
 
+void llama_kv_cache_headkv::record_by(std::unique_ptr<headkv_observer> next) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    update_peak(next->size());
+    obs = std::move(next);
+    queries.reset();
     epoch++;
 }
 

@@ -271,6 +271,7 @@ private:
     bool can_take_out(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
     bool put_back_end(llama_pos p0); // of bounded layers, if the archived prompt is p0 tokens; false: no memory
     bool has_one_sequence() const;   // sequence 0, in cells of its own
+    void record_by(std::unique_ptr<headkv_observer> next);
     void forget_observed();
     void forget_tokens(bool data);
     void forget_record();

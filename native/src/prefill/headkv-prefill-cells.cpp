@@ -10,13 +10,8 @@ void llama_kv_cache_headkv::reading::begin_in_cells() {
     }
     kv.expect(n_prompt + prompt.n_again);
     if (!keeps_all) {
-        auto next = std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells_in_use(),
-                                                      prompt.first, weights(), again_at());
-        const std::lock_guard<std::mutex> lock(kv.mutex);
-        kv.update_peak(next->size());
-        kv.obs = std::move(next);
-        kv.queries.reset();
-        kv.epoch++;
+        kv.record_by(std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells_in_use(),
+                                                       prompt.first, weights(), again_at()));
     }
     begun = true;
     slice = slices.front();

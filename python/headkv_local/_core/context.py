@@ -9,7 +9,8 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, EncoderError
+from ..errors import EncoderError
+from .failures import unknown_token
 from .lifetime import Closed
 
 
@@ -77,4 +78,4 @@ class Context:
         """ArgumentError for tokens that the model does not have."""
         if len(tokens) > 0 and not (min(tokens) >= 0 and max(tokens) < self.n_vocab):
             bad = next(token for token in tokens if not 0 <= token < self.n_vocab)
-            raise ArgumentError(f"token {bad} is none of the model's: they go from 0 to {self.n_vocab - 1}")
+            raise unknown_token(bad, self.n_vocab)

@@ -26,9 +26,10 @@ from .unloaded import Unloaded
 Bytes = npt.NDArray[np.int64]
 Order = Literal["tokens", "layers"]
 
-# as native/src has them: headkv-prefill-draft.cpp, headkv-resize.cpp, headkv-archive.h,
+# as native/src has them: headkv-prefill-draft.cpp, headkv-read.cpp, headkv-resize.cpp, headkv-archive.h,
 # llama-kv-cache-headkv.h
 _DRAFT: Final = 64  # entries more of each head while a draft is made
+_QUESTIONS: Final = 4  # that a draft answers, at most
 _TAIL: Final = 128  # cells right after compaction; a power of two times as many where the window needs them
 _BLOCK: Final = 256  # positions that archives and cells for a prompt are multiples of
 _SMALL: Final = 8  # cells before the first prompt, where that gets its own
@@ -220,7 +221,8 @@ class _Reading:
             cells = self._cells(self._n_cells)
         held = self._compute_fitted + self._cells(_SMALL) + self._copies
         read = cells + np.maximum(records, self._pool)
-        drafted = records + self._pool_drafted + self._cells(self._kept.window + self._kept.draft)
+        drafted = records + self._pool_drafted
+        drafted += self._cells(self._kept.window + _QUESTIONS * self._kept.draft)
         held += np.maximum(read, drafted) if self._kept.draft > 0 else read
         if self._kept.archive in (None, "memory"):  # None: until the prompt has been read
             held += self._archived

@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 from ..errors import (
+    ArgumentError,
     BatchError,
     Cancelled,
     ContextFullError,
@@ -18,6 +19,11 @@ from . import native
 
 _DECODE_FAILED: Final = re.compile(r"llama_decode returned (-?\d+)")
 _TOO_LONG: Final = re.compile(r"Requested tokens \((\d+)\) exceed context window of (\d+)")
+
+
+def unknown_token(token: int, n_vocab: int) -> ArgumentError:
+    """llama.cpp would end the process."""
+    return ArgumentError(f"token {token} is none of the model's: they go from 0 to {n_vocab - 1}")
 
 
 def decode_error(error: BaseException, lines: list[str]) -> BaseException:

@@ -11,7 +11,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError
+from .failures import unknown_token
 
 
 class Pieces:
@@ -84,12 +84,11 @@ class Vocabulary:
         return text[1:] if starts and text[:1] == b" " else text
 
     def _piece(self, control: bool, token: int) -> bytes:
-        """With the space before it. ArgumentError for a token that the model does not have: llama.cpp ends
-        the process."""
+        """With the space before it. ArgumentError for a token that the model does not have."""
         vocab = self._model.vocab
         n = llama_cpp.llama_vocab_n_tokens(vocab)
         if not 0 <= token < n:
-            raise ArgumentError(f"token {token} is none of the model's: they go from 0 to {n - 1}")
+            raise unknown_token(token, n)
         room = ctypes.create_string_buffer(32)
         n_bytes = llama_cpp.llama_token_to_piece(vocab, token, room, len(room), 0, control)
         if n_bytes < 0:  # llama_cpp stops here, and gives nothing
