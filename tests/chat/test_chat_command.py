@@ -328,7 +328,7 @@ class TestStreams:
 
     def test_full_disk(self, environment: dict[str, str], tmp_path: Path, tiny_path: Path) -> None:
         with open("/dev/full", "w") as full:
-            process = start([str(tiny_path), "-p", "hi"], environment, tmp_path, stdout=full.fileno())
+            process = start([str(tiny_path), "-p", "hi", *SHORT], environment, tmp_path, stdout=full.fileno())
             err = end(process)
         assert (process.returncode, err) == (1, "error: cannot write the answer: No space left on device\n")
 
