@@ -27,7 +27,7 @@ struct headkv_retention {
 
     // The more, the larger a head's share. NULL: all are alike. Row-major [n_rows][n_cols], finite, not negative, not
     // all 0: a row for each layer that retains, a column for each query head, or for each KV head, of the layer that
-    // has most.
+    // has most; where these are as many, of query heads.
     const double * scores;
     size_t n_rows;
     size_t n_cols;

@@ -49,8 +49,9 @@ class Retention:
     scores: None for the head scores that come with the model, beside it or in it, and equal budgets
         where there are none; "uniform" for equal budgets (SnapKV per KV head); the path of a GGUF file
         with scores; HeadScores; or a raw array, finite and not negative, (n_layer, n_head) or
-        (n_layer, n_head_kv): the more, the larger a head's share (`headkv_local.budgets` has the formula);
-        or Curves, which a file may hold beside its scores and which then count (docs/method.md).
+        (n_layer, n_head_kv), the former where both are the same: the more, the larger a head's share
+        (`headkv_local.budgets` has the formula); or Curves, which a file may hold beside its scores and
+        which then count (docs/method.md).
     beta: more than 1. Higher beta: flatter budgets.
     window: in tokens, at least 1. Every head keeps that many last tokens of the prompt, and up to as many
         before them while all of these are at most half of what it keeps.

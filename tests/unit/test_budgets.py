@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from headkv_local._core import native
 from headkv_local._core.plans import Keep, get_caps
@@ -191,6 +192,29 @@ def test_the_rounding_of_sums_is_that_of_the_measured_budgets() -> None:
     wanted = np.floor(exact).astype(np.int64)
     wanted[np.argsort(-(exact - wanted), kind="stable")[: total - int(wanted.sum())]] += 1
     assert caps_of_total(total, raw, beta, window, shape, n_prompt).ravel().tolist() == wanted.tolist()
+
+
+WIDE_AND_NARROW = ModelShape.of([LayerShape(0, 16, 8, 2048), LayerShape(1, 16, 8, 256)])
+
+
+@given(
+    st.none() | arrays(np.float64, (2, 16), elements=st.floats(0.01, 1.0)),
+    st.integers(8 * 8 * 2304, 8 * 8000 * 2304),
+    st.sampled_from([1.0001, 1.3, 3.0]),
+)
+def test_bytes_of_rows_that_differ(scores: npt.NDArray[np.float64] | None, n_bytes: int, beta: float) -> None:
+    """A budget in bytes is never exceeded, and what one row takes at most is left for each head."""
+    keep = Keep(f"{Decimal(n_bytes) / 1024}KiB", beta, 8, 29, 4, 128, 8, scores)
+    taken = (get_caps(keep, WIDE_AND_NARROW, 8000) * [[2048], [256]]).sum()
+    assert n_bytes - 8 * 2304 < taken <= n_bytes
+
+
+def test_a_layer_with_as_many_kv_heads_as_others_have_query_heads() -> None:
+    """Scores are of query heads there, as those of a file are."""
+    shape = ModelShape.of([LayerShape(0, 4, 2, 256), LayerShape(1, 4, 4, 256)])
+    scores = np.array([[1, 1, 9, 9], [3, 1, 1, 1]], dtype=float)
+    caps = get_caps(Keep(50, 1.1, 8, 29, 4, 128, 8, scores), shape, 1000)
+    assert caps[0, 1] > caps[1, 0] > caps[0, 0] > caps[1, 1] == caps[1, 2] == caps[1, 3]
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 4), (4, 3), (3, 8)])

@@ -29,8 +29,9 @@ def shape_of(n_layer: int, n_head_kv: int) -> ModelShape:
 def caps_of_total(
     total: int, curves: Curves | None, beta: float, window: int, shape: ModelShape, n_prompt: int
 ) -> npt.NDArray[np.int32]:
-    """total: entries of all KV heads."""
-    budget = f"{Decimal(total * shape.row_bytes) / 1024}KiB"
+    """total: entries of all KV heads, of the mean size."""
+    of_all = sum(x.n_head_kv * x.row_bytes for x in shape.layers) or shape.n_heads * shape.row_bytes
+    budget = f"{Decimal(-(-total * of_all // shape.n_heads)) / 1024}KiB"
     return get_caps(Keep(budget, beta, window, 29, 4, 128, 8, curves), shape, n_prompt)
 
 

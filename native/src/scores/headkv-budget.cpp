@@ -119,7 +119,12 @@ static std::string size_text(int64_t n_bytes, int64_t unit) {
     return format("%.10g%s", (double) n / 1000.0, named->name);
 }
 
-int64_t headkv_budget::total(int64_t n_heads, int64_t row_bytes, int64_t bounded_bytes, int32_t n_prompt,
+int64_t headkv_budget::n_bytes() const {
+    const wide n = (wide) whole * (wide) unit + (wide) fraction * (wide) unit / (wide) scale;
+    return (int64_t) std::min(n, (wide) INT64_MAX);
+}
+
+int64_t headkv_budget::total(int64_t n_heads, int64_t all_bytes, int64_t bounded_bytes, int32_t n_prompt,
                              int32_t window) const {
     const int64_t n_least = n_heads * window;
     const wide most       = (wide) n_heads * (wide) n_prompt;
@@ -132,16 +137,16 @@ int64_t headkv_budget::total(int64_t n_heads, int64_t row_bytes, int64_t bounded
         return (int64_t) std::min(std::max(n, (wide) n_least), most);
     }
     const auto smallest = [&]() {
-        return "the smallest budget that works is '" + size_text(bounded_bytes + n_least * row_bytes, unit) + "'";
+        return "the smallest budget that works is '" + size_text(bounded_bytes + all_bytes * window, unit) + "'";
     };
-    const wide n_bytes = (wide) whole * (wide) unit + (wide) fraction * (wide) unit / (wide) scale;
-    if (n_bytes < (wide) bounded_bytes) {
+    const int64_t left = n_bytes() - bounded_bytes;
+    if (left < 0) {
         throw headkv_error(HEADKV_ERR_ARGUMENT,
                            "budget " + text + " is less than the " + size_text(bounded_bytes, unit) +
                                " that layers with a sliding window or a recurrent state hold in any case; " +
                                smallest());
     }
-    const wide n = (n_bytes - (wide) bounded_bytes) / (wide) row_bytes;
+    const wide n = (wide) left * (wide) n_heads / (wide) all_bytes;
     if (n < (wide) n_least) {
         throw headkv_error(HEADKV_ERR_ARGUMENT,
                            format("budget %s keeps %.3g entries per KV head, less than the window of %d; %s",

@@ -14,11 +14,14 @@ struct headkv_budget {
     int64_t unit      = 1; // of bytes
     std::string text;      // as in a sentence
 
+    int64_t n_bytes() const; // of a budget in bytes
+
     // Entries of n_heads KV heads together for a prompt of n_prompt tokens, at most the whole prompt. A percentage is
     // at least the window. Exact: nothing is rounded but down to a whole entry.
-    //   row_bytes: of one entry of one head; bounded_bytes: what other layers hold in any case
+    // Of a number of bytes it is how many entries of the mean size take them.
+    //   all_bytes: of one entry of all heads; bounded_bytes: what other layers hold in any case
     // throws headkv_error, with the smallest budget that works, if a number of bytes is less than the window
-    int64_t total(int64_t n_heads, int64_t row_bytes, int64_t bounded_bytes, int32_t n_prompt, int32_t window) const;
+    int64_t total(int64_t n_heads, int64_t all_bytes, int64_t bounded_bytes, int32_t n_prompt, int32_t window) const;
 };
 
 // throws headkv_error for what can never work

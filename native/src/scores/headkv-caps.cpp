@@ -3,6 +3,7 @@
 #include "base/headkv-error.h"
 #include "llama-impl.h"
 #include "scores/headkv-budget.h"
+#include "scores/headkv-pour.h"
 #include "scores/headkv-scores.h"
 #include "scores/headkv-waterfill.h"
 
@@ -22,15 +23,13 @@ struct model_heads {
     int32_t n_head_max    = 0;
     int32_t n_head_kv_max = 0;
     int64_t n             = 0; // KV heads in all
-    int64_t row_bytes     = 0; // the mean of the sizes
-    int64_t bounded_bytes = 0;
+    int64_t all_bytes     = 0; // the sum of the sizes
 };
 
 } // namespace
 
-static model_heads heads_of(const headkv_layer * layers, size_t n_layers, int64_t bounded_bytes) {
+static model_heads heads_of(const headkv_layer * layers, size_t n_layers) {
     model_heads res;
-    res.bounded_bytes = bounded_bytes;
     for (size_t i = 0; i < n_layers; ++i) {
         const headkv_layer & l = layers[i];
         if (l.n_head_kv < 1 || l.n_head < 1 || l.n_head % l.n_head_kv != 0 || l.row_bytes < 1) {
@@ -44,7 +43,7 @@ static model_heads heads_of(const headkv_layer * layers, size_t n_layers, int64_
         res.n_head_max     = std::max(res.n_head_max, l.n_head);
         res.n_head_kv_max  = std::max(res.n_head_kv_max, l.n_head_kv);
         res.n             += l.n_head_kv;
-        res.row_bytes     += (int64_t) l.n_head_kv * l.row_bytes;
+        res.all_bytes     += (int64_t) l.n_head_kv * l.row_bytes;
     }
     if (res.n == 0 || res.n > n_heads_max) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("a model cannot have %lld KV heads", (long long) res.n));
@@ -52,7 +51,6 @@ static model_heads heads_of(const headkv_layer * layers, size_t n_layers, int64_
     for (size_t i = 0; i < n_layers; ++i) {
         res.sizes.insert(res.sizes.end(), layers[i].n_head_kv, layers[i].row_bytes);
     }
-    res.row_bytes /= res.n;
     return res;
 }
 
@@ -82,7 +80,8 @@ static double sum_of(const double * x, size_t n) {
 }
 
 // One score per KV head that there is, with the sum 1. Scores of query heads are summed over the GQA group; in a layer
-// with fewer heads than another one the first ones count.
+// with fewer heads than another one the first ones count. Where one layer has as many KV heads as any has query heads,
+// scores are of query heads, as those of a file are.
 static std::vector<double> kv_head_scores(const headkv_retention & r, const model_heads & heads) {
     const size_t n_layer = heads.n_head.size();
     const bool by_query  = r.n_rows == n_layer && r.n_cols == (size_t) heads.n_head_max;
@@ -99,7 +98,7 @@ static std::vector<double> kv_head_scores(const headkv_retention & r, const mode
     std::vector<double> grid(n_layer * heads.n_head_kv_max); // with zeros for heads that a layer does not have
     std::vector<double> group;
     for (size_t l = 0; l < n_layer; ++l) {
-        const size_t n_group = by_kv ? 1 : heads.n_head[l] / heads.n_head_kv[l];
+        const size_t n_group = by_query ? heads.n_head[l] / heads.n_head_kv[l] : 1;
         for (int32_t h = 0; h < heads.n_head_kv[l]; ++h) {
             const double * from = r.scores + l * r.n_cols + h * n_group;
             group.assign(from, from + n_group);
@@ -210,60 +209,44 @@ static headkv_curves curves_of(const headkv_retention & r, const model_heads & h
 // caps
 //
 
-// the indices of x, the largest value first, of equal ones the lower index
-static std::vector<size_t> descending(const std::vector<double> & x) {
-    std::vector<size_t> res(x.size());
-    std::iota(res.begin(), res.end(), 0);
-    std::stable_sort(res.begin(), res.end(), [&](size_t a, size_t b) { return x[a] > x[b]; });
+static std::vector<int32_t> equal_caps(int64_t n_heads, int64_t n_entries, int32_t n_prompt) {
+    return headkv_round(std::vector<double>(n_heads, (double) n_entries / (double) n_heads), n_entries, n_prompt);
+}
+
+static std::vector<int32_t> by_scores(const std::vector<double> & scores, int64_t n_entries, const headkv_retention & r,
+                                      int32_t n_prompt) {
+    const double n            = (double) scores.size();
+    const double base         = r.window + ((double) n_entries / n - r.window) * (1.0 - 1.0 / r.beta);
+    std::vector<double> exact = headkv_pour((double) n_entries - base * n, scores, (double) n_prompt - base);
+    for (double & x : exact) {
+        x = base + x;
+    }
+    return headkv_round(std::move(exact), n_entries, n_prompt);
+}
+
+static int64_t bytes_of(const std::vector<int32_t> & caps, const model_heads & heads) {
+    int64_t res = 0;
+    for (size_t i = 0; i < caps.size(); ++i) {
+        res += (int64_t) caps[i] * heads.sizes[i];
+    }
     return res;
 }
 
-// share pool out in proportion to weights, at most room each: water-filling
-static std::vector<double> pour(double pool, const std::vector<double> & weights, double room) {
-    const std::vector<size_t> order = descending(weights);
-    const size_t n                  = weights.size();
-
-    std::vector<double> rest(n + 1); // rest[k]: weight of all but the k heaviest
-    for (size_t k = n; k-- > 0;) {
-        rest[k] = rest[k + 1] + weights[order[k]];
-    }
-    std::vector<double> shares(n);
-    for (size_t n_full = 0; n_full < n; ++n_full) {
-        const double left  = pool - (double) n_full * room;
-        const double heavy = weights[order[n_full]];
-        if (rest[n_full] <= 0) { // only heads of no weight have room left
-            for (size_t i = n_full; i < n; ++i) {
-                shares[order[i]] = left / (double) (n - n_full);
-            }
-            break;
+// Of the most entries that take at most n_bytes.
+template <typename F>
+static std::vector<int32_t> most_that_fit(int64_t n_bytes, const model_heads & heads, int32_t window, int32_t n_prompt,
+                                          const F & caps_of) {
+    int64_t least = heads.n * window; // fit
+    int64_t most  = heads.n * n_prompt;
+    while (least < most) {
+        const int64_t n = least + (most - least + 1) / 2;
+        if (bytes_of(caps_of(n), heads) <= n_bytes) {
+            least = n;
+        } else {
+            most = n - 1;
         }
-        if (heavy / rest[n_full] * left <= room) {
-            for (size_t i = n_full; i < n; ++i) {
-                shares[order[i]] = weights[order[i]] / rest[n_full] * left;
-            }
-            break;
-        }
-        shares[order[n_full]] = room;
     }
-    return shares;
-}
-
-// Integers with the sum total: rounded down, then one more for the largest remainders. Ties go to the lower head, so
-// that the same budget gives the same caps everywhere.
-static std::vector<int32_t> rounded(std::vector<double> exact, int64_t total, int32_t n_prompt) {
-    std::vector<int32_t> caps(exact.size());
-    int64_t left = total;
-    for (size_t i = 0; i < exact.size(); ++i) {
-        const double x  = std::min(std::max(exact[i], 0.0), (double) n_prompt);
-        caps[i]         = (int32_t) std::floor(x);
-        exact[i]        = caps[i] < n_prompt ? x - caps[i] : -1.0; // the remainder
-        left           -= caps[i];
-    }
-    const std::vector<size_t> order = descending(exact);
-    for (int64_t i = 0; i < std::min<int64_t>(left, order.size()); ++i) {
-        caps[order[i]]++;
-    }
-    return caps;
+    return caps_of(least);
 }
 
 static void check_curves(const headkv_retention & r) {
@@ -342,7 +325,7 @@ void headkv_check_retention(const headkv_retention & r) {
 std::vector<int32_t> headkv_make_caps(const headkv_retention & retention, const headkv_layer * layers, size_t n_layers,
                                       int64_t bounded_bytes, int32_t n_prompt) {
     headkv_check_retention(retention);
-    const model_heads heads = heads_of(layers, n_layers, bounded_bytes);
+    const model_heads heads = heads_of(layers, n_layers);
 
     headkv_retention r = retention;
     std::vector<double> rows;
@@ -362,22 +345,18 @@ std::vector<int32_t> headkv_make_caps(const headkv_retention & retention, const 
         return std::vector<int32_t>(heads.n, n_prompt);
     }
     const headkv_budget budget = headkv_budget_of(r);
-    const int64_t total        = budget.total(heads.n, heads.row_bytes, heads.bounded_bytes, n_prompt, r.window);
-    const double n             = (double) heads.n;
-    const double mean          = (double) total / n;
-    if (!r.scores) {
-        const auto equal = rounded(std::vector<double>(heads.n, mean), total, n_prompt);
-        return has_curves ? headkv_waterfill(curves, equal, heads.sizes, r.beta, r.window, n_prompt) : equal;
-    }
-    const double base         = r.window + (mean - r.window) * (1.0 - 1.0 / r.beta);
-    std::vector<double> exact = pour((double) total - base * n, scores, (double) n_prompt - base);
-    for (double & x : exact) {
-        x = base + x;
-    }
-    return rounded(std::move(exact), total, n_prompt);
+    const int64_t total        = budget.total(heads.n, heads.all_bytes, bounded_bytes, n_prompt, r.window);
+    const auto caps_of         = [&](int64_t n_entries) {
+        return r.scores ? by_scores(scores, n_entries, r, n_prompt) : equal_caps(heads.n, n_entries, n_prompt);
+    };
+    const bool alike = std::equal(heads.sizes.begin() + 1, heads.sizes.end(), heads.sizes.begin());
+    const auto caps  = budget.kind == headkv_budget::BYTES && !alike
+                           ? most_that_fit(budget.n_bytes() - bounded_bytes, heads, r.window, n_prompt, caps_of)
+                           : caps_of(total);
+    return has_curves ? headkv_waterfill(curves, caps, heads.sizes, r.beta, r.window, n_prompt) : caps;
 }
 
 std::vector<int32_t> headkv_match_rows(const std::vector<int32_t> & scored, int32_t n_head, int32_t n_head_kv,
                                        const headkv_layer * layers, size_t n_layers) {
-    return match(scored, n_head, n_head_kv, heads_of(layers, n_layers, 0));
+    return match(scored, n_head, n_head_kv, heads_of(layers, n_layers));
 }

@@ -39,7 +39,7 @@ Caps = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Ablating:
-    """attention: scores of all KV heads, (n_layer, n_head_kv), sum 1; None where every base is 100 percent.
+    """attention: scores of all query heads, (n_layer, n_head); None where every base is 100 percent.
 
     kept: window, kernel and sinks.
     """

@@ -168,11 +168,12 @@ def _by_ablation(run: _Run, data: Dataset) -> tuple[HeadScores, Tally]:
     if min(options.bases) < 100:
         base = run.measuring(forced=True).tally(_BASE, data)
         require_attention(base)
-        attention = by_kv_head(base.mean, shape)
+        attention = base.mean
     kept = ablation.settings_of(options)
     ablating = ablation.Ablating(llm, options, run.lengths, run.progress, run.bar, run.tell, attention, kept)
     tally = ablating.tally(examples)
-    found = shrink(tally, shape.heads, None if attention is None else attention[shape.heads])
+    prior = None if attention is None else by_kv_head(attention, shape)[shape.heads]
+    found = shrink(tally, shape.heads, prior)
     curves = ablation.curves_of(found, options.points, shape)
     scores = run.scores(
         options.method,
