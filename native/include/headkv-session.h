@@ -52,6 +52,7 @@ struct headkv_session {
 //                      prompt_state that is not of its end, or a header that is too long
 // HEADKV_ERR_STATE   : tokens were taken back, and a sliding window has forgotten what the next one looks at
 // HEADKV_ERR_SESSION : the file cannot be written
+// HEADKV_ERR_CANCELLED: headkv_cancel() came, before or meanwhile; the file of before is still there
 HEADKV_API int32_t headkv_session_save(struct llama_context * ctx, const char * path,
                                        const struct headkv_session * session, size_t size);
 

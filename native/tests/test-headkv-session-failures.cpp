@@ -1,7 +1,7 @@
 // Sessions that cannot be written, opened or loaded: each N-th C++ allocation, ggml buffer, write and read fails once,
-// for N = 1, 2, ... until none is left to fail. The code is right, the cause is one sentence, the file of before is
-// whole and alone, the context that is saved goes on as if nothing had happened, and the one that is loaded holds what
-// it held, or nothing.
+// for N = 1, 2, ... until none is left to fail, or a cancel comes at that write or read. The code is right, the cause
+// is one sentence, the file of before is whole and alone, the context that is saved goes on as if nothing had happened,
+// and the one that is loaded holds what it held, or nothing.
 
 #include "archive-turn.h"
 #include "faults.h"
@@ -14,10 +14,18 @@
 #include <functional>
 #include <iterator>
 
-static thread_local fault_counter objects("new"), buffers("buffer"), writes("write"), reads("read");
+static thread_local fault_counter objects("new"), buffers("buffer"), writes("write"), reads("read"), cancels("cancel");
+static llama_context * cancelled = nullptr;
+
+static void cancel_if_due() {
+    if (cancels.now()) {
+        headkv_cancel(cancelled);
+    }
+}
 
 extern "C" size_t fwrite(const void * from, size_t size, size_t n, FILE * file) {
     static const auto next = libc<decltype(&fwrite)>("fwrite");
+    cancel_if_due();
     if (writes.now()) {
         errno = ENOSPC;
         return 0;
@@ -39,6 +47,7 @@ extern "C" int rename(const char * from, const char * to) {
 
 extern "C" size_t fread(void * to, size_t size, size_t n, FILE * file) {
     static const auto next = libc<decltype(&fread)>("fread");
+    cancel_if_due();
     return reads.now() ? 0 : next(to, size, n, file);
 }
 
@@ -129,13 +138,17 @@ static void torture(const char * what, fault_counter & faults, const std::functi
         faults.arm(n);
         const int32_t rc = step();
         more             = faults.disarm();
+        headkv_cancel_clear(cancelled);
         if (!more) {
             check(rc == HEADKV_OK, "without failures");
         } else if (rc != HEADKV_OK) { // else it could do without
             const bool memory      = &faults == &objects || &faults == &buffers;
             const std::string said = headkv_last_error();
             const bool unsaid = memory && said.find("failed to restore kv cache") != std::string::npos; // by llama.cpp
-            check(unsaid || rc == (memory ? HEADKV_ERR_MEMORY : HEADKV_ERR_SESSION), "its code");
+            const int32_t its = &faults == &cancels ? HEADKV_ERR_CANCELLED
+                                : memory            ? HEADKV_ERR_MEMORY
+                                                    : HEADKV_ERR_SESSION;
+            check(unsaid || rc == its, "its code");
             check(strlen(headkv_last_error()) > 0, "a sentence");
         }
         after(rc);
@@ -163,7 +176,8 @@ static void run(const tiny_model_params & shape) {
         check(bytes() == before && n_files() == 1 && turn_state(saved) == right.state, "all is as it was");
     }
 
-    for (fault_counter * faults : { &objects, &writes }) {
+    cancelled = saved;
+    for (fault_counter * faults : { &objects, &writes, &cancels }) {
         torture(
             "save", *faults, [&]() { return save(saved, logits); },
             [&](int32_t rc) {
@@ -174,7 +188,8 @@ static void run(const tiny_model_params & shape) {
     }
     check(hold(loaded, 1), "another prompt");
     const turn_state other(loaded);
-    for (fault_counter * faults : { &objects, &buffers, &reads }) {
+    cancelled = loaded;
+    for (fault_counter * faults : { &objects, &buffers, &reads, &cancels }) {
         torture(
             "load", *faults, [&]() { return load(loaded); },
             [&](int32_t rc) {

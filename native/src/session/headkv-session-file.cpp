@@ -65,6 +65,12 @@ uint32_t headkv_crc32(const void * data, size_t size, uint32_t crc) {
     throw headkv_error(HEADKV_ERR_SESSION, text);
 }
 
+static void require_not(const std::atomic<bool> & cancelled) {
+    if (cancelled) {
+        throw headkv_error(HEADKV_ERR_CANCELLED, "cancelled");
+    }
+}
+
 //
 // headkv_session_writer
 //
@@ -95,7 +101,11 @@ static mode_t require_target(const std::string & path) {
     return st.st_mode & 07777;
 }
 
-headkv_session_writer::headkv_session_writer(const char * path) : path(path), file(nullptr, fclose) {
+headkv_session_writer::headkv_session_writer(const char * path, const std::atomic<bool> & cancelled)
+    : path(path),
+      cancelled(cancelled),
+      file(nullptr, fclose) {
+    require_not(cancelled);
     const mode_t mode  = require_target(this->path);
     const size_t slash = this->path.find_last_of('/');
     temporary.name     = (slash == std::string::npos ? "" : this->path.substr(0, slash + 1)) + "headkv-XXXXXX";
@@ -146,6 +156,7 @@ void headkv_session_writer::begin(const char * name, uint64_t size) {
 }
 
 void headkv_session_writer::write(const void * data, size_t size) {
+    require_not(cancelled);
     if (size > 0 && fwrite(data, 1, size, file.get()) != size) {
         fail();
     }
@@ -159,6 +170,7 @@ void headkv_session_writer::end() {
 }
 
 void headkv_session_writer::commit() {
+    require_not(cancelled);
     if (fflush(file.get()) != 0 || fsync(fileno(file.get())) != 0 || fclose(file.release()) != 0 ||
         rename(temporary.name.c_str(), path.c_str()) != 0) {
         fail();
@@ -172,6 +184,12 @@ void headkv_session_writer::commit() {
 
 void headkv_session_reader::fail(const std::string & what) const {
     fail_with("the session " + path + " " + what);
+}
+
+void headkv_session_reader::require_not_cancelled() const {
+    if (cancelled) {
+        require_not(*cancelled);
+    }
 }
 
 headkv_session_reader::headkv_session_reader(const char * path, const std::vector<std::string> & names)
@@ -251,6 +269,7 @@ void headkv_session_reader::begin(const std::string & name) {
 }
 
 void headkv_session_reader::fill(void * data, size_t size) {
+    require_not_cancelled();
     if (size > left) {
         fail("has a section '" + current + "' of another size than it must be");
     }

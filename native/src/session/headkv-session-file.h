@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <map>
@@ -8,7 +9,8 @@
 #include <vector>
 
 // Session files as bytes: sections with a checksum each. docs/sessions.md is the format. All of it throws headkv_error
-// with HEADKV_ERR_SESSION, std::bad_alloc.
+// with HEADKV_ERR_SESSION, std::bad_alloc; and where it watches a flag, which another thread may set, with
+// HEADKV_ERR_CANCELLED.
 
 // bytes of a section that are in memory at once, where it is written or read in pieces
 static constexpr size_t headkv_session_piece = 1 << 20;
@@ -22,7 +24,7 @@ uint32_t headkv_crc32(const void * data, size_t size, uint32_t crc = 0);
 class headkv_session_writer {
 public:
     // HEADKV_ERR_SESSION also for a name that is another file's
-    explicit headkv_session_writer(const char * path);
+    headkv_session_writer(const char * path, const std::atomic<bool> & cancelled);
     void section(const char * name, const void * data, size_t size);
 
     // a section that is written by several calls of write(), size bytes in all
@@ -42,6 +44,7 @@ private:
     };
 
     const std::string path;
+    const std::atomic<bool> & cancelled;
     temporary_file temporary; // goes with this object, unless it has the other name by then
     headkv_file_ptr file;
     uint32_t crc = 0;
@@ -53,6 +56,9 @@ public:
     headkv_session_reader(const char * path, const std::vector<std::string> & names);
 
     [[noreturn]] void fail(const std::string & what) const; // a sentence about this session
+
+    void watch(const std::atomic<bool> * flag) { cancelled = flag; } // NULL: none
+    void require_not_cancelled() const;
 
     void verify();                         // all checksums
     void verify(const std::string & name); // each once
@@ -68,6 +74,7 @@ private:
     void get(void * data, size_t size);
     void seek(uint64_t offset);
     const std::string path;
+    const std::atomic<bool> * cancelled = nullptr;
     headkv_file_ptr file;
     struct place {
         uint64_t at;   // where it begins

@@ -126,6 +126,7 @@ static void read_part(llama_context & ctx, llama_kv_cache_headkv & mem, headkv_s
         headkv_require_ok(code);
     }
     if (code != HEADKV_OK) {
+        s.file.require_not_cancelled(); // llama.cpp does not say why it stopped
         s.file.fail(std::string("is damaged, or does not fit this context: ") + headkv_last_error());
     }
     if (is_there) {
@@ -179,16 +180,26 @@ static void read_into(llama_context & ctx, llama_kv_cache_headkv & mem, headkv_s
     }
 }
 
+namespace {
+
+// a file may outlive the context that it is loaded into
+struct watching {
+    watching(headkv_session_reader & file, const std::atomic<bool> & cancelled) : file(file) { file.watch(&cancelled); }
+    ~watching() { file.watch(nullptr); }
+
+    headkv_session_reader & file;
+};
+
+} // namespace
+
 void headkv_load_session(llama_context & ctx, llama_kv_cache_headkv & mem, headkv_session_file & s,
                          const char * model_id) {
+    const watching of(s.file, mem.canceller.cancelled);
     require_fitting(ctx, mem, s, model_id);
     if (headkv_stats_of(&ctx).n_tokens > 0) { // nothing is given up for a damaged file
         s.file.verify();
     }
     read_small(s, ctx.get_model().vocab.n_tokens());
-    if (mem.canceller.cancelled) {
-        throw headkv_error(HEADKV_ERR_CANCELLED, "cancelled");
-    }
     const bool has_logits = !s.logits.empty() && !ctx.headkv_samples(); // a sampler's token is in no session
     try {
         if (has_logits) {

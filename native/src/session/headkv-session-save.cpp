@@ -81,7 +81,7 @@ void headkv_save_session(llama_context & ctx, llama_kv_cache_headkv & mem, const
     const bool at_prompt       = about.n_prompt == about.n_tokens;
     const float * const logits = !s.logits && at_prompt ? s.prompt_logits : s.logits;
 
-    headkv_session_writer file(path);
+    headkv_session_writer file(path, mem.canceller.cancelled);
     const auto write_part = [&](const char * name, part which) {
         headkv_io_fill counted(nullptr, 0);
         mem.write_part(ctx, which, counted);
