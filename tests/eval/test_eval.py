@@ -73,6 +73,21 @@ def test_what_does_not_fit_is_counted_or_cut_in_the_middle(tiny_path: Path) -> N
     assert (cut.costs.skipped, cut.costs.truncated) == (0, 1)
 
 
+def test_a_message_whose_middle_was_cut_out_asks_where_it_did(
+    tiny_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut = reader(tiny_path, truncate="middle", budget=32)
+    messages = [{"role": "user", "content": f"Who came to see the house?\n\n{FILLER * 4}"}]
+    text = cut.llm.chat_prompt(messages)
+    prompt = cut.prompt(cut.tokens(text, add_bos=False), text, 100)
+    assert prompt is not None
+    cut.read(prompt, messages)
+    assert "what asks is not in the prompt" not in caplog.text
+    (said,) = prompt.said(messages)
+    assert said["content"].startswith("Who came to see the house?")
+    assert len(said["content"]) < len(messages[0]["content"])
+
+
 @pytest.mark.parametrize("chosen", ["with", "before", "anew"])
 def test_each_question_is_read_as_if_it_were_the_only_one(tiny_path: Path, chosen: str) -> None:
     """Whatever came before: nothing is kept for another question."""

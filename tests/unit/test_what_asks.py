@@ -161,3 +161,126 @@ def test_the_first_sentence_of_a_long_line_asks_for_its_mark(
 ) -> None:
     found = asking(spell, n_last, ("user", f"{sentence} {DOCUMENT}\n\n{TELL}"))
     assert [sentence[:6] in text for text in found] == ([True, False] if is_one else [False])
+
+HEADING, TASK = "Log of the harbour of the north", f"Read the report and find the archive. {RULES}".strip()
+MANY = "\n".join(f"{i}. What is the code of the archive in the town number {i}?" for i in range(1, 11))
+
+
+def weighing(spell: Callable[[str], list[str]], n_last: int, text: str, *messages: tuple[str, Any]) -> float:
+    """The least weight of the tokens that spell this text, which stands in the messages once."""
+    told = [{"role": role, "content": content} for role, content in messages]
+    said = [piece for role, content in messages for piece in (*spell(f"{role}\n"), *spell(content), "\n")]
+    pieces = [*said, *spell("assistant\n")]
+    spelled = Pieces(range(len(pieces)), lambda token: pieces[token].encode())
+    weights = [0.0] * len(pieces)
+    for part in question_of(spelled, spelled, told, n_last):
+        weights[part.start : part.stop] = [part.weight] * part.n
+    start = spelled.text.index(text.encode())
+    first, stop = spelled.tokens_of(start, start + len(text.encode()))
+    return min(weights[first:stop])
+
+
+@SPELLINGS
+@pytest.mark.parametrize("text", ["Summarize.", "Name the captain.", TASK, "说出船名。"])
+@pytest.mark.parametrize("before", [f"{HEADING}\n\n", ""])
+def test_a_heading_takes_no_weight_from_an_instruction(
+    spell: Callable[[str], list[str]], n_last: int, before: str, text: str
+) -> None:
+    """Of few tokens, or of many, without a question mark."""
+    assert weighing(spell, n_last, text[-12:], ("user", f"{before}{DOCUMENT}\n\n{text}")) >= 0.5**4
+
+
+@SPELLINGS
+@pytest.mark.parametrize(("text", "of_others"), [("Summarize.", 0.1**4), ("Answer:", 0.5**4), ("答：", 0.5**4)])
+def test_a_colon_tells_a_cue_from_an_instruction(
+    spell: Callable[[str], list[str]], n_last: int, text: str, of_others: float
+) -> None:
+    said = ("user", f"{HEADING}\n\n{DOCUMENT[:-40]} It rained until they left.\n\n{text}")
+    assert weighing(spell, n_last, text, said) == 1
+    assert weighing(spell, n_last, "until they left.", said) == pytest.approx(of_others)
+
+
+@SPELLINGS
+def test_a_short_closing_line_does_not_ask_alone(spell: Callable[[str], list[str]], n_last: int) -> None:
+    text = f"{DOCUMENT}\n\n{TASK}\n\nGive the answer as a table in Markdown:"
+    assert weighing(spell, n_last, TASK[-40:], ("user", text)) == 0.5**4
+    assert weighing(spell, n_last, text[-20:], ("user", text)) == 1
+    marked = f"Is coffee healthy?\n\n{DOCUMENT}\n\n{TELL}\n\nAnswer as a list with one town per line."
+    assert weighing(spell, n_last, TELL, ("user", marked)) == 0.5**4
+
+
+@SPELLINGS
+@pytest.mark.parametrize("feed", ["\n", "\r\n", "\r", "\u0085", "\u2028", "\u2029"])
+def test_lines_end_in_many_ways(spell: Callable[[str], list[str]], n_last: int, feed: str) -> None:
+    lines = [*[PARAGRAPH] * 4, TELL]
+    (found,) = asking(spell, n_last, ("user", feed.join(lines)))
+    assert TELL in found
+    assert len(found) < len(TELL) + 30
+
+
+@SPELLINGS
+def test_an_instruction_at_the_beginning_of_the_only_line_asks(
+    spell: Callable[[str], list[str]], n_last: int
+) -> None:
+    for text in (f"{TELL[:60]} {PARAGRAPH * 4}", f'{{"task": "{TELL}", "text": "{PARAGRAPH * 4}"}}'):
+        assert weighing(spell, n_last, TELL[:20], ("user", text)) == 0.5**4
+
+
+@SPELLINGS
+@pytest.mark.parametrize("order", ["{document}\n\n{many}", "{many}\n\n{document}"])
+def test_all_questions_of_a_list_ask(spell: Callable[[str], list[str]], n_last: int, order: str) -> None:
+    text = order.format(document=DOCUMENT, many=MANY)
+    for i in range(1, 11):
+        assert weighing(spell, n_last, f"town number {i}?", ("user", text)) == 1, i
+    assert weighing(spell, n_last, LINE * 3, ("user", text)) < 1e-3
+
+
+@SPELLINGS
+def test_several_messages_before_an_answer_are_one_question(
+    spell: Callable[[str], list[str]], n_last: int
+) -> None:
+    said = [("user", DOCUMENT), ("user", ASK), ("user", "Answer in German please.")]
+    found = asking(spell, n_last, *said)
+    assert (ASK in "".join(found), "German" in "".join(found)) == (True, True)
+    assert len("".join(found)) < len(ASK) + 60
+
+
+@SPELLINGS
+def test_a_system_message_asks_about_every_document(spell: Callable[[str], list[str]], n_last: int) -> None:
+    rules = f"{RULES}{RULES}{TELL} {RULES}{RULES}".strip()
+    for before in ([], [("user", "Hi."), ("assistant", "Hello.")], [("user", DOCUMENT), ("assistant", "No.")]):
+        for system in (TELL, rules):
+            found = asking(spell, n_last, ("system", system), *before, ("user", DOCUMENT))
+            assert system in "".join(found), (system, before)
+
+
+@SPELLINGS
+def test_a_short_part_asks_wherever_it_stands(spell: Callable[[str], list[str]], n_last: int) -> None:
+    found = asking(spell, n_last, ("user", [DOCUMENT, TELL, DOCUMENT]))
+    assert [TELL in text and len(text) < len(TELL) + 6 for text in found] == [True]
+    found = asking(spell, n_last, ("user", [f"{DOCUMENT}\n\n{ASK}", "Thank you."]))
+    assert (ASK in "".join(found), "Thank you." in "".join(found)) == (True, True)
+
+
+@SPELLINGS
+def test_a_long_part_beside_a_marked_document_asks_as_a_whole(
+    spell: Callable[[str], list[str]], n_last: int
+) -> None:
+    content = [{"text": DOCUMENT, "document": True}, {"text": f"{RULES}{MANY}"}]
+    pieces = spell(f"user\n{DOCUMENT}\n{RULES}{MANY}\nassistant\n")
+    spelled = Pieces(range(len(pieces)), lambda token: pieces[token].encode())
+    (part,) = question_of(spelled, spelled, [{"role": "user", "content": content}], n_last)
+    assert part.n > n_last
+    found = "".join(pieces[part.start : part.stop])
+    assert f"{RULES}{MANY}" in found
+    assert len(found) < len(f"{RULES}{MANY}") + 6
+
+
+@pytest.mark.parametrize("text", ["a", "\u3000说出船名。", f"{TELL}\u00a0", "art"])
+def test_a_message_is_found_by_its_words(text: str) -> None:
+    """Not in a word of the template, and whatever blanks that has taken away."""
+    pieces = syllables(f"[start]user\n{text.strip()}\n[start]assistant\n")
+    spelled = Pieces(range(len(pieces)), lambda token: pieces[token].encode())
+    (part,) = question_of(spelled, spelled, [{"role": "user", "content": text}], 128)
+    assert text.strip()[0] in "".join(pieces[part.start : part.stop])
+    assert part.stop <= len(syllables(f"[start]user\n{text.strip()}")) + 1

@@ -4,6 +4,7 @@
 #include "llama-impl.h"
 #include "scores/headkv-caps.h"
 #include "scores/headkv-scores.h"
+#include "text/headkv-asking.h"
 #include "text/headkv-text.h"
 
 #include <algorithm>

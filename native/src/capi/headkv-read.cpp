@@ -7,6 +7,7 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 #include "scores/headkv-caps.h"
+#include "text/headkv-asking.h"
 #include "text/headkv-text.h"
 
 #include <algorithm>

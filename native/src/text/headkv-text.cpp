@@ -10,15 +10,18 @@
 #include <cstring>
 #include <unordered_map>
 
-static constexpr int32_t n_ending   = 32;  // tokens after a question that the chat template may add
 static constexpr int64_t n_short    = 256; // characters of the paragraphs at one end of a message that ask, at most
 static constexpr int32_t n_cue      = 5;   // tokens that ask nothing themselves: "Answer:", or the template's
 static constexpr int32_t n_enough   = 32;  // tokens of lines that ask, where short paragraphs are fewer
+static constexpr int32_t n_list     = 4;   // times as many tokens as ask otherwise: of lines with a mark each
 static constexpr int32_t n_distance = 64;  // tokens between short paragraphs and a question mark that is theirs
 
 // Weight of tokens that a question may be in, beside those that look like one: as if they paid a tenth of the
 // attention, for the mean is of fourth powers. Where what looks like a question looks nowhere, they select.
 static constexpr double maybe = 0.00010000000000000002;
+
+// of those that a question is likely in, for no end of the message has a question mark: as if they paid half of it
+static constexpr double likely = 0.0625;
 
 // a full stop, and what may close a sentence after it; then those that no blank has to follow
 static const char * const stops[]   = { ".", "!", "?", "…", "؟", "۔", "।", "॥", "։", "።", "፧", "\u037e" };
@@ -28,6 +31,8 @@ static const char * const cjk_closes[] = { "」", "』", "”", "’", "）" };
 
 // of a question, beside the Latin one: full width, Arabic, Armenian, Ethiopic, Greek
 static const char * const marks[] = { "？", "؟", "՞", "፧", "\u037e" };
+
+static const char * const feeds[] = { "\n", "\r\n", "\r", "\u0085", "\u2028", "\u2029" };
 
 static bool is_space(uint8_t c) {
     return c == ' ' || (c >= '\t' && c <= '\r');
@@ -89,6 +94,27 @@ static const uint8_t * sentence_end(const uint8_t * begin, const uint8_t * p, co
         return p;
     }
     return nullptr;
+}
+
+static const uint8_t * find_feed(const uint8_t * p, const uint8_t * end) {
+    while (p < end && !length_of(feeds, p, end)) {
+        p++;
+    }
+    return p;
+}
+
+// how many lines end before the next text
+static int n_feeds(const uint8_t * p, const uint8_t * end) {
+    int res = 0;
+    for (size_t n; p < end; p += n) {
+        n    = length_of(feeds, p, end);
+        res += n > 0;
+        if (n == 0 && !is_space(*p)) {
+            break;
+        }
+        n = std::max<size_t>(n, 1);
+    }
+    return res;
 }
 
 //
@@ -177,7 +203,7 @@ std::vector<headkv_text_view::border> headkv_text_view::borders(int32_t start, i
         line--;
     }
     for (const uint8_t * const last = bytes + start_of(stop); line < last;) {
-        const uint8_t * feed = std::find(line, end, '\n');
+        const uint8_t * feed = find_feed(line, end);
         if (n_characters(line, feed) > n_short) {
             for (const uint8_t * p = line; p < feed;) {
                 const uint8_t * next = sentence_end(bytes, p, end);
@@ -187,8 +213,7 @@ std::vector<headkv_text_view::border> headkv_text_view::borders(int32_t start, i
                 }
             }
         }
-        const uint8_t * text = std::find_if_not(feed, end, is_space);
-        line                 = add(feed, std::count(feed, text, '\n') > 1 ? BORDER_PARAGRAPH : BORDER_LINE);
+        line = add(feed + length_of(feeds, feed, end), n_feeds(feed, end) > 1 ? BORDER_PARAGRAPH : BORDER_LINE);
     }
     return res;
 }
@@ -260,6 +285,38 @@ int32_t headkv_text_view::ending(int32_t start, int32_t stop, bool is_border, bo
     return stop - asking(units, one_paragraph);
 }
 
+int32_t headkv_text_view::closing(int32_t start, int32_t stop) const {
+    const auto found = borders(start, stop);
+    const bool is    = !found.empty() && found.back().kind != BORDER_SENTENCE && stop - found.back().token <= n_cue;
+    return is ? found.back().token : stop;
+}
+
+// whether a colon ends the text of these tokens
+bool headkv_text_view::is_opened(int32_t start, int32_t stop) const {
+    const uint8_t * const begin = bytes + start_of(start);
+    const uint8_t * end         = bytes + start_of(stop);
+    while (end > begin && is_space(end[-1])) {
+        end--;
+    }
+    return (end > begin && end[-1] == ':') || (end - begin >= 3 && memcmp(end - 3, "：", 3) == 0);
+}
+
+void headkv_text_view::take_in_marked(int32_t start, int32_t & last) const {
+    const auto found = borders(start, last);
+    for (auto b = found.rbegin(); b != found.rend() && has_mark(b->token, last); ++b) {
+        last = b->token;
+    }
+}
+
+void headkv_text_view::take_in_marked(int32_t & first, int32_t stop) const {
+    for (const border & b : borders(first, stop)) {
+        if (!has_mark(first, b.token)) {
+            return;
+        }
+        first = b.token;
+    }
+}
+
 std::vector<headkv_part> headkv_text_view::question(int32_t start, int32_t stop, int32_t n_last) const {
     if (n_last < 1 || stop > n || (start >= 0 ? stop <= start : stop < 1)) {
         throw headkv_error(HEADKV_ERR_ARGUMENT,
@@ -271,26 +328,40 @@ std::vector<headkv_part> headkv_text_view::question(int32_t start, int32_t stop,
     // it holds a document: a question may stand before it or after it
     std::vector<headkv_part> res;
     const int32_t from  = std::max(start, 0);
-    const int32_t first = start < 0 ? 0 : opening(start, n_last, false);
+    int32_t first       = start < 0 ? 0 : opening(start, n_last, false);
     const int32_t begin = std::max(first, stop - n_last);
-    int32_t last        = ending(begin, stop, begin == first, false);
+    const int32_t all   = ending(begin, stop, begin == first, false);
+    int32_t last        = all;
 
     // where one end alone has a mark, the other one is likely the document's: one paragraph of it asks at most
     const bool asks_first = has_mark(from, first);
     const bool asks_last  = has_mark(last, stop);
+    const bool is_marked  = asks_first || asks_last;
+    if (asks_last) {
+        take_in_marked(std::max(first, (int32_t) std::max<int64_t>(0, stop - (int64_t) n_list * n_last)), last);
+    } else if (asks_first) {
+        last = ending(begin, stop, begin == first, true);
+        take_in_marked(first, (int32_t) std::min<int64_t>(begin, start + (int64_t) n_list * n_last));
+    }
     if (first > from) {
         const int32_t one = asks_last && !asks_first ? opening(start, n_last, true) : first;
         res.push_back({ start, one > start ? one : first, one > start ? 1.0 : maybe });
-        if (asks_first && !asks_last) {
-            last = ending(begin, stop, begin == first, true);
-        }
+    } else if (start >= 0 && !is_marked && start + n_enough < begin) {
+        res.push_back({ start, start + n_enough, likely }); // no border tells where it would end
     }
     if (last == stop) { // nothing tells
-        res.push_back({ begin, stop, res.empty() ? 1.0 : maybe });
+        const int32_t cue = first > from && !is_marked ? closing(begin, stop) : stop;
+        const bool is_all = cue < stop && !is_opened(cue, stop); // no cue, but an instruction of a few words
+        res.push_back({ begin, cue, first == from ? 1.0 : is_marked || is_all ? maybe : likely });
+        if (cue < stop) {
+            res.push_back({ cue, stop, 1.0 });
+        }
         return res;
     }
-    if (last > begin) {
-        res.push_back({ begin, last, maybe });
+    if (all < last) {
+        res.push_back({ all, last, likely });
+    } else if (last > begin) {
+        res.push_back({ begin, last, is_marked ? maybe : likely });
     }
     res.push_back({ last, stop, 1.0 });
     return res;
@@ -322,72 +393,5 @@ headkv_spelled::headkv_spelled(const llama_vocab & vocab, const int32_t * tokens
         }
         bytes += it->second;
         ends.push_back(bytes.size());
-    }
-}
-
-//
-// headkv_asking
-//
-
-headkv_asking::headkv_asking(const headkv_part * question, size_t n_question, int32_t n_prompt, int32_t n_least,
-                             int32_t n_room) {
-    int64_t n_asking = 0;
-    for (size_t i = 0; i < n_question; ++i) {
-        const headkv_part & part = question[i];
-        if (part.start < 0 || part.stop <= part.start || part.stop > n_prompt) {
-            throw headkv_error(HEADKV_ERR_ARGUMENT, format("no tokens from %d to %d are in a prompt of %d", part.start,
-                                                           part.stop, n_prompt));
-        }
-        if (i > 0 && part.start < question[i - 1].start) {
-            throw headkv_error(HEADKV_ERR_ARGUMENT, "the parts of a question must be in their order");
-        }
-        n_asking += part.stop - part.start;
-    }
-    if (n_question == 0 || n_prompt < 1 || n_asking > 2 * (int64_t) n_prompt) {
-        throw headkv_error(HEADKV_ERR_ARGUMENT,
-                           format("%lld tokens cannot ask in a prompt of %d", (long long) n_asking, n_prompt));
-    }
-
-    // the last parts, if only what a template adds comes after them
-    int64_t border = (int64_t) n_prompt - n_ending;
-    first          = n_prompt - n_least;
-    std::vector<const headkv_part *> last;
-    for (const headkv_part * part = question + n_question; part-- > question;) {
-        if (part->stop >= border) {
-            last.push_back(part);
-            border = part->start - n_ending;
-            first  = std::min(first, part->start);
-        }
-    }
-    std::vector<float> of_again;
-    for (size_t i = 0; i < n_question; ++i) {
-        if (std::find(last.begin(), last.end(), question + i) == last.end()) {
-            // a token once, also where it is a piece of two parts
-            const int32_t begin = again.empty() ? 0 : again.back() + 1;
-            for (int32_t p = std::max(question[i].start, begin); p < question[i].stop; ++p) {
-                again.push_back(p);
-                of_again.push_back((float) question[i].weight);
-            }
-        }
-    }
-    first = std::max(std::min(1, n_prompt - 1), first); // nothing stands before a prompt of one token
-
-    n_left_out = std::max<int64_t>(0, (int64_t) again.size() - std::max(n_room, 0));
-    again.erase(again.begin(), again.begin() + n_left_out);
-
-    weights.assign(std::max(0, n_prompt - first), 1.0f);
-    weights.insert(weights.end(), of_again.begin() + n_left_out, of_again.end());
-    for (const headkv_part * part : last) {
-        std::fill(weights.begin() + std::max(0, part->start - first), weights.begin() + std::max(0, part->stop - first),
-                  (float) part->weight);
-    }
-}
-
-void headkv_asking::stay_at(int32_t n) {
-    const size_t n_gone = std::min<size_t>(std::max(0, n - first), weights.size());
-    if (std::any_of(weights.begin() + n_gone, weights.end(), [](float w) { return w > 0.0f; })) {
-        weights.erase(weights.begin(), weights.begin() + n_gone);
-        first  = std::max(first, n);
-        n_stay = n;
     }
 }

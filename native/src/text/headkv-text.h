@@ -63,6 +63,15 @@ private:
     int32_t opening(int32_t start, int32_t n_last, bool one_paragraph) const;
     int32_t ending(int32_t start, int32_t stop, bool is_border, bool one_paragraph) const;
 
+    // Where the last line of these tokens begins, if it is so short that it may be a cue; else stop.
+    int32_t closing(int32_t start, int32_t stop) const;
+
+    bool is_opened(int32_t start, int32_t stop) const;
+
+    // Lines with a question mark each, side by side before `last`, or from `first` on: a list of questions.
+    void take_in_marked(int32_t start, int32_t & last) const;
+    void take_in_marked(int32_t & first, int32_t stop) const;
+
     const uint8_t * const bytes;
     const size_t n_bytes;
     const int64_t * const ends;
@@ -77,21 +86,4 @@ struct headkv_spelled {
 
     std::string bytes;
     std::vector<int64_t> ends;
-};
-
-// Whose attention is recorded: the prompt's last tokens, and some that are read once more after it.
-struct headkv_asking {
-    // question: disjoint parts of a prompt of n_prompt tokens, in their order; n_least: last tokens that observe in any
-    // case; n_room: tokens that may be read once more, the last ones of those that should be
-    // throws headkv_error for parts that cannot be
-    headkv_asking(const headkv_part * question, size_t n_question, int32_t n_prompt, int32_t n_least, int32_t n_room);
-
-    // Of the tokens after the first n_stay ones alone. If none of these asks, all is as it was, and 0 stay.
-    void stay_at(int32_t n_stay);
-
-    int32_t first = 1;          // from this position to the prompt's end
-    std::vector<int32_t> again; // positions of a question that stood before what it asks about
-    std::vector<float> weights; // of all of these tokens, in their order
-    int32_t n_left_out = 0;     // tokens that there was no room for
-    int32_t n_stay     = 0;
 };

@@ -243,7 +243,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         template that leaves out a message is a ModelError, as is one that fails; one that refuses the
         messages is an ArgumentError. A model without a template gets plain text: "User: ...", "Assistant:".
 
-        The last user message asks: what is kept of the prompt is what it looks at. Parts of it that are
+        The user messages after the last answer ask: what is kept is what they look at. Parts of them that are
         documents can be marked, {"type": "text", "text": ..., "document": True}: the others ask. Of a long
         message without marks its first and its last short paragraphs ask.
 

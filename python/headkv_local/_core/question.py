@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -16,7 +17,10 @@ from .pieces import Pieces
 
 _DOCUMENT: Final = "document"
 
-_BLANKS: Final = np.frombuffer(b" \t\n\v\f\r", dtype=np.uint8)
+_N_TOLD: Final = 4  # times n_last tokens of a part that ask beside marked documents, whatever they say
+_N_RULES: Final = 2  # of a system message before what may be a document
+
+_BLANKS: Final = re.compile(b"|".join(chr(i).encode() for i in range(0x3001) if chr(i).isspace()))
 
 _logger = logging.getLogger("headkv_local")
 
@@ -56,52 +60,120 @@ def _checked(part: Any, n_prompt: int) -> Part:
 def question_of(
     prompt: Pieces, written: Pieces, messages: Sequence[Mapping[str, Any]], n_last: int
 ) -> tuple[Part, ...]:
-    """Where the messages ask, in the tokens of a prompt made of them: the last user message that does, or
-    else the last system message that does.
+    """Where the messages ask, in the tokens of a prompt made of them: the user messages after the last
+    answer, or else the last ones that ask, or else the last system message.
 
     prompt, written: what these tokens spell, without and with control tokens, which a text may be read as.
 
-    Of a message with parts that are marked as documents ("document": True), all other parts ask; of those
-    that are longer than n_last tokens, and of a message without such marks, what headkv_get_question() finds.
-    One without such marks that is longer may be a document as a whole: what would ask if it were one asks
-    too, if that is no longer. Empty if no message asks, or the one that does is not found.
+    Of messages with parts that are marked as documents ("document": True), all other parts ask; of those
+    that are longer than four times n_last tokens, and of messages without such marks, what
+    headkv_get_question() finds. Without such marks a longer one may be a document as a whole: what was asked
+    before it, and the system message, ask too. Empty if no message asks, or the one that does is not found.
     """
-    of_user = [i for i, one in enumerate(messages) if one.get("role") == "user"]
-    of_system = [i for i, one in enumerate(messages) if one.get("role") in SYSTEM]
-    asking = [i for i in (*of_user[::-1], *of_system[::-1]) if any(map(_asks, _parts(messages[i])))]
-    texts = _Texts(written)
-    found = texts.parts(messages, asking[0]) if asking else []
-    if asking and not found:
-        _logger.warning("what asks is not in the prompt as it was written: the prompt's last tokens select")
-    if not found:
+    of_users = [turn for turn in _turns(messages)[::-1] if _may_ask(messages, turn)]
+    of_system = [[i] for i, one in enumerate(messages) if one.get("role") in SYSTEM]
+    of_system = [turn for turn in of_system[::-1] if _may_ask(messages, turn)]
+    if not of_users and not of_system:
         return ()
-    if not all(map(_asks, _parts(messages[asking[0]]))):
-        return tuple(asks for one in found for asks in find_question(prompt, one.start, one.stop, n_last))
-    whole = Part(found[0].start, found[-1].stop)
-    asks = find_question(_Bordered(prompt, found[1:]), whole.start, whole.stop, n_last)
-    other = texts.parts(messages, asking[1]) if len(asking) > 1 and whole.n > n_last else []
-    if other and other[-1].stop - other[0].start <= n_last:
-        asks = (Part(other[0].start, other[-1].stop), *asks)
-    return tuple(sorted(asks))
+    texts, asking = _Texts(written), (of_users or of_system)[0]
+    found = texts.parts(messages, asking)
+    if not found:
+        _logger.warning("what asks is not in the prompt as it was written: the prompt's last tokens select")
+        return ()
+    if not all(_asks(part) for i in asking for part in _parts(messages[i])):
+        asks = [each for one in found for each in _of_part(prompt, one, n_last)]
+    elif _n(found) <= n_last:
+        asks = list(_found(prompt, found, n_last))
+    else:
+        asks = _of_long(prompt, found, n_last)
+        before = [texts.parts(messages, turn) for turn in of_users[1:2]]
+        asks += [Part(one[0].start, one[-1].stop) for one in before if one and _n(one) <= n_last]
+        rules = [texts.parts(messages, turn) for turn in of_system[:1] if turn is not asking]
+        asks += [each for one in rules if one for each in _of_rules(prompt, one, n_last)]
+    return _disjoint(sorted(asks))
+
+
+def _disjoint(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """A token that two of them share is the first one's."""
+    found: list[Part] = []
+    for part in parts:
+        start = max(part.start, found[-1].stop if found else 0)
+        if start < part.stop:
+            found.append(part._replace(start=start))
+    return tuple(found)
+
+
+def _turns(messages: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Numbers of user messages, those that no answer stands between together."""
+    turns: list[list[int]] = [[]]
+    for i, one in enumerate(messages):
+        if one.get("role") == "user":
+            turns[-1].append(i)
+        elif one.get("role") == "assistant" and turns[-1]:
+            turns.append([])
+    return turns
+
+
+def _may_ask(messages: Sequence[Mapping[str, Any]], turn: Sequence[int]) -> bool:
+    return any(_asks(part) for i in turn for part in _parts(messages[i]))
+
+
+def _n(parts: Sequence[Part]) -> int:
+    """Tokens from the first one's start to the last one's end."""
+    return parts[-1].stop - parts[0].start
+
+
+def _of_part(prompt: Pieces, part: Part, n_last: int) -> Sequence[Part]:
+    """Of one beside documents that the caller has marked."""
+    if part.n <= _N_TOLD * n_last:
+        return [Part(part.start, part.stop)]
+    return find_question(prompt, part.start, part.stop, n_last)
+
+
+def _of_rules(prompt: Pieces, parts: Sequence[Part], n_last: int) -> list[Part]:
+    if _n(parts) <= _N_RULES * n_last:
+        return [Part(parts[0].start, parts[-1].stop)]
+    return _told(prompt, parts, n_last)
+
+
+def _of_long(prompt: Pieces, parts: Sequence[Part], n_last: int) -> list[Part]:
+    """Of messages without marks: their short parts beside longer ones ask, and what these tell, as a
+    document may. Else what the whole of them tells."""
+    short = [part for part in parts if part.n <= n_last]
+    if len(short) < len(parts) and 0 < sum(part.n for part in short) <= n_last:
+        told = [each for part in parts if part.n > n_last for each in _told(prompt, [part], n_last)]
+        return [*(Part(part.start, part.stop) for part in short), *told]
+    return list(_found(prompt, parts, n_last))
+
+
+def _told(prompt: Pieces, parts: Sequence[Part], n_last: int) -> list[Part]:
+    """What looks like a question, at the ends of what may be a document."""
+    return [each for each in _found(prompt, parts, n_last) if each.weight == 1.0 and each.n < n_last]
+
+
+def _found(prompt: Pieces, parts: Sequence[Part], n_last: int) -> tuple[Part, ...]:
+    return find_question(_Bordered(prompt, parts[1:]), parts[0].start, parts[-1].stop, n_last)
 
 
 class _Texts:
     """Where messages are in a prompt, whatever blanks a tokenizer or a template has added or left out."""
 
     def __init__(self, written: Pieces) -> None:
-        text = np.frombuffer(written.text, dtype=np.uint8)
+        is_text = np.ones(len(written.text), dtype=np.bool_)
+        for blank in _BLANKS.finditer(written.text):
+            is_text[slice(*blank.span())] = False
         self._written = written
-        self._places = np.flatnonzero(~np.isin(text, _BLANKS))
+        self._places = np.flatnonzero(is_text)
         """Of the bytes that are no blanks."""
-        self._text = text[self._places].tobytes()
+        self._text = _BLANKS.sub(b"", written.text)
 
-    def parts(self, messages: Sequence[Mapping[str, Any]], which: int) -> list[Part]:
-        """The tokens of each part of a message that asks; none if one of them is not found."""
+    def parts(self, messages: Sequence[Mapping[str, Any]], turn: Sequence[int]) -> list[Part]:
+        """The tokens of each part that asks of the messages of these numbers; none if one is not found."""
         end = len(self._text)
-        for part in reversed([part for later in messages[which + 1 :] for part in _parts(later)]):
+        for part in reversed([part for later in messages[turn[-1] + 1 :] for part in _parts(later)]):
             end = self._before(part, end)[1]
         found: list[Part] = []
-        for part in reversed(_parts(messages[which])):
+        for part in reversed([part for i in turn for part in _parts(messages[i])]):
             stop, end = self._before(part, end)
             if stop == end and _asks(part):
                 return []
@@ -112,9 +184,19 @@ class _Texts:
 
     def _before(self, part: Mapping[str, Any], end: int) -> tuple[int, int]:
         """Where it ends and begins, the last one before `end`; twice that if it is not found."""
-        text = part["text"].encode("utf-8", errors="ignore").translate(None, _BLANKS.tobytes())
-        start = self._text.rfind(text, 0, end)
+        text = _BLANKS.sub(b"", part["text"].encode("utf-8", errors="ignore"))
+        last = start = self._text.rfind(text, 0, end)
+        while start >= 0 and self._is_in_word(start, start + len(text)):  # of the template's
+            start = self._text.rfind(text, 0, start + len(text) - 1)
+        start = last if start < 0 else start
         return (start + len(text), start) if start >= 0 else (end, end)
+
+    def _is_in_word(self, start: int, stop: int) -> bool:
+        """Whether a word goes on before or after these bytes."""
+        first, last = int(self._places[start]), int(self._places[stop - 1])
+        text = self._written.text
+        before, after = text[max(first - 1, 0) : first + 1], text[last : last + 2]
+        return any(len(both) == 2 and both.isalnum() for both in (before, after))
 
 
 class _Bordered:

@@ -70,10 +70,20 @@ class Costs:
 
 @dataclass(frozen=True)
 class Prompt:
-    """n_document: tokens before what asks; 0 where that is not known."""
+    """n_document: tokens before what asks; 0 where that is not known. cut: what was cut out of its middle."""
 
     tokens: list[int]
     n_document: int
+    cut: str = ""
+
+    def said(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The messages that it was made of, as they stand in it."""
+        return [
+            {**one, "content": one["content"].replace(self.cut, "", 1)}
+            if self.cut and self.cut in str(one.get("content"))
+            else one
+            for one in messages
+        ]
 
 
 class Reader:
@@ -105,15 +115,16 @@ class Reader:
     def prompt(self, tokens: list[int], text: str, n_more: int) -> Prompt | None:
         """A prompt, if it fits as fits() says."""
         n_asks = len(tokens) - self._n_document(tokens, text)
-        room = self.llm.n_ctx() - n_more
+        room, cut = self.llm.n_ctx() - n_more, ""
         if not self.fits(len(tokens), n_more):
             self.costs.skipped += 1
             return None
         if len(tokens) > room:
             self.costs.truncated += 1
-            half = room // 2
-            tokens = tokens[:half] + tokens[len(tokens) - (room - half) :]
-        return Prompt(tokens, max(0, len(tokens) - n_asks))
+            half, rest = room // 2, len(tokens) - (room - room // 2)
+            cut = self.llm.detokenize(tokens[half:rest], special=True).decode(errors="ignore")
+            tokens = tokens[:half] + tokens[rest:]
+        return Prompt(tokens, max(0, len(tokens) - n_asks), cut)
 
     def read(self, prompt: Prompt, messages: Sequence[Mapping[str, Any]], again: bool = False) -> None:
         """Read a prompt and compact it. messages: that it was made of, if any. again: the one before, for
@@ -127,7 +138,7 @@ class Reader:
             self._compact(tokens[:n_document])
         self._last = tokens
         question = slice(n_document, len(tokens)) if 0 < len(tokens) - n_document < n_document else None
-        chosen, told = self.settings.chosen, () if question else messages
+        chosen, told = self.settings.chosen, () if question else prompt.said(messages)
         read(llm, tokens, n_document, chosen, question=question, messages=told)
         costs = self.costs
         costs.prompt_seconds += time.perf_counter() - started
