@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from gguf_factory import TinyModel
 from headkv_local import Llama, default_model_path, machine
+
+# the same examples each time, however slow the machine; HYPOTHESIS_PROFILE=default searches for others
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # a shell starts its background jobs with Ctrl-C ignored, and the commands under test would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)

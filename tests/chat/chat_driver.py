@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "headkv_local.chat", "--threads", "1"]
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 
 
 def start(

@@ -30,7 +30,9 @@ def environment() -> dict[str, str]:
 def chat(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run headkv-chat on pipes, with the text `stdin` as input (None: no input at all)."""
 
-    def run(*args: str, stdin: str | bytes | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *args: str, stdin: str | bytes | None = None, timeout: float = TIMEOUT, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         data = stdin.encode() if isinstance(stdin, str) else stdin
         process = subprocess.run(
             [*COMMAND, *args],
@@ -39,7 +41,7 @@ def chat(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subproces
             capture_output=True,
             cwd=tmp_path,
             env=environment | env,
-            timeout=TIMEOUT,
+            timeout=timeout,
             check=False,
         )
         out, err = process.stdout.decode(), process.stderr.decode()

@@ -320,7 +320,7 @@ class TestStreams:
     def test_reader_that_never_was(
         self, environment: dict[str, str], tmp_path: Path, tiny_path: Path
     ) -> None:
-        process = start([str(tiny_path), "-p", "hi", "--no-stream"], environment, tmp_path)
+        process = start([str(tiny_path), "-p", "hi", "--no-stream", *SHORT], environment, tmp_path)
         assert process.stdout is not None
         process.stdout.close()
         err = end(process)

@@ -87,6 +87,6 @@ def test_in_a_pipe(chat: Chat, tiny_path: Path) -> None:
 
 def test_a_question_that_is_far_too_long(chat: Chat, tiny_path: Path) -> None:
     """Refused before all of it is tokenized, which would take longer than the test waits."""
-    done = chat(str(tiny_path), stdin="word and more, " * 4_000_000)
+    done = chat(str(tiny_path), stdin="word and more, " * 4_000_000, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     assert "do not fit into the context of 8192 tokens" in done.stderr

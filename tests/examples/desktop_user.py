@@ -175,7 +175,7 @@ def a_day_at_the_desk(folder: Path, model: Path) -> None:
     assert again.said == text
     assert np.array_equal(again.see(again.window.transcript), picture)
     again.ask("In which year was it first lit?")
-    again.until(lambda: again.app._answering)
+    again.until(lambda: again.app._answering or not again.app._busy)
     again.window.stop.invoke()
     again.wait()
     assert max(again.totals) < n_document / 2  # the document is not read again

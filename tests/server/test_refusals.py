@@ -244,7 +244,7 @@ def test_pages_from_elsewhere(tiny_path: Path, tmp_path: Path) -> None:
 
 
 def test_too_many_requests_and_too_long_ones(tiny_path: Path, tmp_path: Path) -> None:
-    limits = ("--ctx", 65536, "--max-queue", 1, "--queue-timeout", 0.5, "--request-timeout", 4)
+    limits = ("--ctx", 65536, "--max-queue", 1, "--queue-timeout", 3, "--request-timeout", 10)
     endless = ASKED | {"max_tokens": 65000, "logit_bias": {"65": 100.0}, "logit_bias_type": "input_ids"}
     with serving(tmp_path, tiny_path, *SMALL, *limits) as server, server.plain() as client:
         with concurrent.futures.ThreadPoolExecutor(3) as threads:
@@ -259,7 +259,7 @@ def test_too_many_requests_and_too_long_ones(tiny_path: Path, tmp_path: Path) ->
             assert second.result().status_code == 503
             assert "has waited" in message(second.result())
             assert first.result().status_code == 503
-            assert "longer than the 4 seconds" in message(first.result())
+            assert "longer than the 10 seconds" in message(first.result())
         text = client.post(CHAT, json=endless | {"stream": True}).text
         *_, last = re.findall(r"^data: (.*?)\r?$", text, re.MULTILINE)
         assert json.loads(last)["error"]["code"] == "request_timeout"

@@ -162,6 +162,7 @@ def test_the_first_sentence_of_a_long_line_asks_for_its_mark(
     found = asking(spell, n_last, ("user", f"{sentence} {DOCUMENT}\n\n{TELL}"))
     assert [sentence[:6] in text for text in found] == ([True, False] if is_one else [False])
 
+
 HEADING, TASK = "Log of the harbour of the north", f"Read the report and find the archive. {RULES}".strip()
 MANY = "\n".join(f"{i}. What is the code of the archive in the town number {i}?" for i in range(1, 11))
 
@@ -191,7 +192,9 @@ def test_a_heading_takes_no_weight_from_an_instruction(
 
 
 @SPELLINGS
-@pytest.mark.parametrize(("text", "of_others"), [("Summarize.", 0.1**4), ("Answer:", 0.5**4), ("答：", 0.5**4)])
+@pytest.mark.parametrize(
+    ("text", "of_others"), [("Summarize.", 0.1**4), ("Answer:", 0.5**4), ("答：", 0.5**4)]
+)
 def test_a_colon_tells_a_cue_from_an_instruction(
     spell: Callable[[str], list[str]], n_last: int, text: str, of_others: float
 ) -> None:
@@ -248,7 +251,11 @@ def test_several_messages_before_an_answer_are_one_question(
 @SPELLINGS
 def test_a_system_message_asks_about_every_document(spell: Callable[[str], list[str]], n_last: int) -> None:
     rules = f"{RULES}{RULES}{TELL} {RULES}{RULES}".strip()
-    for before in ([], [("user", "Hi."), ("assistant", "Hello.")], [("user", DOCUMENT), ("assistant", "No.")]):
+    for before in (
+        [],
+        [("user", "Hi."), ("assistant", "Hello.")],
+        [("user", DOCUMENT), ("assistant", "No.")],
+    ):
         for system in (TELL, rules):
             found = asking(spell, n_last, ("system", system), *before, ("user", DOCUMENT))
             assert system in "".join(found), (system, before)
