@@ -104,11 +104,18 @@ class AsyncLlama:
             try:
                 with self._working(token, tell):
                     return work(self._llm)
+            except StopIteration as error:  # no future takes one
+                raise RuntimeError("the work has raised StopIteration") from error
             finally:
                 self._begun.discard(token)
 
         try:
-            return await asyncio.wrap_future(self._worker.submit(copy_context().run, job))
+            submitted = self._worker.submit(copy_context().run, job)
+        except RuntimeError:  # another thread has closed it meanwhile
+            self._require_open()
+            raise
+        try:
+            return await asyncio.wrap_future(submitted)
         except asyncio.CancelledError:
             token.cancel()
             raise
@@ -168,6 +175,9 @@ class AsyncLlama:
 
         Closing twice is fine; every other call raises StateError then.
         """
+        if self._llm._lifetime.turns.forked:  # the model's thread is not in this process
+            self._llm.close()
+            return
         if self._closing is None:
             self._closing = self._worker.submit(self._llm.close)
             self.cancel()
@@ -178,6 +188,7 @@ class AsyncLlama:
     def _require_open(self) -> None:
         if self._closing is not None:
             raise StateError("this Llama has been closed")
+        self._llm._lifetime.turns.require_own_process()
 
     def _teller(self, on_prefill: OnPrefill | None) -> OnPrefill | None:
         """Calls it on the event loop that runs now, from any thread."""

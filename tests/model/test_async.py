@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -322,3 +325,41 @@ def test_sessions(tiny_path: Path, tmp_path: Path) -> None:
             assert again.llm.n_tokens == 300
 
     run(main, tiny_path)
+
+
+def test_work_that_raises_stop_iteration(tiny_path: Path) -> None:
+    async def main(llm: AsyncLlama) -> None:
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await llm.run(lambda _: next(iter(())))
+        assert await llm.run(lambda llm: llm.n_tokens) == 0
+
+    run(main, tiny_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_is_told(tiny_path: Path) -> None:
+    program = """
+import asyncio, os, sys, warnings
+from headkv_local import AsyncLlama, StateError
+warnings.simplefilter("ignore")
+llm = asyncio.run(AsyncLlama.open(sys.argv[1], n_ctx=512, n_threads=1))
+asyncio.run(llm.create_completion("hello", max_tokens=2))
+child = os.fork()
+if child == 0:
+    told = 0
+    for work in (lambda: llm.create_completion("hello"), lambda: llm.run(len), llm.generate([1]).__anext__):
+        try:
+            asyncio.run(asyncio.wait_for(work(), 30))
+        except StateError as error:
+            told += f"belongs to process {os.getppid()}" in str(error)
+    asyncio.run(asyncio.wait_for(llm.close(), 30))
+    os._exit(told)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert len(asyncio.run(llm.create_completion("hello"))["choices"]) == 1
+asyncio.run(llm.close())
+sys.exit(code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_path)], capture_output=True, text=True, timeout=200
+    )
+    assert (done.returncode, done.stderr) == (3, "")

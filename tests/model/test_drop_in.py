@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from llama_cpp import LlamaGrammar, LogitsProcessorList, StoppingCriteriaList
 from llama_cpp.llama_speculative import LlamaDraftModel, LlamaPromptLookupDecoding
 
-from headkv_local import ContextFullError, Llama, Retention, StateError
+from headkv_local import Cancelled, ContextFullError, Llama, Retention, StateError
 from helpers import random_tokens
 
 Load = Callable[..., Llama]
@@ -287,3 +288,15 @@ def test_embedding(load: Load, tiny_path: Path) -> None:
     assert [len(row) for row in rows] == [len(llm.tokenize(text)) for text in (b"one", b"two")]
     assert {len(token) for row in rows for token in row} == {llm.n_embd()}
     assert llm.cache_stats().prompt_tokens == 0
+
+
+def test_embedding_can_be_cancelled(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, embedding=True)
+    (wanted,) = llm.embed(["one"])
+    timer = threading.Timer(0.2, llm.cancel)
+    timer.start()
+    with pytest.raises(Cancelled):
+        llm.embed(["word " * 400] * 20000)
+    timer.join()
+    llm.cancel()  # nothing runs: it is meant for nothing that comes later
+    assert llm.embed(["one"]) == [wanted]

@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -25,6 +26,7 @@ from headkv_local import (
     ArchiveError,
     ArgumentError,
     Cancelled,
+    CancelToken,
     HeadKVError,
     HeadScores,
     Llama,
@@ -558,3 +560,27 @@ def test_lengths_that_no_file_has(load: Load, tiny_path: Path, tmp_path: Path) -
         (tmp_path / "a").write_bytes(good[:at] + struct.pack("<Q", length) + good[at + 8 :])
         with pytest.raises(SessionError, match="is damaged"):
             llm.load_session(tmp_path / "a")
+
+
+def test_who_cancels_a_session_keeps_the_earlier_one(load: Load, tiny_path: Path, tmp_path: Path) -> None:
+    llm = load(tiny_path, retention=RETENTION)
+    llm.prefill(TOKENS)
+    path = tmp_path / "a"
+    llm.save_session(path)
+    before, stop = path.read_bytes(), CancelToken()
+    llm.eval([1, 2, 3])
+
+    def save_without_end() -> None:
+        while True:
+            llm.save_session(tmp_path / "other")
+
+    threading.Timer(0.05, stop.cancel).start()
+    with stop, pytest.raises(Cancelled):
+        save_without_end()
+    assert {one.name for one in tmp_path.iterdir()} <= {"a", "other"}
+    llm.cancel()  # nothing runs: it is meant for nothing that comes later
+    assert path.read_bytes() == before
+    llm.load_session(path)
+    assert llm.n_tokens == len(TOKENS)
+    llm.cancel()
+    llm.save_session(path)

@@ -197,3 +197,27 @@ def test_who_leaves_costs_no_other_its_conversation(
         assert llm.n_tokens == len(tokens)
         keeper.settle()
     keeper.close()
+
+
+def test_a_client_that_leaves_while_another_conversation_is_saved(
+    tiny: Callable[..., Path], load: Callable[..., Llama], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the context holds is still known to be there."""
+    llm, tokens, stop = load(tiny(), retention=KEPT), random_tokens(300, seed=1), CancelToken()
+    keeper = Keeper(llm, Shelf(tmp_path, 9, 2**30))
+    read(keeper, llm, tokens)
+    reset = llm.reset
+
+    def left_before() -> None:
+        stop.cancel()
+        with stop:
+            reset()
+
+    monkeypatch.setattr(llm, "reset", left_before)
+    with pytest.raises(Cancelled):
+        read(keeper, llm, random_tokens(300, seed=2))
+    monkeypatch.undo()
+    assert llm.n_tokens == 300
+    assert keeper.held is not None
+    assert keeper.held.tokens.tolist() == tokens
+    keeper.close()

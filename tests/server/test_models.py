@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import pytest
 
 from headkv_local import defaults
@@ -55,3 +57,13 @@ def test_in_memory_while_there_is_room(
             llm = made()
             assert llm.retention is not None
             assert llm.retention.archive == ("memory" if in_memory else made.archive_file)
+
+
+def test_two_apps_load_at_the_same_time(tiny_path: Path, tmp_path: Path) -> None:
+    """Each with its own retention, and llama_cpp has its own class afterwards."""
+    stock, budgets = llama_cpp.Llama, [16, 24, 32, 40]
+    with ExitStack() as stack, ThreadPoolExecutor(4) as threads:
+        apps = [stack.enter_context(models(tiny_path, tmp_path / str(n), budget=n)) for n in budgets]
+        found = [llm.retention for llm in threads.map(lambda app: app(), apps)]
+    assert [each.budget for each in found if each is not None] == budgets
+    assert llama_cpp.Llama is stock

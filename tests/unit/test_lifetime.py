@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import copy_context
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import pytest
 
+from headkv_local import CancelToken
 from headkv_local._core.lifetime import Lifetime
-from headkv_local._core.turns import Turn
+from headkv_local._core.turns import Turn, Turns
 from headkv_local.errors import StateError
 
 
@@ -75,3 +83,69 @@ def test_the_end_is_not_begun_in_the_middle_of_something(lifetime: Lifetime) -> 
         raise AssertionError("it is used")
     with lifetime.ended() as first, lifetime.ended() as again:  # a signal's handler
         assert (first, again) == (True, False)
+
+
+FILES = {sys.modules[of.__module__].__file__ for of in (Turns, Lifetime, CancelToken, threading.Condition)}
+FILES |= {sys.modules[contextmanager.__module__].__file__}
+
+
+def interrupted(work: Callable[[], None], after: int) -> bool:
+    """Whether Ctrl-C came: where the so many-th function of these files begins, where Python looks for it."""
+    left = after
+
+    def trace(frame: FrameType, event: str, arg: Any) -> None:
+        nonlocal left
+        if frame.f_code.co_filename in FILES:
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def step(lifetime: Lifetime) -> None:
+    with lifetime.used("llm", Turn()):
+        pass
+
+
+def under_a_token(lifetime: Lifetime) -> None:
+    with CancelToken(), lifetime.used("llm"):
+        pass
+
+
+def beside(lifetime: Lifetime) -> None:
+    with lifetime.still():
+        pass
+
+
+@pytest.mark.parametrize("work", [step, under_a_token, beside])
+def test_an_interrupt_leaves_nothing_taken(
+    work: Callable[[Lifetime], None],
+) -> None:
+    """Wherever it comes: other threads compute, and the end comes."""
+    for after in range(1, 100):
+        lifetime = Lifetime(lambda user, turn: None, lambda user, turn: None)
+        if not copy_context().run(interrupted, partial(work, lifetime), after):
+            assert after > 5
+            return
+        done: list[bool] = []
+
+        def use(lifetime: Lifetime = lifetime, done: list[bool] = done) -> None:
+            with lifetime.used("other"), lifetime.still():
+                done.append(True)
+            with lifetime.ended() as first:
+                done.append(first)
+
+        other = threading.Thread(target=use, daemon=True)
+        other.start()
+        other.join(60)
+        assert done == [True, True], after
+    raise AssertionError("it does not end")

@@ -193,7 +193,8 @@ def test_a_heading_takes_no_weight_from_an_instruction(
 
 @SPELLINGS
 @pytest.mark.parametrize(
-    ("text", "of_others"), [("Summarize.", 0.1**4), ("Answer:", 0.5**4), ("答：", 0.5**4)]  # noqa: RUF001
+    ("text", "of_others"),
+    [("Summarize.", 0.1**4), ("Answer:", 0.5**4), ("答：", 0.5**4)],  # noqa: RUF001
 )
 def test_a_colon_tells_a_cue_from_an_instruction(
     spell: Callable[[str], list[str]], n_last: int, text: str, of_others: float

@@ -65,7 +65,8 @@ class CancelToken:
         self._at_work.append(llm)
 
     def _end(self, llm: _Stoppable) -> None:
-        self._at_work.remove(llm)
+        if llm in self._at_work:  # else an interrupt came before _begin()
+            self._at_work.remove(llm)
 
     def _raise_if_cancelled(self) -> None:
         if self._cancelled:

@@ -86,7 +86,7 @@ class Decoder:
     @contextmanager
     def _in_step(self) -> Iterator[_Step]:
         """If decoding fails, drop what does not count, and say what went wrong."""
-        step = _Step()
+        step, lines = _Step(), list[str]()
         try:
             with collected_errors() as lines:
                 yield step

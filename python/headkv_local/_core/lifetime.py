@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
-from ..errors import StateError, UnsupportedError
+from ..errors import Cancelled, StateError, UnsupportedError
 from . import native
 from .cancel import CancelToken
 from .failures import advised
@@ -32,8 +32,10 @@ class Lifetime:
         out of it, or to put it there again."""
         self._set_aside, self._bring_back = set_aside, bring_back
         self.turns = Turns()
-        self._changed = threading.Condition()  # held for moments; its own thread may take it again
-        self._still: list[int] = []  # threads in still()
+        # held for moments; its own thread may take it again. Entered and left in C, where no interrupt comes
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._still: dict[object, int] = {}  # the thread of each still()
         self.cancelled = False
         self._closed = self._freeing = self._freed = False
         self._alone = False
@@ -70,15 +72,15 @@ class Lifetime:
         if self._freeing and self.turns.inside:  # in the middle of this
             yield False
             return
-        with self._changed:
-            if self.turns.inside or threading.get_ident() in self._still:
+        with self._lock:
+            if self.turns.inside or threading.get_ident() in self._still.values():
                 raise StateError("this Llama cannot be closed in the middle of a call that needs it")
             if not self._closed:
                 self._closed = True
                 self._stop()
         self.turns.close()
         with self.turns.entered(None, closing=True):
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: not self._still)
             self._freeing = True
             yield not self._freed
@@ -89,7 +91,7 @@ class Lifetime:
         self._closed = self._freed = True
 
     def cancel(self) -> None:
-        with nullcontext() if self.turns.forked else self._changed:  # a child has no other threads
+        with nullcontext() if self.turns.forked else self._lock:  # a child has no other threads
             self.require_open()
             self._stop()
 
@@ -103,15 +105,15 @@ class Lifetime:
             self.require_open()
             yield
             return
-        me = threading.get_ident()
-        with self._changed:
-            self.require_open()
-            self._still.append(me)
-        try:
+        mine, me = object(), threading.get_ident()
+        try:  # an interrupt may come at any moment
+            with self._lock:
+                self.require_open()
+                self._still[mine] = me
             yield
         finally:
-            with self._changed:
-                self._still.remove(me)
+            with self._lock:
+                self._still.pop(mine, None)
                 self._changed.notify_all()
 
     def _stop(self) -> None:
@@ -120,12 +122,12 @@ class Lifetime:
             native.cancel(self._ctx)
 
     def _stop_for(self, token: CancelToken) -> None:
-        with self._changed:
+        with self._lock:
             if token in self._tokens and not self._closed:
                 self._stop()
 
     def forget_cancel(self) -> None:
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return
             self.cancelled = False
@@ -139,20 +141,40 @@ class Lifetime:
             token._raise_if_cancelled()
 
     @contextmanager
+    def stopping(self, ctx: Any) -> Iterator[None]:
+        """Work that llama_cpp does batch by batch: a cancel ends it before the next one. ctx: llama_cpp's."""
+        decode = ctx.decode
+
+        def unless_cancelled(batch: Any) -> None:
+            if self.cancelled:
+                raise Cancelled("cancelled")
+            decode(batch)
+
+        self.begin()
+        ctx.decode = unless_cancelled
+        try:
+            yield
+        except Cancelled:
+            self.forget_cancel()
+            raise
+        finally:
+            del ctx.decode  # the class has it
+
+    @contextmanager
     def _under(self, tokens: tuple[CancelToken, ...]) -> Iterator[None]:
         """Stop what is done meanwhile when one of them says so, and do not begin if it has said so."""
-        with self._changed:
-            self._tokens = tokens
-        for token in tokens:
-            token._begin(self)
-        try:
+        try:  # an interrupt may come at any moment
+            with self._lock:
+                self._tokens = tokens
+            for token in tokens:
+                token._begin(self)
             for token in tokens:
                 token._raise_if_cancelled()
             yield
         finally:
             for token in tokens:
                 token._end(self)
-            with self._changed:
+            with self._lock:
                 self._tokens = ()
                 if any(token.cancelled for token in tokens):  # it was meant for nothing else
                     self.forget_cancel()

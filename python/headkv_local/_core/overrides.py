@@ -216,11 +216,12 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         self._raised = error
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
-        """As llama_cpp.Llama.embed()."""
+        """As llama_cpp.Llama.embed(). Raises Cancelled."""
         with self._using():
             if llama_cpp.llama_model_has_decoder(self._model.model) and self._ctx.memory is not None:
                 self._context.require_generating("no text can be embedded: ")
-            return super().embed(*args, **kwargs)
+            with self._lifetime.stopping(self._ctx):
+                return super().embed(*args, **kwargs)
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
         """As llama_cpp.Llama.generate(); the prompt is compacted before the first token is sampled."""

@@ -39,7 +39,12 @@ def save(
         tokens = np.ascontiguousarray(llm.input_ids[: llm.n_tokens], dtype=np.int32)
         logits = None if llm._requires_eval else llm._contents.logits()
         recurrent = record.recurrent if llm._compactor.n_compacted > 0 else None
-        write(ctx, _name(path), told, Held(tokens, logits, record.logits, recurrent), light)
+        llm._lifetime.begin()
+        try:
+            write(ctx, _name(path), told, Held(tokens, logits, record.logits, recurrent), light)
+        except Cancelled:
+            llm._lifetime.forget_cancel()
+            raise
 
 
 def open_with(
@@ -101,6 +106,7 @@ def _load(llm: Any, session: SessionFile, header: Header) -> None:
     with llm._using():
         if other := difference(header, context_of(llm), llm._weights.adapter):
             raise SessionError(f"the session {session.path} has rows of {other}")
+        llm._lifetime.begin()
         try:
             held = session.load(llm._compactor.ctx, llm._weights.model, llm._n_vocab)
         except BaseException as error:

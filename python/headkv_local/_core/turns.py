@@ -51,7 +51,9 @@ class Turns:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._changed = threading.Condition()  # of a lock that its own thread may take again: see leave()
+        # its own thread may take it again: see leave(). Entered and left in C, where no interrupt comes
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._waiting: deque[object] = deque()  # first come, first served
         self._running: int | None = None  # the thread that computes
         self.current: Turn | None = None  # whose step that is, if it is one
@@ -94,12 +96,12 @@ class Turns:
             return
         me = threading.get_ident()
         try:  # an interrupt may come at any moment
-            with self._changed:
+            with self._lock:
                 self._wait(me, turn, tokens, closing)
                 self._running, self.current = me, turn
             yield self._holder if self._holder is not turn else None
         finally:
-            with self._changed:
+            with self._lock:
                 if self._running == me:
                     self._running = self.current = None
                     if turn is not None and self._holder is turn:
@@ -144,7 +146,7 @@ class Turns:
 
     def hold(self, turn: Turn | None) -> None:
         """For those inside: from now on the context holds the tokens of this turn; None: of no turn."""
-        with self._changed:
+        with self._lock:
             self._holder = turn
 
     def leave(self, turn: Turn) -> None:
@@ -152,13 +154,13 @@ class Turns:
         turn.aside = None
         if self.forked:  # another thread may have held the lock
             return
-        with self._changed:
+        with self._lock:
             if self._holder is turn:
                 self._holder = None
                 self._wake()
 
     def close(self) -> None:
         """Those who wait, and those who come, get StateError."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._wake()

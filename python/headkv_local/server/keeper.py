@@ -129,8 +129,8 @@ class Keeper:
                 self._shelf.renew()
 
     def _empty(self, wanted: Retention | None) -> None:
+        self._llm.reset()  # unless the request is cancelled, whose client has left
         self.held = None
-        self._llm.reset()
         trim_heap()  # else what conversations leave behind adds up to a third more than is used
         self._retain(wanted)
 

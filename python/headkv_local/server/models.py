@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import llama_cpp
 from llama_cpp.server.model import LlamaProxy
@@ -23,6 +24,8 @@ from .settings import ModelSettings, ServerSettings
 from .shelf import Shelf
 
 _logger = logging.getLogger("headkv_local.server")
+
+_LOADING: Final = threading.Lock()  # of several apps in one process: what is swapped is swapped for all
 
 
 class Models(LlamaProxy):  # type: ignore[misc]
@@ -134,7 +137,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
         n_ctx = default_context(settings.model) if settings.n_ctx is None else settings.n_ctx
         n_gpu_layers = all_layers(settings.n_gpu_layers)
         chosen = settings.model_copy(update={"n_ctx": n_ctx, "n_gpu_layers": n_gpu_layers})
-        with _swapped(llama_cpp, "Llama", Retaining):  # what stock makes of the settings
+        with _LOADING, _swapped(llama_cpp, "Llama", Retaining):  # what stock makes of the settings
             llm: Served = LlamaProxy.load_llama_from_model_settings(chosen)
         return llm
 
