@@ -245,6 +245,10 @@ def test_what_is_answered_right_counts_and_r2_falls_back_to_r(
     assert np.array_equal(asked.scores, fallen.scores)
     assert len(np.unique(asked.scores)) > 1
 
+    path = examples_file(*reasoning)
+    assert score(*few, out="own.gguf") == 1
+    assert "hold none of the kind 'r': this project's own are used\n" in capsys.readouterr().err
+
 
 def test_a_right_answer_that_is_long_is_cut(score: Score, examples_file: Callable[..., Path]) -> None:
     path = examples_file(*(example("r", fact, "la " * 600) for fact in ("Zebras hum.", "Yaks whistle.")))

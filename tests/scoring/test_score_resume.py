@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from headkv_local.errors import DataError
 from headkv_local.scores import HeadScores
+from headkv_local.scoring.options import Options
+from headkv_local.scoring.run import run
 
 Score = Callable[..., int]
 N_SAMPLES = 12
@@ -79,6 +83,33 @@ def test_progress_of_other_settings_is_not_touched(
     assert "going on" not in capsys.readouterr().err
     assert not np.array_equal(HeadScores.from_gguf(out).scores, whole.scores)
     assert not partial.exists()
+
+
+def test_progress_goes_on_with_the_same_examples_and_threads_alone(
+    tiny_path: Path, tmp_path: Path, examples_file: Callable[..., Path]
+) -> None:
+    """Also with the same examples of plain retrieval, which takes the place of reasoning here."""
+
+    def examples(plain: str) -> str:
+        texts = {"pattern": "x", "lang": "en", "question": "What hums?", "answer": "zebras"}
+        facts = {"r": plain, "r2": "Yaks hum."}
+        one = [{"kind": kind, "facts": [fact], "needle": [0], **texts} for kind, fact in facts.items()]
+        return str(examples_file(*one))
+
+    def stop(stage: str, *_: object) -> None:
+        if stage == "r":
+            raise TimeoutError
+
+    given = {"n_samples": 2, "lengths": (300,), "examples": examples("Zebras hum.")}
+    options = Options(str(tiny_path), tmp_path / "out.gguf", n_threads=1, **given)
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            run(options, bar=stop)
+    with pytest.raises(DataError, match="a run with other settings"):
+        run(replace(options, n_threads=2), bar=stop)
+    examples("Zebras whistle.")
+    with pytest.raises(DataError, match="a run with other settings"):
+        run(options, bar=stop)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"settings": {}, "tallies": {}}', "\x00"])

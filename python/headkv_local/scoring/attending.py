@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
-from ..errors import DataError, ScoresError
+from ..errors import ScoresError
 from ..llama import Llama
-from . import dataset, samples
+from . import samples
 from .attention import RIGHT_ABOVE, token_f1
 from .dataset import Dataset, Example, Kind
 from .measure import observe
@@ -59,16 +59,21 @@ class Measuring:
 
 
 def first_that_works(
-    measuring: Measuring, method: Kind, data: Dataset, tell: Tell
+    measuring: Measuring, method: Kind, data: Dataset, instead: Dataset | None, tell: Tell
 ) -> tuple[Kind, Dataset, Tally]:
-    """The method asked for; plain retrieval where the model does not answer the reasoning questions."""
+    """The method asked for; plain retrieval where the model does not answer the reasoning questions.
+
+    instead: the examples of that; None where nothing takes the method's place.
+    """
     tally = measuring.tally(method, data)
     if measuring.too_few(tally.n_counted):
         said = f"only {tally.n_counted} of {tally.done} samples of the method {method!r} were answered right"
-        if method != "r2":
+        if instead is None:
             raise ScoresError(f"{said}: {_CURE}")
         tell(f"{said}, too few for scores: measuring plain retrieval (the method 'r') instead")
-        method, data = "r", _plain(measuring.options, tell)
+        if instead.whose != data.whose:
+            tell("the examples given hold none of the kind 'r': this project's own are used")
+        method, data = "r", instead
         tally = measuring.tally(method, data)
         if measuring.too_few(tally.n_counted):
             raise ScoresError(f"{said}, and {tally.n_counted} of {tally.done} of the method 'r': {_CURE}")
@@ -79,12 +84,3 @@ def first_that_works(
 def require_attention(tally: Tally) -> None:
     if tally.mean.max() == 0:
         raise ScoresError("no head ever attended to a needle: no scores were written")
-
-
-def _plain(options: Options, tell: Tell) -> Dataset:
-    """The user's plain examples, or the project's where the user has only others."""
-    try:
-        return dataset.load("r", options.examples)
-    except DataError:
-        tell("the examples given hold none of the kind 'r': this project's own are used")
-        return dataset.load("r")

@@ -52,9 +52,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples of one kind or several. name: of their file; digest: SHA-256 of them, in hex."""
+    """Examples of one kind or several. name, whose: of their file; digest: SHA-256 of them, in hex."""
 
     name: str
+    whose: str
     examples: tuple[Example, ...]
 
     @property
@@ -72,7 +73,7 @@ def load(kind: Kind, path: str | os.PathLike[str] | None = None) -> Dataset:
     examples = tuple(example for example in read(file) if example.kind == kind)
     if not examples:
         raise DataError(f"{file} holds no examples of the kind {kind!r}")
-    return Dataset(file.name, examples)
+    return Dataset(file.name, _whose(path), examples)
 
 
 def load_all(kinds: Sequence[Kind], path: str | os.PathLike[str] | None = None) -> Dataset:
@@ -81,10 +82,16 @@ def load_all(kinds: Sequence[Kind], path: str | os.PathLike[str] | None = None) 
         examples = tuple(read(path))
         if not examples:
             raise DataError(f"{os.fspath(path)} holds no examples")
-        return Dataset(Path(path).name, examples)
+        return Dataset(Path(path).name, _whose(path), examples)
     parts = [load(kind, path) for kind in kinds]
     names = dict.fromkeys(part.name for part in parts)
-    return Dataset(", ".join(names), tuple(example for part in parts for example in part.examples))
+    return Dataset(
+        ", ".join(names), _whose(path), tuple(example for part in parts for example in part.examples)
+    )
+
+
+def _whose(path: str | os.PathLike[str] | None) -> str:
+    return "headkv-local's" if path is None else "the user's"
 
 
 def split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +16,7 @@ from .. import __version__, files
 from ..bench import haystack
 from ..bench.contexts import n_ctx_for
 from ..budgets import ModelShape
-from ..errors import ArgumentError, ModelError, ScoresError
+from ..errors import ArgumentError, DataError, ModelError, ScoresError
 from ..llama import Llama
 from ..models import model_id, trained_context
 from ..retention import Retention
@@ -57,7 +58,7 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
     """
     files.target(options.output, force=options.force, model=options.model)
     Retention(budget="100%", **options.advice)  # refuses what can never work
-    data = _data(options)
+    data, instead = _data(options), _instead(options)
     lengths = _usable_lengths(options, tell)
     with Llama(
         options.model,
@@ -68,14 +69,14 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
         flash_attn=True,
     ) as llm:
         shape = llm.shape
-        settings = _settings(options, data, lengths)
+        settings = _settings(options, llm, [one for one in (data, instead) if one], lengths)
         progress = Progress(options.output, settings, _stages(options, shape), force=options.force)
         measured = _Run(llm, options, settings, lengths, progress, tell, bar)
         try:
             if options.is_ablation:
                 scores, tally = _by_ablation(measured, data)
             else:
-                scores, data, tally = _by_attention(measured, data)
+                scores, data, tally = _by_attention(measured, data, instead)
         except (ArgumentError, ModelError, ScoresError):
             progress.remove()  # the same settings would end here again
             raise
@@ -97,6 +98,16 @@ def _data(options: Options) -> Dataset:
         return dataset.load(options.method, options.examples)
     kinds = options.kinds or (("r", "r2") if options.examples is None else ())
     return dataset.load_all(kinds, options.examples)
+
+
+def _instead(options: Options) -> Dataset | None:
+    """Plain examples in place of reasoning that is too hard; the project's where the user has only others."""
+    if options.method != "r2" or options.teacher_forced:
+        return None
+    try:
+        return dataset.load("r", options.examples)
+    except DataError:
+        return dataset.load("r")
 
 
 def _split(options: Options, data: Dataset) -> tuple[list[Example], list[Example]]:
@@ -152,11 +163,11 @@ class _Run(NamedTuple):
         )
 
 
-def _by_attention(run: _Run, data: Dataset) -> tuple[HeadScores, Dataset, Tally]:
+def _by_attention(run: _Run, data: Dataset, instead: Dataset | None) -> tuple[HeadScores, Dataset, Tally]:
     options = run.options
     assert options.method != "ablation"
     measuring = run.measuring(options.teacher_forced)
-    method, data, tally = first_that_works(measuring, options.method, data, run.tell)
+    method, data, tally = first_that_works(measuring, options.method, data, instead, run.tell)
     name = f"{method}-teacher-forced" if options.teacher_forced else method
     return run.scores(name, data, tally, tally.mean), data, tally
 
@@ -203,7 +214,10 @@ def _usable_lengths(options: Options, tell: Tell) -> tuple[int, ...]:
     return usable
 
 
-def _settings(options: Options, data: Dataset, lengths: tuple[int, ...]) -> dict[str, Any]:
+def _settings(
+    options: Options, llm: Llama, data: Sequence[Dataset], lengths: tuple[int, ...]
+) -> dict[str, Any]:
+    """data: all that may be measured."""
     text = "\n".join(haystack.paragraphs())
     return {
         "version": __version__,
@@ -215,7 +229,9 @@ def _settings(options: Options, data: Dataset, lengths: tuple[int, ...]) -> dict
         "samples": options.n_samples,
         "lengths": list(lengths),
         "seed": options.seed,
-        "examples": data.digest,
+        "examples": [one.digest for one in data],
+        "threads": llm.n_threads,
+        "gpu_layers": options.n_gpu_layers,
         "held_out": "beta" not in options.advice,
         "kept": ablation.settings_of(options),
         "points": list(options.points) if options.is_ablation else [],
@@ -225,11 +241,10 @@ def _settings(options: Options, data: Dataset, lengths: tuple[int, ...]) -> dict
 
 
 def _source(options: Options, settings: dict[str, Any], data: Dataset, tally: Tally) -> dict[str, str | int]:
-    own = "headkv-local's" if options.examples is None else "the user's"
     return {
         "model": settings["model"],
         "model_id": settings["model_id"],
-        "data": f"{own} {data.name} in pydoc_data.topics of Python {platform.python_version()}",
+        "data": f"{data.whose} {data.name} in pydoc_data.topics of Python {platform.python_version()}",
         "kinds": ",".join(sorted({example.kind for example in data.examples})),
         "samples": tally.n_counted,
         "samples_tried": tally.done,
