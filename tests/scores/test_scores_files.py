@@ -18,6 +18,7 @@ from headkv_local import ArgumentError, HeadScores, ScoresError, UnsupportedErro
 from headkv_local._core import native
 from headkv_local._gguf import reading
 from headkv_local.exits import FAILED, MISUSED
+from headkv_local.models import retained_shape
 
 RAW = np.arange(8, dtype=np.float32).reshape(2, 4)
 
@@ -232,6 +233,14 @@ def test_embedding_into_another_model(
         (tiny(seed=9), "were measured on another model file: they name fnv1a-"),
     ):
         fails(["embed", str(sidecar), str(other), "-o", str(copy)], said, capsys)
+    windows = tiny(arch="gemma3")
+    scores_for(windows, layers=(0, 5)).to_sidecar(sidecar, force=True)
+    said = "are for the layers 0, 5, and the model retains the layers 2, 5"
+    fails(["embed", str(sidecar), str(windows), "-o", str(copy)], said, capsys)
+    differ = tiny(arch="lfm2")  # in their heads too
+    layers = tuple(layer.il for layer in retained_shape(differ).layers)
+    scores_for(differ, layers=layers, n_head_kv=4).to_sidecar(sidecar, force=True)
+    assert cli.main(["scores", "embed", str(sidecar), str(differ), "-o", str(copy)]) == 0
     copy.write_text("mine")
     fails(["embed", str(sidecar), str(model), "-o", str(copy)], "exists already", capsys, MISUSED)
     assert copy.read_text() == "mine"

@@ -65,15 +65,23 @@ def test_draft_heads_are_no_layers(
 
 
 def test_budgets_of_the_layers_that_are_compacted(
-    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Callable[..., Path],
+    tiny_path: Path,
+    load: Callable[..., Llama],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path, output = tmp_path / "optimized_agnostic.json", tmp_path / "out.gguf"
-    path.write_text('{"L1H0": 0.25, "L1H1": 0.75}')
-    assert run(path, tiny_path, output, "compaction") == 0
+    path.write_text('{"L2H0": 0.25, "L2H1": 0.75, "L5H0": 1, "L5H1": 0}')
+    model = tiny(arch="gemma3")  # of 6 layers only these two retain
+    assert run(path, model, output, "compaction") == 0
     found = HeadScores.from_gguf(output)
-    assert (found.layers, found.scores.tolist()) == ((1,), [[0.125, 0.125, 0.375, 0.375]])
+    assert (found.layers, found.scores.tolist()) == ((2, 5), [[0.125, 0.125, 0.375, 0.375], [0.5, 0.5, 0, 0]])
     assert (found.method, found.beta) == ("compaction", pytest.approx(1.001))
+    llm = load(model, retention=Retention(budget=48, scores=output))
+    assert [layer.il for layer in llm.cache_stats().layers] == [2, 5]
     for content, said in (
+        ('{"L1H0": 0.25, "L1H1": 0.75}', "has no heads of the layers 0, which the model retains"),
         ('{"L1H0": 0.25}', "'L1H1' is missing"),
         ('{"L1H0": 0.25, "L1H2": 1}', "'L1H2' is beyond the model's 2 layers of 2 KV heads"),
         ('{"L1H0": 0.25, "1-1": 1}', "'1-1' is not of the form"),

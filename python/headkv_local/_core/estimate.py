@@ -96,6 +96,11 @@ class Estimator:
     def __exit__(self, *_: object) -> None:
         self._model.close()
 
+    def shape(self) -> ModelShape:
+        """The layers that retain."""
+        with self._model.sized(self._model.ubatch) as ctx:
+            return shape_of(ctx)
+
     def at(self, n_ctx: int, n_prompt: int | None = None) -> MemoryEstimate:
         """n_ctx: 0 for what the model was trained for. n_prompt: None for all of the context."""
         with self._model.sized(n_ctx or self.trained) as ctx:

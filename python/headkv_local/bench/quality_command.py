@@ -143,21 +143,17 @@ def _quality(options: argparse.Namespace) -> None:
 
 def _scores(files: str | None, model: str) -> dict[str, HeadScores]:
     """By name: the method, with the file's stem where two have the same."""
-    from headkv_local import ArgumentError, HeadScores, UnsupportedError
-    from headkv_local.models import model_shape
+    from headkv_local import ArgumentError, HeadScores
+    from headkv_local.models import retained_shape
 
     if files is None:
         found = HeadScores.find(model)
         return {} if found is None else {found[0].method: found[0]}
     named: dict[str, HeadScores] = {}
-    try:
-        shape = model_shape(model)
-    except UnsupportedError:
-        shape = None  # its layers differ: they are compared once it is loaded
+    shape = retained_shape(model)
     for path in files.split(","):
         scores = HeadScores.from_gguf(path)
-        if shape is not None:
-            scores.check_model(*shape, model)  # not when all other policies have been measured
+        scores.for_model(shape, model)  # refused now, not when all other policies have been measured
         name = scores.method if scores.method not in named else f"{scores.method}:{Path(path).stem}"
         if name in named:
             raise ArgumentError(f"{path} is named twice")

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from .. import __version__
 from ..errors import DataError
-from ..models import model_id, model_shape
+from ..models import model_id, model_shape, retained_shape
 from ..scores import HeadScores
 
 Array = npt.NDArray[np.float64]
@@ -46,8 +46,9 @@ class Shape(NamedTuple):
 def read(path: str, model: str, format_name: str) -> HeadScores:
     """Read a file of that format as scores of this model; format_name, a key of FORMATS, becomes the method.
 
-    Raises DataError, with the key or the line, for what the file should not hold, ScoresError for what
-    is no model, OSError for a file that cannot be read.
+    Raises DataError, with the key or the line, for what the file should not hold, and for layers that the
+    model retains and the file lacks; ScoresError for what is no model, UnsupportedError for one that cannot
+    be compacted, OSError for a file that cannot be read.
     """
     shape = Shape(*model_shape(model))
     data = Path(path).read_bytes()
@@ -59,6 +60,10 @@ def read(path: str, model: str, format_name: str) -> HeadScores:
     if not np.nanmax(scores) > 0:
         raise DataError(f"{path}: all scores are zero")
     layers = np.flatnonzero(~np.isnan(scores[:, 0]))
+    missing = [layer.il for layer in retained_shape(model).layers if layer.il not in layers]
+    if missing:
+        listed = ", ".join(map(str, missing))
+        raise DataError(f"{path}: has no heads of the layers {listed}, which the model retains")
     return HeadScores(
         scores=scores[layers].astype(np.float32),
         layers=tuple(layers.tolist()),
