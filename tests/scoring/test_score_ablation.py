@@ -217,9 +217,21 @@ def test_a_run_that_is_stopped_within_a_sample(
     assert {path.name for path in tmp_path.iterdir()} == {"out.gguf", "whole.gguf"}
 
 
+def test_one_sample_or_one_example_tells_nothing_from_noise(
+    score: Score, tmp_path: Path, examples_file: Callable[..., Path], capsys: Capture
+) -> None:
+    texts = {"kind": "r", "pattern": "x", "lang": "en", "question": "What hums?", "answer": "zebras"}
+    path = examples_file({**texts, "facts": ["Zebras hum."], "needle": [0]})
+    for few in (("--samples", "1"), ("--examples", str(path))):
+        assert score(*SHORT, *few) == 2
+        assert "an ablation takes at least 2 samples, of 2 examples" in capsys.readouterr().err
+        assert not list(tmp_path.glob("out*"))
+
+
 def test_no_scores_where_no_entries_help(tiny_path: Path, load: Callable[..., Llama]) -> None:
     tally = Tally(np.zeros((2, 2, 2, 3)))
-    tally.add(0, np.broadcast_to([1.0, 1.5, 2.0], (2, 2, 3)))
+    for half in (0, 1):
+        tally.add(half, np.broadcast_to([1.0, 1.5, 2.0], (2, 2, 3)))
     shape = load(tiny_path, flash_attn=True).shape
     curves = ablation.curves_of(shrink(tally, shape.heads, None), (0, 5, 40), shape)
     with pytest.raises(ValueError, match="no head's entries ever lowered the loss"):

@@ -144,6 +144,8 @@ def test_a_base_model_is_asked_without_a_template(
     ("options", "code", "reason"),
     [
         (("--lengths", "60"), 2, "60 tokens leave no room"),
+        (("--window", "300", "--lengths", "300"), 2, "window must be less than the shortest prompt, of "),
+        (("--window", "1000", "--beta", "2", "--teacher-forced"), 2, "tokens, not 1000"),
         (("--examples", "/nonexistent/x.jsonl"), 1, "No such file"),
     ],
 )

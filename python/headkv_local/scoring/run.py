@@ -51,14 +51,18 @@ class Result:
 def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: None) -> Result:
     """Measure head scores and write them to options.output. Progress is kept; the next run goes on from it.
 
-    Raises ArgumentError for an output that exists, bad examples or advice, a prompt that cannot be made, a
-    model without chat template, lengths that the model was not trained for (where others are left, those are
-    skipped, and told); ScoresError where too few samples are answered right; ModelError, UnsupportedError for
-    the model itself.
+    Raises ArgumentError for an output that exists, bad examples or advice, too few of them for an ablation, a
+    prompt that cannot be made or is not longer than the window, a model without chat template, lengths that
+    the model was not trained for (where others are left, those are skipped, and told); ScoresError where too
+    few samples are answered right; ModelError, UnsupportedError for the model itself.
     """
     files.target(options.output, force=options.force, model=options.model)
     Retention(budget="100%", **options.advice)  # refuses what can never work
     data, instead = _data(options), _instead(options)
+    if options.is_ablation and min(options.n_samples, len(_split(options, data)[0])) < 2:
+        raise ArgumentError(
+            "an ablation takes at least 2 samples, of 2 examples: what is noise is seen where they differ"
+        )
     lengths = _usable_lengths(options, tell)
     with Llama(
         options.model,
@@ -141,12 +145,20 @@ class _Run(NamedTuple):
     def examples(self, data: Dataset) -> list[Example]:
         """Those to measure on. Every prompt of the run is made once: one that cannot be would end it late.
 
-        Raises as ask() does, before anything is measured on these data.
+        Raises as ask() does, before anything is measured on these data, and ArgumentError for a window that
+        holds the whole of a prompt.
         """
         prompter, (measured, left) = Prompter(self.llm, self.options.plain), _split(self.options, data)
         plans = samples.plan(measured, self.options.n_samples, self.lengths, self.options.seed)
-        for plan in (*plans, *held_out.planned(self.options, self.lengths, left)):
-            ask(plan, prompter)
+        plans += held_out.planned(self.options, self.lengths, left)
+        shortest = (
+            min(len(ask(plan, prompter).prompt.tokens) for plan in plans) - 1
+        )  # the last one is decoded
+        window = ablation.settings_of(self.options)["window"]
+        if window >= shortest:
+            raise ArgumentError(
+                f"window must be less than the shortest prompt, of {shortest} tokens, not {window}"
+            )
         return measured
 
     def scores(self, method: str, data: Dataset, tally: Tally, scores: Any, **more: Any) -> HeadScores:

@@ -29,15 +29,13 @@ class Shrunk(NamedTuple):
 def shrink(tally: Tally, there: npt.NDArray[np.bool_], expected: Array | None) -> Shrunk:
     """Of the KV heads that are there, bool (n_layer, n_head_kv).
 
-    tally: losses, (n_layer, n_head_kv, n_points). expected: of these heads, what their falls should go with,
-    (n_heads,), not negative; None: they are expected to be alike.
+    tally: losses, (n_layer, n_head_kv, n_points), with samples in both halves. expected: of these heads, what
+    their falls should go with, (n_heads,), not negative; None: they are expected to be alike.
     """
     losses = tally.mean[there]
     falls = losses[:, :1] - losses[:, 1:]
     line = np.ones(len(falls)) if expected is None else expected
     prior = np.outer(line, np.maximum(line @ falls / (line @ line), 0))
-    if min(tally.counted) == 0:
-        return Shrunk(losses, np.ones(falls.shape[1]))
     halves = [total[there] / n for total, n in zip(tally.totals, tally.counted, strict=True)]
     difference = np.subtract(*(half[:, :1] - half[:, 1:] for half in halves))
     # halves of n0 and n1 samples differ by a variance of s/n0 + s/n1, and the mean of all has s/(n0 + n1)
