@@ -131,8 +131,7 @@ def test_one_task(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert n == pytest.approx(outcome["length"], abs=25)
         assert outcome["expected"].isdecimal()
         share = {None: 1.0, 64: 64 / n, "50%": 0.5}[outcome["budget"]]
-        off = 1 if outcome["policy"] == "recent" else 0.5  # all its heads get the least that one would
-        assert outcome["kept_share"] == pytest.approx(share, abs=off / n)
+        assert outcome["kept_share"] == pytest.approx(share, abs=0.5 / n)
         assert outcome["kept_bytes"] == round(outcome["kept_share"] * n * 4) * row
     assert len(table.strip().split("\n")) == 2 * (2 + 5) + 1
 

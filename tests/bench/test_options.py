@@ -116,7 +116,7 @@ def test_a_score_file_named_twice_is_one_sentence(capsys: pytest.CaptureFixture[
 SHAPE = ModelShape(n_layer=2, n_head=4, n_head_kv=2, row_bytes=256)
 
 
-@pytest.mark.parametrize("budget", [32, "5%", "64KiB"])
+@pytest.mark.parametrize("budget", [32, "5%", "3.33%", "64KiB"])
 def test_policies_keep_the_same_bytes(budget: int | str) -> None:
     scores = HeadScores(scores=np.arange(8).reshape(2, 4), n_head_kv=2, method="r2", kernel=9)
     made = policies.all_of([budget], {"r2": scores}, {"sinks": 2})

@@ -38,15 +38,16 @@ def full() -> Policy:
 
 
 def recent(budget: int | str, base: Retention) -> Policy:
-    """The first and the last positions, nothing in between (attention sinks and a recent window)."""
+    """The first and the last positions (attention sinks and a recent window), with the caps of `uniform`.
+
+    A head whose cap is above the smallest one selects the rest of its entries.
+    """
     as_uniform = replace(base, budget=budget, scores="uniform")
 
     def retention(shape: ModelShape, n_prompt: int) -> Retention:
-        n_each = int(as_uniform.caps_for(shape, n_prompt)[shape.heads].min())
-        window = max(n_each - base.sinks, 1)
-        return Retention(
-            budget=n_each, scores="uniform", window=window, sinks=base.sinks, kernel=1, fold=None
-        )
+        caps = as_uniform.caps_for(shape, n_prompt)
+        window = max(int(caps[shape.heads].min()) - base.sinks, 1)
+        return Retention(budget=None, caps=caps, window=window, sinks=base.sinks, kernel=1, fold=None)
 
     return Policy(RECENT, budget, retention)
 
