@@ -319,6 +319,11 @@ def test_no_interval_is_narrower_than_its_samples_allow() -> None:
     assert lines[0]["able"] == ["one"]  # three answers of 0.5 show nothing
     assert (lines[2]["of_full"], lines[2]["of_full_95"], lines[2]["of_full_differ"]) == (1, None, 0)
     assert lines[1]["of_full_95"] is not None
+    many = [outcome("many", i, "full", 1) for i in range(1000)]
+    few = [outcome("few", i, "full", i < 4) for i in range(5)]
+    (line,) = report.summary([*many, *few], ["full"])
+    low, high = line["tasks"]["few"]["interval_95"]
+    assert line["score_95"] == pytest.approx(((1 + low) / 2, (1 + high) / 2), abs=0.005)
     *_, row = (text for text in report.table(lines).splitlines() if text.startswith("same"))
     assert row.endswith(" 100    0/20")
 

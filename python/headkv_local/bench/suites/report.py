@@ -159,9 +159,17 @@ def _macro(by_task: Sequence[_Scores]) -> float:
 
 
 def _macro_interval(by_task: Sequence[_Scores]) -> tuple[float, float]:
-    """Of as many samples as have such a mean's variance: all of them, where the tasks have equally many."""
-    n = len(by_task) ** 2 / sum(1 / scores.size for scores in by_task) if by_task else 0.0
-    return report.wilson(_macro(by_task) * n, n)
+    """Of the intervals of the tasks, whose distances from the means add up as standard deviations do.
+
+    Zou and Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27
+    (2008).
+    """
+    if not by_task:
+        return report.wilson(0, 0)
+    means = np.array([scores.mean() for scores in by_task])
+    low, high = np.array([_interval(scores) for scores in by_task]).T
+    below, above = (float(np.sqrt((away**2).sum())) / len(by_task) for away in (means - low, high - means))
+    return float(means.mean()) - below, float(means.mean()) + above
 
 
 def _ratio_interval(ours: Sequence[_Scores], theirs: Sequence[_Scores]) -> tuple[float, float]:
