@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, logg
 from headkv_local import HeadKVError, Llama, Retention
 from headkv_local.bench.policies import parse_budgets
 from headkv_local.bench.suites import again, prompts, results
-from headkv_local.bench.suites.names import BEFORE, WITH
+from headkv_local.bench.suites.names import BEFORE, PEER, WITH
 from headkv_local.budgets import ModelShape
 
 
@@ -139,7 +139,7 @@ def _outcome(
     if budget is not None:
         kept = float(Retention(budget=budget, scores="uniform").caps_for(shape, n_all).mean())
     dropped = max(0.0, 1 - (int(kept) + 0.5) / n_context)  # in the middle of what rounds to these entries
-    policy, recipe = f"kvpress {name}", f"kvpress {version('kvpress')} {name} {int(kept)}"
+    policy, recipe = f"{PEER}{name}", f"kvpress {version('kvpress')} {name} {int(kept)}"
     key = (*item.key, results.label_of(policy, budget, peer.chosen), peer.chosen)
     if found.found(key, prompt.digest, recipe) is not None:
         return None

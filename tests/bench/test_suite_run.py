@@ -104,6 +104,8 @@ def test_an_interrupted_run_goes_on(
     assert "with another uniform 32: give another --results" in capsys.readouterr().err
     assert run(tiny_path, "babilong", *data, "--plain") == 2
     assert "holds a run with plain False, not True" in capsys.readouterr().err
+    assert run(tiny_path, "babilong", *data, "--threads", "2") == 2
+    assert "holds a run with n_threads 1, not 2" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(running, "__version__", "0.0.1")
         assert run(tiny_path, "babilong", *data) == 2
@@ -326,6 +328,20 @@ def test_no_interval_is_narrower_than_its_samples_allow() -> None:
     assert line["score_95"] == pytest.approx(((1 + low) / 2, (1 + high) / 2), abs=0.005)
     *_, row = (text for text in report.table(lines).splitlines() if text.startswith("same"))
     assert row.endswith(" 100    0/20")
+
+
+def test_peers_are_compared_with_their_own_full_cache() -> None:
+    scores = {"full": 1, "kvpress full-torch": 0.8, "kvpress snapkv": 0.4, "r2": 0.5}
+    found = [outcome("one", i, policy, score) for i in range(20) for policy, score in scores.items()]
+    found = [replace(one, budget=None) if one.policy == "kvpress full-torch" else one for one in found]
+    lines = report.summary(found, ["full", "r2 5%"])
+    assert "Rows of kvpress are divided by kvpress full-torch." in report.table(lines)
+    of_full = {line["label"]: line["of_full"] for line in lines}
+    wanted = {"full": 1, "r2 5%": 0.5, "kvpress full-torch": 1, "kvpress snapkv 5%": 0.5}
+    assert of_full == pytest.approx(wanted)
+    others = [one for one in found if one.policy != "kvpress full-torch"]
+    of_full = {line["label"]: line["of_full"] for line in report.summary(others, ["full"])}
+    assert of_full["kvpress snapkv 5%"] == pytest.approx(0.4)
 
 
 def test_tasks_that_the_full_cache_cannot_do_count_nowhere() -> None:

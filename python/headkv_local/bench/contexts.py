@@ -32,15 +32,19 @@ class Setup:
     n_batch: int = 512
     n_gpu_layers: int = 0
 
+    @property
+    def threads(self) -> int:
+        """The same for stock contexts and ours."""
+        return self.n_threads or default_threads()
+
     def options(self, n_ctx: int) -> dict[str, Any]:
-        n_threads = self.n_threads or default_threads()  # the same for stock contexts and ours
         return {
             "model_path": self.model,
             "n_ctx": n_ctx,
             "n_batch": self.n_batch,
             "n_ubatch": self.n_batch,
-            "n_threads": n_threads,
-            "n_threads_batch": n_threads,
+            "n_threads": self.threads,
+            "n_threads_batch": self.threads,
             "n_gpu_layers": self.n_gpu_layers,
             "type_k": KV_TYPES[self.type_k],
             "type_v": KV_TYPES[self.type_v],

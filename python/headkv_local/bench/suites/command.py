@@ -93,7 +93,8 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
     header = {
         "suite": options.suite,
         "model_id": model_id(setup.model),
-        **{name: getattr(setup, name) for name in ("type_k", "type_v")},
+        **{name: getattr(setup, name) for name in ("type_k", "type_v", "n_gpu_layers")},
+        "n_threads": setup.threads,
         **{name: said[name] for name in ("plain", "seed", "max_tokens")},
     }
     sorted_items = prepared(setup.model, said, limit)

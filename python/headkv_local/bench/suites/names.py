@@ -57,6 +57,9 @@ LENGTHS: Final[Mapping[str, int]] = {
 }
 """What BABILong calls its lengths, in tokens."""
 
+PEER, PEER_FULL = "kvpress ", "kvpress full-torch"
+"""How the names of docs/results/peers.py's policies begin, and the one of these that keeps everything."""
+
 WITH, BEFORE, ANEW = "with", "before", "anew"
 CHOSEN: Final = (WITH, BEFORE, ANEW)
 """When what is kept of a document is chosen: with the question in the prompt; before the question is known;

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .. import report
 from ..policies import FULL
+from .names import PEER, PEER_FULL
 from .prompts import Sorted
 from .results import Outcome
 
@@ -22,6 +23,8 @@ NOTE = (
     "cache's in the same samples, over the tasks that it can do; bootstrap over these pairs "
     f"({_DRAWS:,} draws), none where no pair differs. differ: pairs in which the two scores do."
 )
+
+_OF_PEERS = f"Rows of {PEER.strip()} are divided by {PEER_FULL}."
 
 _Scores = npt.NDArray[np.float64]
 
@@ -35,7 +38,10 @@ def summary(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[dict[str
         of_length = [one for one in outcomes if one.length == length]
         groups = {label: [one for one in of_length if one.label == label] for label in order}
         full = groups.get(FULL, [])
-        lines += [_line(group, full) for group in groups.values() if group]
+        full_of_peers = groups.get(PEER_FULL) or full
+        for label, group in groups.items():
+            if group:
+                lines.append(_line(group, full, full_of_peers if label.startswith(PEER) else full))
     return lines
 
 
@@ -43,7 +49,9 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     """One table per length, and what the model itself cannot do."""
     lengths = dict.fromkeys(line["length"] for line in lines)
     tables = [_table(length, [line for line in lines if line["length"] == length]) for length in lengths]
-    return "\n\n".join([*tables, "\n".join([NOTE, *_cannot(lines)])])
+    has_peers = any(line["policy"] == PEER_FULL for line in lines)
+    notes = [NOTE, *([_OF_PEERS] if has_peers else []), *_cannot(lines)]
+    return "\n\n".join([*tables, "\n".join(notes)])
 
 
 def left_out(sorted_items: Sorted, limit: int) -> dict[str, dict[str, Any]]:
@@ -79,12 +87,13 @@ def left_out_sentences(found: Mapping[str, Mapping[str, Any]], truncate: bool) -
     return said
 
 
-def _line(group: Sequence[Outcome], full: Sequence[Outcome]) -> dict[str, Any]:
+def _line(group: Sequence[Outcome], full: Sequence[Outcome], whole: Sequence[Outcome]) -> dict[str, Any]:
+    """full: what the model can do. whole: what the same program answers with everything kept."""
     first = group[0]
     tasks = {task: _task(group, full, task) for task in dict.fromkeys(one.task for one in group)}
     able = [task for task, found in tasks.items() if found["full_can"] is not False]
     by_task = [_scores(group, task) for task in able]
-    pairs = [_paired(group, full, task) for task in able] if full else []
+    pairs = [_paired(group, whole, task) for task in able]
     pairs = [pair for pair in pairs if pair[0].size]
     ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     n_differ = sum(int((a != b).sum()) for a, b in pairs)
