@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from headkv_local import ArgumentError, Llama, Retention
 from headkv_local.cli import main
 from headkv_local.eval.reader import Reader, log_softmax
 from headkv_local.eval.settings import parse
+from headkv_local.eval.tasks import suites
 
 FILLER = "It rained all day long, and nobody came to see the old house. " * 12
 ASKED = "\nQuestion: {}?"
@@ -268,3 +270,10 @@ def test_a_run_of_the_harness(
     assert "qa1.jsonl, line 1: 'target' must be of bathroom" in err.strip().split("\n")[-1]
     assert main(arguments) == 2
     assert "babilong needs its files" in capsys.readouterr().err
+
+
+def test_the_length_of_babilong_is_asked_for(babilong: Path) -> None:
+    """All lengths would come to one score."""
+    shutil.copytree(babilong / "1k", babilong / "2k")
+    with pytest.raises(ArgumentError, match=r'"length": "1k"}\'; .*/data has 1k, 2k$'):
+        suites.load("babilong", "qa1", str(babilong))

@@ -34,19 +34,19 @@ LABELS: Mapping[str, tuple[str, ...]] = {
 
 def items(folder: Path, tasks: Sequence[str] | None, lengths: Sequence[str] | None) -> list[Item]:
     """All questions, length by length. Raises DataError for what is not there, or has another schema."""
+    return [item for length in lengths or lengths_in(folder) for item in _of_length(folder, length, tasks)]
+
+
+def lengths_in(folder: Path) -> list[str]:
+    """Those that are there. Raises DataError where none is."""
     require_folder(folder)
-    wanted = tuple(lengths or LENGTHS)
-    there = [length for length in wanted if lengths or _has(folder, length)]
+    there = [length for length in LENGTHS if any(_path(folder, length, task) for task in TASKS[BABILONG])]
     if not there:
         raise DataError(f"{folder} has no lengths: {_LAYOUT}")
-    return [item for length in there for item in _of_length(folder, length, tasks)]
+    return there
 
 
 _LAYOUT = "BABILong is looked for in DIR/1k/qa1.jsonl or DIR/qa1/1k.json"
-
-
-def _has(folder: Path, length: str) -> bool:
-    return any(_path(folder, length, task) for task in TASKS[BABILONG])
 
 
 def _path(folder: Path, length: str, task: str) -> Path | None:

@@ -17,16 +17,25 @@ from headkv_local.bench.suites.item import Item
 def load(
     suite: str, task: str, data: str | None = None, length: str | None = None, **_: Any
 ) -> dict[str, Any]:
-    """The split "test". data: the folder of the suite's files. length: of BABILong, "4k". From --metadata."""
-    from datasets import Dataset
+    """The split "test". data: the folder of the suite's files. length: of BABILong, "4k". From --metadata.
 
+    Raises ArgumentError where one of them is missing, DataError for files.
+    """
     if data is None:
         raise ArgumentError(f"""{suite} needs its files: --metadata '{{"data": "DIR"}}'""")
     folder = Path(data)
     if suite == "babilong":
-        items = babilong.items(folder, [task], [length] if length else None)
+        if not length:  # all of them would come to one score
+            there = babilong.lengths_in(folder)
+            raise ArgumentError(
+                f"""babilong needs the length of its texts: --metadata '{{"data": "{data}", """
+                f""""length": "{there[0]}"}}'; {folder} has {", ".join(there)}"""
+            )
+        items = babilong.items(folder, [task], [length])
     else:
         items = (longbench if suite == "longbench" else loogle).items(folder, [task])
+    from datasets import Dataset
+
     return {"test": Dataset.from_list([asdict(item) for item in items])}
 
 
