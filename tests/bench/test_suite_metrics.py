@@ -66,6 +66,8 @@ def test_babilong_wants_all_of_several() -> None:
         ("count", "17", ("7",), 0),
         ("code_similarity", "# no\nreturn a", ("return a",), 1),
         ("code_similarity", "abcd", ("abXd",), 0.75),
+        ("code_similarity", "return self.foo(bar, baz)", ("self.bar = baz(foo).return_value",), 0.25),
+        ("code_similarity", "", ("",), 1),
         (
             "cloze",
             "So: {'<mask-0>': 'Ada', '<mask-1>': 'Rome'}",
@@ -78,6 +80,11 @@ def test_babilong_wants_all_of_several() -> None:
 )
 def test_known_pairs(metric: str, answer: str, answers: tuple[str, ...], expected: float) -> None:
     assert score(metric, answer, *answers) == pytest.approx(expected)
+
+
+def test_chinese_marks_are_those_of_the_suite() -> None:
+    pytest.importorskip("jieba", reason="jieba is of the extra 'eval'")
+    assert score("f1_chinese", "〖北京〗〜｣", "北京") == 1
 
 
 def test_classification_shares_among_all_classes_named() -> None:

@@ -7,6 +7,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 from headkv_local import UnsupportedError
@@ -16,7 +17,7 @@ from .reading import literal
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _CHINESE_PUNCTUATION = set(
-    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～、〃》「」『』【】〔〕–—‘’“”„…‧﹏"
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏"
 )
 _PUNCTUATION = set(string.punctuation)
 
@@ -72,7 +73,10 @@ def rouge_l_recall(answer: str, item: Item) -> float:
 
 
 def classification(answer: str, item: Item) -> float:
-    """1 / classes named, if the right one is among them. Names within the right one's name do not count."""
+    """1 / classes named, if the right one is among them. Names within the right one's name do not count.
+
+    The suite misses every second of several such names, as it takes them from the list that it walks.
+    """
     named = [one for one in item.classes if one in answer]
     return max(_share_of(right, [n for n in named if n == right or n not in right]) for right in item.answers)
 
@@ -87,10 +91,13 @@ def count(answer: str, item: Item) -> float:
 
 
 def code_similarity(answer: str, item: Item) -> float:
-    """Of the first line that is no comment and no fence, rounded to percent: 2 * common / all characters."""
+    """Of the first line that is no comment and no fence, rounded to percent: difflib's ratio of characters.
+
+    The suite's fuzzywuzzy takes it where python-Levenshtein, whose ratio is another one, is not installed.
+    """
     lines = answer.lstrip("\n").split("\n")
     line = next((one for one in lines if not any(mark in one for mark in ("`", "#", "//"))), "")
-    return max(round(100 * _similarity(line, one)) / 100 for one in item.answers)
+    return max(round(100 * SequenceMatcher(None, line, one).ratio()) / 100 for one in item.answers)
 
 
 def cloze(answer: str, item: Item) -> float:
@@ -212,10 +219,6 @@ def _number(paragraph: str) -> str:
     """Of "Paragraph 7", "段落7"."""
     found = re.search(r"\d+", paragraph)
     return found.group() if found else paragraph
-
-
-def _similarity(a: str, b: str) -> float:
-    return 2 * len(common(a, b)) / (len(a) + len(b)) if a or b else 1.0
 
 
 def _masks(answer: str, item: Item, fits: Callable[[str, str], bool]) -> float:
