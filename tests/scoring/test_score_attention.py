@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headkv_local.scoring.attention import needle_share, token_f1
-from headkv_local.scoring.report import kv_heads
+from headkv_local.budgets import LayerShape, ModelShape
+from headkv_local.scoring.attention import by_kv_head, needle_share, token_f1
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(0, 5))
@@ -50,5 +50,7 @@ def test_token_f1(answer: str, gold: str, f1: float) -> None:
 
 
 def test_groups_are_summed() -> None:
-    scores = np.array([[1.0, 2, 3, 4, 5, 6]])
-    assert kv_heads(scores, 2).tolist() == [[6.0, 15.0]]
+    """Also of a layer with fewer heads, whose rows end in zeros."""
+    shape = ModelShape.of([LayerShape(0, 6, 2, 64), LayerShape(1, 4, 4, 64)])
+    scores = np.array([[1.0, 2, 3, 4, 5, 6], [7, 8, 9, 10, 0, 0]])
+    assert by_kv_head(scores, shape).tolist() == [[6, 15, 0, 0], [7, 8, 9, 10]]

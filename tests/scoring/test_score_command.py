@@ -67,6 +67,14 @@ def test_teacher_forced_from_end_to_end(
     assert llm.cache_stats().policy == "scores"
 
 
+def test_heads_that_a_layer_does_not_have_are_no_heads(
+    score: Score, tiny: Callable[..., Path], capsys: Capture
+) -> None:
+    few = ("--teacher-forced", "--samples", "2", "--lengths", "300", "--beta", "2")
+    assert score(*few, model=tiny(arch="deci")) == 0  # 2, 2, 2 and 4 KV heads
+    assert re.search(r"Spearman -?[01]\.\d{3} over 10 KV heads\n", capsys.readouterr().out)
+
+
 def test_what_is_recommended(score: Score, tmp_path: Path, capsys: Capture) -> None:
     advice = ("--beta", "1.5", "--window", "4", "--kernel", "17", "--sinks", "0")
     assert score("--teacher-forced", *advice) == 0

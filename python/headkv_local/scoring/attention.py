@@ -38,9 +38,8 @@ def token_f1(answer: str, gold: str) -> float:
 
 
 def by_kv_head(scores: npt.NDArray[np.float64], shape: ModelShape) -> npt.NDArray[np.float64]:
-    """Of the sum 1, those of a group of query heads added up: (n_layer, n_head) to (n_layer, n_head_kv)."""
+    """Sums over GQA groups: (n_layer, n_head) to (n_layer, n_head_kv), 0 for KV heads that are not there."""
     res = np.zeros((shape.n_layer, shape.n_head_kv))
     for row, found, layer in zip(res, scores, shape.layers, strict=True):
         row[: layer.n_head_kv] = found[: layer.n_head].reshape(layer.n_head_kv, -1).sum(axis=1)
-    normalised: npt.NDArray[np.float64] = res / res.sum()
-    return normalised
+    return res

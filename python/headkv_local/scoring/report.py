@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..scoresfile.diff import spearman
+from .attention import by_kv_head
 from .held_out import BETAS, BUDGETS
 from .run import Result
 
@@ -14,18 +15,16 @@ _TOP = 10
 
 def text(result: Result) -> str:
     """How many samples counted, how well the two halves of them agree, and the strongest heads."""
-    scores, tally = result.scores, result.tally
+    scores, shape, tally = result.scores, result.shape, result.tally
     values = scores.scores.astype(np.float64)
     lines = [f"method {scores.method}: {tally.n_counted} of {tally.done} samples counted"]
-    by_half = [
-        mean_falls(total) if scores.curves else kv_heads(total, scores.n_head_kv) for total in tally.totals
-    ]
     if min(tally.counted) > 0:
-        rank_correlation = spearman(by_half[0].ravel(), by_half[1].ravel())
+        by_head = [_falls(total) if scores.curves else by_kv_head(total, shape) for total in tally.totals]
+        rank_correlation = spearman(*(half[shape.heads] for half in by_head))
         agreement = "undefined" if rank_correlation is None else f"{rank_correlation:.3f}"
         lines.append(
             f"halves of {tally.counted[0]} and {tally.counted[1]} samples without a common example: "
-            f"Spearman {agreement} over {by_half[0].size} KV heads"
+            f"Spearman {agreement} over {shape.n_heads} KV heads"
         )
     if "measured" in scores.source:
         expected = "attention" if scores.source["base"] != "100%" else "the mean of all"
@@ -34,10 +33,10 @@ def text(result: Result) -> str:
         )
     lines += _of_beta(result)
     share = values / values.sum()
-    order = np.argsort(-share, axis=None, kind="stable")[:_TOP]
-    lines.append(f"strongest of {share.size} query heads (layer-head, share of all scores):")
-    layers = scores.layers or range(len(values))
-    named = (f"{layers[h // share.shape[1]]}-{h % share.shape[1]} {share.flat[h]:.1%}" for h in order)
+    heads = [(row, head) for row, layer in enumerate(shape.layers) for head in range(layer.n_head)]
+    strongest = sorted(heads, key=lambda head: -share[head])[:_TOP]
+    lines.append(f"strongest of {len(heads)} query heads (layer-head, share of all scores):")
+    named = (f"{shape.layers[row].il}-{head} {share[row, head]:.1%}" for row, head in strongest)
     lines.append("  " + "  ".join(named))
     return "\n".join(lines)
 
@@ -57,13 +56,7 @@ def _of_beta(result: Result) -> list[str]:
     return lines
 
 
-def mean_falls(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _falls(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """How much entries lower the loss: (n_layer, n_head_kv, n_points) to (n_layer, n_head_kv)."""
     falls: npt.NDArray[np.float64] = losses[..., 0] - losses[..., -1]
     return falls
-
-
-def kv_heads(scores: npt.NDArray[np.float64], n_head_kv: int) -> npt.NDArray[np.float64]:
-    """Sums over GQA groups: (n_layer, n_head) to (n_layer, n_head_kv)."""
-    sums: npt.NDArray[np.float64] = scores.reshape(len(scores), n_head_kv, -1).sum(axis=2)
-    return sums

@@ -41,9 +41,13 @@ _BASE = "base"  # the stage of attention scores, for the budgets around which an
 
 @dataclass(frozen=True)
 class Result:
-    """choice: of beta, None where it was given or no examples are left for it."""
+    """shape: the layers that were measured.
+
+    choice: of beta, None where it was given or no examples are left for it.
+    """
 
     scores: HeadScores
+    shape: ModelShape
     tally: Tally
     choice: Choice | None
 
@@ -94,7 +98,7 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
             tell(f"fewer than 4 examples: none is held out to choose beta on, it stays {scores.beta:g}")
     scores.to_sidecar(options.output, force=options.force)
     progress.remove()
-    return Result(scores, tally, choice)
+    return Result(scores, shape, tally, choice)
 
 
 def _data(options: Options) -> Dataset:
