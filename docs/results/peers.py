@@ -5,8 +5,9 @@
 
 RESULTS.jsonl is what `--results` wrote, in one run or several. The prompts of its answers are made again from
 its settings, and are token for token the same: the results say so by their digests. What cannot be made again
-is said. The weights are those of the GGUF, dequantized to float32 by transformers. SnapKV, Ada-SnapKV and
-Expected attention see the question, as `with` does: they compress all of the prompt but its last token. KVzip
+is said, and another model is refused. The weights are those of the GGUF, dequantized to float32 by
+transformers. SnapKV, Ada-SnapKV and Expected attention see the question,
+as `with` does: they compress all of the prompt but its last token. KVzip
 compresses the document before its question is known, as `before` does. Budgets are the same entries per KV
 head as ours. An answer is greedy and judged as ours are. What the file holds already is not measured again;
 the command of the run prints the table with these rows.
@@ -34,6 +35,7 @@ from headkv_local.bench.policies import parse_budgets
 from headkv_local.bench.suites import again, prompts, results
 from headkv_local.bench.suites.names import BEFORE, PEER, WITH
 from headkv_local.budgets import ModelShape
+from headkv_local.models import retained_shape
 
 
 class Peer(NamedTuple):
@@ -67,14 +69,6 @@ def load(path: Path, folder: Path) -> Any:
     return model.eval()
 
 
-def shape_of(model: Any) -> ModelShape:
-    config = model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return ModelShape(
-        config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, 2 * 2 * width
-    )
-
-
 @torch.no_grad()
 def answer(
     model: Any, press: Any, tokens: list[int], n_context: int, max_tokens: int, is_end: Callable[[int], bool]
@@ -102,10 +96,10 @@ def measure(options: argparse.Namespace) -> Iterator[results.Outcome]:
     first = results.header_of(options.results)
     said = first["settings"]
     found = results.Results(options.results, first["header"], said)
-    path = Path(options.model or said["model"])
+    path = again.model_of(first, options.model)
     with tempfile.TemporaryDirectory() as folder, Llama(path, vocab_only=True, n_ctx=64) as llm:
         model = load(path, Path(folder))
-        shape = shape_of(model)
+        shape = retained_shape(path)  # rows of F16
         vocab = llama_cpp.llama_model_get_vocab(llm.model)
         asked, others = again.prompts_of(llm, said, found)
         for task, length, number in others:
@@ -184,6 +178,8 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := [name for name in options.presses if name not in PEERS]:
         parser.error(f"{unknown[0]!r} is none of {', '.join(PEERS)}")
     options.budgets = parse_budgets(options.budgets)
+    if in_bytes := [one for one in options.budgets if isinstance(one, str) and not one.endswith("%")]:
+        parser.error(f"{in_bytes[0]} is no number of entries or percentage: rows have another size here")
     logging.disable_progress_bar()
     try:
         for outcome in measure(options):

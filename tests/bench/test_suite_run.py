@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,16 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headkv_local import HeadScores, Llama
+from headkv_local import ArgumentError, HeadScores, Llama
 from headkv_local.bench.policies import by_scores
 from headkv_local.bench.suites import longbench, report
 from headkv_local.bench.suites import run as running
-from headkv_local.bench.suites.again import prompts_of
+from headkv_local.bench.suites.again import model_of, prompts_of
 from headkv_local.bench.suites.command import prepared
 from headkv_local.bench.suites.names import CHOSEN
 from headkv_local.bench.suites.prompts import Fitting, made
 from headkv_local.bench.suites.results import Outcome, Results, header_of
 from headkv_local.cli import main
+from headkv_local.models import model_id
 
 _FACT = "Mary went to the office. "
 _FILLER = "It rained all day long, and nobody came to see the old house at the river. "
@@ -301,6 +303,15 @@ def test_prompts_of_later_runs_are_made_again(
     assert len(keys) == 5
     assert sorted(prompt.item.key for prompt in found) == sorted(keys)
     assert others == [("vt", "400", 7), ("cwe", "400", 0)]
+
+
+def test_results_are_of_one_model(tiny: Callable[..., Path], tiny_path: Path, tmp_path: Path) -> None:
+    moved = shutil.copy(tiny_path, tmp_path / "moved.gguf")
+    first = {"header": {"model_id": model_id(tiny_path)}, "settings": {"model": str(tiny_path)}}
+    assert model_of(first) == tiny_path
+    assert model_of(first, str(moved)) == moved
+    with pytest.raises(ArgumentError, match="is not the model of these results: they name fnv1a-"):
+        model_of(first, str(tiny(seed=9)))
 
 
 def test_no_interval_is_narrower_than_its_samples_allow() -> None:

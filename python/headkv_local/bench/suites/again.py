@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from headkv_local import HeadKVError, Llama
+from headkv_local import ArgumentError, HeadKVError, Llama
+from headkv_local.models import model_id
 
 from .command import prepared
 from .names import BABILONG, LENGTHS, RULER
 from .prompts import Fitting, Prompt, made
 from .results import PromptKey, Results
+
+
+def model_of(first: Mapping[str, Any], given: str | None = None) -> Path:
+    """The model of a results file. first: its first line. given: where the model has moved.
+
+    Raises ArgumentError for another model, also for another quantization of this one; ScoresError for none.
+    """
+    path = given or first["settings"]["model"]
+    found, wanted = model_id(path), first["header"]["model_id"]
+    if found != wanted:
+        raise ArgumentError(f"{path} is not the model of these results: they name {wanted}, this is {found}")
+    return Path(path)
 
 
 def prompts_of(
