@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from architectures import FAMILIES
+from gguf_factory import TinyModel
 from headkv_local import HeadKVError, Llama, Retention, __version__
 from headkv_local._core import native
 from headkv_local.cli import main
@@ -73,6 +76,17 @@ def test_heads_that_a_layer_does_not_have_are_no_heads(
     few = ("--teacher-forced", "--samples", "2", "--lengths", "300", "--beta", "2")
     assert score(*few, model=tiny(arch="deci")) == 0  # 2, 2, 2 and 4 KV heads
     assert re.search(r"Spearman -?[01]\.\d{3} over 10 KV heads\n", capsys.readouterr().out)
+
+
+def test_heads_that_no_file_can_hold(
+    score: Score, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = FAMILIES["openelm"]
+    counts = {"attention.head_count": [6, 6, 6, 4], "attention.head_count_kv": [2, 2, 2, 4]}
+    monkeypatch.setitem(FAMILIES, "openelm", replace(family, keys=lambda model: family.keys(model) | counts))
+    model = TinyModel(arch="openelm", width=256).write(tmp_path / "uneven.gguf")
+    assert score("--samples", "2", "--lengths", "300", model=model) == 1
+    assert "the 4 KV heads of one layer do not divide the 6 query heads" in capsys.readouterr().err
 
 
 def test_what_is_recommended(score: Score, tmp_path: Path, capsys: Capture) -> None:

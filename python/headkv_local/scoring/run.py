@@ -16,7 +16,7 @@ from .. import __version__, files
 from ..bench import haystack
 from ..bench.contexts import n_ctx_for
 from ..budgets import ModelShape
-from ..errors import ArgumentError, DataError, ModelError, ScoresError
+from ..errors import ArgumentError, DataError, ModelError, ScoresError, UnsupportedError
 from ..llama import Llama
 from ..models import model_id, trained_context
 from ..retention import Retention
@@ -77,6 +77,11 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
         flash_attn=True,
     ) as llm:
         shape = llm.shape
+        if shape.n_head % shape.n_head_kv != 0:
+            raise UnsupportedError(
+                f"no file can hold head scores of this model: the {shape.n_head_kv} KV heads of one layer do "
+                f"not divide the {shape.n_head} query heads of another"
+            )
         settings = _settings(options, llm, [one for one in (data, instead) if one], lengths)
         progress = Progress(options.output, settings, _stages(options, shape), force=options.force)
         measured = _Run(llm, options, settings, lengths, progress, tell, bar)
