@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..messages import SYSTEM
@@ -20,7 +21,9 @@ _DOCUMENT: Final = "document"
 _N_TOLD: Final = 4  # times n_last tokens of a part that ask beside marked documents, whatever they say
 _N_RULES: Final = 2  # of a system message before what may be a document
 
-_BLANKS: Final = re.compile(b"|".join(chr(i).encode() for i in range(0x3001) if chr(i).isspace()))
+_BLANKS: Final = np.array([i for i in range(128) if chr(i).isspace()], dtype=np.uint8)
+_WIDE: Final = re.compile(b"|".join(chr(i).encode() for i in range(128, 0x3001) if chr(i).isspace()))
+"""Of Unicode's, as messages may begin and end with, which templates trim."""
 
 _logger = logging.getLogger("headkv_local")
 
@@ -159,13 +162,10 @@ class _Texts:
     """Where messages are in a prompt, whatever blanks a tokenizer or a template has added or left out."""
 
     def __init__(self, written: Pieces) -> None:
-        is_text = np.ones(len(written.text), dtype=np.bool_)
-        for blank in _BLANKS.finditer(written.text):
-            is_text[slice(*blank.span())] = False
         self._written = written
-        self._places = np.flatnonzero(is_text)
+        self._places = _no_blanks(written.text)
         """Of the bytes that are no blanks."""
-        self._text = _BLANKS.sub(b"", written.text)
+        self._text = np.frombuffer(written.text, dtype=np.uint8)[self._places].tobytes()
 
     def parts(self, messages: Sequence[Mapping[str, Any]], turn: Sequence[int]) -> list[Part]:
         """The tokens of each part that asks of the messages of these numbers; none if one is not found."""
@@ -184,7 +184,8 @@ class _Texts:
 
     def _before(self, part: Mapping[str, Any], end: int) -> tuple[int, int]:
         """Where it ends and begins, the last one before `end`; twice that if it is not found."""
-        text = _BLANKS.sub(b"", part["text"].encode("utf-8", errors="ignore"))
+        text = _WIDE.sub(b"", part["text"].encode("utf-8", errors="ignore"))
+        text = text.translate(None, _BLANKS.tobytes())
         last = start = self._text.rfind(text, 0, end)
         while start >= 0 and self._is_in_word(start, start + len(text)):  # of the template's
             start = self._text.rfind(text, 0, start + len(text) - 1)
@@ -197,6 +198,14 @@ class _Texts:
         text = self._written.text
         before, after = text[max(first - 1, 0) : first + 1], text[last : last + 2]
         return any(len(both) == 2 and both.isalnum() for both in (before, after))
+
+
+def _no_blanks(text: bytes) -> npt.NDArray[np.intp]:
+    """Where the bytes of a text are that are no blanks."""
+    is_text = ~np.isin(np.frombuffer(text, dtype=np.uint8), _BLANKS)
+    for blank in _WIDE.finditer(text):
+        is_text[slice(*blank.span())] = False
+    return np.flatnonzero(is_text)
 
 
 class _Bordered:
