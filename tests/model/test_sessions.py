@@ -584,3 +584,15 @@ def test_who_cancels_a_session_keeps_the_earlier_one(load: Load, tiny_path: Path
     assert llm.n_tokens == len(TOKENS)
     llm.cancel()
     llm.save_session(path)
+
+
+def test_a_cancel_that_is_meant_for_a_stream_reaches_it(load: Load, tiny_path: Path, tmp_path: Path) -> None:
+    """Whoever saves a session between its steps."""
+    llm = load(tiny_path, retention=RETENTION)
+    stream = llm.generate(TOKENS, temp=0.0)
+    assert next(stream) >= 0
+    llm.cancel()
+    llm.save_session(tmp_path / "a")
+    with pytest.raises(Cancelled):
+        next(stream)
+    assert next(llm.generate(TOKENS, temp=0.0)) >= 0

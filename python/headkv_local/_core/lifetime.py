@@ -141,6 +141,22 @@ class Lifetime:
             token._raise_if_cancelled()
 
     @contextmanager
+    def cancellable(self) -> Iterator[None]:
+        """Work of its own, which a cancel ends. One that came before was meant for what came before: a stream
+        that goes on afterwards still gets it."""
+        pending = self.cancelled and self.turns.held
+        self.begin()
+        try:
+            yield
+        except Cancelled:
+            self.forget_cancel()
+            raise
+        finally:
+            with self._lock:
+                if pending and not self._closed:
+                    self._stop()
+
+    @contextmanager
     def stopping(self, ctx: Any) -> Iterator[None]:
         """Work that llama_cpp does batch by batch: a cancel ends it before the next one. ctx: llama_cpp's."""
         decode = ctx.decode
@@ -150,15 +166,12 @@ class Lifetime:
                 raise Cancelled("cancelled")
             decode(batch)
 
-        self.begin()
-        ctx.decode = unless_cancelled
-        try:
-            yield
-        except Cancelled:
-            self.forget_cancel()
-            raise
-        finally:
-            del ctx.decode  # the class has it
+        with self.cancellable():
+            ctx.decode = unless_cancelled
+            try:
+                yield
+            finally:
+                del ctx.decode  # the class has it
 
     @contextmanager
     def _under(self, tokens: tuple[CancelToken, ...]) -> Iterator[None]:

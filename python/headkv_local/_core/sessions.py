@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError, Cancelled, SessionError, StateError
+from ..errors import ArgumentError, SessionError, StateError
 from ..messages import listed
 from ..stats import PromptRecord
 from . import native
@@ -39,12 +39,8 @@ def save(
         tokens = np.ascontiguousarray(llm.input_ids[: llm.n_tokens], dtype=np.int32)
         logits = None if llm._requires_eval else llm._contents.logits()
         recurrent = record.recurrent if llm._compactor.n_compacted > 0 else None
-        llm._lifetime.begin()
-        try:
+        with llm._lifetime.cancellable():
             write(ctx, _name(path), told, Held(tokens, logits, record.logits, recurrent), light)
-        except Cancelled:
-            llm._lifetime.forget_cancel()
-            raise
 
 
 def open_with(
@@ -106,12 +102,10 @@ def _load(llm: Any, session: SessionFile, header: Header) -> None:
     with llm._using():
         if other := difference(header, context_of(llm), llm._weights.adapter):
             raise SessionError(f"the session {session.path} has rows of {other}")
-        llm._lifetime.begin()
         try:
-            held = session.load(llm._compactor.ctx, llm._weights.model, llm._n_vocab)
-        except BaseException as error:
-            if isinstance(error, Cancelled):
-                llm._lifetime.forget_cancel()
+            with llm._lifetime.cancellable():
+                held = session.load(llm._compactor.ctx, llm._weights.model, llm._n_vocab)
+        except BaseException:
             if llm._compactor.n_tokens != llm.n_tokens:  # what it held is given up
                 llm.reset()
             raise
