@@ -70,20 +70,30 @@ class Costs:
 
 @dataclass(frozen=True)
 class Prompt:
-    """n_document: tokens before what asks; 0 where that is not known. cut: what was cut out of its middle."""
+    """n_document: tokens before what asks; 0 where that is not known.
+
+    text, cut: all of it in UTF-8, and where what was cut out of its middle begins and ends.
+    """
 
     tokens: list[int]
     n_document: int
-    cut: str = ""
+    text: bytes = b""
+    cut: tuple[int, int] = 0, 0
 
     def said(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The messages that it was made of, as they stand in it."""
-        return [
-            {**one, "content": one["content"].replace(self.cut, "", 1)}
-            if self.cut and self.cut in str(one.get("content"))
-            else one
-            for one in messages
-        ]
+        return [{**one, "content": self._left(one.get("content"))} for one in messages]
+
+    def _left(self, content: Any) -> Any:
+        """Of the one that the cut is in."""
+        start, stop = self.cut
+        if not isinstance(content, str) or start == stop:
+            return content
+        said = content.encode()
+        at = self.text.find(said, max(0, stop - len(said)), start + len(said))
+        if at < 0:
+            return content
+        return (said[: start - at] + said[stop - at :]).decode(errors="ignore")
 
 
 class Reader:
@@ -115,16 +125,20 @@ class Reader:
     def prompt(self, tokens: list[int], text: str, n_more: int) -> Prompt | None:
         """A prompt, if it fits as fits() says."""
         n_asks = len(tokens) - self._n_document(tokens, text)
-        room, cut = self.llm.n_ctx() - n_more, ""
+        room, said, cut = self.llm.n_ctx() - n_more, text.encode(), (0, 0)
         if not self.fits(len(tokens), n_more):
             self.costs.skipped += 1
             return None
         if len(tokens) > room:
             self.costs.truncated += 1
             half, rest = room // 2, len(tokens) - (room - room // 2)
-            cut = self.llm.detokenize(tokens[half:rest], special=True).decode(errors="ignore")
+            out, end = (
+                self.llm.detokenize(part, special=True) for part in (tokens[half:rest], tokens[rest:])
+            )
+            stop = len(said) - len(end)
+            cut = stop - len(out), stop
             tokens = tokens[:half] + tokens[rest:]
-        return Prompt(tokens, max(0, len(tokens) - n_asks), cut)
+        return Prompt(tokens, max(0, len(tokens) - n_asks), said, cut)
 
     def read(self, prompt: Prompt, messages: Sequence[Mapping[str, Any]], again: bool = False) -> None:
         """Read a prompt and compact it. messages: that it was made of, if any. again: the one before, for
