@@ -148,8 +148,8 @@ class Engine:
         message, answer = conversation.question(question), ""
         stopped = False
         try:
-            llm = self._entered(conversation)
             with stop:
+                llm = self._entered(conversation)
                 for chunk in llm.create_chat_completion(
                     for_model([*conversation.messages, message]), stream=True, **SAMPLING
                 ):
