@@ -292,3 +292,18 @@ def test_a_message_is_found_by_its_words(text: str) -> None:
     (part,) = question_of(spelled, spelled, [{"role": "user", "content": text}], 128)
     assert text.strip()[0] in "".join(pieces[part.start : part.stop])
     assert part.stop <= len(syllables(f"[start]user\n{text.strip()}")) + 1
+
+
+@SPELLINGS
+def test_a_greeting_does_not_silence_a_long_part(spell: Callable[[str], list[str]], n_last: int) -> None:
+    long = f"{DOCUMENT}\n\n{TASK}"
+    for said in ([("user", "Hi there."), ("user", long)], [("user", long), ("user", "Thanks!")]):
+        assert weighing(spell, n_last, TASK[-40:], *said) == 0.5**4
+    several = f"{DOCUMENT}\n\n{MANY}"
+    for i in range(1, 11):
+        assert weighing(spell, n_last, f"number {i}?", ("user", "Hi there."), ("user", several)) == 1
+
+
+def test_a_message_that_is_no_text_is_not_found() -> None:
+    spelled = Pieces(range(4), lambda token: b"[start]")
+    assert question_of(spelled, spelled, [{"role": "user", "content": "\ud83d"}], 128) == ()

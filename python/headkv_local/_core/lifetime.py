@@ -153,7 +153,7 @@ class Lifetime:
             raise
         finally:
             with self._lock:
-                if pending and not self._closed:
+                if pending and self.turns.held and not self._closed:  # it may have ended meanwhile
                     self._stop()
 
     @contextmanager

@@ -19,6 +19,8 @@ from .pieces import Pieces
 _DOCUMENT: Final = "document"
 
 _N_TOLD: Final = 4  # times n_last tokens of a part that ask beside marked documents, whatever they say
+_LIKELY: Final = 0.5**4  # of headkv_get_question(), where neither end of a message has a question mark
+
 _N_RULES: Final = 2  # of a system message before what may be a document
 
 _BLANKS: Final = np.array([i for i in range(128) if chr(i).isspace()], dtype=np.uint8)
@@ -97,9 +99,11 @@ def question_of(
 
 
 def _disjoint(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """A token that two of them share is the first one's."""
+    """A token that two of them share is of the one that weighs more, else of the first."""
     found: list[Part] = []
     for part in parts:
+        if found and found[-1].weight < part.weight and found[-1].start < part.start < found[-1].stop:
+            found[-1] = found[-1]._replace(stop=part.start)
         start = max(part.start, found[-1].stop if found else 0)
         if start < part.stop:
             found.append(part._replace(start=start))
@@ -140,18 +144,19 @@ def _of_rules(prompt: Pieces, parts: Sequence[Part], n_last: int) -> list[Part]:
 
 
 def _of_long(prompt: Pieces, parts: Sequence[Part], n_last: int) -> list[Part]:
-    """Of messages without marks: their short parts beside longer ones ask, and what these tell, as a
-    document may. Else what the whole of them tells."""
+    """Of messages without marks: their short parts beside longer ones ask, and what is found in these, with
+    less weight where it is no more than their last n_last tokens. Else what is found in the whole of them."""
     short = [part for part in parts if part.n <= n_last]
     if len(short) < len(parts) and 0 < sum(part.n for part in short) <= n_last:
-        told = [each for part in parts if part.n > n_last for each in _told(prompt, [part], n_last)]
-        return [*(Part(part.start, part.stop) for part in short), *told]
+        found = [each for part in parts if part.n > n_last for each in _found(prompt, [part], n_last)]
+        found = [each._replace(weight=_LIKELY) if each.n == n_last else each for each in found]
+        return [*(Part(part.start, part.stop) for part in short), *found]
     return list(_found(prompt, parts, n_last))
 
 
 def _told(prompt: Pieces, parts: Sequence[Part], n_last: int) -> list[Part]:
     """What looks like a question, at the ends of what may be a document."""
-    return [each for each in _found(prompt, parts, n_last) if each.weight == 1.0 and each.n < n_last]
+    return [each for each in _found(prompt, parts, n_last) if each.weight == 1.0 and each.n != n_last]
 
 
 def _found(prompt: Pieces, parts: Sequence[Part], n_last: int) -> tuple[Part, ...]:
@@ -186,6 +191,8 @@ class _Texts:
         """Where it ends and begins, the last one before `end`; twice that if it is not found."""
         text = _WIDE.sub(b"", part["text"].encode("utf-8", errors="ignore"))
         text = text.translate(None, _BLANKS.tobytes())
+        if not text:  # of what UTF-8 cannot say
+            return end, end
         last = start = self._text.rfind(text, 0, end)
         while start >= 0 and self._is_in_word(start, start + len(text)):  # of the template's
             start = self._text.rfind(text, 0, start + len(text) - 1)
