@@ -75,7 +75,7 @@ HEADKV_API int32_t headkv_session_get(const struct headkv_session_file * file, s
 //   model_id: of the context's model, as headkv_model_id() gives it
 // HEADKV_ERR_SESSION  : damaged, of another model, or longer than the context, which is as it was then; where a file
 //                       without damage says what cannot be, the context is empty
-// HEADKV_ERR_CANCELLED: headkv_cancel() came before, and the context is as it was, or meanwhile, and it is empty
+// HEADKV_ERR_CANCELLED: headkv_cancel() came; the context is as it was, or empty where it had been given up already
 // HEADKV_ERR_MEMORY, _ARCHIVE, ...: the context is empty, or as it was where nothing had been given up
 HEADKV_API int32_t headkv_session_load(struct llama_context * ctx, struct headkv_session_file * file,
                                        const char * model_id);

@@ -357,10 +357,11 @@ HEADKV_API int32_t headkv_get_memory(const struct llama_context * ctx, struct he
 // Makes headkv_cancel() work, for which it takes the context's abort callback. Once per context.
 HEADKV_API int32_t headkv_cancel_enable(struct llama_context * ctx);
 
-// From any thread: from now on until headkv_cancel_clear(), llama_decode() stops and returns 2. The tokens of its
-// unfinished ubatch are not in the cache then. Recurrent layers cannot take tokens back: a single one is decoded to its
-// end, and before more of them llama_state_seq_get_data_ext() with LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY keeps what to put
-// back before llama_memory_seq_rm().
+// From any thread: from now on until headkv_cancel_clear(), llama_decode() stops and returns 2, and sessions are
+// neither written nor loaded (HEADKV_ERR_CANCELLED): clear it before one is saved at the end. The tokens of
+// llama_decode()'s unfinished ubatch are not in the cache then. Recurrent layers cannot take tokens back: a single one
+// is decoded to its end, and before more of them llama_state_seq_get_data_ext() with LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+// keeps what to put back before llama_memory_seq_rm().
 HEADKV_API int32_t headkv_cancel(struct llama_context * ctx);
 HEADKV_API int32_t headkv_cancel_clear(struct llama_context * ctx);
 

@@ -90,6 +90,21 @@ def test_a_message_whose_middle_was_cut_out_asks_where_it_did(
     assert len(said["content"]) < len(messages[0]["content"])
 
 
+@pytest.mark.parametrize("filler", ["山の上の古い家には、もう誰も来ない。", "雨下了一整天。", "It rained. "])
+def test_a_cut_leaves_whole_characters(
+    tiny_path: Path, filler: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And a message that the template trims is found."""
+    cut = reader(tiny_path, truncate="middle", budget=32)
+    for n in range(200, 206):
+        messages = [{"role": "user", "content": f"Who came?\n\n{filler * n}\n"}]
+        text = cut.llm.chat_prompt([{**messages[0], "content": messages[0]["content"].strip()}])
+        prompt = cut.prompt(cut.tokens(text, add_bos=False), text, 100 + n % 3)
+        assert prompt is not None
+        cut.read(prompt, messages)
+    assert "what asks is not in the prompt" not in caplog.text
+
+
 @pytest.mark.parametrize("chosen", ["with", "before", "anew"])
 def test_each_question_is_read_as_if_it_were_the_only_one(tiny_path: Path, chosen: str) -> None:
     """Whatever came before: nothing is kept for another question."""

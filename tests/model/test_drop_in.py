@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,10 +292,16 @@ def test_embedding(load: Load, tiny_path: Path) -> None:
 def test_embedding_can_be_cancelled(load: Load, tiny_path: Path) -> None:
     llm = load(tiny_path, embedding=True)
     (wanted,) = llm.embed(["one"])
-    timer = threading.Timer(0.2, llm.cancel)
-    timer.start()
+    decode, n_decoded = llm._ctx.decode, []
+
+    def cancelled_in(batch: Any) -> None:
+        n_decoded.append(1)
+        llm.cancel()
+        decode(batch)
+
+    llm._ctx.decode = cancelled_in
     with pytest.raises(Cancelled):
-        llm.embed(["word " * 400] * 20000)
-    timer.join()
+        llm.embed(["word " * 400] * 20)
+    assert len(n_decoded) == 1
     llm.cancel()  # nothing runs: it is meant for nothing that comes later
     assert llm.embed(["one"]) == [wanted]

@@ -307,3 +307,61 @@ def test_a_greeting_does_not_silence_a_long_part(spell: Callable[[str], list[str
 def test_a_message_that_is_no_text_is_not_found() -> None:
     spelled = Pieces(range(4), lambda token: b"[start]")
     assert question_of(spelled, spelled, [{"role": "user", "content": "\ud83d"}], 128) == ()
+
+
+@SPELLINGS
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{i}. Where is the mill of the town? It lies at the river, beyond the last houses.",
+        "Anna: are you coming? I am already at the harbour, and it rains.",
+        "  total = a > b ? c * {i} : d;",
+    ],
+)
+def test_lines_that_hold_a_question_mark_are_no_list(
+    spell: Callable[[str], list[str]], n_last: int, line: str
+) -> None:
+    rows = "\n".join(line.format(i=i) for i in range(60))
+    for text in (f"{rows}\n\n{ASK}", f"{ASK}\n\n{rows}"):
+        assert weighing(spell, n_last, ASK, ("user", text)) == 1
+        asks = "".join(asking(spell, n_last, ("user", text)))
+        assert len(asks) < len(ASK) + 600
+
+
+@SPELLINGS
+@pytest.mark.parametrize("last", ["</text>", "```", "---"])
+def test_what_only_closes_the_text_is_no_instruction(
+    spell: Callable[[str], list[str]], n_last: int, last: str
+) -> None:
+    said = ("user", f"{HEADING}\n\n{DOCUMENT}\n\n{TASK}\n\n{last}")
+    assert weighing(spell, n_last, TASK[-40:], said) == 0.5**4
+
+
+@SPELLINGS
+def test_an_emphasized_cue_is_one(spell: Callable[[str], list[str]], n_last: int) -> None:
+    said = ("user", f"{HEADING}\n\n{DOCUMENT}\n\n{TASK}\n\n**Answer:**")
+    assert weighing(spell, n_last, TASK[-40:], said) == 0.5**4
+
+
+@SPELLINGS
+def test_beside_a_question_lines_at_the_other_end_ask_as_paragraphs_do(
+    spell: Callable[[str], list[str]], n_last: int
+) -> None:
+    for border in ("\n", "\n\n"):
+        said = ("user", f"Is coffee healthy?\n\n{DOCUMENT}{border}Answer as a list\nwith towns alone")
+        assert weighing(spell, n_last, "Answer as a list", said) >= 0.5**4, border
+
+
+def test_parts_that_a_template_joins_with_nothing() -> None:
+    """The last copy of a question is the one that asks, though a word goes on before it."""
+    turns = [[f"{DOCUMENT}", TELL], [f"{PARAGRAPH * 4}Total | 17", TELL]]
+    texts = ["".join(part.strip() for part in parts) for parts in turns]
+    pieces = syllables(f"[start]user\n{texts[0]}[end]") + syllables("[start]model\nNo.[end]")
+    pieces += (last := syllables(f"[start]user\n{texts[1]}"))
+    pieces += syllables("[end]\n[start]model\n")
+    spelled = Pieces(range(len(pieces)), lambda token: pieces[token].encode())
+    said = [{"role": "user", "content": [{"text": part} for part in parts]} for parts in turns]
+    parts = question_of(spelled, spelled, [said[0], {"role": "assistant", "content": "No."}, said[1]], 256)
+    asks = parts[-1]
+    assert TELL in "".join(pieces[asks.start : asks.stop])
+    assert asks.start > len(pieces) - len(last) // 2

@@ -8,6 +8,7 @@
 #include "llama-model.h"
 #include "scores/headkv-caps.h"
 #include "text/headkv-asking.h"
+#include "text/headkv-spelled.h"
 #include "text/headkv-text.h"
 
 #include <algorithm>

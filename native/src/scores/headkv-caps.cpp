@@ -232,7 +232,7 @@ static int64_t bytes_of(const std::vector<int32_t> & caps, const model_heads & h
     return res;
 }
 
-// Of the most entries that take at most n_bytes.
+// Of as many entries as take at most n_bytes.
 template <typename F>
 static std::vector<int32_t> most_that_fit(int64_t n_bytes, const model_heads & heads, int32_t window, int32_t n_prompt,
                                           const F & caps_of) {

@@ -2,13 +2,11 @@
 
 #include "base/headkv-error.h"
 #include "llama-impl.h"
-#include "llama-vocab.h"
 #include "unicode.h"
 
 #include <algorithm>
 #include <cctype>
 #include <cstring>
-#include <unordered_map>
 
 static constexpr int64_t n_short    = 256; // characters of the paragraphs at one end of a message that ask, at most
 static constexpr int32_t n_cue      = 5;   // tokens that ask nothing themselves: "Answer:", or the template's
@@ -94,6 +92,10 @@ static const uint8_t * sentence_end(const uint8_t * begin, const uint8_t * p, co
         return p;
     }
     return nullptr;
+}
+
+static bool is_colon(const uint8_t *, const uint8_t * p, const uint8_t * end) {
+    return *p == ':' || (end - p >= 3 && memcmp(p, "：", 3) == 0);
 }
 
 static const uint8_t * find_feed(const uint8_t * p, const uint8_t * end) {
@@ -199,7 +201,7 @@ std::vector<headkv_text_view::border> headkv_text_view::borders(int32_t start, i
         return next;
     };
     const uint8_t * line = bytes + start_of(start);
-    while (line > bytes && line[-1] != '\n') {
+    while (line > bytes && line[-1] != '\n' && line[-1] != '\r') {
         line--;
     }
     for (const uint8_t * const last = bytes + start_of(stop); line < last;) {
@@ -287,30 +289,52 @@ int32_t headkv_text_view::ending(int32_t start, int32_t stop, bool is_border, bo
 
 int32_t headkv_text_view::closing(int32_t start, int32_t stop) const {
     const auto found = borders(start, stop);
-    const bool is    = !found.empty() && found.back().kind != BORDER_SENTENCE && stop - found.back().token <= n_cue;
-    return is ? found.back().token : stop;
-}
-
-// whether a colon ends the text of these tokens
-bool headkv_text_view::is_opened(int32_t start, int32_t stop) const {
-    const uint8_t * const begin = bytes + start_of(start);
-    const uint8_t * end         = bytes + start_of(stop);
-    while (end > begin && is_space(end[-1])) {
-        end--;
+    if (found.empty() || found.back().kind == BORDER_SENTENCE || stop - found.back().token > n_cue) {
+        return stop;
     }
-    return (end > begin && end[-1] == ':') || (end - begin >= 3 && memcmp(end - 3, "：", 3) == 0);
+    const uint8_t * const begin = bytes + start_of(found.back().token);
+    const uint8_t * const line  = std::find_if_not(begin, bytes + n_bytes, is_space);
+    const bool is_tag           = bytes + n_bytes - line >= 2 && memcmp(line, "</", 2) == 0;
+    const bool has_words =
+        std::any_of(begin, bytes + start_of(stop), [](uint8_t c) { return c >= 0x80 || isalnum(c); });
+    return is_tag || !has_words ? stop : found.back().token;
 }
 
-void headkv_text_view::take_in_marked(int32_t start, int32_t & last) const {
+// whether what these tokens end in is one, but for blanks and what closes a sentence
+bool headkv_text_view::end_in(bool (*is_one)(const uint8_t *, const uint8_t *, const uint8_t *), int32_t start,
+                              int32_t stop) const {
+    const uint8_t * const end = bytes + start_of(stop);
+    bool res                  = false;
+    for (const uint8_t * p = bytes + start_of(start); p < end;) {
+        size_t n = length_of(closers, p, end);
+        n        = n ? n : length_of(cjk_closes, p, end);
+        n        = n ? n : length_of(feeds, p, end);
+        if (n == 0 && !is_space(*p) && (*p & 0xc0) != 0x80) {
+            res = is_one(bytes, p, end);
+        }
+        p += std::max<size_t>(n, 1);
+    }
+    return res;
+}
+
+void headkv_text_view::take_in_questions_before(int32_t start, int32_t & last, int32_t stop) const {
+    const auto inner = borders(last, stop);
+    if (!end_in(is_mark, last, inner.empty() ? stop : inner[0].token)) {
+        return;
+    }
     const auto found = borders(start, last);
-    for (auto b = found.rbegin(); b != found.rend() && has_mark(b->token, last); ++b) {
+    for (auto b = found.rbegin(); b != found.rend() && end_in(is_mark, b->token, last); ++b) {
         last = b->token;
     }
 }
 
-void headkv_text_view::take_in_marked(int32_t & first, int32_t stop) const {
+void headkv_text_view::take_in_questions_after(int32_t start, int32_t & first, int32_t stop) const {
+    const auto inner = borders(start, first);
+    if (!end_in(is_mark, inner.empty() ? start : inner.back().token, first)) {
+        return;
+    }
     for (const border & b : borders(first, stop)) {
-        if (!has_mark(first, b.token)) {
+        if (!end_in(is_mark, first, b.token)) {
             return;
         }
         first = b.token;
@@ -338,10 +362,12 @@ std::vector<headkv_part> headkv_text_view::question(int32_t start, int32_t stop,
     const bool asks_last  = has_mark(last, stop);
     const bool is_marked  = asks_first || asks_last;
     if (asks_last) {
-        take_in_marked(std::max(first, (int32_t) std::max<int64_t>(0, stop - (int64_t) n_list * n_last)), last);
+        const int64_t reach = stop - (int64_t) n_list * n_last;
+        take_in_questions_before((int32_t) std::max<int64_t>(first, reach), last, stop);
     } else if (asks_first) {
-        last = ending(begin, stop, begin == first, true);
-        take_in_marked(first, (int32_t) std::min<int64_t>(begin, start + (int64_t) n_list * n_last));
+        last                = ending(begin, stop, begin == first, true);
+        const int64_t reach = start + (int64_t) n_list * n_last;
+        take_in_questions_after(start, first, (int32_t) std::min<int64_t>(begin, reach));
     }
     if (first > from) {
         const int32_t one = asks_last && !asks_first ? opening(start, n_last, true) : first;
@@ -349,49 +375,25 @@ std::vector<headkv_part> headkv_text_view::question(int32_t start, int32_t stop,
     } else if (start >= 0 && !is_marked && start + n_enough < begin) {
         res.push_back({ start, start + n_enough, likely }); // no border tells where it would end
     }
-    if (last == stop) { // nothing tells
+    if (all == stop) { // nothing tells
         const int32_t cue = first > from && !is_marked ? closing(begin, stop) : stop;
-        const bool is_all = cue < stop && !is_opened(cue, stop); // no cue, but an instruction of a few words
+        const bool is_all = cue < stop && !end_in(is_colon, cue, stop); // no cue, but an instruction of a few words
         res.push_back({ begin, cue, first == from ? 1.0 : is_marked || is_all ? maybe : likely });
         if (cue < stop) {
             res.push_back({ cue, stop, 1.0 });
         }
         return res;
     }
+    if (last == stop && all > begin) {
+        res.push_back({ begin, all, maybe });
+    }
     if (all < last) {
         res.push_back({ all, last, likely });
     } else if (last > begin) {
         res.push_back({ begin, last, is_marked ? maybe : likely });
     }
-    res.push_back({ last, stop, 1.0 });
-    return res;
-}
-
-//
-// headkv_spelled
-//
-
-// control tokens have none
-static std::string piece_of(const llama_vocab & vocab, int32_t token) {
-    std::string res(32, '\0');
-    int32_t n = vocab.token_to_piece(token, res.data(), res.size(), 0, /*special =*/false);
-    if (n < 0) {
-        res.resize(-n);
-        n = vocab.token_to_piece(token, res.data(), res.size(), 0, /*special =*/false);
+    if (last < stop) {
+        res.push_back({ last, stop, 1.0 });
     }
-    res.resize(std::max(n, 0));
     return res;
-}
-
-headkv_spelled::headkv_spelled(const llama_vocab & vocab, const int32_t * tokens, size_t n_tokens) {
-    ends.reserve(n_tokens);
-    std::unordered_map<int32_t, std::string> pieces;
-    for (size_t i = 0; i < n_tokens; ++i) {
-        auto [it, is_new] = pieces.try_emplace(tokens[i]);
-        if (is_new && vocab.get_type() != LLAMA_VOCAB_TYPE_NONE) {
-            it->second = piece_of(vocab, tokens[i]);
-        }
-        bytes += it->second;
-        ends.push_back(bytes.size());
-    }
 }

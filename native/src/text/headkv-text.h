@@ -2,12 +2,9 @@
 
 #include "headkv.h"
 
-#include <string>
 #include <vector>
 
-struct llama_vocab;
-
-// The text of a prompt, as its tokens spell it: where sentences end, and which tokens ask. Pure, but for of().
+// The text of a prompt, as its tokens spell it: where sentences end, and which tokens ask. Pure.
 class headkv_text_view {
 public:
     // throws headkv_error for what is no text of tokens
@@ -66,24 +63,15 @@ private:
     // Where the last line of these tokens begins, if it is so short that it may be a cue; else stop.
     int32_t closing(int32_t start, int32_t stop) const;
 
-    bool is_opened(int32_t start, int32_t stop) const;
+    bool end_in(bool (*is_one)(const uint8_t *, const uint8_t *, const uint8_t *), int32_t start, int32_t stop) const;
 
-    // Lines with a question mark each, side by side before `last`, or from `first` on: a list of questions.
-    void take_in_marked(int32_t start, int32_t & last) const;
-    void take_in_marked(int32_t & first, int32_t stop) const;
+    // A list of questions, lines that end in a question mark each: takes in those before `last`, from start on, if the
+    // line that begins there is one; or those after `first`, before stop, if the line that ends there is one.
+    void take_in_questions_before(int32_t start, int32_t & last, int32_t stop) const;
+    void take_in_questions_after(int32_t start, int32_t & first, int32_t stop) const;
 
     const uint8_t * const bytes;
     const size_t n_bytes;
     const int64_t * const ends;
     const int32_t n;
-};
-
-// The text of tokens, each with the space before it; control tokens have none. Throws std::bad_alloc.
-struct headkv_spelled {
-    headkv_spelled(const llama_vocab & vocab, const int32_t * tokens, size_t n_tokens);
-
-    headkv_text text() const { return { bytes.data(), bytes.size(), ends.data(), ends.size() }; }
-
-    std::string bytes;
-    std::vector<int64_t> ends;
 };

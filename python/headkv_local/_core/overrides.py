@@ -216,7 +216,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         self._raised = error
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
-        """As llama_cpp.Llama.embed(). Raises Cancelled."""
+        """As llama_cpp.Llama.embed(). A cancel ends it before the next batch: Cancelled."""
         with self._using():
             if llama_cpp.llama_model_has_decoder(self._model.model) and self._ctx.memory is not None:
                 self._context.require_generating("no text can be embedded: ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -175,29 +176,44 @@ class _Texts:
     def parts(self, messages: Sequence[Mapping[str, Any]], turn: Sequence[int]) -> list[Part]:
         """The tokens of each part that asks of the messages of these numbers; none if one is not found."""
         end = len(self._text)
-        for part in reversed([part for later in messages[turn[-1] + 1 :] for part in _parts(later)]):
-            end = self._before(part, end)[1]
+        for later in reversed(messages[turn[-1] + 1 :]):
+            _, end = self._places_of(_parts(later), end)
         found: list[Part] = []
-        for part in reversed([part for i in turn for part in _parts(messages[i])]):
-            stop, end = self._before(part, end)
-            if stop == end and _asks(part):
-                return []
-            if stop > end and _asks(part):
-                place = int(self._places[end]), int(self._places[stop - 1]) + 1
-                found.insert(0, Part(*self._written.tokens_of(*place)))
+        for i in reversed(turn):
+            parts = _parts(messages[i])
+            places, end = self._places_of(parts, end)
+            for part, (start, stop) in reversed(list(zip(parts, places, strict=True))):
+                if start == stop and _asks(part):
+                    return []
+                if start < stop and _asks(part):
+                    place = int(self._places[start]), int(self._places[stop - 1]) + 1
+                    found.insert(0, Part(*self._written.tokens_of(*place)))
         return found
 
-    def _before(self, part: Mapping[str, Any], end: int) -> tuple[int, int]:
-        """Where it ends and begins, the last one before `end`; twice that if it is not found."""
-        text = _WIDE.sub(b"", part["text"].encode("utf-8", errors="ignore"))
-        text = text.translate(None, _BLANKS.tobytes())
+    def _places_of(self, parts: Sequence[Mapping[str, Any]], end: int) -> tuple[list[tuple[int, int]], int]:
+        """Where the parts of a message begin and end, the last ones before `end`, and where the first one
+        begins. Equal for one that is not found."""
+        texts = [_bare(part["text"]) for part in parts]
+        whole = self._before(b"".join(texts), end)
+        if whole is not None:  # with nothing between them: a part's first word may go on from the one before
+            bounds = [whole + sum(map(len, texts[:i])) for i in range(len(texts) + 1)]
+            return list(pairwise(bounds)), whole
+        found: list[tuple[int, int]] = []
+        for text in reversed(texts):
+            start = self._before(text, end)
+            found.insert(0, (end, end) if start is None else (start, start + len(text)))
+            end = found[0][0]
+        return found, end
+
+    def _before(self, text: bytes, end: int) -> int | None:
+        """Where it begins, the last time before `end`; in a word of the template only if nowhere else."""
         if not text:  # of what UTF-8 cannot say
-            return end, end
+            return None
         last = start = self._text.rfind(text, 0, end)
-        while start >= 0 and self._is_in_word(start, start + len(text)):  # of the template's
+        while start >= 0 and self._is_in_word(start, start + len(text)):
             start = self._text.rfind(text, 0, start + len(text) - 1)
         start = last if start < 0 else start
-        return (start + len(text), start) if start >= 0 else (end, end)
+        return start if start >= 0 else None
 
     def _is_in_word(self, start: int, stop: int) -> bool:
         """Whether a word goes on before or after these bytes."""
@@ -205,6 +221,11 @@ class _Texts:
         text = self._written.text
         before, after = text[max(first - 1, 0) : first + 1], text[last : last + 2]
         return any(len(both) == 2 and both.isalnum() for both in (before, after))
+
+
+def _bare(text: str) -> bytes:
+    """Without blanks."""
+    return _WIDE.sub(b"", text.encode("utf-8", errors="ignore")).translate(None, _BLANKS.tobytes())
 
 
 def _no_blanks(text: bytes) -> npt.NDArray[np.intp]:

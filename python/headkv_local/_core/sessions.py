@@ -25,7 +25,7 @@ def save(
     llm: Any, path: str | os.PathLike[str], light: bool = False, messages: Sequence[Mapping[str, Any]] = ()
 ) -> None:
     _require_outside(llm)
-    with llm._using(beside=True):
+    with llm._using(beside=True), llm._lifetime.cancellable():
         llm._tokens.uncut()
         ctx = llm._compactor.ctx
         native.supported(ctx)
@@ -39,8 +39,7 @@ def save(
         tokens = np.ascontiguousarray(llm.input_ids[: llm.n_tokens], dtype=np.int32)
         logits = None if llm._requires_eval else llm._contents.logits()
         recurrent = record.recurrent if llm._compactor.n_compacted > 0 else None
-        with llm._lifetime.cancellable():
-            write(ctx, _name(path), told, Held(tokens, logits, record.logits, recurrent), light)
+        write(ctx, _name(path), told, Held(tokens, logits, record.logits, recurrent), light)
 
 
 def open_with(
@@ -63,7 +62,7 @@ def open_with(
 
 def load(llm: Any, path: str | os.PathLike[str]) -> None:
     _require_outside(llm)
-    with llm._using(), opened(path) as (session, header):
+    with llm._using(), llm._lifetime.cancellable(), opened(path) as (session, header):
         _load(llm, session, header)
 
 
@@ -103,8 +102,7 @@ def _load(llm: Any, session: SessionFile, header: Header) -> None:
         if other := difference(header, context_of(llm), llm._weights.adapter):
             raise SessionError(f"the session {session.path} has rows of {other}")
         try:
-            with llm._lifetime.cancellable():
-                held = session.load(llm._compactor.ctx, llm._weights.model, llm._n_vocab)
+            held = session.load(llm._compactor.ctx, llm._weights.model, llm._n_vocab)
         except BaseException:
             if llm._compactor.n_tokens != llm.n_tokens:  # what it held is given up
                 llm.reset()

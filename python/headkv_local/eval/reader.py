@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from ..bench.cases import n_same
 from ..bench.chosen import read
 from ..bench.suites.names import BEFORE, WITH
 from .settings import Settings
+
+_WITHIN: Final = {bytes([byte]) for byte in range(0x80, 0xC0)}
 
 
 @dataclass
@@ -89,11 +91,11 @@ class Prompt:
         start, stop = self.cut
         if not isinstance(content, str) or start == stop:
             return content
-        said = content.encode()
+        said = content.strip().encode()  # as templates may
         at = self.text.find(said, max(0, stop - len(said)), start + len(said))
         if at < 0:
             return content
-        return (said[: start - at] + said[stop - at :]).decode(errors="ignore")
+        return (said[: start - at] + said[stop - at :]).decode()
 
 
 class Reader:
@@ -132,6 +134,10 @@ class Reader:
         if len(tokens) > room:
             self.costs.truncated += 1
             half, rest = room // 2, len(tokens) - (room - room // 2)
+            while half > 0 and self._is_within(tokens[half]):
+                half -= 1
+            while rest < len(tokens) and self._is_within(tokens[rest]):
+                rest += 1
             out, end = (
                 self.llm.detokenize(part, special=True) for part in (tokens[half:rest], tokens[rest:])
             )
@@ -139,6 +145,10 @@ class Reader:
             cut = stop - len(out), stop
             tokens = tokens[:half] + tokens[rest:]
         return Prompt(tokens, max(0, len(tokens) - n_asks), said, cut)
+
+    def _is_within(self, token: int) -> bool:
+        """Whether it begins in the middle of a character of UTF-8."""
+        return self.llm.detokenize([token], special=True)[:1] in _WITHIN
 
     def read(self, prompt: Prompt, messages: Sequence[Mapping[str, Any]], again: bool = False) -> None:
         """Read a prompt and compact it. messages: that it was made of, if any. again: the one before, for
