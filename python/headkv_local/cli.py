@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import sdk
+from . import __version__, sdk
 from .bench import command as bench
 from .doctor import command as doctor
 from .scoresfile import command as scoresfile
@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return evaluate(arguments[1:])
     parser = argparse.ArgumentParser(prog="headkv", description="Tools around headkv-local.")
+    parser.add_argument("--version", action="version", version=f"headkv {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     bench.add_parser(commands)
     scoring.add_parser(commands)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headkv_local import chat, cli, server
+from headkv_local import __version__, chat, cli, server
 from headkv_local.demo.__main__ import main as demonstrate
 
 MISSING = "missing.gguf"
@@ -66,3 +66,13 @@ def test_the_other_commands(
     assert code_of(main, ["--model", MISSING, "--budget", "much"]) == 2
     assert code_of(main, ["--model", MISSING]) == 1
     assert MISSING in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("main", "command"),
+    [(cli.main, "headkv"), (chat.main, "headkv-chat"), (server.main, "headkv-server")],
+    ids=["headkv", "chat", "server"],
+)
+def test_version(main: object, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(main, ["--version"]) in (None, 0)
+    assert capsys.readouterr().out == f"{command} {__version__}\n"
