@@ -99,7 +99,8 @@ struct headkv_reading {
 struct headkv_read_info {
     int32_t n_past;     // tokens that stay, and are not read
     int32_t n_again;    // tokens of a question that are read once more
-    int32_t n_left_out; // tokens that would be, and that the context has no room for: they do not select
+    int32_t n_left_out; // tokens that would be, and that the context has no room for, or a sampler in its graph: they
+                        // do not select
     int32_t order;      // HEADKV_ORDER_*, in which it is read
     int32_t compacts;   // 0 where the budget has room for all of it: it stays in the cells
 };

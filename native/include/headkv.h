@@ -134,7 +134,8 @@ struct headkv_prompt {
 
     // Tokens that are read once more after the prompt, as the last observed ones, and taken back: of a question that
     // stands before what it asks about. They count little for the positions that they stand at: text that comes twice
-    // looks at where it stood before, whatever it asks. NULL, NULL and 0: none.
+    // looks at where it stood before, whatever it asks. NULL, NULL and 0: none, as it has to be where the context has
+    // samplers in its graph: they would draw what follows.
     const int32_t * again;    // [n_again]
     const int32_t * again_at; // [n_again] ascending
     size_t n_again;
@@ -262,7 +263,7 @@ HEADKV_API int32_t headkv_set_archive(struct llama_context * ctx, int32_t where,
 // llama_decode() and headkv_compact(): rows of the tokens before come from the archive, whole, and those of the new
 // ones go there; without an archive, to host memory meanwhile. Of a compacted prompt that means: what was decoded after
 // it is read again with all of the new tokens. The logits of the last token are there afterwards, as after
-// llama_decode().
+// llama_decode(), its embeddings where the context gives any, and what samplers in the graph made of it.
 // In HEADKV_ORDER_TOKENS, without an archive and while nothing is compacted, the prompt is read into the cells, and no
 // row is copied.
 //   plan: NULL to keep all: the prompt stays in the cells as llama_decode() leaves it, nothing is observed, and nothing
@@ -344,8 +345,8 @@ HEADKV_API int32_t headkv_get_device_bytes(const struct llama_context * ctx, int
 HEADKV_API int32_t headkv_get_layer_devices(const struct llama_context * ctx, int32_t * devices, size_t n);
 
 // Of a prompt that is read layer by layer: the tokens of a panel where struct headkv_prompt leaves them open, and the
-// bytes of one token's hidden states between two layers. HEADKV_ERR_UNSUPPORTED for a context that can never be
-// compacted.
+// bytes of one token's hidden states between two layers. Of any context with a layer of full attention, else
+// HEADKV_ERR_UNSUPPORTED.
 HEADKV_API int32_t headkv_get_panel(struct llama_context * ctx, int32_t * n_tokens, int64_t * row_bytes);
 
 // What a context takes on each device: memory[ggml_backend_dev_count()], n: its length, in ggml's order of devices. Of

@@ -327,6 +327,26 @@ static void test_draft(llama_context * ctx) {
     check(n_more > row * n_first && n_more <= row * (n_first + n_turn_window) + row / 2 * n_first, "K alone");
 }
 
+// In the order of tokens all rows are in cells once they are there, so more panels read no more.
+static void test_panels(llama_context * ctx) {
+    where              = "panels";
+    const auto read_of = [&](int n_past, int panel) {
+        archive_turn turn = { n_past, n_past + n_first };
+        turn.order        = HEADKV_ORDER_TOKENS;
+        turn.panel        = panel;
+        n_bytes_read      = 0;
+        check(turn_prefill(ctx, turn) == HEADKV_OK, "a turn");
+        return n_bytes_read.load();
+    };
+    for (const int n_past : { 0, n_first }) {
+        const size_t n = read_of(n_past, 0);
+        if (n_past > 0) {
+            check(read_of(0, 0) > 0, "the prompt again");
+        }
+        check(n > 0 && read_of(n_past, 50) == n, "no more");
+    }
+}
+
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     headkv_queue::always_beside = has_option(argc, argv, "--beside"); // as on a GPU
@@ -353,6 +373,7 @@ int main(int argc, char ** argv) {
     }
     check(headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, path.c_str()) == HEADKV_OK, "an archive");
     test_draft(ctx);
+    test_panels(ctx);
     test_compact(ctx, HEADKV_OBSERVE_TOKENS, 0);
     test_compact(ctx, HEADKV_OBSERVE_TAIL, 0);
     if (!shape.bounded()) { // a later fold writes nothing where layers cannot go back

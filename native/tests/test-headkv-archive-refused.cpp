@@ -222,6 +222,39 @@ static void test_rows_of_a_cancelled_prompt(llama_context * ctx) {
     llama_memory_clear(llama_get_memory(ctx), true);
 }
 
+// Where an answer was taken back, a window need not hold what the next token looks at: llama.cpp does not ask.
+static void test_forgotten(llama_model * model) {
+    static constexpr int n_held = 600, n_past = 200;
+    where = "forgotten";
+    for (const int where : { HEADKV_ARCHIVE_NONE, HEADKV_ARCHIVE_MEMORY }) {
+        const auto ctx = turn_open(model, GGML_TYPE_F16, 128);
+        check(headkv_set_archive(ctx.get(), where, nullptr) == HEADKV_OK, "an archive");
+        check(turn_decode(ctx.get(), 0, n_held), "decoded");
+        check(llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, n_past, -1), "taken back");
+        for (const int order : { HEADKV_ORDER_TOKENS, HEADKV_ORDER_LAYERS }) {
+            for (const int n : { n_past, n_past - 50 }) {
+                archive_turn turn = { n, n + 50 };
+                turn.order        = order;
+                check(turn_prefill(ctx.get(), turn) == HEADKV_ERR_STATE, "refused");
+                check(strstr(headkv_last_error(), n == n_past ? "have forgotten" : "cannot go back"), "why");
+            }
+        }
+        const auto tokens          = turn_tokens(0, n_past + 50);
+        headkv_reading reading     = {};
+        reading.tokens             = tokens.data();
+        reading.n_tokens           = tokens.size();
+        reading.n_held             = n_past;
+        reading.order              = HEADKV_ORDER_ANY;
+        headkv_retention retention = {};
+        headkv_read_info info      = {};
+        headkv_init_retention(&retention, sizeof(retention), nullptr);
+        check(headkv_read(ctx.get(), &reading, sizeof(reading), &retention, sizeof(retention), &info, sizeof(info)) ==
+                      HEADKV_OK &&
+                  info.n_past == 0,
+              "all is read");
+    }
+}
+
 static void test_refused(llama_model * model, llama_context * ctx) {
     where = "refused";
     archive_turn turn;
@@ -249,5 +282,8 @@ int main(int argc, char ** argv) {
     const llama_model_ptr model = tiny_model_load(tiny_model_asked(argc, argv));
     const auto ctx              = turn_open(model.get(), GGML_TYPE_F16, 128);
     test_refused(model.get(), ctx.get());
+    if (tiny_model_asked(argc, argv).windows && !tiny_model_asked(argc, argv).hybrid) {
+        test_forgotten(model.get());
+    }
     return checked();
 }

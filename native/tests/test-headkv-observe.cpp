@@ -3,6 +3,9 @@
 // are a part of a ubatch, and those that are taken back after it.
 
 #include "headkv.h"
+#include "llama-kv-cells.h"
+#include "observe/headkv-observer.h"
+#include "other-memory.h"
 #include "tiny-model.h"
 
 #include <algorithm>
@@ -45,6 +48,33 @@ static std::vector<float> observe(llama_context * ctx, int from, int n_batch, in
         res.clear();
     }
     return res;
+}
+
+// Tokens of a draft that stand far behind all cells, none of which is free: a graph on a device can be built.
+static bool test_far_behind() {
+    static constexpr int n_cells = 1024, n_draft = 8;
+    other_memory device;
+    headkv_observer observer(headkv_observer::TOKENS,
+                             { { 0, &device.type, GGML_TYPE_F16, GGML_TYPE_F16, 64, 64, 4, 2, 1 } }, n_cells,
+                             n_cells - 8, std::vector<float>(8, 1.0f), {});
+    llama_kv_cells cells;
+    cells.resize(n_cells);
+    for (int i = 0; i < n_cells; ++i) {
+        cells.pos_set(i, i);
+        cells.seq_add(i, 0);
+    }
+    observer.aim_beside(n_cells + 16, n_draft, cells);
+
+    const ggml_init_params params = { 4 << 20, nullptr, true };
+    ggml_context_ptr ctx(ggml_init(params));
+    ggml_cgraph * gf    = ggml_new_graph(ctx.get());
+    const auto in       = observer.build_inputs(ctx.get(), n_cells);
+    ggml_tensor * q     = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, 64, 4, n_draft);
+    ggml_tensor * k     = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, 64, 2, n_cells);
+    ggml_tensor * mask  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, n_cells, n_draft);
+    headkv_attention at = { q, k, mask, nullptr, 0.125f, 0.0f };
+    observer.build(ctx.get(), gf, 0, at);
+    return ggml_graph_n_nodes(gf) > 0 && in.far->ne[0] > 0;
 }
 
 int main() {
@@ -147,5 +177,9 @@ int main() {
         n_fail++;
     }
 
+    if (!test_far_behind()) {
+        printf("FAIL: tokens far behind all cells\n");
+        n_fail++;
+    }
     return n_fail ? 1 : 0;
 }

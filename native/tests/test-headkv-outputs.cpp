@@ -82,6 +82,51 @@ static void test_session(llama_model * model, llama_context * sampled) {
           "with the token that is to be sampled");
 }
 
+static archive_turn with_question_first(int order) {
+    archive_turn res = turn_of(order, false);
+    res.n_again      = 10;
+    return res;
+}
+
+// A sampler would draw what follows the copied question.
+static void test_again(llama_context * sampled) {
+    check_refused(sampled, "tokens once more", HEADKV_ERR_ARGUMENT, "no tokens can be read once more",
+                  [&]() { return turn_prefill(sampled, with_question_first(HEADKV_ORDER_TOKENS)); });
+
+    const auto tokens          = turn_tokens(0, n_prompt);
+    const headkv_part first    = { 5, 15, 1.0 };
+    headkv_reading reading     = {};
+    reading.tokens             = tokens.data();
+    reading.n_tokens           = n_prompt;
+    reading.question           = &first;
+    reading.n_question         = 1;
+    headkv_retention retention = {};
+    headkv_init_retention(&retention, sizeof(retention), nullptr);
+    retention.entries     = 20;
+    headkv_read_info info = {};
+    check(headkv_read(sampled, &reading, sizeof(reading), &retention, sizeof(retention), &info, sizeof(info)) ==
+              HEADKV_OK,
+          "read");
+    check(info.compacts && info.n_again == 0 && info.n_left_out == 10, "left out");
+}
+
+// What is read behind a prompt leaves what the context says of its last token.
+static void test_embeddings(llama_model * model) {
+    std::vector<float> plain;
+    for (int i = 0; i < 3; ++i) {
+        const auto ctx = open(model, 0, 0);
+        llama_set_embeddings(ctx.get(), true);
+        archive_turn turn = i == 1 ? with_question_first(HEADKV_ORDER_TOKENS) : turn_of(HEADKV_ORDER_TOKENS, false);
+        turn.n_draft      = i == 2 ? 4 : 0;
+        check(turn_prefill(ctx.get(), turn) == HEADKV_OK, "with embeddings");
+        const float * row = llama_get_embeddings_ith(ctx.get(), -1);
+        check(row != nullptr, "there are some");
+        const std::vector<float> found(row, row + llama_model_n_embd(model));
+        plain = i == 0 ? found : plain;
+        check(same_bits(found, plain), "of the prompt's last token");
+    }
+}
+
 int main() {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     const llama_model_ptr model = tiny_model_load();
@@ -91,5 +136,9 @@ int main() {
     const auto sampler = greedy(), other = greedy();
     test_prefill(open(model.get(), 0, 1, sampler.get()).get(), "and the context's sampler takes 1");
     test_session(model.get(), open(model.get(), 0, 1, other.get()).get());
+    const auto third = greedy();
+    test_again(open(model.get(), 0, 1, third.get()).get());
+    where = "embeddings";
+    test_embeddings(model.get());
     return checked();
 }

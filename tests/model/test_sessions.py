@@ -198,6 +198,19 @@ def test_other_settings_and_a_model_that_has_moved(
         moved.rename(model).rename(tiny(arch="gemma3"))
 
 
+def test_a_link_to_a_session_stays(load: Load, tiny: Tiny, reopen: Load, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to("other/a")
+    llm = load(tiny(), retention=RETENTION)
+    for n in (10, 20):
+        llm.reset()
+        llm.eval(TOKENS[:n])
+        llm.save_session(tmp_path / "link")
+        assert (tmp_path / "link").is_symlink()
+        assert reopen(tmp_path / "other" / "a").n_tokens == n
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "other"]
+
+
 def test_the_name_of_a_link_to_the_model_stays(load: Load, tiny: Tiny, reopen: Load, tmp_path: Path) -> None:
     """What belongs to a model stands beside its link: parts of a split one, head scores."""
     link = tmp_path / "link.gguf"

@@ -121,8 +121,11 @@ bool headkv_bounded::reaches(llama_pos n) const {
     if (recurrent && recurrent->seq_pos_max(0) >= n) {
         return false;
     }
-    const llama_pos first = window ? window->seq_pos_min(0) : 0;
-    return first <= 0 || llama_kv_cache_headkv::hides(*window, first - 1, n);
+    if (!window || n <= 0) {
+        return true;
+    }
+    const llama_pos first = window->seq_pos_min(0); // -1 where all was taken back
+    return first == 0 || (first > 0 && llama_kv_cache_headkv::hides(*window, first - 1, n));
 }
 
 //

@@ -63,7 +63,7 @@ int32_t headkv_get_panel(llama_context * ctx, int32_t * n_tokens, int64_t * row_
         headkv_require_pointer(row_bytes);
         auto * kv = ctx->get_memory() ? llama_kv_cache_headkv::find(ctx->get_memory()) : nullptr;
         if (!kv) {
-            throw headkv_error(HEADKV_ERR_UNSUPPORTED, "the context cannot read layer by layer");
+            throw headkv_error(HEADKV_ERR_UNSUPPORTED, "the context has no KV cache of full attention");
         }
         const size_t row = kv->get_hidden_row(*ctx);
         *n_tokens        = headkv_panel(row, ctx->n_batch(), ctx->n_ubatch());

@@ -122,14 +122,17 @@ static int32_t past_of(llama_context * ctx, const headkv_reading & reading, cons
     const int32_t n_prompt = reading.n_tokens;
     const int32_t n_whole  = facts.stats.n_prompt > 0 ? facts.stats.n_archived : facts.stats.n_tokens;
     const int32_t n_past   = std::min({ n_whole, reading.n_held, asking.first, n_prompt - 1 });
-    if (!facts.bounded || n_past == n_whole) {
+    if (!facts.bounded) {
         return n_past;
     }
-    if (!in_cells) { // all of them, and those do not observe; or none
-        asking.stay_at(n_whole <= reading.n_held && n_whole < n_prompt ? n_whole : 0);
-        return asking.n_stay;
+    const headkv_bounded bounded(ctx->get_memory(), /*rows =*/false);
+    if (in_cells) {
+        return bounded.reaches(n_past) ? n_past : 0;
     }
-    return headkv_bounded(ctx->get_memory(), /*rows =*/false).reaches(n_past) ? n_past : 0;
+    // all of them, and those do not observe; or none
+    const bool reaches = facts.stats.n_prompt > 0 || bounded.reaches(n_whole);
+    asking.stay_at(reaches && n_whole <= reading.n_held && n_whole < n_prompt ? n_whole : 0);
+    return asking.n_stay;
 }
 
 static void read_prompt(llama_context * ctx, const headkv_reading & reading, const headkv_retention & retention,
@@ -155,7 +158,7 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     text.sentence_ends(ends.data());
     const auto question = question_of(reading, retention, facts, text);
     headkv_asking asking(question.data(), question.size(), n_prompt, n_least_of(retention, facts),
-                         facts.stats.n_ctx - n_prompt);
+                         ctx->headkv_samples() ? 0 : facts.stats.n_ctx - n_prompt); // room for what is read once more
     if (!compacts) {
         asking.first      = n_prompt; // nobody observes
         asking.n_left_out = 0;

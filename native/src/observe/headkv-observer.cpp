@@ -98,7 +98,7 @@ void headkv_observer::aim_at(const llama_kv_cells & cells) {
         return cells.is_empty(c) ||
                (cells.pos_get(c) <= aimed.pos.front() - headkv_gap && !(copies && is_copied(cells.pos_get(c))));
     };
-    while (aimed.first < n_used && counts(aimed.first)) {
+    while (aimed.first + 1 < n_used && counts(aimed.first)) { // one is left: ops take no tensor without cells
         aimed.first++;
     }
     for (uint32_t c = aimed.first; c < n_used; ++c) {

@@ -5,16 +5,28 @@
 #include "prefill/headkv-prefill.h"
 
 #include <algorithm>
+#include <array>
 
 void llama_kv_cache_headkv::reading::behind(const std::function<void()> & work) {
-    const float * last = ctx.get_logits_ith(-1); // none where samplers in the graph took their place
-    const std::vector<float> logits(last, last ? last + ctx.get_model().vocab.n_tokens() : nullptr);
+    const bool embeds = ctx.get_cparams().embeddings && ctx.get_cparams().pooling_type == LLAMA_POOLING_TYPE_NONE;
+    const auto rows   = [&]() { // of the prompt's last token; no logits where samplers in the graph took their place
+        return std::array<std::pair<float *, size_t>, 2>{
+            std::pair(ctx.get_logits_ith(-1), ctx.get_model().vocab.n_tokens()),
+            std::pair(embeds ? ctx.get_embeddings_ith(-1) : nullptr, ctx.get_model().hparams.n_embd_out()),
+        };
+    };
+    std::vector<std::vector<float>> said;
+    for (const auto & [data, n] : rows()) {
+        said.emplace_back(data, data ? data + n : nullptr);
+    }
 
     work();
 
     take_back();
-    if (last) {
-        std::copy(logits.begin(), logits.end(), ctx.get_logits_ith(-1));
+    for (size_t i = 0; i < said.size(); ++i) {
+        if (!said[i].empty()) {
+            std::copy(said[i].begin(), said[i].end(), rows()[i].first);
+        }
     }
 }
 

@@ -72,12 +72,20 @@ void llama_kv_cache_headkv::reading::require_past() const {
         throw headkv_error(HEADKV_ERR_STATE,
                            format("the first %u tokens cannot stay: %u are held whole", n_past, n_held));
     }
-    const bool goes_back = n_past == n_held || (in_cells && bounded.reaches(n_past));
-    if (!bounded.empty() && n_past > 0 && (!goes_back || (kv.kept && !kv.archived_end))) {
+    if (bounded.empty() || n_past == 0) {
+        return;
+    }
+    if (kv.kept ? n_past != n_held || !kv.archived_end : n_past != n_held && !in_cells) {
         throw headkv_error(HEADKV_ERR_STATE,
                            format("layers with a sliding window and recurrent ones cannot go back to %u tokens: 0 "
                                   "of them or all %u can stay",
                                   n_past, n_held));
+    }
+    if (!kv.kept && !bounded.reaches(n_past)) { // also where all stay: llama_memory_seq_rm() does not ask
+        throw headkv_error(HEADKV_ERR_STATE,
+                           format("layers with a sliding window and recurrent ones cannot go back to %u tokens: they "
+                                  "have forgotten what the next one looks at",
+                                  n_past));
     }
 }
 
@@ -95,6 +103,10 @@ void llama_kv_cache_headkv::reading::require_outputs() const {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("logits of %zu tokens at once were asked for, and the context "
                                                        "was made for %u",
                                                        n, has.n_outputs_max));
+    }
+    if (ctx.headkv_samples() && prompt.n_again > 0) { // they would draw what follows these
+        throw headkv_error(HEADKV_ERR_ARGUMENT, "no tokens can be read once more where the context's graph has a "
+                                                "sampler");
     }
     if (ctx.headkv_samples() && n > has.n_outputs_max_per_seq) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("logits of %zu tokens at once were asked for, and the context's "

@@ -199,7 +199,9 @@ void llama_kv_cache_headkv::reading::read_panel(const panel & p) {
     const auto seen = kv.obs->get_seen();
 
     for (size_t i = 0; i < n_rooms; ++i) {
-        load(i, p.p0);
+        if (p.p0 == n_past || !slices[i].is_whole()) { // all layers at once stay in their cells
+            load(i, p.p0);
+        }
     }
     for (i_slice = 0; i_slice < slices.size(); ++i_slice) {
         kv.llama_kv_cache::seq_rm(0, p.p0, -1);

@@ -12,21 +12,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
 
 static constexpr char archive_mark[] = "headkv archive\n"; // what a file of ours begins with
-
-// where a file of that name is, or would be, whatever becomes of links and of the folder that the process is in
-std::string headkv_archive::place_of(const char * path) {
-    namespace fs    = std::filesystem;
-    fs::path res    = fs::absolute(path);
-    const int n_max = 40; // as the kernel; it refuses what is still a link then
-    std::error_code error;
-    for (int i = 0; i < n_max && fs::is_symlink(fs::symlink_status(res, error)); ++i) {
-        res = res.parent_path() / fs::read_symlink(res, error); // an absolute one takes the place of all of it
-    }
-    return res.string();
-}
 
 void headkv_archive::open_file() {
     static constexpr int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW;

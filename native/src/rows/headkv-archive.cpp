@@ -1,6 +1,7 @@
 #include "rows/headkv-archive.h"
 
 #include "base/headkv-error.h"
+#include "base/headkv-path.h"
 #include "llama-impl.h"
 
 #include "ggml-backend.h"
@@ -13,7 +14,7 @@
 #include <utility>
 
 headkv_archive::headkv_archive(const std::vector<headkv_layer_shape> & shapes, const char * path)
-    : path(path ? place_of(path) : "") {
+    : path(path ? headkv_place_of(path) : "") {
     ggml_backend_buffer_type_t buft = nullptr;
     size_t row                      = 0;
     for (const auto & shape : shapes) {

@@ -107,7 +107,6 @@ private:
     uint8_t * in_memory(uint32_t ikv, uint32_t slot) const { return slots[slot].get() + layers[ikv].offset; }
     size_t in_file(uint32_t ikv, uint32_t slot) const { return header_size + slot * stride + layers[ikv].offset; }
 
-    static std::string place_of(const char * path);
     void open_file();
     void remove_file() const;
     size_t file_size() const;

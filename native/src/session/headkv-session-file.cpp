@@ -1,6 +1,7 @@
 #include "session/headkv-session-file.h"
 
 #include "base/headkv-error.h"
+#include "base/headkv-path.h"
 #include "llama-impl.h"
 
 #include <fcntl.h>
@@ -106,10 +107,10 @@ headkv_session_writer::headkv_session_writer(const char * path, const std::atomi
       cancelled(cancelled),
       file(nullptr, fclose) {
     require_not(cancelled);
-    const mode_t mode  = require_target(this->path);
-    const size_t slash = this->path.find_last_of('/');
-    temporary.name     = (slash == std::string::npos ? "" : this->path.substr(0, slash + 1)) + "headkv-XXXXXX";
-    const int fd       = mkstemp(temporary.name.data());
+    const mode_t mode = require_target(this->path);
+    place             = headkv_place_of(this->path);
+    temporary.name    = place.substr(0, place.find_last_of('/') + 1) + "headkv-XXXXXX";
+    const int fd      = mkstemp(temporary.name.data());
     if (fd < 0) {
         fail();
     }
@@ -172,7 +173,7 @@ void headkv_session_writer::end() {
 void headkv_session_writer::commit() {
     require_not(cancelled);
     if (fflush(file.get()) != 0 || fsync(fileno(file.get())) != 0 || fclose(file.release()) != 0 ||
-        rename(temporary.name.c_str(), path.c_str()) != 0) {
+        rename(temporary.name.c_str(), place.c_str()) != 0) {
         fail();
     }
     temporary.is_there = false;

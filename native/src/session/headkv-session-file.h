@@ -44,6 +44,7 @@ private:
     };
 
     const std::string path;
+    std::string place; // of the file, behind links
     const std::atomic<bool> & cancelled;
     temporary_file temporary; // goes with this object, unless it has the other name by then
     headkv_file_ptr file;

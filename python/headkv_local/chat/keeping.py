@@ -41,7 +41,7 @@ class Keeper:
         messages, state = self._now()
         whole = with_state(messages, self._session.answered, state)
         with interrupts(lambda: None):  # else the file would be somebody else's afterwards
-            self._session.llm.save_session(os.path.realpath(path), light=light, messages=whole)  # links stay
+            self._session.llm.save_session(path, light=light, messages=whole)
             if self.path is None or not self._at_end or _same(path, self.path):
                 self._hold(path)
         without = ", without the archive" if light else ""
