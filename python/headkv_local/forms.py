@@ -6,6 +6,7 @@ processor raises; the answer would be another one than was asked for.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -30,9 +31,16 @@ def chat_handler_of(llm: llama_cpp.Llama) -> Any:
     )
 
 
+def bare_handler(handler: Any) -> Any:
+    """Without what functools.partial() has it tell the template each time."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return handler
+
+
 def is_of_formatter(handler: Any) -> bool:
     """Whether it writes chats by a template alone, and compiles the schema of the chosen tool alone."""
-    return getattr(handler, "__code__", None) is _OF_FORMATTER
+    return getattr(bare_handler(handler), "__code__", None) is _OF_FORMATTER
 
 
 def seed_of(seed: Any) -> int:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .checks import int_of
 from .errors import ArgumentError
 from .retention import Retention
 from .settings import AUTO
@@ -141,6 +142,8 @@ def memory_estimate(
         if retention is not None:
             raise ArgumentError("budget and retention exclude each other: give one of them")
         retention = Retention(budget=budget)
+    if n_prompt is not None:
+        n_prompt = int_of("n_prompt", n_prompt, 1)
     kwargs["n_ctx"] = n_ctx
     with Estimator(model_path, retention, kwargs) as estimator:
         if n_ctx == AUTO:

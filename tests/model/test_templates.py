@@ -317,6 +317,34 @@ def test_a_whole_read_is_explained(load: Load, tiny: Callable[..., Path]) -> Non
     assert llm.reread_reason is None
 
 
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.parametrize(
+    ("template", "given", "n_said"),
+    [
+        (loop("{{ m['content'] }}"), {"tools": TOOLS}, 1),
+        (loop("{{ m['content'] }}"), {"tools": TOOLS, "tool_choice": TOOLS[0]}, 1),
+        (loop("{{ m['content'] }}"), {"functions": [TOOLS[0]["function"]]}, 1),
+        (loop("{{ m['content'] }}"), {"tools": TOOLS, "tool_choice": "none"}, 0),
+        ("{{ tools | tojson }}" + loop("{{ m['content'] }}"), {"tools": TOOLS}, 0),
+    ],
+)
+def test_tools_that_a_template_does_not_tell(
+    load: Load,
+    tiny: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    template: str,
+    given: dict[str, Any],
+    n_said: int,
+) -> None:
+    llm = load(tiny(chat_template=template))
+    for _ in range(2):  # said once
+        llm.create_chat_completion([{"role": "user", "content": "Hello."}], max_tokens=4, **given)
+    said = [record.message for record in caplog.records if record.name == "headkv_local"]
+    assert said == ["the model's chat template knows no tools: the model is not told of them"] * n_said
+
+
 def test_handlers_of_the_callers_own_get_the_messages_as_they_are(load: Load, tiny_path: Path) -> None:
     """Whatever they do: no prompt, two of them, tokens that nobody reads."""
     messages, seen = [{"role": "user", "content": [{"type": "image_url"}]}], []

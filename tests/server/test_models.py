@@ -1,4 +1,4 @@
-"""Where a model of the server has its archive."""
+"""Where a model of the server has its archive, and what it is loaded with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import llama_cpp
 import pytest
 
-from headkv_local import defaults
+from headkv_local import ArgumentError, defaults
 from headkv_local.server.errors import Refusal
 from headkv_local.server.models import Models
 from headkv_local.server.settings import ModelSettings, ServerSettings
@@ -57,6 +57,31 @@ def test_in_memory_while_there_is_room(
             llm = made()
             assert llm.retention is not None
             assert llm.retention.archive == ("memory" if in_memory else made.archive_file)
+
+
+def test_what_a_template_is_told_hides_nothing_of_it(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Turns go on, parts are text, and what the template would leave out is refused."""
+    template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'].split('</think>')[-1] }}\n{% endfor %}"
+        "assistant:{% if not enable_thinking %}<think></think>{% endif %}"
+    )
+    told = {"enable_thinking": False}
+    with models(tiny(chat_template=template), tmp_path, chat_template_kwargs=told) as made:
+        llm = made()
+        messages: list[Any] = []
+        reads: list[int] = []
+        llm.on_prefill = lambda done, total: reads.append(total) if done == 0 else None
+        for question in ("Why was it said? " * 10, "And then?", "And in the end?"):
+            messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
+            reply = llm.create_chat_completion(messages, max_tokens=4, temperature=0.0)
+            messages.append({"role": "assistant", "content": reply["choices"][0]["message"]["content"]})
+            prompt = llm.detokenize(llm.input_ids[: llm.n_tokens].tolist()).decode(errors="replace")
+            assert f"user: {question}\nassistant:<think></think>" in prompt
+        assert reads[0] > 100
+        assert max(reads[1:]) < 60
+        messages.append({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]})
+        with pytest.raises(ArgumentError, match="image_url"):
+            llm.create_chat_completion(messages, max_tokens=4)
 
 
 def test_two_apps_load_at_the_same_time(tiny_path: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import threading
@@ -13,7 +14,14 @@ import llama_cpp
 from llama_cpp import llama_chat_format
 
 from ..errors import ArgumentError
-from ..forms import chat_handler_of, chosen_tool, is_of_formatter, plain_format, require_schema
+from ..forms import (
+    bare_handler,
+    chat_handler_of,
+    chosen_tool,
+    is_of_formatter,
+    plain_format,
+    require_schema,
+)
 from ..messages import require_messages
 from . import templates
 from .turns import Turn
@@ -79,10 +87,10 @@ class Chats:
         for name in ("self", "messages"):
             del given[name]
         _require_forms(llm, given)
-        if handler is _PLAIN_TEXT:
+        if bare_handler(handler) is _PLAIN_TEXT:
             self._warn("the model has no chat template: its chats are written as plain text")
 
-        def render(form: list[templates.Message]) -> str:
+        def render(form: list[templates.Message], given: dict[str, Any] = given) -> str:
             try:
                 _STOCK(_Renderer(handler), form, **given)
             except _Rendered as rendered:
@@ -93,6 +101,9 @@ class Chats:
         form, prompt, change = templates.fitted(messages, render, template)
         if change:
             self._warn(f"{template} knows no system role: {change}")
+        offered, without = _tools(given)
+        if offered and render(form, without) == prompt:
+            self._warn(f"{template} knows no tools: the model is not told of them")
         ends, later, rewritten = templates.ending(form, prompt, render)
         with self._reading(messages, _n_unstable(llm, ends, later), rewritten):
             return stock(form, **given)
@@ -145,8 +156,15 @@ def _require_forms(llm: Any, given: dict[str, Any]) -> None:
             require_schema(vocab, tool["parameters"], f"the parameters of the tool {tool['name']!r}")
 
 
+def _tools(given: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Whether a chat offers tools, and its arguments without them."""
+    names = ("tools", "tool_choice"), ("functions", "function_call")
+    offered = any(given.get(tools) and given.get(choice) != "none" for tools, choice in names)
+    return offered, {name: value for name, value in given.items() if all(name not in pair for pair in names)}
+
+
 def _template_name(llm: Any) -> str:
-    if llm.chat_handler is not None:
+    if llm.chat_handler is not None and not isinstance(llm.chat_handler, functools.partial):
         return "the chat handler"
     if llm.chat_format in llm._chat_handlers and llm.chat_format != templates.PLAIN_TEXT:
         return _OWN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import threading
@@ -17,6 +18,7 @@ from llama_cpp.server.model import LlamaProxy
 from ..defaults import archive_fits, cache_folder, default_context
 from ..devices import all_layers
 from ..errors import ArgumentError, Cancelled, HeadKVError, LoadMemoryError, ModelError
+from ..forms import chat_handler_of
 from .errors import Refusal
 from .retaining import Settings, retention_of, usual_settings
 from .served import Served
@@ -136,9 +138,14 @@ class Models(LlamaProxy):  # type: ignore[misc]
             raise ModelError(f"there is no model {settings.model}")
         n_ctx = default_context(settings.model) if settings.n_ctx is None else settings.n_ctx
         n_gpu_layers = all_layers(settings.n_gpu_layers)
-        chosen = settings.model_copy(update={"n_ctx": n_ctx, "n_gpu_layers": n_gpu_layers})
+        told = settings.chat_template_kwargs
+        chosen = settings.model_copy(
+            update={"n_ctx": n_ctx, "n_gpu_layers": n_gpu_layers, "chat_template_kwargs": None}
+        )
         with _LOADING, _swapped(llama_cpp, "Llama", Retaining):  # what stock makes of the settings
             llm: Served = LlamaProxy.load_llama_from_model_settings(chosen)
+        if told:  # stock's way hides the template
+            llm.chat_handler = functools.partial(chat_handler_of(llm), **told)
         return llm
 
     def _load_with_archive(self, settings: ModelSettings) -> Served:
