@@ -75,6 +75,29 @@ def test_what_cannot_be_used_now_stays(
     assert len(sessions(tmp_path)) == 5  # with later, good and the new one, chat and foreign
 
 
+def test_what_a_killed_server_has_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    ours = {
+        "archive-123": b"headkv archive\n\0rows",
+        "archive-4": b"",
+        "headkv-a1B2c3": b"headkv session\n\0rest",
+        "headkv-Zzzzzz": b"headkv",
+    }
+    theirs = {
+        "archive-2024.zip": b"PK",
+        "archive-2024": b"PK",
+        "archive-": b"",
+        "headkv-notes.txt": b"",
+        "headkv-backup": b"mine",
+        "headkv-a1B2c3.old": b"headkv session\n\0rest",
+    }
+    for name, content in (ours | theirs).items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "archive-5").mkdir()
+    os.mkfifo(tmp_path / "archive-6")
+    Shelf(tmp_path, 9, 2**30).close()
+    assert {path.name for path in tmp_path.iterdir()} == {*theirs, "archive-5", "archive-6", "lock"}
+
+
 def test_the_next_best_takes_the_place_of_what_is_damaged(
     tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
 ) -> None:

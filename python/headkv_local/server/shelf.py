@@ -16,6 +16,7 @@ from ..errors import ArgumentError, Cancelled, HeadKVError, SessionError
 from ..models import model_id
 from ..sessions import read_header
 from .conversations import Conversation
+from .leftovers import remove_leftovers
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -49,9 +50,7 @@ class Shelf:
         self._most, self._most_bytes = most, most_bytes
         self.folder = folder
         self._lock = self._locked()
-        for left in (*folder.glob("archive-*"), *folder.glob("headkv-*")):  # of a server that was killed
-            with suppress(OSError):
-                left.unlink()
+        remove_leftovers(folder)
         self._there: dict[str, Conversation] = {}
         self._left_out: dict[str, Conversation] = {}
 
