@@ -145,6 +145,34 @@ def test_rows_of_another_adapter(tiny_path: Path, load: Callable[..., Llama], tm
     keeper.close()
 
 
+def test_a_clock_that_was_set_back(tiny_path: Path, load: Callable[..., Llama], tmp_path: Path) -> None:
+    """The order of use is that of the conversations: in the folder, and of those that come."""
+    llm = load(tiny_path, retention=KEPT)
+    prompts = [random_tokens(100, seed=seed) for seed in range(6)]
+    there = left(tmp_path, llm, *prompts[:3])
+    for path in there:
+        later = path.stat().st_mtime + 86400
+        os.utime(path, (later, later))
+
+    def most(n: int, *read_before: list[int]) -> list[int]:
+        """Which prompts a server that may have n sessions, and is asked for these, leaves in the end."""
+        keeper = Keeper(llm, Shelf(tmp_path, n, 2**30))
+        for prompt in read_before:
+            read(keeper, llm, [*prompt, 1])
+        keeper.close()
+        llm.reset()
+        found = []
+        for path in sorted(sessions(tmp_path), key=lambda path: path.stat().st_mtime_ns):
+            llm.load_session(path)
+            found.append(prompts.index(llm.input_ids[:100].tolist()))
+        llm.reset()
+        return found
+
+    assert most(3, prompts[3], prompts[4]) == [2, 3, 4]
+    assert most(3, prompts[2], prompts[5]) == [4, 2, 5]
+    assert most(3, prompts[4]) == [2, 5, 4]
+
+
 def test_one_that_is_too_large_costs_no_other(
     tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -28,7 +27,7 @@ class Conversation:
     begins with all of these goes on.
 
     compacted, archived: whether heads have let go of some of it, and whether all rows are there still.
-    saved: whether the session in its file is as it is now.
+    used: when it was, in seconds of its shelf. saved: whether the session in its file is as it is now.
     """
 
     tokens: Tokens = field(default_factory=lambda: np.empty(0, np.int32))
@@ -38,7 +37,7 @@ class Conversation:
     archived: bool = False
     retention: Retention | None = None
     name: str = field(default_factory=lambda: secrets.token_hex(8))
-    used: float = field(default_factory=time.time)
+    used: float = 0.0
     saved: bool = False
     n_bytes: int = 0
 

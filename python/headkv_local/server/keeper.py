@@ -58,11 +58,10 @@ class Keeper:
         kept = wanted if archive else lighter
         if found is None:
             self.leave(kept)
-            self.held = Conversation(retention=wanted)
+            self._hold(Conversation(), wanted)
             return
         one, n_common = found
-        if self._shelf is not None:
-            self._shelf.use(one)  # so that it is not what goes for another
+        self._use(one)  # so that it is not what goes for another
         branches = not one.goes_on(n_common) and one.has_own(n_common)
         if one is self.held and (self._llm.retention in (wanted, lighter) or not one.compacted):
             if branches:
@@ -78,8 +77,7 @@ class Keeper:
                 return
             one = loaded
         self._root = one if branches else None
-        self.held = one.branch() if branches else one
-        self.held.retention = wanted
+        self._hold(one.branch() if branches else one, wanted)
 
     def settle(self) -> None:
         """Whatever has used the context: the conversation is what it holds."""
@@ -127,6 +125,15 @@ class Keeper:
         if self._shelf is not None:
             with suppress(ArgumentError):  # who saves is told
                 self._shelf.renew()
+
+    def _hold(self, one: Conversation, wanted: Retention | None) -> None:
+        one.retention = wanted
+        self._use(one)
+        self.held = one
+
+    def _use(self, one: Conversation) -> None:
+        if self._shelf is not None:
+            self._shelf.use(one)
 
     def _empty(self, wanted: Retention | None) -> None:
         self._llm.reset()  # unless the request is cancelled, whose client has left

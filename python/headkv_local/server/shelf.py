@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from time import time
+from typing import Any, Final
 
 from .. import Llama
 from ..errors import ArgumentError, Cancelled, HeadKVError, SessionError
@@ -31,6 +31,7 @@ _logger = logging.getLogger("headkv_local.server")
 _SUFFIX = ".session"
 _OURS = f"{'[0-9a-f]' * 16}{_SUFFIX}"  # whatever else is in the folder stays as it is
 _LOCK = "lock"
+_TICK: Final = 0.001  # seconds between two uses, where the clock does not say so
 
 
 class _NotOurs(Exception):
@@ -53,6 +54,7 @@ class Shelf:
         remove_leftovers(folder)
         self._there: dict[str, Conversation] = {}
         self._left_out: dict[str, Conversation] = {}
+        self._last_use = 0.0
 
     def find(self, llm: Llama) -> None:
         """What earlier servers have left for this model and its context."""
@@ -65,6 +67,7 @@ class Shelf:
                     self._there[file.name] = _read(path, file, model, llm.n_ctx())
                 except HeadKVError as error:
                     self._leave_out(file, error)
+        self._last_use = max((one.used for one in self._files()), default=0.0)
 
     def close(self) -> None:
         os.close(self._lock)
@@ -160,6 +163,7 @@ class Shelf:
             self.drop(one)
             return False
         one.saved = written is one
+        self._stamp(one)
         self._there[one.name] = replace(written, saved=True, n_bytes=n_bytes)
         self._trim()
         return one in self
@@ -207,12 +211,15 @@ class Shelf:
         return replace(self._there[one.name])
 
     def use(self, one: Conversation) -> None:
-        """It is used now: here and after a restart, others go before it."""
-        one.used = time.time()
+        """It is used now: here and after a restart others go before it, whatever the clock says."""
+        one.used = self._last_use = max(time(), self._last_use + _TICK)
         if one in self:
             self._there[one.name].used = one.used
-            with suppress(OSError):  # a folder that cannot be written is read too
-                os.utime(self._path(one))
+            self._stamp(one)
+
+    def _stamp(self, one: Conversation) -> None:
+        with suppress(OSError):  # a folder that cannot be written is read too
+            os.utime(self._path(one), (one.used, one.used))
 
     def _leave_out(self, one: Conversation, error: Exception) -> None:
         """What is damaged for sure is removed: nobody can use it."""
