@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from openai.lib.streaming._deltas import accumulate_delta
 from serving import Running, serving
 
 from headkv_local import Llama, Retention
@@ -105,6 +106,31 @@ def test_schemas_and_tools(client: openai.OpenAI) -> None:
     grammar = {"grammar": 'root ::= "yes" | "no"'}
     reply = client.chat.completions.create(**GREEDY, max_tokens=10, extra_body=grammar)
     assert reply.choices[0].message.content in ("yes", "no")
+
+
+LONG = {"type": "object", "properties": {"a": {"enum": ["b" * 60]}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_call_is_told_once(client: openai.OpenAI, older: bool) -> None:
+    """OpenAI's client joins what the chunks of a stream say; what is cut off says so."""
+    function = {"name": "f", "parameters": LONG, "strict": True}
+    asked: Any = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    if older:
+        asked = {"functions": [function], "function_call": {"name": "f"}}
+    for most, end in ((200, "tool_calls"), (10, "length")):
+        whole = client.chat.completions.create(**GREEDY, **asked, max_tokens=most).choices[0]
+        joined: dict[Any, Any] = {}
+        for chunk in client.chat.completions.create(**GREEDY, **asked, max_tokens=most, stream=True):
+            accumulate_delta(joined, chunk.choices[0].to_dict())
+        assert whole.finish_reason == joined["finish_reason"] == end
+        for told in (whole.message.to_dict(), joined["delta"]):
+            assert told["function_call"]["name"] == "f"
+            (call,) = told["tool_calls"]
+            assert (call["type"], call["function"]) == ("function", told["function_call"])
+            assert call["id"].count("call_") == 1
+            if end == "tool_calls":
+                assert json.loads(call["function"]["arguments"]) == {"a": "b" * 60}
 
 
 def test_completions_and_two_ways_to_bend_them(client: openai.OpenAI) -> None:

@@ -15,6 +15,7 @@ from sse_starlette.sse import EventSourceResponse
 
 from ..forms import require_bias
 from .bodies import NEW_FIELDS, ChatBody, CompletionBody
+from .calls import Calls
 from .errors import Route, refusal_of
 from .grammars import require_grammars
 from .retaining import retention_of, settings_for
@@ -90,7 +91,7 @@ def _job(service: Service, body: Any, call: Any) -> Job:
                 if body.stream:
                     yield from _streamed(made, body, asked)
                 else:
-                    yield made | {"usage": asked.usage()}
+                    yield Calls().mended(made, asked.end) | {"usage": asked.usage()}
         finally:
             service.count(asked)
 
@@ -99,8 +100,10 @@ def _job(service: Service, body: Any, call: Any) -> Job:
 
 def _streamed(made: Iterator[Any], body: Any, asked: Asked) -> Generator[Any, None, None]:
     last: Any = None
+    calls = Calls()
     with closing(made):  # type: ignore[type-var]
-        for last in made:
+        for chunk in made:
+            last = calls.mended(chunk, asked.end)
             yield last | {"usage": None} if body.includes_usage else last
     if body.includes_usage and last is not None:
         yield last | {"choices": [], "usage": asked.usage()}

@@ -31,6 +31,7 @@ class Asked:
     n_read: int = 0  # of the prompt, and what asks once more, if it stands before a document
     n_done: int = 0  # of these, so far
     n_answer: int = 0
+    end: str | None = None  # why its last completion has ended: "stop", "length"
     logprobs: Logprobs | None = field(default=None, repr=False)
 
     def usage(self) -> dict[str, Any]:
@@ -102,14 +103,17 @@ class Served(Llama):
         asked.n_read = asked.n_done = 0
         asked.ready()
         n_top = kwargs.get("logprobs")
-        if n_top is None or self._logits_all:
-            made = super().create_completion(prompt, *args, **kwargs)
-            return _begun(made) if kwargs.get("stream") else made
-        told = asked.logprobs = Logprobs(self, n_top)
-        made = super().create_completion(prompt, *args, **{**kwargs, "logprobs": None})
+        told = None if n_top is None or self._logits_all else Logprobs(self, n_top)
+        asked.logprobs, asked.end = told, None
+        made = super().create_completion(
+            prompt, *args, **(kwargs if told is None else kwargs | {"logprobs": None})
+        )
         if kwargs.get("stream"):
-            return _with_logprobs(_begun(made), told)
-        made["choices"][0]["logprobs"] = told.of_text(made["usage"]["completion_tokens"])
+            return _noted(_begun(made), asked)
+        choice = made["choices"][0]
+        asked.end = choice["finish_reason"]
+        if told is not None:
+            choice["logprobs"] = told.of_text(made["usage"]["completion_tokens"])
         return made
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
@@ -153,8 +157,10 @@ def _begun(chunks: Generator[Any, None, None]) -> Iterator[Any]:
     return rest()
 
 
-def _with_logprobs(chunks: Iterator[Any], told: Logprobs) -> Iterator[Any]:
+def _noted(chunks: Iterator[Any], asked: Asked) -> Iterator[Any]:
     for chunk in chunks:
         choice = chunk["choices"][0]
-        choice["logprobs"] = told.of_chunk()
+        asked.end = choice["finish_reason"]
+        if asked.logprobs is not None:
+            choice["logprobs"] = asked.logprobs.of_chunk()
         yield chunk

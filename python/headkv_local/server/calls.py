@@ -1,0 +1,37 @@
+"""Calls of tools as OpenAI tells them, in what llama-cpp-python's chat handlers make of a completion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class Calls:
+    """Of one answer. Stock repeats in each chunk what a call is, and clients join what chunks say."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[int, int | None], object] = {}  # by choice and tool; None for a function_call
+
+    def mended(self, reply: Any, completion_end: str | None) -> Any:
+        """The answer, or a chunk of it. completion_end: why the completion has ended, if it has."""
+        for choice in reply["choices"]:
+            if choice["finish_reason"] in ("tool_calls", "function_call") and completion_end == "length":
+                choice["finish_reason"] = "length"  # it is cut off
+            delta = choice.get("delta") or {}
+            for call in delta.get("tool_calls") or ():
+                if self._known((choice["index"], call["index"]), call.get("id")):
+                    del call["id"], call["type"]
+                    call["function"] = _without_name(call["function"])
+            function = delta.get("function_call")
+            if function and self._known((choice["index"], None), function["name"]):
+                delta["function_call"] = _without_name(function)
+        return reply
+
+    def _known(self, place: tuple[int, int | None], call: object) -> bool:
+        known = self._told.get(place) == call
+        self._told[place] = call
+        return known
+
+
+def _without_name(function: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in function.items() if key != "name"}
