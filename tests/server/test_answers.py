@@ -139,6 +139,13 @@ def test_completions_and_two_ways_to_bend_them(client: openai.OpenAI) -> None:
         model="tiny", prompt="hello", max_tokens=6, temperature=0, logit_bias={"65": 100}, extra_body=bent
     )
     assert reply.choices[0].text == "A" * 6
+    bent["logprobs"] = 0
+    for stream in (False, True):
+        reply = client.completions.create(
+            model="tiny", prompt="hello", max_tokens=2, logit_bias={"65": 100}, extra_body=bent, stream=stream
+        )
+        told = [one.choices[0].logprobs for one in (reply if stream else [reply])]
+        assert [offset for one in told if one for offset in one.text_offset] == [5, 6]
 
 
 def test_documents_are_marked(client: openai.OpenAI, server: Running) -> None:

@@ -14,6 +14,7 @@ import pytest
 from headkv_local import ArgumentError, defaults
 from headkv_local.server.errors import Refusal
 from headkv_local.server.models import Models
+from headkv_local.server.served import Asked
 from headkv_local.server.settings import ModelSettings, ServerSettings
 from helpers import needed
 
@@ -82,6 +83,20 @@ def test_what_a_template_is_told_hides_nothing_of_it(tiny: Callable[..., Path], 
         messages.append({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]})
         with pytest.raises(ArgumentError, match="image_url"):
             llm.create_chat_completion(messages, max_tokens=4)
+
+
+def test_log_probabilities_of_the_prompt_too(tiny_path: Path, tmp_path: Path) -> None:
+    """Those of stock, also where the conversation comes back or is the one in the context."""
+    text, wanted = "The harbour has much to say. " * 8, {"max_tokens": 4, "temperature": 0.0, "logprobs": 2}
+    sizes: dict[str, Any] = {"n_ctx": 1024, "logits_all": True, "n_threads_batch": 1}
+    stock = llama_cpp.Llama(str(tiny_path), n_threads=1, flash_attn=True, verbose=False, **sizes)
+    expected: Any = stock.create_completion(text, echo=True, **wanted)
+    with models(tiny_path, tmp_path, budget="full", **sizes) as made:
+        for prompt in (text, text, "What else is there?", text):
+            with made().answered(Asked(None)):
+                found = made().create_completion(prompt, echo=True, **wanted)
+            if prompt == text:
+                assert found["choices"] == expected["choices"]
 
 
 def test_two_apps_load_at_the_same_time(tiny_path: Path, tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def test_a_prompt_that_is_too_long(client: httpx.Client, stream: bool) -> None:
         ({"suffix": "\ud800"}, "suffix has half a character"),
         ({"prompt": "\ud800"}, "prompt has half a character"),
         ({"max_tokens": 0, "echo": True}, "max_tokens must be at least 1"),
+        ({"echo": True, "logprobs": 1}, "start the server with --logits-all --budget full"),
         ({"logprobs": 21}, "logprobs: Input should be less than"),
     ],
 )

@@ -17,13 +17,14 @@ class _Token(NamedTuple):
 
 
 class Logprobs:
-    """Of one answer. n_top: how many of the likeliest tokens are told beside the one that was taken."""
+    """Of one answer. n_top: how many of the likeliest tokens are told beside the one that was taken.
+    n_text: characters of the prompt, behind which the answer's begin."""
 
-    def __init__(self, llm: Llama, n_top: int) -> None:
+    def __init__(self, llm: Llama, n_top: int, n_text: int = 0) -> None:
         self._llm, self._n_top = llm, n_top
         self._tokens: list[_Token] = []
         self._n_told = 0  # tokens
-        self._offset = 0  # characters of the answer that are told
+        self._offset = n_text  # characters of prompt and answer that are told
 
     def add(self, token: int, logits: npt.NDArray[np.float32]) -> None:
         """logits: (n_vocab,), of which the token was drawn, before temperature and penalties."""

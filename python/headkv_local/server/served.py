@@ -30,6 +30,7 @@ class Asked:
     n_prompt: int = 0
     n_read: int = 0  # of the prompt, and what asks once more, if it stands before a document
     n_done: int = 0  # of these, so far
+    n_text: int = 0  # characters of its prompt, where that is a text
     n_answer: int = 0
     end: str | None = None  # why its last completion has ended: "stop", "length"
     logprobs: Logprobs | None = field(default=None, repr=False)
@@ -74,6 +75,12 @@ class Served(Llama):
         asked = self._asked
         if asked is None:
             return super().create_completion(prompt, *args, **kwargs)
+        if _tells_of_prompt(kwargs) and not (self._logits_all and asked.retention is None):
+            raise ArgumentError(
+                "echo with logprobs needs the logits of the whole prompt: start the server with --logits-all "
+                "--budget full, or leave one of them out"
+            )
+        asked.n_text = len(prompt) if isinstance(prompt, str) else 0
         if kwargs.get("suffix") is not None:
             if kwargs.get("echo"):
                 raise ArgumentError("echo and suffix exclude each other: give one of them")
@@ -98,12 +105,14 @@ class Served(Llama):
 
         archive: False to go on from what is kept.
         """
-        if self.keeper is not None:
+        if self.keeper is not None and _tells_of_prompt(kwargs):
+            self.keeper.leave(asked.retention)  # a session has no logits
+        elif self.keeper is not None:
             self.keeper.prepare(tokens, asked.retention, archive)
         asked.n_read = asked.n_done = 0
         asked.ready()
         n_top = kwargs.get("logprobs")
-        told = None if n_top is None or self._logits_all else Logprobs(self, n_top)
+        told = None if n_top is None or self._logits_all else Logprobs(self, n_top, asked.n_text)
         asked.logprobs, asked.end = told, None
         made = super().create_completion(
             prompt, *args, **(kwargs if told is None else kwargs | {"logprobs": None})
@@ -143,6 +152,10 @@ def _may_be_of_archive(error: BaseException, retention: Retention | None) -> boo
     if retention is None or retention.archive is None:
         return False
     return isinstance(error, ArchiveError) or retention.archive == "memory"
+
+
+def _tells_of_prompt(kwargs: dict[str, Any]) -> bool:
+    return bool(kwargs.get("echo")) and kwargs.get("logprobs") is not None
 
 
 def _begun(chunks: Generator[Any, None, None]) -> Iterator[Any]:
