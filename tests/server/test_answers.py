@@ -260,6 +260,17 @@ def test_null_is_what_is_not_given(client: openai.OpenAI, server: Running) -> No
         assert answered.status_code == 200, answered.text
 
 
+def test_an_answer_without_a_limit_fills_the_context(server: Running) -> None:
+    chat = {"messages": [{"role": "user", "content": "hello " * 180}]} | BIASED
+    with server.plain() as plain:
+        for path, body in (
+            ("/v1/completions", {"prompt": "hello " * 200, "max_tokens": -1} | BIASED),
+            ("/v1/chat/completions", chat | {"max_tokens": -1}),
+            ("/v1/chat/completions", chat | {"max_completion_tokens": -1}),
+        ):
+            assert plain.post(path, json=body).json()["usage"]["total_tokens"] == 1024
+
+
 def test_tokens(server: Running) -> None:
     with server.plain() as client:
         tokens = client.post("/extras/tokenize", json={"input": "hello"}).json()["tokens"]

@@ -14,6 +14,7 @@ from ..messages import require_messages
 from .retaining import OfArchive, OfBudget, OfScores, check_budget
 
 _MOST_LOGPROBS: Final = 20  # as with OpenAI: of each token
+_MOST_TOKENS: Final = "Tokens that an answer may have; -1: as many as the context has room for."
 
 
 def _without_nulls(value: Any) -> Any:
@@ -64,8 +65,9 @@ class _Kept(BaseModel):
         for name in ("n", "best_of"):
             if getattr(self, name, 1) not in (None, 1):
                 raise ValueError(f"{name} must be 1: there is one answer to a request")
-        if getattr(self, "max_tokens", None) == 0:
-            raise ValueError("max_tokens must be at least 1: without it an answer may fill the context")
+        for name in ("max_tokens", "max_completion_tokens"):
+            if getattr(self, name, None) == 0:
+                raise ValueError(f"{name} must be at least 1, or -1: an answer may fill the context then")
         stop = getattr(self, "stop", None)
         if stop is not None and (stop == "" or "" in ([stop] if isinstance(stop, str) else stop)):
             raise ValueError("stop must not be an empty text")
@@ -82,6 +84,7 @@ def _require_text(name: str, text: str | list[str] | None) -> None:
 
 class CompletionBody(_Kept, stock.CreateCompletionRequest):  # type: ignore[misc]
     prompt: str | list[str] = Field(default="", description="The text to go on with.")
+    max_tokens: int | None = Field(default=16, description=_MOST_TOKENS)
     logprobs: int | None = Field(
         default=None, ge=0, le=_MOST_LOGPROBS, description="Likeliest tokens to tell of, at each."
     )
@@ -104,9 +107,8 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
     top_logprobs: int | None = Field(
         default=None, ge=0, le=_MOST_LOGPROBS, description="Likeliest tokens to tell of, at each."
     )
-    max_completion_tokens: int | None = Field(
-        default=None, ge=1, description="OpenAI's newer name of max_tokens."
-    )
+    max_tokens: int | None = Field(default=None, description=_MOST_TOKENS)
+    max_completion_tokens: int | None = Field(default=None, description="OpenAI's newer name of max_tokens.")
 
     @field_validator("response_format", mode="before")
     @classmethod
