@@ -126,6 +126,15 @@ def test_a_body_that_cannot_be(client: httpx.Client, body: Any, words: str, stre
     assert words in message(refused)
 
 
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_does_not_say_that_it_is_json(client: httpx.Client, kind: str | None) -> None:
+    for path, body in ((CHAT, ASKED), ("/v1/completions", {"prompt": "a"}), ("/extras/tokenize", {})):
+        given = {} if kind is None else {"Content-Type": kind}
+        refused = client.post(path, content=json.dumps(body), headers=given)
+        assert refused.status_code == 400
+        assert "needs the header Content-Type: application/json" in message(refused)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_prompt_that_is_too_long(client: httpx.Client, stream: bool) -> None:
     refused = client.post("/v1/completions", json={"prompt": "a " * 2000, "stream": stream})

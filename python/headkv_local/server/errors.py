@@ -107,6 +107,8 @@ def sentence_of(errors: Sequence[Any]) -> str:
     first = _telling(errors)
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
+    if first["type"] == "model_attributes_type" and isinstance(first["input"], bytes):
+        return "the body is not taken for JSON: the request needs the header Content-Type: application/json"
     message = str(first["msg"]).removeprefix("Value error, ")
     known = first["type"] == "value_error"  # which says in its own words what of the body it is about
     text = message if known else f"{_place(errors) or 'body'}: {message}"
