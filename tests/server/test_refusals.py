@@ -83,6 +83,10 @@ CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
         ({}, "messages"),
         ({"messages": []}, "messages"),
         (ASKED | {"messages": [{"role": "alien", "content": "x"}]}, "messages"),
+        (
+            ASKED | {"messages": [*MESSAGES, {"role": "User", "content": "x"}]},
+            "message 2 has the role 'User': messages have developer, system, user, assistant, tool, function",
+        ),
         (ASKED | {"temperature": "warm"}, "temperature"),
         (ASKED | {"logprobs": True, "top_logprobs": 21}, "top_logprobs: Input should be less than"),
         ('{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature"),

@@ -14,6 +14,7 @@ from ..messages import require_messages
 from .retaining import OfArchive, OfBudget, OfScores, check_budget
 
 _MOST_LOGPROBS: Final = 20  # as with OpenAI: of each token
+_ROLES: Final = ("developer", "system", "user", "assistant", "tool", "function")
 _MOST_TOKENS: Final = "Tokens that an answer may have; -1: as many as the context has room for."
 
 
@@ -25,6 +26,10 @@ def _without_nulls(value: Any) -> Any:
 def _as_given(value: Any, check: Any) -> Any:
     """Checked, but whole: what stock's types do not know, such as marks of documents, is for the template."""
     messages = [_without_nulls(message) for message in require_messages(value)]
+    for i, message in enumerate(messages, start=1):
+        if message["role"] not in _ROLES:  # of which pydantic would say what the others lack
+            known = ", ".join(_ROLES)
+            raise ValueError(f"message {i} has the role {message['role'][:100]!r}: messages have {known}")
     check([_as_stock(message) for message in messages])
     return messages
 
