@@ -133,6 +133,16 @@ def test_a_call_is_told_once(client: openai.OpenAI, older: bool) -> None:
                 assert json.loads(call["function"]["arguments"]) == {"a": "b" * 60}
 
 
+def test_a_tool_without_parameters_takes_none(client: openai.OpenAI) -> None:
+    for more in ({}, {"parameters": None}):
+        function: Any = {"name": "f", **more}
+        older: Any = {"functions": [function], "function_call": {"name": "f"}}
+        tools: Any = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+        for asked in (older, tools):
+            reply = client.chat.completions.create(**GREEDY, **asked, max_tokens=60)
+            assert json.loads(reply.choices[0].message.tool_calls[0].function.arguments) == {}
+
+
 def test_completions_and_two_ways_to_bend_them(client: openai.OpenAI) -> None:
     bent: dict[str, Any] = {"min_tokens": 5, "logit_bias_type": "input_ids"}
     reply = client.completions.create(

@@ -132,7 +132,7 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
     @field_validator("functions", mode="before")
     @classmethod
     def _plain_functions(cls, functions: Any) -> Any:
-        return [_without_nulls(one) for one in functions] if isinstance(functions, list) else functions
+        return [_plain_function(one) for one in functions] if isinstance(functions, list) else functions
 
     @model_validator(mode="after")
     def _check(self) -> ChatBody:
@@ -149,7 +149,15 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
 def _plain_tool(tool: Any) -> Any:
     plain = _without_nulls(tool)
     if isinstance(plain, dict) and "function" in plain:
-        plain["function"] = _without_nulls(plain["function"])
+        plain["function"] = _plain_function(plain["function"])
+    return plain
+
+
+def _plain_function(function: Any) -> Any:
+    """One without parameters takes none, as with OpenAI."""
+    plain = _without_nulls(function)
+    if isinstance(plain, dict):
+        plain.setdefault("parameters", {"type": "object", "properties": {}})
     return plain
 
 
