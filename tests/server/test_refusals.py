@@ -223,6 +223,15 @@ def test_keys(server: Running, client: httpx.Client) -> None:
         assert [model.id for model in right.models.list().data] == ["tiny"]
 
 
+def test_a_key_that_ends_as_a_blank_does(tiny_path: Path, tmp_path: Path) -> None:
+    """In Latin-1, which headers are in, the last byte of its UTF-8 is one."""
+    key, arguments = "voil\N{LATIN SMALL LETTER A WITH GRAVE}", (tiny_path, *SMALL, "--ctx", 512)
+    with serving(tmp_path, *arguments, HEADKV_SERVER_API_KEY=key) as server, server.plain() as client:
+        given = {"Authorization": b"Bearer \t" + key.encode()}
+        assert client.get("/v1/models", headers=given).status_code == 200
+        assert client.get("/v1/models", headers={"Authorization": b"Bearer voil"}).status_code == 401
+
+
 def test_bodies_that_are_too_large(client: httpx.Client) -> None:
     large = json.dumps(ASKED | {"user": "x" * 70_000}).encode()
     for content in (large, iter([large[:40_000], large[40_000:]])):  # the second says no length
@@ -249,6 +258,15 @@ def test_pages_from_elsewhere(tiny_path: Path, tmp_path: Path) -> None:
             assert client.post(CHAT, json=ASKED, headers=headers).status_code == 403
         assert client.post(CHAT, json=ASKED, headers={"Origin": server.url}).status_code == 200
         assert client.get("/health", headers={"Host": "localhost:1"}).status_code == 200
+        for path, line, status in (
+            ("/health", "", 200),
+            ("/v1/models", "", 200),
+            ("/health", "Host: \r\n", 403),
+            ("/health", "Origin: null\r\n", 403),
+        ):
+            with socket.create_connection(("127.0.0.1", client.base_url.port)) as old:
+                old.sendall(f"GET {path} HTTP/1.0\r\n{line}\r\n".encode())
+                assert old.recv(100).split()[1] == str(status).encode()
     allowed = "https://example.com"
     arguments = (tiny_path, *SMALL, "--ctx", 512, "--cors_origins", allowed)
     with serving(tmp_path, *arguments) as server, server.plain() as client:

@@ -46,14 +46,15 @@ class Guard:
 
     def _require_welcome(self, path: str, headers: dict[str, str]) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self._key is None and self._local and not is_local_name(host):
+        foreign = "host" in headers and not is_local_name(host)  # browsers never leave it out
+        if self._key is None and self._local and foreign:
             raise Refusal(403, f"this server is not {host[:100]!r}: it is reached as localhost", "wrong_host")
         if origin is not None and not self._origins & {"*", origin} and network_of(origin) != host:
             raise Refusal(403, f"pages of {origin[:100]!r} may not use this server", "wrong_origin")
         if self._key is None or path in _OPEN:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        given = key.strip(" \t") if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not hmac.compare_digest(given.encode("latin-1"), self._key):
             raise Refusal(
                 401,
