@@ -401,6 +401,24 @@ def test_a_variable_that_is_no_setting(monkeypatch: pytest.MonkeyPatch, variable
     assert str(refused.value) == f"the environment has {variable.upper()}, which is no setting{end}"
 
 
+def test_models_in_a_file_have_their_settings_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "models.json").write_text('{"port": 1, "models": [{"model": "x.gguf"}]}')
+    given = ["--config-file", str(tmp_path / "models.json")]
+    monkeypatch.setenv("HEADKV_SERVER_PORT", "77")
+    server, _ = parse(given, build_parser())
+    assert server.port == 1
+    for name in ("HEADKV_SERVER_BUDGET", "headkv_server_alias", "--budget"):
+        with monkeypatch.context() as patched:
+            options = [name, "77"] if name.startswith("--") else []
+            if not options:
+                patched.setenv(name, "77")
+            with pytest.raises(SystemExit, match="2"):
+                parse([*given, *options], build_parser())
+        assert f"the models are in {given[1]}: {name} is given there" in capsys.readouterr().err
+
+
 def test_an_archive_that_is_off_in_a_file(tmp_path: Path) -> None:
     """To YAML the word is a False."""
     (tmp_path / "models.yaml").write_text("page: off\nmodels:\n  - model: x.gguf\n    archive: off\n")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from .. import __version__, default_model_path
-from .environment import FLAGS, PREFIX, holds, items, require_settings
+from .environment import FLAGS, PREFIX, holds, items, require_settings, variable_of
 from .retaining import ADVANCED
 from .settings import ConfigFileSettings, ModelSettings, ServerSettings, explained, read_config
 
@@ -25,7 +25,8 @@ Each setting can also be given in the environment, as {PREFIX}PORT for --port. A
 commas between its items, or JSON; as an option it may be repeated. _ may be written for - in options, and
 "--page false" for --no-page.
 A --config-file is JSON or YAML: settings of the server, and "models", a list of objects with settings of
-a model. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+a model, of which options and the environment may have none then.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 _FIRST = {"model", "model_alias", "n_ctx", "n_threads", "n_threads_batch", "n_gpu_layers", "chat_format"}
@@ -143,10 +144,11 @@ def parse(argv: list[str], parser: argparse.ArgumentParser) -> tuple[ServerSetti
     of_server = {name: value for name, value in given.items() if name in ServerSettings.model_fields}
     of_model = {name: value for name, value in given.items() if name not in of_server}
     if config is not None:
+        other = variable_of(ModelSettings, os.environ)
         if of_model:
-            parser.error(
-                f"the models are in {config}: --{next(iter(of_model)).replace('_', '-')} is given there"
-            )
+            other = f"--{next(iter(of_model)).replace('_', '-')}"
+        if other is not None:
+            parser.error(f"the models are in {config}: {other} is given there")
         try:
             file = ConfigFileSettings(**{**read_config(config), **of_server})
         except ValidationError as error:

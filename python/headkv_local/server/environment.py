@@ -43,6 +43,15 @@ def require_settings(variables: Iterable[str], owners: Iterable[type[BaseModel]]
             raise ArgumentError(f"the environment has {first} and {second}, which are one setting")
 
 
+def variable_of(owner: type[BaseModel], variables: Iterable[str]) -> str | None:
+    """A variable that is a setting of `owner`; None where there is none."""
+    for variable in variables:
+        name = variable.upper().removeprefix(PREFIX).lower()
+        if variable.upper().startswith(PREFIX) and _SETTING.get(name, name) in owner.model_fields:
+            return variable
+    return None
+
+
 def holds(owner: type[BaseModel], name: str, kind: str) -> bool:
     """Whether this setting is a "list", or a "dict"."""
     return f"{kind}[" in str(owner.model_fields[name].annotation).lower()
