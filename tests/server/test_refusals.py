@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -382,6 +383,19 @@ def test_each_long_option_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv(PREFIX + "N_CTX", "77")
     with pytest.raises(ArgumentError, match="has HEADKV_SERVER_CTX and HEADKV_SERVER_N_CTX, which are one"):
         parse(["x.gguf"], build_parser())
+
+
+def test_threads_may_be_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in (["--threads", "-1", "--n-threads-batch=-1"], []):
+        if not given:
+            monkeypatch.setenv(PREFIX + "N_THREADS", " -1")
+            monkeypatch.setenv(PREFIX + "N_THREADS_BATCH", "-1")
+        _, (model,) = parse(["x.gguf", *given], build_parser())
+        assert (model.n_threads, model.n_threads_batch) == (os.cpu_count(), os.cpu_count())
+    assert ModelSettings(model="x", n_threads=-1).n_threads == os.cpu_count()
+    for refused in ("0", "-2"):
+        with pytest.raises(ArgumentError, match="^--n_threads: Input should be greater than or equal to 1"):
+            parse(["x.gguf", "--threads", refused], build_parser())
 
 
 @pytest.mark.parametrize(

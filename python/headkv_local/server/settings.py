@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,14 @@ def _context(value: Any) -> int | str | None:
     raise ValueError(f'it is a number of tokens, 0 or "{AUTO}", not {value!r}')
 
 
+def _threads(value: Any) -> Any:
+    """-1 is all, also as a text: stock knows the number alone."""
+    return os.cpu_count() if str(value).strip() == "-1" else value
+
+
+_Threads = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_threads)]
+
+
 def _archive(value: Any) -> Any:
     return "off" if value is False else value  # what YAML reads for: off
 
@@ -49,11 +58,12 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
         description="Layers on a GPU, each with its share of the cache; -1: all. Left out: all, if there is "
         "a GPU.",
     )
-    n_threads: int | None = Field(
-        default=None, ge=1, description="CPU threads. Left out: one for each physical core."
+    n_threads: _Threads = Field(
+        default=None, description="CPU threads; -1: all. Left out: one for each physical core."
     )
-    n_threads_batch: int | None = Field(
-        default=None, ge=1, description="CPU threads that read prompts. Left out: one for each physical core."
+    n_threads_batch: _Threads = Field(
+        default=None,
+        description="CPU threads that read prompts; -1: all. Left out: one for each physical core.",
     )
     logits_all: bool = Field(
         default=False,
