@@ -99,6 +99,24 @@ def test_log_probabilities_of_the_prompt_too(tiny_path: Path, tmp_path: Path) ->
                 assert found["choices"] == expected["choices"]
 
 
+def test_a_request_without_a_seed_gets_a_new_one(tiny_path: Path, tmp_path: Path) -> None:
+    """Whatever the one before had. With a seed of the model answers are the same again after a restart."""
+
+    def answers(**given: Any) -> list[str]:
+        found = []
+        with models(tiny_path, tmp_path, n_ctx=512, **given) as made:
+            for seed in (7, None, 7, None):
+                with made().answered(Asked(None)):
+                    reply = made().create_completion("hello", max_tokens=12, temperature=2.0, seed=seed)
+                found.append(reply["choices"][0]["text"])
+        return found
+
+    drawn = [*answers(), *answers(seed=-1)]
+    assert len({drawn[n] for n in (0, 2, 4, 6)}) == 1
+    assert len(set(drawn)) == 5
+    assert answers(seed=3) == answers(seed=3)
+
+
 def test_two_apps_load_at_the_same_time(tiny_path: Path, tmp_path: Path) -> None:
     """Each with its own retention, and llama_cpp has its own class afterwards."""
     stock, budgets = llama_cpp.Llama, [16, 24, 32, 40]

@@ -18,7 +18,7 @@ from llama_cpp.server.model import LlamaProxy
 from ..defaults import archive_fits, cache_folder, default_context
 from ..devices import all_layers
 from ..errors import ArgumentError, Cancelled, HeadKVError, LoadMemoryError, ModelError
-from ..forms import chat_handler_of
+from ..forms import chat_handler_of, seed_of
 from .errors import Refusal
 from .retaining import Settings, retention_of, usual_settings
 from .served import Served
@@ -144,6 +144,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
         )
         with _LOADING, _swapped(llama_cpp, "Llama", Retaining):  # what stock makes of the settings
             llm: Served = LlamaProxy.load_llama_from_model_settings(chosen)
+        llm.draws_seeds = seed_of(settings.seed) == llama_cpp.LLAMA_DEFAULT_SEED  # which is -1
         if told:  # stock's way hides the template
             llm.chat_handler = functools.partial(chat_handler_of(llm), **told)
         return llm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class Served(Llama):
     """A Llama whose completions belong to conversations, while a request is answered()."""
 
     keeper: Keeper | None = None
+    draws_seeds = False
+    """Whether a request without a seed gets a new one; stock derives it from the one before."""
     _asked: Asked | None = None
 
     def keep(self, shelf: Shelf | None) -> None:
@@ -80,6 +83,8 @@ class Served(Llama):
                 "echo with logprobs needs the logits of the whole prompt: start the server with --logits-all "
                 "--budget full, or leave one of them out"
             )
+        if kwargs.get("seed") is None and self.draws_seeds:
+            kwargs["seed"] = secrets.randbits(32)
         asked.n_text = len(prompt) if isinstance(prompt, str) else 0
         if kwargs.get("suffix") is not None:
             if kwargs.get("echo"):
