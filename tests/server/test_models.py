@@ -117,6 +117,19 @@ def test_a_request_without_a_seed_gets_a_new_one(tiny_path: Path, tmp_path: Path
     assert answers(seed=3) == answers(seed=3)
 
 
+def test_each_name_has_a_folder_of_its_own(tiny_path: Path, tmp_path: Path) -> None:
+    names = ["a_b", "a b", "a/b", ".a_b", "..", "x" * 100, "x" * 101, "x" * 102]
+    many = [ModelSettings(model=str(tiny_path), model_alias=name, n_ctx=512, n_threads=1) for name in names]
+    made = Models(many, ServerSettings(sessions=str(tmp_path)))
+    for name in names:
+        made(name)
+    made.free()
+    found = {path.name for path in tmp_path.iterdir()}
+    assert len(found) == len(names)
+    assert found > {"a_b", "x" * 100}
+    assert all((tmp_path / name / "lock").is_file() for name in found)
+
+
 def test_two_apps_load_at_the_same_time(tiny_path: Path, tmp_path: Path) -> None:
     """Each with its own retention, and llama_cpp has its own class afterwards."""
     stock, budgets = llama_cpp.Llama, [16, 24, 32, 40]

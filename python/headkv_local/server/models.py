@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import re
 import threading
@@ -116,7 +117,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
         server, settings = self._server, self.settings[name]
         if server.max_conversations == 0 or settings.embedding:
             return None  # a context for embeddings cannot be saved
-        folder = re.sub(r"[^\w.-]", "_", name).lstrip(".")[:100] or "model"
+        folder = _folder_of(name)
         if server.sessions is not None:
             where = Path(server.sessions).expanduser() / folder
             return Shelf(where, server.max_conversations, server.session_bytes)
@@ -171,6 +172,14 @@ class Models(LlamaProxy):  # type: ignore[misc]
             llm.close()
             raise
         return llm
+
+
+def _folder_of(name: str) -> str:
+    """Its own for each name: where that is no name of a folder, a hash tells it from others alike."""
+    folder = re.sub(r"[^\w.-]", "_", name).lstrip(".")[:100]
+    if folder == name:
+        return folder
+    return f"{folder or 'model'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 @contextmanager
