@@ -118,7 +118,7 @@ def test_a_request_without_a_seed_gets_a_new_one(tiny_path: Path, tmp_path: Path
 
 
 def test_each_name_has_a_folder_of_its_own(tiny_path: Path, tmp_path: Path) -> None:
-    names = ["a_b", "a b", "a/b", ".a_b", "..", "x" * 100, "x" * 101, "x" * 102]
+    names = ["a_b", "a b", "a/b", ".a_b", "..", "x" * 100, "x" * 101, "x" * 102, "界" * 100, "界" * 101]
     many = [ModelSettings(model=str(tiny_path), model_alias=name, n_ctx=512, n_threads=1) for name in names]
     made = Models(many, ServerSettings(sessions=str(tmp_path)))
     for name in names:

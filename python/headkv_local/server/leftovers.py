@@ -17,7 +17,7 @@ _LEFT: Final = (
 
 def remove_leftovers(folder: Path) -> None:
     """Whatever else is in the folder stays, also under such a name: it is somebody's."""
-    for path in folder.iterdir():
+    for path in folder.glob("*-*"):
         for name, mark in _LEFT:
             if name.fullmatch(path.name):
                 with suppress(OSError):

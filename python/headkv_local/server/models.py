@@ -176,7 +176,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
 
 def _folder_of(name: str) -> str:
     """Its own for each name: where that is no name of a folder, a hash tells it from others alike."""
-    folder = re.sub(r"[^\w.-]", "_", name).lstrip(".")[:100]
+    folder = re.sub(r"[^\w.-]", "_", name).lstrip(".").encode()[:100].decode(errors="ignore")
     if folder == name:
         return folder
     return f"{folder or 'model'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
