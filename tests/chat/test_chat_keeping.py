@@ -23,6 +23,7 @@ from headkv_local.chat.documents import Document
 from headkv_local.chat.keeping import Keeper, saved_at
 from headkv_local.chat.saved import read_chat
 from headkv_local.chat.session import Session, open_session
+from headkv_local.chat.setting import change
 
 DOCUMENT = Document("folder/document", "\nThe pilot knows the rocks. " * 12)
 OTHER = Document("other", "The keeper lit the lamp. " * 12)
@@ -301,6 +302,22 @@ def test_light(chats: Callable[..., Kept], tmp_path: Path, capsys: pytest.Captur
     keeper.load(str(tmp_path / "whole"))
     assert "no archive" not in capsys.readouterr().err
     assert session.stats().archive_tokens > 0
+
+
+@pytest.mark.parametrize("budget", ["full", "50%"])
+def test_a_setting_that_waits_is_not_saved(chats: Callable[..., Kept], tmp_path: Path, budget: str) -> None:
+    """Else it would hold in the next run, where nobody has cleared the chat, and cost its archive."""
+    path = str(tmp_path / "session")
+    session, keeper = chats(*SHORT, "--window", "6", "--session", path)
+    session.attach([DOCUMENT])
+    ask(session, "Why?")
+    for name, value in (("budget", budget), ("window", "7"), ("temp", "0.5")):
+        change(session, name, value)
+    assert session.options.window == 7
+    keeper.leave()
+    again, _ = chats("--session", path)
+    assert (again.options.budget, again.options.window, again.options.temp) == (16, 6, 0.5)
+    assert again.stats().archive_tokens == session.stats().archive_tokens > 0
 
 
 def test_one_shot(

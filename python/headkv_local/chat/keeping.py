@@ -128,7 +128,7 @@ class Keeper:
 
     def _now(self) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]:
         session = self._session
-        state = state_of(session.options, session.documents)
+        state = state_of(session.in_force, session.documents)
         return session.messages(session.answered), state
 
     def _told(self) -> str:

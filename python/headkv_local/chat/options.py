@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..settings import DEFAULT_BUDGET, FULL, given
+from ..settings import DEFAULT_BUDGET, DEFAULTS, FULL, given
 
 if TYPE_CHECKING:
     from headkv_local import Retention
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 1024
 
 FLAG = "the command line"  # a source
+RETENTION = ("budget", *DEFAULTS)  # what can be changed of it while a chat runs
 FORMS = frozenset(("json_schema", "grammar"))  # of an answer; one at a time
 AUTO, MEMORY, OFF = "auto", "memory", "off"  # of --archive; else it is the path of a file
 
@@ -81,6 +82,12 @@ class Options:
         """With these fields as if nobody had asked for them."""
         sources = {name: source for name, source in self.sources.items() if name not in names}
         return replace(self, **{name: getattr(Options(), name) for name in names}, sources=sources)
+
+    def keeping_as(self, other: Options) -> Options:
+        """With what `other` says of the retention."""
+        sources = {name: source for name, source in self.sources.items() if name not in RETENTION}
+        sources |= {name: source for name, source in other.sources.items() if name in RETENTION}
+        return replace(self, **{name: getattr(other, name) for name in RETENTION}, sources=sources)
 
     def retention(self, archive: str | None = None) -> Retention | None:
         """What is kept of prompts; None for the full cache.

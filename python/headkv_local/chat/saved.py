@@ -17,14 +17,14 @@ from typing import Any, Final
 from headkv_local import Retention, SessionError
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.documents import Document, decompose, require_text
-from headkv_local.chat.options import AUTO, MEMORY, OFF, Options, budget_text
+from headkv_local.chat.options import AUTO, MEMORY, OFF, RETENTION, Options, budget_text
 from headkv_local.chat.turn import Turn
 from headkv_local.messages import require_messages
 from headkv_local.sessions import Header, read_header
 from headkv_local.settings import DEFAULTS
 
 _SAMPLING: Final = ("temp", "top_k", "top_p", "min_p", "repeat_penalty")
-_SETTINGS: Final = ("budget", *DEFAULTS, "archive", "max_tokens", *_SAMPLING)
+_SETTINGS: Final = (*RETENTION, "archive", "max_tokens", *_SAMPLING)
 _NO_PATHS: Final = frozenset((AUTO, MEMORY, OFF))
 
 

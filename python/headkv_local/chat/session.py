@@ -76,6 +76,11 @@ class Session:
         """Positions of the context that the chat takes."""
         return self._turns[-1].used if self._turns else 0
 
+    @property
+    def in_force(self) -> Options:
+        """`options`, without those that wait for clear()."""
+        return self.options.keeping_as(self._retained)
+
     def stats(self) -> CacheStats:
         return self.llm.cache_stats()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.config import parse_value, settings_of
-from headkv_local.chat.options import budget_text
+from headkv_local.chat.options import RETENTION, budget_text
 from headkv_local.chat.sampling import choose_sampling
 from headkv_local.errors import ArgumentError
 from headkv_local.settings import DEFAULTS
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
 SOURCE: Final = "/set"
 _SAMPLING: Final = ("temp", "top-k", "top-p", "min-p", "repeat-penalty")
-_RETENTION: Final = ("budget", *DEFAULTS)
 _OUTPUT: Final = ("json-schema", "grammar")
-NAMES: Final = (*_SAMPLING, "seed", "max-tokens", *_RETENTION, *_OUTPUT, "markdown", "thinking", "stream")
+NAMES: Final = (*_SAMPLING, "seed", "max-tokens", *RETENTION, *_OUTPUT, "markdown", "thinking", "stream")
 _DEFAULT: Final = "default"
 
 
@@ -42,7 +41,7 @@ def change(session: Session, name: str, text: str) -> str:
     else:
         options = session.options.having({action.dest: parse_value(action, text)}, SOURCE)
     when = ""
-    if name in _RETENTION:
+    if name in RETENTION:
         waits = not session.retain(options)
         when = (
             ", after /clear (this chat's prompt is compacted already)" * waits or ", from the next prompt on"
