@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -320,6 +321,36 @@ def test_a_setting_that_waits_is_not_saved(chats: Callable[..., Kept], tmp_path:
     assert again.stats().archive_tokens == session.stats().archive_tokens > 0
 
 
+@pytest.mark.parametrize("without", [("--archive", "off"), ("--budget", "full"), ("--archive", "full-disk")])
+def test_a_run_without_an_archive_leaves_that_of_the_file(
+    chats: Callable[..., Kept], tmp_path: Path, without: tuple[str, str]
+) -> None:
+    path = str(tmp_path / "session")
+    session, keeper = chats(*SHORT, "--session", path)
+    session.attach([DOCUMENT])
+    ask(session, "Why?")
+    keeper.leave()
+    whole = Path(path).read_bytes()
+    if without[1] == "full-disk":
+        without = ("--archive", str(tmp_path / "rows"))
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        poorer, keeper = chats("--session", path, *without)
+    finally:
+        if "rows" in without[1]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert poorer.stats().archive_tokens == 0
+    ask(poorer, "Where?")
+    with pytest.raises(SessionError, match="the archive that this chat goes on without, and stays as it is"):
+        keeper.leave()
+    assert Path(path).read_bytes() == whole
+    keeper.save(path)  # the user may
+    ask(poorer, "Who?")
+    keeper.leave()
+    assert len(read_chat(path).turns) == 3
+
+
 def test_one_shot(
     chat: Callable[..., subprocess.CompletedProcess[str]], tiny_path: Path, tmp_path: Path
 ) -> None:
@@ -344,6 +375,9 @@ def test_one_shot(
     used = [json.loads(each.stdout)["stats"]["read_tokens"] for each in (third, fourth)]
     assert used[1] < 100 < used[0]
     before = (tmp_path / "folder" / "real").read_bytes()
+    poorer = chat("--session", "kept", "--archive", "off", "-p", "Why?")
+    assert (poorer.returncode, bool(poorer.stdout)) == (1, True)
+    assert "stays as it is: this chat is not saved" in poorer.stderr.splitlines()[-1]
     full = chat("--session", "kept", "-p", "why " * 10_000)
     assert full.returncode == 1
     assert (tmp_path / "kept").read_bytes() == before

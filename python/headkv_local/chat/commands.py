@@ -96,7 +96,7 @@ class Commands:
 
     def clear(self, _: str) -> None:
         self._session.clear()
-        self._console.note(f"A new chat.{self._keeper.told_of_clear()}")
+        self._console.note(f"A new chat.{self._keeper.clear()}")
 
     def file(self, argument: str) -> None:
         if not argument:

@@ -29,6 +29,7 @@ class Keeper:
         self._at_end = self.path is not None
         self._stamp = _stamp(self.path)
         self._kept: tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]] | None = None
+        self._archived = False  # the file has an archive of the chat that is here
 
     def save(self, name: str = "", light: bool = False) -> None:
         """Raises StateError for a chat without turns, and what Llama.save_session() raises."""
@@ -43,7 +44,7 @@ class Keeper:
         with interrupts(lambda: None):  # else the file would be somebody else's afterwards
             self._session.llm.save_session(path, light=light, messages=whole)
             if self.path is None or not self._at_end or _same(path, self.path):
-                self._hold(path)
+                self._hold(path, not light and self._session.stats().archive_tokens > 0)
         without = ", without the archive" if light else ""
         self._console.note(f"Saved in {path}: {self._told()}, {size(os.path.getsize(path))}{without}.")
 
@@ -95,7 +96,11 @@ class Keeper:
         return bool(self._session.turns) and kept != now and not only_set
 
     def keep(self) -> bool:
-        """With --session, save what is new; False: nothing is. What another process has written stays."""
+        """With --session, save what is new; False: nothing is.
+
+        Raises SessionError where the file has what would be lost, and it stays: what another process has
+        written, or the archive of this chat, which goes on without it.
+        """
         if not self._at_end or not self._is_new():
             return False
         if self._stamp != _stamp(self.path):
@@ -103,11 +108,18 @@ class Keeper:
                 f"{self.path} has been written by another process since, and stays as it is: this chat is "
                 "not saved"
             )
+        stats = self._session.stats()
+        if self._archived and stats.compacted and not stats.archive_tokens:
+            raise SessionError(
+                f"{self.path} has the archive that this chat goes on without, and stays as it is: this chat "
+                "is not saved"
+            )
         self.save()
         return True
 
-    def told_of_clear(self) -> str:
-        """What an empty chat means for the file."""
+    def clear(self) -> str:
+        """The chat is empty now: what that means for the file."""
+        self._archived = False  # what is there is of another chat
         if self._at_end and self.path is not None and os.path.exists(self.path):
             return f" Once a question is answered, it takes the place of the one in {self.path} at the end."
         return ""
@@ -116,15 +128,16 @@ class Keeper:
         session = self._session
         if notice := session.resume(path, chat):
             self._console.note(notice)
-        self._hold(path)
+        self._hold(path, chat.archived)
         when = "" if chat.when is None else time.strftime(", saved %Y-%m-%d %H:%M", time.localtime(chat.when))
         self._console.note(f"{path}: {self._told()}{when}.")
         stats = session.stats()
         if stats.compacted and not stats.archive_tokens:
             self._console.note("It has no archive here: later turns are read against what was kept.")
 
-    def _hold(self, path: str) -> None:
+    def _hold(self, path: str, archived: bool) -> None:
         self.path, self._stamp, self._kept = path, _stamp(path), self._now()
+        self._archived = archived
 
     def _now(self) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]:
         session = self._session

@@ -33,7 +33,7 @@ class SavedChat:
     """What a session says before its model is loaded.
 
     documents: that go with the next question. settings: fields of Options. context: arguments of Llama.
-    when: seconds since 1970, None where that is not known.
+    archived: whether its archive is in the file. when: seconds since 1970, None where that is not known.
     """
 
     turns: tuple[Turn, ...]
@@ -41,6 +41,7 @@ class SavedChat:
     settings: Mapping[str, Any]
     context: Mapping[str, Any]
     model_name: str
+    archived: bool
     when: float | None
 
 
@@ -103,6 +104,7 @@ def _chat_of(header: Header) -> SavedChat:
         settings=settings | _parsed(state.get("settings", {})),
         context={name: value for name, value in header.context.items() if name != "n_ctx"},
         model_name=header.model_name,
+        archived=header.n_archived > 0,
         when=float(when) if type(when) in (int, float) and 0 <= when < 2**40 else None,
     )
 
