@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_driver import TIMEOUT, Terminal, end, start
+from chat_driver import TIMEOUT, Terminal, end, start, words
 
 from headkv_local import Llama, Retention, SessionError, StateError
 from headkv_local.chat.args import build_parser
@@ -22,6 +22,7 @@ from headkv_local.chat.config import parse_options
 from headkv_local.chat.console import Console
 from headkv_local.chat.documents import Document
 from headkv_local.chat.keeping import Keeper, saved_at
+from headkv_local.chat.repl import Repl
 from headkv_local.chat.saved import read_chat
 from headkv_local.chat.session import Session, open_session
 from headkv_local.chat.setting import change
@@ -268,6 +269,22 @@ def test_which_file_is_meant(chats: Callable[..., Kept], tmp_path: Path) -> None
     assert Path(other).read_bytes() == before
 
 
+def test_leaving_once_more_gives_up_the_same_chat_only(chats: Callable[..., Kept], tmp_path: Path) -> None:
+    path = tmp_path / "session"
+    session, keeper = chats(*SHORT, "--session", str(path))
+    repl = Repl(session, Console(), keeper)
+    ask(session, "Why?")
+    path.write_bytes(b"somebody else's")
+    assert not repl._left()
+    ask(session, "Where?")
+    assert not repl._left()
+    repl._turn("/info", False)
+    assert (repl._left(), repl._failed is None) == (True, False)
+    keeper.save(str(tmp_path / "elsewhere"))
+    assert (repl._left(), repl._failed is None) == (True, True)
+    assert path.read_bytes() == b"somebody else's"
+
+
 def test_an_interrupt_does_not_divide_a_save(
     chats: Callable[..., Kept], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,6 +465,7 @@ def test_in_a_terminal(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> N
     terminal.wait_prompt()
     terminal.line("/save kept")
     terminal.wait("Saved in kept: 2 turns")
-    terminal.type("C-d", "C-d")
-    assert terminal.exit_code() == 1
+    terminal.type("C-d")
+    assert terminal.exit_code() == 0
+    assert "a name stays as it is; the chat is saved in kept." in words(terminal.screen())
     assert len(read_chat(str(tmp_path / "kept")).turns) == 2

@@ -14,7 +14,10 @@ from headkv_local.chat.saved import SavedChat, read_chat, state_of, with_state
 from headkv_local.chat.session import Session
 from headkv_local.chat.signatures import is_model
 from headkv_local.chat.worker import interrupts
-from headkv_local.errors import ArgumentError, SessionError, StateError, UnsupportedError
+from headkv_local.errors import ArgumentError, HeadKVError, SessionError, StateError, UnsupportedError
+
+State = tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]
+"""A chat, to be compared: its messages, and what else it is made of."""
 
 
 class Keeper:
@@ -28,7 +31,8 @@ class Keeper:
         self.path = session.options.session
         self._at_end = self.path is not None
         self._stamp = _stamp(self.path)
-        self._kept: tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]] | None = None
+        self._kept: State | None = None
+        self._copy: tuple[str, State] | None = None  # what /save has written elsewhere
         self._archived = False  # the file has an archive of the chat that is here
 
     def save(self, name: str = "", light: bool = False) -> None:
@@ -39,12 +43,14 @@ class Keeper:
         if not self._session.llm.n_tokens:
             raise StateError("the model has not read this chat yet: it can be saved after the next answer")
         self._require_savable()
-        messages, state = self._now()
-        whole = with_state(messages, self._session.answered, state)
+        messages, rest = now = self.state()
+        whole = with_state(messages, self._session.answered, rest)
         with interrupts(lambda: None):  # else the file would be somebody else's afterwards
             self._session.llm.save_session(path, light=light, messages=whole)
             if self.path is None or not self._at_end or _same(path, self.path):
                 self._hold(path, not light and self._session.stats().archive_tokens > 0)
+            else:
+                self._copy = path, now
         without = ", without the archive" if light else ""
         self._console.note(f"Saved in {path}: {self._told()}, {size(os.path.getsize(path))}{without}.")
 
@@ -91,18 +97,30 @@ class Keeper:
 
     def _is_new(self) -> bool:
         """What is only set, after /model, is saved with the next answer: the model has read nothing yet."""
-        kept, now = self._kept, self._now()
+        kept, now = self._kept, self.state()
         only_set = kept is not None and kept[0] == now[0] and not self._session.llm.n_tokens
         return bool(self._session.turns) and kept != now and not only_set
 
     def keep(self) -> bool:
         """With --session, save what is new; False: nothing is.
 
-        Raises SessionError where the file has what would be lost, and it stays: what another process has
-        written, or the archive of this chat, which goes on without it.
+        Raises HeadKVError where that cannot be, and /save has not put it elsewhere.
         """
         if not self._at_end or not self._is_new():
             return False
+        try:
+            self._require_free()
+            self.save()
+        except (HeadKVError, MemoryError):
+            if self._copy is None or self._copy[1] != self.state():
+                raise
+            self._console.note(f"{self.path} stays as it is; the chat is saved in {self._copy[0]}.")
+        return True
+
+    def _require_free(self) -> None:
+        """Raises SessionError where the file has what would be lost: what another process has written, or
+        the archive of this chat, which goes on without it.
+        """
         if self._stamp != _stamp(self.path):
             raise SessionError(
                 f"{self.path} has been written by another process since, and stays as it is: this chat is "
@@ -114,8 +132,6 @@ class Keeper:
                 f"{self.path} has the archive that this chat goes on without, and stays as it is: this chat "
                 "is not saved"
             )
-        self.save()
-        return True
 
     def clear(self) -> str:
         """The chat is empty now: what that means for the file."""
@@ -136,13 +152,12 @@ class Keeper:
             self._console.note("It has no archive here: later turns are read against what was kept.")
 
     def _hold(self, path: str, archived: bool) -> None:
-        self.path, self._stamp, self._kept = path, _stamp(path), self._now()
+        self.path, self._stamp, self._kept = path, _stamp(path), self.state()
         self._archived = archived
 
-    def _now(self) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]:
+    def state(self) -> State:
         session = self._session
-        state = state_of(session.in_force, session.documents)
-        return session.messages(session.answered), state
+        return session.messages(session.answered), state_of(session.in_force, session.documents)
 
     def _told(self) -> str:
         session = self._session

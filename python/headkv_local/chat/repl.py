@@ -8,7 +8,7 @@ from functools import partial
 from headkv_local.chat.commands import Commands, Leave
 from headkv_local.chat.console import Console, OutputError
 from headkv_local.chat.display import show_answer
-from headkv_local.chat.keeping import Keeper
+from headkv_local.chat.keeping import Keeper, State
 from headkv_local.chat.options import budget_text
 from headkv_local.chat.prompt import Dropped, Prompt
 from headkv_local.chat.session import Session, Show
@@ -27,7 +27,7 @@ class Repl:
         self._session = session
         self._console = console
         self._keeper = keeper
-        self._kept = True  # False: the last try to leave could not save the chat
+        self._failed: State | None = None  # the chat that the last try to leave could not save
         self._commands = Commands(session, console, self._answer, keeper)
         self._prompt = Prompt(console, session.options.history)
 
@@ -51,30 +51,30 @@ class Repl:
                 if failed := self._prompt.history_failure():
                     self._console.error(f"the history file could not be written: {failed.strerror}")
                 self._turn(text, quoted)
-                self._kept = True
             except (EOFError, Leave):
                 if self._left():
-                    return 0 if self._kept else 1
+                    return 0 if self._failed is None else 1
             except Dropped as dropped:
                 if dropped.remembered:
                     self._console.note("Not sent. The up key brings the text back.")
                 if not dropped.text and interrupted and self._left():
-                    return 130 if self._kept else 1
+                    return 130 if self._failed is None else 1
                 interrupted = not dropped.text
                 if interrupted:
                     self._console.note("Ctrl-C again or Ctrl-D leaves.")
 
     def _left(self) -> bool:
         """Whether the chat may end: it is saved, or the user gives it up."""
-        if not self._kept:
-            return True
+        before, self._failed = self._failed, None
         try:
             self._keeper.leave()
         except (HeadKVError, MemoryError) as error:
-            self._kept = False
+            self._failed = self._keeper.state()
             self._console.error(sentence(error, self._session.options))
-            self._console.note("/save PATH saves the chat elsewhere; leaving once more gives it up.")
-        return self._kept
+            if self._failed != before:
+                self._console.note("/save PATH saves the chat elsewhere; leaving once more gives it up.")
+                return False
+        return True
 
     def _turn(self, text: str, quoted: bool) -> None:
         """Whatever goes wrong in it ends it, but for outputs that cannot be written any more."""
