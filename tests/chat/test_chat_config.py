@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headkv_local.chat.args import build_parser
-from headkv_local.chat.config import default_file, parse_options, settings_of, shown
+from headkv_local.chat.config import default_file, parse_options, require_retention, settings_of, shown
 from headkv_local.chat.options import FLAG, Options
 
 
@@ -91,6 +91,10 @@ def test_what_is_shown_is_such_a_file(tmp_path: Path) -> None:
         ("grammar = 'a'\njson-schema = '{}'", {}, "has json-schema and grammar, and an answer has one form"),
         ("", {"HEADKV_CHAT_TMP": "1"}, "HEADKV_CHAT_TMP, which is no setting; is HEADKV_CHAT_TEMP meant?"),
         ("", {"HEADKV_CHAT_TOP_K": "x"}, "HEADKV_CHAT_TOP_K: 'x' is not a whole number"),
+        ("", {"HEADKV_CHAT_BUDGET": "0"}, "HEADKV_CHAT_BUDGET: budget must be at least the window of 8"),
+        ("", {"HEADKV_CHAT_WINDOW": "200"}, "HEADKV_CHAT_WINDOW: budget must be at least the window of 200"),
+        ("budget = 5.5", {}, "chat.toml: budget must be an int"),
+        ("scores = ''", {}, "chat.toml, scores: it is the path of a file"),
         ("", {"HEADKV_CHAT_CONFIG": "/missing"}, "cannot read the configuration file /missing: No such file"),
     ],
 )
@@ -99,7 +103,7 @@ def test_one_sentence(
 ) -> None:
     write(text)
     with pytest.raises(SystemExit) as leave:
-        options(**environ)
+        require_retention(options(**environ), build_parser())
     assert leave.value.code == 2
     said = capsys.readouterr().err
     assert reason in said

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from headkv_local.chat.args import build_parser
-from headkv_local.chat.config import parse_options, shown
+from headkv_local.chat.config import parse_options, require_retention, shown
 from headkv_local.chat.console import Console, OutputError
 from headkv_local.chat.documents import STDIN, Document, read_stdin
 from headkv_local.chat.folders import Found, read_documents
@@ -23,7 +23,7 @@ from headkv_local.chat.options import Options
 from headkv_local.chat.render import counted
 from headkv_local.chat.signatures import is_no_model
 from headkv_local.chat.wording import sentence
-from headkv_local.errors import ArgumentError, HeadKVError, ModelError
+from headkv_local.errors import HeadKVError, ModelError
 from headkv_local.exits import FAILED, INTERRUPTED, OK, code_of
 
 if TYPE_CHECKING:
@@ -83,10 +83,7 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
         log.setLevel(logging.DEBUG)
     else:
         log.addHandler(logging.NullHandler())  # the chat itself says what its user has to know
-    try:
-        options.retention()
-    except ArgumentError as error:
-        parser.error(str(error))
+    require_retention(options, parser)
     if options.session is None:  # which may have another one
         _require_model(options)
     question, given = _gather(options, parser, console)

@@ -227,7 +227,7 @@ def _add_retention(parser: argparse.ArgumentParser) -> None:
     advanced.add_argument(
         "--scores",
         metavar="FILE",
-        type=expand,
+        type=values.path,
         help="GGUF file with head scores, or 'uniform' (default: those that come with the model)",
     )
     advanced.add_argument(

@@ -13,7 +13,7 @@ from typing import Any, Final
 from ..environment import meant, require_known
 from ..errors import ArgumentError
 from .args import Switch
-from .options import FLAG, FORMS, Options, budget_text
+from .options import FLAG, FORMS, RETENTION, Options, budget_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,7 +59,7 @@ def parse_options(
         options = Options(config=config, show_config=show_config)
         if config is not None:
             from_file = dict(_from_file(config, settings))
-            _require_one_form(from_file, f"the configuration file {config}")
+            _require_one_form(from_file, _file(config))
             options = options.having(from_file, config)
         _require_one_form(from_environment, "the environment")
         for name, (value, variable) in from_environment.items():
@@ -70,6 +70,19 @@ def parse_options(
     if options.files.count("-") > 1:
         parser.error("standard input can be read once: give '-f -' only once")
     return options
+
+
+def require_retention(options: Options, parser: argparse.ArgumentParser) -> None:
+    """Exits with 2 where what is kept of prompts cannot be, and names where that was asked for."""
+    try:
+        options.retention()
+    except ArgumentError as error:
+        concerned = [options.sources.get(name, FLAG) for name in str(error).split() if name in RETENTION]
+        source = next((each for each in concerned if each != FLAG), None)
+        if source is None:
+            parser.error(str(error))
+        where = _file(source) if source == options.config else source
+        parser.exit(2, f"{parser.prog}: error: {where}: {error}\n")
 
 
 def default_file() -> str:
@@ -152,7 +165,7 @@ def _from_environment(
 
 def _from_file(path: str, settings: Mapping[str, argparse.Action]) -> Iterator[tuple[str, Any]]:
     """Fields of Options with their values."""
-    where = f"the configuration file {path}"
+    where = _file(path)
     try:
         with open(path, "rb") as file:
             found = tomllib.load(file)
@@ -187,6 +200,10 @@ def _file_value(action: argparse.Action, value: Any) -> Any:
 def _require_one_form(fields: Mapping[str, Any], where: str) -> None:
     if fields.keys() >= FORMS:
         raise ArgumentError(f"{where} has json-schema and grammar, and an answer has one form")
+
+
+def _file(path: str) -> str:
+    return f"the configuration file {path}"
 
 
 def _toml(value: Any) -> str:
