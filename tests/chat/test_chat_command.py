@@ -105,6 +105,13 @@ def test_bad_model(chat: Chat, tmp_path: Path, content: bytes | None) -> None:
     assert re.fullmatch(r"error: .*model\.gguf.*\n", done.stderr)
 
 
+def test_what_the_library_warns_of_is_said_once(chat: Chat, tiny: Callable[..., Path]) -> None:
+    done = chat(str(tiny(chat_template="")), "-p", "Why?", *SHORT)
+    told = "the model has no chat template: its chats are written as plain text"
+    assert done.stderr.splitlines()[0] == told
+    assert done.stderr.count(told) == 1
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("--json-schema", '{"type": "wat"}'), ("--budget", "0.001MiB")]
 )

@@ -62,7 +62,8 @@ def _run(argv: list[str] | None) -> int:
         if options.show_config:
             console.answer(shown(options, parser))
             return OK
-        return _chat(options, parser, console)
+        with _logged(options.verbose, console):
+            return _chat(options, parser, console)
     except OutputError as error:
         console.error(str(error))
         _discard_output()
@@ -77,12 +78,6 @@ def _run(argv: list[str] | None) -> int:
 
 
 def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -> int:
-    log = logging.getLogger("headkv_local")
-    if options.verbose:
-        log.addHandler(logging.StreamHandler())
-        log.setLevel(logging.DEBUG)
-    else:
-        log.addHandler(logging.NullHandler())  # the chat itself says what its user has to know
     require_retention(options, parser)
     if options.session is None:  # which may have another one
         _require_model(options)
@@ -127,6 +122,33 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
             raise
         keeper.leave()
         return INTERRUPTED if answer.finish_reason == "interrupt" else OK
+
+
+@contextlib.contextmanager
+def _logged(verbose: bool, console: Console) -> Iterator[None]:
+    """All of what the library logs, or its warnings as notes."""
+    log = logging.getLogger("headkv_local")
+    handler = logging.StreamHandler() if verbose else _Warnings(console)
+    log.addHandler(handler)
+    level = log.level
+    if verbose:
+        log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+class _Warnings(logging.Handler):
+    """What the library warns of, for example of the model's chat template, as notes."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.warn(record.getMessage())
 
 
 def _attach_new(session: Session, documents: Iterable[Document], console: Console) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import textwrap
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Literal, TextIO
 
@@ -42,6 +43,8 @@ class Console:
         self.out_tty = self.out is not None and self.out.isatty()
         self.err_tty = self.err is not None and self.err.isatty()
         self.color = wants_color(color, os.environ, self.err_tty)
+        self._warned: set[str] = set()
+        self._waiting: list[str] = []
 
     @property
     def width(self) -> int | None:
@@ -105,6 +108,26 @@ class Console:
     def note(self, text: str) -> None:
         """Write lines of prose to standard error."""
         self._message(self._wrap(text), _DIM)
+
+    def warn(self, text: str) -> None:
+        """For any thread: a note, once. From other ones than the main thread it waits for warnings()."""
+        if text in self._warned:
+            return
+        self._warned.add(text)
+        if threading.current_thread() is threading.main_thread():
+            self.note(text)
+        else:
+            self._waiting.append(text)
+
+    def warnings(self) -> None:
+        """Write those that wait."""
+        while self._waiting:
+            self.note(self._waiting.pop(0))
+
+    @property
+    def warned(self) -> bool:
+        """Whether some wait."""
+        return bool(self._waiting)
 
     def figures(self, parts: Iterable[str]) -> None:
         """Write one line of figures, broken between two of them where the terminal is narrow."""

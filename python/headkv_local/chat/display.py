@@ -28,6 +28,7 @@ def show_answer(
 
     with PrefillBar(console) as bar:
         lost: list[OutputError | BrokenPipeError] = []
+        begun = False  # a line of the answer may be open
 
         def show(event: Event | None) -> None:
             if not lost:
@@ -38,11 +39,16 @@ def show_answer(
                     session.llm.cancel()  # what was answered stays in the chat
 
         def draw(event: Event | None) -> None:
+            nonlocal begun
+            if console.warned and not begun:
+                bar.close()
+                console.warnings()
             if isinstance(event, Prefill):
                 bar.update(event.done, event.total)
             elif isinstance(event, Text):
                 bar.close()
                 if stream:
+                    begun = True
                     view.feed(event.text)
             elif isinstance(event, Notice):
                 bar.close()
@@ -57,6 +63,7 @@ def show_answer(
                 raise lost[0]
         except BaseException as error:
             view.end()
+            console.warnings()
             if isinstance(error, ContextFullError):
                 raise ContextFullError(no_room(session, in_chat)) from error
             raise
@@ -68,6 +75,7 @@ def show_answer(
     elif not stream:
         view.feed(answer.text)
     view.end()
+    console.warnings()
     console.figures(stats_parts(answer))
     if answer.reread_reason is not None:
         console.note(f"The prompt was read as a whole: {answer.reread_reason}.")

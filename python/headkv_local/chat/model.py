@@ -18,7 +18,7 @@ from headkv_local.chat.options import Options
 from headkv_local.chat.repetition import Loop, LoopDetector
 from headkv_local.chat.sampling import Sampling, choose_sampling
 from headkv_local.defaults import default_context
-from headkv_local.devices import all_layers
+from headkv_local.devices import all_layers, gpus
 from headkv_local.errors import ModelError
 from headkv_local.settings import UINT32_MAX
 
@@ -141,7 +141,7 @@ def load_model(
     """
     if not os.path.isfile(path):
         raise ModelError(f"there is no model file '{path}'")
-    gpu_layers = all_layers(options.gpu_layers)
+    gpu_layers = all_layers(options.gpu_layers) if gpus() else 0  # the chat has said why
     settings: dict[str, Any] = {
         "retention": options.retention(archive),
         "n_ctx": default_context(path) if options.ctx is None else options.ctx,
