@@ -5,14 +5,19 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headkv_local import CancelToken
+from headkv_local.chat.console import Console
+from headkv_local.chat.display import show_answer
+from headkv_local.chat.documents import Document, DocumentError
 from headkv_local.chat.options import Options
 from headkv_local.chat.session import Session, open_session
+from headkv_local.errors import ContextFullError
 
 
 @pytest.fixture
@@ -47,3 +52,20 @@ def test_a_stop_that_comes_before_the_model_is_at_work(
     later = session.ask("And then?", lambda event: None)
     assert (session.turns, later.reread_reason) == (2, None)
     assert 0 < later.read_tokens < later.prompt_tokens
+
+
+def test_a_system_message_that_is_too_long_is_named(session: Session) -> None:
+    """When it is set, and when it leaves no room for a question."""
+    with pytest.raises(
+        ContextFullError, match="the system message has .* the context of 1024 has room for 960"
+    ):
+        session.instruct("why " * 2000, "/system")
+    assert session.options.system is None
+    tokens = session.llm.count_tokens("why " * 200, 1024)[0]
+    session.instruct("why " * 200, "/system")
+    with pytest.raises(DocumentError, match=f"has room for {960 - tokens}:"):
+        session.attach([Document("a", "why " * 200)])
+    asking = partial(session.ask, "why " * 200)
+    for in_chat, advice in ((True, '/system "" goes on without it'), (False, "A larger --ctx")):
+        with pytest.raises(ContextFullError, match=f"the system message takes {tokens}.*{advice}"):
+            show_answer(session, asking, Console(), in_chat=in_chat)

@@ -149,7 +149,7 @@ class Commands:
         session = self._session
         if argument:
             text = argument if argument not in ('""', "''") else None
-            session.options = session.options.having({"system": text}, "/system")
+            session.instruct(text, "/system")
             anew = " The chat is read anew with your next question." if session.turns else ""
             self._console.note(f"{'There is a' if text else 'There is no'} system message now.{anew}")
         elif session.options.system:

@@ -13,11 +13,11 @@ from headkv_local.chat.archive import Archive, load_with_archive, move_archive
 from headkv_local.chat.documents import Document, DocumentError, compose
 from headkv_local.chat.model import ChatLlama, load_model
 from headkv_local.chat.options import MEMORY, Options
-from headkv_local.chat.render import counted
 from headkv_local.chat.repetition import LoopDetector
 from headkv_local.chat.saved import SavedChat
 from headkv_local.chat.thinking import opened_by
 from headkv_local.chat.turn import Answer, Event, Notice, Turn
+from headkv_local.chat.wording import no_room_for
 from headkv_local.chat.worker import Job
 from headkv_local.errors import ArchiveError, ContextFullError, StateError
 
@@ -77,6 +77,18 @@ class Session:
         return self._turns[-1].used if self._turns else 0
 
     @property
+    def system_tokens(self) -> int:
+        """That the system message takes; about, if they are more than the context."""
+        tokens, _ = self.llm.count_tokens(self.options.system or "", self.llm.n_ctx())
+        return tokens
+
+    @property
+    def _room(self) -> int:
+        """Positions that a short question leaves."""
+        n_ctx = int(self.llm.n_ctx())
+        return n_ctx - min(_ASKING_TOKENS, n_ctx // 4)
+
+    @property
     def in_force(self) -> Options:
         """`options`, without those that wait for clear()."""
         return self.options.keeping_as(self._retained)
@@ -91,33 +103,27 @@ class Session:
         `documents`; none of them is attached then.
         """
         n_ctx = self.llm.n_ctx()
-        asking = min(_ASKING_TOKENS, n_ctx // 4)
         attached = sum(self.llm.count_tokens(other.text, n_ctx)[0] for other in self.documents)
-        room = max(n_ctx - self.used_tokens - attached - asking, 0)
+        room = max(self._room - (self.used_tokens or self.system_tokens) - attached, 0)
         total, taken = 0, list[Document]()
         for document in documents:
-            total += self._fitting(document, room - total, len(taken))
+            left = room - total
+            tokens, exact = self.llm.count_tokens(document.text, left)
+            if tokens > left:
+                name = f"'{document.name}'"
+                raise DocumentError(no_room_for(name, tokens, exact, left, self, len(taken)))
+            total += tokens
             taken.append(document)
         self.documents += taken
         return total
 
-    def _fitting(self, document: Document, room: int, n_before: int) -> int:
-        """Its tokens. Raises DocumentError if they are more than `room`, behind so many that come with it."""
-        n_ctx = self.llm.n_ctx()
-        tokens, exact = self.llm.count_tokens(document.text, room)
-        if tokens > room:
-            trained = self.llm.trained_tokens
-            behind, advice = "", "a larger --ctx at the start makes room"
-            if n_before:
-                behind = f" after {counted(n_before, 'other')}"
-                advice = "leave some out, or give a larger --ctx at the start"
-            elif 0 < trained < tokens:
-                advice = f"the model was trained for {trained} tokens, so give it a part of the document"
-            raise DocumentError(
-                f"'{document.name}' has {'' if exact else 'about '}{tokens} tokens, and the context "
-                f"of {n_ctx} has room for {room}{behind}: {advice}"
-            )
-        return tokens
+    def instruct(self, text: str | None, source: str) -> None:
+        """Have this system message, None for none. Raises ContextFullError for one that leaves no room."""
+        if text:
+            tokens, exact = self.llm.count_tokens(text, self._room)
+            if tokens > self._room:
+                raise ContextFullError(no_room_for("the system message", tokens, exact, self._room, self))
+        self.options = self.options.having({"system": text}, source)
 
     def clear(self) -> None:
         """Forget turns and documents; the next prompt starts with the whole context."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headkv_local.chat.options import MEMORY, OFF, Options
+from headkv_local.chat.render import counted
 from headkv_local.errors import EncoderError, HeadKVError, OutOfMemoryError, TemplateError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def no_room(session: Session, in_chat: bool) -> str:
     what = f"this question{' with its documents' * attached} and an answer do not fit into the context of"
     taken = f"; the chat so far takes {session.used_tokens}" if session.turns else ""
     larger = "" if session.turns else " A larger --ctx at the start makes room."
+    if (system := session.system_tokens) > session.llm.n_ctx() // 2:  # whatever is asked
+        without = ' It was not asked. /system "" goes on without it.' if in_chat else ""
+        return f"{what} {session.llm.n_ctx()} tokens: the system message takes {system}.{without}{larger}"
     if not in_chat:
         return f"{what} {session.llm.n_ctx()} tokens.{larger}"
     stay = " Its documents stay attached." if attached else ""
@@ -38,6 +42,21 @@ def no_room(session: Session, in_chat: bool) -> str:
     return (
         f"{what} {session.llm.n_ctx()} tokens{taken}. It was not asked.{stay} /clear starts a new chat"
         f"{without}.{larger}"
+    )
+
+
+def no_room_for(what: str, tokens: int, exact: bool, room: int, session: Session, n_before: int = 0) -> str:
+    """A document or a system message of so many tokens, behind so many others that come with it."""
+    trained = session.llm.trained_tokens
+    behind, advice = "", "a larger --ctx at the start makes room"
+    if n_before:
+        behind = f" after {counted(n_before, 'other')}"
+        advice = "leave some out, or give a larger --ctx at the start"
+    elif 0 < trained < tokens:
+        advice = f"the model was trained for {trained} tokens, so give it less text"
+    return (
+        f"{what} has {'' if exact else 'about '}{tokens} tokens, and the context "
+        f"of {session.llm.n_ctx()} has room for {room}{behind}: {advice}"
     )
 
 
