@@ -142,6 +142,27 @@ def test_what_it_looks_like() -> None:
     assert plain(lines_of("| a | b |\n|---|---|\n| 1 | two |", 6)) == "| a | b |\n|---|---|\n| 1 | two |"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2*3*4 = 24 and 5*6*7, x**2 + y**2, a*b + c*d",
+        "self.__dict__ of __init__ in __main__.py",
+        "def f(x):\n    if x:\n        return x",
+        "  return x\nor\n  else",
+        "As in\n\n    def f(x):\n        return x\n\nor so",
+        "- as in\n\n      x = 1\n  y",
+        "> a\n>   b",
+    ],
+)
+def test_what_is_no_markup_stays_as_it_is(text: str) -> None:
+    assert plain(lines_of(text, 80)) == text
+
+
+def test_emphasis_is_shown_in_scripts_without_blanks_and_titles_beside_links() -> None:
+    assert lines_of("日本**語**日 (*a*)", 80) == ["日本\x1b[1m語\x1b[0m日 (\x1b[3ma\x1b[0m)"]
+    assert plain(lines_of('[a](b "title")', 80)) == 'a (b "title")'
+
+
 def test_a_block_that_has_left_the_screen_is_shown_again() -> None:
     view = Markdown(lambda: os.terminal_size((20, 5)))
     view.feed("**" + "word " * 60)

@@ -7,10 +7,47 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline, emphasis, newline
 from markdown_it.token import Token
 from markdown_it.tree import SyntaxTreeNode
+from prompt_toolkit.utils import get_cwidth
 
 from headkv_local.chat.styled import Styled, columns_of, painted, styled, wrapped
+
+_DUNDER: Final = re.compile(r"(?<!\w)__\w+__(?!\w)", re.ASCII)
+
+
+def _emphasis(state: StateInline, silent: bool) -> bool:
+    """Within words and formulas * and _ are no marks: 2*3*4, **kwargs or __init__ lose nothing."""
+    text, start = state.src, state.pos
+    if silent or text[start] not in "*_":
+        return False
+    if found := _DUNDER.match(text, start, state.posMax):
+        end = found.end()
+    else:
+        end = start
+        while end < state.posMax and text[end] == text[start]:
+            end += 1
+        if not (_in_word(text[start - 1 : start]) and _in_word(text[end : end + 1])):
+            return emphasis.tokenize(state, silent)
+    state.pending += text[start:end]
+    state.pos = end
+    return True
+
+
+def _in_word(c: str) -> bool:
+    """Of a script that writes blanks between words: those of wide characters do not."""
+    return c.isalnum() and get_cwidth(c) == 1
+
+
+def _newline(state: StateInline, silent: bool) -> bool:
+    """Keeps the blanks that a line begins with: it may be code without a fence."""
+    start = state.pos
+    if not newline(state, silent):
+        return False
+    state.pos = start + 1
+    return True
+
 
 # HTML, pictures and definitions of links would not be shown: they stay text. Without text_join it can be seen
 # which characters had a backslash.
@@ -19,6 +56,8 @@ _PARSER: Final = (
     .enable(["table", "strikethrough"])
     .disable(["html_block", "html_inline", "image", "reference", "text_join"])
 )
+_PARSER.inline.ruler.at("emphasis", _emphasis)
+_PARSER.inline.ruler.at("newline", _newline)
 _DIM = "2"
 _STYLES: Final = {"strong_open": "1", "em_open": "3", "s_open": "9", "link_open": "4"}
 _CELL: Final = re.compile(r"(?<!\\)\|")
@@ -66,7 +105,7 @@ class _Lines:
     def _block(self, node: SyntaxTreeNode) -> list[Styled]:
         if node.type in ("paragraph", "heading"):
             base = "" if node.type == "paragraph" else _HEADING.get(node.tag, "1")
-            return wrapped(_inline(node, base), self._width)
+            return wrapped([*self._indent(node), *_inline(node, base)], self._width)
         if node.type == "fence":
             return self._fence(node)
         if node.type == "blockquote":
@@ -84,9 +123,17 @@ class _Lines:
         if node.type == "table":
             return self._table(node)
         if node.type == "code_block":
-            return [styled(line, "") for line in node.content.rstrip("\n").split("\n")]
+            code = node.content.rstrip("\n").split("\n")
+            return [styled(f"    {line}" if line else "", "") for line in code]
         assert node.map is not None
         return [styled(self._source[node.map[0]].strip(" \t>"), _DIM)]  # a rule
+
+    def _indent(self, node: SyntaxTreeNode) -> Styled:
+        """Blanks before a paragraph, unless they are of a list or a quote."""
+        if node.type != "paragraph" or node.level > 0 or node.map is None:
+            return []
+        line = self._source[node.map[0]]
+        return styled(line[: len(line) - len(line.lstrip(" "))], "")
 
     def _fence(self, node: SyntaxTreeNode) -> list[Styled]:
         """As it stands there, so that it can be copied."""
@@ -139,19 +186,21 @@ def _inline(node: SyntaxTreeNode, base: str) -> Styled:
 
 
 def _characters(tokens: Sequence[Token], base: str) -> Iterator[tuple[str, str]]:
-    styles, links = [base], list[tuple[str, int]]()
+    styles, links = [base], list[tuple[str, str, int]]()
     written = ""
     for token in tokens:
         text = token.content
         if token.nesting == 1:
             styles.append(_STYLES.get(token.type, ""))
             if token.type == "link_open":
-                links.append((str(token.attrs.get("href", "")), len(written)))
+                title = f' "{token.attrs["title"]}"' if "title" in token.attrs else ""
+                links.append((str(token.attrs.get("href", "")), title, len(written)))
         elif token.nesting == -1:
             styles.pop()
             if token.type == "link_close":  # where it leads is seen
-                target, start = links.pop()
-                text = "" if target.removeprefix("mailto:") == written[start:] else f" ({target})"
+                target, title, start = links.pop()
+                told = not title and target.removeprefix("mailto:") == written[start:]
+                text = "" if told else f" ({target}{title})"
         if token.type in ("softbreak", "hardbreak"):
             text = "\n"
         elif token.type == "text_special" and token.markup[:1] == "\\" and text not in _MARKS:
