@@ -67,10 +67,11 @@ class Terminal:
         self._environment = environment
         self._code = directory / "exit-code"
 
-    def start(self, *args: str, columns: int = 80, lines: int = 50) -> None:
+    def start(self, *args: str, columns: int = 80, lines: int = 50, jobs: bool = False) -> None:
+        """jobs: with the job control of a shell, which goes on where the command is suspended (code 148)."""
         # Ctrl-C reaches the shell as well, and it must outlive the command to tell the exit code.
         keep = f"echo $? > {shlex.quote(str(self._code))}; exec cat"
-        command = f"trap : INT; {shlex.join([*COMMAND, *args])}; {keep}"
+        command = f"{'set -m; ' * jobs}trap : INT; {shlex.join([*COMMAND, *args])}; {keep}"
         size = ["-x", str(columns), "-y", str(lines)]
         subprocess.run(
             [*self._tmux, "new-session", "-d", *size, "-c", str(self._directory), "sh", "-c", command],

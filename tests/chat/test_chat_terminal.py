@@ -380,3 +380,10 @@ def test_answers_break_between_words(terminal: Terminal, smollm2: Path, chat: Ch
     assert max(map(len, answer)) < 40
     shown = words("\n".join(answer))
     assert words(json.loads(text)["text"]) in shown
+
+
+def test_suspended_at_the_prompt(terminal: Terminal, tiny_path: Path) -> None:
+    terminal.start(str(tiny_path), jobs=True)
+    terminal.wait_prompt()
+    terminal.type("C-z")
+    assert terminal.exit_code() == 128 + signal.SIGTSTP

@@ -71,6 +71,7 @@ class Prompt:
                 {name: entry.argument for name, entry in COMMANDS.items()}, setting.NAMES, setting.choices
             ),
             complete_while_typing=False,
+            enable_suspend=True,
             complete_style=CompleteStyle.READLINE_LIKE,
         )
 
