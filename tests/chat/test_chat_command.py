@@ -188,6 +188,10 @@ class TestAnswers:
         stats, cut = done.stderr.splitlines()
         assert re.fullmatch(STATS, stats)
         assert cut == "The answer is cut off after 12 tokens (--max-tokens)."
+        done = chat("-p", question, "-n", "4", "--grammar", 'root ::= "\U0001f980\U0001f980\U0001f980"')
+        stats, cut = done.stderr.splitlines()
+        assert not stats.startswith("4 tokens")  # the rest of a character
+        assert cut == "The answer is cut off after 4 tokens (--max-tokens)."
         assert "\x1b" not in done.stdout + done.stderr
 
     def test_question_is_the_same_from_everywhere(self, chat: Chat, tiny_path: Path) -> None:

@@ -101,5 +101,5 @@ def _note(answer: Answer, session: Session, in_chat: bool) -> str:
         anew = "/clear starts anew." if in_chat else "A larger --ctx makes room."
         return f"The answer is cut off: the context of {answer.stats.n_ctx} tokens is full. {anew}"
     if answer.finish_reason == "length":
-        return f"The answer is cut off after {answer.completion_tokens} tokens (--max-tokens)."
+        return f"The answer is cut off after {session.options.max_tokens} tokens (--max-tokens)."
     return ""
