@@ -176,6 +176,23 @@ def test_help_and_version_load_no_library(argv: list[str], tmp_path: Path) -> No
     assert done.stdout.startswith(("usage: headkv-chat", "headkv-chat "))
 
 
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["--show-config"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_full_standard_output(argv: list[str], unbuffered: str, environment: dict[str, str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, *argv],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment | {"PYTHONUNBUFFERED": unbuffered},
+            timeout=TIMEOUT,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: cannot write the .*: No space left on device\n", done.stderr)
+
+
 class TestAnswers:
     def test_only_the_answer_is_on_standard_output(self, chat: Chat, smollm2: Path) -> None:
         question = "What is the capital of France?"

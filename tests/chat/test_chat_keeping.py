@@ -449,6 +449,8 @@ def test_in_a_terminal(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> N
     terminal.wait_prompt()
     for line, said in (
         ("/load missing", "error: the session 'missing' cannot be opened"),
+        ("/save --Light F", "error: /save takes --light, before the path, and no --Light"),
+        ("/save F --light", "error: /save takes --light, before the path, and no --light"),
         ("/save --light 'a name'", r"Saved in a name: 1 turn, \d+ tokens, [\d.]+ KiB, without the archive\."),
         ("/save", r"Saved in kept: 1 turn, \d+ tokens"),
     ):

@@ -35,17 +35,22 @@ def main(argv: list[str] | None = None) -> int:
 
     0 done, 1 failed, 2 wrong usage, 130 interrupted. A reader that closes the pipe early is no failure.
     """
+    code = OK
     try:
-        code = _run(argv)
+        try:
+            code = _run(argv)
+        except SystemExit as leave:  # argparse, after it has printed help or the usage error
+            code = leave.code if isinstance(leave.code, int) else FAILED
         _flush()
-    except SystemExit as leave:  # argparse, after it has printed help or the usage error
-        code = leave.code if isinstance(leave.code, int) else FAILED
+        return code
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
-        code = OK
-    else:
-        return code
+        pass
+    except OSError as error:
+        code = FAILED
+        with contextlib.suppress(OSError):
+            print(f"error: cannot write the output: {error.strerror or error}", file=sys.stderr)
     # What is still buffered cannot be delivered; the interpreter must not complain about that at its end.
     try:
         _flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -237,10 +238,7 @@ def _add_retention(parser: argparse.ArgumentParser) -> None:
         help="above 1; how far budgets follow the head scores: the higher, the flatter the budgets",
     )
     advanced.add_argument(
-        "--window",
-        metavar="N",
-        type=int,
-        help="last prompt tokens that every KV head keeps",
+        "--window", metavar="N", type=int, help="last prompt tokens that every KV head keeps"
     )
     advanced.add_argument(
         "--kernel",
@@ -267,6 +265,13 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(extra)}{hint}")
         return known
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse leaves it at nothing where standard output cannot be written."""
+        if file is None or file is not sys.stdout:
+            super()._print_message(message, file)
+        else:
+            file.write(message)
+
 
 class Switch(argparse.Action):
     """Two options, --NAME and --no-NAME."""
@@ -291,5 +296,5 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from headkv_local import __version__
 
-        print(f"headkv-chat {__version__}")
+        parser._print_message(f"headkv-chat {__version__}\n", sys.stdout)
         parser.exit()

@@ -125,7 +125,10 @@ class Commands:
     def save(self, argument: str) -> None:
         word, _, rest = argument.partition(" ")
         light = word == _LIGHT
-        self._keeper.save(_unquoted(rest.strip() if light else argument), light)
+        path = rest.strip() if light else argument
+        if wrong := [each for each in _words(path) if each.startswith("-")]:
+            raise ArgumentError(f"/save takes {_LIGHT}, before the path, and no {wrong[0]}")
+        self._keeper.save(_unquoted(path), light)
 
     def load(self, argument: str) -> None:
         with interrupts(lambda: None):  # a chat is here as a whole, or the one before it
@@ -217,8 +220,13 @@ def _unquoted(path: str) -> str:
     """A path as a shell would take it: terminals quote the names of files that are dropped on them."""
     if os.path.exists(os.path.expanduser(path)):
         return path
-    try:
-        words = shlex.split(path)
-    except ValueError:
-        return path
+    words = _words(path)
     return words[0] if len(words) == 1 else path
+
+
+def _words(text: str) -> list[str]:
+    """As a shell has them; none where a quote is open."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return []
