@@ -167,4 +167,21 @@ def test_a_block_that_has_left_the_screen_is_shown_again() -> None:
     view = Markdown(lambda: os.terminal_size((20, 5)))
     view.feed("**" + "word " * 60)
     view._next = 0.0
-    assert view.feed("end**").startswith("\n\x1b[1mword")
+    assert view.feed("end**") == ""
+    assert view.end().startswith("\n\x1b[1mword")
+
+
+def test_a_table_that_has_left_the_screen_is_shown_twice_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a row makes a column wider; and so is what comes behind it."""
+    monkeypatch.setattr(markdown, "_LEAST", 0.0)
+    monkeypatch.setattr(markdown, "_SHARE", 0.0)
+    rows = [f"| {i} | {'x' * i} |\n" for i in range(1, 33)]
+    for behind in ("", "\nThe end."):
+        view, screen = Markdown(lambda: os.terminal_size((60, 10))), Screen(60)
+        for piece in re.findall(".|\n", "".join(["| a | b |\n", "|---|---|\n", *rows, behind])):
+            screen.feed(view.feed(piece))
+        screen.feed(view.end())
+        shown = screen.shown()
+        whole = plain(lines_of("".join(["| a | b |\n", "|---|---|\n", *rows, behind]), 59)).split("\n")
+        assert shown[-len(whole) :] == [line.rstrip() for line in whole]
+        assert len(shown) <= 2 * len(whole) + 2

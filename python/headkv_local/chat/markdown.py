@@ -19,7 +19,8 @@ class Markdown:
 
     A block (paragraph, list, table, code) is drawn again as it grows, from the first line that is another
     one; marks that are open yet are shown as they are. Once the next one begins it is final. Lines that
-    have left the screen cannot be drawn again: the block is then repeated as it is now.
+    have left the screen cannot be drawn again: where one of them is another one, what comes of the block is
+    shown as it is written, and the block is repeated once, when it is final.
 
     size: columns and rows of the terminal now.
     """
@@ -28,6 +29,8 @@ class Markdown:
         self._size = size
         self._source = ""  # of the block that grows
         self._shown: list[str] = []  # its lines
+        self._as_written = False  # a line that has left the screen would be another one
+        self._n_shown = 0  # whole lines of the source that are shown
         self._next = 0.0  # when to draw again
         self._waiting = False
 
@@ -40,13 +43,13 @@ class Markdown:
         """What waits to be drawn."""
         if not self._waiting or time.monotonic() < self._next:
             return ""
-        return self._draw()
+        return self._draw(final=False)
 
     def end(self) -> str:
         """What is left."""
-        return self._draw()
+        return self._draw(final=True)
 
-    def _draw(self) -> str:
+    def _draw(self, final: bool) -> str:
         start = time.monotonic()
         self._waiting = False
         columns, rows = self._size()
@@ -58,10 +61,15 @@ class Markdown:
             end = first
             while end > 0 and not source[end - 1].strip(" \t"):
                 end -= 1
-            done = self._redraw(lines_of("\n".join(source[:end]), columns - 1), columns, rows)
+            done = self._redraw("\n".join(source[:end]), columns, rows, final=True)
             done += "\n" * (first - end + 1)
-            self._source, self._shown = "\n".join(source[first:]), []
-        done += self._redraw(lines_of(self._source, columns - 1), columns, rows)
+            source = source[first:]
+            self._source, self._shown, self._n_shown = "\n".join(source), [], 0
+        if final or not self._as_written:
+            done += self._redraw(self._source, columns, rows, final)
+        if self._as_written:
+            done += self._new_lines(source)
+        self._n_shown = len(source) - 1
         now = time.monotonic()
         self._next = now + max(_LEAST, _SHARE * (now - start))
         return done
@@ -74,9 +82,17 @@ class Markdown:
         begun = blocks_of("\n".join(source[:-1]))
         return begun[-1][0] if len(begun) > 1 else 0
 
-    def _redraw(self, lines: list[str], columns: int, rows: int) -> str:
-        """From the lines that are shown, at whose end the cursor is, to these."""
+    def _new_lines(self, source: list[str]) -> str:
+        """Of a block that is shown as it is written; whole ones, for half a line may begin another block."""
+        return "".join(f"\n{line}" for line in source[self._n_shown : -1] if line.strip(" \t"))
+
+    def _redraw(self, source: str, columns: int, rows: int, final: bool) -> str:
+        """From the lines that are shown, at whose end the cursor is, to those of the block."""
+        lines = lines_of(source, columns - 1)
         shown, self._shown = self._shown, lines
+        if self._as_written:
+            self._as_written = False
+            return "\n" + "\n".join(lines)
         same = 0
         while same < min(len(shown), len(lines)) and shown[same] == lines[same]:
             same += 1
@@ -87,5 +103,6 @@ class Markdown:
         same = max(min(same, len(lines) - 1), 0)  # the cursor has to end on the last line
         up = sum(rows_of(line, columns) for line in shown[same:]) - 1
         if up >= rows:
-            return "\n" + "\n".join(lines)
+            self._as_written = not final
+            return "\n" + "\n".join(lines) if final else ""
         return "\r" + (f"\x1b[{up}A" if up else "") + "\x1b[J" + "\n".join(lines[same:])
