@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.config import parse_options, require_retention, shown
@@ -28,6 +28,8 @@ from headkv_local.exits import FAILED, INTERRUPTED, OK, code_of
 
 if TYPE_CHECKING:
     from headkv_local.chat.session import Session
+
+_LIBRARY: Final = "headkv_local"  # its logger
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,7 +134,7 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
 @contextlib.contextmanager
 def _logged(verbose: bool, console: Console) -> Iterator[None]:
     """All of what the library logs, or its warnings as notes."""
-    log = logging.getLogger("headkv_local")
+    log = logging.getLogger(_LIBRARY)
     handler = logging.StreamHandler() if verbose else _Warnings(console)
     log.addHandler(handler)
     level = log.level
@@ -146,10 +148,11 @@ def _logged(verbose: bool, console: Console) -> Iterator[None]:
 
 
 class _Warnings(logging.Handler):
-    """What the library warns of, for example of the model's chat template, as notes."""
+    """What the library warns of, such as of the model's chat template, as notes; not what llama.cpp says."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.WARNING)
+        self.addFilter(lambda record: record.name == _LIBRARY)
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
