@@ -73,6 +73,15 @@ void * operator new(size_t size) {
     return res;
 }
 
+// as libstdc++ has it; a sanitizer has another one
+void * operator new(size_t size, const std::nothrow_t &) noexcept {
+    try {
+        return operator new(size);
+    } catch (const std::bad_alloc &) {
+        return nullptr;
+    }
+}
+
 void operator delete(void * ptr) noexcept {
     free(ptr);
 }
