@@ -263,7 +263,7 @@ HEADKV_API int32_t headkv_set_archive(struct llama_context * ctx, int32_t where,
 // llama_decode() and headkv_compact(): rows of the tokens before come from the archive, whole, and those of the new
 // ones go there; without an archive, to host memory meanwhile. Of a compacted prompt that means: what was decoded after
 // it is read again with all of the new tokens. The logits of the last token are there afterwards, as after
-// llama_decode(), its embeddings where the context gives any, and what samplers in the graph made of it.
+// llama_decode(), its embeddings where the context gives those of tokens, and what samplers in the graph made of it.
 // In HEADKV_ORDER_TOKENS, without an archive and while nothing is compacted, the prompt is read into the cells, and no
 // row is copied.
 //   plan: NULL to keep all: the prompt stays in the cells as llama_decode() leaves it, nothing is observed, and nothing

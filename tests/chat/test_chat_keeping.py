@@ -280,6 +280,8 @@ def test_leaving_once_more_gives_up_the_same_chat_only(chats: Callable[..., Kept
     assert not repl._left()
     repl._turn("/info", False)
     assert (repl._left(), repl._failed is None) == (True, False)
+    keeper.save(str(tmp_path / "kept alone"), light=True)
+    assert (repl._left(), repl._failed is None) == (True, False)  # which is not all of it
     keeper.save(str(tmp_path / "elsewhere"))
     assert (repl._left(), repl._failed is None) == (True, True)
     assert path.read_bytes() == b"somebody else's"
@@ -451,6 +453,7 @@ def test_in_a_terminal(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> N
         ("/load missing", "error: the session 'missing' cannot be opened"),
         ("/save --Light F", "error: /save takes --light, before the path, and no --Light"),
         ("/save F --light", "error: /save takes --light, before the path, and no --light"),
+        ("/save my chat - part 2", r"Saved in my chat - part 2: 1 turn, \d+ tokens"),
         ("/save --light 'a name'", r"Saved in a name: 1 turn, \d+ tokens, [\d.]+ KiB, without the archive\."),
         ("/save", r"Saved in kept: 1 turn, \d+ tokens"),
     ):

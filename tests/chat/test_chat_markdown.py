@@ -146,6 +146,8 @@ def test_what_it_looks_like() -> None:
     "text",
     [
         "2*3*4 = 24 and 5*6*7, x**2 + y**2, a*b + c*d",
+        "(a+b)*(c+d)*(e+f), (x)**(2)+(y)**(2), 2*(x)*y, a[1]*b[2]*c",
+        "'*'.join('*'), (*) and (*)",
         "self.__dict__ of __init__ in __main__.py",
         "def f(x):\n    if x:\n        return x",
         "  return x\nor\n  else",
@@ -161,14 +163,15 @@ def test_what_is_no_markup_stays_as_it_is(text: str) -> None:
 def test_emphasis_is_shown_in_scripts_without_blanks_and_titles_beside_links() -> None:
     assert lines_of("日本**語**日 (*a*)", 80) == ["日本\x1b[1m語\x1b[0m日 (\x1b[3ma\x1b[0m)"]
     assert plain(lines_of('[a](b "title")', 80)) == 'a (b "title")'
+    for text in ("**Note (final)**: x", "*(a)*, b", "__Warning__: hot", 'He said "**no**".', "(**x**)"):
+        assert not set("*_") & set(plain(lines_of(text, 80)))
 
 
 def test_a_block_that_has_left_the_screen_is_shown_again() -> None:
     view = Markdown(lambda: os.terminal_size((20, 5)))
     view.feed("**" + "word " * 60)
     view._next = 0.0
-    assert view.feed("end**") == ""
-    assert view.end().startswith("\n\x1b[1mword")
+    assert view.feed("end**").startswith("\n\x1b[1mword")
 
 
 def test_a_table_that_has_left_the_screen_is_shown_twice_at_most(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -328,6 +328,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "
         (loop("{{ m['content'] }}"), {"functions": [TOOLS[0]["function"]]}, 1),
         (loop("{{ m['content'] }}"), {"tools": TOOLS, "tool_choice": "none"}, 0),
         ("{{ tools | tojson }}" + loop("{{ m['content'] }}"), {"tools": TOOLS}, 0),
+        ("{{ tools | length }}" + loop("{{ m['content'] }}"), {"tools": TOOLS}, 0),
     ],
 )
 def test_tools_that_a_template_does_not_tell(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import threading
@@ -102,7 +101,7 @@ class Chats:
         if change:
             self._warn(f"{template} knows no system role: {change}")
         offered, without = _tools(given)
-        if offered and render(form, without) == prompt:
+        if offered and _same(prompt, render, form, without):
             self._warn(f"{template} knows no tools: the model is not told of them")
         ends, later, rewritten = templates.ending(form, prompt, render)
         with self._reading(messages, _n_unstable(llm, ends, later), rewritten):
@@ -163,8 +162,17 @@ def _tools(given: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
     return offered, {name: value for name, value in given.items() if all(name not in pair for pair in names)}
 
 
+def _same(prompt: str, render: Callable[..., str], *args: Any) -> bool:
+    """Whether a template writes this prompt of other arguments too, as far as it can be without."""
+    try:
+        return render(*args) == prompt
+    except Exception:
+        return False
+
+
 def _template_name(llm: Any) -> str:
-    if llm.chat_handler is not None and not isinstance(llm.chat_handler, functools.partial):
+    own = llm._chat_handlers.get(llm.chat_format)
+    if llm.chat_handler is not None and (own is None or bare_handler(llm.chat_handler) is not own):
         return "the chat handler"
     if llm.chat_format in llm._chat_handlers and llm.chat_format != templates.PLAIN_TEXT:
         return _OWN

@@ -126,8 +126,10 @@ class Commands:
         word, _, rest = argument.partition(" ")
         light = word == _LIGHT
         path = rest.strip() if light else argument
-        if wrong := [each for each in _words(path) if each.startswith("-")]:
-            raise ArgumentError(f"/save takes {_LIGHT}, before the path, and no {wrong[0]}")
+        words = [] if os.path.exists(os.path.expanduser(path)) else _words(path)
+        for i, each in enumerate(words):
+            if each.lower() == _LIGHT or (i == 0 and each.startswith("-")):
+                raise ArgumentError(f"/save takes {_LIGHT}, before the path, and no {each}")
         self._keeper.save(_unquoted(path), light)
 
     def load(self, argument: str) -> None:

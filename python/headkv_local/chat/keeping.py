@@ -49,7 +49,7 @@ class Keeper:
             self._session.llm.save_session(path, light=light, messages=whole)
             if self.path is None or not self._at_end or _same(path, self.path):
                 self._hold(path, not light and self._session.stats().archive_tokens > 0)
-            else:
+            elif not light:
                 self._copy = path, now
         without = ", without the archive" if light else ""
         self._console.note(f"Saved in {path}: {self._told()}, {size(os.path.getsize(path))}{without}.")
@@ -112,7 +112,7 @@ class Keeper:
             self._require_free()
             self.save()
         except (HeadKVError, MemoryError):
-            if self._copy is None or self._copy[1] != self.state():
+            if self._copy is None or self._copy[1] != self.state() or not os.path.exists(self._copy[0]):
                 raise
             self._console.note(f"{self.path} stays as it is; the chat is saved in {self._copy[0]}.")
         return True

@@ -19,8 +19,8 @@ class Markdown:
 
     A block (paragraph, list, table, code) is drawn again as it grows, from the first line that is another
     one; marks that are open yet are shown as they are. Once the next one begins it is final. Lines that
-    have left the screen cannot be drawn again: where one of them is another one, what comes of the block is
-    shown as it is written, and the block is repeated once, when it is final.
+    have left the screen cannot be drawn again: where one of them is another one, the block is repeated. A
+    block of several lines, such as a table, goes on as it is written, and is repeated when it is final.
 
     size: columns and rows of the terminal now.
     """
@@ -103,6 +103,6 @@ class Markdown:
         same = max(min(same, len(lines) - 1), 0)  # the cursor has to end on the last line
         up = sum(rows_of(line, columns) for line in shown[same:]) - 1
         if up >= rows:
-            self._as_written = not final
-            return "\n" + "\n".join(lines) if final else ""
+            self._as_written = not final and "\n" in source.strip("\n")
+            return "" if self._as_written else "\n" + "\n".join(lines)
         return "\r" + (f"\x1b[{up}A" if up else "") + "\x1b[J" + "\n".join(lines[same:])

@@ -14,11 +14,12 @@ from prompt_toolkit.utils import get_cwidth
 
 from headkv_local.chat.styled import Styled, columns_of, painted, styled, wrapped
 
-_DUNDER: Final = re.compile(r"(?<!\w)__\w+__(?!\w)", re.ASCII)
+_DUNDER: Final = re.compile(r"(?<!\w)__[a-z0-9_]+__(?!\w)", re.ASCII)
+_OPENING, _CLOSING, _QUOTES = "([{", ")]}", "\"'`"
 
 
 def _emphasis(state: StateInline, silent: bool) -> bool:
-    """Within words and formulas * and _ are no marks: 2*3*4, **kwargs or __init__ lose nothing."""
+    """Within words, formulas and code * and _ are no marks: 2*3*4, (a)*(b), '*' or __init__ lose nothing."""
     text, start = state.src, state.pos
     if silent or text[start] not in "*_":
         return False
@@ -28,11 +29,19 @@ def _emphasis(state: StateInline, silent: bool) -> bool:
         end = start
         while end < state.posMax and text[end] == text[start]:
             end += 1
-        if not (_in_word(text[start - 1 : start]) and _in_word(text[end : end + 1])):
+        if not _between(text[start - 1 : start], text[end : end + 1]):
             return emphasis.tokenize(state, silent)
     state.pending += text[start:end]
     state.pos = end
     return True
+
+
+def _between(before: str, after: str) -> bool:
+    """Whether what stands between these, "" for nothing, marks neither the begin nor the end of anything."""
+    if not before or not after:
+        return False
+    factors = (_in_word(before) or before in _CLOSING) and (_in_word(after) or after in _OPENING)
+    return factors or (before in _QUOTES and after in _QUOTES) or (before in _OPENING and after in _CLOSING)
 
 
 def _in_word(c: str) -> bool:

@@ -32,7 +32,8 @@ def no_room(session: Session, in_chat: bool) -> str:
     what = f"this question{' with its documents' * attached} and an answer do not fit into the context of"
     taken = f"; the chat so far takes {session.used_tokens}" if session.turns else ""
     larger = "" if session.turns else " A larger --ctx at the start makes room."
-    if (system := session.system_tokens) > session.llm.n_ctx() // 2:  # whatever is asked
+    system = session.system_tokens
+    if not session.turns and system > session.llm.n_ctx() // 2:  # whatever is asked
         without = ' It was not asked. /system "" goes on without it.' if in_chat else ""
         return f"{what} {session.llm.n_ctx()} tokens: the system message takes {system}.{without}{larger}"
     if not in_chat:

@@ -71,7 +71,8 @@ class _Kept(BaseModel):
             if getattr(self, name, 1) not in (None, 1):
                 raise ValueError(f"{name} must be 1: there is one answer to a request")
         for name in ("max_tokens", "max_completion_tokens"):
-            if getattr(self, name, None) == 0:
+            limit = getattr(self, name, None)
+            if limit is not None and limit < 1 and limit != -1:
                 raise ValueError(f"{name} must be at least 1, or -1: an answer may fill the context then")
         stop = getattr(self, "stop", None)
         if stop is not None and (stop == "" or "" in ([stop] if isinstance(stop, str) else stop)):

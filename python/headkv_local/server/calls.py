@@ -20,15 +20,15 @@ class Calls:
             delta = choice.get("delta") or {}
             for call in delta.get("tool_calls") or ():
                 if self._known((choice["index"], call["index"]), call.get("id")):
-                    del call["id"], call["type"]
+                    call.pop("id", None), call.pop("type", None)
                     call["function"] = _without_name(call["function"])
             function = delta.get("function_call")
-            if function and self._known((choice["index"], None), function["name"]):
+            if function and self._known((choice["index"], None), function.get("name")):
                 delta["function_call"] = _without_name(function)
         return reply
 
     def _known(self, place: tuple[int, int | None], call: object) -> bool:
-        known = self._told.get(place) == call
+        known = place in self._told and self._told[place] == call
         self._told[place] = call
         return known
 
