@@ -86,6 +86,22 @@ class Terminal:
         subprocess.run([*self._tmux, "send-keys", "-l", text], check=True)
         self.type("Enter")
 
+    def fill_in(self, text: str) -> None:
+        """Have the prompt show this. Keys that come together with a Ctrl-C may be lost, and come again then."""
+        self.type("C-u", text, "C-l")
+        typed = time.monotonic()
+
+        def shown(screen: str) -> bool:
+            nonlocal typed
+            if words(screen).endswith(f"> {text}"):
+                return True
+            if time.monotonic() > typed + 10:
+                self.type("C-u", text, "C-l")
+                typed = time.monotonic()
+            return False
+
+        self._until(shown, f"{text} at the prompt")
+
     def screen(self) -> str:
         """All lines so far."""
         capture = [*self._tmux, "capture-pane", "-p", "-S", "-"]
