@@ -87,7 +87,7 @@ class Terminal:
         self.type("Enter")
 
     def fill_in(self, text: str) -> None:
-        """Have the prompt show this. Keys that come together with a Ctrl-C may be lost, and come again then."""
+        """Have the prompt show this. Keys that come with a Ctrl-C may be lost; they come again then."""
         self.type("C-u", text, "C-l")
         typed = time.monotonic()
 
