@@ -20,7 +20,7 @@ async function until_idle() {
 if ((await fetch(`${server.url}/v1/models`)).status === 401) console.log("a key is needed");
 
 let chunks = 0;
-for await (const _ of server.chat(messages, endless)) if (++chunks === 5) break;
+for await (const _ of server.chat(messages, endless)) if (++chunks === 10) break;
 await until_idle();
 console.log("the loop is left");
 
