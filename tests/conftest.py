@@ -61,15 +61,15 @@ def container(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 @pytest.fixture
 def load() -> Iterator[Callable[..., Llama]]:
-    """load(path, **arguments): a Llama that is closed after the test.
+    """load(path, **arguments): a Llama that is closed after the test; kind: of a class of its own.
 
     With one thread: tiny models gain nothing from more, and wait for each other on a busy machine.
     """
     opened: list[Llama] = []
 
-    def opener(path: Path, **arguments: Any) -> Llama:
+    def opener(path: Path, kind: type[Llama] = Llama, **arguments: Any) -> Llama:
         defaults = {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1}
-        llm = Llama(path, **(defaults | arguments))
+        llm = kind(path, **(defaults | arguments))
         opened.append(llm)
         return llm
 

@@ -416,8 +416,8 @@ class Trio:
         path.unlink()
 
     def state(self, rng: random.Random) -> None:
-        """As session()."""
-        state = self.llm.save_state()
+        """As session(); with its rows, or with these in the archive."""
+        state = self.llm.save_state(hold=rng.random() < 0.5)
         self.between(rng)
         self.llm.load_state(state)
         if self.moves_windows:

@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 from llama_cpp import LlamaDiskCache, LlamaRAMCache
 
-from headkv_local import ArchiveError, Cancelled, Llama, OutOfMemoryError, Retention, StateError
+from headkv_local import (
+    ArchiveError,
+    ArgumentError,
+    Cancelled,
+    Llama,
+    OutOfMemoryError,
+    Retention,
+    StateError,
+)
 from headkv_local._core import states
 from headkv_local._core.native.archive import hold, restore
 from headkv_local.settings import KV_TYPES
@@ -193,6 +201,64 @@ def test_a_state_holds_its_archive(
     assert without.cache_stats().compacted
     without.eval(turn)
     assert without.n_tokens == 643
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen35"])
+def test_conversations_in_turns_without_a_copy(
+    load: Load, tiny: Tiny, tmp_path: Path, arch: str, kind: str
+) -> None:
+    """Each goes on as if it had been alone; two of them have their beginning in common."""
+    path = tiny(arch=arch)
+    archive = "memory" if kind == "memory" else tmp_path / "archive"
+    llm = load(path, retention=Retention(budget=32, archive=archive))
+    prompts = [TOKENS, [*TOKENS[:400], *random_tokens(100, seed=5)], random_tokens(300, seed=6)]
+    alone = [load(path, retention=Retention(budget=32, archive="memory")) for _ in prompts]
+    held: list[Any] = [None] * 3
+    for seed in (7, 8, 9):
+        for i in (1, 2, 0):
+            if held[i] is not None:
+                llm.load_state(held[i])
+                assert llm.cache_stats().archive_tokens > 0
+                assert llm.n_tokens == alone[i].n_tokens
+            for each in (llm, alone[i]):
+                each.prefill(prompts[i])
+            assert np.array_equal(llm.retention_mask(), alone[i].retention_mask())
+            assert np.array_equal(last_logits(llm), last_logits(alone[i]))
+            answer = greedy(llm, 4)
+            assert greedy(alone[i], 4) == answer
+            prompts[i] = [*prompts[i], *answer, *random_tokens(30, seed=seed)]
+            held[i] = llm.save_state(hold=True)
+            assert held[i].llama_state_size == llm.save_state(light=True).llama_state_size
+    n_bytes = llm.cache_stats().archive_bytes
+    held.clear()
+    llm.reset()
+    llm.prefill(prompts[2])
+    assert llm.cache_stats().archive_bytes < n_bytes / 2
+
+
+def test_a_state_that_holds_rows_is_of_one_llama(load: Load, tiny_path: Path) -> None:
+    llm, other = (load(tiny_path, retention=Retention(budget=32, archive="memory")) for _ in range(2))
+    llm.prefill(TOKENS)
+    state = llm.save_state(hold=True)
+    with pytest.raises(ArgumentError, match="one of them"):
+        llm.save_state(light=True, hold=True)
+    with pytest.raises(TypeError, match=r"save_state\(\) copies them"):
+        pickle.dumps(state)
+    other.prefill(TOKENS[:100])
+    with pytest.raises(StateError, match="another Llama"):
+        other.load_state(state)
+    assert other.n_tokens == 100
+    llm.reset()
+    llm.retention = Retention(budget=32)
+    llm.load_state(state)
+    assert (llm.n_tokens, llm.cache_stats().compacted, llm.cache_stats().archive_tokens) == (600, True, 0)
+    llm.reset()
+    llm.retention = Retention(budget=32, archive="memory")
+    llm.prefill(random_tokens(600, seed=2))
+    llm.load_state(state)
+    assert (llm.n_tokens, llm.cache_stats().archive_tokens) == (600, 0)
+    assert len(greedy(llm, 3)) == 3
 
 
 def test_an_archive_that_does_not_fit_into_a_state(

@@ -40,15 +40,20 @@ def model(tiny: Callable[..., Path], arch: str) -> tuple[Any, ...]:
     return (tiny(arch=arch), "--alias", "tiny", *SIZES)
 
 
+IN_FILES = ("--aside", 0)
+"""No conversation waits in memory: each that leaves the context goes to its session."""
+
+
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen35"])
+@pytest.mark.parametrize("aside", [(), IN_FILES, ("--aside", "1100KiB")], ids=["memory", "files", "both"])
 def test_conversations_in_turns(
-    arch: str, tiny: Callable[..., Path], load: Callable[..., Llama], tmp_path: Path
+    arch: str, aside: tuple[Any, ...], tiny: Callable[..., Path], load: Callable[..., Llama], tmp_path: Path
 ) -> None:
     """Also over a restart."""
     chats = {name: opening(name) for name in ("harbour", "forest", "castle", "market")}
     n_prompt: dict[str, int] = {}
     for restart in (False, True):
-        with serving(tmp_path, *model(tiny, arch)) as server:
+        with serving(tmp_path, *model(tiny, arch), *aside) as server:
             for question in QUESTIONS[2:] if restart else QUESTIONS[:2]:
                 for name, chat in chats.items():
                     usage = ask(server, chat, question)
@@ -56,7 +61,11 @@ def test_conversations_in_turns(
                     assert usage.prompt_tokens_details.cached_tokens >= held
                     n_prompt[name] = usage.prompt_tokens
             assert server.metric("headkv_conversations") == 4
+            assert (server.metric("headkv_aside_bytes") > 0) is (aside != IN_FILES)
+            n_files = len(list((tmp_path / "sessions" / "tiny").glob("*.session")))
+            assert restart or (n_files == 0) is (aside == ())
             server.stop()
+        assert len(list((tmp_path / "sessions" / "tiny").glob("*.session"))) == 4
     require_right(chats.values(), load, tiny(arch=arch))
 
 
@@ -178,7 +187,8 @@ def test_a_damaged_session_is_read_anew(tiny: Callable[..., Path], tmp_path: Pat
 
 def test_a_full_disk_loses_no_answer(tiny: Callable[..., Path], tmp_path: Path) -> None:
     """Files may have 30 KiB here, and a session has more, even without its archive."""
-    with serving(tmp_path, *model(tiny, "llama"), within=("prlimit", "--fsize=30720")) as server:
+    arguments = (*model(tiny, "llama"), *IN_FILES)
+    with serving(tmp_path, *arguments, within=("prlimit", "--fsize=30720")) as server:
         chats = [opening("harbour"), opening("forest")]
         for question in QUESTIONS[:2]:
             for chat in chats:
@@ -190,7 +200,7 @@ def test_a_full_disk_loses_no_answer(tiny: Callable[..., Path], tmp_path: Path) 
 
 def test_a_disk_that_fills_up_keeps_what_was_saved(tiny: Callable[..., Path], tmp_path: Path) -> None:
     """What the sessions held when there was room is not read again."""
-    with serving(tmp_path, *model(tiny, "llama"), "--save-after", 0.1) as server:
+    with serving(tmp_path, *model(tiny, "llama"), *IN_FILES, "--save-after", 0.1) as server:
         chats = [opening("harbour"), opening("forest")]
         folder = tmp_path / "sessions" / "tiny"
         for n, chat in enumerate(chats, start=1):
@@ -277,13 +287,18 @@ def test_a_conversation_outlives_its_archive(tiny: Callable[..., Path], tmp_path
         server.stop()
 
 
+@pytest.mark.parametrize("aside", [(), IN_FILES], ids=["memory", "files"])
 def test_a_folder_that_goes_loses_no_answer(
-    tiny: Callable[..., Path], load: Callable[..., Llama], tmp_path: Path
+    aside: tuple[Any, ...], tiny: Callable[..., Path], load: Callable[..., Llama], tmp_path: Path
 ) -> None:
-    """Removed, and a file in its place; each time another one is made as soon as that can be."""
+    """Removed, and a file in its place; each time another one is made as soon as that can be.
+
+    What is in memory stays known.
+    """
+    in_memory = aside == ()
     chats = [opening(name) for name in ("harbour", "forest", "castle")]
     arguments, folder = model(tiny, "llama"), tmp_path / "sessions" / "tiny"
-    with serving(tmp_path, *arguments, "--save-after", 0.1) as server:
+    with serving(tmp_path, *arguments, *aside, "--save-after", 0.1) as server:
 
         def asked(question: str) -> list[int]:
             """What of each chat was known, once the last one is saved too."""
@@ -297,7 +312,7 @@ def test_a_folder_that_goes_loses_no_answer(
 
         asked(QUESTIONS[0])
         shutil.rmtree(folder.parent)
-        assert [n > 0 for n in asked(QUESTIONS[1])] == [False, False, True]  # the last was in the context
+        assert [n > 0 for n in asked(QUESTIONS[1])] == [in_memory, in_memory, True]
         assert said(f"the sessions in {folder} cannot be had any more: ") == 1
         assert all(asked(QUESTIONS[2]))
         assert (
@@ -306,9 +321,10 @@ def test_a_folder_that_goes_loses_no_answer(
         )
         shutil.rmtree(folder)
         folder.touch()
-        assert [n > 0 for n in asked(QUESTIONS[0])] == [False, False, False]
-        assert said(f"tokens is not kept: sessions cannot be kept in {folder}: it is no folder") >= 3
-        assert server.metric("headkv_conversations") == 1
+        assert [n > 0 for n in asked(QUESTIONS[0])] == [in_memory] * 3
+        complaint = f"tokens is not kept: sessions cannot be kept in {folder}: it is no folder"
+        until(lambda: said(complaint) >= 3, "complaints", 30)
+        assert server.metric("headkv_conversations") == (3 if in_memory else 1)
         folder.unlink()
         asked(QUESTIONS[1])
         assert all(asked(QUESTIONS[2]))

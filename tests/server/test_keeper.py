@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from gguf_factory import write_adapter
-from headkv_local import Cancelled, CancelToken, Llama, Retention
+from headkv_local import Cancelled, CancelToken, Llama, OutOfMemoryError, Retention
 from headkv_local.server.keeper import Keeper
+from headkv_local.server.served import Asked, Served
 from headkv_local.server.shelf import Shelf
+from headkv_local.sessions import read_header
 from helpers import random_tokens
 
 KEPT = Retention(budget=48, archive="memory")
@@ -214,6 +218,207 @@ def test_an_answer_that_is_folded_is_not_the_prompt(
         assert keeper.held is not None
         assert keeper.held.n_prompt == len(prompt) < keeper.held.n_whole
         assert keeper.n_kept == 1
+    keeper.close()
+
+
+def in_memory(
+    llm: Llama, folder: Path, n_bytes: int | None = 2**30, most: int = 9
+) -> tuple[Keeper, list[list[int]]]:
+    """A keeper and three conversations, of which the last one is in the context."""
+    keeper, prompts = Keeper(llm, Shelf(folder, most, 2**30), n_bytes), []
+    for seed in range(3):
+        prompts.append(random_tokens(300, seed=seed))
+        read(keeper, llm, prompts[-1])
+    keeper.settle()
+    return keeper, prompts
+
+
+def known(keeper: Keeper, llm: Llama, prompts: list[list[int]], kept: Retention | None = KEPT) -> list[int]:
+    """How much of each is there when it goes on."""
+    n = []
+    for prompt in prompts:
+        keeper.prepare([*prompt, 1], kept)
+        assert llm.input_ids[: llm.n_tokens].tolist() == prompt[: llm.n_tokens]
+        n.append(llm.n_tokens)
+        keeper.settle()
+    return n
+
+
+def test_what_waits_in_memory_needs_no_file(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    llm = load(tiny_path, retention=KEPT)
+    keeper, prompts = in_memory(llm, tmp_path)
+    assert sessions(tmp_path) == set()
+    masks = []
+    for _ in range(2):
+        for prompt in prompts:
+            keeper.prepare([*prompt, 1], KEPT)
+            assert (llm.n_tokens, llm.cache_stats().archive_tokens) == (300, 300)
+            masks.append(llm.retention_mask())
+            keeper.settle()
+    for i, mask in enumerate(masks[:3]):
+        assert np.array_equal(mask, masks[3 + i])
+        assert all(not np.array_equal(mask, other) for other in masks[:i])
+    assert (keeper.n_kept, sessions(tmp_path)) == (3, set())
+    keeper.save_all()
+    assert len(sessions(tmp_path)) == 3
+    times = {path: path.stat().st_mtime_ns for path in sessions(tmp_path)}
+    size = llm.cache_stats().archive_bytes
+    assert known(keeper, llm, prompts) == [300] * 3
+    assert llm.cache_stats().archive_bytes <= size
+    keeper.close()
+    assert len(sessions(tmp_path)) == 3
+    assert all(path.stat().st_mtime_ns > time for path, time in times.items())  # used, not written
+    llm.reset()
+    assert known(Keeper(llm, Shelf(tmp_path, 9, 2**30)), llm, prompts) == [300] * 3
+
+
+def test_no_more_waits_in_memory_than_a_full_context(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    llm = load(tiny_path, retention=KEPT)
+    keeper, prompts = in_memory(llm, tmp_path, n_bytes=None)
+    for seed in range(3, 9):
+        prompts.append(random_tokens(300, seed=seed))
+        read(keeper, llm, prompts[-1])
+        assert 0 < keeper.aside_bytes <= llm.cache_stats().full_bytes
+    assert keeper.n_kept == 9
+    assert len(sessions(tmp_path)) > 3
+    assert known(keeper, llm, prompts) == [300] * 9
+    keeper.close()
+
+
+def test_what_memory_has_no_room_for_goes_to_files(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    """The one used longest ago first, as what was kept of it."""
+    llm = load(tiny_path, retention=KEPT)
+    keeper, prompts = in_memory(llm, tmp_path)
+    size = keeper.aside_bytes // 2
+    keeper.close()
+    for path in sessions(tmp_path):
+        path.unlink()
+    llm.reset()
+    other = Retention(budget=64, archive="memory")
+    keeper = Keeper(llm, Shelf(tmp_path, 9, 2**30), size * 3 // 2)
+    keeper.prepare(prompts[0], other)
+    llm.prefill(prompts[0])
+    for prompt in prompts[1:]:
+        keeper.prepare(prompt, KEPT)
+        llm.prefill(prompt)
+    (file,) = sessions(tmp_path)
+    assert 0 < keeper.aside_bytes < size * 3 // 2
+    header = read_header(file)
+    assert header.retention == other
+    assert header.messages[0]["tokens"] == prompts[0]
+    assert known(keeper, llm, prompts) == [300] * 3
+    keeper.prepare([*prompts[0], 1], other)
+    assert llm.n_tokens == 300
+    keeper.close()
+
+
+@pytest.mark.parametrize("archive", [None, "file"])
+def test_an_archive_elsewhere_costs_no_conversation(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path, archive: str | None
+) -> None:
+    """Rows of what waits in memory are in the archive, which one request wants elsewhere."""
+    llm = load(tiny_path, retention=KEPT)
+    keeper, prompts = in_memory(llm, tmp_path / "sessions")
+    other = Retention(budget=48, archive=None if archive is None else tmp_path / archive)
+    fourth = random_tokens(300, seed=9)
+    keeper.prepare(fourth, other)
+    llm.prefill(fourth)
+    keeper.settle()
+    assert keeper.n_kept == 4
+    assert known(keeper, llm, [*prompts, fourth]) == [300] * 3 + [300 if archive else 0]
+    keeper.close()
+
+
+def test_what_waits_in_memory_outlives_its_archive(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    """It goes on from what was kept, or from a session that has all rows."""
+    llm = load(tiny_path, retention=KEPT)
+    keeper, prompts = in_memory(llm, tmp_path)
+    keeper.prepare([*prompts[0], 1], KEPT)
+    keeper.save()
+    keeper.prepare([*prompts[1], 1], KEPT)
+    llm._compactor.give_up_archive()
+    n_archived = []
+    for prompt in prompts:
+        keeper.prepare([*prompt, 1], KEPT)
+        assert llm.n_tokens == 300
+        n_archived.append(llm.cache_stats().archive_tokens)
+        keeper.settle()
+    assert n_archived == [300, 0, 0]
+    keeper.close()
+
+
+def test_no_more_wait_than_may_be_kept(tiny_path: Path, load: Callable[..., Llama], tmp_path: Path) -> None:
+    llm = load(tiny_path, retention=KEPT)
+    old = left(tmp_path, llm, random_tokens(200, seed=8), random_tokens(200, seed=9))
+    keeper, prompts = in_memory(llm, tmp_path, most=2)
+    assert keeper.n_kept == 3
+    assert sessions(tmp_path) == set()
+    assert len(old) == 2
+    read(keeper, llm, random_tokens(300, seed=7))
+    assert known(keeper, llm, [prompts[1], prompts[2], prompts[0]]) == [300, 300, 0]
+    keeper.close()
+    assert len(sessions(tmp_path)) == 2
+
+
+def test_what_waits_in_memory_makes_room_for_an_archive(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The conversation that is read keeps its archive, and no other is lost."""
+    llm = load(tiny_path, retention=KEPT, kind=Served)
+    assert isinstance(llm, Served)
+    llm.keep(Shelf(tmp_path, 9, 2**30), 2**30)
+    prompts = [random_tokens(300, seed=seed) for seed in range(3)]
+    read, least = llm._compactor.read, 0
+
+    def as_memory_allows(*args: Any) -> Any:
+        if least and llm.cache_stats().archive_bytes > least:
+            raise OutOfMemoryError("no room for the archive")
+        return read(*args)
+
+    monkeypatch.setattr(llm._compactor, "read", as_memory_allows)
+    for prompt in prompts:
+        with llm.answered(Asked(KEPT)):
+            llm.create_completion(prompt, max_tokens=1)
+        least = least or llm.cache_stats().archive_bytes
+    assert llm.cache_stats().archive_tokens == 300
+    assert len(sessions(tmp_path)) == 2
+    keeper = llm.keeper
+    assert keeper is not None
+    assert (keeper.aside_bytes, keeper.n_kept) == (0, 3)
+    least = 0
+    assert known(keeper, llm, prompts) == [300] * 3
+    assert keeper.put_away()
+    assert not keeper.put_away()
+    assert known(keeper, llm, prompts) == [300] * 3
+    keeper.close()
+
+
+def test_a_client_that_leaves_while_another_makes_room(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = load(tiny_path, retention=KEPT)
+    keeper, prompts = in_memory(llm, tmp_path)
+    monkeypatch.setattr(keeper._asides, "_most_bytes", keeper.aside_bytes)
+    stop, save = CancelToken(), llm.save_session
+
+    def leave(*args: Any, **kwargs: Any) -> None:
+        stop.cancel()
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(llm, "save_session", leave)
+    with stop, pytest.raises(Cancelled):
+        keeper.prepare(random_tokens(300, seed=9), KEPT)
+    monkeypatch.undo()
+    assert sessions(tmp_path) == set()
+    assert known(keeper, llm, prompts) == [300] * 3
     keeper.close()
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,9 @@ class Held:
 
     def __del__(self) -> None:
         self._dropped.append(self.number)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("rows that an archive holds are in this process alone: save_state() copies them")
 
 
 class Compactor:
@@ -196,6 +199,10 @@ class Compactor:
         self.release()
         number = hold(self.ctx) if self.n_archived > 0 else 0
         return Held(number, self._dropped) if number > 0 else None
+
+    def owns(self, held: Held) -> bool:
+        """Whether they are in this archive, or were in one before it."""
+        return held._dropped is self._dropped
 
     def restore(self, held: Held | None) -> None:
         """Of an archive that has been given up, or whose file was cut short, nothing is left to restore."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from llama_cpp.llama import LlamaState
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
-from ..errors import UnsupportedError
+from ..errors import ArgumentError, UnsupportedError
 from ..forms import Processors, require_grammar, seed_of
 from ..stats import PromptRecord
 from . import aside, states
@@ -256,20 +256,27 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         self._lifetime.require_open()
         return self._chats.complete(self, super().create_chat_completion, messages, args, kwargs)
 
-    def save_state(self, light: bool = False) -> LlamaState:
+    def save_state(self, light: bool = False, hold: bool = False) -> LlamaState:
         """All that load_state() needs to go on from here, compacted or not, also in another process.
 
         light: leave out the archive, which takes as much memory as the full cache; also one that is in a
             file. Later turns are then read against what was kept.
+        hold: copy nothing of the archive. Its rows stay where they are as long as the state does, whatever
+            is read meanwhile: for several conversations in turns. Such a state is for this Llama alone, and
+            cannot be pickled; once `retention` has another archive, it goes on from what was kept.
 
         A generate() after it has to begin with the compacted prompt, else it reads its own anew. It goes on
         from what the saving Llama kept and computed, whatever retention and adapters the loading one has.
         The state says which model it is of. Raises OutOfMemoryError for an archive that memory has no room
         for: save_session() writes it to a file.
         """
+        if light and hold:
+            raise ArgumentError("light leaves out what hold would keep: give one of them")
         with self._using(beside=True):
-            state = states.sign(self, states.capture(self, archive=not light))
+            state = states.sign(self, states.capture(self, archive=not (light or hold)))
             vars(state)["headkv_prompt"] = self._prompts.record
+            if hold:
+                states.hold(self, state)
             return state
 
     def load_state(self, state: LlamaState) -> None:
@@ -284,4 +291,5 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         with self._using():
             states.require_fitting(self, state)
             aside.restore(self, state, vars(state).get("headkv_prompt", PromptRecord()))
+            states.restore_held(self, state)
             self._seed = state.seed

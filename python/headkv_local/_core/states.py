@@ -29,6 +29,8 @@ VERSION: Final = 1
 _MARK: Final = "headkv_made_by"
 _ARCHIVED: Final = "headkv_archived"
 """Of a state with an archive: the tokens in it, and the bytes that it takes at the end of llama_state."""
+_HELD: Final = "headkv_held"
+"""Of a state whose rows stay in the archive: what holds them there."""
 
 
 def capture(llm: Any, archive: bool) -> LlamaState:
@@ -145,6 +147,15 @@ def sign(llm: Any, state: LlamaState) -> LlamaState:
     return state
 
 
+def hold(llm: Any, state: LlamaState) -> None:
+    """The rows that the archive has for it now stay there as long as the state does."""
+    vars(state)[_HELD] = llm._compactor.hold()
+
+
+def restore_held(llm: Any, state: LlamaState) -> None:
+    llm._compactor.restore(vars(state).get(_HELD))
+
+
 def require_fitting(llm: Any, state: Any) -> None:
     """StateMismatchError for what is no state of this model, or one that is longer than the context."""
     if not isinstance(state, LlamaState):
@@ -161,6 +172,9 @@ def require_fitting(llm: Any, state: Any) -> None:
         )
     if made_by["model_id"] != llm._weights.model:
         raise StateMismatchError(f"the state is of the model {made_by['model']}, not of {name_of(llm)}")
+    held = vars(state).get(_HELD)
+    if held is not None and not llm._compactor.owns(held):
+        raise StateMismatchError("the state's rows are in the archive of another Llama: it is for that alone")
     if len(state.input_ids) < state.n_tokens:
         raise StateMismatchError(
             f"the state is damaged: it has {len(state.input_ids)} of its {state.n_tokens} tokens"

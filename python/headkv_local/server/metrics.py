@@ -32,6 +32,7 @@ def memory_of(llm: Served) -> Memory:
         "kept_share": stats.kept_share,
         "compacted": stats.compacted,
         "conversations": 0 if keeper is None else keeper.n_kept,
+        "aside_bytes": 0 if keeper is None else keeper.aside_bytes,
         "sessions_bytes": 0 if keeper is None else keeper.n_bytes,
     }
 
@@ -61,8 +62,8 @@ def _families(service: Service, loaded: tuple[str, Memory] | None) -> Iterator[t
         yield (
             "headkv_cache_bytes",
             "gauge",
-            "K and V of the conversation in the context: held now, kept of its prompt, in the archive, the "
-            "most at once, and what a full cache takes.",
+            "K and V of the conversation in the context: held now, kept of its prompt, in the archive (with "
+            "the rows of those that wait in memory), the most at once, and what a full cache takes.",
             [(of | {"kind": kind}, memory[f"{kind}_bytes"]) for kind in kinds],
         )
         parts = ("prompt", "tail", "archive")
@@ -76,8 +77,14 @@ def _families(service: Service, loaded: tuple[str, Memory] | None) -> Iterator[t
         yield (
             "headkv_conversations",
             "gauge",
-            "Conversations, in the context and in sessions.",
+            "Conversations, in the context, in memory and in sessions.",
             [(of, memory["conversations"])],
+        )
+        yield (
+            "headkv_aside_bytes",
+            "gauge",
+            "Conversations that wait in memory, with their rows in the archive.",
+            [(of, memory["aside_bytes"])],
         )
         yield "headkv_sessions_bytes", "gauge", "All sessions.", [(of, memory["sessions_bytes"])]
     yield (

@@ -84,7 +84,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
             self.usual = usual_settings(settings, self.archive_file)
             llm = self._load_with_archive(settings)
             try:
-                llm.keep(shelf)
+                llm.keep(shelf, self._server.aside_bytes)
             except BaseException:
                 llm.close()
                 raise
@@ -99,9 +99,9 @@ class Models(LlamaProxy):  # type: ignore[misc]
         return iter(self.settings)
 
     def save(self) -> None:
-        """The conversation in the context, to its session."""
+        """All conversations that are in memory, to their sessions."""
         if self.loaded is not None and self.loaded.keeper is not None:
-            self.loaded.keeper.save()
+            self.loaded.keeper.save_all()
 
     def free(self) -> None:
         llm, self.loaded, self.name = self.loaded, None, None

@@ -54,9 +54,9 @@ class Served(Llama):
     """Whether a request without a seed gets a new one; stock derives it from the one before."""
     _asked: Asked | None = None
 
-    def keep(self, shelf: Shelf | None) -> None:
-        """From now on, conversations are kept apart."""
-        self.keeper = Keeper(self, shelf)
+    def keep(self, shelf: Shelf | None, aside_bytes: int | None) -> None:
+        """From now on, conversations are kept apart. aside_bytes: of those that wait in memory."""
+        self.keeper = Keeper(self, shelf, aside_bytes)
 
     @contextmanager
     def answered(self, asked: Asked) -> Iterator[None]:
@@ -95,12 +95,16 @@ class Served(Llama):
             raise ContextFullError(
                 f"Requested tokens ({len(tokens)}) exceed context window of {self.n_ctx()}"
             )
-        try:
-            return self._completion(asked, tokens, True, prompt, *args, **kwargs)
-        except (ArchiveError, MemoryError) as error:
-            if asked.n_answer > 0 or not _may_be_of_archive(error, asked.retention):
-                raise
-            _logger.warning("a conversation goes on without its archive: %s", error)
+        while True:
+            try:
+                return self._completion(asked, tokens, True, prompt, *args, **kwargs)
+            except (ArchiveError, MemoryError) as error:
+                if asked.n_answer > 0 or not _may_be_of_archive(error, asked.retention):
+                    raise
+                if self.keeper is None or not self.keeper.put_away():
+                    _logger.warning("a conversation goes on without its archive: %s", error)
+                    break
+                _logger.info("conversations that waited in memory make room: %s", error)
         return self._completion(asked, tokens, False, prompt, *args, **kwargs)
 
     def _completion(

@@ -136,23 +136,29 @@ class ServerSettings(FromEnvironment, stock.ServerSettings):  # type: ignore[mis
     # of this package
     sessions: str | None = Field(
         default=None,
-        description="Folder for conversations that are not in the context. Left out: the cache folder.",
+        description="Folder for conversations that are not in memory. Left out: the cache folder.",
     )
     max_conversations: int = Field(
         default=32,
         ge=0,
         le=INT32_MAX,
-        description="Conversations of a model that are kept in the folder; the one used longest ago goes "
-        "first. 0: none is kept, and the folder is not used.",
+        description="Conversations of a model that are kept beside the one in the context; the one used "
+        "longest ago goes first. 0: none is kept, and the folder is not used.",
     )
     sessions_size: str = Field(
         default="16GiB", description="Bytes of all these conversations together (also KiB, MiB, GiB)."
     )
+    aside: str | None = Field(
+        default=None,
+        description="Memory for conversations that are not in the context, with their archives (bytes, or "
+        "KiB, MiB, GiB); those used longest ago leave it for the folder. Left out: what a full context "
+        "takes, and a quarter of what is free at most. 0: none waits in memory.",
+    )
     save_after: float = Field(
         default=60.0,
         ge=0,
-        description="Seconds without a request after which the conversation in the context is saved too; "
-        "0: only when another takes its place, and at the end.",
+        description="Seconds without a request after which conversations in memory are saved too; 0: only "
+        "when they leave it, and at the end.",
     )
     max_body: str = Field(default="16MiB", description="Largest body of a request.")
     max_queue: int = Field(
@@ -181,6 +187,10 @@ class ServerSettings(FromEnvironment, stock.ServerSettings):  # type: ignore[mis
     def session_bytes(self) -> int:
         return n_bytes("sessions_size", self.sessions_size)
 
+    @property
+    def aside_bytes(self) -> int | None:
+        return None if self.aside is None else n_bytes("aside", self.aside)
+
     @model_validator(mode="after")
     def _check(self) -> ServerSettings:
         if self.api_key is not None:
@@ -191,7 +201,7 @@ class ServerSettings(FromEnvironment, stock.ServerSettings):  # type: ignore[mis
             raise ValueError("ssl_keyfile and ssl_certfile go together: HTTPS needs both")
         if self.body_bytes < 1:
             raise ValueError("max_body is 0: no request would be taken")
-        _ = self.session_bytes
+        _ = self.session_bytes, self.aside_bytes
         return self
 
 

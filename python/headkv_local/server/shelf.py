@@ -48,7 +48,7 @@ class Shelf:
 
     def __init__(self, folder: Path, most: int, most_bytes: int) -> None:
         """Raises ArgumentError for a folder that cannot be used, or that another server uses."""
-        self._most, self._most_bytes = most, most_bytes
+        self.most, self._most_bytes = most, most_bytes
         self.folder = folder
         self._lock = self._locked()
         remove_leftovers(folder)
@@ -165,7 +165,7 @@ class Shelf:
         one.saved = written is one
         self._stamp(one)
         self._there[one.name] = replace(written, saved=True, n_bytes=n_bytes)
-        self._trim()
+        self.trim()
         return one in self
 
     def _write(self, llm: Llama, one: Conversation) -> Conversation:
@@ -189,9 +189,7 @@ class Shelf:
 
     def _require_small(self, llm: Llama) -> None:
         """Raise SessionError for what would be written only to be removed: gigabytes, at each request."""
-        stats = llm.cache_stats()
-        cells = 0 if stats.compacted else stats.full_bytes * llm.n_tokens // stats.n_ctx
-        n_bytes = stats.archive_bytes or cells
+        n_bytes = rows_of(llm)
         if n_bytes > self._most_bytes:
             raise SessionError(f"its rows of {n_bytes} bytes are more than all sessions may have")
 
@@ -236,12 +234,24 @@ class Shelf:
         with suppress(OSError):
             self._path(one).unlink(missing_ok=True)
 
-    def _trim(self) -> None:
-        """Those used longest ago go, until the rest is within the limits; those that are left out first."""
-        while len(self._files()) > self._most or self.n_bytes > self._most_bytes:
+    def trim(self, n_beside: int = 0) -> None:
+        """Those used longest ago go, until the rest is within the limits; those that are left out first.
+
+        n_beside: conversations that are not here, all used later.
+        """
+        while self._files() and (
+            len(self._files()) + n_beside > self.most or self.n_bytes > self._most_bytes
+        ):
             oldest = min(self._left_out.values() or self, key=lambda one: one.used)
             _logger.info("the session %s goes: there are newer ones", self._path(oldest))
             self.drop(oldest)
+
+
+def rows_of(llm: Llama) -> int:
+    """Bytes of full rows of what the context holds: in the archive, or in cells before it is compacted."""
+    stats = llm.cache_stats()
+    n_tokens = stats.archive_tokens if stats.compacted else llm.n_tokens
+    return stats.full_bytes * n_tokens // max(1, stats.n_ctx)
 
 
 def _identity(llm: Llama) -> str | None:
