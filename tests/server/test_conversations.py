@@ -40,12 +40,15 @@ def model(tiny: Callable[..., Path], arch: str) -> tuple[Any, ...]:
     return (tiny(arch=arch), "--alias", "tiny", *SIZES)
 
 
+IN_MEMORY = ("--aside", "64MiB")
 IN_FILES = ("--aside", 0)
 """No conversation waits in memory: each that leaves the context goes to its session."""
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen35"])
-@pytest.mark.parametrize("aside", [(), IN_FILES, ("--aside", "1100KiB")], ids=["memory", "files", "both"])
+@pytest.mark.parametrize(
+    "aside", [IN_MEMORY, IN_FILES, ("--aside", "1100KiB")], ids=["memory", "files", "both"]
+)
 def test_conversations_in_turns(
     arch: str, aside: tuple[Any, ...], tiny: Callable[..., Path], load: Callable[..., Llama], tmp_path: Path
 ) -> None:
@@ -63,7 +66,7 @@ def test_conversations_in_turns(
             assert server.metric("headkv_conversations") == 4
             assert (server.metric("headkv_aside_bytes") > 0) is (aside != IN_FILES)
             n_files = len(list((tmp_path / "sessions" / "tiny").glob("*.session")))
-            assert restart or (n_files == 0) is (aside == ())
+            assert restart or (n_files == 0) is (aside == IN_MEMORY)
             server.stop()
         assert len(list((tmp_path / "sessions" / "tiny").glob("*.session"))) == 4
     require_right(chats.values(), load, tiny(arch=arch))
@@ -287,7 +290,7 @@ def test_a_conversation_outlives_its_archive(tiny: Callable[..., Path], tmp_path
         server.stop()
 
 
-@pytest.mark.parametrize("aside", [(), IN_FILES], ids=["memory", "files"])
+@pytest.mark.parametrize("aside", [IN_MEMORY, IN_FILES], ids=["memory", "files"])
 def test_a_folder_that_goes_loses_no_answer(
     aside: tuple[Any, ...], tiny: Callable[..., Path], load: Callable[..., Llama], tmp_path: Path
 ) -> None:
@@ -295,7 +298,7 @@ def test_a_folder_that_goes_loses_no_answer(
 
     What is in memory stays known.
     """
-    in_memory = aside == ()
+    in_memory = aside == IN_MEMORY
     chats = [opening(name) for name in ("harbour", "forest", "castle")]
     arguments, folder = model(tiny, "llama"), tmp_path / "sessions" / "tiny"
     with serving(tmp_path, *arguments, *aside, "--save-after", 0.1) as server:
