@@ -20,7 +20,7 @@ class UnsupportedError(HeadKVError, NotImplementedError):
 
 
 class EncoderError(UnsupportedError):
-    """A model that no text is generated with here: with an encoder, or for embeddings only."""
+    """A model that no text is generated with here: an encoder, one for embeddings, a vocabulary alone."""
 
 
 class StateError(HeadKVError, RuntimeError):

@@ -525,8 +525,17 @@ def test_a_vocabulary_alone(load: Load, tiny_path: Path) -> None:
     assert llm.detokenize(llm.tokenize(b"text")) == b"text"
     assert llm.cache_stats().full_bytes == 0
     assert llm.retention_mask().size == 0
-    with pytest.raises(EncoderError, match="keeps no cache"):
-        llm("Hello.")
+    for call in (
+        lambda: llm("Hello."),
+        lambda: llm.prefill([1]),
+        lambda: llm.shape,
+        lambda: llm.save_session("a.session"),
+        lambda: setattr(llm, "retention", Retention()),
+    ):
+        with pytest.raises(
+            UnsupportedError, match="the model was loaded with vocab_only, so it has no weights$"
+        ):
+            call()
 
 
 @pytest.mark.parametrize(("arch", "reason"), [("t5", "has an encoder"), ("bert", "keeps no cache")])

@@ -48,6 +48,9 @@ std::string llama_kv_cache_headkv::unsupported(const llama_context & ctx) {
     if (is_disabled()) {
         return "switched off by HEADKV_DISABLE";
     }
+    if (hparams.vocab_only) {
+        return "the model was loaded with vocab_only, so it has no weights";
+    }
     if (hparams.is_mla()) {
         return "the model has MLA layers, which cache no V";
     }

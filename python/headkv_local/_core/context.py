@@ -23,10 +23,13 @@ class Context:
         self._is_recurrent = bool(llm._is_recurrent or llm._is_hybrid)
         self.n_ctx, self.n_batch, self.n_vocab = int(llm._n_ctx), int(llm.n_batch), int(llm._n_vocab)
         self.logits_all = bool(llm._logits_all)
-        encodes = llama_cpp.llama_model_has_encoder(llm._model.model)
-        self._no_answer = "the model has an encoder" if encodes else ""
-        if self._ctx.memory is None:
-            self._no_answer = self._no_answer or "the model keeps no cache"
+        self._no_answer = ""
+        if llm.model_params.vocab_only:
+            self._no_answer = "the model was loaded with vocab_only, so it has no weights"
+        elif llama_cpp.llama_model_has_encoder(llm._model.model):
+            self._no_answer = "the model has an encoder"
+        elif self._ctx.memory is None:
+            self._no_answer = "the model keeps no cache"
         self.flash_attn = bool(llm.context_params.flash_attn_type)
 
     def end(self) -> None:
