@@ -133,10 +133,14 @@ def memory_estimate(
     whole, though the system may drop them. A model whose graph cannot be cut is read in the order of tokens
     whatever `order` says, which only reading shows.
 
-    Raises what Llama would raise for these arguments: ModelError, UnsupportedError, ArgumentError.
+    Raises what Llama would raise for these arguments: ModelError, UnsupportedError, ArgumentError; the last
+    also for an argument that Llama does not have.
     """
     from ._core.estimate import Estimator
+    from ._core.load import refuse_unknown
     from ._core.room import largest_context
+
+    refuse_unknown(kwargs, known=("on_prefill",))
 
     if budget is not None:
         if retention is not None:

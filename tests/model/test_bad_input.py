@@ -100,6 +100,12 @@ def test_a_missing_model_file(tmp_path: Path) -> None:
         ({"vocab_only": True, "retention": Retention()}, UnsupportedError, "vocab_only=True"),
         ({"vocab_only": True, "n_ctx": "auto"}, UnsupportedError, "keeps no cache"),
         ({"retention": 128}, ArgumentError, "Retention or None, not 128"),
+        (
+            {"budget": 64},
+            ArgumentError,
+            r"^budget is an argument of Retention: .*Retention\(budget=\.\.\.\)$",
+        ),
+        ({"order": "layers", "retention": Retention()}, ArgumentError, "^order is an argument of Retention"),
         ({"retention": Retention(caps=[[64]])}, ArgumentError, r"shape \(2, 2\).* not \(1, 1\)"),
         ({"retention": Retention(scores=np.ones((2, 3)))}, ArgumentError, r"\(2, 4\).*\(2, 2\).*\(2, 3\)"),
         ({"retention": Retention(budget=5000, window=5000)}, ArgumentError, "window must be from 1 to 1024"),

@@ -187,6 +187,8 @@ def test_settings_that_change_it(tiny_path: Path) -> None:
         ({"budget": 64, "retention": Retention()}, ArgumentError),
         ({"budget": 64, "flash_attn": False}, UnsupportedError),
         ({"budget": "1KiB"}, ArgumentError),
+        ({"budget": 64, "archive": "memory"}, ArgumentError),
+        ({"n_batches": 64}, ArgumentError),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 
 from ..errors import AdapterError, ArgumentError, HeadKVError, LoadMemoryError, ModelError, UnsupportedError
@@ -44,6 +47,7 @@ def refuse_what_cannot_be(
     flash_attn = kwargs.get("flash_attn")
     if not isinstance(retention, Retention | None):
         raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
+    refuse_fields(kwargs)
     if retention is not None:
         for setting in ("embedding", "vocab_only"):
             if kwargs.get(setting):
@@ -83,6 +87,21 @@ def refuse_what_cannot_be(
         if kwargs.get(name) is not None and kwargs[name] not in KV_TYPES.values():
             known = ", ".join(f"{number} ({text})" for text, number in KV_TYPES.items())
             raise ArgumentError(f"{name} must be one of {known}, not {kwargs[name]!r}")
+
+
+def refuse_fields(kwargs: dict[str, Any]) -> None:
+    """Raise ArgumentError for what belongs into a Retention: llama_cpp takes any name, and does nothing."""
+    for name in (field.name for field in fields(Retention)):
+        if name in kwargs and name not in signature(llama_cpp.Llama).parameters:
+            raise ArgumentError(f"{name} is an argument of Retention: give retention=Retention({name}=...)")
+
+
+def refuse_unknown(kwargs: dict[str, Any], known: Collection[str]) -> None:
+    """Raise ArgumentError for an argument that is none of llama_cpp's, nor one of those that are known."""
+    refuse_fields(kwargs)
+    for name in kwargs:
+        if name not in known and name not in signature(llama_cpp.Llama).parameters:
+            raise ArgumentError(f"{name} is no argument of Llama")
 
 
 def require_last_logits(retention: Retention | None, logits_all: bool) -> None:
