@@ -69,6 +69,10 @@ class BatchError(ArgumentError, RuntimeError):
     """A batch that llama.cpp refuses. Also a RuntimeError, as llama-cpp-python raises here."""
 
 
+class TokensError(ArgumentError, TypeError):
+    """What are no tokens. Also a TypeError, as llama-cpp-python raises here."""
+
+
 class StateMismatchError(StateError, KeyError):
     """A saved state that does not fit. Also a KeyError: to llama-cpp-python's caches it is a miss."""
 

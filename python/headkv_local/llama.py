@@ -23,6 +23,7 @@ from ._core.memory import with_context
 from ._core.overrides import Overrides
 from ._core.question import checked
 from ._core.threads import Threads
+from ._core.tokens import listed
 from ._core.turns import Turn
 from .budgets import ModelShape
 from .errors import StateError, UnsupportedError
@@ -174,10 +175,10 @@ class Llama(Overrides):
 
         What the cache already holds of the prompt is not evaluated again. Afterwards n_tokens is
         len(tokens), and the logits of the last one are there. Raises what eval() raises, and ArgumentError
-        for an empty prompt, a budget that is too small for this one, a question that is empty, not inside the
-        prompt, or longer than the rest of it, and messages that are none.
+        for an empty prompt, a budget that is too small for this one, a question that is no slice, empty, not
+        inside the prompt, or longer than the rest of it, and messages that are none.
         """
-        tokens = list(tokens)
+        tokens = listed(tokens)
         turn = Turn(question=checked(question, len(tokens)), messages=require_messages(messages))
         if self._lifetime.turns.inside:
             raise StateError("a prompt cannot be read in a callback of the call that computes")

@@ -525,6 +525,20 @@ def test_a_model_without_a_tokenizer(
     assert len(list(zip(llm.generate(list(range(200)), temp=0.0), range(3), strict=False))) == 3
 
 
+@pytest.mark.parametrize("tokens", ["abc", b"abc", [5.5], ["a"], [[5]], [None], 5])
+def test_what_are_no_tokens(load: Load, tiny_path: Path, tokens: Any) -> None:
+    llm = load(tiny_path)
+    llm.eval(TOKENS[:3])
+    for call in (llm.prefill, llm.eval, lambda tokens: next(llm.generate(tokens)), llm.detokenize):
+        with pytest.raises(ArgumentError, match="^tokens must be ints, as tokenize") as caught:
+            call(tokens)
+        assert isinstance(caught.value, TypeError)  # as llama_cpp raises here
+    assert llm.n_tokens == 3
+    with pytest.raises(ArgumentError, match="^a question must be a slice of the prompt's tokens, not 5$"):
+        llm.prefill(TOKENS, question=5)  # type: ignore[arg-type]
+    assert_usable(llm)
+
+
 def test_a_vocabulary_alone(load: Load, tiny_path: Path) -> None:
     """llama.cpp ends the process where it is asked for the heads."""
     llm = load(tiny_path, vocab_only=True)

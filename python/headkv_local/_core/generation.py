@@ -12,6 +12,7 @@ from .contents import Contents
 from .failures import completion_error
 from .lifetime import Lifetime
 from .prefill import PromptReader
+from .tokens import listed
 from .turns import Turn
 
 Steps = Generator[int, Any, None]
@@ -55,7 +56,7 @@ class Generations:
             if self._completion is None:
                 raise StateError("a generation cannot go on in a callback of the call that computes")
             turn, self._completion = self._completion, None
-        tokens = list(tokens)
+        tokens = listed(tokens)
         anew = kwargs.get("reset", args[6] if len(args) > 6 else True)
         if len(args) > 6:
             args = (*args[:6], False, *args[7:])

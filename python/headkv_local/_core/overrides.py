@@ -30,7 +30,7 @@ from .pieces import Vocabulary
 from .prefill import PromptReader
 from .prompts import PromptTracker
 from .threads import Threads
-from .tokens import Tokens
+from .tokens import Tokens, listed
 from .turns import Turn
 
 
@@ -179,11 +179,11 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those that the KV cache holds.
 
-        Raises ContextFullError, Cancelled, OutOfMemoryError, and ArgumentError for tokens that the model
-        does not have. What was evaluated until then stays in the cache.
+        Raises ContextFullError, Cancelled, OutOfMemoryError, and ArgumentError for what are no tokens of the
+        model. What was evaluated until then stays in the cache.
         """
         with self._using(beside=True):
-            self._reader.evaluate(tokens)
+            self._reader.evaluate(listed(tokens))
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
         """As llama_cpp.Llama.sample(); StateError where there are no logits, which llama.cpp aborts on."""

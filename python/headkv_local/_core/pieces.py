@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .failures import unknown_token
+from .tokens import listed
 
 
 class Pieces:
@@ -73,7 +74,7 @@ class Vocabulary:
         llama_cpp asks for the whole answer at each token of it: a long one is not spelled again from its
         start.
         """
-        tokens = list(tokens)
+        tokens = listed(tokens)
         known, (before, said) = self._known[control], self._said[control]
         if not before or tokens[: len(before)] != before:
             before, said = [], b""

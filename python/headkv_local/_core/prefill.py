@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 
@@ -92,11 +92,11 @@ class PromptReader:
         if self._prompts.withdraw(turn):
             self._tokens.uncut()
 
-    def evaluate(self, tokens: Sequence[int]) -> None:
+    def evaluate(self, tokens: list[int]) -> None:
         """The prompt that was announced, or tokens after those that the cache holds."""
         turn = self._prompts.announced()
         if turn is not None:
-            self._read(list(tokens), turn)
+            self._read(tokens, turn)
             return
         self._tokens.uncut()
         self._folding.fold_if_due(len(tokens))

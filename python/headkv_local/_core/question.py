@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ def checked(question: slice | Sequence[slice] | None, n_prompt: int) -> tuple[Pa
     """The parts with their bounds in numbers. ArgumentError for what cannot be a question of this prompt."""
     if question is None:
         return ()
-    parts = [question] if isinstance(question, slice) else list(question)
+    parts = list(question) if isinstance(question, Iterable) else [question]
     found = tuple(sorted(_checked(part, n_prompt) for part in parts))
     n_question = sum(part.n for part in found)
     if n_question == 0:
