@@ -157,7 +157,8 @@ class Llama(Overrides):
 
     @property
     def reread_reason(self) -> str | None:
-        """Why the last prompt was read whole although an earlier one was compacted; None where it was not."""
+        """Why the last prompt was read whole although an earlier one was compacted, or there without logits
+        that it asks for; None where it was not."""
         return self._prompts.reread
 
     def prefill(

@@ -123,6 +123,33 @@ def test_the_same_prompt_once_more(load: Load, tiny: Tiny, reopen: Load, tmp_pat
     assert read_by(saved, TOKENS) == read_by(opened, TOKENS)
 
 
+@pytest.mark.parametrize("retention", [None, Retention(budget=32)])
+@pytest.mark.parametrize("way", ["open_session", "load_session", "load_state"])
+def test_logits_that_were_not_saved(
+    load: Load, tiny_path: Path, reopen: Load, tmp_path: Path, way: str, retention: Retention | None
+) -> None:
+    """Of the answer's tokens they go on; where those of the prompt are asked for too, it is read anew."""
+    text = "The quick brown fox jumps over the lazy dog near the river bank. " * 4
+    asked = {"prompt": text, "logprobs": 1, "max_tokens": 2, "temperature": 0.0}
+    same = load(tiny_path, logits_all=True, retention=retention, flash_attn=True)
+    saved = load(tiny_path, retention=retention, flash_attn=True)
+    saved.prefill(saved.tokenize(text.encode()))
+    saved.save_session(tmp_path / "a")
+    if way == "open_session":
+        opened = reopen(tmp_path / "a", logits_all=True)
+    else:
+        opened = load(tiny_path, logits_all=True, retention=retention, flash_attn=True)
+        getattr(opened, way)(tmp_path / "a" if way == "load_session" else saved.save_state())
+    for echo, reason in ((False, ""), (True, "the logits of all its tokens are asked for")):
+        found, wanted = (
+            llm.create_completion(**asked, echo=echo)["choices"][0]["logprobs"]["token_logprobs"]
+            for llm in (opened, same)
+        )
+        assert found == pytest.approx(wanted, abs=0.1)  # other batches add up otherwise
+        assert reason in (opened.reread_reason or "")
+        assert bool(opened.reread_reason) is echo
+
+
 @pytest.mark.parametrize("retention", [RETENTION, None])
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen35"])
 def test_a_short_prompt(

@@ -78,6 +78,8 @@ class Contents:
         logits = self.logits()
         if logits is not None and before is not None:
             logits[:] = before
+            if self.context.logits_all:
+                self.tokens.scores[self.tokens.n_tokens - 1] = before
             self.tokens.evaluated(n_logits=1)
 
     def require_prompt(self, tokens: list[int], n_before: int) -> None:
@@ -127,6 +129,12 @@ class Contents:
             return
         self._prompts.asks_else()
         self.reset()
+
+    def score_anew(self, tokens: list[int]) -> None:
+        """Forget all if a prompt begins with tokens that the cache holds without their logits."""
+        if not self.tokens.are_scored(n_same(self.tokens.held, tokens)):
+            self._prompts.wants_logits()
+            self.reset()
 
     def reuse(self, tokens: list[int], n_stable: int) -> None:
         """Keep what a prompt begins with; all behind it is forgotten, at once or when that has been read.

@@ -233,6 +233,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
             kwargs = completion_arguments(self, kwargs)
         prompt = kwargs.get("prompt", ())
         turn, results = self._chats.turn(prompt), super()._create_completion(*args, **kwargs)
+        turn.echoes_logprobs = bool(kwargs.get("echo")) and kwargs.get("logprobs") is not None
         stream, offset = bool(kwargs.get("stream")), len(given) - len(prompt)
         return self._generations.complete(self, turn, results, stream, offset)
 

@@ -80,6 +80,8 @@ class PromptReader:
         self._prompts.announce(turn)
         if anew:
             self._contents.compare(tokens, turn.rewritten)
+            if turn.echoes_logprobs:
+                self._contents.score_anew(tokens)
             n_stable = turn.n_compacted(len(tokens))
             if self._asks_else(tokens, turn):
                 self._contents.ask_anew(n_stable)

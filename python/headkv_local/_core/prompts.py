@@ -23,7 +23,7 @@ class PromptTracker:
     def __init__(self) -> None:
         self.record = PromptRecord()
         self.reread: str | None = None
-        """Why the last prompt was read whole although an earlier one was compacted."""
+        """See Llama.reread_reason."""
         self.reading = False
         self._unread: Turn | None = None  # a generation, from its start until it evaluates its prompt
 
@@ -81,6 +81,12 @@ class PromptTracker:
         """Note that a prompt has to be read whole although it is the compacted one."""
         self._read_whole(
             "other parts of it ask than those that chose what was kept, and no archive has the rest"
+        )
+
+    def wants_logits(self) -> None:
+        """Note that a prompt has to be read whole for the logits of all its tokens."""
+        self._read_whole(
+            "the logits of all its tokens are asked for, and the saved state or session had none of some"
         )
 
     def _read_whole(self, reason: str) -> None:

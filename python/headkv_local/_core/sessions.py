@@ -111,6 +111,8 @@ def _load(llm: Any, session: SessionFile, header: Header) -> None:
         llm._tokens.take(held.tokens)
         llm._tokens.evaluated(n_logits=0 if held.logits is None else 1)
         if llm._logits_all:
-            llm.scores[:] = 0
+            llm._tokens.unscored(0)
+            if held.logits is not None:
+                llm.scores[llm.n_tokens - 1] = held.logits
         llm._prompts.record = replace(header.prompt, logits=held.prompt_logits, recurrent=held.prompt_state)
         llm._seed, llm._session_messages = header.seed, header.messages

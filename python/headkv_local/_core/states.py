@@ -139,7 +139,7 @@ def restore(llm: Any, state: LlamaState) -> None:
     if llm._logits_all:
         n_rows = min(n, len(state.scores))
         llm.scores[:n_rows] = state.scores[:n_rows]
-        llm.scores[n_rows:] = 0
+        llm._tokens.unscored(n_rows)
 
 
 def sign(llm: Any, state: LlamaState) -> LlamaState:

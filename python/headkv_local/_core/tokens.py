@@ -29,7 +29,8 @@ class Tokens:
         self.input_ids: npt.NDArray[np.intc] = np.empty(0, dtype=np.intc)
         """(n_ctx,), of which n_tokens count."""
         self.scores: npt.NDArray[np.single] = np.empty((0, 0), dtype=np.single)
-        """Logits of all tokens with logits_all=True, (n_ctx, n_vocab); else nothing."""
+        """Logits of all tokens with logits_all=True, (n_ctx, n_vocab), NaN where they were never computed;
+        else nothing."""
         self.n_logits = 0
         """Tokens that the last decode has left logits of, in llama.cpp's own memory."""
         self._cut_from: int | None = None
@@ -59,6 +60,14 @@ class Tokens:
         """These are in the cache, in place of whatever was."""
         self.n_tokens, self._cut_from = len(tokens), None
         self.input_ids[: self.n_tokens] = tokens
+
+    def unscored(self, n_rows: int) -> None:
+        """Of those behind the first n_rows there are no logits."""
+        self.scores[n_rows : self.n_tokens] = np.nan
+
+    def are_scored(self, n_tokens: int) -> bool:
+        """Whether there are logits of each of the first n_tokens."""
+        return not np.isnan(self.scores[:n_tokens, 0]).any()
 
     def keep(self, n_tokens: int) -> None:
         """The first n_tokens alone."""
