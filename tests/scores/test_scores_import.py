@@ -14,7 +14,7 @@ import pytest
 from headkv_local import HeadScores, Llama, Retention, cli
 from headkv_local._core import native
 from headkv_local.exits import FAILED, MISUSED
-from headkv_local.models import model_shape
+from headkv_local.models import model_shape, retained_shape
 from helpers import random_tokens
 
 LISTS = {f"{layer}-{head}": [layer, head, 0.5] for layer in range(2) for head in range(4)}
@@ -93,6 +93,30 @@ def test_budgets_of_the_layers_that_are_compacted(
         capsys.readouterr()
         assert run(path, tiny_path, tmp_path / "none.gguf", "compaction") == FAILED
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arch", ["lfm2", "granitehybrid", "jamba", "nemotron_h"])
+def test_layers_that_retain_nothing_are_not_asked_for(
+    tiny: Callable[..., Path], load: Callable[..., Llama], tmp_path: Path, arch: str
+) -> None:
+    """Recurrent layers have no KV heads, and others may differ in theirs."""
+    path, output, model = tmp_path / "published", tmp_path / "out.gguf", tiny(arch=arch)
+    layers = retained_shape(model).layers
+    lists = {f"{one.il}-{head}": [one.il + head] for one in layers for head in range(one.n_head)}
+    path.write_text(json.dumps(lists | {"0-0": [9]}))
+    assert run(path, model, output, "headkv") == 0
+    found = HeadScores.from_gguf(output)
+    assert found.layers == tuple(one.il for one in layers)
+    assert found.scores.tolist() == [[one.il + head for head in range(one.n_head)] for one in layers]
+    shares = {f"L{one.il}H{head}": head for one in layers for head in range(one.n_head_kv)}
+    path.write_text(json.dumps(shares))
+    assert run(path, model, output, "compaction", "--force") == 0
+    groups = [one.n_head // one.n_head_kv for one in layers]
+    wanted = [[h // group / group for h in range(4)] for group in groups]
+    assert HeadScores.from_gguf(output).scores.tolist() == wanted
+    llm = load(model, retention=Retention(budget=48, scores=output))
+    llm.prefill(random_tokens(300))
+    assert [layer.il for layer in llm.cache_stats().layers] == [one.il for one in layers]
 
 
 def test_the_model_is_never_the_output(

@@ -3,9 +3,12 @@
 "headkv", "retrieval-head": JSON of the HeadKV and Retrieval_Head projects, {"layer-head": [score of each
     sample, ...], ...} with all query heads; a head's score is the mean.
 "compaction": budgets of adamzweiger/compaction, JSON {"L<layer>H<KV head>": share of all entries, ...}.
-    Layers with a sliding window are not there. A share is shared out evenly, as in "duo".
+    A share is shared out evenly, as in "duo".
 "duo": DuoAttention's patterns, a line of tab-separated values from 0 to 1 per layer, one per KV head; a
     value is shared out evenly to the query heads of its GQA group.
+
+What a file holds of layers that the model does not retain, those with a sliding window and recurrent ones, is
+left out. JSON need not hold it.
 """
 
 from __future__ import annotations
@@ -14,17 +17,19 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
+from .._gguf.reading import n_layers
+from ..budgets import ModelShape
 from ..errors import DataError
-from ..models import model_id, model_shape, retained_shape
+from ..models import model_id, retained_shape
 from ..scores import HeadScores
 
 Array = npt.NDArray[np.float64]
@@ -37,36 +42,29 @@ _HEAD = re.compile(r"L(0|[1-9][0-9]{0,8})H(0|[1-9][0-9]{0,8})")
 _WHOLE_BETA = 1.001  # a share is of the whole budget: nothing is shared out equally before
 
 
-class Shape(NamedTuple):
-    n_layer: int
-    n_head: int
-    n_head_kv: int
+Heads = dict[tuple[int, int], float]
+"""A value by layer and head."""
 
 
 def read(path: str, model: str, format_name: str) -> HeadScores:
     """Read a file of that format as scores of this model; format_name, a key of FORMATS, becomes the method.
 
-    Raises DataError, with the key or the line, for what the file should not hold, and for layers that the
+    Raises DataError, with the key or the line, for what the file should not hold, and for heads that the
     model retains and the file lacks; ScoresError for what is no model, UnsupportedError for one that cannot
     be compacted, OSError for a file that cannot be read.
     """
-    shape = Shape(*model_shape(model))
+    n_layer, shape = n_layers(model), retained_shape(model)
     data = Path(path).read_bytes()
     try:
         content = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is no text, byte {error.start} is not UTF-8") from error
-    scores = FORMATS[format_name](content, shape, path)
-    if not np.nanmax(scores) > 0:
+    scores = FORMATS[format_name](content, n_layer, shape, path)
+    if not scores.max() > 0:
         raise DataError(f"{path}: all scores are zero")
-    layers = np.flatnonzero(~np.isnan(scores[:, 0]))
-    missing = [layer.il for layer in retained_shape(model).layers if layer.il not in layers]
-    if missing:
-        listed = ", ".join(map(str, missing))
-        raise DataError(f"{path}: has no heads of the layers {listed}, which the model retains")
     return HeadScores(
-        scores=scores[layers].astype(np.float32),
-        layers=tuple(layers.tolist()),
+        scores=scores.astype(np.float32),
+        layers=tuple(layer.il for layer in shape.layers),
         beta=_WHOLE_BETA if format_name == "compaction" else None,
         n_head_kv=shape.n_head_kv,
         method=format_name,
@@ -80,51 +78,74 @@ def read(path: str, model: str, format_name: str) -> HeadScores:
     )
 
 
-def _json_lists(content: str, shape: Shape, path: str) -> Array:
-    scores = np.full((shape.n_layer, shape.n_head), np.nan)
+def _json_lists(content: str, n_layer: int, shape: ModelShape, path: str) -> Array:
+    counts = {layer.il: layer.n_head for layer in shape.layers}
+    found: Heads = {}
     for key, values in _json_object(content, path).items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise DataError(f"{path}: the key {key!r} is not of the form 'layer-head'")
-        layer, head = int(match[1]), int(match[2])
-        if layer >= shape.n_layer or head >= shape.n_head:
-            raise DataError(
-                f"{path}: the key {key!r} is beyond the model's {shape.n_layer} layers of {shape.n_head} "
-                "query heads"
-            )
+        head = _head(match, n_layer, counts, "query", path)
         if not isinstance(values, list) or not values:
             raise DataError(f"{path}: the key {key!r} must have a list of scores")
-        scores[layer, head] = np.mean([_score(value, path, key) for value in values])
-    missing = np.argwhere(np.isnan(scores))
-    if len(missing) > 0:
+        found[head] = float(np.mean([_score(value, path, key) for value in values]))
+    wanted = [(il, head) for il, n in counts.items() for head in range(n)]
+    missing = [head for head in wanted if head not in found]
+    if missing:
         raise DataError(
-            f"{path}: {len(missing)} of the model's {scores.size} query heads are missing, the first is "
+            f"{path}: {len(missing)} of the model's {len(wanted)} query heads are missing, the first is "
             f"'{missing[0][0]}-{missing[0][1]}'"
         )
+    scores = np.zeros((shape.n_layer, shape.n_head))
+    for row, (il, n) in zip(scores, counts.items(), strict=True):
+        row[:n] = [found[il, head] for head in range(n)]
     return scores
 
 
-def _budgets(content: str, shape: Shape, path: str) -> Array:
-    """Rows of layers that are not there are not a number."""
-    shares = np.full((shape.n_layer, shape.n_head_kv), np.nan)
+def _budgets(content: str, n_layer: int, shape: ModelShape, path: str) -> Array:
+    counts = {layer.il: layer.n_head_kv for layer in shape.layers}
+    shares: Heads = {}
     for key, value in _json_object(content, path).items():
         match = _HEAD.fullmatch(key)
         if match is None:
             raise DataError(f"{path}: the key {key!r} is not of the form 'L<layer>H<head>'")
-        layer, head = int(match[1]), int(match[2])
-        if layer >= shape.n_layer or head >= shape.n_head_kv:
-            raise DataError(
-                f"{path}: the key {key!r} is beyond the model's {shape.n_layer} layers of {shape.n_head_kv} "
-                "KV heads"
-            )
-        shares[layer, head] = _score(value, path, key)
-    missing = np.isnan(shares)
-    for layer, head in np.argwhere(missing & ~missing.all(axis=1, keepdims=True)):
-        raise DataError(f"{path}: the key 'L{layer}H{head}' is missing, others of its layer are there")
-    if missing.all():
+        shares[_head(match, n_layer, counts, "KV", path)] = _score(value, path, key)
+    if not shares:
         raise DataError(f"{path}: has no shares")
-    group = shape.n_head // shape.n_head_kv
-    return np.repeat(shares, group, axis=1) / group
+    if not any(shares.values()):
+        raise DataError(f"{path}: all scores are zero")
+    there = {il for il, _ in shares}
+    for il in sorted(there & counts.keys()):
+        for head in range(counts[il]):
+            if (il, head) not in shares:
+                raise DataError(f"{path}: the key 'L{il}H{head}' is missing, others of its layer are there")
+    if missing := [il for il in counts if il not in there]:
+        listed = ", ".join(map(str, missing))
+        raise DataError(f"{path}: has no heads of the layers {listed}, which the model retains")
+    return _shared_out(shares, shape)
+
+
+def _head(
+    match: re.Match[str], n_layer: int, counts: Mapping[int, int], kind: str, path: str
+) -> tuple[int, int]:
+    """Layer and head of a key. counts: heads of each layer that is retained; of others none is refused."""
+    layer, head = int(match[1]), int(match[2])
+    if layer >= n_layer or head >= counts.get(layer, head + 1):
+        n_heads = counts.get(layer, max(counts.values()))
+        raise DataError(
+            f"{path}: the key {match[0]!r} is beyond the model's {n_layer} layers of {n_heads} {kind} heads"
+        )
+    return layer, head
+
+
+def _shared_out(values: Heads, shape: ModelShape) -> Array:
+    """Of KV heads, to the query heads of their GQA groups."""
+    scores = np.zeros((shape.n_layer, shape.n_head))
+    for row, layer in zip(scores, shape.layers, strict=True):
+        group = layer.n_head // layer.n_head_kv
+        own = np.array([values[layer.il, head] for head in range(layer.n_head_kv)])
+        row[: layer.n_head] = np.repeat(own, group) / group
+    return scores
 
 
 def _json_object(content: str, path: str) -> dict[str, Any]:
@@ -156,20 +177,20 @@ def _score(value: object, path: str, key: str) -> float:
     return float(value)
 
 
-def _duo_patterns(content: str, shape: Shape, path: str) -> Array:
+def _duo_patterns(content: str, n_layer: int, shape: ModelShape, path: str) -> Array:
     lines = content.rstrip().splitlines()
-    if len(lines) != shape.n_layer:
-        raise DataError(f"{path}: has {len(lines)} lines, the model has {shape.n_layer} layers")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        values = line.split("\t")
-        if len(values) != shape.n_head_kv:
+    if len(lines) != n_layer:
+        raise DataError(f"{path}: has {len(lines)} lines, the model has {n_layer} layers")
+    found: Heads = {}
+    for layer in shape.layers:
+        values, number = lines[layer.il].split("\t"), layer.il + 1
+        if len(values) != layer.n_head_kv:
             raise DataError(
-                f"{path}: line {number} has {len(values)} values, the model has {shape.n_head_kv} KV heads"
+                f"{path}: line {number} has {len(values)} values, the model has {layer.n_head_kv} KV heads"
             )
-        rows.append([_share(value, path, number) for value in values])
-    group = shape.n_head // shape.n_head_kv
-    return np.repeat(np.array(rows), group, axis=1) / group
+        for head, value in enumerate(values):
+            found[layer.il, head] = _share(value, path, number)
+    return _shared_out(found, shape)
 
 
 def _share(value: str, path: str, line: int) -> float:
@@ -182,7 +203,7 @@ def _share(value: str, path: str, line: int) -> float:
     return number
 
 
-FORMATS: dict[str, Callable[[str, Shape, str], Array]] = {
+FORMATS: dict[str, Callable[[str, int, ModelShape, str], Array]] = {
     "headkv": _json_lists,
     "retrieval-head": _json_lists,
     "duo": _duo_patterns,
