@@ -19,7 +19,8 @@ def needle_share(
     """Sum over i in top-k(a) with i in needle of a[i] / k, k = needle positions: (n_layer, n_head).
 
     rows: attention of one token, (n_layer, n_head, tokens in the cache); only the first n_prompt count.
-    This is the inner sum of the head score of HeadKV-R2 (arXiv 2410.19258, section 3.2).
+    This is the inner sum of the head score of HeadKV-R2 (arXiv 2410.19258, section 3.2). HeadKV's own code
+    divides it by the number of the answer's tokens as well.
     """
     k = len(needle)
     prompt = rows[..., :n_prompt]
