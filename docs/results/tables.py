@@ -101,10 +101,12 @@ def _scored(task: dict[str, Any] | None) -> str:
     return _percent(task["score"], task["interval_95"]) + "*" * (task["full_can"] is False)
 
 
-def _percent(value: float, interval: Sequence[float] | None) -> str:
+def _percent(value: float, interval: Sequence[float | None] | None) -> str:
+    """A limit of None is infinite."""
     if interval is None:
         return f"{100 * value:.0f}"
-    return f"{100 * value:.0f} ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})"
+    low, high = ("∞" if limit is None else f"{100 * limit:.0f}" for limit in interval)
+    return f"{100 * value:.0f} ({low} to {high})"
 
 
 def _speed(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -103,15 +103,28 @@ def test_an_interrupted_run_goes_on(
     assert "with another prompt: give another --results" in capsys.readouterr().err
     babilong(tmp_path / "data", 10, 12)
     assert run(tiny_path, "babilong", *data, "--kernel", "3") == 2
-    assert "with another uniform 32: give another --results" in capsys.readouterr().err
+    assert "holds a run with kernel None, not 3: give another --results" in capsys.readouterr().err
+    other = ("--policies", "recent", "--budgets", "16")  # rows of the file come into the table, but not these
+    assert run(tiny_path, "babilong", *data, *other, "--window", "4") == 2
+    assert "holds a run with window None, not 4" in capsys.readouterr().err
+    text = lines.read_bytes()
+    babilong_qa1 = tmp_path / "data" / "1k" / "qa1.jsonl"
+    babilong_qa1.write_text(babilong_qa1.read_text().replace('"office"}', '"garden"}'))
+    assert run(tiny_path, "babilong", *data) == 2
+    assert "sample 0, with another prompt" in capsys.readouterr().err
+    babilong(tmp_path / "data", 10, 12)
+    assert read(out)["settings"]["kernel"] is None
     assert run(tiny_path, "babilong", *data, "--plain") == 2
     assert "holds a run with plain False, not True" in capsys.readouterr().err
     assert run(tiny_path, "babilong", *data, "--threads", "2") == 2
     assert "holds a run with n_threads 1, not 2" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr(running, "__version__", "0.0.1")
+        patch.setattr("headkv_local.__version__", "0.0.1")
         assert run(tiny_path, "babilong", *data) == 2
-    assert "with another full: give another --results" in capsys.readouterr().err
+    assert "not '0.0.1': give another --results" in capsys.readouterr().err
+    lines.write_bytes(text.replace(b'"version": 2', b'"version": 1', 1))
+    assert run(tiny_path, "babilong", *data) == 2
+    assert "has version 1 of its format, not 2" in capsys.readouterr().err
     lines.write_text("{}\n")
     assert run(tiny_path, "babilong", *data) == 2
     assert f"{lines} holds no results" in capsys.readouterr().err
@@ -243,6 +256,7 @@ def test_longbench_continues_text_and_judges_each_task_by_its_metric(
     ("options", "said"),
     [
         (["--suite", "ruler", "--data", "x", "--tasks", "vt"], "which are made on the spot"),
+        (["--suite", "ruler", "--truncate-middle"], "--truncate-middle does not go with ruler"),
         (["--suite", "ruler", "--tasks", "vt,qa_2"], "qa_2 of ruler needs --data DIR"),
         (["--suite", "loogle"], "needs --data DIR"),
         (["--suite", "loogle", "--data", "x", "--lengths", "1k"], "whose texts have their own"),
@@ -353,6 +367,33 @@ def test_peers_are_compared_with_their_own_full_cache() -> None:
     others = [one for one in found if one.policy != "kvpress full-torch"]
     of_full = {line["label"]: line["of_full"] for line in report.summary(others, ["full"])}
     assert of_full["kvpress snapkv 5%"] == pytest.approx(0.4)
+
+
+def test_a_ratio_without_a_limit_says_so() -> None:
+    """Draws in which what it is divided by is 0."""
+    scores = {"full": 1.0, "kvpress full-torch": 0.0, "kvpress snapkv": 1.0}
+    found = [outcome("one", i, policy, score) for i in range(8) for policy, score in scores.items()]
+    found = [replace(one, budget=None) if one.policy == "kvpress full-torch" else one for one in found]
+    found = [
+        replace(one, score=1.0) if one.label == "kvpress full-torch" and one.sample < 1 else one
+        for one in found
+    ]
+    lines = report.summary(found, ["full"])
+    (line,) = (one for one in lines if one["label"] == "kvpress snapkv 5%")
+    low, high = line["of_full_95"]
+    assert (line["of_full"], high) == (8, None)
+    assert 2 < low < 8
+    assert f"800 ({100 * low:.0f} to ∞)" in report.table(lines)
+
+
+def test_a_prompt_of_ruler_fits_with_its_answer(tiny_path: Path) -> None:
+    """So that something is left to ask at the model's own context."""
+    said = dict(suite="ruler", data=None, tasks=None, lengths=[1500], samples=1, seed=0, plain=False)
+    for max_tokens in (None, 200):
+        found = prepared(str(tiny_path), {**said, "max_tokens": max_tokens, "truncate_middle": False}, 1500)
+        assert not found.too_long
+        assert all(one.item.max_tokens == (max_tokens or one.item.max_tokens) for one in found.fitting)
+        assert all(one.n_tokens > 1350 for one in found.fitting)
 
 
 def test_tasks_that_the_full_cache_cannot_do_count_nowhere() -> None:

@@ -144,7 +144,7 @@ def test_ruler_hides_its_answers_in_the_length_asked_for(task: str) -> None:
     items = ruler.items([task], [1500], 3, 0, count, 20)
     for item in items:
         assert all(answer in item.document for answer in item.answers)
-        assert 1500 * 0.9 < count(item.text + item.lead) + 20 <= 1500
+        assert 1500 * 0.9 < count(item.text + item.lead) + 20 + item.max_tokens <= 1500
     assert len({item.document for item in items}) == len(items)
     assert items[:2] == ruler.items([task], [1500], 2, 0, count, 20)  # more samples change none
     assert items != ruler.items([task], [1500], 3, 1, count, 20)
@@ -184,6 +184,7 @@ def test_ruler_asks_for_what_it_says() -> None:
     words = [word for word in made["cwe"].document.split() if word.isalpha()]
     least = min(words.count(word) for word in made["cwe"].answers)
     assert all(words.count(word) < least for word in set(words) - set(made["cwe"].answers))
+    assert least == 6
     words = made["fwe"].document.split()
     ranked = sorted(set(words), key=words.count, reverse=True)
     assert tuple(ranked[:4]) == ("...", *made["fwe"].answers)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...settings import given
+from ...settings import DEFAULTS, given
 from ..options import names_of, positive, positives, setup_of, tell
 from .names import ANEW, BABILONG, BEFORE, CHOSEN, LENGTHS, LONGBENCH, LOOGLE, RULER, RULER_QA, TASKS, WITH
 
@@ -70,6 +70,7 @@ def refuse_without_suite(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[str, HeadScores]]) -> None:
     """scores: finds head scores, of files or for a model."""
+    from headkv_local import __version__
     from headkv_local.models import model_id
 
     from .. import policies, report
@@ -92,10 +93,12 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
     said = settings(options)
     header = {
         "suite": options.suite,
+        "version": __version__,
         "model_id": model_id(setup.model),
         **{name: getattr(setup, name) for name in ("type_k", "type_v", "n_gpu_layers")},
         "n_threads": setup.threads,
         **{name: said[name] for name in ("plain", "seed", "max_tokens")},
+        **{name: getattr(options, name) for name in DEFAULTS},
     }
     sorted_items = prepared(setup.model, said, limit)
     left_out = suite_report.left_out(sorted_items, limit)
@@ -111,7 +114,7 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
         outcomes += results.others(outcomes)
         if outcomes:
             data = _document(setup, {**header, **said, "limit": limit}, named, left_out, outcomes, labels)
-            sentences = suite_report.left_out_sentences(left_out, options.truncate_middle)
+            sentences = suite_report.left_out_sentences(left_out, _can_cut(options))
             text = "\n".join([suite_report.table(data["summary"]), *sentences])
             report.write(text, data, options.json)
             if options.png is not None:
@@ -175,6 +178,7 @@ def _items(said: dict[str, Any], llm: Llama) -> list[Item]:
         lambda text: len(llm.tokenize(text.encode(), add_bos=False, special=False)),
         n_template,
         data if said["data"] else None,
+        said["max_tokens"],
     )
 
 
@@ -209,6 +213,8 @@ def _check(options: argparse.Namespace) -> None:
 def _check_ruler(options: argparse.Namespace) -> None:
     from headkv_local import ArgumentError
 
+    if options.truncate_middle:
+        raise ArgumentError("--truncate-middle does not go with ruler: it could cut out what is asked for")
     of_files = [task for task in options.tasks or () if task in RULER_QA]
     if of_files and options.data is None:
         raise ArgumentError(
@@ -219,6 +225,11 @@ def _check_ruler(options: argparse.Namespace) -> None:
             f"--data does not go with these tasks, which are made on the spot: only {' and '.join(RULER_QA)} "
             "read files"
         )
+
+
+def _can_cut(options: argparse.Namespace) -> bool:
+    """Whether --truncate-middle would change what does not fit."""
+    return not options.truncate_middle and options.suite != RULER
 
 
 def _limit(options: argparse.Namespace, model: str) -> int:
@@ -278,5 +289,5 @@ def _refuse_empty(left_out: dict[str, dict[str, Any]], options: argparse.Namespa
 
     from .report import left_out_sentences
 
-    sentences = left_out_sentences(left_out, options.truncate_middle)
+    sentences = left_out_sentences(left_out, _can_cut(options))
     raise ArgumentError("; ".join(["nothing is left to ask", *sentences]))

@@ -39,7 +39,10 @@ class Prompt:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(repr(self.tokens).encode()).hexdigest()[:16]
+        """Of the tokens, and of how an answer ends and is judged."""
+        item = self.item
+        judged = (item.answers, item.metrics, item.classes, item.chance, item.stop, item.max_tokens)
+        return hashlib.sha256(repr((self.tokens, judged)).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

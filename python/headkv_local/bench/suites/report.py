@@ -70,11 +70,12 @@ def left_out(sorted_items: Sorted, limit: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def left_out_sentences(found: Mapping[str, Mapping[str, Any]], truncate: bool) -> list[str]:
+def left_out_sentences(found: Mapping[str, Mapping[str, Any]], can_cut: bool) -> list[str]:
+    """can_cut: whether --truncate-middle would help."""
     said = []
     for name, entry in found.items():
         if entry["too_long"]:
-            cure = "" if truncate else "; --truncate-middle cuts them"
+            cure = "; --truncate-middle cuts them" if can_cut else ""
             said.append(
                 f"{name}: {entry['too_long']} of {entry['asked']} are left out: with their answers they take "
                 f"more than {entry['limit']} tokens, the longest {entry['longest']}{cure}"
@@ -97,6 +98,7 @@ def _line(group: Sequence[Outcome], full: Sequence[Outcome], whole: Sequence[Out
     pairs = [pair for pair in pairs if pair[0].size]
     ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     n_differ = sum(int((a != b).sum()) for a, b in pairs)
+    has_full = _macro(theirs) > 0
     return {
         "length": first.length,
         "policy": first.policy,
@@ -107,8 +109,8 @@ def _line(group: Sequence[Outcome], full: Sequence[Outcome], whole: Sequence[Out
         "able": able,
         "score": _macro(by_task),
         "score_95": _macro_interval(by_task),
-        "of_full": _macro(ours) / _macro(theirs) if ours and _macro(theirs) else None,
-        "of_full_95": _ratio_interval(ours, theirs) if n_differ else None,
+        "of_full": _macro(ours) / _macro(theirs) if has_full else None,
+        "of_full_95": _ratio_interval(ours, theirs) if has_full and n_differ else None,
         "of_full_pairs": sum(scores.size for scores in ours),
         "of_full_differ": n_differ,
         "total": len(group),
@@ -181,9 +183,15 @@ def _macro_interval(by_task: Sequence[_Scores]) -> tuple[float, float]:
     return float(means.mean()) - below, float(means.mean()) + above
 
 
-def _ratio_interval(ours: Sequence[_Scores], theirs: Sequence[_Scores]) -> tuple[float, float]:
-    low, high = np.percentile(_draws(ours) / np.maximum(_draws(theirs), 1e-9), (2.5, 97.5))
-    return float(low), float(high)
+def _ratio_interval(ours: Sequence[_Scores], theirs: Sequence[_Scores]) -> tuple[float | None, ...]:
+    """None for a limit that is infinite. theirs: not all 0. Draws in which both are 0 say nothing."""
+    above, below = _draws(ours), _draws(theirs)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = above / below
+    limits = np.percentile(
+        ratios[~np.isnan(ratios)], (2.5, 97.5), method="nearest"
+    )  # none between infinities
+    return tuple(float(one) if np.isfinite(one) else None for one in limits)
 
 
 def _draws(by_task: Sequence[_Scores]) -> _Scores:
@@ -216,10 +224,11 @@ def _cells(line: dict[str, Any], tasks: Sequence[str]) -> Iterator[str]:
     yield f"{line['of_full_differ']}/{line['of_full_pairs']}"
 
 
-def _share(value: float, interval: tuple[float, float] | None) -> str:
+def _share(value: float, interval: Sequence[float | None] | None) -> str:
     if interval is None:
         return f"{100 * value:.0f}"
-    return f"{100 * value:.0f} ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})"
+    low, high = ("∞" if limit is None else f"{100 * limit:.0f}" for limit in interval)
+    return f"{100 * value:.0f} ({low} to {high})"
 
 
 def _cannot(lines: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from . import metrics
 from .prompts import Prompt
 
 _FORMAT = "headkv bench quality --suite"
-_VERSION = 1
+_VERSION = 2
 
 PromptKey = tuple[str, str, int]
 """Task, length and number."""
@@ -38,9 +38,9 @@ class Outcome:
     chosen: str
     """When what is kept is chosen: names.WITH, BEFORE or ANEW."""
     prompt: str
-    """Digest of the prompt's tokens."""
+    """Digest of the prompt's tokens, and of how an answer to it ends and is judged."""
     recipe: str
-    """Digest of what the policy is: its settings and scores."""
+    """Digest of what the policy keeps: its settings and scores."""
     prompt_tokens: int
     removed_tokens: int
     """Cut out of the document's middle."""
@@ -160,7 +160,10 @@ class Results:
         )
 
     def others(self, known: Sequence[Outcome]) -> list[Outcome]:
-        """Outcomes of these samples under other labels than the known have: of earlier runs, or peers."""
+        """Outcomes of these samples under other labels than the known have: of earlier runs, or peers.
+
+        The header says that those of earlier runs are of the same version and settings.
+        """
         labels, samples = {one.label for one in known}, {one.key[:3] for one in known}
         return [one for one in self._done.values() if one.label not in labels and one.key[:3] in samples]
 
@@ -179,16 +182,22 @@ class Results:
 
 
 def header_of(path: Path) -> dict[str, Any]:
-    """The first line: format, version, header and settings. Raises ArgumentError."""
+    """The first line: format, version, header and settings. Raises ArgumentError, also for an old version."""
     with path.open("rb") as file:
         line = file.readline()
     try:
         first = json.loads(line)
-        if first["format"] == _FORMAT and first["version"] == _VERSION and isinstance(first["header"], dict):
-            return dict(first)
+        is_ours, version = first["format"] == _FORMAT and isinstance(first["header"], dict), first["version"]
     except (ValueError, TypeError, KeyError):
-        pass
-    raise ArgumentError(f"{path} holds no results of {_FORMAT}: give another --results")
+        is_ours = False
+    if not is_ours:
+        raise ArgumentError(f"{path} holds no results of {_FORMAT}: give another --results")
+    if version != _VERSION:
+        raise ArgumentError(
+            f"{path} has version {version} of its format, not {_VERSION}, and does not say which "
+            "settings all of its answers are of: give another --results"
+        )
+    return dict(first)
 
 
 def _outcome(line: bytes, where: str) -> Outcome:

@@ -10,7 +10,7 @@ import random
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -70,11 +70,14 @@ def items(
     count: Count,
     n_template: int,
     data: Path | None = None,
+    max_tokens: int | None = None,
 ) -> list[Item]:
-    """n_samples of every length and task; a prompt has its length, with the n_template tokens of a template.
+    """n_samples of every length and task.
 
-    tasks: None for all, with those whose files are in the folder `data`, if there is one. Raises
-    ArgumentError for a length that leaves no room, DataError for files that are missing or of another schema.
+    A prompt, with the n_template tokens of a template, has its length together with the longest answer that
+    it may get. max_tokens: of an answer, None for the suite's own. tasks: None for all, with those whose
+    files are in the folder `data`, if there is one. Raises ArgumentError for a length that leaves no room,
+    DataError for files that are missing or of another schema.
     """
     wanted = tuple(tasks or SYNTHETIC)
     of_files = [task for task in wanted if task in RULER_QA]
@@ -89,6 +92,7 @@ def items(
             for number in range(min(n_samples, len(source.questions)) if source else n_samples):
                 rng = random.Random(f"{seed}/ruler/{task}/{length}/{number}")
                 asked = source.asked(number, seed, length, rng) if source else _made(task, length, rng, count)
+                asked = replace(asked, max_tokens=max_tokens or asked.max_tokens)
                 found.append(filled(asked, task, length, number, count, n_template))
     return found
 
@@ -166,7 +170,7 @@ def _variables(length: int, rng: random.Random) -> Asked:
 
 def _common(length: int, rng: random.Random) -> Asked:
     """A list in which ten words stand more often than others: of the vocabulary, then made-up ones."""
-    n_often, n_seldom = (30, 3) if length >= 4096 else (10, 1)
+    n_often, n_seldom = (30, 3) if length >= 4096 else (6, 1)
     words = list(vocabulary())
     rng.shuffle(words)
     often, others = words[:_N_COMMON], words[_N_COMMON:]

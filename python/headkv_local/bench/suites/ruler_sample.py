@@ -1,4 +1,4 @@
-"""A sample of RULER as long as a prompt is to be: as much filler as fits."""
+"""A sample of RULER as long as a prompt and its answer are to be: as much filler as fits."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ class Asked:
 
 
 def filled(asked: Asked, task: str, length: int, number: int, count: Count, n_template: int) -> Item:
-    """Raises ArgumentError for a length that leaves no room, or that there is not enough filler for."""
-    room = length - n_template - count(asked.before + asked.after + asked.lead)
+    """length: of a prompt and its answer, as in the suite.
+
+    Raises ArgumentError for a length that leaves no room, or that there is not enough filler for.
+    """
+    room = length - n_template - count(asked.before + asked.after + asked.lead) - asked.max_tokens
     n_units = _most(lambda n: count(asked.document(n)) <= room, asked.n_most)
     if n_units == 0:
         raise ArgumentError(f"prompts of {length} tokens leave no room for {task}")

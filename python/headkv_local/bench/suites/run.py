@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from headkv_local import ArgumentError, HeadScores, Llama, ModelError, Retention, __version__
+from headkv_local import ArgumentError, HeadScores, Llama, ModelError, Retention
 from headkv_local.budgets import ModelShape
 from headkv_local.settings import DEFAULTS
 
@@ -149,9 +149,9 @@ def _require_document(prompt: Prompt, way: Way) -> None:
 
 
 def _recipe(way: Way, shape: ModelShape) -> str:
-    """Digest of what a policy keeps, so that results of other settings or versions are not taken for it."""
+    """Digest of what a policy keeps, so that results of other settings or scores are not taken for it."""
     retention = way.policy.retention(shape, 1000)
-    parts = [__version__]
+    parts = []
     if retention is not None:
         scores = retention.scores
         if isinstance(scores, HeadScores):
