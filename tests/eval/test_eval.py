@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -235,6 +236,36 @@ def test_a_context_is_one_prompt_however_many_continuations_it_has(
     }
     once_more = 2 * 3 if chosen == "anew" else 0  # the last token, where a question chooses again
     assert costs["prompt_tokens"] == expected[chosen] + once_more
+
+
+def test_sampling_is_what_was_asked_for(
+    lm_eval: Any, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.api.instance import Instance
+
+    from headkv_local.eval.model import HeadKVLM
+
+    def answers(seed: int, **options: Any) -> list[str]:
+        random.seed(seed)  # as lm_eval does before it makes the model
+        model = HeadKVLM(model=str(tiny_path), n_ctx=512, threads=1)
+        given: list[dict[str, Any]] = []
+        original = model._llm.sample
+        monkeypatch.setattr(model._llm, "sample", lambda **all: (given.append(all), original(**all))[1])
+        requests = [Instance("generate_until", {}, ("The old house", options), i) for i in range(2)]
+        found = model.generate_until(requests, disable_tqdm=True)
+        cut = {"temp": 1.0, "top_k": options.get("top_k", 0), "top_p": 1.0, "min_p": 0.0}
+        assert given == [cut] * len(given)
+        assert bool(given) == bool(options.get("temperature"))
+        assert model._reader.costs.answer_tokens <= 2 * options["max_completion_tokens"]
+        return found
+
+    options = {"temperature": 1.0, "max_completion_tokens": 8}
+    first = answers(1, **options)
+    assert first[0] != first[1]
+    assert answers(1, **options) == first
+    assert answers(2, **options) != first
+    assert len(set(answers(1, **options, top_k=1))) == 1
+    assert len(set(answers(1, max_completion_tokens=8))) == 1
 
 
 def test_a_templates_name_is_refused(lm_eval: Any, tiny_path: Path) -> None:

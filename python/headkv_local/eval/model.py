@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -12,6 +13,7 @@ from typing import Any
 import llama_cpp
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from headkv_local import ArgumentError, HeadScores, UnsupportedError, __version__
@@ -24,7 +26,7 @@ from .settings import NO_MATTER, parse
 
 _logger = logging.getLogger("lm_eval.headkv")
 _MADE_BY, _LEFT_OUT = "headkv", "headkv left out"  # beside the answers of --use_cache
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens")
+_NOTHING_CUT = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # sampling from all tokens
 
 Likelihood = tuple[tuple[str, str], list[int], list[int]]
 """Context and continuation, as texts; and the tokens of both."""
@@ -46,6 +48,7 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         self._told = {name: value for name, value in sorted(given.items()) if name not in NO_MATTER}
         self._llm = self._reader.llm
         self._vocab = llama_cpp.llama_model_get_vocab(self._llm.model)
+        self._random = random.Random(random.getrandbits(64))  # lm_eval has seeded it (--seed)
         self._is_chat = False
         self._messages: dict[str, list[dict[str, Any]]] = {}  # by the prompt that they were rendered to
 
@@ -163,13 +166,13 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
 
     def _generated(self, text: str, options: dict[str, Any]) -> str:
         reader = self._reader
-        n_most = next((int(options[name]) for name in _LENGTHS if options.get(name)), self.max_gen_toks)
+        options = dict(normalize_gen_kwargs(options, self.max_gen_toks))
+        n_most = options["max_gen_toks"]
         prompt = reader.prompt(reader.tokens(text), text, n_most)
         if prompt is None:
             return ""
         reader.read(prompt, self._messages.get(text, ()))
-        until = options.get("until") or []
-        stops = [one for one in ([until] if isinstance(until, str) else until) if one]
+        stops = [one for one in options["until"] if one]
         started, out = time.perf_counter(), []
         answer = ""
         for token in self._sampled(options):
@@ -184,11 +187,12 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         return answer
 
     def _sampled(self, options: dict[str, Any]) -> Iterator[int]:
-        """Up to an end of generation, which is left out."""
-        temperature = float(options.get("temperature", 1.0)) if options.get("do_sample") else 0.0
-        others = {name: options[name] for name in ("top_p", "top_k", "min_p") if name in options}
+        """Up to an end of generation, which is left out. options: of normalize_gen_kwargs()."""
+        temperature = float(options.get("temperature", 1.0)) if options["do_sample"] else 0.0
+        others = {name: options.get(name, value) for name, value in _NOTHING_CUT.items()}
         while True:
             if temperature > 0:
+                self._llm.set_seed(self._random.getrandbits(31))  # sample() begins anew with it each time
                 token = int(self._llm.sample(temp=temperature, **others))
             else:
                 token = int(last_logits(self._llm).argmax())
