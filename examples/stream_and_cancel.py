@@ -7,14 +7,14 @@ CancelToken: it stops one piece of work and no other.
 
 The default model prints
 
-    read 0 of 972 tokens
-    read 512 of 972 tokens
-    read 956 of 972 tokens
-    read 972 of 972 tokens
-    stopped after 'The harbour is a vast and mysterious place'
-    read 0 of 18 tokens
-    read 18 of 18 tokens
-    then 'The harbour is a vast and mysterious place.'
+    read 0 of 996 tokens
+    read 512 of 996 tokens
+    read 977 of 996 tokens
+    read 996 of 996 tokens
+    stopped after 'The text says that the lighthouse is a building'
+    read 0 of 17 tokens
+    read 17 of 17 tokens
+    then 'The lighthouse is a building that stands on the knoll behind the west quay.'
 """
 
 import threading
@@ -38,7 +38,7 @@ def show_progress(done: int, total: int) -> None:
 with Llama(MODEL, n_ctx=8192, retention=Retention(budget="5%"), on_prefill=show_progress) as llm:
     stopper = threading.Thread(target=stop, args=(llm,))
     stopper.start()
-    messages = [about_the_text("Describe the harbour.")]
+    messages = [about_the_text("What does the text say about the lighthouse?")]
     text = ""
     try:
         for chunk in llm.create_chat_completion(
@@ -54,6 +54,6 @@ with Llama(MODEL, n_ctx=8192, retention=Retention(budget="5%"), on_prefill=show_
         stopper.join()
 
     # the conversation goes on from what was kept: only the new turn is read
-    messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "Shorter, please."}]
+    messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "Where does it stand?"}]
     reply = llm.create_chat_completion(messages=messages, max_tokens=24, temperature=0.0)
     print(f"then {reply['choices'][0]['message']['content'].strip()!r}")
