@@ -60,6 +60,13 @@ def model_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     return reading.model_shape(path)
 
 
+def n_layers(path: str | os.PathLike[str]) -> int:
+    """Layers of a model; draft heads behind them do not count. Raises ScoresError for no readable model."""
+    from ._gguf import reading
+
+    return reading.n_layers(path)
+
+
 def retained_shape(path: str | os.PathLike[str]) -> ModelShape:
     """The layers that a Llama with a retention compacts, as Llama.shape has them; no weights are read.
 

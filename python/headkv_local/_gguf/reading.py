@@ -18,8 +18,9 @@ def model_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
 
     Raises ScoresError for what is no readable model, UnsupportedError where layers differ in their heads.
     """
-    name, n_layer = os.fspath(path), n_layers(path)
+    name = os.fspath(path)
     found, architecture = _metadata(name)
+    n_layer = _n_layers(found, architecture, name)
     n_head = _count(found, f"{architecture}.attention.head_count", name, n_layer)
     if n_head is None:
         raise _no_shape(name)
@@ -30,9 +31,12 @@ def model_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
 
 
 def n_layers(path: str | os.PathLike[str]) -> int:
-    """Layers of a model, without the draft heads behind them. Raises ScoresError for no readable model."""
+    """See models.n_layers()."""
     name = os.fspath(path)
-    found, architecture = _metadata(name)
+    return _n_layers(*_metadata(name), name)
+
+
+def _n_layers(found: Gguf, architecture: str, name: str) -> int:
     n_layer = _count(found, f"{architecture}.block_count", name)
     if n_layer is None:
         raise _no_shape(name)

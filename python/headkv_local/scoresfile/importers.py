@@ -26,10 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
-from .._gguf.reading import n_layers
 from ..budgets import ModelShape
 from ..errors import DataError
-from ..models import model_id, retained_shape
+from ..models import model_id, n_layers, retained_shape
 from ..scores import HeadScores
 
 Array = npt.NDArray[np.float64]
