@@ -61,7 +61,8 @@ HEADKV_API int32_t headkv_session_save(struct llama_context * ctx, const char * 
 HEADKV_API int32_t headkv_session_open(const char * path, struct headkv_session_file ** file);
 HEADKV_API void headkv_session_close(struct headkv_session_file * file);
 
-// All pointers are the file's, until it is closed. tokens, logits and what goes back are NULL until it is loaded.
+// All pointers are the file's, until it is closed, also where it is loaded again. tokens, logits and what goes back are
+// NULL until it is loaded. One file is for one thread at a time, whatever contexts it is loaded into.
 //   size: sizeof(struct headkv_session) of the caller
 HEADKV_API int32_t headkv_session_get(const struct headkv_session_file * file, struct headkv_session * session,
                                       size_t size);

@@ -256,7 +256,8 @@ HEADKV_API int32_t headkv_compact(struct llama_context * ctx, const struct headk
 // made and goes with the context. A prompt that is compacted loses what it has archived. Rows that others take the
 // place of are held until the prompt is read. What sliding-window and recurrent layers hold at the end of a prompt is
 // kept with it, in host memory: llama_memory_seq_rm() of all that comes after the prompt takes them back there.
-// HEADKV_ERR_ARCHIVE: a file that cannot be made, is in use, or is no archive
+// HEADKV_ERR_ARCHIVE: a file that cannot be made, is no archive, or is in use, by this context too: to begin the same
+//                     file anew, ask for HEADKV_ARCHIVE_NONE first
 HEADKV_API int32_t headkv_set_archive(struct llama_context * ctx, int32_t where, const char * path);
 
 // Read a prompt or a later turn, select from all of it anew, and compact. In place of headkv_reserve(), _observe(),

@@ -360,6 +360,25 @@ def test_both_go_back_to_the_prompts_end(kind: Any, tiny: Tiny, load: Load, tmp_
         assert greedy_logits(python, 4)[0] == wanted[0]
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["arch"])
+def test_what_a_file_has_given_stays_where_it_is(kind: Any, tiny: Tiny, load: Load, tmp_path: Path) -> None:
+    """Also where it is loaded into a second context."""
+    model, file = tiny(**kind), tmp_path / "x.session"
+    llm, *others = (load(model, retention=RETENTION) for _ in range(3))
+    llm.prefill(TOKENS)
+    llm.eval(LATER[:3])
+    llm.save_session(file)
+    session = Opened(file)
+    given = []
+    for other in others:
+        assert session.load(other, model) == TOKENS + LATER[:3]
+        assert (last_logits(other) == last_logits(llm)).all()
+        names = ("tokens", "logits", "prompt_logits", "prompt_state")
+        given.append([getattr(session.session, name) for name in names])
+    assert given[0] == given[1]
+    session.close()
+
+
 def test_a_header_is_the_callers(tiny_path: Path, load: Load, tmp_path: Path) -> None:
     """Whatever text it is. Python needs none, and refuses one that is not for it."""
     file = tmp_path / "x.session"

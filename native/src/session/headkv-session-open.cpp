@@ -83,18 +83,19 @@ static std::vector<T> values(headkv_session_file & s, const char * name, size_t 
 }
 
 // before anything that the context holds is given up
-static void read_small(headkv_session_file & s, size_t n_vocab) {
-    s.prompt_state.clear();
-    s.tokens         = values<int32_t>(s, "tokens", s.about.n_tokens);
+static headkv_session_held read_small(headkv_session_file & s, size_t n_vocab) {
+    headkv_session_held res;
+    res.tokens       = values<int32_t>(s, "tokens", s.about.n_tokens);
     const auto known = [&](int32_t token) { return token >= 0 && token < (int32_t) n_vocab; };
-    if (!std::all_of(s.tokens.begin(), s.tokens.end(), known)) {
+    if (!std::all_of(res.tokens.begin(), res.tokens.end(), known)) {
         s.file.fail("is damaged: a token is none of the model's");
     }
-    s.logits        = s.file.has("logits") ? values<float>(s, "logits", n_vocab) : std::vector<float>();
-    s.prompt_logits = s.file.has("prompt") ? values<float>(s, "prompt", n_vocab) : std::vector<float>();
-    if (s.prompt_logits.empty() && s.about.n_prompt == s.about.n_tokens) {
-        s.prompt_logits = s.logits;
+    res.logits        = s.file.has("logits") ? values<float>(s, "logits", n_vocab) : std::vector<float>();
+    res.prompt_logits = s.file.has("prompt") ? values<float>(s, "prompt", n_vocab) : std::vector<float>();
+    if (res.prompt_logits.empty() && s.about.n_prompt == s.about.n_tokens) {
+        res.prompt_logits = res.logits;
     }
+    return res;
 }
 
 // llama.cpp has a place for logits once it has computed some
@@ -134,12 +135,13 @@ static void read_part(llama_context & ctx, llama_kv_cache_headkv & mem, headkv_s
     }
 }
 
-static void read_prompt_state(llama_context & ctx, llama_kv_cache_headkv & mem, headkv_session_file & s) {
+static std::vector<uint8_t> read_prompt_state(llama_context & ctx, llama_kv_cache_headkv & mem,
+                                              headkv_session_file & s) {
     read_part(ctx, mem, s, part::bounded, "turn");
     if (headkv_bounded(ctx.get_memory(), /*rows =*/false).last() + 1 != (int64_t) s.about.n_prompt) {
         s.file.fail("is damaged: a recurrent state is not of the prompt's end");
     }
-    s.prompt_state = headkv_get_bounded_state(ctx);
+    return headkv_get_bounded_state(ctx);
 }
 
 static void read_archive(llama_context & ctx, llama_kv_cache_headkv & mem, headkv_session_file & s) {
@@ -158,10 +160,11 @@ static void read_archive(llama_context & ctx, llama_kv_cache_headkv & mem, headk
     read_part(ctx, mem, s, part::end, "end");
 }
 
-static void read_into(llama_context & ctx, llama_kv_cache_headkv & mem, headkv_session_file & s) {
+static void read_into(llama_context & ctx, llama_kv_cache_headkv & mem, headkv_session_file & s,
+                      headkv_session_held & held) {
     read_part(ctx, mem, s, part::cells, "cells");
     if (s.file.has("turn")) {
-        read_prompt_state(ctx, mem, s);
+        held.prompt_state = read_prompt_state(ctx, mem, s);
     }
     if (s.file.has("bounded") || !headkv_bounded(ctx.get_memory(), /*rows =*/false).empty()) {
         read_part(ctx, mem, s, part::bounded, "bounded");
@@ -199,19 +202,22 @@ void headkv_load_session(llama_context & ctx, llama_kv_cache_headkv & mem, headk
     if (headkv_stats_of(&ctx).n_tokens > 0) { // nothing is given up for a damaged file
         s.file.verify();
     }
-    read_small(s, ctx.get_model().vocab.n_tokens());
-    const bool has_logits = !s.logits.empty() && !ctx.headkv_samples(); // a sampler's token is in no session
+    headkv_session_held held = read_small(s, ctx.get_model().vocab.n_tokens());
+    const bool has_logits    = !held.logits.empty() && !ctx.headkv_samples(); // a sampler's token is in no session
     try {
         if (has_logits) {
             make_room_for_logits(ctx);
         }
         ctx.get_memory()->clear(false);
-        read_into(ctx, mem, s);
+        read_into(ctx, mem, s, held);
         if (has_logits) {
-            std::copy(s.logits.begin(), s.logits.end(), ctx.get_logits_ith(-1));
+            std::copy(held.logits.begin(), held.logits.end(), ctx.get_logits_ith(-1));
         }
     } catch (...) {
         ctx.get_memory()->clear(false);
         throw;
+    }
+    if (s.held.tokens.empty()) { // loaded again it is the same, and callers point into what is there
+        s.held = std::move(held);
     }
 }

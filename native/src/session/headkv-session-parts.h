@@ -33,6 +33,13 @@ struct headkv_session_about {
 
 static_assert(sizeof(headkv_session_about) == 64, "as in the file");
 
+// what a session holds of no context's form; empty where it is not known
+struct headkv_session_held {
+    std::vector<int32_t> tokens;
+    std::vector<float> logits, prompt_logits;
+    std::vector<uint8_t> prompt_state;
+};
+
 // a session that is open
 struct headkv_session_file {
     explicit headkv_session_file(const char * path);
@@ -42,10 +49,7 @@ struct headkv_session_file {
     std::string model_id, model_name, model_path;
     std::string header;
 
-    // once it has been loaded; empty where they are not known
-    std::vector<int32_t> tokens;
-    std::vector<float> logits, prompt_logits;
-    std::vector<uint8_t> prompt_state;
+    headkv_session_held held; // once it has been loaded; callers point into it until it is closed
 };
 
 inline headkv_stats headkv_stats_of(llama_context * ctx) {
