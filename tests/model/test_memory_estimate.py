@@ -239,8 +239,9 @@ def test_a_context_is_no_larger_than_was_trained_for(tiny: Any, load: Any) -> No
     assert load(tiny(n_ctx_train=1024), n_ctx="auto").n_ctx() == 1024
 
 
-def test_no_context_fits(tiny_path: Path, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "memory_free", lambda: 1 << 20)
+@pytest.mark.parametrize("free", [1 << 20, 0])
+def test_no_context_fits(tiny_path: Path, load: Any, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(room, "memory_free", lambda: free)
     with pytest.raises(OutOfMemoryError, match="already with 256 tokens .* on CPU, and 0.0 GiB may be used"):
         load(tiny_path, n_ctx="auto")
 

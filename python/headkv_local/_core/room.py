@@ -24,7 +24,9 @@ def largest_context(estimator: Estimator) -> int:
     Raises LoadMemoryError where not even 256 tokens fit.
     """
     free = {device.name: device.bytes_free for device in devices() if device.is_gpu}
-    in_host = memory_free() or memory_total()
+    in_host = memory_free()
+    if in_host is None:  # not known; 0 is
+        in_host = memory_total()
 
     def room(device: str) -> float:
         n = free.get(device, in_host)
