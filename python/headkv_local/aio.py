@@ -166,7 +166,10 @@ class AsyncLlama:
         await self.run(lambda llm: llm.save_session(path, **kwargs))
 
     def cancel(self) -> None:
-        """Make what has begun raise Cancelled where it is awaited. What waits for its turn is not stopped."""
+        """Make what has begun raise Cancelled where it is awaited. What waits for its turn is not stopped.
+
+        A stream does so next, and does not hand out what it has made ahead.
+        """
         for token in tuple(self._begun):
             token.cancel()
 
@@ -218,17 +221,22 @@ class AsyncLlama:
         token, tell = CancelToken(), self._teller(on_prefill)
 
         def step(work: Callable[[Llama], None]) -> None:
+            self._begun.add(token)
+            if token.cancelled:  # nobody takes it any more, so nobody discards the token after this
+                self._begun.discard(token)
             with self._working(token, tell):
                 work(self._llm)
 
         stream = Stream(begin, step, lambda work: self._worker.submit(made_in.run, work))
-        self._begun.add(token)
+        stops = (*made_in.run(CancelToken.entered), token)
         try:
             async for item in stream:
+                for stop in stops:  # what was made ahead is not handed out after a stop
+                    stop._raise_if_cancelled()
                 yield item
         finally:
-            self._begun.discard(token)
             token.cancel()
+            self._begun.discard(token)
             stream.close()
 
 

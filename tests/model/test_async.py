@@ -293,6 +293,40 @@ def test_cancel_and_close_during_work(tiny_path: Path, kind: str) -> None:
     asyncio.run(asyncio.wait_for(main(), 300))
 
 
+def test_cancel_leaves_a_stream_that_waits_for_its_turn(tiny_path: Path) -> None:
+    async def main(llm: AsyncLlama) -> None:
+        free = threading.Event()
+        before = asyncio.create_task(llm.run(lambda _: free.wait(60)))
+        stream = llm.generate(random_tokens(100))
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.1)
+        llm.cancel()
+        free.set()
+        await before
+        assert isinstance(await waiting, int)
+        await stream.aclose()
+
+    run(main, tiny_path)
+
+
+@pytest.mark.parametrize("how", ["cancel", "close", "token"])
+def test_a_stopped_stream_hands_out_nothing_that_was_made_ahead(tiny_path: Path, how: str) -> None:
+    async def main(llm: AsyncLlama) -> None:
+        stop = CancelToken()
+        with stop:
+            stream = llm.generate(random_tokens(100))
+        await anext(stream)
+        await asyncio.sleep(0.3)
+        if how == "close":
+            await llm.close()
+        else:
+            (stop if how == "token" else llm).cancel()
+        with pytest.raises(Cancelled):
+            await anext(stream)
+
+    run(main, tiny_path)
+
+
 def test_a_load_that_nobody_waits_for_any_more(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = threading.Event()
     close = Llama.close
