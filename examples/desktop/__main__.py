@@ -16,6 +16,8 @@ try:
     import tkinter as tk
 
     from app import App
+    from conversations import Conversations
+    from engine import Engine
 except ImportError as error:
     sys.exit(f"this window needs Tk, which is not there ({error}): install the package python3-tk")
 
@@ -40,11 +42,20 @@ def main() -> None:
         root = tk.Tk()
     except tk.TclError as error:
         sys.exit(f"no window can be opened: {error}")
-    app = App(root, options.folder, model)
     try:
+        conversations = Conversations(options.folder)
+    except BlockingIOError:
+        sys.exit(f"another window has the conversations in {options.folder}: give this one another --folder")
+    except OSError as error:
+        sys.exit(f"conversations cannot be kept in {options.folder}: {error.strerror}")
+    engine = Engine()
+    try:
+        App(root, conversations, engine, model)
         root.mainloop()
-    finally:
-        app.engine.close()
+    finally:  # also where the window cannot be made: the thread would keep the process
+        engine.close()
+        engine.join()
+        conversations.close()
 
 
 if __name__ == "__main__":

@@ -18,14 +18,15 @@ _POLL_MS = 30
 class App:
     """root.mainloop() runs it until the window is closed."""
 
-    def __init__(self, root: tk.Tk, folder: Path, model: Path | None = None) -> None:
+    def __init__(
+        self, root: tk.Tk, conversations: Conversations, engine: Engine, model: Path | None = None
+    ) -> None:
+        """Who has made the conversations and the engine closes them, the engine first."""
         self.window = window = Window(root)
-        self._root = root
-        self.conversations = Conversations(folder)
-        self.engine = Engine()
+        self._root, self.conversations, self.engine = root, conversations, engine
         self._ready = self._busy = self._answering = self._closing = self.closed = False
         self._question = ""  # asked last
-        self.current = self.conversations.all[0] if self.conversations.all else self.conversations.new()
+        self.current = conversations.all[0] if conversations.all else conversations.new()
 
         window.on_select = self._select
         window.on_send = self.ask

@@ -11,6 +11,11 @@ from typing import Any
 from headkv_local import SessionError
 from headkv_local.sessions import read_header
 
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # Windows: nobody looks whether two windows share a folder
+    flock = None  # type: ignore[assignment]
+
 Message = dict[str, Any]
 
 _logger = logging.getLogger(__name__)
@@ -76,18 +81,49 @@ def _parts(message: Message) -> list[Message]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+def _of_this_window(message: Any) -> bool:
+    """Whether it can be shown: what other programs save may hold images, or calls of tools and no text."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        return False
+    content = message.get("content")
+    return isinstance(content, str) or (
+        isinstance(content, list)
+        and all(
+            isinstance(part, dict)
+            and isinstance(part.get("text"), str)
+            and isinstance(part.get("name", ""), str)
+            for part in content
+        )
+    )
+
+
 class Conversations:
-    """Those whose sessions are in a folder, the latest first."""
+    """Those whose sessions are in a folder, the latest first.
+
+    The folder is of one window at a time: each saves all that it knows of a conversation, and would write
+    over what another has added meanwhile.
+    """
 
     def __init__(self, folder: Path) -> None:
+        """Raises OSError for a folder that cannot be used; BlockingIOError where another window uses it."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self._lock = (folder / "lock").open("a")
+        if flock is not None:
+            flock(self._lock, LOCK_EX | LOCK_NB)
         self.all: list[Conversation] = []
         for path in sorted(folder.glob("*.session"), key=lambda path: path.stat().st_mtime, reverse=True):
             try:
-                self.all.append(Conversation(path, read_header(path).messages))
+                messages = read_header(path).messages
+                if not all(map(_of_this_window, messages)):
+                    raise SessionError("it holds messages without text")
+                self.all.append(Conversation(path, messages))
             except SessionError as error:  # stays in the folder
                 _logger.warning("%s cannot be opened: %s", path, error)
+
+    def close(self) -> None:
+        """Once nothing is saved any more."""
+        self._lock.close()
 
     def new(self) -> Conversation:
         path = self._folder / f"{datetime.now():%Y-%m-%d-%H%M%S-%f}.session"

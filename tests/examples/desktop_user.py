@@ -5,6 +5,7 @@ A process of its own: Tk ends the one that it is in when its screen goes.
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import time
@@ -21,8 +22,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "desktop"))
 
 import style
 from app import App
-from engine import SAMPLING, Event, Reading
+from conversations import Conversations
+from engine import RETENTION, SAMPLING, Engine, Event, Reading
 
+from headkv_local import Llama
+
+DESKTOP = Path(style.__file__).parent
 Picture = npt.NDArray[np.uint8]  # (height, width, 3)
 
 TEXT = files("headkv_local.demo").joinpath("document.txt").read_text(encoding="utf-8")[:4000]
@@ -34,9 +39,10 @@ class User:
     seated: ClassVar[list[User]] = []
 
     def __init__(self, folder: Path, model: Path) -> None:
-        self.root = tkinter.Tk()
-        self.app: Any = App(self.root, folder / "conversations", model)
+        self.root, self.engine = tkinter.Tk(), Engine()
         self.seated.append(self)
+        self.conversations = Conversations(folder / "conversations")
+        self.app: Any = App(self.root, self.conversations, self.engine, model)
         self.window = self.app.window
         self.totals: list[int] = []  # of the prompts that were read
         show = self.app._show
@@ -101,6 +107,7 @@ class User:
     def close(self) -> None:
         self.app.close()
         self.until(lambda: self.app.closed)
+        self.conversations.close()
 
 
 def a_day_at_the_desk(folder: Path, model: Path) -> None:
@@ -186,7 +193,29 @@ def mishaps(folder: Path, model: Path) -> None:
     """model: one that is quick."""
     broken = folder / "broken.gguf"
     broken.write_bytes(b"GGUF")
+    conversations = folder / "conversations"
+    conversations.mkdir()
+    image = {"type": "image_url", "image_url": {"url": "x"}}
+    with Llama(model, n_ctx=512, retention=RETENTION) as llm:  # another program's conversations
+        llm.prefill([1, 2, 3])
+        for name, content in {"call": None, "image": [image], "text": "Hello there."}.items():
+            said = [{"role": "assistant", "content": content}]
+            llm.save_session(conversations / f"{name}.session", messages=said)
+    logging.getLogger("conversations").disabled = True  # it says which ones are left out
     user = User(folder, broken)
+    assert [title.strip() for title in user.window.list.get(0, "end")] == ["Hello there."]
+    assert len(list(conversations.glob("*.session"))) == 3
+
+    again = subprocess.run(
+        [sys.executable, str(DESKTOP), "--folder", str(conversations), str(model)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert again.returncode == 1
+    assert again.stderr.startswith("another window has the conversations in ")
+    assert again.stderr.count("\n") == 1
+
     user.wait()
     assert "Failed to load model" in user.said
     assert user.window.send.instate(["disabled"])
@@ -223,4 +252,4 @@ if __name__ == "__main__":
         scenario(Path(sys.argv[2]), Path(sys.argv[3]))
     finally:
         for user in User.seated:
-            user.app.engine.close()
+            user.engine.close()

@@ -16,6 +16,8 @@ for program, package in {"Xvfb": "xvfb", "import": "imagemagick"}.items():
     if shutil.which(program) is None:
         pytest.skip(f"needs {program}: apt-get install {package}", allow_module_level=True)
 
+DESKTOP = Path(__file__).parents[2] / "examples" / "desktop"
+
 
 @pytest.fixture(scope="module")
 def screen() -> Iterator[str]:
@@ -43,11 +45,33 @@ def test_desktop(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+FAILING = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+import app
+def fail(self): raise RuntimeError("no window")
+app.App._show_conversation = fail
+sys.argv[1:] = ["--folder", sys.argv[2]]
+runpy.run_path(sys.path[0], run_name="__main__")
+"""
+
+
+def test_where_the_window_cannot_be_made_the_process_ends(screen: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING, str(DESKTOP), str(tmp_path)],
+        env=os.environ | {"DISPLAY": screen},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("RuntimeError: no window\n")
+
+
 def test_without_a_screen() -> None:
-    desktop = Path(__file__).parents[2] / "examples" / "desktop"
     environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
     done = subprocess.run(
-        [sys.executable, str(desktop)], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, str(DESKTOP)], env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
     assert done.stderr.startswith("no window can be opened: ")
