@@ -111,6 +111,17 @@ def test_a_record_is_of_the_prompt(tiny: Any, load: Any) -> None:
     assert len(set(beside[::2])) == len(set(beside[1::2])) == 1
 
 
+@pytest.mark.parametrize("window", [16, 600])
+def test_the_mask_of_the_tail_is_counted(tiny: Any, load: Any, window: int) -> None:
+    """It is as wide as the tail, which is as long as the window needs."""
+    settings = {"n_ctx": N_CTX, "n_batch": 2048, "n_ubatch": 2048}
+    settings["retention"] = Retention(budget=800, window=window)
+    llm = load(tiny(), **settings)
+    llm.prefill(random_tokens(N_PROMPT))
+    found = memory_estimate(tiny(), n_prompt=N_PROMPT, **settings)
+    assert found.compute_compacted == get_memory(llm.ctx).compute.sum()
+
+
 @pytest.mark.parametrize("arch", ["neo-bert", "mamba2", "deepseek2", "llama"])
 @pytest.mark.parametrize("settings", [{"embedding": True}, {"logits_all": True}, {"n_batch": 100}])
 def test_what_is_not_compacted(tiny: Any, load: Any, arch: str, settings: dict[str, Any]) -> None:

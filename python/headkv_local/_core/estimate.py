@@ -161,7 +161,7 @@ class _Reading:
         self._is_recurrent = bool(llama_cpp.llama_model_is_hybrid(model.model))
 
         with model.sized(n_ctx, small=True, one_output=True) as ctx:
-            self._compute_small = native.get_memory(ctx).compute
+            compute_small = native.get_memory(ctx).compute
         self._n_cells = min(n_ctx, _padded(n_prompt))
         with model.sized(max(self._n_cells, min(n_ctx, model.ubatch)), one_output=True) as ctx:
             self._compute_fitted = native.get_memory(
@@ -173,7 +173,10 @@ class _Reading:
         while n_tail < kept.window:
             n_tail *= 2
         self._fits = bool((caps[shape.heads] >= n_prompt).all())  # and is kept whole
-        self._tail = self._cells(min(n_tail, n_ctx - n_prompt + kept.window))
+        n_tail = min(n_tail, n_ctx - n_prompt + kept.window)
+        self._tail = self._cells(n_tail)
+        mask = 2 * min(n_ctx, model.ubatch) * max(0, n_tail - _SMALL)  # f16, of the tail's other cells
+        self._compute_after = np.where(compute_small > 0, compute_small + mask, 0)
         self._pool = rows.kept(caps, kept.window)
         more = np.where(shape.heads, np.minimum(caps + _DRAFT, n_prompt), 0) if kept.draft > 0 else caps
         self._pool_drafted = rows.kept(more, kept.window)
@@ -194,7 +197,7 @@ class _Reading:
             cache = self._cells(self._n_cells) + self._bounded if reads_fitted else self._made.cache
             after = compute
         else:
-            cache, after = self._pool + self._tail + self._bounded, self._compute_small
+            cache, after = self._pool + self._tail + self._bounded, self._compute_after
             if self._kept.archive == "memory":
                 archive = self._archived + on_host(int(self._bounded.sum()))
         answering = self._fixed - self._bounded + cache + after + archive
