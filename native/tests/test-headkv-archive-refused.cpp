@@ -146,6 +146,9 @@ static void test_files(llama_model * model, llama_context * ctx) {
     const auto other = turn_open(model);
     refused(other.get(), "another context's archive", path, "is in use");
     refused(ctx, "its own archive", path, "is in use");
+    check(headkv_set_archive(ctx, HEADKV_ARCHIVE_NONE, nullptr) == HEADKV_OK &&
+              headkv_set_archive(ctx, HEADKV_ARCHIVE_FILE, path.c_str()) == HEADKV_OK,
+          "its own archive anew");
 
     // a disk that is full, an archive that was cut short
     archive_turn later;
