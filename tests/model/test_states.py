@@ -261,6 +261,39 @@ def test_a_state_that_holds_rows_is_of_one_llama(load: Load, tiny_path: Path) ->
     assert len(greedy(llm, 3)) == 3
 
 
+NO_ROOM = """
+import resource, sys
+from headkv_local import Llama, OutOfMemoryError, Retention
+llm = Llama(sys.argv[1], n_ctx=4096, n_threads=1, retention=Retention(budget=3000, archive="memory"))
+llm.prefill([token % 200 for token in range(3200)])
+state, taken = llm.save_state(hold=True), []
+llm.reset()
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (4 << 20), resource.RLIM_INFINITY))
+try:
+    while True:
+        taken.append(bytearray(1 << 18))
+except MemoryError:
+    del taken[-4:]  # what Python itself needs
+try:
+    llm.load_state(state)
+except OutOfMemoryError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+assert llm.n_tokens == 0
+llm.load_state(state)
+assert (llm.n_tokens, llm.cache_stats().archive_tokens) == (3200, 3200)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_AS")
+def test_no_memory_for_a_state(tiny: Tiny) -> None:
+    """It is no fault of the state's, which is loaded once there is room."""
+    program = [sys.executable, "-c", NO_ROOM, str(tiny(n_layer=10))]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert "there is no memory to load the state into" in done.stdout
+
+
 def test_an_archive_that_does_not_fit_into_a_state(
     load: Load, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from headkv_local.server.keeper import Keeper
 from headkv_local.server.served import Asked, Served
 from headkv_local.server.shelf import Shelf
 from headkv_local.sessions import read_header
-from helpers import random_tokens
+from helpers import no_room_on_disk, random_tokens
 
 KEPT = Retention(budget=48, archive="memory")
 
@@ -335,24 +335,100 @@ def test_an_archive_elsewhere_costs_no_conversation(
     keeper.close()
 
 
-def test_what_waits_in_memory_outlives_its_archive(
+def test_an_archive_that_moves_while_no_session_can_be_written(
     tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
 ) -> None:
-    """It goes on from what was kept, or from a session that has all rows."""
+    """What waits goes on from what was kept, or from a session that has all rows."""
     llm = load(tiny_path, retention=KEPT)
     keeper, prompts = in_memory(llm, tmp_path)
     keeper.prepare([*prompts[0], 1], KEPT)
     keeper.save()
-    keeper.prepare([*prompts[1], 1], KEPT)
-    llm._compactor.give_up_archive()
+    longer = [*prompts[0], 1]
+    llm.prefill(longer)
+    with no_room_on_disk(1000):
+        keeper.prepare(random_tokens(200, seed=9), Retention(budget=48))
     n_archived = []
     for prompt in prompts:
         keeper.prepare([*prompt, 1], KEPT)
-        assert llm.n_tokens == 300
-        n_archived.append(llm.cache_stats().archive_tokens)
+        n_archived.append((llm.n_tokens, llm.cache_stats().archive_tokens))
         keeper.settle()
-    assert n_archived == [300, 0, 0]
+    assert n_archived == [(300, 300), (300, 0), (300, 0)]
     keeper.close()
+
+
+def test_another_end_of_what_is_whole_in_another_archive(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    """The beginning that both have is not read again, and the first one stays."""
+    llm = load(tiny_path, retention=KEPT)
+    keeper = Keeper(llm, Shelf(tmp_path, 9, 2**30), 2**30)
+    begin, ends = random_tokens(600, seed=1), [random_tokens(60, seed=seed) for seed in (2, 3)]
+    keeper.prepare(begin + ends[0], None)
+    llm.prefill(begin + ends[0])
+    keeper.prepare(begin + ends[1], KEPT)
+    assert llm.input_ids[: llm.n_tokens].tolist()[:600] == begin
+    llm.prefill(begin + ends[1])
+    assert known(keeper, llm, [begin + ends[0]], None) == [660]
+    keeper.close()
+
+
+def test_lack_of_memory_loses_none_that_waits(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = load(tiny_path, retention=KEPT)
+    keeper, prompts = in_memory(llm, tmp_path)
+
+    def fail(_: Any) -> None:
+        llm.reset()
+        raise OutOfMemoryError("no room for the cells")
+
+    monkeypatch.setattr(llm, "load_state", fail)
+    assert not keeper.put_away()
+    keeper.save_all()
+    with pytest.raises(OutOfMemoryError):
+        keeper.prepare([*prompts[0], 1], KEPT)
+    monkeypatch.undo()
+    assert known(keeper, llm, prompts) == [300] * 3
+    keeper.close()
+    assert len(sessions(tmp_path)) == 3
+
+
+def test_the_order_of_use_is_that_of_memory_and_folder(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    """One that is too large for memory, and newer than those that wait there, is not the first to go."""
+    llm = load(tiny_path, retention=KEPT)
+    keeper, prompts = in_memory(llm, tmp_path, most=3)
+    monkey = keeper._asides
+    monkey._most_bytes = monkey.n_bytes * 5 // 4
+    large, last = random_tokens(900, seed=8), random_tokens(100, seed=9)
+    read(keeper, llm, large)
+    read(keeper, llm, last)
+    assert len(sessions(tmp_path)) == 1
+    assert known(keeper, llm, [large, prompts[2], prompts[0]]) == [900, 300, 0]
+    keeper.close()
+
+
+def test_what_cannot_stay_is_not_written_again(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nobody asks: the folder has room for one, or for none but without its archive."""
+    llm, saved = load(tiny_path, retention=KEPT), []
+    monkeypatch.setattr(
+        llm, "save_session", lambda *a, **k: (saved.append(a), Llama.save_session(llm, *a, **k))
+    )
+    for most_bytes, n in ((2**19, 1), (2**18, 3)):
+        keeper = Keeper(llm, Shelf(tmp_path / str(n), 9, most_bytes), 2**30)
+        for seed in range(3):
+            read(keeper, llm, random_tokens(300, seed=seed))
+        for _ in range(3):
+            keeper.save_all()
+            assert len(saved) == n
+            assert len(sessions(tmp_path / str(n))) == n
+        assert keeper.n_kept == 3
+        keeper.close()
+        llm.reset()
+        saved.clear()
 
 
 def test_no_more_wait_than_may_be_kept(tiny_path: Path, load: Callable[..., Llama], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
@@ -29,6 +30,7 @@ VERSION: Final = 1
 _MARK: Final = "headkv_made_by"
 _ARCHIVED: Final = "headkv_archived"
 """Of a state with an archive: the tokens in it, and the bytes that it takes at the end of llama_state."""
+_NO_MEMORY: Final = re.compile(r"\bno memory\b|bad_alloc")
 _HELD: Final = "headkv_held"
 """Of a state whose rows stay in the archive: what holds them there."""
 
@@ -107,8 +109,8 @@ class _Archived:
 def restore(llm: Any, state: LlamaState) -> None:
     """Into an empty context, and into its archive if it has one.
 
-    StateMismatchError if llama.cpp refuses it, ArchiveError if its rows cannot be written; the context is
-    empty then.
+    StateMismatchError if llama.cpp refuses it, OutOfMemoryError if there is no memory for it, ArchiveError if
+    its rows cannot be written; the context is empty then.
     """
     data = np.frombuffer(state.llama_state, dtype=np.uint8)
     n_archived, n_bytes = vars(state).get(_ARCHIVED, (0, 0))
@@ -120,6 +122,8 @@ def restore(llm: Any, state: LlamaState) -> None:
     if taken != len(data):
         llama_cpp.llama_memory_clear(llm._ctx.memory, True)
         reason = "; ".join(lines) or "llama.cpp gave no reason"
+        if _NO_MEMORY.search(reason):
+            raise OutOfMemoryError(f"there is no memory to load the state into: {reason}")
         raise StateMismatchError(
             f"the state does not fit this model and context: Failed to set llama state data ({reason})"
         )

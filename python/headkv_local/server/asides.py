@@ -58,24 +58,22 @@ class Asides:
     def put(self, one: Conversation) -> bool:
         """What the context holds; it stays there too. False where there is no room for it, or where its rows
         are in a file: then memory is what lacks."""
-        retention, n_bytes = self._llm.retention, rows_of(self._llm)
+        retention, n_rows = self._llm.retention, rows_of(self._llm)
         in_file = retention is not None and retention.archive not in (None, "memory")
-        if in_file or self._most == 0 or n_bytes > self._room:
+        if in_file or self._most == 0 or n_rows > self._room:
             return False
         try:
             state = self._llm.save_state(hold=True)
         except MemoryError as error:
             _logger.info("a conversation of %d tokens does not wait in memory: %s", len(one.tokens), error)
             return False
-        archived = n_bytes if self._llm.cache_stats().compacted else 0
+        state.scores = state.scores[:0].copy()  # as of a session: whoever asks for them has the prompt read
+        archived = n_rows if self._llm.cache_stats().compacted else 0
         self._there[one.name] = _Aside(one, state, state.llama_state_size + archived)
         return True
 
     def load(self, one: Conversation) -> bool:
-        """Into the context. False if it is not here.
-
-        Its archive may be lost; MemoryError leaves it here.
-        """
+        """Into the context. False if it is not here. MemoryError leaves it here, and the context empty."""
         aside = self._there.get(one.name)
         if aside is None:
             return False
@@ -87,6 +85,11 @@ class Asides:
             return False
         return True
 
+    def sizes(self, one: Conversation) -> tuple[int, int]:
+        """Bytes of one that is here, with its rows and without."""
+        aside = self._there[one.name]
+        return aside.n_bytes, aside.state.llama_state_size
+
     def drop(self, one: Conversation) -> None:
         self._there.pop(one.name, None)
 
@@ -96,10 +99,6 @@ class Asides:
         if sum(aside.n_bytes for aside in stay) <= self._room:
             return None
         return min((aside.one for aside in stay), key=attrgetter("used"))
-
-    def too_many(self) -> Conversation | None:
-        """The one used longest ago, where there are more than may be."""
-        return min(self, key=attrgetter("used")) if len(self._there) > self._most else None
 
     @property
     def _room(self) -> int:

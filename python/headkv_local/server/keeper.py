@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +17,8 @@ from ..machine import trim_heap
 from .asides import Asides
 from .conversations import Conversation, Tokens, choose
 from .shelf import Shelf
+
+_logger = logging.getLogger("headkv_local.server")
 
 
 class Keeper:
@@ -80,10 +83,10 @@ class Keeper:
         there = self._llm.retention
         stays = one is self.held and (there in (wanted, lighter) or not one.compacted)
         retains = not (stays and one.compacted and there == lighter)
-        if stays and retains and self._moves(kept):
-            stays = False
+        stays = stays and not (retains and self._moves(kept))
         if branches or not stays:
-            self._set_aside(one)
+            self._set_aside(None if branches else one)
+        stays = stays and not (retains and self._moves(kept))  # what was set aside has its rows there too
         if not stays or self.held is not one:
             self._empty(kept)
             loaded = self._loaded(one)
@@ -122,6 +125,8 @@ class Keeper:
     def close(self) -> None:
         try:
             self.save_all()
+            self.held = None  # it is one of those in the folder now
+            self._trim()
         finally:
             if self._shelf is not None:
                 self._shelf.close()
@@ -139,22 +144,41 @@ class Keeper:
             self._trim()
 
     def save_all(self) -> None:
-        """Those that wait in memory too; the context may hold any of them afterwards."""
+        """Those that wait in memory too, the latest first; the context may hold any of them afterwards."""
         self.save()
-        one = self.held
-        waiting = [other for other in self._asides if not self._is_saved(other)]
-        if waiting and (one is None or self._asides.put(one) or self._is_saved(one)):
-            for other in sorted(waiting, key=attrgetter("used")):
-                self._write(other)
+        shelf = self._shelf
+        if shelf is None or all(map(self._is_saved, self._asides)):
+            return
+        self._set_aside()
+        if not self._can_leave():
+            return
+        for one in reversed(self._waiting()):
+            if one in self._asides and shelf.keeps(one, *self._asides.sizes(one)):
+                self._write(one)
 
     def put_away(self) -> bool:
-        """All that wait in memory go to their sessions, and make room for what is in the context; that is
-        saved too. False where none waits, or where that cannot be."""
+        """Those that wait in memory go to their sessions, as the one in the context does, which is empty
+        afterwards: there is room then. False where none can."""
         self.save()
-        if len(self._asides) == 0 or not (self.held is None or self._is_saved(self.held)):
+        waiting, one, n = self._waiting(), self.held, 0
+        if not waiting or not (self._can_leave() or (one is not None and self._asides.put(one))):
             return False
-        self._clear()
-        return True
+        for other in waiting:
+            if self._write(other):
+                self._asides.drop(other)
+                n += 1
+        self._llm.reset()
+        self.held = None
+        return n > 0
+
+    def _waiting(self) -> list[Conversation]:
+        """In memory, those used longest ago first."""
+        return sorted(self._asides, key=attrgetter("used"))
+
+    def _can_leave(self) -> bool:
+        """Whether what the context holds is known elsewhere."""
+        one = self.held
+        return one is None or one in self._asides or self._is_saved(one)
 
     def _is_saved(self, one: Conversation) -> bool:
         return one.saved and self._shelf is not None and one in self._shelf
@@ -174,45 +198,53 @@ class Keeper:
             self._asides.drop(other)
 
     def _trim(self) -> None:
-        """Of more conversations than may be, those used longest ago go."""
-        shelf = self._shelf
+        """Of more conversations than may be beside the one in the context, those used longest ago go."""
+        shelf, held = self._shelf, self.held
         if shelf is None:
             return
-        while (other := self._asides.too_many()) is not None:
-            self._asides.drop(other)
-            shelf.drop(other)
-        shelf.trim(sum(other not in shelf for other in self._asides))
+        while True:
+            beside = {one.name: one for one in (*shelf.left_out, *shelf, *self._asides)}
+            if held is not None:
+                beside.pop(held.name, None)
+            if len(beside) <= shelf.most:
+                return
+            oldest = min(shelf.left_out or beside.values(), key=attrgetter("used"))
+            self._asides.drop(oldest)
+            shelf.drop(oldest)
 
-    def _clear(self) -> None:
-        """None waits in memory any more. The context is empty afterwards."""
-        for other in sorted(self._asides, key=attrgetter("used")):
-            self._write(other)
-            self._asides.drop(other)
+    def _write(self, one: Conversation) -> bool:
+        """One that waits, to its session, by way of the context, unless that is as it is. False, and it waits
+        still, where that cannot be."""
+        if self._is_saved(one):
+            return True
+        there, kept = self._llm.retention, one.retention
+        try:
+            self._empty(None if kept is None else replace(kept, archive=_place(there)))
+            if not self._asides.load(one):
+                return False
+        except MemoryError as error:
+            _logger.warning("a conversation of %d tokens is not saved now: %s", len(one.tokens), error)
+            return False
+        self.held = one
+        self.save()
+        return self._is_saved(one)
+
+    def _leave_archive(self) -> None:
+        """It moves, and the rows in it go: those that wait go to their sessions, else on without their rows.
+        The context is empty afterwards."""
+        for one in self._waiting():
+            if self._write(one) or (self._shelf is not None and one in self._shelf):
+                self._asides.drop(one)
+            else:
+                one.archived = False
         self._llm.reset()
         self.held = None
-
-    def _write(self, one: Conversation) -> None:
-        """One that waits, to its session, by way of the context, unless that is as it is. One that has lost
-        its archive leaves a session that has it."""
-        if self._is_saved(one):
-            return
-        there, kept = self._llm.retention, one.retention
-        self._empty(None if kept is None else replace(kept, archive=_place(there)))
-        if self._asides.load(one) and not (self._is_less(one) and one in (self._shelf or ())):
-            self.held = one
-            self.save()
 
     def _loaded(self, one: Conversation) -> Conversation | None:
         """In the context, as it was when it left. None where that cannot be."""
         if self._asides.load(one):
-            if self._shelf is None or one not in self._shelf or not self._is_less(one):
-                return one
-            self._asides.drop(one)
+            return one
         return None if self._shelf is None else self._shelf.load(self._llm, one)
-
-    def _is_less(self, one: Conversation) -> bool:
-        """Whether what is in the context has lost its archive, since it was set aside."""
-        return one.archived and self._llm.cache_stats().archive_tokens == 0
 
     def _look(self) -> None:
         """Whether what is kept is still there."""
@@ -238,9 +270,9 @@ class Keeper:
         self._retain(wanted)
 
     def _retain(self, wanted: Retention | None) -> None:
-        """The context is empty, if the archive moves by that: those that wait in memory have rows in it."""
+        """The context is empty, if the archive moves by that."""
         if self._moves(wanted):
-            self._clear()
+            self._leave_archive()
         if wanted != self._llm.retention:
             self._llm.retention = wanted
 

@@ -146,7 +146,7 @@ class ServerSettings(FromEnvironment, stock.ServerSettings):  # type: ignore[mis
         "longest ago goes first. 0: none is kept, and the folder is not used.",
     )
     sessions_size: str = Field(
-        default="16GiB", description="Bytes of all these conversations together (also KiB, MiB, GiB)."
+        default="16GiB", description="Bytes of their sessions together (also KiB, MiB, GiB)."
     )
     aside: str | None = Field(
         default=None,

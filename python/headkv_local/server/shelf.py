@@ -128,8 +128,13 @@ class Shelf:
     def __contains__(self, one: Conversation) -> bool:
         return one.name in self._there
 
+    @property
+    def left_out(self) -> tuple[Conversation, ...]:
+        """Those in the folder that cannot be used now."""
+        return tuple(self._left_out.values())
+
     def _files(self) -> tuple[Conversation, ...]:
-        return (*self._left_out.values(), *self)
+        return (*self.left_out, *self)
 
     @property
     def n_bytes(self) -> int:
@@ -162,10 +167,10 @@ class Shelf:
             )
             self.drop(one)
             return False
-        one.saved = written is one
+        one.saved = written is one or rows_of(llm) > self._most_bytes  # else another time it may be more
         self._stamp(one)
         self._there[one.name] = replace(written, saved=True, n_bytes=n_bytes)
-        self.trim()
+        self._trim()
         return one in self
 
     def _write(self, llm: Llama, one: Conversation) -> Conversation:
@@ -234,15 +239,17 @@ class Shelf:
         with suppress(OSError):
             self._path(one).unlink(missing_ok=True)
 
-    def trim(self, n_beside: int = 0) -> None:
-        """Those used longest ago go, until the rest is within the limits; those that are left out first.
+    def keeps(self, one: Conversation, n_bytes: int, n_light: int) -> bool:
+        """Whether a session of it would stay beside those that were used later: of n_bytes, or of n_light
+        where that alone is too much."""
+        n_bytes = n_light if n_bytes > self._most_bytes else n_bytes
+        later = sum(other.n_bytes for other in self if other.used > one.used and other.name != one.name)
+        return later + n_bytes <= self._most_bytes
 
-        n_beside: conversations that are not here, all used later.
-        """
-        while self._files() and (
-            len(self._files()) + n_beside > self.most or self.n_bytes > self._most_bytes
-        ):
-            oldest = min(self._left_out.values() or self, key=lambda one: one.used)
+    def _trim(self) -> None:
+        """Those used longest ago go, until the rest has room; those that are left out first."""
+        while self.n_bytes > self._most_bytes:
+            oldest = min(self.left_out or self, key=lambda one: one.used)
             _logger.info("the session %s goes: there are newer ones", self._path(oldest))
             self.drop(oldest)
 
