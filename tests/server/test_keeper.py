@@ -387,10 +387,12 @@ def test_lack_of_memory_loses_none_that_waits(
     keeper.save_all()
     with pytest.raises(OutOfMemoryError):
         keeper.prepare([*prompts[0], 1], KEPT)
+    monkeypatch.setattr(keeper._asides, "_most_bytes", keeper.aside_bytes * 2 // 3)
+    read(keeper, llm, random_tokens(100, seed=9))
     monkeypatch.undo()
     assert known(keeper, llm, prompts) == [300] * 3
     keeper.close()
-    assert len(sessions(tmp_path)) == 3
+    assert len(sessions(tmp_path)) == 4
 
 
 def test_the_order_of_use_is_that_of_memory_and_folder(

@@ -125,6 +125,8 @@ class Keeper:
     def close(self) -> None:
         try:
             self.save_all()
+            for one in self._waiting():
+                self._asides.drop(one)
             self.held = None  # it is one of those in the folder now
             self._trim()
         finally:
@@ -194,7 +196,8 @@ class Keeper:
             self.save()
             return
         while (other := self._asides.too_much(comes)) is not None:
-            self._write(other)
+            if not self._write(other) and self.held is not other:
+                break  # there is no memory to load it: it waits on
             self._asides.drop(other)
 
     def _trim(self) -> None:
