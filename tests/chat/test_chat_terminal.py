@@ -365,8 +365,8 @@ def test_interrupts_at_any_time_after_enter(terminal: Terminal, tiny_path: Path)
     screen = terminal.screen()
     assert "Traceback" not in screen
     assert "xception" not in screen
-    terminal.wait_prompt()
-    terminal.line("/exit")
+    terminal.fill_in("/exit")
+    terminal.type("Enter")
     assert terminal.exit_code() == 0
 
 
