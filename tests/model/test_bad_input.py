@@ -525,7 +525,10 @@ def test_a_model_without_a_tokenizer(
     assert len(list(zip(llm.generate(list(range(200)), temp=0.0), range(3), strict=False))) == 3
 
 
-@pytest.mark.parametrize("tokens", ["abc", b"abc", [5.5], ["a"], [[5]], [None], 5])
+NO_TOKENS = ("abc", b"abc", bytearray(b"abc"), memoryview(b"abc"), [5.5], ["a"], [[5]], [None], 5)
+
+
+@pytest.mark.parametrize("tokens", NO_TOKENS)
 def test_what_are_no_tokens(load: Load, tiny_path: Path, tokens: Any) -> None:
     llm = load(tiny_path)
     llm.eval(TOKENS[:3])
@@ -536,6 +539,8 @@ def test_what_are_no_tokens(load: Load, tiny_path: Path, tokens: Any) -> None:
     assert llm.n_tokens == 3
     with pytest.raises(ArgumentError, match="^a question must be a slice of the prompt's tokens, not 5$"):
         llm.prefill(TOKENS, question=5)  # type: ignore[arg-type]
+    array = (llama_cpp.llama_token * 3)(*TOKENS[:3])
+    assert llm.detokenize(array) == llm.detokenize(TOKENS[:3])  # type: ignore[arg-type]
     assert_usable(llm)
 
 

@@ -210,6 +210,14 @@ def test_what_cannot_be_is_refused(
         memory_estimate(tiny_path, **arguments)
 
 
+def test_while_another_class_stands_for_the_stock_one(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while a server loads a model."""
+    monkeypatch.setattr("llama_cpp.Llama", Llama)
+    assert memory_estimate(tiny_path, n_batch=128).n_ctx > 0
+
+
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")

@@ -356,6 +356,57 @@ def test_an_archive_that_moves_while_no_session_can_be_written(
     keeper.close()
 
 
+def test_what_is_whole_waits_beside_an_archive_elsewhere(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    """No session could be written when the archive came; once there is room, all are."""
+    llm = load(tiny_path, retention=KEPT)
+    keeper = Keeper(llm, Shelf(tmp_path, 9, 2**30), 2**30)
+    whole, compacted = random_tokens(300, seed=1), random_tokens(300, seed=2)
+    keeper.prepare(whole, None)
+    llm.prefill(whole)
+    with no_room_on_disk(1000):
+        keeper.prepare(compacted, KEPT)
+        llm.prefill(compacted)
+        keeper.prepare(random_tokens(200, seed=3), KEPT)
+    keeper.save_all()
+    assert len(sessions(tmp_path)) == 2
+    assert known(keeper, llm, [compacted]) == [300]
+    assert known(keeper, llm, [whole], None) == [300]
+    keeper.close()
+
+
+def test_the_end_saves_what_can_be_saved(tiny_path: Path, load: Callable[..., Llama], tmp_path: Path) -> None:
+    """Where the one in the context cannot, nor wait in memory."""
+    llm = load(tiny_path, retention=KEPT)
+    keeper = Keeper(llm, Shelf(tmp_path, 9, 700_000), 700_000)
+    small, large = random_tokens(100, seed=1), random_tokens(900, seed=2)
+    for prompt in (small, large):
+        keeper.prepare(prompt, None)
+        llm.prefill(prompt)
+    keeper.save_all()
+    assert sessions(tmp_path) == set()
+    assert llm.n_tokens == 900
+    keeper.close()
+    (file,) = sessions(tmp_path)
+    assert read_header(file).n_tokens == 100
+
+
+def test_none_waits_in_memory_that_has_no_room(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its heads alone keep something, it is not copied."""
+    kept = Retention(budget=48)
+    llm = load(tiny_path, retention=kept)
+    keeper = Keeper(llm, Shelf(tmp_path, 9, 2**30), 0)
+    monkeypatch.setattr(llm, "save_state", lambda **_: pytest.fail("copied"))
+    for seed in range(2):
+        keeper.prepare(random_tokens(300, seed=seed), kept)
+        llm.prefill(random_tokens(300, seed=seed))
+    assert len(sessions(tmp_path)) == 1
+    keeper.close()
+
+
 def test_another_end_of_what_is_whole_in_another_archive(
     tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import llama_cpp
 import numpy as np
@@ -23,6 +23,8 @@ from .logging import collected_errors
 
 # "failed to allocate CUDA0 buffer of size 123", "unable to allocate CUDA0 buffer",
 # "allocating 1.0 MiB on device 0"
+_STOCK: Final = frozenset(signature(llama_cpp.Llama).parameters)
+"""Names of its arguments. The server has another class in its place while it loads a model."""
 _NO_ROOM = re.compile(r"(?:fail|unable)\w* to alloc\w* (\w+)|allocating [\d.]+ MiB on (device \d+)")
 
 
@@ -92,7 +94,7 @@ def refuse_what_cannot_be(
 def refuse_fields(kwargs: dict[str, Any]) -> None:
     """Raise ArgumentError for what belongs into a Retention: llama_cpp takes any name, and does nothing."""
     for name in (field.name for field in fields(Retention)):
-        if name in kwargs and name not in signature(llama_cpp.Llama).parameters:
+        if name in kwargs and name not in _STOCK:
             raise ArgumentError(f"{name} is an argument of Retention: give retention=Retention({name}=...)")
 
 
@@ -100,7 +102,7 @@ def refuse_unknown(kwargs: dict[str, Any], known: Collection[str]) -> None:
     """Raise ArgumentError for an argument that is none of llama_cpp's, nor one of those that are known."""
     refuse_fields(kwargs)
     for name in kwargs:
-        if name not in known and name not in signature(llama_cpp.Llama).parameters:
+        if name not in known and name not in _STOCK:
             raise ArgumentError(f"{name} is no argument of Llama")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ from ..errors import StateError, TokensError
 
 def listed(tokens: Any) -> list[int]:
     """The tokens as a list. TokensError for what are none."""
-    found = None if isinstance(tokens, str | bytes) or not isinstance(tokens, Iterable) else list(tokens)
+    found = None
+    if not isinstance(tokens, str | bytes | bytearray | memoryview):
+        with suppress(TypeError):  # ctypes' arrays are no Iterable
+            found = list(tokens)
     if found is None or not all(issubclass(kind, int | np.integer) for kind in {*map(type, found)}):
         raise TokensError(f"tokens must be ints, as tokenize() makes them of a text, not {tokens!r:.40}")
     return found

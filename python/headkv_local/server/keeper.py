@@ -124,7 +124,7 @@ class Keeper:
 
     def close(self) -> None:
         try:
-            self.save_all()
+            self.save_all(at_end=True)
             for one in self._waiting():
                 self._asides.drop(one)
             self.held = None  # it is one of those in the folder now
@@ -145,14 +145,17 @@ class Keeper:
             shelf.save(self._llm, one)
             self._trim()
 
-    def save_all(self) -> None:
-        """Those that wait in memory too, the latest first; the context may hold any of them afterwards."""
+    def save_all(self, at_end: bool = False) -> None:
+        """Those that wait in memory too, the latest first; the context may hold any of them afterwards.
+
+        at_end: also where that costs the one in the context, which cannot be kept then.
+        """
         self.save()
         shelf = self._shelf
         if shelf is None or all(map(self._is_saved, self._asides)):
             return
         self._set_aside()
-        if not self._can_leave():
+        if not (at_end or self._can_leave()):
             return
         for one in reversed(self._waiting()):
             if one in self._asides and shelf.keeps(one, *self._asides.sizes(one)):
@@ -220,8 +223,10 @@ class Keeper:
         still, where that cannot be."""
         if self._is_saved(one):
             return True
-        there, kept = self._llm.retention, one.retention
+        there = self._llm.retention
+        kept = one.retention or there
         try:
+            # the archive stays where it is, for the others
             self._empty(None if kept is None else replace(kept, archive=_place(there)))
             if not self._asides.load(one):
                 return False

@@ -167,7 +167,7 @@ class Shelf:
             )
             self.drop(one)
             return False
-        one.saved = written is one or rows_of(llm) > self._most_bytes  # else another time it may be more
+        one.saved = written is one or size_of(llm) > self._most_bytes  # else another time it may be more
         self._stamp(one)
         self._there[one.name] = replace(written, saved=True, n_bytes=n_bytes)
         self._trim()
@@ -194,9 +194,9 @@ class Shelf:
 
     def _require_small(self, llm: Llama) -> None:
         """Raise SessionError for what would be written only to be removed: gigabytes, at each request."""
-        n_bytes = rows_of(llm)
+        n_bytes = size_of(llm)
         if n_bytes > self._most_bytes:
-            raise SessionError(f"its rows of {n_bytes} bytes are more than all sessions may have")
+            raise SessionError(f"its {n_bytes} bytes are more than all sessions may have")
 
     def load(self, llm: Llama, one: Conversation) -> Conversation | None:
         """Into the context, as it was saved. None if it is not here, or its session cannot be used: it is
@@ -259,6 +259,13 @@ def rows_of(llm: Llama) -> int:
     stats = llm.cache_stats()
     n_tokens = stats.archive_tokens if stats.compacted else llm.n_tokens
     return stats.full_bytes * n_tokens // max(1, stats.n_ctx)
+
+
+def size_of(llm: Llama) -> int:
+    """Bytes of what the context holds, with what heads keep."""
+    stats = llm.cache_stats()
+    tail = stats.full_bytes * stats.tail_tokens // max(1, stats.n_ctx)
+    return rows_of(llm) + (stats.kept_bytes + tail if stats.compacted else 0)
 
 
 def _identity(llm: Llama) -> str | None:
