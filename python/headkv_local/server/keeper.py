@@ -223,11 +223,9 @@ class Keeper:
         still, where that cannot be."""
         if self._is_saved(one):
             return True
-        there = self._llm.retention
-        kept = one.retention or there
-        try:
-            # the archive stays where it is, for the others
-            self._empty(None if kept is None else replace(kept, archive=_place(there)))
+        kept = one.retention or self._llm.retention
+        try:  # the archive stays where it is, for the others
+            self._empty(None if kept is None else replace(kept, archive=_place(self._llm.retention)))
             if not self._asides.load(one):
                 return False
         except MemoryError as error:
