@@ -35,6 +35,19 @@ def test_it_is_a_llama(load: Load, tiny_path: Path) -> None:
     assert load(tiny_path).context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
 
 
+def test_a_text_that_grows_is_spelled_as_a_whole(load: Load, tiny_path: Path) -> None:
+    """llama_cpp appends to one list, and asks for all of it at each token; other lists come between."""
+    llm, growing = load(tiny_path), []
+    for i, token in enumerate(random_tokens(400)):
+        growing.append(token)
+        assert llm.detokenize(growing) == llm._model.detokenize(growing)
+        if i % 100 == 99:
+            other = random_tokens(300, seed=i)
+            assert llm.detokenize(other) == llm._model.detokenize(other)
+    with pytest.raises(TypeError, match="tokens must be ints"):
+        llm.detokenize([*growing, "x"])  # type: ignore[list-item]
+
+
 def test_without_a_retention_it_answers_as_the_parent(load: Load, tiny_path: Path) -> None:
     arguments: Any = {"max_tokens": 24, "temperature": 0.8, "seed": 7, "logprobs": 2}
     parent = llama_cpp.Llama(

@@ -1,4 +1,4 @@
-"""One Llama and its folder of sessions: what is in the context, and what stays in the folder."""
+"""One Llama and its conversations: what is in the context, what waits in memory, what stays in the folder."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from llama_cpp.llama import LlamaState
 from ..errors import Cancelled, StateError, StateMismatchError
 from ..stats import PromptRecord
 from . import states
-from .compactor import Held
 from .turns import Turn
 
 
@@ -22,7 +21,6 @@ class _Aside:
     """What a suspended stream needs to go on."""
 
     state: LlamaState
-    archived: Held | None
     prompt: PromptRecord
     sampler: Any
     n_logits: int
@@ -34,12 +32,12 @@ def set_aside(llm: Any, turn: Turn) -> None:
     llm._prompts.announced()
     llm._lifetime.forget_cancel()
     try:
-        state, archived = states.capture(llm, archive=False), llm._compactor.hold()
+        state = states.hold(llm, states.capture(llm, archive=False))
     except (MemoryError, StateMismatchError):
         turn.lost = True
     else:
         record = llm._prompts.record
-        turn.aside = _Aside(state, archived, record, llm._sampler, llm._tokens.n_logits, cancelled)
+        turn.aside = _Aside(state, record, llm._sampler, llm._tokens.n_logits, cancelled)
 
 
 def bring_back(llm: Any, turn: Turn) -> None:
@@ -50,7 +48,6 @@ def bring_back(llm: Any, turn: Turn) -> None:
     if aside is None:
         return
     restore(llm, aside.state, aside.prompt)
-    llm._compactor.restore(aside.archived)
     llm._sampler = aside.sampler
     if aside.cancelled:
         raise Cancelled("cancelled")

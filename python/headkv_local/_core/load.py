@@ -21,10 +21,11 @@ from ..settings import AUTO, INT32_MAX, KV_TYPES, MAX_THREADS
 from .gguf import SIDECAR
 from .logging import collected_errors
 
-# "failed to allocate CUDA0 buffer of size 123", "unable to allocate CUDA0 buffer",
-# "allocating 1.0 MiB on device 0"
 _STOCK: Final = frozenset(signature(llama_cpp.Llama).parameters)
 """Names of its arguments. The server has another class in its place while it loads a model."""
+
+# "failed to allocate CUDA0 buffer of size 123", "unable to allocate CUDA0 buffer",
+# "allocating 1.0 MiB on device 0"
 _NO_ROOM = re.compile(r"(?:fail|unable)\w* to alloc\w* (\w+)|allocating [\d.]+ MiB on (device \d+)")
 
 

@@ -276,9 +276,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         with self._using(beside=True):
             state = states.sign(self, states.capture(self, archive=not (light or hold)))
             vars(state)["headkv_prompt"] = self._prompts.record
-            if hold:
-                states.hold(self, state)
-            return state
+            return states.hold(self, state) if hold else state
 
     def load_state(self, state: LlamaState) -> None:
         """Go on from a saved state.
@@ -292,5 +290,4 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         with self._using():
             states.require_fitting(self, state)
             aside.restore(self, state, vars(state).get("headkv_prompt", PromptRecord()))
-            states.restore_held(self, state)
             self._seed = state.seed

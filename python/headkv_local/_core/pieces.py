@@ -74,11 +74,12 @@ class Vocabulary:
         llama_cpp asks for the whole answer at each token of it: a long one is not spelled again from its
         start.
         """
-        tokens = listed(tokens)
         known, (before, said) = self._known[control], self._said[control]
-        if not before or tokens[: len(before)] != before:
+        if not (before and isinstance(tokens, list) and tokens[: len(before)] == before):
             before, said = [], b""
-        text = said + b"".join(map(known.__getitem__, tokens[len(before) :]))
+        new = listed(tokens[len(before) :] if before else tokens)
+        text = said + b"".join(map(known.__getitem__, new))
+        tokens = before + new  # no list of the caller's, which may grow
         if len(tokens) >= _LONG:
             self._said[control] = tokens, text
         starts = len(tokens) > 0 and tokens[0] == llama_cpp.llama_vocab_bos(self._model.vocab)

@@ -107,7 +107,7 @@ class _Archived:
 
 
 def restore(llm: Any, state: LlamaState) -> None:
-    """Into an empty context, and into its archive if it has one.
+    """Into an empty context, and into its archive if it has one, where rows may have stayed for it.
 
     StateMismatchError if llama.cpp refuses it, OutOfMemoryError if there is no memory for it, ArchiveError if
     its rows cannot be written; the context is empty then.
@@ -144,6 +144,7 @@ def restore(llm: Any, state: LlamaState) -> None:
         n_rows = min(n, len(state.scores))
         llm.scores[:n_rows] = state.scores[:n_rows]
         llm._tokens.unscored(n_rows)
+    llm._compactor.restore(vars(state).get(_HELD))
 
 
 def sign(llm: Any, state: LlamaState) -> LlamaState:
@@ -151,13 +152,10 @@ def sign(llm: Any, state: LlamaState) -> LlamaState:
     return state
 
 
-def hold(llm: Any, state: LlamaState) -> None:
+def hold(llm: Any, state: LlamaState) -> LlamaState:
     """The rows that the archive has for it now stay there as long as the state does."""
     vars(state)[_HELD] = llm._compactor.hold()
-
-
-def restore_held(llm: Any, state: LlamaState) -> None:
-    llm._compactor.restore(vars(state).get(_HELD))
+    return state
 
 
 def require_fitting(llm: Any, state: Any) -> None:

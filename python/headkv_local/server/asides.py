@@ -17,7 +17,7 @@ from .. import Llama
 from ..errors import StateError
 from ..machine import memory_free
 from .conversations import Conversation
-from .shelf import rows_of, size_of
+from .shelf import sizes_of
 
 _logger = logging.getLogger("headkv_local.server")
 
@@ -59,8 +59,9 @@ class Asides:
         """What the context holds; it stays there too. False where there is no room for it, or where its rows
         are in a file: then memory is what lacks."""
         retention = self._llm.retention
+        n_bytes, n_light = sizes_of(self._llm)
         in_file = retention is not None and retention.archive not in (None, "memory")
-        if in_file or self._most == 0 or size_of(self._llm) > self._room:
+        if in_file or self._most == 0 or n_bytes > self._room:
             return False
         try:
             state = self._llm.save_state(hold=True)
@@ -68,8 +69,7 @@ class Asides:
             _logger.info("a conversation of %d tokens does not wait in memory: %s", len(one.tokens), error)
             return False
         state.scores = state.scores[:0].copy()  # as of a session: whoever asks for them has the prompt read
-        archived = rows_of(self._llm) if self._llm.cache_stats().compacted else 0
-        self._there[one.name] = _Aside(one, state, state.llama_state_size + archived)
+        self._there[one.name] = _Aside(one, state, state.llama_state_size + n_bytes - n_light)
         return True
 
     def load(self, one: Conversation) -> bool:

@@ -167,7 +167,7 @@ class Shelf:
             )
             self.drop(one)
             return False
-        one.saved = written is one or size_of(llm) > self._most_bytes  # else another time it may be more
+        one.saved = written is one or sizes_of(llm)[0] > self._most_bytes  # else another time it may be more
         self._stamp(one)
         self._there[one.name] = replace(written, saved=True, n_bytes=n_bytes)
         self._trim()
@@ -194,7 +194,7 @@ class Shelf:
 
     def _require_small(self, llm: Llama) -> None:
         """Raise SessionError for what would be written only to be removed: gigabytes, at each request."""
-        n_bytes = size_of(llm)
+        n_bytes, _ = sizes_of(llm)
         if n_bytes > self._most_bytes:
             raise SessionError(f"its {n_bytes} bytes are more than all sessions may have")
 
@@ -254,18 +254,17 @@ class Shelf:
             self.drop(oldest)
 
 
-def rows_of(llm: Llama) -> int:
-    """Bytes of full rows of what the context holds: in the archive, or in cells before it is compacted."""
+def sizes_of(llm: Llama) -> tuple[int, int]:
+    """Bytes of what the context holds, with the rows in its archive, and without."""
     stats = llm.cache_stats()
-    n_tokens = stats.archive_tokens if stats.compacted else llm.n_tokens
-    return stats.full_bytes * n_tokens // max(1, stats.n_ctx)
 
+    def rows(n_tokens: int) -> int:
+        return stats.full_bytes * n_tokens // max(1, stats.n_ctx)
 
-def size_of(llm: Llama) -> int:
-    """Bytes of what the context holds, with what heads keep."""
-    stats = llm.cache_stats()
-    tail = stats.full_bytes * stats.tail_tokens // max(1, stats.n_ctx)
-    return rows_of(llm) + (stats.kept_bytes + tail if stats.compacted else 0)
+    if not stats.compacted:
+        return rows(llm.n_tokens), rows(llm.n_tokens)
+    kept = stats.kept_bytes + rows(stats.tail_tokens)
+    return kept + rows(stats.archive_tokens), kept
 
 
 def _identity(llm: Llama) -> str | None:
