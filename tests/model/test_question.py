@@ -155,6 +155,21 @@ def test_the_same_prompt_with_another_question(load: Load, tiny_path: Path, arch
         greedy(llm, 3)
 
 
+def test_a_question_about_what_the_cache_already_holds(load: Load, tiny_path: Path) -> None:
+    """The prompt and all that was decoded behind it: nothing of it is new, and yet another part asks."""
+    llm = load(tiny_path, retention=Retention(budget=32, archive="memory"))
+    llm.prefill(TOKENS, question=FIRST)
+    llm.eval(TOKENS[:40])
+    whole = [*TOKENS, *TOKENS[:40]]
+    llm.prefill(whole, question=slice(300, 340))
+    stats = llm.cache_stats()
+    assert (llm.n_tokens, stats.prompt_tokens, stats.tail_tokens) == (340, 340, 0)
+    fresh = load(tiny_path, retention=Retention(budget=32, archive="memory"))
+    fresh.prefill(TOKENS, question=FIRST)
+    fresh.prefill(whole, question=slice(300, 340))
+    assert np.array_equal(llm.retention_mask(), fresh.retention_mask())
+
+
 def test_a_question_that_is_edited_asks_as_a_whole(smollm2: Path, document: str) -> None:
     """Not only what came with the last edit."""
     other = "What is the name of the man in the story? Please look carefully through the whole text."

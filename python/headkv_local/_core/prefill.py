@@ -105,11 +105,13 @@ class PromptReader:
         self._decoder.evaluate(tokens)
 
     def _asks_else(self, tokens: list[int], turn: Turn) -> bool:
-        """Whether tokens are the prompt that was compacted, but others of them ask than those that chose."""
+        """Whether tokens are the prompt that was compacted, but others of them ask than those that chose; or,
+        with an archive, that prompt and all that was decoded behind it, so that nothing new would be read."""
         record, n = self._prompts.record, turn.n_compacted(len(tokens))
         if not (turn.question or turn.messages) or record.question is None:
             return False
-        if record.n_tokens != n or self._compactor.n_compacted == 0:
+        goes_on = n == self._tokens.n_tokens and self._contents.reads_anew(n, n)
+        if self._compactor.n_compacted == 0 or not (n == record.n_tokens or goes_on):
             return False
         prompt = tokens[:n]
         if self._tokens.input_ids[:n].tolist() != prompt:
