@@ -45,20 +45,11 @@ inline std::vector<int32_t> turn_tokens(int p0, int p1, int branch = 0) {
 
 // batches of n_batch tokens from position p0 on, with the logits of the last one
 inline bool turn_decode(llama_context * ctx, int p0, int p1, int branch = 0, int n_batch = n_turn_batch) {
+    const auto token_at = [branch](int pos) { return turn_token_at(pos, branch); };
     for (int p = p0; p < p1; p += n_batch) {
-        const int n       = std::min(n_batch, p1 - p);
-        llama_batch batch = llama_batch_init(n, 0, 1);
-        batch.n_tokens    = n;
-        for (int i = 0; i < n; ++i) {
-            batch.token[i]     = turn_token_at(p + i, branch);
-            batch.pos[i]       = p + i;
-            batch.n_seq_id[i]  = 1;
-            batch.seq_id[i][0] = 0;
-            batch.logits[i]    = p + i == p1 - 1;
-        }
-        const int rc = llama_decode(ctx, batch);
-        llama_batch_free(batch);
-        if (rc != 0) {
+        const int n     = std::min(n_batch, p1 - p);
+        const auto last = p + n == p1 ? tiny_batch::LAST : tiny_batch::NONE;
+        if (tiny_batch(p, n, token_at, last).decode(ctx) != 0) {
             return false;
         }
     }
@@ -197,17 +188,8 @@ inline bool turn_compact(llama_context * ctx, const std::vector<int> & p, int br
     }
     if (n_again > 0) {
         turn_mark end(ctx);
-        llama_batch batch = llama_batch_init(n_again, 0, 1);
-        batch.n_tokens    = n_again;
-        for (int i = 0; i < n_again; ++i) {
-            batch.token[i]     = turn_token_at(5 + i);
-            batch.pos[i]       = n_prompt + i;
-            batch.n_seq_id[i]  = 1;
-            batch.seq_id[i][0] = 0;
-            batch.logits[i]    = false;
-        }
-        const int rc = llama_decode(ctx, batch);
-        llama_batch_free(batch);
+        const auto token_at = [n_prompt](int pos) { return turn_token_at(pos - n_prompt + 5); };
+        const int rc        = tiny_batch(n_prompt, n_again, token_at, tiny_batch::NONE).decode(ctx);
         if (rc != 0 || !end.go_back()) {
             return false;
         }

@@ -45,16 +45,8 @@ static void test_places(llama_model * model, int step) {
     check(llama_state_get_data(ctx, state.data(), state.size()) == state.size(), "a state");
     const auto back = [&]() { return llama_state_set_data(ctx, state.data(), state.size()) == state.size(); };
 
-    llama_batch batch = llama_batch_init(n_more, 0, 1);
-    batch.n_tokens    = n_more;
-    for (int i = 0; i < n_more; ++i) {
-        batch.token[i]     = turn_token_at(n_prompt + i);
-        batch.pos[i]       = n_prompt + i;
-        batch.n_seq_id[i]  = 1;
-        batch.seq_id[i][0] = 0;
-        batch.logits[i]    = i == n_more - 1;
-    }
-    check(back() && llama_decode(ctx, batch) == 0, "a batch");
+    const tiny_batch batch(n_prompt, n_more, [](int pos) { return turn_token_at(pos); });
+    check(back() && batch.decode(ctx) == 0, "a batch");
     const auto right = turn_logits(ctx);
 
     int n_reported = 0;
@@ -63,7 +55,7 @@ static void test_places(llama_model * model, int step) {
         int rc = -1;
         objects.arm(n);
         try {
-            rc = llama_decode(ctx, batch);
+            rc = batch.decode(ctx);
         } catch (const std::bad_alloc &) {
             objects.disarm();
             return n_reported == 0; // upstream's, before and after
@@ -72,13 +64,12 @@ static void test_places(llama_model * model, int step) {
         n_reported++;
         if (rc != 0) {
             check(llama_memory_seq_pos_max(llama_get_memory(ctx), 0) == n_prompt - 1, "no token has a place");
-            check(llama_decode(ctx, batch) == 0, "the batch once more");
+            check(batch.decode(ctx) == 0, "the batch once more");
         }
         check(same_bits(turn_logits(ctx), right), "its logits");
         return true;
     });
     check(n_reported > n_more / step, "a place of each token");
-    llama_batch_free(batch);
 }
 
 //

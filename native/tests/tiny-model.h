@@ -54,20 +54,35 @@ inline llama_token tiny_model_token_at(int pos) {
     return (pos * 7 + pos / 5) % 90;
 }
 
+// tokens of one sequence from position p0 on
+class tiny_batch {
+public:
+    enum outputs { NONE, LAST, ALL };
+
+    template <class F>
+    tiny_batch(int p0, int n, F token_at, outputs which = LAST) : batch(llama_batch_init(n, 0, 1)) {
+        batch.n_tokens = n;
+        for (int i = 0; i < n; ++i) {
+            batch.token[i]     = token_at(p0 + i);
+            batch.pos[i]       = p0 + i;
+            batch.n_seq_id[i]  = 1;
+            batch.seq_id[i][0] = 0;
+            batch.logits[i]    = which == ALL || (which == LAST && i == n - 1);
+        }
+    }
+    ~tiny_batch() { llama_batch_free(batch); }
+    tiny_batch(const tiny_batch &)             = delete;
+    tiny_batch & operator=(const tiny_batch &) = delete;
+
+    int decode(llama_context * ctx) const { return llama_decode(ctx, batch); }
+
+private:
+    llama_batch batch;
+};
+
 // n tokens from position p0 on, with the logits of the last or of all; what llama_decode() returns
 inline int tiny_model_decode(llama_context * ctx, int p0, int n, bool all = false) {
-    llama_batch batch = llama_batch_init(n, 0, 1);
-    batch.n_tokens    = n;
-    for (int i = 0; i < n; ++i) {
-        batch.token[i]     = tiny_model_token_at(p0 + i);
-        batch.pos[i]       = p0 + i;
-        batch.n_seq_id[i]  = 1;
-        batch.seq_id[i][0] = 0;
-        batch.logits[i]    = all || i == n - 1;
-    }
-    const int rc = llama_decode(ctx, batch);
-    llama_batch_free(batch);
-    return rc;
+    return tiny_batch(p0, n, tiny_model_token_at, all ? tiny_batch::ALL : tiny_batch::LAST).decode(ctx);
 }
 
 inline void tiny_model_write(const char * path, const tiny_model_params & p = {}) {
