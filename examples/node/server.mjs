@@ -53,7 +53,9 @@ export class HeadkvServer extends EventEmitter {
       };
       child.once("error", end); // there is no such program
       child.once("close", (code, signal) => {
-        end(new Error(lastLine || `headkv-server has ended: ${signal ?? code}`));
+        const killed = signal && `headkv-server was ended by ${signal}`; // which its last line does not tell
+        const said = [killed, lastLine].filter(Boolean).join("; its last line: ");
+        end(new Error(said || `headkv-server has ended: ${code}`));
         this.emit("exit", code, signal);
       });
     });
@@ -63,10 +65,15 @@ export class HeadkvServer extends EventEmitter {
     const output = createInterface({ input: child.stdout });
     const [line] = await this.#unlessEnded(once(output, "line"));
     this.url = line.split(" ").at(-1);
-    for (;;) {
-      const health = await this.#unlessEnded(this.health().catch(() => null)); // null: it is about to end
-      if (health?.status === "ok") return health;
-      await sleep(100);
+    try {
+      for (;;) {
+        const health = await this.#unlessEnded(this.health().catch((error) => this.#unlessClosed(error)));
+        if (health?.status === "ok") return health;
+        await sleep(100);
+      }
+    } catch (error) {
+      await this.stop();
+      throw error;
     }
   }
 
@@ -120,6 +127,11 @@ export class HeadkvServer extends EventEmitter {
       throw reason;
     });
     return Promise.race([promise, end]);
+  }
+
+  /** Where a connection is closed the server is about to end, and says why. */
+  #unlessClosed(error) {
+    if (this.url && !["ECONNREFUSED", "ECONNRESET", "EPIPE"].includes(error.code)) throw error;
   }
 
   /** node:http and not fetch, which gives up on a request that waits for five minutes. */

@@ -144,6 +144,40 @@ def test_a_server_is_started_again_when_it_has_ended(variables: dict[str, str]) 
     assert printed.split("\n") == ["ok", "exit SIGKILL", "ok", "exit SIGKILL", "ok", "exit 0", ""]
 
 
+def test_a_server_that_is_killed_while_it_starts(variables: dict[str, str], tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho a warning >&2\nkill -KILL $$\n")
+    program.chmod(0o755)
+    script = f"""
+        const killed = new HeadkvServer([], {{ command: "{program}" }});
+        await killed.start().catch((error) => console.log(error.message));"""
+    printed = run(variables, "--input-type=module", "-e", BEGIN + script)
+    assert printed == "headkv-server was ended by SIGKILL; its last line: a warning\n"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_a_server_that_cannot_be_asked(variables: dict[str, str], tmp_path: Path) -> None:
+    """It speaks TLS: start() ends, and so does the server."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-nodes",
+        "-subj",
+        "/CN=localhost",
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+    ]
+    subprocess.run(made, check=True, capture_output=True)
+    given = {"HEADKV_SERVER_SSL_KEYFILE": str(key), "HEADKV_SERVER_SSL_CERTFILE": str(certificate)}
+    script = "await server.start().catch((error) => console.log(error.code));"
+    printed = run(variables | given, "--input-type=module", "-e", BEGIN + script)
+    assert printed == "ERR_INVALID_PROTOCOL\n"
+
+
 @pytest.mark.parametrize("script", ["process.exit(3)", "throw new Error('an error of this test')"])
 def test_no_server_is_left_when_node_ends(variables: dict[str, str], script: str) -> None:
     with node(variables, f"await server.start(); {script};") as process:
