@@ -41,6 +41,11 @@ function(headkv_install_sdk component prefix lib)
     install(FILES ${made}/headkv.pc DESTINATION ${prefix}lib/pkgconfig COMPONENT ${component} ${ARGN})
 endfunction()
 
+# what a build for a package was configured with: a folder of pip's that is gone
+install(CODE [[
+    if(CMAKE_INSTALL_PREFIX MATCHES "/wheel/platlib/?$")
+        message(FATAL_ERROR "headkv: name where to install: cmake --install BUILD --prefix PREFIX")
+    endif()]] COMPONENT sdk)
 headkv_install_sdk(sdk "" lib/headkv)
 foreach(library ${libraries})
     install(TARGETS ${library} LIBRARY DESTINATION lib/headkv COMPONENT sdk RUNTIME DESTINATION lib/headkv COMPONENT sdk)

@@ -130,6 +130,23 @@ def test_with_cmake(prefix: Path, smollm2: Path, wanted: str, tmp_path: Path) ->
     assert wanted.endswith(f"{answer}\n")
 
 
+def test_it_is_found_through_a_linked_folder(prefix: Path, tmp_path: Path) -> None:
+    """As /lib is one of /usr/lib: nothing beside the link is the prefix."""
+    (tmp_path / "usr").symlink_to(prefix)
+    (tmp_path / "lib").symlink_to("usr/lib")
+    run(tool("cmake"), "-S", EXAMPLE, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path}")
+
+
+def test_an_install_without_a_prefix_is_refused(prefix: Path, tmp_path: Path) -> None:
+    """It would go where pip had the package built."""
+    assert BUILD is not None
+    command = [tool("cmake"), "--install", BUILD, "--prefix", tmp_path / "wheel" / "platlib"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "name where to install" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_goes_on_from_a_session_of_python(smollm2: Path, wanted: str, tmp_path: Path) -> None:
     session, document = tmp_path / "python.session", tmp_path / "document.txt"
     document.write_text("of another text", encoding="utf-8")

@@ -64,3 +64,11 @@ def test_all_backends_are_installed(tmp_path: Path) -> None:
             assert {"base", "cpu"} <= set(found), folder
             assert ("rpc" in found) == (rpc == "ON"), folder
         assert ("ggml-rpc.h" in installed) == (rpc == "ON")
+
+
+def test_an_editable_install_is_refused(tmp_path: Path) -> None:
+    """It would take Python's files from the tree, where no library lies beside them."""
+    command = [CMAKE, "-S", str(ROOT), "-B", str(tmp_path), "-DSKBUILD_STATE=editable"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "an editable install does not find what is built" in " ".join(done.stderr.split())
