@@ -82,7 +82,8 @@ struct headkv_reading {
                     // or is held in part only. So of a later turn that is read again it has to be said
 
     // The tokens that ask, as parts in their order. NULL and 0: what asks in the message of the tokens from
-    // message_start on and before message_stop; of 0 and 0, in the last tokens that are not held
+    // message_start (-1: where it begins is not known) on and before message_stop; of 0 and 0, in the last tokens that
+    // are not held
     const struct headkv_part * question;
     size_t n_question;
     int32_t message_start;

@@ -265,6 +265,7 @@ def test_a_reading_that_is_refused_takes_nothing_back(arch: str, tiny: Tiny, loa
     [
         ({"order": 3}, 0, "no order 3"),
         ({"message_start": 5, "message_stop": 301}, 0, "cannot ask"),
+        ({"message_start": -5, "message_stop": 20}, 0, "cannot ask"),
         ({"message_start": 5, "message_stop": 5}, 0, "cannot ask"),
         ({"n_question": 1}, 0, "NULL"),
         ({"n_new": 301}, 0, "301 of 300 tokens cannot be new"),

@@ -342,7 +342,7 @@ void headkv_text_view::take_in_questions_after(int32_t start, int32_t & first, i
 }
 
 std::vector<headkv_part> headkv_text_view::question(int32_t start, int32_t stop, int32_t n_last) const {
-    if (n_last < 1 || stop > n || (start >= 0 ? stop <= start : stop < 1)) {
+    if (n_last < 1 || stop > n || start < -1 || stop <= std::max(start, 0)) {
         throw headkv_error(HEADKV_ERR_ARGUMENT,
                            format("the last %d of the tokens from %d to %d of %d cannot ask", n_last, start, stop, n));
     }
