@@ -80,6 +80,14 @@ def test_a_report_holds_no_keys_and_no_texts(monkeypatch: pytest.MonkeyPatch) ->
         assert word in told.split(", ")
 
 
+def test_a_packed_program_says_that_it_cannot_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no Python to start, and starting itself would tell of another failure."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    verdict = check.check(Build.installed())
+    assert verdict.ok is None
+    assert "packed" in verdict.text
+
+
 def test_without_the_default_model_the_library_is_asked_all_the_same(tmp_path: Path) -> None:
     """As after the portable wheel alone, which has no model."""
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_A_MODEL)

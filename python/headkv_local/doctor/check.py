@@ -35,6 +35,8 @@ class Verdict:
 
 def check(build: Build) -> Verdict:
     """Decode a few tokens of the default model and compare the logits with plain matrix products."""
+    if getattr(sys, "frozen", False):  # by PyInstaller: there is no Python to start
+        return Verdict(None, "nothing was decoded: a packed program cannot start another Python")
     model, absent = None, ""
     try:
         model = default_model_path()
