@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,11 +22,7 @@ from .settings import (
     DEFAULT_FOLD,
     DEFAULT_OBSERVE,
     DEFAULTS,
-    given,
 )
-
-_OTHERS = ("observe", "draft", "fold", "archive", "reselect", "order", "panel")
-"""Settings that no file of head scores recommends."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,7 +101,7 @@ class Retention:
 
     def __post_init__(self) -> None:
         self._set("budget", budget_of(self.budget))
-        self._set("_given", frozenset(given(self)))
+        self._set("_given", frozenset(name for name in DEFAULTS if getattr(self, name) is not None))
         for name in DEFAULTS.keys() - self._given:
             self._set(name, DEFAULTS[name])
         self._set("window", int_of("window", self.window, 1))
@@ -253,3 +249,9 @@ class Retention:
             *(str(getattr(self, name)) for name in (*DEFAULTS, *_OTHERS) if name != "reselect"),
             self.reselects,
         )
+
+
+_OTHERS = tuple(
+    field.name for field in fields(Retention) if field.name not in (*DEFAULTS, "budget", "caps", "scores")
+)
+"""Settings that no file of head scores recommends."""

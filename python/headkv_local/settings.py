@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 DEFAULT_BUDGET: Final = 128
 """Mean entries per KV head."""
@@ -20,6 +22,54 @@ DEFAULT_FOLD: Final = 1024
 DEFAULTS: Final[dict[str, Any]] = {"beta": 1.3, "window": 8, "kernel": 29, "sinks": 4}
 """The settings that a file of head scores can recommend: fields of Retention and of HeadScores, keys in the
 file, options of the commands."""
+
+OFF: Final = "off"
+"""The fold that never comes, the archive that is none."""
+
+
+class Setting(NamedTuple):
+    """of_text: raises ValueError or ArgumentTypeError. meaning: as --help says it, without a full stop."""
+
+    of_text: Callable[[str], Any]
+    meaning: str
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.meaning[0].upper()}{self.meaning[1:]}."
+
+
+def _fold(text: str) -> int | str:
+    try:
+        return OFF if text == OFF else int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"'{text}' is neither a number of tokens nor {OFF}") from None
+
+
+ADVANCED: Final = {
+    "beta": Setting(
+        float, "above 1; how far budgets follow the head scores: the higher, the flatter the budgets"
+    ),
+    "window": Setting(int, "last tokens of a prompt that every KV head keeps"),
+    "kernel": Setting(int, "odd width of the max-pool over the positions of a sentence"),
+    "sinks": Setting(int, "how many of the first tokens are always kept"),
+    "observe": Setting(
+        int,
+        "last tokens of a prompt that choose what is kept, where it is not known which ask "
+        f"(default: {DEFAULT_OBSERVE})",
+    ),
+    "draft": Setting(
+        int,
+        "tokens of the answer that are tried before, since they know best what it looks at; 0: none "
+        f"(default: {DEFAULT_DRAFT})",
+    ),
+    "fold": Setting(
+        _fold,
+        f"tokens after a prompt at which they become a part of it, so that each head chooses again; {OFF}: "
+        f"never (default: {DEFAULT_FOLD})",
+    ),
+}
+"""What a Retention is told beside its budget, its scores and where its archive is: fields of it, options of
+the tools. Those of DEFAULTS come first."""
 
 AUTO: Final = "auto"
 """The n_ctx that stands for the largest one that memory has room for."""
@@ -65,6 +115,7 @@ def parse_budget(budget: int | str) -> int | str | None:
 
 
 def given(options: object) -> dict[str, Any]:
-    """Those of the settings that these options, or these scores, have a value for."""
-    values = {name: getattr(options, name, None) for name in DEFAULTS}
-    return {name: value for name, value in values.items() if value is not None}
+    """Those of ADVANCED that these options, or these scores, have a value for, as Retention takes them."""
+    values = {name: getattr(options, name, None) for name in ADVANCED}
+    found = {name: value for name, value in values.items() if value is not None}
+    return found | {"fold": None} if found.get("fold") == OFF else found

@@ -65,6 +65,7 @@ def test_everything_given() -> None:
         ),
         *("--color", "never", "--history", "h", "--verbose"),
         *("--beta", "1.5", "--window", "16", "--kernel", "13", "--sinks", "0"),
+        *("--observe", "16", "--draft", "0", "--fold", "off"),
         *("--archive", "here"),
     )
     assert given == Options(
@@ -77,6 +78,9 @@ def test_everything_given() -> None:
         window=16,
         kernel=13,
         sinks=0,
+        observe=16,
+        draft=0,
+        fold="off",
         ctx=100,
         threads=3,
         gpu_layers=-1,
@@ -90,7 +94,9 @@ def test_everything_given() -> None:
         verbose=True,
         archive="here",
     )
-    assert given.retention() == Retention(budget="5%", beta=1.5, window=16, kernel=13, sinks=0)
+    assert given.retention() == Retention(
+        budget="5%", beta=1.5, window=16, kernel=13, sinks=0, observe=16, draft=0, fold=None
+    )
 
 
 @pytest.mark.parametrize(

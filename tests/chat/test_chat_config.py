@@ -64,11 +64,22 @@ def test_each_flag_has_a_twin() -> None:
 
 def test_what_is_shown_is_such_a_file(tmp_path: Path) -> None:
     given = options(
-        "m.gguf", "-f", "a b", "-sys", 'Say "é\\n"\n', "--budget", "full", "--temp", "0", "--no-stream"
+        "m.gguf",
+        "-f",
+        "a b",
+        "-sys",
+        'Say "é\\n"\n',
+        "--budget",
+        "full",
+        "--fold",
+        "off",
+        "--temp",
+        "0",
+        "--no-stream",
     )
     file = write(shown(given, build_parser()), str(tmp_path / "other.toml"))
     found = options("--config", file)
-    assert (found.system, found.stream) == (given.system, False)
+    assert (found.system, found.stream, found.fold) == (given.system, False, "off")
     settings = [
         [line.split("  #")[0] for line in shown(each, build_parser()).splitlines()] for each in (given, found)
     ]
@@ -93,6 +104,9 @@ def test_what_is_shown_is_such_a_file(tmp_path: Path) -> None:
         ("", {"HEADKV_CHAT_TOP_K": "x"}, "HEADKV_CHAT_TOP_K: 'x' is not a whole number"),
         ("", {"HEADKV_CHAT_BUDGET": "0"}, "HEADKV_CHAT_BUDGET: budget must be at least the window of 8"),
         ("", {"HEADKV_CHAT_WINDOW": "200"}, "HEADKV_CHAT_WINDOW: budget must be at least the window of 200"),
+        ("", {"HEADKV_CHAT_OBSERVE": "0"}, "HEADKV_CHAT_OBSERVE: observe must be an int of at least 1"),
+        ("fold = 8", {}, "chat.toml: fold must be an int of at least 64"),
+        ("fold = 'never'", {}, "fold: 'never' is neither a number of tokens nor off"),
         ("budget = 5.5", {}, "chat.toml: budget must be an int"),
         ("scores = ''", {}, "chat.toml, scores: it is the path of a file"),
         ("", {"HEADKV_CHAT_CONFIG": "/missing"}, "cannot read the configuration file /missing: No such file"),

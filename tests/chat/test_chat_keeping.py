@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,31 @@ def test_a_session_of_python(chats: Callable[..., Kept], tiny_path: Path, tmp_pa
     with Llama.open_session(path, n_threads=1) as llm:
         llm.create_chat_completion([*llm.session_messages, {"role": "user", "content": "Who?"}], max_tokens=1)
         assert llm.n_tokens > session.used_tokens > llm.cache_stats().prompt_tokens  # it was not read again
+
+
+@pytest.mark.parametrize(
+    "retention",
+    [
+        Retention(budget=32, draft=0, observe=16, fold=None, order="tokens"),
+        Retention(budget=32, beta=2, kernel=9, fold=64, archive="memory", reselect=False, panel=100),
+    ],
+)
+def test_a_session_of_python_keeps_what_it_kept(
+    chats: Callable[..., Kept], tiny_path: Path, tmp_path: Path, retention: Retention
+) -> None:
+    """Also once the chat has saved it."""
+    path = tmp_path / "session"
+    asked = [{"role": "user", "content": "Why? " * 30}]
+    with Llama(tiny_path, n_ctx=1024, n_threads=1, retention=retention) as llm:
+        done: Any = llm.create_chat_completion(asked, max_tokens=8)
+        llm.save_session(path, messages=[*asked, done["choices"][0]["message"]])
+    for _ in range(2):
+        session, keeper = chats("--session", str(path), "--archive", retention.archive or "off")
+        assert session.llm.retention == retention
+        ask(session, "Where?")
+        keeper.leave()
+    again, _ = chats("--session", str(path), "--fold", "128", "--archive", "off")
+    assert again.llm.retention == replace(retention, fold=128, archive=None, reselect=None)
 
 
 DOC = {"type": "text", "text": "The pilot knows the rocks. " * 12, "document": True}

@@ -16,14 +16,16 @@ import openai
 import pytest
 from serving import Running, failing, serving, until
 
-from headkv_local import ArgumentError, Llama
+from headkv_local import ArgumentError, Llama, Retention
 from headkv_local.server.args import build_parser, parse
 from headkv_local.server.bodies import ChatBody
 from headkv_local.server.environment import PREFIX, require_settings
 from headkv_local.server.errors import Refusal
 from headkv_local.server.grammars import require_grammars
 from headkv_local.server.network import network_of
+from headkv_local.server.retaining import retention_of, usual_settings
 from headkv_local.server.settings import ModelSettings, ServerSettings
+from headkv_local.settings import ADVANCED
 
 MESSAGES = [{"role": "user", "content": "Hello."}]
 ASKED: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 2}
@@ -417,6 +419,21 @@ def test_a_variable_that_is_no_setting(monkeypatch: pytest.MonkeyPatch, variable
     assert str(refused.value) == f"the environment has {variable.upper()}, which is no setting{end}"
 
 
+def test_each_setting_of_a_retention_is_one_of_a_model() -> None:
+    given = {"beta": "1.5", "window": "6", "kernel": "9", "sinks": "0", "observe": "16", "draft": "0"}
+    assert given.keys() | {"fold"} == ADVANCED.keys()
+    options = [f"--{name}={value}" for name, value in given.items()]
+    for fold in ("off", "128"):
+        _, (model,) = parse(["x.gguf", *options, "--fold", fold], build_parser())
+        assert retention_of(usual_settings(model, None)) == Retention(
+            **{name: float(value) if name == "beta" else int(value) for name, value in given.items()},
+            fold=None if fold == "off" else 128,
+            archive="memory",
+        )
+    with pytest.raises(ArgumentError, match="^--fold: 'never' is neither a number of tokens nor off"):
+        parse(["x.gguf", "--fold", "never"], build_parser())
+
+
 def test_models_in_a_file_have_their_settings_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -435,11 +452,12 @@ def test_models_in_a_file_have_their_settings_there(
         assert f"the models are in {given[1]}: {name} is given there" in capsys.readouterr().err
 
 
-def test_an_archive_that_is_off_in_a_file(tmp_path: Path) -> None:
+def test_what_is_off_in_a_file(tmp_path: Path) -> None:
     """To YAML the word is a False."""
-    (tmp_path / "models.yaml").write_text("page: off\nmodels:\n  - model: x.gguf\n    archive: off\n")
+    off = "page: off\nmodels:\n  - model: x.gguf\n    archive: off\n    fold: off\n"
+    (tmp_path / "models.yaml").write_text(off)
     server, (model,) = parse(["--config-file", str(tmp_path / "models.yaml")], build_parser())
-    assert (server.page, model.archive) == (False, "off")
+    assert (server.page, model.archive, model.fold) == (False, "off", "off")
     (tmp_path / "models.yaml").write_text("models:\n  - model: x.gguf\n    archive: on\n")
     with pytest.raises(ArgumentError, match="archive"):
         parse(["--config-file", str(tmp_path / "models.yaml")], build_parser())

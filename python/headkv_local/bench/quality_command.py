@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..settings import given
+from ..settings import ADVANCED, DEFAULTS, given
 from .options import LIST, Help, add_common, haystacks, names_of, positive, setup_of, tell
 from .questions import SINGLE_FACT, TASKS
 from .suites import command as suites
@@ -35,9 +35,9 @@ def add_parser(kinds: Any) -> None:
         help="length of an answer (default: 24, with --wordings 32 for each question)",
     )
     recommended = "(default: what the scores recommend, else Retention's)"
-    add("--window", type=int, help=f"last prompt tokens that every KV head keeps {recommended}")
-    add("--kernel", type=int, help=f"width of the max-pool {recommended}")
-    add("--sinks", type=int, help=f"first positions always kept {recommended}")
+    for name in DEFAULTS:
+        setting = ADVANCED[name]
+        add(f"--{name}", type=setting.of_text, help=f"{setting.meaning} {recommended}")
     add("--plain", action="store_true", help="ask without a chat template, for base models")
     names = "NAME[,...]"
     add("--tasks", type=_tasks, metavar=names, help="what is asked (default: all, with --wordings needle)")
@@ -84,7 +84,6 @@ def add_parser(kinds: Any) -> None:
         help=f"prompts per task and length (default: {_SAMPLES}; of a suite all there are, of ruler 20)",
     )
     add("--scores", metavar="FILE[,...]", help="head scores to compare (default: those found for the model)")
-    add("--beta", type=float, help="of the budgets by scores (default: what the scores recommend)")
     add("--png", metavar="OUT", help="write a plot there (needs matplotlib)")
     suites.add_options(add)
     parser.set_defaults(run=_quality, default_of=parser.get_default)

@@ -13,9 +13,10 @@ from types import FrameType
 from typing import Final
 
 from headkv_local.chat.model import ChatLlama
-from headkv_local.chat.options import AUTO, MEMORY, OFF, Options
+from headkv_local.chat.options import AUTO, MEMORY, Options
 from headkv_local.defaults import archive_fits, cache_folder
 from headkv_local.errors import ArchiveError, LoadMemoryError
+from headkv_local.settings import OFF
 
 Put = Callable[[str | None], ChatLlama]
 """Makes a model with its archive there, as Retention takes it."""

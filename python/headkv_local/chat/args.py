@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..settings import DEFAULT_BUDGET, INT32_MAX, MAX_CTX_BYTES, MAX_THREADS, parse_budget
+from ..settings import ADVANCED, DEFAULT_BUDGET, INT32_MAX, MAX_CTX_BYTES, MAX_THREADS, parse_budget
 from . import values
 from .options import AUTO, MAX_TOKENS, expand
 from .sampling import Sampling
@@ -223,7 +223,8 @@ def _add_form(parser: argparse.ArgumentParser) -> None:
 
 def _add_retention(parser: argparse.ArgumentParser) -> None:
     advanced = parser.add_argument_group(
-        "retention, advanced", "What is not given here is as the head scores' file recommends."
+        "retention, advanced",
+        "What is not given here, and has no default, is as the head scores' file recommends.",
     )
     advanced.add_argument(
         "--scores",
@@ -231,27 +232,9 @@ def _add_retention(parser: argparse.ArgumentParser) -> None:
         type=values.path,
         help="GGUF file with head scores, or 'uniform' (default: those that come with the model)",
     )
-    advanced.add_argument(
-        "--beta",
-        metavar="X",
-        type=float,
-        help="above 1; how far budgets follow the head scores: the higher, the flatter the budgets",
-    )
-    advanced.add_argument(
-        "--window", metavar="N", type=int, help="last prompt tokens that every KV head keeps"
-    )
-    advanced.add_argument(
-        "--kernel",
-        metavar="N",
-        type=int,
-        help="odd width of the max-pool over the positions of a sentence",
-    )
-    advanced.add_argument(
-        "--sinks",
-        metavar="N",
-        type=int,
-        help="how many of the first tokens are always kept",
-    )
+    for name, setting in ADVANCED.items():
+        metavar = "X" if setting.of_text is float else "N"
+        advanced.add_argument(f"--{name}", metavar=metavar, type=setting.of_text, help=setting.meaning)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..settings import DEFAULT_BUDGET, DEFAULTS, FULL, given
+from ..settings import (
+    ADVANCED,
+    DEFAULT_BUDGET,
+    DEFAULT_DRAFT,
+    DEFAULT_FOLD,
+    DEFAULT_OBSERVE,
+    FULL,
+    given,
+)
 
 if TYPE_CHECKING:
     from headkv_local import Retention
@@ -15,9 +23,9 @@ if TYPE_CHECKING:
 MAX_TOKENS = 1024
 
 FLAG = "the command line"  # a source
-RETENTION = ("budget", *DEFAULTS)  # what can be changed of it while a chat runs
+RETENTION = ("budget", *ADVANCED)  # what can be changed of it while a chat runs
 FORMS = frozenset(("json_schema", "grammar"))  # of an answer; one at a time
-AUTO, MEMORY, OFF = "auto", "memory", "off"  # of --archive; else it is the path of a file
+AUTO, MEMORY = "auto", "memory"  # of --archive, which may be OFF too; else it is the path of a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +35,7 @@ class Options:
     budget: None for the full cache. ctx: None to choose one from the model, 0 for what it was trained for,
     AUTO for as much of that as memory has room for.
     max_tokens: -1 for no limit but the context. temp to repeat_penalty: None for what the model recommends.
+    fold: OFF for never.
     json_schema, grammar: the text, or the path of a file.
     sources: where each field that was asked for was: FLAG, the name of an environment variable, the path of
     the configuration file, the session. config: that file, None where there is none.
@@ -42,6 +51,12 @@ class Options:
     window: int | None = None
     kernel: int | None = None
     sinks: int | None = None
+    observe: int = DEFAULT_OBSERVE
+    draft: int = DEFAULT_DRAFT
+    fold: int | str = DEFAULT_FOLD
+    reselect: bool | None = None  # this, order and panel: as a session of Python has them
+    order: Literal["tokens", "layers"] | None = None
+    panel: int | None = None
     archive: str = AUTO
     ctx: int | str | None = None
     threads: int | None = None
@@ -98,7 +113,15 @@ class Options:
 
         if self.budget is None:
             return None
-        return Retention(budget=self.budget, scores=self.scores, archive=archive, **given(self))
+        return Retention(
+            budget=self.budget,
+            scores=self.scores,
+            archive=archive,
+            reselect=None if archive is None else self.reselect,
+            order=self.order,
+            panel=self.panel,
+            **given(self),
+        )
 
 
 def budget_text(budget: int | str | None) -> str:

@@ -17,14 +17,15 @@ from typing import Any, Final
 from headkv_local import Retention, SessionError
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.documents import Document, decompose, require_text
-from headkv_local.chat.options import AUTO, MEMORY, OFF, RETENTION, Options, budget_text
+from headkv_local.chat.options import AUTO, MEMORY, RETENTION, Options, budget_text
 from headkv_local.chat.turn import Turn
 from headkv_local.messages import require_messages
 from headkv_local.sessions import Header, read_header
-from headkv_local.settings import DEFAULTS
+from headkv_local.settings import ADVANCED, DEFAULTS, OFF
 
 _SAMPLING: Final = ("temp", "top_k", "top_p", "min_p", "repeat_penalty")
 _SETTINGS: Final = (*RETENTION, "archive", "max_tokens", *_SAMPLING)
+_OF_PYTHON: Final = ("reselect", "order", "panel")  # which no option says
 _NO_PATHS: Final = frozenset((AUTO, MEMORY, OFF))
 
 
@@ -126,10 +127,14 @@ def _retained(retention: Retention | None) -> dict[str, Any]:
         return {"budget": None}
     if retention.caps is not None:
         raise ValueError("it keeps given numbers of entries (caps), and a chat has a budget")
-    given = {name: getattr(retention, name) for name in DEFAULTS if name in retention._given}
-    return {"budget": retention.budget, **given} | (
-        {} if retention.scores is None else {"scores": retention.scores}
-    )
+    left_open = DEFAULTS.keys() - retention._given
+    names = ("budget", *(name for name in ADVANCED if name not in left_open), *_OF_PYTHON)
+    found = {name: getattr(retention, name) for name in names}
+    if retention.fold is None:
+        found["fold"] = OFF
+    if retention.scores is not None:
+        found["scores"] = retention.scores
+    return found
 
 
 def _parsed(settings: Mapping[str, Any]) -> dict[str, Any]:

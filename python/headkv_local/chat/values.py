@@ -6,8 +6,8 @@ import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
-from ..settings import INT32_MAX, UINT32_MAX
-from .options import AUTO, MEMORY, OFF, expand
+from ..settings import INT32_MAX, OFF, UINT32_MAX
+from .options import AUTO, MEMORY, expand
 
 
 def text(text: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headkv_local.chat.options import MEMORY, OFF, Options
+from headkv_local.chat.options import MEMORY, Options
 from headkv_local.chat.render import counted
 from headkv_local.errors import EncoderError, HeadKVError, OutOfMemoryError, TemplateError, UnsupportedError
+from headkv_local.settings import OFF
 
 if TYPE_CHECKING:
     from headkv_local.chat.session import Session

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from headkv_local import ArgumentError, Retention
-from headkv_local.settings import DEFAULTS, KV_TYPES
+from headkv_local.settings import ADVANCED, KV_TYPES, OFF
 
 from ..bench.suites.names import ANEW, BEFORE, CHOSEN, WITH
 
-_RETENTION = (*DEFAULTS, "observe", "draft", "fold")
 _IGNORED = ("batch_size", "max_batch_size", "device")  # lm_eval gives them to every model
 NO_MATTER = (*_IGNORED, "threads", "gpu_layers")
 """Arguments that leave answers as they are, but for the order of sums."""
@@ -34,10 +33,10 @@ def parse(given: dict[str, Any]) -> Settings:
     """The settings of a model.
 
     model: a GGUF file. budget, scores, beta, window, kernel, sinks, observe, draft, fold: as in Retention;
-    without a budget everything is kept. split: a text that ends the document of a prompt where it stands
-    last, so that what follows it asks, itself included. chosen: "with" the question in the prompt; "before"
-    it is known; "anew" from an archive when it comes. The last two need a split. truncate: "middle" cuts
-    what is too long.
+    fold=off is None; without a budget everything is kept. split: a text that ends the document of a prompt
+    where it stands last, so that what follows it asks, itself included. chosen: "with" the question in the
+    prompt; "before" it is known; "anew" from an archive when it comes. The last two need a split. truncate:
+    "middle" cuts what is too long.
     n_ctx, threads, gpu_layers, type_k, type_v: of the context. max_gen_toks: where a task says none.
 
     Raises ArgumentError.
@@ -49,7 +48,9 @@ def parse(given: dict[str, Any]) -> Settings:
     def take(name: str, default: Any = None) -> Any:
         return left.pop(name, default)
 
-    of_retention = {name: take(name) for name in _RETENTION if name in left}
+    of_retention = {name: take(name) for name in ADVANCED if name in left}
+    if of_retention.get("fold") == OFF:
+        of_retention["fold"] = None
     budget, scores, chosen, split = take("budget"), take("scores"), take("chosen", WITH), take("split")
     if budget is None and (of_retention or scores is not None or chosen != WITH):
         raise ArgumentError("without a budget everything is kept: give budget=5%, or leave out the others")
@@ -75,7 +76,7 @@ def parse(given: dict[str, Any]) -> Settings:
 
 
 _KNOWN = (
-    f"model, budget, scores, {', '.join(_RETENTION)}, chosen, split, truncate, n_ctx, threads, gpu_layers, "
+    f"model, budget, scores, {', '.join(ADVANCED)}, chosen, split, truncate, n_ctx, threads, gpu_layers, "
     "type_k, type_v, max_gen_toks"
 )
 

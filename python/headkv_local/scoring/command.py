@@ -9,7 +9,7 @@ from typing import Any
 
 from ..bench.options import Help, add_gpu_layers, positive, positives, threads
 from ..errors import ArgumentError
-from ..settings import given
+from ..settings import ADVANCED, DEFAULTS, given
 from .dataset import KINDS
 
 _LIST = "N[,N...]"
@@ -57,10 +57,14 @@ def add_parser(commands: Any) -> None:
     add("--examples", metavar="FILE", help="JSON Lines with examples of yours (default: the project's)")
     add("--threads", type=threads, metavar="N", help="CPU threads (default: one per physical core)")
     add_gpu_layers(score)
-    add("--beta", type=float, metavar="X", help=_BETA)
-    add("--window", type=int, metavar="N", help=_RECOMMENDED)
-    add("--kernel", type=int, metavar="N", help=_RECOMMENDED)
-    add("--sinks", type=int, metavar="N", help=_RECOMMENDED)
+    for name in DEFAULTS:
+        of_text, meaning = ADVANCED[name]
+        add(
+            f"--{name}",
+            type=of_text,
+            metavar="X" if name == "beta" else "N",
+            help=f"{meaning}; {_BETA if name == 'beta' else _RECOMMENDED}",
+        )
     add("--force", action="store_true", help="replace OUT, and the progress of another run")
     score.set_defaults(run=_score)
 

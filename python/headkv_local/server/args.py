@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from .. import __version__, default_model_path
+from ..settings import ADVANCED
 from .environment import FLAGS, PREFIX, holds, items, require_settings, variable_of
-from .retaining import ADVANCED
 from .settings import ConfigFileSettings, ModelSettings, ServerSettings, explained, read_config
 
 _DESCRIPTION = """\

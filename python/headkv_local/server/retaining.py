@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictFloat, StrictInt, StrictStr
 
 from .. import Retention
 from ..errors import ArgumentError
-from ..settings import parse_budget
+from ..settings import given, parse_budget
 
 Budget = StrictInt | StrictStr
 Scores = Literal["model", "uniform"] | list[list[StrictFloat | StrictInt]]
@@ -25,27 +25,12 @@ OfScores = Annotated[
 ]
 OfArchive = Annotated[Where | None, Field(description='Where all rows stay: "memory", "file" or "off".')]
 
-ADVANCED: Final = {
-    "beta": "Above 1; the higher, the flatter the budgets of the heads.",
-    "window": "Last tokens of a prompt that every KV head keeps.",
-    "kernel": "Odd width of the max-pool over the positions of a sentence.",
-    "sinks": "How many of the first tokens are always kept.",
-    "observe": "Last tokens that choose what is kept, where the question is not known.",
-    "draft": "Tokens of the answer that are tried before, since they know best what it looks at.",
-    "fold": "Tokens of an answer after which each head chooses again.",
-}
 
-
-def advanced(settings: Any) -> dict[str, Any]:
-    """Those of ADVANCED that these settings of a model have."""
-    return {name: getattr(settings, name) for name in ADVANCED if getattr(settings, name) is not None}
-
-
-def check_budget(budget: int | str, **given: Any) -> None:
+def check_budget(budget: int | str, **advanced: Any) -> None:
     """ArgumentError for what can never be a budget, with these settings of ADVANCED."""
     parsed = parse_budget(budget)
     if parsed is not None:
-        Retention(budget=parsed, **({"window": 1} | given))
+        Retention(budget=parsed, **({"window": 1} | advanced))
 
 
 Settings = dict[str, Any]
@@ -62,7 +47,7 @@ def usual_settings(settings: Any, archive_file: str | None) -> Settings | None:
         return None
     where = "memory" if settings.archive == "auto" else settings.archive
     usual = {"budget": budget, "scores": settings.scores, "archive": _place(where, archive_file)}
-    return usual | advanced(settings)
+    return usual | given(settings)
 
 
 def retention_of(settings: Settings | None) -> Retention | None:

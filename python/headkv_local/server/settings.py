@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,9 +13,9 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from ..errors import ArgumentError
-from ..settings import AUTO, DEFAULT_BUDGET, INT32_MAX, MAX_CTX_BYTES, parse_budget
+from ..settings import ADVANCED, AUTO, DEFAULT_BUDGET, INT32_MAX, MAX_CTX_BYTES, OFF, given, parse_budget
 from .environment import PREFIX, FromEnvironment
-from .retaining import ADVANCED, Budget, advanced, check_budget
+from .retaining import Budget, check_budget
 
 _CONFIG = SettingsConfigDict(env_prefix=PREFIX, protected_namespaces=(), extra="forbid")
 
@@ -36,8 +37,20 @@ def _threads(value: Any) -> Any:
 _Threads = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_threads)]
 
 
-def _archive(value: Any) -> Any:
-    return "off" if value is False else value  # what YAML reads for: off
+def _off(value: Any) -> Any:
+    return OFF if value is False else value  # what YAML reads for: off
+
+
+def _tokens_or_off(value: Any) -> Any:
+    if value is None or (value := _off(value)) == OFF:
+        return value
+    try:
+        return ADVANCED["fold"].of_text(str(value))
+    except ArgumentTypeError as error:
+        raise ValueError(str(error)) from None
+
+
+_Fold = Annotated[int | str | None, BeforeValidator(_tokens_or_off)]
 
 
 class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
@@ -83,22 +96,22 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
         default=None,
         description='GGUF file with head scores, or "uniform". Left out: those that come with the model.',
     )
-    archive: Annotated[str, BeforeValidator(_archive)] = Field(
+    archive: Annotated[str, BeforeValidator(_off)] = Field(
         default="auto",
         description='Where all rows of the conversation in the context stay: "memory", "file" (in the '
         'folder of the sessions), "off", or "auto": memory where there is room, else a file.',
     )
-    beta: float | None = Field(default=None, description=ADVANCED["beta"])
-    window: int | None = Field(default=None, description=ADVANCED["window"])
-    kernel: int | None = Field(default=None, description=ADVANCED["kernel"])
-    sinks: int | None = Field(default=None, description=ADVANCED["sinks"])
-    observe: int | None = Field(default=None, description=ADVANCED["observe"])
-    draft: int | None = Field(default=None, description=ADVANCED["draft"])
-    fold: int | None = Field(default=None, description=ADVANCED["fold"])
+    beta: float | None = Field(default=None, description=ADVANCED["beta"].sentence)
+    window: int | None = Field(default=None, description=ADVANCED["window"].sentence)
+    kernel: int | None = Field(default=None, description=ADVANCED["kernel"].sentence)
+    sinks: int | None = Field(default=None, description=ADVANCED["sinks"].sentence)
+    observe: int | None = Field(default=None, description=ADVANCED["observe"].sentence)
+    draft: int | None = Field(default=None, description=ADVANCED["draft"].sentence)
+    fold: _Fold = Field(default=None, description=ADVANCED["fold"].sentence)
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
-        check_budget(self.budget, **advanced(self))
+        check_budget(self.budget, **given(self))
         if self.archive not in ("auto", "memory", "file", "off"):
             raise ValueError(f'archive must be "auto", "memory", "file" or "off", not {self.archive!r}')
         if self.embedding and self.n_ubatch < self.n_batch:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from headkv_local import ArgumentError, HeadScores, Llama, ModelError, Retention
 from headkv_local.budgets import ModelShape
-from headkv_local.settings import DEFAULTS
+from headkv_local.settings import ADVANCED
 
 from ..cases import by_beginning
 from ..chosen import read
@@ -156,7 +156,7 @@ def _recipe(way: Way, shape: ModelShape) -> str:
         scores = retention.scores
         if isinstance(scores, HeadScores):
             retention, scores = retention.with_scores(scores), digest_of(scores)
-        names = ("budget", *DEFAULTS, "observe", "draft", "fold")
+        names = ("budget", *ADVANCED)
         parts += [*(str(getattr(retention, name)) for name in names), str(scores)]
     if way.chosen == BEFORE:
         parts.append("as many of the document as of the prompt")
