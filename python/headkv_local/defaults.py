@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from .errors import UnsupportedError
+from .errors import ArchiveError, LoadMemoryError, UnsupportedError
 from .machine import memory_free, memory_total
 from .models import token_bytes, trained_context
 from .settings import MAX_CTX_BYTES
 
 if TYPE_CHECKING:
     from .llama import Llama
+    from .retention import Retention
+
+AnyLlama = TypeVar("AnyLlama", bound="Llama")
 
 FALLBACK_CTX: Final = 4096
 """Tokens of a context for a file that does not say what its model was trained for."""
@@ -51,6 +56,54 @@ def archive_fits(llm: Llama) -> bool:
         return True
     free = memory_free()
     return free is not None and _SHARE * llm.n_ctx() * shape.n_heads * shape.row_bytes <= free
+
+
+def load_with_room(
+    load: Callable[[str | None], AnyLlama],
+    move: Callable[[AnyLlama, str | None], None],
+    file: Callable[[], AbstractContextManager[str]],
+) -> tuple[AnyLlama, str | None, str]:
+    """A model whose archive is in memory where there is room, else in a file, else nowhere.
+
+    load: loads it with its archive there, as Retention takes it. move: has a loaded one keep its archive
+    there. file: has the path of a file while that is made; raises OSError or RuntimeError where none can be.
+    Returns it, where its archive is, and why it has none, "" where it has one. Raises what load raises.
+    """
+    try:
+        llm = load("memory")
+    except LoadMemoryError as error:
+        if error.setting != "n_ctx":
+            raise
+        return _in_file(load, file)
+
+    def put(where: str | None) -> AnyLlama:
+        move(llm, where)
+        return llm
+
+    try:
+        return (llm, "memory", "") if archive_fits(llm) else _in_file(put, file)
+    except BaseException:
+        llm.close()
+        raise
+
+
+def _in_file(
+    put: Callable[[str | None], AnyLlama], file: Callable[[], AbstractContextManager[str]]
+) -> tuple[AnyLlama, str | None, str]:
+    try:
+        with file() as path:
+            return put(path), path, ""
+    except (OSError, RuntimeError) as error:  # an ArchiveError; no folder; no home for one
+        return put(None), None, str(error)
+
+
+def may_be_of_archive(error: BaseException, retention: Retention | None) -> bool:
+    """Whether what failed may be the archive of this retention: its file, or the memory that it takes."""
+    if retention is None or retention.archive is None:
+        return False
+    return isinstance(error, ArchiveError) or (
+        isinstance(error, MemoryError) and retention.archive == "memory"
+    )
 
 
 def cache_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -20,9 +21,11 @@ from helpers import needed
 
 
 @contextmanager
-def models(path: Path, folder: Path, **given: Any) -> Iterator[Models]:
+def models(path: Path, folder: Path, most: int = 32, **given: Any) -> Iterator[Models]:
     settings: dict[str, Any] = {"model": str(path), "n_ctx": 0, "budget": 16, "n_threads": 1}
-    made = Models([ModelSettings(**settings | given)], ServerSettings(sessions=str(folder)))
+    made = Models(
+        [ModelSettings(**settings | given)], ServerSettings(sessions=str(folder), max_conversations=most)
+    )
     try:
         yield made
     finally:
@@ -58,6 +61,35 @@ def test_in_memory_while_there_is_room(
             llm = made()
             assert llm.retention is not None
             assert llm.retention.archive == ("memory" if in_memory else made.archive_file)
+
+
+@pytest.mark.parametrize("lacks", ["file", "folder"])
+def test_no_room_and_no_file(
+    tiny_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    lacks: str,
+) -> None:
+    """Nobody has asked for a file, so the model is served without an archive, and a warning says why."""
+    monkeypatch.setattr(defaults, "memory_free", lambda: 1000)
+    most = 0 if lacks == "folder" else 2
+    with models(tiny_path, tmp_path, most, archive="auto") as made:
+        if lacks == "file":
+            mine = tmp_path / tiny_path.name.removesuffix(".gguf") / f"archive-{os.getpid()}"
+            mine.mkdir(parents=True)
+        llm = made()
+        assert llm.retention is not None
+        assert made.usual is not None
+        assert (llm.retention.archive, made.usual["archive"]) == (None, None)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "has no archive: " in said
+    if lacks == "file":
+        with (
+            models(tiny_path, tmp_path, archive="file") as made,
+            pytest.raises(Refusal, match="cannot be made"),
+        ):
+            made()
 
 
 def test_what_a_template_is_told_hides_nothing_of_it(tiny: Callable[..., Path], tmp_path: Path) -> None:

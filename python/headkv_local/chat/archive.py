@@ -14,8 +14,8 @@ from typing import Final
 
 from headkv_local.chat.model import ChatLlama
 from headkv_local.chat.options import AUTO, MEMORY, Options
-from headkv_local.defaults import archive_fits, cache_folder
-from headkv_local.errors import ArchiveError, LoadMemoryError
+from headkv_local.defaults import cache_folder, load_with_room
+from headkv_local.errors import ArchiveError
 from headkv_local.settings import OFF
 
 Put = Callable[[str | None], ChatLlama]
@@ -89,35 +89,21 @@ def move_archive(llm: ChatLlama, options: Options) -> Archive:
 
 
 def _with_room(load: Put, options: Options) -> tuple[ChatLlama, Archive]:
-    """In memory, else in a file of ours."""
-    try:
-        llm = load(MEMORY)
-    except LoadMemoryError as error:
-        if error.setting != "n_ctx" or options.budget is None:
-            raise
-        return _in_own_file(load)
-
-    def put(where: str | None) -> ChatLlama:
+    def move(llm: ChatLlama, where: str | None) -> None:
         llm.retention = options.retention(where)
-        return llm
 
-    try:
-        return (llm, Archive(MEMORY)) if archive_fits(llm) else _in_own_file(put)
-    except BaseException:
-        llm.close()
-        raise
+    llm, where, reason = load_with_room(load, move, _own_file)
+    return llm, Archive(where, own=where not in (None, MEMORY), reason=reason)
 
 
-def _in_own_file(put: Put) -> tuple[ChatLlama, Archive]:
-    """In the cache folder, else nowhere."""
-    try:
-        folder = cache_folder()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        archive = Archive(str(folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"), own=True)
-        with archive.being_made():
-            return put(archive.where), archive
-    except (OSError, RuntimeError) as error:  # an ArchiveError; no folder; no home for one
-        return put(None), Archive(None, reason=str(error))
+@contextmanager
+def _own_file() -> Iterator[str]:
+    """In the cache folder, while it is made."""
+    folder = cache_folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = str(folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}")
+    with Archive(path, own=True).being_made():
+        yield path
 
 
 def _remove_when_killed(path: str) -> None:

@@ -12,13 +12,14 @@ from headkv_local.chat.answering import answer
 from headkv_local.chat.archive import Archive, load_with_archive, move_archive
 from headkv_local.chat.documents import Document, DocumentError, compose
 from headkv_local.chat.model import ChatLlama, load_model
-from headkv_local.chat.options import MEMORY, Options
+from headkv_local.chat.options import Options
 from headkv_local.chat.repetition import LoopDetector
 from headkv_local.chat.saved import SavedChat
 from headkv_local.chat.thinking import opened_by
 from headkv_local.chat.turn import Answer, Event, Notice, Turn
 from headkv_local.chat.wording import no_room_for
 from headkv_local.chat.worker import Job
+from headkv_local.defaults import may_be_of_archive
 from headkv_local.errors import ArchiveError, ContextFullError, StateError
 
 Show = Callable[[Event | None], None]
@@ -283,10 +284,7 @@ class Session:
 
     def _without_archive(self, error: Exception) -> bool:
         """Give up the archive, if it may be what has failed. Whether it was."""
-        retention = self.llm.retention
-        if retention is None or retention.archive is None:
-            return False
-        if not isinstance(error, ArchiveError) and self.archive.where != MEMORY:
+        if not may_be_of_archive(error, self.llm.retention):
             return False
         self.archive.give_up(
             str(error) if isinstance(error, ArchiveError) else "there is not enough memory for it"

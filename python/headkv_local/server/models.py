@@ -16,9 +16,9 @@ from typing import Any, Final
 import llama_cpp
 from llama_cpp.server.model import LlamaProxy
 
-from ..defaults import archive_fits, cache_folder, default_context
+from ..defaults import cache_folder, default_context, load_with_room
 from ..devices import all_layers
-from ..errors import ArgumentError, Cancelled, HeadKVError, LoadMemoryError, ModelError
+from ..errors import ArchiveError, ArgumentError, Cancelled, HeadKVError, ModelError
 from ..forms import chat_handler_of, seed_of
 from .errors import Refusal
 from .retaining import Settings, retention_of, usual_settings
@@ -151,27 +151,31 @@ class Models(LlamaProxy):  # type: ignore[misc]
         return llm
 
     def _load_with_archive(self, settings: ModelSettings) -> Served:
-        """That of "auto" is in memory where there is room, else in a file."""
-        if settings.archive != "auto" or self.usual is None or self.archive_file is None:
-            return self._load(settings, self.usual)
-        in_file = self.usual | {"archive": self.archive_file}
-        try:
-            llm = self._load(settings, self.usual)
-        except LoadMemoryError as error:
-            if error.setting != "n_ctx":
-                raise
-            _logger.info("the archive is in a file: the context is too large for one in memory")
-            self.usual = in_file
-            return self._load(settings, self.usual)
-        try:
-            if not archive_fits(llm):
-                _logger.info("the archive is in a file: in memory it could take over half of what is free")
-                llm.retention = retention_of(in_file)
-                self.usual = in_file
-        except BaseException:
-            llm.close()
-            raise
+        """That of "auto" is where there is room."""
+        usual = self.usual
+        if settings.archive != "auto" or usual is None:
+            return self._load(settings, usual)
+
+        def move(llm: Served, where: str | None) -> None:
+            llm.retention = retention_of(usual | {"archive": where})
+
+        llm, where, reason = load_with_room(
+            lambda where: self._load(settings, usual | {"archive": where}), move, self._file
+        )
+        if reason:
+            _logger.warning("%s has no archive: %s", settings.alias, reason)
+        elif where != "memory":
+            _logger.info("the archive is in a file: memory has no room for that of a full context")
+        self.usual = usual | {"archive": where}
         return llm
+
+    @contextmanager
+    def _file(self) -> Iterator[str]:
+        if self.archive_file is None:
+            raise ArchiveError(
+                "memory has no room for it, and without conversations there is no folder for a file"
+            )
+        yield self.archive_file
 
 
 def _folder_of(name: str) -> str:

@@ -14,6 +14,7 @@ import llama_cpp
 import numpy as np
 
 from .. import Llama, Retention, infill
+from ..defaults import may_be_of_archive
 from ..errors import ArchiveError, ArgumentError, ContextFullError
 from .keeper import Keeper
 from .logprobs import Logprobs
@@ -99,7 +100,7 @@ class Served(Llama):
             try:
                 return self._completion(asked, tokens, True, prompt, *args, **kwargs)
             except (ArchiveError, MemoryError) as error:
-                if asked.n_answer > 0 or not _may_be_of_archive(error, asked.retention):
+                if asked.n_answer > 0 or not may_be_of_archive(error, asked.retention):
                     raise
                 if self.keeper is None or not self.keeper.put_away():
                     _logger.warning("a conversation goes on without its archive: %s", error)
@@ -154,13 +155,6 @@ class Served(Llama):
                 yield token
         finally:
             steps.close()
-
-
-def _may_be_of_archive(error: BaseException, retention: Retention | None) -> bool:
-    """Whether what failed is the archive that these prompts have."""
-    if retention is None or retention.archive is None:
-        return False
-    return isinstance(error, ArchiveError) or retention.archive == "memory"
 
 
 def _tells_of_prompt(kwargs: dict[str, Any]) -> bool:

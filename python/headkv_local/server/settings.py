@@ -99,7 +99,8 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
     archive: Annotated[str, BeforeValidator(_off)] = Field(
         default="auto",
         description='Where all rows of the conversation in the context stay: "memory", "file" (in the '
-        'folder of the sessions), "off", or "auto": memory where there is room, else a file.',
+        'folder of the sessions), "off", or "auto": memory where there is room, else a file, '
+        "and none where that cannot be made.",
     )
     beta: float | None = Field(default=None, description=ADVANCED["beta"].sentence)
     window: int | None = Field(default=None, description=ADVANCED["window"].sentence)
