@@ -132,25 +132,6 @@ class HeadScores:
                 return scores, shipped
         return None
 
-    def check_model(
-        self, n_layer: int, n_head: int, n_head_kv: int, model_path: str | os.PathLike[str]
-    ) -> None:
-        """ScoresError with both values if they were measured on a model of another shape, or another file."""
-        assert self.layers is not None
-        found, wanted = (*self.scores.shape, self.n_head_kv), (n_layer, n_head, n_head_kv)
-        some = len(self.layers) <= self.layers[-1] < n_layer  # not the first ones
-        if found[1:] != wanted[1:] or not (some or found == wanted):
-            raise ScoresError(_other_shape(found, wanted))
-        self._check_file(model_path)
-
-    def _check_file(self, model_path: str | os.PathLike[str]) -> None:
-        recorded = self.source.get("model_id")
-        actual = model_id(os.fspath(model_path)) if recorded is not None else None
-        if recorded != actual:
-            raise ScoresError(
-                f"the head scores were measured on another model file: they name {recorded}, this is {actual}"
-            )
-
     def for_model(self, shape: ModelShape, model_path: str | os.PathLike[str]) -> HeadScores:
         """The scores of the layers that a model retains.
 
@@ -159,7 +140,12 @@ class HeadScores:
         """
         assert self.layers is not None
         rows = match_scores(self.layers, self.scores.shape[1], self.n_head_kv, shape)
-        self._check_file(model_path)
+        recorded = self.source.get("model_id")
+        actual = model_id(os.fspath(model_path)) if recorded is not None else None
+        if recorded != actual:
+            raise ScoresError(
+                f"the head scores were measured on another model file: they name {recorded}, this is {actual}"
+            )
         if rows == list(range(len(self.layers))):
             return self
         curves = None if self.curves is None else self.curves.of_rows(rows)
@@ -236,13 +222,6 @@ class HeadScores:
 def _plain(value: Any) -> Any:
     """A number of NumPy's as Python's own: a session can hold it."""
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _other_shape(found: tuple[int, int, int], wanted: tuple[int, int, int]) -> str:
-    return (
-        f"the head scores are for {found[0]} layers of {found[1]} query and {found[2]} KV heads, the model "
-        f"has {wanted[0]} layers of {wanted[1]} and {wanted[2]}"
-    )
 
 
 def _uint32(name: str, value: int) -> int:

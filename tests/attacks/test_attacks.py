@@ -31,6 +31,7 @@ from hostile_gguf import (
 
 from headkv_local import HeadScores, ScoresAbsentError, ScoresError, cli, exits
 from headkv_local._core import native
+from headkv_local.budgets import ModelShape
 
 CASES = cases()
 ROOT = Path(__file__).parents[2]
@@ -230,20 +231,20 @@ def test_a_sidecar_that_is_no_file_is_not_passed_over(kind: str, tmp_path: Path)
         HeadScores.find(path)
 
 
-SHAPE = (LAYERS, HEADS, KV_HEADS)
+SHAPE = ModelShape(LAYERS, HEADS, KV_HEADS, row_bytes=1)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 2), (2, 8, 2), (2, 4, 4), (2, 4, 1), (2**31, 4, 2)])
+@pytest.mark.parametrize("shape", [(1, 4, 2), (3, 4, 2), (2, 8, 2), (2, 4, 4), (2, 4, 1)])
 def test_scores_of_another_shape(shape: tuple[int, int, int], tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(model().content())
     scores = HeadScores.from_gguf(path)
-    scores.check_model(*SHAPE, path)
+    scores.for_model(SHAPE, path)
     said = (
         "the head scores are for 2 layers of 4 query and 2 KV heads, the model has {} layers of {} and {}"
     ).format(*shape)
     with pytest.raises(ScoresError, match=said):
-        scores.check_model(*shape, path)
+        scores.for_model(ModelShape(*shape, row_bytes=1), path)
 
 
 @pytest.mark.parametrize("given", ["fnv1a-0000000000000000", "sha256-1", "\u20ac", 7], ids=repr)
@@ -257,10 +258,10 @@ def test_scores_of_another_model(given: str | int, tmp_path: Path) -> None:
     actual = native.model_id(str(path))
     said = f"another model file: they name {given}, this is {actual}$"
     with pytest.raises(ScoresError, match=said):
-        HeadScores.from_gguf(path).check_model(*SHAPE, path)
+        HeadScores.from_gguf(path).for_model(SHAPE, path)
     file.keys[-1] = (name, scalar(STR, actual))
     path.write_bytes(file.content())
-    HeadScores.from_gguf(path).check_model(*SHAPE, path)
+    HeadScores.from_gguf(path).for_model(SHAPE, path)
 
 
 def test_the_specification_lists_every_error_of_the_header() -> None:

@@ -16,6 +16,7 @@ from headkv_local._core import native
 from headkv_local._core.gguf import Gguf
 from headkv_local._gguf import reading, writing
 from headkv_local.exits import FAILED, MISUSED
+from headkv_local.models import retained_shape
 from headkv_local.scores import sidecar_path
 from helpers import last_logits, random_tokens
 
@@ -115,7 +116,7 @@ def test_scores_that_were_embedded_before_it_was_split_are_found(first: Path) ->
     scores, where = HeadScores.find(first) or (None, None)
     assert scores is not None
     assert (scores.method, where) == ("embedded", first)
-    scores.check_model(2, 4, 2, first)
+    scores.for_model(retained_shape(first), first)
 
 
 def test_scores_of_another_split_model(first: Path, tmp_path: Path, load: Load) -> None:

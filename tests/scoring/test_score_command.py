@@ -17,6 +17,7 @@ from gguf_factory import TinyModel
 from headkv_local import HeadKVError, Llama, Retention, __version__
 from headkv_local._core import native
 from headkv_local.cli import main
+from headkv_local.models import retained_shape
 from headkv_local.scores import HeadScores
 from headkv_local.scoring import dataset, held_out, samples
 from headkv_local.scoring.measure import observe
@@ -284,6 +285,7 @@ def test_scores_fit_the_measured_model_only(
 ) -> None:
     assert score("--teacher-forced") == 0
     written = HeadScores.from_gguf(tmp_path / "out.gguf")
-    written.check_model(2, 4, 2, tiny_path)
+    written.for_model(retained_shape(tiny_path), tiny_path)
+    other = tiny(seed=2)
     with pytest.raises(HeadKVError, match="another model file"):
-        written.check_model(2, 4, 2, tiny(seed=2))
+        written.for_model(retained_shape(other), other)
