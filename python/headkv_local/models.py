@@ -48,18 +48,6 @@ def model_id(path: str | os.PathLike[str]) -> str:
     return gguf.model_id(os.fspath(path))
 
 
-def model_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """(n_layer, n_head, n_head_kv): layers, and query and KV heads in each of them.
-
-    Draft heads that a file has behind its layers do not count.
-
-    Raises ScoresError for what is no readable model, UnsupportedError where layers differ in their heads.
-    """
-    from ._gguf import reading
-
-    return reading.model_shape(path)
-
-
 def n_layers(path: str | os.PathLike[str]) -> int:
     """Layers of a model; draft heads behind them do not count. Raises ScoresError for no readable model."""
     from ._gguf import reading

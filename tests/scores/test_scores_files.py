@@ -14,7 +14,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from headkv_local import ArgumentError, HeadScores, ScoresError, UnsupportedError, cli
+from headkv_local import ArgumentError, HeadScores, ScoresError, cli
 from headkv_local._core import native
 from headkv_local._gguf import reading
 from headkv_local.exits import FAILED, MISUSED
@@ -272,43 +272,25 @@ def test_no_folder_for_the_copy(model: Path, tmp_path: Path, capsys: pytest.Capt
     fails(["embed", str(sidecar), str(model), "-o", str(copy)], said, capsys)
 
 
-def test_the_shape_of_a_model(tiny: Callable[..., Path], smollm2: Path) -> None:
-    assert reading.model_shape(tiny(n_layer=3, n_head=4, n_head_kv=1)) == (3, 4, 1)
-    assert reading.model_shape(smollm2) == (30, 9, 3)
+def test_the_layers_of_a_model(tiny: Callable[..., Path], smollm2: Path) -> None:
+    assert reading.n_layers(tiny(n_layer=3)) == 3
+    assert reading.n_layers(smollm2) == 30
 
 
 @pytest.mark.parametrize(
-    ("keys", "error", "said"),
+    ("keys", "said"),
     [
-        ({}, ScoresError, "does not say how many layers and heads"),
-        ({"block_count": 0, "attention.head_count": 4}, ScoresError, "no usable llama.block_count"),
-        ({"block_count": "2", "attention.head_count": 4}, ScoresError, "no usable llama.block_count"),
-        ({"block_count": 2, "attention.head_count": []}, ScoresError, "no usable llama.attention.head_count"),
-        (
-            {"block_count": 2, "attention.head_count": [4, 2]},
-            UnsupportedError,
-            "of different llama.att",
-        ),
-        (
-            {"block_count": 2, "attention.head_count": 4, "attention.head_count_kv": 3},
-            ScoresError,
-            "has 4 query heads, which its 3 KV heads do not divide",
-        ),
+        ({}, "does not say how many layers it has"),
+        ({"block_count": 0}, "no usable llama.block_count"),
+        ({"block_count": "2"}, "no usable llama.block_count"),
+        ({"block_count": 2, "nextn_predict_layers": 2}, "draft heads alone"),
     ],
 )
-def test_a_model_without_a_usable_shape(
-    keys: dict[str, object], error: type[Exception], said: str, tmp_path: Path
-) -> None:
+def test_a_model_without_usable_layers(keys: dict[str, object], said: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.gguf"
     path.write_bytes(_model_with(keys))
-    with pytest.raises(error, match=said):
-        reading.model_shape(path)
-
-
-def test_all_layers_alike_as_an_array(tmp_path: Path) -> None:
-    path = tmp_path / "array.gguf"
-    path.write_bytes(_model_with({"block_count": 2, "attention.head_count": [4, 4]}))
-    assert reading.model_shape(path) == (2, 4, 4)
+    with pytest.raises(ScoresError, match=said):
+        reading.n_layers(path)
 
 
 def _model_with(keys: dict[str, object]) -> bytes:
@@ -318,8 +300,6 @@ def _model_with(keys: dict[str, object]) -> bytes:
     def value(given: object) -> bytes:
         if isinstance(given, str):
             return struct.pack("<I", 8) + text(given)
-        if isinstance(given, list):
-            return struct.pack(f"<IIQ{len(given)}I", 9, 4, len(given), *given)
         return struct.pack("<II", 4, given)
 
     named = {"general.architecture": "llama"} | {f"llama.{key}": given for key, given in keys.items()}

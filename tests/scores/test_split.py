@@ -54,7 +54,7 @@ def fails(said: str, capsys: pytest.CaptureFixture[str], *arguments: object, cod
 
 def test_it_is_the_model_in_one_file(first: Path, tiny_path: Path, load: Load) -> None:
     assert native.model_id(str(first)) == native.model_id(str(tiny_path))
-    assert reading.model_shape(first) == reading.model_shape(tiny_path)
+    assert reading.n_layers(first) == reading.n_layers(tiny_path)
     logits = []
     for path in (first, tiny_path):
         llm = load(path)
