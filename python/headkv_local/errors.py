@@ -28,10 +28,14 @@ class StateError(HeadKVError, RuntimeError):
 
 
 class OutOfMemoryError(HeadKVError, MemoryError):
-    """Memory could not be had; what the KV cache held before the call is still there."""
+    """Memory could not be had; what the KV cache held before the call is still there.
 
-    setting: str | None = None
-    """The argument of Llama that asks for less memory when it is smaller: "n_ctx", "n_gpu_layers"."""
+    setting: the argument of Llama that asks for less memory when it is smaller: "n_ctx", "n_gpu_layers".
+    """
+
+    def __init__(self, *args: object, setting: str | None = None) -> None:
+        super().__init__(*args)
+        self.setting = setting
 
 
 class ContextFullError(StateError, ValueError):

@@ -158,7 +158,9 @@ def load_error(error: BaseException, lines: list[str]) -> BaseException:
     llama_cpp's sentence stays: its users know errors by that. Any other exception is handed back as it is.
     """
     if isinstance(error, MemoryError) and not isinstance(error, HeadKVError):  # of NumPy
-        return _no_memory(f"no memory for the context: make n_ctx smaller ({error or 'Python had none'})")
+        return LoadMemoryError(
+            f"no memory for the context: make n_ctx smaller ({error or 'Python had none'})", setting="n_ctx"
+        )
     if type(error) is not ValueError:
         return error
     text = str(error)
@@ -166,7 +168,7 @@ def load_error(error: BaseException, lines: list[str]) -> BaseException:
     if text.startswith(("Failed to load model", "Failed to get vocab")):
         where = _full_device(lines)
         if where:
-            return _no_memory(
+            return LoadMemoryError(
                 f"{text}: no memory for the model on {where}: give it fewer layers (n_gpu_layers), or use a "
                 f"smaller quantization ({reason})",
                 setting="n_gpu_layers",
@@ -183,16 +185,15 @@ def load_error(error: BaseException, lines: list[str]) -> BaseException:
         if "alloc" in reason or "memory" in reason:
             where = _full_device(lines)
             place, settings = (f" on {where}", "n_ctx or n_gpu_layers") if where else ("", "n_ctx")
-            return _no_memory(f"{text}: no memory for the context{place}: make {settings} smaller ({reason})")
+            return LoadMemoryError(
+                f"{text}: no memory for the context{place}: make {settings} smaller ({reason})",
+                setting="n_ctx",
+            )
         return ArgumentError(f"{text}: the context cannot be made: {reason}")
     if text.startswith("Failed to create llama_batch"):
-        return _no_memory(f"{text}: no memory for a batch: make n_batch or n_ctx smaller ({reason})")
-    return error
-
-
-def _no_memory(text: str, setting: str = "n_ctx") -> LoadMemoryError:
-    error = LoadMemoryError(text)
-    error.setting = setting
+        return LoadMemoryError(
+            f"{text}: no memory for a batch: make n_batch or n_ctx smaller ({reason})", setting="n_ctx"
+        )
     return error
 
 

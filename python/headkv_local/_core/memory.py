@@ -125,16 +125,11 @@ def refuse_too_large(path: str, retention: Retention | None, kwargs: dict[str, A
             advice = "make n_ctx smaller"
             if retention is not None and not (by_layers and retention.archive not in (None, "memory")):
                 advice += ', or keep an archive in a file (Retention(archive="PATH"))'
-            raise _too_large(
-                f"{n_ctx} tokens take {_gib(needed)} of KV cache and what goes with it on {device.name}, and "
-                f"this process may use {_gib(there)}: {advice}"
+            raise LoadMemoryError(
+                f"Failed to create llama_context: {n_ctx} tokens take {_gib(needed)} of KV cache and what "
+                f"goes with it on {device.name}, and this process may use {_gib(there)}: {advice}",
+                setting="n_ctx",
             )
-
-
-def _too_large(reason: str) -> LoadMemoryError:
-    error = LoadMemoryError(f"Failed to create llama_context: {reason}")
-    error.setting = "n_ctx"
-    return error
 
 
 def _gib(n: float) -> str:

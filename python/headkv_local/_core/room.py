@@ -49,14 +49,13 @@ def largest_context(estimator: Estimator) -> int:
         n_fitting = bisect_left(sizes, True, key=lambda n: not fits(n))
         n_ctx = sizes[n_fitting - 1] if n_fitting > 0 else min(_STEP, n_ctx)
     if full := too_much(n_ctx):
-        error = LoadMemoryError(
+        raise LoadMemoryError(
             f"Failed to create llama_context: already with {n_ctx} tokens the model takes "
             f"{full.peak(estimator.order) / 2**30:.1f} GiB on {full.name}, and "
             f"{room(full.name) / 2**30:.1f} GiB may be used there: give it fewer layers (n_gpu_layers), "
-            "or use a smaller quantization"
+            "or use a smaller quantization",
+            setting="n_gpu_layers" if full.name in free else None,
         )
-        error.setting = "n_gpu_layers" if full.name in free else None
-        raise error
     chosen = estimator.at(n_ctx)
     _logger.info(
         'n_ctx="auto" is %d tokens: at most %s while a prompt of that length is read, and a tenth of what is '

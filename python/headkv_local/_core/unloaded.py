@@ -81,8 +81,7 @@ def require_countable(n_ctx: int) -> None:
         raise ArgumentError(f"a context has at least 1 token, not {n_ctx}")
     free = memory_free()
     if free is not None and n_ctx * _CELL_BYTES > free:
-        error = LoadMemoryError(
-            f"Failed to create llama_context: no memory for a context of {n_ctx} tokens: make n_ctx smaller"
+        raise LoadMemoryError(
+            f"Failed to create llama_context: no memory for a context of {n_ctx} tokens: make n_ctx smaller",
+            setting="n_ctx",
         )
-        error.setting = "n_ctx"
-        raise error
