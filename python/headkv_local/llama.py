@@ -19,9 +19,9 @@ from ._core.load import (
     refuse_what_cannot_be,
     require_adapter,
 )
-from ._core.memory import with_context
 from ._core.overrides import Overrides
 from ._core.question import checked
+from ._core.room import with_context
 from ._core.threads import Threads
 from ._core.tokens import listed
 from ._core.turns import Turn

@@ -71,9 +71,9 @@ def retained_shape(path: str | os.PathLike[str]) -> ModelShape:
 
 def trained_context(path: str | os.PathLike[str]) -> int:
     """Tokens that the model was trained for; 0 where the file does not say, or cannot be read."""
-    from ._core import memory
+    from ._gguf import reading
 
-    return memory.metadata(os.fspath(path)).get("context_length", [0])[0]
+    return reading.metadata(os.fspath(path)).get("context_length", [0])[0]
 
 
 def token_bytes(path: str | os.PathLike[str]) -> int:
@@ -81,6 +81,6 @@ def token_bytes(path: str | os.PathLike[str]) -> int:
 
     More than sliding-window and recurrent layers take. 0 where the file does not say, or cannot be read.
     """
-    from ._core import memory
+    from ._gguf import reading
 
-    return memory.token_bytes(memory.metadata(os.fspath(path)))
+    return reading.token_bytes(reading.metadata(os.fspath(path)))

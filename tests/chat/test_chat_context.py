@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from headkv_local import ArgumentError, memory_estimate, models
-from headkv_local._core.memory import Numbers, token_bytes
+from headkv_local._gguf.reading import VALUE_BYTES, Numbers, token_bytes
 from headkv_local.chat import info
 from headkv_local.chat.documents import Document
 from headkv_local.chat.options import Options
@@ -18,7 +19,7 @@ from headkv_local.chat.session import open_session
 from headkv_local.chat.wording import sentence
 from headkv_local.defaults import FALLBACK_CTX, bounded_context, default_context
 from headkv_local.errors import LoadMemoryError
-from headkv_local.settings import MAX_CTX_BYTES
+from headkv_local.settings import KV_TYPES, MAX_CTX_BYTES
 from helpers import needed
 
 SMOLLM2: dict[str, int] = {
@@ -52,6 +53,11 @@ LLAMA_8B = {
 )
 def test_bounded_context(numbers: dict[str, int], n_ctx: int) -> None:
     assert bounded_context(numbers.get("context_length", 0), token_bytes(lists(numbers))) == n_ctx
+
+
+def test_values_take_what_ggml_says() -> None:
+    sizes = (GGML_QUANT_SIZES[GGMLQuantizationType(kind)] for kind in KV_TYPES.values())
+    assert [VALUE_BYTES[kind] for kind in KV_TYPES.values()] == [n_bytes / n for n, n_bytes in sizes]
 
 
 def lists(numbers: dict[str, int]) -> Numbers:

@@ -274,7 +274,7 @@ def test_a_cache_with_windows_is_counted_as_it_is(
     path = tiny(arch=arch)
     (cpu,) = memory_estimate(path, n_ctx=8192, budget=64).devices
     there = cpu.peak_tokens - cpu.weights - cpu.compute - refused
-    monkeypatch.setattr("headkv_local._core.memory.memory_total", lambda: there)
+    monkeypatch.setattr("headkv_local._core.room.memory_total", lambda: there)
     if refused:
         with pytest.raises(OutOfMemoryError, match="8192 tokens take 0.0 GiB of KV cache"):
             load(path, n_ctx=8192, retention=Retention(budget=64))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from headkv_local import HeadKVError, Llama, OutOfMemoryError, Retention, memory_estimate
-from headkv_local._core import memory, native
+from headkv_local._core import native, room
 from headkv_local._core.load import load_error
 from headkv_local.errors import LoadMemoryError, ModelError
 from helpers import random_tokens
@@ -159,11 +159,11 @@ def test_a_cache_beyond_a_containers_memory(
     tiny_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], gpus: Any, refused: bool
 ) -> None:
     """Which is that of the machine, not of its GPU."""
-    monkeypatch.setattr(memory, "memory_total", lambda: 6 << 20)  # 8,192 tokens take 8 MiB
-    monkeypatch.setattr(memory, "gpus", lambda: gpus)
+    monkeypatch.setattr(room, "memory_total", lambda: 6 << 20)  # 8,192 tokens take 8 MiB
+    monkeypatch.setattr(room, "gpus", lambda: gpus)
     sentence = "Failed to create llama_context: 8192 tokens take 0.0 GiB .* make n_ctx smaller$"
     with pytest.raises(LoadMemoryError, match=sentence) if refused else nullcontext():
-        memory.refuse_too_large(str(tiny_path), None, {"n_ctx": 0} | arguments)
+        room.refuse_too_large(str(tiny_path), None, {"n_ctx": 0} | arguments)
 
 
 @pytest.mark.parametrize("device", ["CPU", "one"])
@@ -187,14 +187,14 @@ def test_a_prompt_that_has_to_fit(
     needed = there.peak(found.order) - (there.weights + there.compute if device == "CPU" else 0)
     assert n_mib << 20 <= needed - (device == "one") * (there.weights + there.compute) < (n_mib + 1.5) * 2**20
     gpu = SimpleNamespace(name="CPU", bytes_total=0)  # what is estimated on the CPU
-    monkeypatch.setattr(memory, "gpus", lambda: (gpu,) if device == "one" else ())
+    monkeypatch.setattr(room, "gpus", lambda: (gpu,) if device == "one" else ())
     for n_less in (0, 1):
         gpu.bytes_total = needed - n_less
-        monkeypatch.setattr(memory, "memory_total", lambda n_less=n_less: needed - n_less)
+        monkeypatch.setattr(room, "memory_total", lambda n_less=n_less: needed - n_less)
         refused = n_less == 1 and (device == "CPU" or retention.by_layers)
         match = "make n_ctx smaller$" if n_mib == 5 else "or keep an archive in a file"
         with pytest.raises(LoadMemoryError, match=match) if refused else nullcontext():
-            memory.refuse_too_large(str(tiny_path), retention, arguments)
+            room.refuse_too_large(str(tiny_path), retention, arguments)
 
 
 def test_models_without_a_cache_are_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,5 +207,5 @@ def test_models_without_a_cache_are_not_refused(tmp_path: Path, monkeypatch: pyt
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    monkeypatch.setattr(memory, "memory_total", lambda: 1)
-    memory.refuse_too_large(str(tmp_path / "bert.gguf"), None, {"n_ctx": 8192, "embedding": True})
+    monkeypatch.setattr(room, "memory_total", lambda: 1)
+    room.refuse_too_large(str(tmp_path / "bert.gguf"), None, {"n_ctx": 8192, "embedding": True})

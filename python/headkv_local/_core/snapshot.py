@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -10,6 +9,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from .._gguf.reading import VALUE_BYTES
 from ..errors import ArgumentError, StateError, UnsupportedError
 from ..stats import CacheStats, PromptRecord
 from . import ggml, native
@@ -130,10 +130,8 @@ def _head_bytes(llm: llama_cpp.Llama) -> tuple[int, int]:
     n_head = max(llama_cpp.llama_model_n_head(llm.model), 1)
     default = llm.n_embd() // n_head
     key = llm.metadata.get("general.architecture", "") + ".attention.{}_length"
-    row_size = llama_cpp.llama_cpp._lib.ggml_row_size
-    row_size.argtypes, row_size.restype = (ctypes.c_int, ctypes.c_int64), ctypes.c_size_t
 
     def size(kind: str, ggml_type: int) -> int:
-        return int(row_size(ggml_type, int(llm.metadata.get(key.format(kind), default))))
+        return int(int(llm.metadata.get(key.format(kind), default)) * VALUE_BYTES[ggml_type])
 
     return size("key", llm.context_params.type_k), size("value", llm.context_params.type_v)
