@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from .errors import ArgumentError
+from .wording import shown
 
 SYSTEM: Final = ("system", "developer")
 """Roles of who says how to answer."""
 
 _NEEDED: Final = "a text or a list of parts"
-_SHOWN: Final = 40  # characters
 
 
 def require_messages(messages: Any) -> list[Mapping[str, Any]]:
@@ -31,7 +31,7 @@ def require_messages(messages: Any) -> list[Mapping[str, Any]]:
 def listed(messages: Any) -> list[Mapping[str, Any]]:
     """The messages as a list, whatever is in them. ArgumentError for what is no list of objects."""
     if not isinstance(messages, list | tuple):
-        raise ArgumentError(f"messages must be a list of chat messages, not {_shown(messages)}")
+        raise ArgumentError(f"messages must be a list of chat messages, not {shown(messages)}")
     messages = [_plain(message) for message in messages]
     for i, message in enumerate(messages, start=1):
         if not isinstance(message, Mapping):
@@ -40,7 +40,7 @@ def listed(messages: Any) -> list[Mapping[str, Any]]:
 
 
 def _no_message(number: int, message: Any) -> ArgumentError:
-    return ArgumentError(f"message {number} is none: it must have a role, and {_NEEDED}: {_shown(message)}")
+    return ArgumentError(f"message {number} is none: it must have a role, and {_NEEDED}: {shown(message)}")
 
 
 def _plain(message: Any) -> Any:
@@ -58,16 +58,11 @@ def _require_content(message: Mapping[str, Any], name: str) -> None:
             return
         raise ArgumentError(f"{name} has no content: {_NEEDED} is needed")
     if not isinstance(content, list | tuple):
-        raise ArgumentError(f"the content of {name} must be {_NEEDED}, not {_shown(content)}")
+        raise ArgumentError(f"the content of {name} must be {_NEEDED}, not {shown(content)}")
     if not content:
         raise ArgumentError(f"the content of {name} is an empty list: {_NEEDED} is needed")
     for i, part in enumerate(content, start=1):
         if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-            raise ArgumentError(f"part {i} of {name} must have a type, such as 'text': {_shown(part)}")
+            raise ArgumentError(f"part {i} of {name} must have a type, such as 'text': {shown(part)}")
         if part["type"] == "text" and not isinstance(part.get("text"), str):
-            raise ArgumentError(f"part {i} of {name} is of type 'text', but has no text: {_shown(part)}")
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+            raise ArgumentError(f"part {i} of {name} is of type 'text', but has no text: {shown(part)}")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from headkv_local import CacheStats
-from headkv_local.chat.render import join, seconds, share, size, stats_parts, strip_control
+from headkv_local.chat.render import join, seconds, share, stats_parts, strip_control
 from headkv_local.chat.turn import Answer
+from headkv_local.wording import size
 
 
 def make_answer(**changes: object) -> Answer:

@@ -161,7 +161,7 @@ def test_a_cache_beyond_a_containers_memory(
     """Which is that of the machine, not of its GPU."""
     monkeypatch.setattr(room, "memory_total", lambda: 6 << 20)  # 8,192 tokens take 8 MiB
     monkeypatch.setattr(room, "gpus", lambda: gpus)
-    sentence = "Failed to create llama_context: 8192 tokens take 0.0 GiB .* make n_ctx smaller$"
+    sentence = "Failed to create llama_context: 8192 tokens take 8.00 MiB .* make n_ctx smaller$"
     with pytest.raises(LoadMemoryError, match=sentence) if refused else nullcontext():
         room.refuse_too_large(str(tiny_path), None, {"n_ctx": 0} | arguments)
 

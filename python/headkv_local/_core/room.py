@@ -13,6 +13,7 @@ from ..machine import memory_free, memory_total
 from ..memory import DeviceMemory
 from ..retention import Retention
 from ..settings import AUTO
+from ..wording import size
 from .estimate import Estimator
 
 _STEP: Final = 256  # tokens: llama.cpp rounds a context up to that
@@ -64,8 +65,8 @@ def largest_context(estimator: Estimator) -> int:
     if full := too_much(n_ctx):
         raise LoadMemoryError(
             f"Failed to create llama_context: already with {n_ctx} tokens the model takes "
-            f"{full.peak(estimator.order) / 2**30:.1f} GiB on {full.name}, and "
-            f"{room(full.name) / 2**30:.1f} GiB may be used there: give it fewer layers (n_gpu_layers), "
+            f"{size(full.peak(estimator.order))} on {full.name}, and "
+            f"{size(room(full.name))} may be used there: give it fewer layers (n_gpu_layers), "
             "or use a smaller quantization",
             setting="n_gpu_layers" if full.name in free else None,
         )
@@ -74,7 +75,7 @@ def largest_context(estimator: Estimator) -> int:
         'n_ctx="auto" is %d tokens: at most %s while a prompt of that length is read, and a tenth of what is '
         "free is left alone",
         n_ctx,
-        ", ".join(f"{d.peak(chosen.order) / 2**30:.1f} GiB on {d.name}" for d in chosen.devices),
+        ", ".join(f"{size(d.peak(chosen.order))} on {d.name}" for d in chosen.devices),
     )
     return n_ctx
 
@@ -111,11 +112,7 @@ def refuse_too_large(path: str, retention: Retention | None, kwargs: dict[str, A
             if retention is not None and not (by_layers and retention.archive not in (None, "memory")):
                 advice += ', or keep an archive in a file (Retention(archive="PATH"))'
             raise LoadMemoryError(
-                f"Failed to create llama_context: {n_ctx} tokens take {_gib(needed)} of KV cache and what "
-                f"goes with it on {device.name}, and this process may use {_gib(there)}: {advice}",
+                f"Failed to create llama_context: {n_ctx} tokens take {size(needed)} of KV cache and what "
+                f"goes with it on {device.name}, and this process may use {size(there)}: {advice}",
                 setting="n_ctx",
             )
-
-
-def _gib(n: float) -> str:
-    return f"{n / 2**30:.1f} GiB"

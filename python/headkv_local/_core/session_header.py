@@ -22,6 +22,7 @@ from ..retention import Retention
 from ..scores import HeadScores
 from ..settings import DEFAULTS
 from ..stats import PromptRecord
+from ..wording import shown
 from .native.session import About
 
 _CONTEXT: Final[dict[str, type]] = {
@@ -159,7 +160,7 @@ def difference(header: Header, context: Mapping[str, Any], adapter: str | None) 
         theirs["lora_path"] = ours["lora_path"]
     for name, value in theirs.items():
         if value != ours[name]:
-            return f"{name}={_short(value, 400)}, and this Llama has {_short(ours[name], 400)}"
+            return f"{name}={shown(value, 400)}, and this Llama has {shown(ours[name], 400)}"
     if known and header.adapter != adapter:
         return f"lora_path={ours['lora_path']!r} with the weights {header.adapter}, which has {adapter} now"
     return ""
@@ -199,7 +200,7 @@ def _value(found: Mapping[str, Any], name: str, kind: type, *default: Any) -> An
     elif usable and kind is float:
         usable = math.isfinite(value)
     if not usable:
-        raise ArgumentError(f"{name} cannot be {_short(value)}")
+        raise ArgumentError(f"{name} cannot be {shown(value)}")
     return value
 
 
@@ -215,7 +216,7 @@ def _turns(found: Mapping[str, Any], n_tokens: int) -> tuple[tuple[int, int], ..
     for turn in turns:
         whole = type(turn) is list and [type(n) for n in turn] == [int, int]
         if not whole or not 0 <= turn[1] <= turn[0] <= n_tokens:
-            raise ArgumentError(f"turns cannot hold {_short(turn)}")
+            raise ArgumentError(f"turns cannot hold {shown(turn)}")
     return tuple((end, n_new) for end, n_new in turns)
 
 
@@ -224,7 +225,7 @@ def _question(found: Mapping[str, Any], n_tokens: int) -> tuple[tuple[int, int, 
     for part in parts or ():
         whole = type(part) is list and [type(n) for n in part] == [int, int, float]
         if not whole or not 0 <= part[0] < part[1] <= n_tokens or not 0 <= part[2] <= 1:
-            raise ArgumentError(f"question cannot hold {_short(part)}")
+            raise ArgumentError(f"question cannot hold {shown(part)}")
     return None if parts is None else tuple((start, stop, weight) for start, stop, weight in parts)
 
 
@@ -241,12 +242,7 @@ def _require_overrides(found: Mapping[str, Any]) -> None:
         except UnicodeEncodeError:
             usable = False
         if not usable:
-            raise ArgumentError(f"kv_overrides cannot hold {_short({name: value})}")
-
-
-def _short(value: object, most: int = 40) -> str:
-    text = repr(value)
-    return text if len(text) <= most else text[:most] + "..."
+            raise ArgumentError(f"kv_overrides cannot hold {shown({name: value})}")
 
 
 def _retention_to_json(retention: Retention) -> dict[str, Any]:
@@ -279,7 +275,7 @@ def _retention_from_json(found: Mapping[str, Any]) -> Retention:
     settings = dict(found)
     unknown = settings.keys() - {*_PLAIN, *DEFAULTS, "caps", "scores"}
     if unknown:
-        raise ArgumentError(f"a retention has no {_short(sorted(unknown))}")
+        raise ArgumentError(f"a retention has no {shown(sorted(unknown))}")
     try:
         scores = settings.get("scores")
         if isinstance(scores, dict) and "shares" in scores:

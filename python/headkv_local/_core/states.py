@@ -22,6 +22,7 @@ from ..errors import (
     StateMismatchError,
 )
 from ..machine import memory_free
+from ..wording import size
 from .gguf import model_id
 from .logging import collected_errors
 from .native.archived import ArchivedRows, Chunk, Part, get_end, set_end
@@ -42,21 +43,21 @@ def capture(llm: Any, archive: bool) -> LlamaState:
     free has no room for the archive.
     """
     ctx = llm._ctx.ctx
-    size = llama_cpp.llama_state_get_size(ctx)
+    n_state = llama_cpp.llama_state_get_size(ctx)
     archived = _Archived.of(llm) if archive else None
     n_more = archived.n_bytes if archived else 0
     free = memory_free()
-    if free is not None and n_more > max(0, free - size):
+    if free is not None and n_more > max(0, free - n_state):
         raise OutOfMemoryError(
-            f"the archive of {n_more / 2**30:.1f} GiB does not fit into a state, for {free / 2**30:.1f} GiB "
-            "are free: save_session() writes it to a file, and save_state(light=True) leaves it out"
+            f"the archive of {size(n_more)} does not fit into a state, for {size(free)} are "
+            "free: save_session() writes it to a file, and save_state(light=True) leaves it out"
         )
-    held = bytearray(size + n_more)  # and no copy of it
+    held = bytearray(n_state + n_more)  # and no copy of it
     buffer = np.frombuffer(held, dtype=np.uint8)
     written = llama_cpp.llama_state_get_data(
-        ctx, buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)), ctypes.c_size_t(size)
+        ctx, buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)), ctypes.c_size_t(n_state)
     )
-    if (written == 0 and size > 0) or written > size:
+    if (written == 0 and n_state > 0) or written > n_state:
         raise StateMismatchError("Failed to copy llama state data")
     if archived:
         archived.get(buffer[written : written + n_more])

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headkv_local import ArgumentError
+from headkv_local.wording import size
 
 PREFIX: Final = "random:"
 _TILE = 1 << 22  # bytes of random blocks, repeated to fill a matrix
@@ -194,6 +195,6 @@ def _require_room(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if n_bytes > free - (1 << 28):
         raise OSError(
-            f"the model takes {n_bytes / 2**30:.1f} GiB, and {folder} has {free / 2**30:.1f} GiB free: "
+            f"the model takes {size(n_bytes)}, and {folder} has {size(free)} free: "
             "let TMPDIR name a folder with more"
         )

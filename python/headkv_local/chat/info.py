@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from headkv_local.chat.options import MEMORY, budget_text
-from headkv_local.chat.render import seconds, share, size
+from headkv_local.chat.render import seconds, share
 from headkv_local.chat.session import Session
+from headkv_local.wording import size
 
 
 def told(session: Session) -> Iterator[str]:

@@ -9,12 +9,13 @@ from typing import Any
 
 from headkv_local.chat.console import Console
 from headkv_local.chat.options import FLAG, Options, expand
-from headkv_local.chat.render import counted, size
+from headkv_local.chat.render import counted
 from headkv_local.chat.saved import SavedChat, read_chat, state_of, with_state
 from headkv_local.chat.session import Session
 from headkv_local.chat.signatures import is_model
 from headkv_local.chat.worker import interrupts
 from headkv_local.errors import ArgumentError, HeadKVError, SessionError, StateError, UnsupportedError
+from headkv_local.wording import size
 
 State = tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]
 """A chat, to be compared: its messages, and what else it is made of."""

@@ -1,4 +1,4 @@
-"""Text for a terminal: sizes, the stats line, line breaks, and nothing that could steer the terminal."""
+"""Text for a terminal: the stats line, line breaks, and nothing that could steer the terminal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from headkv_local.chat.options import MEMORY
+from headkv_local.wording import size
 
 if TYPE_CHECKING:
     from headkv_local.chat.turn import Answer
@@ -18,17 +19,6 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def strip_control(text: str) -> str:
     """`text` without the control characters that a terminal would act on; tab and newline stay."""
     return _CONTROL.sub("", text)
-
-
-def size(n_bytes: int) -> str:
-    """Bytes with a binary unit and three significant digits: 0 B, 12.5 KiB, 188 MiB."""
-    value = float(n_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 999.5 or unit == "GiB":
-            break
-        value /= 1024
-    digits = 0 if unit == "B" or value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:.{digits}f} {unit}"
 
 
 def share(value: float) -> str:

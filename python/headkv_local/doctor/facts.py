@@ -11,6 +11,7 @@ from typing import Any, Final
 from .. import __version__, library_dir, machine
 from ..errors import ModelError
 from ..models import default_model_path
+from ..wording import size
 from .build import Build
 
 _SETTINGS: Final = ("HEADKV_CHAT_", "HEADKV_SERVER_")
@@ -28,7 +29,7 @@ def facts(build: Build, about: dict[str, Any]) -> list[tuple[str, str]]:
     """about: of the process that has used the library, empty where it did not get so far."""
     limits = machine.limits()
     quota = "no limit" if limits.cpus is None else f"limit {limits.cpus:g} CPUs"
-    memory = "no limit" if limits.memory is None else f"limit {_gib(limits.memory)}"
+    memory = "no limit" if limits.memory is None else f"limit {size(limits.memory)}"
     total = machine.physical_memory()
     driver = machine.nvidia_driver()
     gpus = "; ".join(f"{gpu.name} ({gpu.architecture / 10:g})" for gpu in driver.gpus)
@@ -40,7 +41,7 @@ def facts(build: Build, about: dict[str, Any]) -> list[tuple[str, str]]:
         ("system", f"{platform.platform()}, Python {platform.python_version()}"),
         ("CPU", machine.cpu_name()),
         ("CPUs", f"{os.cpu_count()}, {machine.default_threads()} threads by default, {quota}"),
-        ("memory", f"{'not known' if total is None else _gib(total)}, {memory}"),
+        ("memory", f"{'not known' if total is None else size(total)}, {memory}"),
         ("CPU features used", _features(about["features"]) if about else not_known),
         ("devices", "; ".join(about.get("devices", [not_known]))),
         ("NVIDIA driver", gpus or driver.problem),
@@ -74,7 +75,3 @@ def _model() -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return f"{path}, sha256 {digest.hexdigest()}"
-
-
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.1f} GiB"

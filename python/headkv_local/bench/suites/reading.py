@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from headkv_local.errors import DataError
+from headkv_local.wording import shown
 
 
 class Row:
@@ -24,7 +25,7 @@ class Row:
     def text(self, key: str) -> str:
         value = self._of(key)
         if not isinstance(value, str):
-            self.refuse(key, f"must be a text, not {_short(value)}")
+            self.refuse(key, f"must be a text, not {shown(value, 60)}")
         return self._whole(key, value)
 
     def filled(self, key: str) -> str:
@@ -37,7 +38,7 @@ class Row:
         """A list of texts, with at least one."""
         value = self._of(key)
         if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
-            self.refuse(key, f"must be a list of texts with at least one, not {_short(value)}")
+            self.refuse(key, f"must be a list of texts with at least one, not {shown(value, 60)}")
         return tuple(self._whole(key, one) for one in value)
 
     def texts_or_null(self, key: str) -> tuple[str, ...]:
@@ -47,7 +48,7 @@ class Row:
         """A list of objects. name: what one of them is."""
         value = self._of(key)
         if not isinstance(value, list):
-            self.refuse(key, f"must be a list, not {_short(value)}")
+            self.refuse(key, f"must be a list, not {shown(value, 60)}")
         return [_row(one, f"{self.where}, {name} {i}") for i, one in enumerate(value, 1)]
 
     def value(self, key: str) -> Any:
@@ -134,7 +135,7 @@ def first_file(*paths: Path) -> Path | None:
 
 def _row(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: must be a JSON object, not {_short(value)}")
+        raise DataError(f"{where}: must be a JSON object, not {shown(value, 60)}")
     return Row(value, where)
 
 
@@ -143,8 +144,3 @@ def _parsed(data: bytes, where: str) -> Any:
         return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # of UTF-8 too
         raise DataError(f"{where}: is no JSON: {error}") from error
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
