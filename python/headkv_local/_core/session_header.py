@@ -20,7 +20,7 @@ from ..curves import Curves
 from ..errors import ArgumentError
 from ..retention import Retention
 from ..scores import HeadScores
-from ..settings import DEFAULTS
+from ..settings import DEFAULTS, UINT32_MAX
 from ..stats import PromptRecord
 from ..wording import shown
 from .native.session import About
@@ -45,9 +45,6 @@ _UNSAID: Final = {
     name: argument.default
     for name, argument in inspect.signature(llama_cpp.Llama.__init__).parameters.items()
 }
-
-_SEED: Final = 2**32 - 1
-"""The largest one; llama.cpp takes it for one of its own choice."""
 
 _PLAIN: Final = tuple(
     field.name for field in fields(Retention) if field.name not in (*DEFAULTS, "caps", "scores")
@@ -89,7 +86,7 @@ class Header(NamedTuple):
             context={"flash_attn": True, **about.context, **own},
             adapter=_value(found, "adapter", str, None),
             retention=None if retention is None else _retention_from_json(retention),
-            seed=_count(found, "seed", 0, _SEED, _SEED),
+            seed=_count(found, "seed", 0, UINT32_MAX, UINT32_MAX),  # none: llama.cpp chooses
             n_tokens=about.n_tokens,
             n_archived=about.n_archived,
             prompt=PromptRecord(
@@ -196,7 +193,7 @@ def _value(found: Mapping[str, Any], name: str, kind: type, *default: Any) -> An
         value = float(value)
     usable = type(value) is kind
     if usable and kind is int:
-        usable = -1 <= value < 2**32
+        usable = -1 <= value <= UINT32_MAX
     elif usable and kind is float:
         usable = math.isfinite(value)
     if not usable:

@@ -9,11 +9,10 @@ from typing import Any
 
 from ..bench.options import Help, add_gpu_layers, positive, positives, threads
 from ..errors import ArgumentError
-from ..settings import ADVANCED, DEFAULTS, given
+from ..settings import ADVANCED, DEFAULTS, UINT32_MAX, given
 from .dataset import KINDS
 
 _LIST = "N[,N...]"
-_MOST_POINTS = 64  # of a curve in a file, the last one may be added
 _METHODS = (*KINDS, "ablation")
 _METHOD = (
     "by attention: retrieval with a reasoning step (r2) or without (r), in-context learning (icl), "
@@ -147,9 +146,11 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 
 def _points(text: str) -> tuple[float, ...]:
-    points = _percents(text)
-    if points[0] != 0 or list(points) != sorted(set(points)) or not 2 <= len(points) < _MOST_POINTS:
-        raise argparse.ArgumentTypeError(f"{text!r} must ascend from 0, in 2 to {_MOST_POINTS - 1} steps")
+    from ..curves import MOST_POINTS  # imports NumPy
+
+    points, most = _percents(text), MOST_POINTS - 1  # the last one may be added
+    if points[0] != 0 or list(points) != sorted(set(points)) or not 2 <= len(points) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} must ascend from 0, in 2 to {most} steps")
     return points
 
 
@@ -172,6 +173,6 @@ def _percents(text: str) -> tuple[float, ...]:
 
 def _seed(text: str) -> int:
     """A GGUF key of 32 bits holds it."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to {2**32 - 1}")
+    if not text.isdecimal() or int(text) > UINT32_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to {UINT32_MAX}")
     return int(text)
