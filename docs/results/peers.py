@@ -31,7 +31,7 @@ from kvpress import AdaKVPress, ExpectedAttentionPress, KVzipPress, SnapKVPress
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, logging
 
 from headkv_local import HeadKVError, Llama, Retention
-from headkv_local.bench.policies import parse_budgets
+from headkv_local.bench.policies import label_of, parse_budgets
 from headkv_local.bench.suites import again, prompts, results
 from headkv_local.bench.suites.names import BEFORE, PEER, WITH
 from headkv_local.budgets import ModelShape
@@ -134,7 +134,7 @@ def _outcome(
         kept = float(Retention(budget=budget, scores="uniform").caps_for(shape, n_all).mean())
     dropped = max(0.0, 1 - (int(kept) + 0.5) / n_context)  # in the middle of what rounds to these entries
     policy, recipe = f"{PEER}{name}", f"kvpress {version('kvpress')} {name} {int(kept)}"
-    key = (*item.key, results.label_of(policy, budget, peer.chosen), peer.chosen)
+    key = (*item.key, label_of(policy, budget, peer.chosen), peer.chosen)
     if found.found(key, prompt.digest, recipe) is not None:
         return None
     started = time.perf_counter()

@@ -30,7 +30,13 @@ class Policy:
 
     @property
     def label(self) -> str:
-        return self.name if self.budget is None else f"{self.name} {self.budget}"
+        return label_of(self.name, self.budget)
+
+
+def label_of(name: str, budget: int | str | None, chosen: str = "with") -> str:
+    """chosen: when what is kept is chosen; with the question, where nothing else is said."""
+    label = name if budget is None else f"{name} {budget}"
+    return label if chosen == "with" else f"{label}, {chosen}"
 
 
 def full() -> Policy:

@@ -14,7 +14,7 @@ from headkv_local.budgets import ModelShape
 
 from .cases import Case, by_beginning, chat_case, plain_case
 from .contexts import Setup, check_length, greedy, last_logits, n_ctx_for, open_headkv, text_of
-from .policies import Policy
+from .policies import Policy, label_of
 from .prompts import chat_tokens, plain_tokens
 from .questions import Question
 from .state import KeptState
@@ -91,7 +91,7 @@ class Outcome:
 
     @property
     def label(self) -> str:
-        return self.policy if self.budget is None else f"{self.policy} {self.budget}"
+        return label_of(self.policy, self.budget)
 
 
 def run(

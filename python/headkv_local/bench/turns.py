@@ -18,6 +18,7 @@ from headkv_local import ArgumentError, Llama, Retention
 
 from .cases import read_once
 from .contexts import Setup, check_length, n_ctx_for, open_headkv
+from .policies import label_of
 from .prompts import chat_tokens
 from .questions import Question
 from .state import KeptState
@@ -81,7 +82,7 @@ class Outcome:
 
     @property
     def label(self) -> str:
-        return self.way if self.budget is None else f"{self.way} {self.budget}"
+        return label_of(self.way, self.budget)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from headkv_local import HeadScores
 from headkv_local.errors import ArgumentError, DataError
 from headkv_local.settings import given
 
+from ..policies import label_of
 from . import metrics
 from .prompts import Prompt
 
@@ -86,11 +87,6 @@ class Outcome:
     @property
     def key(self) -> Key:
         return self.task, self.length, self.sample, self.label, self.chosen
-
-
-def label_of(policy: str, budget: int | str | None, chosen: str) -> str:
-    name = policy if budget is None else f"{policy} {budget}"
-    return name if chosen == "with" else f"{name}, {chosen}"
 
 
 def digest_of(scores: HeadScores) -> str:

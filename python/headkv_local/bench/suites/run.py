@@ -14,12 +14,12 @@ from headkv_local.settings import ADVANCED
 from ..cases import by_beginning
 from ..chosen import read
 from ..contexts import Setup, likeliest, n_ctx_for, open_headkv, text_of
-from ..policies import FULL, Policy
+from ..policies import FULL, Policy, label_of
 from ..state import KeptState
 from .item import Item
 from .names import ANEW, BEFORE, WITH
 from .prompts import Fitting, Prompt, by_document, made
-from .results import Outcome, Results, digest_of, label_of
+from .results import Outcome, Results, digest_of
 
 _ROOM = 256  # for a question before the document, which is read once more
 
