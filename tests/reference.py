@@ -10,8 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +21,7 @@ from llama_cpp import llama_cpp as bindings
 
 from architectures.tensors import TensorHead, name_of
 from headkv_local import Llama
+from headkv_local.bench.contexts import stock_cache
 from helpers import nmse
 
 Logits = npt.NDArray[np.float32]
@@ -68,7 +68,7 @@ class Stock:
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
         if not self._model:
             raise ValueError(f"llama.cpp cannot load {path}")
-        with _headkv_disabled():
+        with stock_cache():
             self._ctx = llama_cpp.llama_init_from_model(self._model, params)
         if not self._ctx:
             llama_cpp.llama_model_free(self._model)
@@ -208,19 +208,6 @@ def stock_distance(path: Path, tokens: Sequence[int], n_prompt: int, *, n_ctx: i
     Stock.read_each() with flash attention against those without."""
     with Stock(path, flash=True, n_ctx=n_ctx) as flash, Stock(path, n_ctx=n_ctx) as plain:
         return nmse(flash.read_each(tokens, n_prompt), plain.read_each(tokens, n_prompt))
-
-
-@contextmanager
-def _headkv_disabled() -> Iterator[None]:
-    """What the library reads when a context is made."""
-    before = os.environ.get("HEADKV_DISABLE")
-    os.environ["HEADKV_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["HEADKV_DISABLE"]
-        if before is not None:
-            os.environ["HEADKV_DISABLE"] = before
 
 
 def _hide(tensor: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

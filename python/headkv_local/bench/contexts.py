@@ -56,9 +56,9 @@ def open_headkv(setup: Setup, n_ctx: int, retention: Retention | None = None) ->
     return Llama(**setup.options(n_ctx), retention=retention, flash_attn=True)
 
 
-def open_stock(setup: Setup, n_ctx: int, flash_attn: bool = True) -> llama_cpp.Llama:
+def open_stock(setup: Setup, n_ctx: int, flash_attn: bool) -> llama_cpp.Llama:
     """A plain llama_cpp.Llama on a context of the same library that never sees our cache."""
-    with _disabled(), explained_load_errors():
+    with stock_cache(), explained_load_errors():
         return llama_cpp.Llama(**setup.options(n_ctx), flash_attn=flash_attn)
 
 
@@ -106,7 +106,8 @@ def text_of(llm: llama_cpp.Llama, tokens: Sequence[int]) -> str:
 
 
 @contextmanager
-def _disabled() -> Iterator[None]:
+def stock_cache() -> Iterator[None]:
+    """Contexts that are made meanwhile get llama.cpp's own cache."""
     before = os.environ.get(_DISABLE)
     os.environ[_DISABLE] = "1"
     try:
