@@ -94,10 +94,10 @@ def test_as_often_as_the_question_wants_it() -> None:
 
 
 def test_a_loop_is_cut_to_one_unit() -> None:
-    assert Loop("b a", 9).cut("Yes: a b a b a b a b") == "Yes: a b a b a b a b"
-    assert Loop(" b a", 9).cut("Yes: a b a b a b a") == "Yes: a b a"
-    assert Loop(" a b", 9).cut("Yes: a b a b a b a") == "Yes: a b a"  # begun elsewhere
-    assert Loop("", 9).cut("Yes") == "Yes"
+    assert Loop("b a").cut("Yes: a b a b a b a b") == "Yes: a b a b a b a b"
+    assert Loop(" b a").cut("Yes: a b a b a b a") == "Yes: a b a"
+    assert Loop(" a b").cut("Yes: a b a b a b a") == "Yes: a b a"  # begun elsewhere
+    assert Loop("").cut("Yes") == "Yes"
 
 
 def test_periodic_end_agrees_with_its_definition() -> None:

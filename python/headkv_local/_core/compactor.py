@@ -245,7 +245,10 @@ class Compactor:
         native.observe(self.ctx, native.OBSERVE_TAIL, first, n)
 
     def fold(self, caps: npt.NDArray[np.int32], ends: npt.NDArray[np.uint8]) -> None:
-        """What came after the prompt becomes a part of it. caps, ends: as for prefill()."""
+        """What came after the prompt becomes a part of it. caps: as fold_caps() has them.
+
+        ends: uint8 (n_tokens,), 1 for the last token of a sentence.
+        """
         native.compact(self.ctx, self._plan(caps, ends))
         _logger.info("the tail was folded into a prompt of %d tokens", len(ends))
 

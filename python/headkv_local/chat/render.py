@@ -54,13 +54,13 @@ def stats_parts(answer: Answer) -> list[str]:
     return parts
 
 
-def join(parts: Iterable[str], width: int | None, separator: str = ", ") -> str:
-    """`parts` on lines of at most `width` columns, broken between parts only; None: one line."""
+def join(parts: Iterable[str], width: int | None) -> str:
+    """`parts`, with commas, on lines of at most `width` columns, broken between them only; None: one line."""
     lines: list[str] = []
     for part in parts:
-        grown = lines[-1] + separator + part if lines else part
+        grown = f"{lines[-1]}, {part}" if lines else part
         if lines and width is not None and len(grown) > width - 1:
-            lines[-1] += separator.rstrip()
+            lines[-1] += ","
             lines.append(part)
         elif lines:
             lines[-1] = grown

@@ -22,10 +22,9 @@ _PROSE: Final = re.compile(r"[^\W\d_]|[\s.,;:!?'’。，、！？]")  # noqa: R
 
 @dataclass(frozen=True)
 class Loop:
-    """The end of an answer: `unit` (a text) `units` times."""
+    """The end of an answer: `unit`, a text, over and over."""
 
     unit: str
-    units: int
 
     def cut(self, text: str) -> str:
         """`text`, an answer that ends in this loop, with the unit once."""
@@ -65,7 +64,7 @@ class LoopDetector:
             return None
         if length // period <= self._asked_for(unit):
             return None
-        return Loop(unit, length // period)
+        return Loop(unit)
 
     def _asked_for(self, unit: str) -> int:
         """How often the question wants `unit`, 0 if it does not name it."""

@@ -25,7 +25,7 @@ class Thinking:
     be the beginning of a mark is held back until it is known.
     """
 
-    def __init__(self, prompt: str = "") -> None:
+    def __init__(self, prompt: str) -> None:
         self._close = _BLOCKS.get(opened_by(prompt), "")
         self._held = ""
         self._known = bool(self._close)  # whether there is a block

@@ -20,7 +20,7 @@ class Logprobs:
     """Of one answer. n_top: how many of the likeliest tokens are told beside the one that was taken.
     n_text: characters of the prompt, behind which the answer's begin."""
 
-    def __init__(self, llm: Llama, n_top: int, n_text: int = 0) -> None:
+    def __init__(self, llm: Llama, n_top: int, n_text: int) -> None:
         self._llm, self._n_top = llm, n_top
         self._tokens: list[_Token] = []
         self._n_told = 0  # tokens
