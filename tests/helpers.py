@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from llama_cpp import (
-    llama_get_logits_ith,
     llama_get_memory,
     llama_memory_seq_pos_max,
     llama_set_abort_callback,
@@ -21,6 +20,7 @@ from llama_cpp.llama_cpp import ggml_abort_callback
 
 from headkv_local import Llama, Retention, memory_estimate
 from headkv_local._core import native
+from headkv_local.tokens import logits_of
 
 Logits = npt.NDArray[np.float32]
 
@@ -53,7 +53,7 @@ def random_tokens(n: int, seed: int = 0) -> list[int]:
 
 def last_logits(llm: Llama) -> Logits:
     """Logits after the last decoded token, (n_vocab,)."""
-    return np.ctypeslib.as_array(llama_get_logits_ith(llm.ctx, -1), (llm.n_vocab(),)).copy()
+    return logits_of(llm).copy()
 
 
 def forced_logits(llm: Llama, tokens: Sequence[int]) -> Logits:

@@ -14,9 +14,10 @@ import pytest
 
 from headkv_local import ArgumentError, Llama, Retention
 from headkv_local.cli import main
-from headkv_local.eval.reader import Reader, log_softmax
+from headkv_local.eval.reader import Reader
 from headkv_local.eval.settings import parse
 from headkv_local.eval.tasks import suites
+from headkv_local.tokens import log_softmax
 
 FILLER = "It rained all day long, and nobody came to see the old house. " * 12
 ASKED = "\nQuestion: {}?"
@@ -116,9 +117,9 @@ def test_each_question_is_read_as_if_it_were_the_only_one(tiny_path: Path, chose
         assert prompt is not None
         assert 0 < len(prompt.tokens) - prompt.n_document < 40
         one.read(prompt, ())
-        from headkv_local.bench.contexts import last_logits
+        from headkv_local.tokens import logits_of
 
-        found = last_logits(one.llm).copy()
+        found = logits_of(one.llm).copy()
         one.llm.eval([int(found.argmax())])  # an answer, which the next question must not see
         return found
 

@@ -24,11 +24,11 @@ from headkv_local import Llama, Retention
 from headkv_local._core import native
 from headkv_local._core.native.plan import observers, question, sentence_ends
 from headkv_local.bench import device_memory
-from headkv_local.bench.contexts import last_logits
 from headkv_local.bench.text import text_tokens
 from headkv_local.bench.timing import timed_eval
 from headkv_local.devices import require_gpu
 from headkv_local.settings import KV_TYPES
+from headkv_local.tokens import logits_of
 
 BUDGET = 128
 RETENTION = Retention(budget=BUDGET)
@@ -220,7 +220,7 @@ def turn(options: argparse.Namespace) -> tuple[bool, str, Figures]:
             llm.prefill(tokens[:-TURN])
             for start in range(options.prompt_tokens, len(tokens), TURN_BATCH):
                 evaluate(llm, tokens[start : start + TURN_BATCH])
-            return last_logits(llm).copy()
+            return logits_of(llm).copy()
 
         waited, hurried = logits(timed_eval), logits(Llama.eval)
         stats = llm.cache_stats()
@@ -270,7 +270,7 @@ def layers(options: argparse.Namespace) -> tuple[bool, str, Figures]:
             tokens = text_tokens(llm, options.prompt_tokens + TURN)
             for n in (options.prompt_tokens, len(tokens)):
                 llm.prefill(tokens[:n])
-                logits[order].append(last_logits(llm).copy())
+                logits[order].append(logits_of(llm).copy())
                 peaks.setdefault(order, llm.cache_stats().peak_bytes)
             stats = llm.cache_stats()
     errors = [

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from headkv_local import ArgumentError, Cancelled, CancelToken, Llama, Retention
-from headkv_local.bench.contexts import last_logits
 from headkv_local.bench.haystack import cut, hide
 from headkv_local.chat.documents import Document, compose
+from headkv_local.tokens import logits_of
 from helpers import greedy, random_tokens
 
 Load = Callable[..., Llama]
@@ -118,15 +118,15 @@ def test_a_question_before_the_document_leaves_no_trace(load: Load, tiny_path: P
     assert (llm.n_tokens, stats.prompt_tokens, stats.tail_tokens) == (300, 300, 0)
     assert not np.array_equal(llm.retention_mask(), before)
     full.eval(TOKENS)
-    assert np.array_equal(last_logits(full), last_logits(llm))
+    assert np.array_equal(logits_of(full), logits_of(llm))
     assert len(greedy(llm, 5)) == 5
 
-    again = [last_logits(llm).copy()]
+    again = [logits_of(llm).copy()]
     for question in (FIRST, [FIRST]):  # another context holds the same then
         other = load(tiny_path, retention=Retention(budget=32))
         other.prefill(TOKENS, question=question)
         greedy(other, 5)
-        again.append(last_logits(other).copy())
+        again.append(logits_of(other).copy())
     assert np.array_equal(again[0], again[1])
     assert np.array_equal(again[0], again[2])
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from headkv_local import HeadScores, Llama, Retention
-from headkv_local.bench.contexts import last_logits
 from headkv_local.scoring import ablation, dataset, held_out, samples
 from headkv_local.scoring.loss import SavedPrompt
 from headkv_local.scoring.options import Options
 from headkv_local.scoring.progress import Progress, Tally
 from headkv_local.scoring.prompt import Prompter, ask
 from headkv_local.scoring.shrinking import shrink
+from headkv_local.tokens import logits_of
 
 Score = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -68,7 +68,7 @@ def test_the_loss_is_that_of_a_prompt_read_anew(
         total, last = 0.0, tokens[-1]
         for token in asked.answer:
             other.eval([last])
-            logits = last_logits(other).astype(np.float64)
+            logits = logits_of(other).astype(np.float64)
             total += float(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[token])
             last = token
         assert loss == pytest.approx(total / len(asked.answer), abs=2e-3)

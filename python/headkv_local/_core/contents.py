@@ -7,11 +7,12 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, ContextFullError
 from ..stats import PromptRecord
+from ..tokens import n_same
 from .bounded import Bounded
 from .compactor import Compactor
 from .context import Context
 from .folding import Folding
-from .prompts import PromptTracker, n_same
+from .prompts import PromptTracker
 from .tokens import Tokens
 
 

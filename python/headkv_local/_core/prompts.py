@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..stats import PromptRecord
+from ..tokens import n_same
 from .turns import Turn
 
 _logger = logging.getLogger("headkv_local")
@@ -92,10 +93,3 @@ class PromptTracker:
     def _read_whole(self, reason: str) -> None:
         self.reread = reason
         _logger.info("the prompt is read whole: %s", reason)
-
-
-def n_same(held: _Ids, tokens: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    n_both = min(len(held), len(tokens))
-    differ = np.flatnonzero(held[:n_both] != np.asarray(tokens[:n_both], dtype=np.int64))
-    return int(differ[0]) if len(differ) else n_both

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from headkv_local import Llama
+from headkv_local.tokens import n_same
 
 from .prompts import chat_prompt, plain_tokens, tokens_of
 from .questions import Question
@@ -107,8 +108,3 @@ def _questions(sample: Sample, number: int, wording: Wording) -> tuple[Question,
 def _n_shared(tokens: Sequence[int], document: Sequence[int]) -> int:
     """document: tokens of the prompt up to the document's end; only the last of them may differ."""
     return max(min(n_same(tokens, document), len(document) - OBSERVED), 0)
-
-
-def n_same(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

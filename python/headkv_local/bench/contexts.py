@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
-import numpy as np
-import numpy.typing as npt
 
 from headkv_local import ArgumentError, CacheStats, Llama, Retention
 
 from ..llama import explained_load_errors
 from ..machine import default_threads
 from ..settings import KV_TYPES
+from ..tokens import logits_of
 
 _DISABLE = "HEADKV_DISABLE"  # read by the library when a context is made
 
@@ -92,13 +91,8 @@ def greedy(llm: llama_cpp.Llama, max_tokens: int) -> list[int]:
 def likeliest(llm: llama_cpp.Llama) -> int | None:
     """The likeliest token after what was evaluated last; None for an end of generation."""
     vocab = llama_cpp.llama_model_get_vocab(llm.model)
-    token = int(last_logits(llm).argmax())
+    token = int(logits_of(llm).argmax())
     return None if llama_cpp.llama_vocab_is_eog(vocab, token) else token
-
-
-def last_logits(llm: llama_cpp.Llama) -> npt.NDArray[np.float32]:
-    """Of the token evaluated last, (n_vocab,): the context's own memory, valid until the next evaluation."""
-    return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(llm.ctx, -1), shape=(llm.n_vocab(),))
 
 
 def text_of(llm: llama_cpp.Llama, tokens: Sequence[int]) -> str:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from headkv_local import ArgumentError, Llama
 from headkv_local.budgets import ModelShape
+from headkv_local.tokens import log_softmax, logits_of, n_same
 
 from .cases import Case, by_beginning, chat_case, plain_case
-from .contexts import Setup, check_length, greedy, last_logits, n_ctx_for, open_headkv, text_of
+from .contexts import Setup, check_length, greedy, n_ctx_for, open_headkv, text_of
 from .policies import Policy, label_of
 from .prompts import chat_tokens, plain_tokens
 from .questions import Question
@@ -218,9 +217,7 @@ def _gold(llm: Llama, question: Question, settings: Settings) -> tuple[list[int]
     begin = space + question.lead
     lead = llm.tokenize(begin.encode(), add_bos=False, special=False)
     whole = llm.tokenize(f"{begin} {question.expected}".encode(), add_bos=False, special=False)
-    same = 0
-    while same < len(lead) and lead[same] == whole[same]:
-        same += 1
+    same = n_same(lead, whole)
     return list(whole[:same]), list(whole[same:])
 
 
@@ -229,9 +226,7 @@ def nll(llm: Llama, lead: Sequence[int], gold: Sequence[int]) -> float:
     llm.eval(lead)
     total = 0.0
     for token in gold:
-        logits = last_logits(llm).astype(np.float64)
-        top = logits.max()
-        total += float(top + np.log(np.exp(logits - top).sum()) - logits[token])
+        total -= float(log_softmax(logits_of(llm))[token])
         llm.eval([token])
     return total / len(gold)
 

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from headkv_local import ArgumentError, HeadScores, UnsupportedError, __version__
 from headkv_local.models import model_id
+from headkv_local.tokens import log_softmax, logits_of
 
-from ..bench.contexts import last_logits
 from ..bench.suites.results import digest_of
-from .reader import Reader, log_softmax
+from .reader import Reader
 from .settings import NO_MATTER, parse
 
 _logger = logging.getLogger("lm_eval.headkv")
@@ -195,7 +195,7 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
                 self._llm.set_seed(self._random.getrandbits(31))  # sample() begins anew with it each time
                 token = int(self._llm.sample(temp=temperature, **others))
             else:
-                token = int(last_logits(self._llm).argmax())
+                token = int(logits_of(self._llm).argmax())
             if llama_cpp.llama_vocab_is_eog(self._vocab, token):
                 return
             yield token
@@ -220,7 +220,7 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         """Behind the prompt that was read."""
         total, greedy = 0.0, True
         for token in continuation:
-            found = log_softmax(last_logits(self._llm))
+            found = log_softmax(logits_of(self._llm))
             total += float(found[token])
             greedy = greedy and int(found.argmax()) == token
             self._llm.eval([token])

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
 from headkv_local import Llama, default_model_path
 from headkv_local.defaults import FALLBACK_CTX
 from headkv_local.devices import all_layers, require_gpu
 from headkv_local.models import trained_context
+from headkv_local.tokens import n_same
 
-from ..bench.cases import n_same
 from ..bench.chosen import read
 from ..bench.suites.names import BEFORE, WITH
 from .settings import Settings
@@ -198,13 +195,6 @@ class Reader:
         self.llm.reset()
         self.llm.prefill(document)
         self._compacted = document, self.llm.save_state()
-
-
-def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """(n_vocab,)."""
-    shifted: npt.NDArray[np.float64] = logits.astype(np.float64) - float(logits.max())
-    found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
-    return found
 
 
 def _rate(n: int, seconds: float) -> float | None:

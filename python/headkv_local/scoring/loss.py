@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import llama_cpp
-import numpy as np
 
 from ..bench.state import KeptState
 from ..errors import InternalError
 from ..llama import Llama
 from ..retention import Retention
+from ..tokens import log_softmax, logits_of
 from .prompt import Asked
 
 
@@ -52,10 +52,5 @@ def _teacher_forced(llm: Llama, before: list[int], answer: list[int]) -> float:
             raise InternalError(f"the answer could not be decoded: llama_decode returned {code}")
     finally:
         llama_cpp.llama_batch_free(batch)
-    total = 0.0
-    for i, token in enumerate(answer):
-        row = llama_cpp.llama_get_logits_ith(llm.ctx, first + i)
-        logits = np.ctypeslib.as_array(row, (llm.n_vocab(),)).astype(np.float64)
-        top = logits.max()
-        total += float(top + np.log(np.exp(logits - top).sum()) - logits[token])
-    return total / len(answer)
+    likelihoods = (log_softmax(logits_of(llm, first + i))[token] for i, token in enumerate(answer))
+    return -float(sum(likelihoods)) / len(answer)

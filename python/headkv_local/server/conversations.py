@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import Retention
+from ..tokens import n_same
 from .retaining import alike
 
 Tokens = npt.NDArray[np.int32]
@@ -41,15 +42,9 @@ class Conversation:
     saved: bool = False
     n_bytes: int = 0
 
-    def n_common(self, prompt: Tokens) -> int:
-        """Tokens that both begin with."""
-        n = min(len(self.tokens), len(prompt))
-        differ = np.flatnonzero(self.tokens[:n] != prompt[:n])
-        return int(differ[0]) if len(differ) else n
-
     def n_reused(self, prompt: Tokens, wanted: Retention | None, going_back: bool) -> int:
         """Tokens that need not be read. going_back: whether the model's layers can go back to any token."""
-        n = self.n_common(prompt)
+        n = n_same(self.tokens, prompt)
         if self.compacted and not alike(wanted, self.retention):
             both = self.archived and wanted is not None and wanted.archive is not None
             n = n if both else 0  # kept rows of another choice are not what was asked for

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import Llama
+from ..tokens import log_softmax
 
 
 class _Token(NamedTuple):
@@ -28,14 +29,12 @@ class Logprobs:
 
     def add(self, token: int, logits: npt.NDArray[np.float32]) -> None:
         """logits: (n_vocab,), of which the token was drawn, before temperature and penalties."""
-        shifted = logits - logits.max()
-        log_sum = float(np.log(np.exp(shifted).sum(dtype=np.float64)))
-        n_top = min(self._n_top, len(logits))
-        best = np.argpartition(shifted, -n_top)[-n_top:] if n_top > 0 else np.empty(0, np.int64)
-        best = best[np.argsort(-shifted[best])]
-        top = [(int(i), float(shifted[i]) - log_sum) for i in best]
-        logprob = float(shifted[token]) - log_sum
-        self._tokens.append(_Token(self._piece(token), logprob, top))
+        found = log_softmax(logits)
+        n_top = min(self._n_top, len(found))
+        best = np.argpartition(found, -n_top)[-n_top:] if n_top > 0 else np.empty(0, np.int64)
+        best = best[np.argsort(-found[best])]
+        top = [(int(i), float(found[i])) for i in best]
+        self._tokens.append(_Token(self._piece(token), float(found[token]), top))
 
     def of_text(self, n_tokens: int) -> dict[str, Any]:
         """In OpenAI's older form, of the first n_tokens."""

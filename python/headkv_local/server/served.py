@@ -11,11 +11,11 @@ from itertools import islice
 from typing import Any
 
 import llama_cpp
-import numpy as np
 
 from .. import Llama, Retention, infill
 from ..defaults import may_be_of_archive
 from ..errors import ArchiveError, ArgumentError, ContextFullError
+from ..tokens import logits_of
 from .keeper import Keeper
 from .logprobs import Logprobs
 from .shelf import Shelf
@@ -150,8 +150,7 @@ class Served(Llama):
                 if not llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
                     asked.n_answer += 1
                     if asked.logprobs is not None:
-                        row = llama_cpp.llama_get_logits_ith(self.ctx, -1)
-                        asked.logprobs.add(token, np.ctypeslib.as_array(row, (self.n_vocab(),)))
+                        asked.logprobs.add(token, logits_of(self))
                 yield token
         finally:
             steps.close()

@@ -9,8 +9,9 @@ from itertools import groupby
 from typing import Any
 
 from headkv_local import Llama
+from headkv_local.tokens import n_same
 
-from ..cases import OBSERVED, n_same, up_to
+from ..cases import OBSERVED, up_to
 from ..prompts import chat_prompt, plain_text, plain_tokens, tokens_of
 from .item import Item
 
