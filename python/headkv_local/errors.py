@@ -15,6 +15,18 @@ class DataError(ArgumentError):
     """A file that a tool was given holds what cannot be used; the text says where."""
 
 
+class SchemaError(ArgumentError):
+    """A JSON schema of an answer, or of a tool's parameters, that cannot be compiled."""
+
+
+class GrammarError(ArgumentError):
+    """A grammar that llama.cpp cannot compile."""
+
+
+class ToolChoiceError(ArgumentError):
+    """A chat whose model has to call a tool that it does not have."""
+
+
 class UnsupportedError(HeadKVError, NotImplementedError):
     """A model or a context of a kind whose KV cache cannot be compacted."""
 

@@ -15,11 +15,14 @@ import llama_cpp
 import numpy as np
 from llama_cpp import llama_chat_format
 
-from .errors import ArgumentError
+from .errors import ArgumentError, GrammarError, SchemaError, ToolChoiceError
 from .grammars import of_schema, require_compiled
 from .settings import UINT32_MAX
 
 _OF_FORMATTER = llama_chat_format.chat_formatter_to_chat_completion_handler(None).__code__
+_OF_PICTURES = llama_chat_format.Llava15ChatHandler, llama_chat_format.MTMDChatHandler
+_FUNCTIONARY = llama_chat_format.functionary_chat_handler, llama_chat_format.functionary_v1_v2_chat_handler
+_CALLING = *_FUNCTIONARY, llama_chat_format.chatml_function_calling
 
 
 def chat_handler_of(llm: llama_cpp.Llama) -> Any:
@@ -67,15 +70,41 @@ def require_bias(bias: Any, n_vocab: int) -> None:
 
 
 def require_grammar(vocab: Any, grammar: Any) -> None:
-    """Raises ArgumentError for a grammar that llama.cpp cannot compile for this vocabulary."""
+    """Raises GrammarError for a grammar that llama.cpp cannot compile for this vocabulary, ArgumentError for
+    what is none."""
     if not isinstance(grammar, llama_cpp.LlamaGrammar):
         raise ArgumentError(
             f"grammar must be a LlamaGrammar, not {grammar!r}: LlamaGrammar.from_string() makes one"
         )
+    require_grammar_text(vocab, grammar._grammar, grammar._root)
+
+
+def require_grammar_text(vocab: Any, grammar: str, root: str = "root") -> None:
+    """As require_grammar()."""
     try:
-        require_compiled(vocab, grammar._grammar, grammar._root)
-    except ArgumentError as error:
-        raise ArgumentError(f"the grammar cannot be compiled: {error}") from None
+        require_compiled(vocab, grammar, root)
+    except GrammarError as error:
+        raise GrammarError(f"the grammar cannot be compiled: {error}") from None
+
+
+def require_forms(vocab: Any, handler: Any, given: dict[str, Any]) -> None:
+    """Looks at what this chat handler compiles of these arguments of a chat, before the model runs.
+
+    What a handler does not compile is not looked at, nor is anything where it is none of llama_cpp's. A
+    response_format becomes as llama_cpp writes it: it would leave out another one.
+    Raises SchemaError for a schema that cannot be compiled, ToolChoiceError for the choice of a tool that is
+    not there, ArgumentError for what is no tool or no response_format.
+    """
+    handler = bare_handler(handler)
+    calls_any = handler in _CALLING
+    if not calls_any and not is_of_formatter(handler) and not isinstance(handler, _OF_PICTURES):
+        return
+    if given.get("response_format") is not None and handler not in _FUNCTIONARY:
+        wanted = given["response_format"] = plain_format(given["response_format"])
+        if "schema" in wanted:
+            _require_schema(vocab, wanted["schema"], "response_format")
+    for tool in _callable_tools(given, calls_any, handler in _FUNCTIONARY):
+        _require_schema(vocab, tool["parameters"], f"the parameters of the tool {tool['name']!r}")
 
 
 def plain_format(wanted: Any) -> Any:
@@ -94,38 +123,39 @@ def plain_format(wanted: Any) -> Any:
     return wanted
 
 
-def require_schema(vocab: Any, schema: Any, where: str) -> None:
-    """Raises ArgumentError, whose text begins with where, for a schema that cannot be compiled."""
+def _require_schema(vocab: Any, schema: Any, where: str) -> None:
     try:
         grammar = of_schema(schema)
-    except ArgumentError as error:
-        raise ArgumentError(f"{where}: {error}") from None
+    except SchemaError as error:
+        raise SchemaError(f"{where}: {error}") from None
     try:
         require_compiled(vocab, grammar)
-    except ArgumentError as error:
-        raise ArgumentError(f"{where}: its grammar cannot be compiled: {error}") from None
+    except GrammarError as error:
+        raise SchemaError(f"{where}: its grammar cannot be compiled: {error}") from None
 
 
-def chosen_tool(given: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The function that these arguments of a chat have the model call: its name and its parameters.
+def _callable_tools(given: Mapping[str, Any], calls_any: bool, tools_first: bool) -> list[dict[str, Any]]:
+    """Functions whose parameters may be compiled, with these: the chosen one; else all, where the handler
+    lets the model call any.
 
-    Raises ArgumentError for one that is not there.
+    tools_first: whether tools and tool_choice hold before functions and function_call, where both are given.
     """
-    tools = [_function_of(tool) for tool in given.get("tools") or ()]
-    choice = given.get("tool_choice")
-    if given.get("functions") is not None:
-        tools = [_function_of({"function": function}) for function in given["functions"]]
-    if given.get("function_call") is not None:
-        choice = given["function_call"]
+    tools, choice = given.get("tools"), given.get("tool_choice")
+    functions, call = given.get("functions"), given.get("function_call")
+    if functions is not None and not (tools_first and tools is not None):
+        tools = [{"function": function} for function in functions]
+    if call is not None and not (tools_first and choice is not None):
+        choice = call
+    found = [_function_of(tool) for tool in tools or ()]
     if not isinstance(choice, Mapping):
-        return None
+        return [tool for tool in found if "parameters" in tool] if calls_any and choice != "none" else []
     name = _function_of(choice if "function" in choice else {"function": choice})["name"]
-    found = next((tool for tool in tools if tool["name"] == name), None)
-    if found is None:
-        raise ArgumentError(f"Tool choice '{name}' not found in tools.")  # as llama_cpp says it
-    if "parameters" not in found:
+    chosen = next((tool for tool in found if tool["name"] == name), None)
+    if chosen is None:  # first in llama_cpp's words
+        raise ToolChoiceError(f"Tool choice {name!r} not found in tools: there is no tool {name!r}")
+    if "parameters" not in chosen:
         raise ArgumentError(f"the tool {name!r} has no parameters: give it a JSON schema")
-    return found
+    return [chosen]
 
 
 def _function_of(tool: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import llama_cpp
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from ._core.logging import collected_errors
-from .errors import ArgumentError
+from .errors import GrammarError, SchemaError
 
 MOST_BYTES: Final = 2**20  # of a grammar
 _MOST_SCHEMA_BYTES: Final = 2**18
@@ -44,14 +44,14 @@ def of_schema(schema: Any) -> str:
     try:
         text = json.dumps(schema)
     except RecursionError:
-        raise ArgumentError(_TOO_DEEP) from None
+        raise SchemaError(_TOO_DEEP) from None
     except (TypeError, ValueError):
-        raise ArgumentError("the JSON schema is no JSON") from None
+        raise SchemaError("the JSON schema is no JSON") from None
     return from_schema(text)
 
 
 def from_schema(text: str) -> str:
-    """The grammar of a JSON schema. Raises ArgumentError, whose text begins with "the JSON schema"."""
+    """The grammar of a JSON schema. Raises SchemaError, whose text begins with "the JSON schema"."""
     try:
         if len(text) > _MOST_SCHEMA_BYTES:
             raise ValueError(f"it has more than {_MOST_SCHEMA_BYTES} bytes")
@@ -61,25 +61,25 @@ def from_schema(text: str) -> str:
         _require_few_times(schema)
         grammar = str(json_schema_to_gbnf(text))
     except json.JSONDecodeError as error:
-        raise ArgumentError(f"the JSON schema is no JSON: {error}") from None
+        raise SchemaError(f"the JSON schema is no JSON: {error}") from None
     except RecursionError:
-        raise ArgumentError(_TOO_DEEP) from None
+        raise SchemaError(_TOO_DEEP) from None
     except Exception as error:  # the converter raises whatever it stumbles over
         reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
-        raise ArgumentError(f"the JSON schema cannot be compiled: {reason}") from None
+        raise SchemaError(f"the JSON schema cannot be compiled: {reason}") from None
     return grammar
 
 
 def require_bounded(grammar: str) -> None:
-    """Raises ArgumentError for a grammar on which llama.cpp overflows the stack, or takes memory without end.
+    """Raises GrammarError for a grammar on which llama.cpp overflows the stack, or takes memory without end.
 
     Its parser, and its search for left recursion, call themselves for what is nested and for each rule that
     begins with another one; and a repetition is written out, so one that ends before it begins never ends.
     """
     if len(grammar) > MOST_BYTES:
-        raise ArgumentError("it is too large")
+        raise GrammarError("it is too large")
     if "\0" in grammar:
-        raise ArgumentError("a grammar has no zero bytes")
+        raise GrammarError("a grammar has no zero bytes")
     depth = rules = elements = 0
     last = 1  # elements of the symbol before
     for symbol in _SYMBOL.finditer(grammar):
@@ -94,13 +94,13 @@ def require_bounded(grammar: str) -> None:
             last = len(symbol[0]) if kind == "chars" else 1
             elements += last
         if depth > _DEEPEST:
-            raise ArgumentError(f"it is nested more than {_DEEPEST} deep")
+            raise GrammarError(f"it is nested more than {_DEEPEST} deep")
     if rules > _MOST_RULES or elements > _MOST_ELEMENTS:
-        raise ArgumentError("it has too many rules, with those that its repetitions become")
+        raise GrammarError("it has too many rules, with those that its repetitions become")
 
 
 def require_compiled(vocab: Any, grammar: str, root: str = "root") -> None:
-    """Raises ArgumentError for a grammar that llama.cpp does not compile for this vocabulary.
+    """Raises GrammarError for a grammar that llama.cpp does not compile for this vocabulary.
 
     A sampler of such a grammar is a null pointer, which it would read. The reason is what it logs: it writes
     some to standard error instead, which belongs to the whole process.
@@ -110,9 +110,9 @@ def require_compiled(vocab: Any, grammar: str, root: str = "root") -> None:
         try:
             made = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), root.encode("utf-8"))
         except UnicodeEncodeError:
-            raise ArgumentError("it has half a character, which is no text in UTF-8") from None
+            raise GrammarError("it has half a character, which is no text in UTF-8") from None
     if not made:
-        raise ArgumentError(reason_of("\n".join(said)) or "llama.cpp does not take it")
+        raise GrammarError(reason_of("\n".join(said)) or "llama.cpp does not take it")
     llama_cpp.llama_sampler_free(made)
 
 
@@ -126,7 +126,7 @@ def _times(quantifier: str) -> int:
     """How often the symbol before it is written out."""
     numbers = [int(number[:9]) for number in re.findall(r"[0-9]+", quantifier)]
     if numbers != sorted(numbers):
-        raise ArgumentError(f"{quantifier[:_SHOWN]} ends before it begins")
+        raise GrammarError(f"{quantifier[:_SHOWN]} ends before it begins")
     return min(max(numbers, default=1), _MOST_TIMES)
 
 

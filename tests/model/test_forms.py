@@ -58,9 +58,61 @@ def test_a_form_that_cannot_be(load: Load, tiny_path: Path, given: dict[str, Any
     assert llm("Hello.", max_tokens=2)["usage"]["completion_tokens"] > 0
 
 
-def test_a_json_schema_as_openai_has_it(load: Load, tiny_path: Path) -> None:
+BAD: dict[str, Any] = {"name": "f", "parameters": {"type": "nothing"}}
+GOOD: dict[str, Any] = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+
+
+def offered(function: dict[str, Any]) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": function}]}
+
+
+@pytest.mark.parametrize(
+    ("handler", "given", "words"),
+    [
+        ("chatml-function-calling", schema(enum=[]), "response_format: its grammar cannot be compiled"),
+        ("chatml-function-calling", {"response_format": {"type": "xml"}}, "response_format must have a type"),
+        (
+            "chatml-function-calling",
+            offered(BAD) | {"tool_choice": F},
+            "the tool 'f': the JSON schema cannot",
+        ),
+        ("chatml-function-calling", offered(BAD) | {"tool_choice": "auto"}, "the tool 'f': the JSON schema"),
+        ("chatml-function-calling", offered(GOOD) | {"functions": [], "tool_choice": F}, "no tool 'f'"),
+        ("chatml-function-calling", offered(GOOD) | {"function_call": {"name": "g"}}, "no tool 'g'"),
+        ("functionary", {"functions": [BAD]}, "the tool 'f': the JSON schema cannot be compiled"),
+        ("functionary", offered(BAD) | {"functions": [GOOD]}, "the tool 'f': the JSON schema cannot"),
+    ],
+)
+def test_a_form_that_another_handler_compiles(
+    load: Load, tiny_path: Path, handler: str, given: dict[str, Any], words: str
+) -> None:
+    """It would take any JSON."""
+    llm = load(tiny_path, chat_format=handler)
+    with pytest.raises(ArgumentError, match=words):
+        llm.create_chat_completion(MESSAGES, max_tokens=4, **given)
+
+
+@pytest.mark.parametrize(
+    ("handler", "given"),
+    [
+        ("chatml", offered(BAD) | {"tool_choice": "auto"}),
+        ("chatml-function-calling", offered(BAD) | {"tool_choice": "none"}),
+        ("functionary", schema(enum=[])),
+        ("functionary", offered(GOOD) | {"functions": [BAD], "function_call": "none"}),
+        (lambda llama, messages, **_: {"choices": []}, schema(enum=[]) | offered(BAD) | {"tool_choice": F}),
+    ],
+)
+def test_a_form_that_no_handler_compiles(
+    load: Load, tiny_path: Path, handler: Any, given: dict[str, Any]
+) -> None:
+    named = {"chat_format" if isinstance(handler, str) else "chat_handler": handler}
+    load(tiny_path, **named).create_chat_completion(MESSAGES, max_tokens=4, **given)
+
+
+@pytest.mark.parametrize("given", [{}, {"chat_format": "chatml-function-calling"}])
+def test_a_json_schema_as_openai_has_it(load: Load, tiny_path: Path, given: dict[str, Any]) -> None:
     wanted = {"type": "json_schema", "json_schema": {"schema": {"const": "yes"}}}
-    reply = load(tiny_path).create_chat_completion(MESSAGES, max_tokens=9, response_format=wanted)
+    reply = load(tiny_path, **given).create_chat_completion(MESSAGES, max_tokens=9, response_format=wanted)
     assert reply["choices"][0]["message"]["content"] == '"yes"'
 
 

@@ -118,6 +118,7 @@ CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
         (ASKED | {"tools": [TOOL, TOOL], "tool_choice": "required"}, "needs one tool, not 2"),
         (ASKED | {"tool_choice": "required"}, "needs one tool, not 0"),
         (ASKED | {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "no tool 'g'"),
+        (ASKED | {"tools": [TOOL], "function_call": {"name": "g"}}, "no tool 'g'"),
         (ASKED | {"grammar": "root ::= nowhere"}, "grammar cannot be compiled"),
         (ASKED | {"grammar": "root ::= " + "(" * 30_000}, "nested more than 500 deep"),
         (ASKED | {"grammar": 'root ::= "a"{5,2}'}, "ends before it begins"),
@@ -181,6 +182,19 @@ def test_any_tool_may_be_compiled_by_a_handler_that_calls_them(
     require_grammars(load(tiny_path), body)
     with pytest.raises(Refusal, match="'f': the JSON schema cannot be compiled"):
         require_grammars(load(tiny_path, chat_format="chatml-function-calling"), body)
+
+
+def test_what_a_refused_form_is_called(tiny_path: Path, load: Callable[..., Llama]) -> None:
+    llm = load(tiny_path)
+    for given, code, param in (
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, "invalid_schema", None),
+        ({"response_format": {"type": "json_object", "schema": {"enum": []}}}, "invalid_schema", None),
+        ({"grammar": "root ::= nowhere"}, "invalid_grammar", None),
+        ({"tools": [TOOL], "function_call": {"name": "g"}}, None, "tool_choice"),
+    ):
+        with pytest.raises(Refusal) as refused:
+            require_grammars(llm, ChatBody(**ASKED, **given))
+        assert (refused.value.status, refused.value.code, refused.value.param) == (400, code, param)
 
 
 def test_models_that_are_not_here(server: Running, client: httpx.Client) -> None:

@@ -13,14 +13,7 @@ import llama_cpp
 from llama_cpp import llama_chat_format
 
 from ..errors import ArgumentError
-from ..forms import (
-    bare_handler,
-    chat_handler_of,
-    chosen_tool,
-    is_of_formatter,
-    plain_format,
-    require_schema,
-)
+from ..forms import bare_handler, chat_handler_of, is_of_formatter, require_forms
 from ..messages import require_messages
 from . import templates
 from .turns import Turn
@@ -78,14 +71,15 @@ class Chats:
         """stock: llama_cpp's create_chat_completion(), called with messages that lose nothing in the model's
         template, and these arguments."""
         handler = chat_handler_of(llm)
-        if not is_of_formatter(handler):
-            usable = isinstance(messages, list | tuple) and all(isinstance(one, Mapping) for one in messages)
-            with self._reading(list(messages) if usable else [], 0, False):
-                return stock(messages, *args, **kwargs)
         given: dict[str, Any] = dict(_SIGNATURE.bind(llm, messages, *args, **kwargs).arguments)
         for name in ("self", "messages"):
             del given[name]
-        _require_forms(llm, given)
+        with llm._lifetime.still():
+            require_forms(llm._model.vocab, handler, given)
+        if not is_of_formatter(handler):
+            usable = isinstance(messages, list | tuple) and all(isinstance(one, Mapping) for one in messages)
+            with self._reading(list(messages) if usable else [], 0, False):
+                return stock(messages, **given)
         if bare_handler(handler) is _PLAIN_TEXT:
             self._warn("the model has no chat template: its chats are written as plain text")
 
@@ -141,18 +135,6 @@ class Chats:
         if text not in self._said:
             self._said.add(text)
             _logger.warning(text)
-
-
-def _require_forms(llm: Any, given: dict[str, Any]) -> None:
-    """Raises ArgumentError for a form that llama_cpp would leave out, or take any JSON for."""
-    with llm._lifetime.still():
-        vocab = llm._model.vocab
-        if given.get("response_format") is not None:
-            wanted = given["response_format"] = plain_format(given["response_format"])
-            if "schema" in wanted:
-                require_schema(vocab, wanted["schema"], "response_format")
-        if (tool := chosen_tool(given)) is not None:
-            require_schema(vocab, tool["parameters"], f"the parameters of the tool {tool['name']!r}")
 
 
 def _tools(given: dict[str, Any]) -> tuple[bool, dict[str, Any]]:

@@ -18,10 +18,13 @@ from ..errors import (
     ArgumentError,
     Cancelled,
     ContextFullError,
+    GrammarError,
     HeadKVError,
     ModelError,
     OutOfMemoryError,
+    SchemaError,
     SessionError,
+    ToolChoiceError,
     UnsupportedError,
 )
 
@@ -89,6 +92,12 @@ def refusal_of(error: BaseException, body: Any = None) -> Refusal:
         return Refusal(503, str(error), "storage_failed")
     if isinstance(error, OutOfMemoryError):
         return Refusal(503, str(error), "out_of_memory")
+    if isinstance(error, SchemaError | GrammarError):
+        return Refusal(
+            400, str(error), "invalid_schema" if isinstance(error, SchemaError) else "invalid_grammar"
+        )
+    if isinstance(error, ToolChoiceError):
+        return Refusal(400, str(error), param="tool_choice")
     if isinstance(error, ArgumentError | ModelError | UnsupportedError):
         return Refusal(400, str(error))
     if isinstance(error, HeadKVError):
