@@ -27,6 +27,9 @@ EXPORTED = {
 }
 TREE = EXPORTED | {
     "DataError": ValueError,
+    "SchemaError": ValueError,
+    "GrammarError": ValueError,
+    "ToolChoiceError": ValueError,
     "EncoderError": NotImplementedError,
     "TemplateError": ValueError,
     "AdapterError": RuntimeError,
