@@ -24,7 +24,11 @@ class GrammarError(ArgumentError):
 
 
 class ToolChoiceError(ArgumentError):
-    """A chat whose model has to call a tool that it does not have."""
+    """A chat whose model has to call a tool that it does not have; name: which one."""
+
+    def __init__(self, *args: object, name: str = "") -> None:
+        super().__init__(*args)
+        self.name = name
 
 
 class UnsupportedError(HeadKVError, NotImplementedError):

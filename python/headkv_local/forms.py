@@ -151,8 +151,8 @@ def _callable_tools(given: Mapping[str, Any], calls_any: bool, tools_first: bool
         return [tool for tool in found if "parameters" in tool] if calls_any and choice != "none" else []
     name = _function_of(choice if "function" in choice else {"function": choice})["name"]
     chosen = next((tool for tool in found if tool["name"] == name), None)
-    if chosen is None:  # first in llama_cpp's words
-        raise ToolChoiceError(f"Tool choice {name!r} not found in tools: there is no tool {name!r}")
+    if chosen is None:
+        raise ToolChoiceError(f"Tool choice '{name}' not found in tools.", name=name)  # as llama_cpp says it
     if "parameters" not in chosen:
         raise ArgumentError(f"the tool {name!r} has no parameters: give it a JSON schema")
     return [chosen]

@@ -77,8 +77,16 @@ def offered(function: dict[str, Any]) -> dict[str, Any]:
             "the tool 'f': the JSON schema cannot",
         ),
         ("chatml-function-calling", offered(BAD) | {"tool_choice": "auto"}, "the tool 'f': the JSON schema"),
-        ("chatml-function-calling", offered(GOOD) | {"functions": [], "tool_choice": F}, "no tool 'f'"),
-        ("chatml-function-calling", offered(GOOD) | {"function_call": {"name": "g"}}, "no tool 'g'"),
+        (
+            "chatml-function-calling",
+            offered(GOOD) | {"functions": [], "tool_choice": F},
+            "Tool choice 'f' not found",
+        ),
+        (
+            "chatml-function-calling",
+            offered(GOOD) | {"function_call": {"name": "g"}},
+            "Tool choice 'g' not found",
+        ),
         ("functionary", {"functions": [BAD]}, "the tool 'f': the JSON schema cannot be compiled"),
         ("functionary", offered(BAD) | {"functions": [GOOD]}, "the tool 'f': the JSON schema cannot"),
     ],

@@ -97,7 +97,8 @@ def refusal_of(error: BaseException, body: Any = None) -> Refusal:
             400, str(error), "invalid_schema" if isinstance(error, SchemaError) else "invalid_grammar"
         )
     if isinstance(error, ToolChoiceError):
-        return Refusal(400, str(error), param="tool_choice")
+        text = f"tool_choice: there is no tool {error.name!r} among the tools"
+        return Refusal(400, text, param="tool_choice")
     if isinstance(error, ArgumentError | ModelError | UnsupportedError):
         return Refusal(400, str(error))
     if isinstance(error, HeadKVError):
