@@ -40,8 +40,8 @@ def chats(tiny_path: Path) -> Iterator[Callable[..., Kept]]:
     """Makes chats of the tiny model, or of the session that is given."""
     sessions: list[Session] = []
 
-    def make(*argv: str, model: Path = tiny_path) -> Kept:
-        options = parse_options(["-t", "1", "-m", str(model), *argv], build_parser(), {})
+    def make(*argv: str, model: Path = tiny_path, **environment: str) -> Kept:
+        options = parse_options(["-t", "1", "-m", str(model), *argv], build_parser(), environment)
         chat = saved_at(options.session)
         options = options if chat is None else options.completed(chat.settings, "a session")
         sessions.append(open_session(options, chat.context if chat is not None else {}))
@@ -105,6 +105,22 @@ def test_settings_that_are_not_given_are_as_they_were(chats: Callable[..., Kept]
     anew, _ = chats("--session", path, "-s", "-1")
     assert (last.llm._seed, again.llm._seed) == (7, session.llm._seed)
     assert anew.llm._seed != again.llm._seed
+
+
+def test_what_was_left_open_stays_open(chats: Callable[..., Kept], tmp_path: Path) -> None:
+    """A session is of defaults, too, and these hold before nothing."""
+    path = str(tmp_path / "session")
+    session, keeper = chats(*SHORT, "--session", path)
+    ask(session, "Why?")
+    keeper.leave()
+    names = ("fold", "draft", "observe", "window")
+    given = {
+        f"HEADKV_CHAT_{name.upper()}": value
+        for name, value in zip(names, ("off", "0", "9", "6"), strict=True)
+    }
+    again, _ = chats("--session", path, **given)
+    assert again.llm.retention is not None
+    assert [getattr(again.llm.retention, name) for name in names] == [None, 0, 9, 6]
 
 
 def test_a_session_has_its_model(

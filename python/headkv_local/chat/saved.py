@@ -21,7 +21,7 @@ from headkv_local.chat.options import AUTO, MEMORY, RETENTION, Options, budget_t
 from headkv_local.chat.turn import Turn
 from headkv_local.messages import require_messages
 from headkv_local.sessions import Header, read_header
-from headkv_local.settings import ADVANCED, DEFAULTS, OFF
+from headkv_local.settings import ADVANCED, DEFAULT_DRAFT, DEFAULT_FOLD, DEFAULT_OBSERVE, DEFAULTS, OFF
 
 _SAMPLING: Final = ("temp", "top_k", "top_p", "min_p", "repeat_penalty")
 _SETTINGS: Final = (*RETENTION, "archive", "max_tokens", *_SAMPLING)
@@ -127,7 +127,12 @@ def _retained(retention: Retention | None) -> dict[str, Any]:
         return {"budget": None}
     if retention.caps is not None:
         raise ValueError("it keeps given numbers of entries (caps), and a chat has a budget")
-    left_open = DEFAULTS.keys() - retention._given
+    usual = {
+        "observe": DEFAULT_OBSERVE,
+        "draft": DEFAULT_DRAFT,
+        "fold": DEFAULT_FOLD,
+    }  # as if nobody gave them
+    left_open = DEFAULTS.keys() - retention._given | {n for n in usual if getattr(retention, n) == usual[n]}
     names = ("budget", *(name for name in ADVANCED if name not in left_open), *_OF_PYTHON)
     found = {name: getattr(retention, name) for name in names}
     if retention.fold is None:
