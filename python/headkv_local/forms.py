@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import llama_cpp
@@ -90,21 +90,30 @@ def require_grammar_text(vocab: Any, grammar: str, root: str = "root") -> None:
 def require_forms(vocab: Any, handler: Any, given: dict[str, Any]) -> None:
     """Looks at what this chat handler compiles of these arguments of a chat, before the model runs.
 
-    What a handler does not compile is not looked at, nor is anything where it is none of llama_cpp's. A
+    What a handler does not compile is not looked at, but for tools of which it may call any; nor is anything
+    where it is none of llama_cpp's. A
     response_format becomes as llama_cpp writes it: it would leave out another one.
     Raises SchemaError for a schema that cannot be compiled, ToolChoiceError for the choice of a tool that is
     not there, ArgumentError for what is no tool or no response_format.
     """
     handler = bare_handler(handler)
-    calls_any = handler in _CALLING
-    if not calls_any and not is_of_formatter(handler) and not isinstance(handler, _OF_PICTURES):
+    if handler not in _CALLING and not is_of_formatter(handler) and not isinstance(handler, _OF_PICTURES):
         return
-    if given.get("response_format") is not None and handler not in _FUNCTIONARY:
+    tools, choice = _offered(given, handler in _FUNCTIONARY)
+    forms_answers = handler not in _CALLING or (
+        handler not in _FUNCTIONARY and (choice is None or choice == "none")
+    )
+    if given.get("response_format") is not None and forms_answers:
         wanted = given["response_format"] = plain_format(given["response_format"])
         if "schema" in wanted:
             _require_schema(vocab, wanted["schema"], "response_format")
-    for tool in _callable_tools(given, calls_any, handler in _FUNCTIONARY):
-        _require_schema(vocab, tool["parameters"], f"the parameters of the tool {tool['name']!r}")
+    if isinstance(choice, Mapping):
+        tools = [_chosen(tools, choice)]
+    elif handler not in _CALLING or choice == "none":
+        tools = []  # the model calls none by itself
+    for tool in tools:
+        if "parameters" in tool:
+            _require_schema(vocab, tool["parameters"], f"the parameters of the tool {tool['name']!r}")
 
 
 def plain_format(wanted: Any) -> Any:
@@ -134,9 +143,8 @@ def _require_schema(vocab: Any, schema: Any, where: str) -> None:
         raise SchemaError(f"{where}: its grammar cannot be compiled: {error}") from None
 
 
-def _callable_tools(given: Mapping[str, Any], calls_any: bool, tools_first: bool) -> list[dict[str, Any]]:
-    """Functions whose parameters may be compiled, with these: the chosen one; else all, where the handler
-    lets the model call any.
+def _offered(given: Mapping[str, Any], tools_first: bool) -> tuple[list[dict[str, Any]], Any]:
+    """The functions of a chat, and which of them is to be called.
 
     tools_first: whether tools and tool_choice hold before functions and function_call, where both are given.
     """
@@ -146,16 +154,17 @@ def _callable_tools(given: Mapping[str, Any], calls_any: bool, tools_first: bool
         tools = [{"function": function} for function in functions]
     if call is not None and not (tools_first and choice is not None):
         choice = call
-    found = [_function_of(tool) for tool in tools or ()]
-    if not isinstance(choice, Mapping):
-        return [tool for tool in found if "parameters" in tool] if calls_any and choice != "none" else []
+    return [_function_of(tool) for tool in tools or ()], choice
+
+
+def _chosen(tools: Sequence[dict[str, Any]], choice: Mapping[str, Any]) -> dict[str, Any]:
     name = _function_of(choice if "function" in choice else {"function": choice})["name"]
-    chosen = next((tool for tool in found if tool["name"] == name), None)
-    if chosen is None:
+    found = next((tool for tool in tools if tool["name"] == name), None)
+    if found is None:
         raise ToolChoiceError(f"Tool choice '{name}' not found in tools.", name=name)  # as llama_cpp says it
-    if "parameters" not in chosen:
+    if "parameters" not in found:
         raise ArgumentError(f"the tool {name!r} has no parameters: give it a JSON schema")
-    return [chosen]
+    return found
 
 
 def _function_of(tool: Any) -> dict[str, Any]:

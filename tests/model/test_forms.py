@@ -105,6 +105,7 @@ def test_a_form_that_another_handler_compiles(
     [
         ("chatml", offered(BAD) | {"tool_choice": "auto"}),
         ("chatml-function-calling", offered(BAD) | {"tool_choice": "none"}),
+        ("chatml-function-calling", schema(enum=[]) | offered(GOOD) | {"tool_choice": "auto"}),
         ("functionary", schema(enum=[])),
         ("functionary", offered(GOOD) | {"functions": [BAD], "function_call": "none"}),
         (lambda llama, messages, **_: {"choices": []}, schema(enum=[]) | offered(BAD) | {"tool_choice": F}),
