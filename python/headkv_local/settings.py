@@ -38,7 +38,9 @@ class Setting(NamedTuple):
         return f"{self.meaning[0].upper()}{self.meaning[1:]}."
 
 
-def _fold(text: str) -> int | str:
+def fold_of(given: object) -> int | str:
+    """Tokens, or OFF, for which YAML reads False. Raises ArgumentTypeError."""
+    text = OFF if given is False else str(given)
     try:
         return OFF if text == OFF else int(text)
     except ValueError:
@@ -63,7 +65,7 @@ ADVANCED: Final = {
         f"(default: {DEFAULT_DRAFT})",
     ),
     "fold": Setting(
-        _fold,
+        fold_of,
         f"tokens after a prompt at which they become a part of it, so that each head chooses again; {OFF}: "
         f"never (default: {DEFAULT_FOLD})",
     ),

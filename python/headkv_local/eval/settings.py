@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from typing import Any
 
 from headkv_local import ArgumentError, Retention
-from headkv_local.settings import ADVANCED, KV_TYPES, OFF
+from headkv_local.settings import ADVANCED, KV_TYPES, OFF, fold_of
 
 from ..bench.suites.names import ANEW, BEFORE, CHOSEN, WITH
 
@@ -49,8 +50,8 @@ def parse(given: dict[str, Any]) -> Settings:
         return left.pop(name, default)
 
     of_retention = {name: take(name) for name in ADVANCED if name in left}
-    if of_retention.get("fold") == OFF:
-        of_retention["fold"] = None
+    if "fold" in of_retention:
+        of_retention["fold"] = _fold(of_retention["fold"])
     budget, scores, chosen, split = take("budget"), take("scores"), take("chosen", WITH), take("split")
     if budget is None and (of_retention or scores is not None or chosen != WITH):
         raise ArgumentError("without a budget everything is kept: give budget=5%, or leave out the others")
@@ -101,6 +102,14 @@ def _options(take: Any) -> dict[str, Any]:
     if (n_ctx := take("n_ctx")) is not None:
         options["n_ctx"] = _number("n_ctx", n_ctx)
     return options
+
+
+def _fold(value: Any) -> int | None:
+    try:
+        found = fold_of(value)
+    except ArgumentTypeError as error:
+        raise ArgumentError(f"fold: {error}") from None
+    return None if found == OFF else int(found)
 
 
 def _number(name: str, value: Any, least: int = 1) -> int:

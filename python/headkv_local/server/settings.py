@@ -13,7 +13,17 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from ..errors import ArgumentError
-from ..settings import ADVANCED, AUTO, DEFAULT_BUDGET, INT32_MAX, MAX_CTX_BYTES, OFF, given, parse_budget
+from ..settings import (
+    ADVANCED,
+    AUTO,
+    DEFAULT_BUDGET,
+    INT32_MAX,
+    MAX_CTX_BYTES,
+    OFF,
+    fold_of,
+    given,
+    parse_budget,
+)
 from .environment import PREFIX, FromEnvironment
 from .retaining import Budget, check_budget
 
@@ -42,10 +52,8 @@ def _off(value: Any) -> Any:
 
 
 def _tokens_or_off(value: Any) -> Any:
-    if value is None or (value := _off(value)) == OFF:
-        return value
     try:
-        return ADVANCED["fold"].of_text(str(value))
+        return None if value is None else fold_of(value)
     except ArgumentTypeError as error:
         raise ValueError(str(error)) from None
 
