@@ -72,7 +72,7 @@ export class HeadkvServer extends EventEmitter {
         await sleep(100);
       }
     } catch (error) {
-      await this.stop();
+      if (this.#child === child) await this.stop();
       throw error;
     }
   }

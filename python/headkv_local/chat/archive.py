@@ -92,7 +92,11 @@ def _with_room(load: Put, options: Options) -> tuple[ChatLlama, Archive]:
     def move(llm: ChatLlama, where: str | None) -> None:
         llm.retention = options.retention(where)
 
-    llm, where, reason = load_with_room(load, move, _own_file)
+    if options.budget is None:  # no archive yet: a context without room has none in another place either
+        full = load(None)
+        llm, where, reason = load_with_room(lambda _: full, move, _own_file)
+    else:
+        llm, where, reason = load_with_room(load, move, _own_file)
     return llm, Archive(where, own=where not in (None, MEMORY), reason=reason)
 
 

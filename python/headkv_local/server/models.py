@@ -20,6 +20,7 @@ from ..defaults import cache_folder, default_context, load_with_room
 from ..devices import all_layers
 from ..errors import ArchiveError, ArgumentError, Cancelled, HeadKVError, ModelError
 from ..forms import chat_handler_of, seed_of
+from ..machine import memory_free
 from .errors import Refusal
 from .retaining import Settings, retention_of, usual_settings
 from .served import Served
@@ -153,7 +154,8 @@ class Models(LlamaProxy):  # type: ignore[misc]
     def _load_with_archive(self, settings: ModelSettings) -> Served:
         """That of "auto" is where there is room."""
         usual = self.usual
-        if settings.archive != "auto" or usual is None:
+        nowhere_else = self.archive_file is None and memory_free() is None  # what it takes cannot be told
+        if settings.archive != "auto" or usual is None or nowhere_else:
             return self._load(settings, usual)
 
         def move(llm: Served, where: str | None) -> None:
