@@ -170,6 +170,22 @@ def test_a_question_about_what_the_cache_already_holds(load: Load, tiny_path: Pa
     assert np.array_equal(llm.retention_mask(), fresh.retention_mask())
 
 
+@pytest.mark.parametrize("n_more", [150, 128])  # behind what was folded; and all of it
+def test_a_question_about_an_answer_that_was_folded(load: Load, tiny_path: Path, n_more: int) -> None:
+    retention = Retention(budget=32, archive="memory", fold=64)
+    llm = load(tiny_path, n_ctx=1024, retention=retention)
+    llm.prefill(TOKENS, question=FIRST)
+    for token in random_tokens(n_more):
+        llm.eval([token])
+    whole, masks = llm.input_ids[: llm.n_tokens].tolist(), []
+    for question in (slice(320, 340), FIRST):
+        llm.prefill(whole, question=question)
+        stats = llm.cache_stats()
+        assert (llm.n_tokens, stats.prompt_tokens, stats.tail_tokens) == (300 + n_more, 300 + n_more, 0)
+        masks.append(llm.retention_mask())
+    assert not np.array_equal(*masks)
+
+
 def test_a_question_that_is_edited_asks_as_a_whole(smollm2: Path, document: str) -> None:
     """Not only what came with the last edit."""
     other = "What is the name of the man in the story? Please look carefully through the whole text."

@@ -105,19 +105,23 @@ class PromptReader:
         self._decoder.evaluate(tokens)
 
     def _asks_else(self, tokens: list[int], turn: Turn) -> bool:
-        """Whether tokens are the prompt that was compacted, but others of them ask than those that chose; or,
-        with an archive, that prompt and all that was decoded behind it, so that nothing new would be read."""
-        record, n = self._prompts.record, turn.n_compacted(len(tokens))
-        if not (turn.question or turn.messages) or record.question is None:
+        """Whether tokens are the prompt that was compacted, but others of them ask than those that chose.
+
+        With an archive also whether they are all that the cache holds, so that nothing new would be read, or
+        whether an answer chose, which was folded.
+        """
+        record, n, held = self._prompts.record, turn.n_compacted(len(tokens)), self._tokens
+        if not (turn.question or turn.messages) or self._compactor.n_compacted == 0:
             return False
-        goes_on = n == self._tokens.n_tokens and self._contents.reads_anew(n, n)
-        if self._compactor.n_compacted == 0 or not (n == record.n_tokens or goes_on):
+        chose = record.question if n == record.n_tokens else None
+        is_there = n in (record.n_tokens, held.n_tokens)
+        if chose is None and not (is_there and self._contents.reads_anew(n - 1, n)):
             return False
         prompt = tokens[:n]
-        if self._tokens.input_ids[:n].tolist() != prompt:
+        if held.input_ids[:n].tolist() != prompt:
             return False
         told = self._told(prompt, turn)
-        return len(told) > 0 and told != record.question
+        return len(told) > 0 and told != chose
 
     def _told(self, tokens: list[int], turn: Turn) -> tuple[Part, ...]:
         """Which tokens of what a turn compacts ask, as far as it tells."""
