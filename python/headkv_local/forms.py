@@ -91,8 +91,8 @@ def require_forms(vocab: Any, handler: Any, given: dict[str, Any]) -> None:
     """Looks at what this chat handler compiles of these arguments of a chat, before the model runs.
 
     What a handler does not compile is not looked at, but for tools of which it may call any; nor is anything
-    where it is none of llama_cpp's. A
-    response_format becomes as llama_cpp writes it: it would leave out another one.
+    where it is none of llama_cpp's. A response_format becomes as llama_cpp writes it: it would leave out
+    another one.
     Raises SchemaError for a schema that cannot be compiled, ToolChoiceError for the choice of a tool that is
     not there, ArgumentError for what is no tool or no response_format.
     """
@@ -100,10 +100,8 @@ def require_forms(vocab: Any, handler: Any, given: dict[str, Any]) -> None:
     if handler not in _CALLING and not is_of_formatter(handler) and not isinstance(handler, _OF_PICTURES):
         return
     tools, choice = _offered(given, handler in _FUNCTIONARY)
-    forms_answers = handler not in _CALLING or (
-        handler not in _FUNCTIONARY and (choice is None or choice == "none")
-    )
-    if given.get("response_format") is not None and forms_answers:
+    is_free = handler not in _CALLING or (handler not in _FUNCTIONARY and choice in (None, "none"))
+    if given.get("response_format") is not None and is_free:
         wanted = given["response_format"] = plain_format(given["response_format"])
         if "schema" in wanted:
             _require_schema(vocab, wanted["schema"], "response_format")

@@ -10,6 +10,8 @@ from headkv_local import ArgumentError, HeadScores, Retention
 from headkv_local.budgets import ModelShape
 from headkv_local.settings import given, parse_budget
 
+from .suites.names import WITH
+
 FULL = "full"
 RECENT = "recent"
 UNIFORM = "uniform"
@@ -33,10 +35,10 @@ class Policy:
         return label_of(self.name, self.budget)
 
 
-def label_of(name: str, budget: int | str | None, chosen: str = "with") -> str:
-    """chosen: when what is kept is chosen; with the question, where nothing else is said."""
+def label_of(name: str, budget: int | str | None, chosen: str = WITH) -> str:
+    """chosen: when what is kept is chosen, of names.CHOSEN."""
     label = name if budget is None else f"{name} {budget}"
-    return label if chosen == "with" else f"{label}, {chosen}"
+    return label if chosen == WITH else f"{label}, {chosen}"
 
 
 def full() -> Policy:
