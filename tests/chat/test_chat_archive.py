@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from headkv_local import ArchiveError, StateError, defaults
+from headkv_local.chat.archive import load_with_archive
 from headkv_local.chat.documents import Document
+from headkv_local.chat.model import ChatLlama
 from headkv_local.chat.options import Options
 from headkv_local.chat.session import Session, open_session
 from headkv_local.chat.turn import Answer, Event, Notice, Prefill, Text
+from headkv_local.errors import LoadMemoryError
 
 DOCUMENT = Document("document", "The pilot knows the rocks. " * 12)
 OTHER = Document("other", "The keeper lit the lamp. " * 12)
@@ -115,6 +118,21 @@ def test_nobody_waits_for_a_file_that_another_makes(session: Callable[..., Sessi
         os.close(other)
     session()
     assert not left.exists()
+
+
+def test_a_full_cache_without_room_is_loaded_once(folder: Path) -> None:
+    """Its archive would be none, wherever it was."""
+    loaded: list[str | None] = []
+
+    def load(where: str | None) -> ChatLlama:
+        loaded.append(where)
+        raise LoadMemoryError("no memory for the context", setting="n_ctx")
+
+    for budget, n_loads in ((None, 1), (16, 2)):
+        loaded.clear()
+        with pytest.raises(LoadMemoryError):
+            load_with_archive(load, Options(model="m", budget=budget))
+        assert len(loaded) == n_loads
 
 
 def test_no_folder_for_it(session: Callable[..., Session], folder: Path) -> None:

@@ -63,6 +63,18 @@ def test_in_memory_while_there_is_room(
             assert llm.retention.archive == ("memory" if in_memory else made.archive_file)
 
 
+def test_in_memory_where_nobody_can_tell_what_is_free(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And without a folder for a file."""
+    for module in ("defaults", "server.models"):
+        monkeypatch.setattr(f"headkv_local.{module}.memory_free", lambda: None)
+    with models(tiny_path, tmp_path, 0, archive="auto") as made:
+        llm = made()
+        assert llm.retention is not None
+        assert llm.retention.archive == "memory"
+
+
 @pytest.mark.parametrize("lacks", ["file", "folder"])
 def test_no_room_and_no_file(
     tiny_path: Path,
