@@ -188,8 +188,9 @@ HEADKV_API int32_t headkv_get_sentences(const struct headkv_text * text, size_t 
 // What asks in a message of the tokens from `start` on and before `stop`; with start -1, in what ends before `stop`, of
 // which nobody says where it begins. A message of up to n_last tokens asks as a whole. A longer one holds a document:
 // its last n_last tokens may ask; its first and its last short paragraphs do, or lines, up to a question mark that is
-// near, and all of a list of questions (docs/method.md).
-//   parts: room for *n of them; *n: how many there are, at most 3
+// near, and all of a list of questions. Where neither end has a question mark, questions between them do
+// (docs/method.md).
+//   parts: room for *n of them; *n: how many there are, at most 8
 HEADKV_API int32_t headkv_get_question(const struct headkv_text * text, size_t size, int32_t start, int32_t stop,
                                        int32_t n_last, struct headkv_part * parts, size_t * n);
 

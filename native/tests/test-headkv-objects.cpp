@@ -220,8 +220,8 @@ static void test_plans(llama_model * model) {
         return rc;
     });
     test_plan("a question", [&](std::vector<double> & out) {
-        headkv_part parts[3] = {};
-        size_t n             = 3;
+        headkv_part parts[8] = {};
+        size_t n             = 8;
         const int32_t rc     = headkv_get_question(&text, sizeof(text), 0, 60, 20, parts, &n);
         for (size_t i = 0; i < 3; ++i) {
             out[2 * i]     = parts[i].start;

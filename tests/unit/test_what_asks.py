@@ -365,3 +365,56 @@ def test_parts_that_a_template_joins_with_nothing() -> None:
     asks = parts[-1]
     assert TELL in "".join(pieces[asks.start : asks.stop])
     assert asks.start > len(pieces) - len(last) // 2
+
+
+def test_a_question_far_from_both_ends_asks() -> None:
+    form = "Use the following format:\n\nThought: what to do\nAnswer: the answer\n\nBegin!\n\n"
+    for text in (
+        f"%s\n\n{ASK}\n\n{DOCUMENT}",  # between two documents, or before a long disclaimer
+        f"%s\n{form}Question: {ASK}\nObservation: {DOCUMENT}\nAnswer:",
+        f'{{"text": "%s", "question": "{ASK}", "schema": "{PARAGRAPH * 4}"}}',
+    ):
+        assert weighing(words, 128, ASK, ("user", text % (PARAGRAPH * 4))) == 1
+        several = text % f"{PARAGRAPH * 2}Were they late? {PARAGRAPH * 2}"
+        assert weighing(words, 128, ASK, ("user", several)) == 0.5**4
+    many = "\n\n".join([*[ASK] * 4, *[PARAGRAPH] * 4, "Were they late?", *[PARAGRAPH] * 4, *[ASK] * 4])
+    text = f"{DOCUMENT}\n\n{many}\n\n{DOCUMENT}"
+    assert weighing(words, 128, "Were they late?", ("user", text)) == 0  # those nearest to an end ask
+    text = f"{DOCUMENT}\n\nWere they late?\n\n{DOCUMENT}\n\n{ASK}"
+    assert weighing(words, 128, "Were they late?", ("user", text)) == 0
+
+
+@SPELLINGS
+def test_an_instruction_asks_behind_what_stands_before_it(
+    spell: Callable[[str], list[str]], n_last: int
+) -> None:
+    role = LINE * 5  # no short paragraph
+    for text in (
+        f"{role}{TELL}\n\n{DOCUMENT}",
+        f"{LINE[:40]}\n{LINE}\n{LINE}\n{LINE}\n{LINE}\n{TELL}\n\n{DOCUMENT}",
+        f"You are an assistant that reads pages.\n\n{TELL}\n\n{DOCUMENT}\n\nWas it helpful?\nYes | No",
+    ):
+        assert weighing(spell, n_last, TELL, ("user", text)) == 0.5**4
+
+
+@SPELLINGS
+@pytest.mark.parametrize("nod", ["Yes, please.", "Go on.", "Are you sure?", "好的。"])
+def test_a_turn_of_a_few_tokens_may_leave_it_to_what_was_asked_before(
+    spell: Callable[[str], list[str]], n_last: int, nod: str
+) -> None:
+    for before in (
+        [("user", f"{DOCUMENT}\n\n{ASK}"), ("assistant", "A short answer?")],
+        [
+            ("user", f"I will send a report. {ASK}"),
+            ("assistant", "Send it."),
+            ("user", DOCUMENT),
+            ("assistant", "Shall I?"),
+        ],
+        [("system", f"{DOCUMENT}\n\n{ASK}")],
+        [("user", ASK), ("assistant", "I read it."), ("tool", DOCUMENT)],
+    ):
+        assert weighing(spell, n_last, nod, *before, ("user", nod)) == 1
+        assert weighing(spell, n_last, ASK, *before, ("user", nod)) == 0.5**4
+    long = [("user", f"{DOCUMENT}\n\n{ASK}"), ("assistant", "123"), ("user", f"{TELL} {POLITE}")]
+    assert weighing(spell, n_last, ASK, *long) == 0
+    assert weighing(spell, n_last, DOCUMENT[-40:], ("system", DOCUMENT), ("user", nod)) == 0

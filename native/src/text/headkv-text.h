@@ -16,7 +16,7 @@ public:
     void sentence_ends(uint8_t * res) const;
 
     // What asks in a message of the tokens from start on and before stop, or, with start < 0, in the last n_last ones
-    // before stop; in their order, three at most.
+    // before stop; in their order, eight at most.
     std::vector<headkv_part> question(int32_t start, int32_t stop, int32_t n_last) const;
 
     // How many questions stand in the parts that weigh most, by their marks; 1 at least.
@@ -59,6 +59,13 @@ private:
     // nothing tells. is_border: whether the first token begins a paragraph.
     int32_t opening(int32_t start, int32_t n_last, bool one_paragraph) const;
     int32_t ending(int32_t start, int32_t stop, bool is_border, bool one_paragraph) const;
+
+    // Where the first paragraph ends whose end is at least `least`; `least` if none does before stop.
+    int32_t paragraph_end(int32_t start, int32_t stop, int32_t least) const;
+
+    // Lines, or sentences of long ones, with a question mark: those next to an end of these tokens, n_most tokens at
+    // most.
+    std::vector<headkv_part> questions_in(int32_t start, int32_t stop, int32_t n_most) const;
 
     // Where the last line of these tokens begins, if it is so short that it may be a cue; else stop.
     int32_t closing(int32_t start, int32_t stop) const;

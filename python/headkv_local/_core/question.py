@@ -22,6 +22,7 @@ _DOCUMENT: Final = "document"
 _N_TOLD: Final = 4  # times n_last tokens of a part that ask beside marked documents, whatever they say
 _LIKELY: Final = 0.5**4  # of headkv_get_question(), where neither end of a message has a question mark
 
+_N_NOD: Final = 8  # tokens of a turn that may say no more than to go on: "Yes, please.", "Are you sure?"
 _N_RULES: Final = 2  # of a system message before what may be a document
 
 _BLANKS: Final = np.array([i for i in range(128) if chr(i).isspace()], dtype=np.uint8)
@@ -81,11 +82,26 @@ def question_of(
     of_system = [turn for turn in of_system[::-1] if _may_ask(messages, turn)]
     if not of_users and not of_system:
         return ()
-    texts, asking = _Texts(written), (of_users or of_system)[0]
+    asks = _of_turns(prompt, _Texts(written), messages, of_users, of_system, n_last)
+    if not asks:
+        _logger.warning("what asks is not in the prompt as it was written: the prompt's last tokens select")
+    return _disjoint(sorted(asks))
+
+
+def _of_turns(
+    prompt: Pieces,
+    texts: _Texts,
+    messages: Sequence[Mapping[str, Any]],
+    of_users: Sequence[Sequence[int]],
+    of_system: Sequence[Sequence[int]],
+    n_last: int,
+) -> list[Part]:
+    """What asks in the latest turn, the first one here: of the users', or else of the system's. And in those
+    before it that it may leave it to."""
+    asking = (of_users or of_system)[0]
     found = texts.parts(messages, asking)
     if not found:
-        _logger.warning("what asks is not in the prompt as it was written: the prompt's last tokens select")
-        return ()
+        return []
     if not all(_asks(part) for i in asking for part in _parts(messages[i])):
         asks = [each for one in found for each in _of_part(prompt, one, n_last)]
     elif _n(found) <= n_last:
@@ -96,7 +112,10 @@ def question_of(
         asks += [Part(one[0].start, one[-1].stop) for one in before if one and _n(one) <= n_last]
         rules = [texts.parts(messages, turn) for turn in of_system[:1] if turn is not asking]
         asks += [each for one in rules if one for each in _of_rules(prompt, one, n_last)]
-    return _disjoint(sorted(asks))
+    if of_users and _n(found) <= _N_NOD and (of_users[1:] or of_system):
+        earlier = _of_turns(prompt, texts, messages, of_users[1:], of_system, n_last)
+        asks += [part._replace(weight=_LIKELY) for part in _telling(earlier, n_last)]
+    return asks
 
 
 def _disjoint(parts: Sequence[Part]) -> tuple[Part, ...]:
@@ -157,7 +176,11 @@ def _of_long(prompt: Pieces, parts: Sequence[Part], n_last: int) -> list[Part]:
 
 def _told(prompt: Pieces, parts: Sequence[Part], n_last: int) -> list[Part]:
     """What looks like a question, at the ends of what may be a document."""
-    return [each for each in _found(prompt, parts, n_last) if each.weight == 1.0 and each.n != n_last]
+    return _telling(_found(prompt, parts, n_last), n_last)
+
+
+def _telling(found: Iterable[Part], n_last: int) -> list[Part]:
+    return [part for part in found if part.weight == 1.0 and part.n != n_last]
 
 
 def _found(prompt: Pieces, parts: Sequence[Part], n_last: int) -> tuple[Part, ...]:

@@ -135,7 +135,7 @@ def question(text: Text, start: int, stop: int, n_last: int) -> tuple[Part, ...]
     start -1: in what ends before stop, of which nobody says where it begins.
     """
     raw, size, _kept = _text_of(text)
-    parts, n = ffi.new("struct headkv_part[3]"), ffi.new("size_t *", 3)
+    parts, n = ffi.new("struct headkv_part[8]"), ffi.new("size_t *", 8)
     _check(_functions["headkv_get_question"](raw, size, start, stop, n_last, parts, n))
     return tuple(Part(parts[i].start, parts[i].stop, parts[i].weight) for i in range(n[0]))
 
