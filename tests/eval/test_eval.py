@@ -211,6 +211,25 @@ def test_choices_that_do_not_fit_are_refused_or_all_cut_alike(
     assert (cut._reader.costs.prompts, cut._reader.costs.truncated) == (1, 1)
 
 
+def test_a_message_whose_middle_was_cut_out_asks_before_continuations_too(
+    lm_eval: Any, tiny_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """lm_eval takes blanks off a context's end, such as the template's line end, and puts them behind it."""
+    from lm_eval.api.instance import Instance
+
+    from headkv_local.eval.model import HeadKVLM
+
+    model = HeadKVLM(model=str(tiny_path), n_ctx=1024, threads=1, truncate="middle", budget=32)
+    model.chat_template(True)
+    for n in range(200, 206):
+        content = "Who came?\n\n" + "".join(f"{i} came. " for i in range(n))
+        text = model.apply_chat_template([{"role": "user", "content": content}])
+        assert text != text.rstrip()
+        model.loglikelihood([Instance("loglikelihood", {}, (text, "No"), 0)], disable_tqdm=True)
+    assert model.get_model_info()["headkv"]["truncated"] == 6
+    assert "what asks is not in the prompt" not in caplog.text
+
+
 @pytest.mark.parametrize("chosen", ["with", "before", "anew"])
 def test_a_context_is_one_prompt_however_many_continuations_it_has(
     lm_eval: Any, tiny_path: Path, chosen: str

@@ -141,7 +141,8 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
             for group, room in zip(groups, rooms, strict=True):
                 results = []
                 (text, _), context, _ = group[0]
-                prompt = self._reader.prompt(context, text, room)
+                # lm_eval has moved blanks at its end to the continuations: these are the tokens of the rest
+                prompt = self._reader.prompt(context, text.rstrip(), room)
                 assert prompt is not None
                 for i, (_, _, continuation) in enumerate(group):
                     self._reader.read(prompt, self._messages.get(text, ()), again=i > 0)
