@@ -114,6 +114,27 @@ def test_babilong_of_one_json_list(tmp_path: Path) -> None:
         babilong.items(tmp_path, ["qa1"], ["4k"])
 
 
+def test_babilong_of_lengths_with_other_tasks(tmp_path: Path) -> None:
+    for name in ("1k/qa1.jsonl", "1k/qa2.jsonl", "2k/qa1.jsonl"):
+        write(tmp_path, name, BABILONG)
+
+    def read(tasks: list[str] | None, lengths: list[object] | None) -> list[str]:
+        return [f"{item.length} {item.task}" for item in babilong.items(tmp_path, tasks, lengths)]
+
+    assert read(None, None) == ["1k qa1", "1k qa2", "2k qa1"]
+    assert read(["qa2"], None) == ["1k qa2"]
+    assert read(["qa1"], [2048, "1k"]) == ["2k qa1", "1k qa1"]
+    for tasks, lengths, said in (
+        (["qa1", "qa2"], ["1k", "2k"], "has no qa2 of length 2k, only of 1k"),
+        (["qa1"], ["4k"], "has no qa1 of length 4k, only of 1k, 2k"),
+        (None, ["4k"], "has no questions of length 4k, only of 1k, 2k"),
+        (["qa3"], ["1k"], "has no qa3: BABILong is looked for in DIR/1k/qa1.jsonl"),
+        (["qa1"], ["1K"], "BABILong has no length '1K': 0k, 1k, 2k"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            read(tasks, lengths)
+
+
 @pytest.mark.parametrize("rows", ["lines", "list"])
 def test_files_with_a_byte_order_mark(tmp_path: Path, rows: str) -> None:
     text = json.dumps([BABILONG, BABILONG]) if rows == "list" else 2 * f"{json.dumps(BABILONG)}\n"

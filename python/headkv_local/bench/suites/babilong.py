@@ -6,15 +6,16 @@ the suite's own rule.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from headkv_local.errors import DataError
+from headkv_local.errors import ArgumentError, DataError
+from headkv_local.wording import shown
 
 from .babilong_texts import introduction
 from .item import Item
 from .names import BABILONG, LENGTHS, TASKS
-from .reading import first_file, found_tasks, require_folder, rows
+from .reading import first_file, require_folder, rows
 
 _ROOMS = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 _THINGS = ("apple", "football", "milk")
@@ -32,17 +33,43 @@ LABELS: Mapping[str, tuple[str, ...]] = {
 """What an answer can be."""
 
 
-def items(folder: Path, tasks: Sequence[str] | None, lengths: Sequence[str] | None) -> list[Item]:
-    """All questions, length by length. Raises DataError for what is not there, or has another schema."""
-    return [item for length in lengths or lengths_in(folder) for item in _of_length(folder, length, tasks)]
+def items(folder: Path, tasks: Sequence[str] | None, lengths: Sequence[object] | None) -> list[Item]:
+    """All questions, length by length. tasks, lengths: without them all that are there.
+
+    Raises ArgumentError as name_of() does, and DataError for what is not there, or has another schema.
+    """
+    wanted = [name_of(length) for length in lengths or ()]
+    for task in tasks or (None,):
+        there = lengths_in(folder, task)
+        for length in wanted:
+            if length not in there:
+                raise DataError(
+                    f"{folder} has no {task or 'questions'} of length {length}, only of {', '.join(there)}"
+                )
+    return [
+        item
+        for length in wanted or LENGTHS
+        for task in tasks or TASKS[BABILONG]
+        if (path := _path(folder, length, task)) is not None
+        for item in _of_file(path, task, length)
+    ]
 
 
-def lengths_in(folder: Path) -> list[str]:
-    """Those that are there. Raises DataError where none is."""
+def name_of(length: object) -> str:
+    """What BABILong calls a length: "4k" of "4k", or of 4096 tokens. Raises ArgumentError for others."""
+    for name, tokens in LENGTHS.items():
+        if str(length) in (name, str(tokens)):
+            return name
+    raise ArgumentError(f"BABILong has no length {shown(length)}: {', '.join(LENGTHS)}")
+
+
+def lengths_in(folder: Path, task: str | None = None) -> list[str]:
+    """Those that have questions of a task, or of any. Raises DataError where none has."""
     require_folder(folder)
-    there = [length for length in LENGTHS if any(_path(folder, length, task) for task in TASKS[BABILONG])]
+    tasks = TASKS[BABILONG] if task is None else (task,)
+    there = [length for length in LENGTHS if any(_path(folder, length, one) for one in tasks)]
     if not there:
-        raise DataError(f"{folder} has no lengths: {_LAYOUT}")
+        raise DataError(f"{folder} has no {task or 'questions'}: {_LAYOUT}")
     return there
 
 
@@ -54,31 +81,23 @@ def _path(folder: Path, length: str, task: str) -> Path | None:
     return first_file(*(folder / a / f"{b}{end}" for a, b in names for end in (".jsonl", ".json")))
 
 
-def _of_length(folder: Path, length: str, tasks: Sequence[str] | None) -> list[Item]:
-    paths = found_tasks(
-        folder, tuple(tasks or ()) or None, TASKS[BABILONG], lambda task: _path(folder, length, task), _LAYOUT
-    )
-    made = []
-    for task, path in paths.items():
-        labels = LABELS[task]
-        for number, row in enumerate(rows(path)):
-            question, target = row.filled("question").strip(), row.filled("target").strip()
-            if not {one.strip() for one in target.split(",")} <= set(labels):
-                row.refuse("target", f"must be of {', '.join(labels)}, not {target!r}")
-            made.append(
-                Item(
-                    task=task,
-                    length=length,
-                    number=number,
-                    before=introduction(task),
-                    document=row.filled("input"),
-                    after=f"\n\nQuestion: {question}",
-                    answers=(target,),
-                    metrics=("babilong",),
-                    max_tokens=20,
-                    question=question,
-                    classes=labels,
-                    chance=1 / len(labels),
-                )
-            )
-    return made
+def _of_file(path: Path, task: str, length: str) -> Iterator[Item]:
+    labels = LABELS[task]
+    for number, row in enumerate(rows(path)):
+        question, target = row.filled("question").strip(), row.filled("target").strip()
+        if not {one.strip() for one in target.split(",")} <= set(labels):
+            row.refuse("target", f"must be of {', '.join(labels)}, not {target!r}")
+        yield Item(
+            task=task,
+            length=length,
+            number=number,
+            before=introduction(task),
+            document=row.filled("input"),
+            after=f"\n\nQuestion: {question}",
+            answers=(target,),
+            metrics=("babilong",),
+            max_tokens=20,
+            question=question,
+            classes=labels,
+            chance=1 / len(labels),
+        )

@@ -161,8 +161,7 @@ def _items(said: dict[str, Any], llm: Llama) -> list[Item]:
 
     suite, tasks, data = said["suite"], said["tasks"], Path(said["data"] or "")
     if suite == BABILONG:
-        names = {tokens: name for name, tokens in LENGTHS.items()}
-        return babilong.items(data, tasks, [names[n] for n in said["lengths"]] if said["lengths"] else None)
+        return babilong.items(data, tasks, said["lengths"])
     if suite == LONGBENCH:
         return longbench.items(data, tasks)
     if suite == LOOGLE:
@@ -205,9 +204,10 @@ def _check(options: argparse.Namespace) -> None:
     if options.lengths and options.suite in (LONGBENCH, LOOGLE):
         raise ArgumentError(f"--lengths does not go with --suite {options.suite}, whose texts have their own")
     if options.suite == BABILONG:
+        from . import babilong
+
         for length in options.lengths or ():
-            if length not in LENGTHS.values():
-                raise ArgumentError(f"BABILong has no length {length}: {', '.join(LENGTHS)}")
+            babilong.name_of(length)
 
 
 def _check_ruler(options: argparse.Namespace) -> None:
