@@ -344,3 +344,16 @@ def test_the_length_of_babilong_is_asked_for(babilong: Path) -> None:
     shutil.copytree(babilong / "1k", babilong / "2k")
     with pytest.raises(ArgumentError, match=r'"length": "1k"}\'; .*/data has 1k, 2k$'):
         suites.load("babilong", "qa1", str(babilong))
+
+
+def test_metadata_may_be_any_json(lm_eval: Any, babilong: Path) -> None:
+    folder = str(babilong)
+    for length in ("1k", 1024):
+        assert len(suites.load("babilong", "qa1", folder, length)["test"]) == 2
+    for data, length, said in (
+        (5, "1k", "data of --metadata must be the name of a folder, not 5"),
+        (folder, ["1k"], r"BABILong has no length \['1k'\]: 0k, 1k"),
+        (folder, False, "BABILong has no length False: 0k, 1k"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            suites.load("babilong", "qa1", data, length)

@@ -12,21 +12,23 @@ from typing import Any
 from headkv_local import ArgumentError
 from headkv_local.bench.suites import babilong, longbench, loogle, metrics
 from headkv_local.bench.suites.item import Item
+from headkv_local.wording import shown
 
 
-def load(
-    suite: str, task: str, data: str | None = None, length: str | None = None, **_: Any
-) -> dict[str, Any]:
-    """The split "test". data: the folder of the suite's files. length: of BABILong, "4k". From --metadata.
+def load(suite: str, task: str, data: object = None, length: object = None, **_: Any) -> dict[str, Any]:
+    """The split "test". data: the folder of the suite's files. length: of BABILong, "4k", or 4096 tokens.
+    From --metadata, so they may be any JSON.
 
-    Raises ArgumentError where one of them is missing, DataError for files.
+    Raises ArgumentError where one of them is missing, or cannot be; DataError for files.
     """
     if data is None:
         raise ArgumentError(f"""{suite} needs its files: --metadata '{{"data": "DIR"}}'""")
+    if not isinstance(data, str):
+        raise ArgumentError(f"data of --metadata must be the name of a folder, not {shown(data)}")
     folder = Path(data)
     if suite == "babilong":
-        if not length:  # all of them would come to one score
-            there = babilong.lengths_in(folder)
+        if length is None:  # all of them would come to one score
+            there = babilong.lengths_in(folder, task)
             raise ArgumentError(
                 f"""babilong needs the length of its texts: --metadata '{{"data": "{data}", """
                 f""""length": "{there[0]}"}}'; {folder} has {", ".join(there)}"""
