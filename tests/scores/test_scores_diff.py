@@ -100,7 +100,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     }
     for arguments, said, code in (
         ((a, other), "5 layers of 8 query and 2 KV heads, and 5 layers of 8 query and 4 KV heads", MISUSED),
-        ((a, b, "--top", "11"), "--top must be at most the number of heads, 10, not 11", MISUSED),
+        ((a, b, "--top", "11"), "--top must be at most the number of KV heads, 10, not 11", MISUSED),
         ((a, str(tmp_path / "none")), "cannot be opened", FAILED),
     ):
         assert cli.main(["scores", "diff", *arguments]) == code

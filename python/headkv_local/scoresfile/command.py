@@ -29,7 +29,12 @@ def add_parser(commands: Any) -> None:
     add = diff.add_argument
     add("a", metavar="A", help="a file as for show")
     add("b", metavar="B", help="another, of a model of the same shape")
-    add("--top", type=positive, metavar="K", help="compare the K highest scores too, not only the top 10 %%")
+    add(
+        "--top",
+        type=positive,
+        metavar="K",
+        help="compare the K highest scores too, not only the top 10 %%; at most the number of KV heads",
+    )
     add("--json", action="store_true", help="JSON instead of a table")
     diff.set_defaults(run=_diff)
 

@@ -60,7 +60,7 @@ def moves(a: HeadScores, b: HeadScores) -> list[Move]:
 def compare(a: HeadScores, b: HeadScores, top: int | None = None) -> dict[str, Agreement]:
     """Agreement over "KV heads" and over "query heads": of all ranks, the top 10 %, and the top so many.
 
-    Raises ArgumentError for files of different shapes, and for a top beyond the heads that there are.
+    Raises ArgumentError for files of different shapes, and for a top beyond the KV heads that there are.
     """
     shapes = [(*scores.scores.shape, scores.n_head_kv) for scores in (a, b)]
     if shapes[0] != shapes[1]:
@@ -68,6 +68,9 @@ def compare(a: HeadScores, b: HeadScores, top: int | None = None) -> dict[str, A
         raise ArgumentError(f"the files are of models of different shapes: {said[0]}, and {said[1]}")
     if a.layers != b.layers:
         raise ArgumentError(f"the files are of different layers: {a.layers}, and {b.layers}")
+    n_kv_heads = by_kv_head(a).size  # never more than query heads
+    if top is not None and top > n_kv_heads:
+        raise ArgumentError(f"--top must be at most the number of KV heads, {n_kv_heads}, not {top}")
     return {
         "KV heads": _agreement(by_kv_head(a), by_kv_head(b), top),
         "query heads": _agreement(by_query_head(a), by_query_head(b), top),
@@ -107,8 +110,6 @@ def overlap(a: Scores, b: Scores, k: int) -> Overlap:
 
 
 def _agreement(a: Scores, b: Scores, top: int | None) -> Agreement:
-    if top is not None and top > a.size:
-        raise ArgumentError(f"--top must be at most the number of heads, {a.size}, not {top}")
     sizes = [max(1, round(a.size / 10)), *([] if top is None else [top])]
     return Agreement(a.size, spearman(a, b), [overlap(a, b, k) for k in sizes])
 
