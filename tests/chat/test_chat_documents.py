@@ -141,15 +141,29 @@ def encrypted(data: bytes, password: str = "secret") -> bytes:
     return out.getvalue()
 
 
-def word() -> bytes:
+def word(*blocks: str) -> bytes:
+    """With these elements at its beginning, whose names have no prefix."""
     import docx
+    from docx.oxml import parse_xml
 
     document, out = docx.Document(), io.BytesIO()
     document.add_paragraph("The keeper\tis Marta.")
     table = document.add_table(1, 2)
     table.cell(0, 0).text, table.cell(0, 1).text = "Bo", "41"
+    schema = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+    whole = parse_xml(f'<body xmlns="{schema}" xmlns:w="{schema}">{"".join(blocks)}</body>')
+    for i, element in enumerate(list(whole)):
+        document.element.body.insert(i, element)
     document.save(out)
     return out.getvalue()
+
+
+def in_word(text: str) -> str:
+    return f"<p><r><t>{text}</t></r></p>"
+
+
+def row(*cells: str) -> str:
+    return f"<tr>{''.join(f'<tc>{cell}</tc>' for cell in cells)}</tr>"
 
 
 def test_text_of_pdf_and_docx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +187,25 @@ def test_text_of_pdf_and_docx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setitem(sys.modules, library, None)
         with pytest.raises(DocumentError, match=rf"is {what}: pip install 'headkv-local\[documents\]' lets"):
             read_document(str(path))
+
+
+INNER = f"<tbl>{row(in_word('c'), in_word('d'))}</tbl>"
+
+
+@pytest.mark.parametrize(
+    ("block", "text"),
+    [
+        (
+            f"<tbl>{row(in_word('a'), in_word('b'))}<sdt><sdtContent>{row(INNER, in_word('e'))}"
+            "</sdtContent></sdt></tbl>",
+            "a | b\nc | d | e",
+        ),
+    ],
+)
+def test_text_of_docx(tmp_path: Path, block: str, text: str) -> None:
+    (tmp_path / "document").write_bytes(word(block))
+    read = read_document(str(tmp_path / "document")).text
+    assert read == f"{text}\nThe keeper\tis Marta.\nBo | 41"
 
 
 @pytest.mark.parametrize(

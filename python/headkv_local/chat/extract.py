@@ -16,6 +16,7 @@ _PDF: Final = b"%PDF-"
 _INSTALL: Final = "pip install 'headkv-local[documents]' lets it be read"
 _WORD: Final = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _TWICE: Final = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+_AROUND: Final = frozenset(f"{_WORD}{name}" for name in ("sdt", "sdtContent"))
 
 
 class ExtractError(ValueError):
@@ -84,15 +85,22 @@ def _docx(data: bytes) -> str:
 
 
 def _blocks(parent: Any) -> Iterator[str]:
-    """Paragraphs and rows of tables, also those inside of content controls."""
-    for child in parent:
+    """Paragraphs and rows of tables; a table in a cell is a part of the cell's text."""
+    for child in _children(parent):
         if child.tag == f"{_WORD}p":
             yield _text(child)
         elif child.tag == f"{_WORD}tbl":
-            for row in child.iter(f"{_WORD}tr"):
-                yield " | ".join(" ".join(_blocks(cell)) for cell in row.iter(f"{_WORD}tc"))
-        elif child.tag in (f"{_WORD}sdt", f"{_WORD}sdtContent"):
-            yield from _blocks(child)
+            for row in _children(child, "tr"):
+                yield " | ".join(" ".join(_blocks(cell)) for cell in _children(row, "tc"))
+
+
+def _children(parent: Any, name: str | None = None) -> Iterator[Any]:
+    """Those of this name, None: all; also those inside of content controls."""
+    for child in parent:
+        if child.tag in _AROUND:
+            yield from _children(child, name)
+        elif name is None or child.tag == f"{_WORD}{name}":
+            yield child
 
 
 def _text(paragraph: Any) -> str:
