@@ -200,6 +200,12 @@ INNER = f"<tbl>{row(in_word('c'), in_word('d'))}</tbl>"
             "</sdtContent></sdt></tbl>",
             "a | b\nc | d | e",
         ),
+        (
+            "<p><moveFrom><r><t>moved</t></r></moveFrom><del><r><delText>x</delText><tab/><br/></r></del>"
+            "<ins><r><t>The </t></r></ins><moveTo><r><t>moved</t></r></moveTo></p>"
+            f"<tbl>{row(in_word('a'))}<tr><trPr><del/></trPr><tc><p/></tc></tr></tbl>",
+            "The moved\na",
+        ),
     ],
 )
 def test_text_of_docx(tmp_path: Path, block: str, text: str) -> None:

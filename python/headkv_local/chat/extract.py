@@ -15,7 +15,11 @@ MAX_CHARACTERS: Final = 64 * 1024**2
 _PDF: Final = b"%PDF-"
 _INSTALL: Final = "pip install 'headkv-local[documents]' lets it be read"
 _WORD: Final = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
-_TWICE: Final = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+_LEFT_OUT: Final = (  # what stands elsewhere too, or is not there once changes are accepted
+    "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback",
+    f"{_WORD}moveFrom",
+    f"{_WORD}del",
+)
 _AROUND: Final = frozenset(f"{_WORD}{name}" for name in ("sdt", "sdtContent"))
 
 
@@ -75,8 +79,10 @@ def _docx(data: bytes) -> str:
             ) > (MAX_CHARACTERS):
                 raise ExtractError("is a DOCX file with too much text")
         body = docx.Document(io.BytesIO(data)).element.body
-        for element in list(body.iter(_TWICE)):
-            element.getparent().remove(element)
+        for element in list(body.iter(*_LEFT_OUT)):
+            parent = element.getparent()
+            gone = parent.getparent() if parent.tag == f"{_WORD}trPr" else element  # a row has it as a mark
+            gone.getparent().remove(gone)
         return "\n".join(_blocks(body))
     except (ExtractError, MemoryError):
         raise
@@ -104,7 +110,6 @@ def _children(parent: Any, name: str | None = None) -> Iterator[Any]:
 
 
 def _text(paragraph: Any) -> str:
-    """As it reads with all changes accepted."""
     pieces = {f"{_WORD}tab": "\t", f"{_WORD}br": "\n", f"{_WORD}cr": "\n"}
     return "".join(
         (each.text or "") if each.tag == f"{_WORD}t" else pieces.get(each.tag, "")
