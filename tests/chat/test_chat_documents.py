@@ -206,6 +206,11 @@ INNER = f"<tbl>{row(in_word('c'), in_word('d'))}</tbl>"
             f"<tbl>{row(in_word('a'))}<tr><trPr><del/></trPr><tc><p/></tc></tr></tbl>",
             "The moved\na",
         ),
+        (
+            "<customXml><p><r><t>self</t><noBreakHyphen/><t>employed</t></r></p>"
+            f"<tbl><customXml>{row(in_word('a'))}</customXml></tbl></customXml>",
+            "self-employed\na",
+        ),
     ],
 )
 def test_text_of_docx(tmp_path: Path, block: str, text: str) -> None:

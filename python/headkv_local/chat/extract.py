@@ -20,7 +20,11 @@ _LEFT_OUT: Final = (  # what stands elsewhere too, or is not there once changes 
     f"{_WORD}moveFrom",
     f"{_WORD}del",
 )
-_AROUND: Final = frozenset(f"{_WORD}{name}" for name in ("sdt", "sdtContent"))
+_AROUND: Final = frozenset(f"{_WORD}{name}" for name in ("sdt", "sdtContent", "customXml"))
+_PIECES: Final = {
+    f"{_WORD}{name}": text
+    for name, text in (("tab", "\t"), ("br", "\n"), ("cr", "\n"), ("noBreakHyphen", "-"))
+}
 
 
 class ExtractError(ValueError):
@@ -101,7 +105,7 @@ def _blocks(parent: Any) -> Iterator[str]:
 
 
 def _children(parent: Any, name: str | None = None) -> Iterator[Any]:
-    """Those of this name, None: all; also those inside of content controls."""
+    """Those of this name, None: all; also those inside of content controls and custom XML."""
     for child in parent:
         if child.tag in _AROUND:
             yield from _children(child, name)
@@ -110,9 +114,8 @@ def _children(parent: Any, name: str | None = None) -> Iterator[Any]:
 
 
 def _text(paragraph: Any) -> str:
-    pieces = {f"{_WORD}tab": "\t", f"{_WORD}br": "\n", f"{_WORD}cr": "\n"}
     return "".join(
-        (each.text or "") if each.tag == f"{_WORD}t" else pieces.get(each.tag, "")
+        (each.text or "") if each.tag == f"{_WORD}t" else _PIECES.get(each.tag, "")
         for each in paragraph.iter()
     )
 
