@@ -207,6 +207,10 @@ INNER = f"<tbl>{row(in_word('c'), in_word('d'))}</tbl>"
             "The moved\na",
         ),
         (
+            '<p><pPr><tabs><tab w:val="left" w:pos="720"/></tabs></pPr><r><t>At a stop</t></r></p>',
+            "At a stop",
+        ),
+        (
             "<customXml><p><r><t>self</t><noBreakHyphen/><t>employed</t></r></p>"
             f"<tbl><customXml>{row(in_word('a'))}</customXml></tbl></customXml>",
             "self-employed\na",

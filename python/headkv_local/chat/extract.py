@@ -15,10 +15,11 @@ MAX_CHARACTERS: Final = 64 * 1024**2
 _PDF: Final = b"%PDF-"
 _INSTALL: Final = "pip install 'headkv-local[documents]' lets it be read"
 _WORD: Final = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
-_LEFT_OUT: Final = (  # what stands elsewhere too, or is not there once changes are accepted
+_LEFT_OUT: Final = (  # stands elsewhere too, is gone once changes are accepted, or is no text
     "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback",
     f"{_WORD}moveFrom",
     f"{_WORD}del",
+    f"{_WORD}tabs",  # places where tabs stop, which are called tabs too
 )
 _AROUND: Final = frozenset(f"{_WORD}{name}" for name in ("sdt", "sdtContent", "customXml"))
 _PIECES: Final = {
