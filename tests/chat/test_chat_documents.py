@@ -41,6 +41,8 @@ def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
         ("ß\r\n日本".encode("utf-16"), "ß\n日本"),
         (b"\xfe\xff" + "ß 日本".encode("utf-16-be"), "ß 日本"),
         ("ß 日本".encode("utf-32"), "ß 日本"),
+        (b"GGUF is a file format.", "GGUF is a file format."),
+        (b"RIFF and OggS are containers.", "RIFF and OggS are containers."),
     ],
 )
 def test_text_of_a_file(tmp_path: Path, data: bytes, text: str) -> None:
@@ -88,6 +90,8 @@ def test_closed_standard_input_is_empty(monkeypatch: pytest.MonkeyPatch) -> None
         ),
         (b"\xff\xfea\0b", "begins as UTF-16 text and is none from byte 4 on"),
         (b"GGUF\0\0", "is a GGUF model, and no document: give it without -f"),
+        (b"ID3\xff\xfb", "is a sound file, and no text"),
+        (b"{\\rtf1 x}", "is an RTF file: save it as text first"),
         (b"\x7fELF\x02", "is a program, and no text"),
         (b"\x1f\x8b\x08", "is compressed with gzip: unpack it first"),
         (zipped("readme.txt"), "is a ZIP archive: unpack it first"),
@@ -257,6 +261,7 @@ def test_a_folder(tmp_path: Path) -> None:
         ".hidden": b"x",
         ".git/x": b"x",
         "z.bin": b"\0\1\2\3",
+        "zip.txt": b"BZh begins what bzip2 writes",
         "empty": b"",
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -265,7 +270,13 @@ def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "sub" / "round").symlink_to(tmp_path)
     (tmp_path / "made-up").symlink_to("/proc/self/status")
     found = read_documents(str(tmp_path))
-    assert [document.text for document in found.documents] == ["two", "ten", "one in a circle", "a"]
+    assert [document.text for document in found.documents] == [
+        "two",
+        "ten",
+        "BZh begins what bzip2 writes",
+        "one in a circle",
+        "a",
+    ]
     assert found.notes == [f"{tmp_path}: 2 left out: empty (is empty), z.bin (is not text: byte 0x00 at 0)."]
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "x").write_bytes(b"\x7fELF")

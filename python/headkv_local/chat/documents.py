@@ -13,7 +13,7 @@ from typing import Any, Final
 from headkv_local.chat.extract import ExtractError, extracted
 from headkv_local.chat.options import expand
 from headkv_local.chat.render import strip_control
-from headkv_local.chat.signatures import told_by_bytes, told_by_signature
+from headkv_local.chat.signatures import is_text, told_by_bytes, told_by_signature
 from headkv_local.errors import HeadKVError
 
 MAX_BYTES = 64 * 1024**2  # far beyond every context, and it ends the reading of /dev/zero
@@ -146,11 +146,7 @@ def _is_no_text(head: bytes) -> bool:
     """Whether a file's beginning shows that already, so that the rest need not be read."""
     if head.startswith(_WHOLE):
         return False
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)  # a character may go on behind it
-    except UnicodeDecodeError:
-        return True
-    return b"\0" in head or told_by_signature(head) is not None
+    return not is_text(head) or told_by_signature(head) is not None
 
 
 def _refusal(name: str, reason: str) -> DocumentError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import zipfile
@@ -64,10 +65,22 @@ def _begin(path: str) -> bytes:
 
 
 def told_by_signature(data: bytes) -> str | None:
-    """What a file with these bytes is, None if its beginning is none that is known."""
+    """What a file with these bytes is; None for a text, and for a beginning that is not known."""
     if data.startswith(b"PK\x03\x04"):
         return _told_by_zip(data)
-    return next((what for begin, what in _SIGNATURES if data.startswith(begin)), None)
+    told = next((each for each in _SIGNATURES if data.startswith(each[0])), None)
+    if told is None or (told[0].isalnum() and is_text(data)):  # a text may begin with such letters
+        return None
+    return told[1]
+
+
+def is_text(data: bytes) -> bool:
+    """Whether it is UTF-8 without a zero byte; a character may go on behind it."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in data
 
 
 def told_by_bytes(data: bytes, where: int) -> str:
