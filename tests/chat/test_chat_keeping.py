@@ -351,6 +351,9 @@ def test_an_interrupt_does_not_divide_a_save(
     assert len(read_chat(path).turns) == 2
 
 
+NO_LOGITS = "the saved state or session had no logits of the prompt's end, and no archive has the rest"
+
+
 def test_light(chats: Callable[..., Kept], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     session, keeper = chats(*SHORT)
     session.attach([DOCUMENT])
@@ -361,7 +364,9 @@ def test_light(chats: Callable[..., Kept], tmp_path: Path, capsys: pytest.Captur
     keeper.load()
     assert "It has no archive here" in capsys.readouterr().err
     assert (session.stats().archive_tokens, session.stats().compacted) == (0, True)
+    assert session.again(lambda _: None).reread_reason == NO_LOGITS
     keeper.load(str(tmp_path / "whole"))
+    assert session.again(lambda _: None).reread_reason is None
     assert "no archive" not in capsys.readouterr().err
     assert session.stats().archive_tokens > 0
 

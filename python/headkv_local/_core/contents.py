@@ -154,7 +154,12 @@ class Contents:
         if any(0 < n <= same and self.go_back(n) for n in (same, n_prompt)):
             return
         if self._compactor.n_compacted > 0 and self._prompts.reread is None:
-            self._prompts.cannot_go_back(same)
+            # else it is the compacted prompt once more, whose last token cannot be decoded again
+            is_behind = same >= self._compactor.n_compacted
+            if is_behind or (self.bounded and self._prompts.record.logits is not None):
+                self._prompts.cannot_go_back(same)
+            else:
+                self._prompts.has_no_logits()
         if self.reads_anew(0, n_stable):
             held.cut(0)
             return
