@@ -69,3 +69,23 @@ def test_a_system_message_that_is_too_long_is_named(session: Session) -> None:
     for in_chat, advice in ((True, '/system "" goes on without it'), (False, "A larger --ctx")):
         with pytest.raises(ContextFullError, match=f"the system message takes {tokens}.*{advice}"):
             show_answer(session, asking, Console(), in_chat=in_chat)
+
+
+def test_a_system_message_has_the_room_that_the_chat_leaves(session: Session) -> None:
+    def tokens(n_words: int) -> int:
+        return session.llm.count_tokens("why " * n_words, 1024)[0]
+
+    session.instruct("why " * 20, "/system")
+    session.ask("Why?", lambda _: None)
+    used = session.used_tokens
+    session.attach([Document("a", "why " * 100)])
+    room = 960 - used - tokens(100) + tokens(20)
+    with pytest.raises(ContextFullError, match=f"the context of 1024 has room for {room}:"):
+        session.instruct("why " * 300, "/system")
+    session.instruct("why " * 60, "/system")
+    assert session.used_tokens == used + tokens(60) - tokens(20)
+    with pytest.raises(DocumentError, match=f"has room for {room - tokens(60)}:"):
+        session.attach([Document("b", "why " * 300)])
+    session.ask("Why?", lambda _: None)
+    session.instruct(None, "/system")
+    assert session.used_tokens > 0

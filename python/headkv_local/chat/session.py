@@ -85,9 +85,11 @@ class Session:
 
     @property
     def _room(self) -> int:
-        """Positions that a short question leaves."""
+        """Positions that the chat, what is attached and a short question leave; below 0 if they do not."""
         n_ctx = int(self.llm.n_ctx())
-        return n_ctx - min(_ASKING_TOKENS, n_ctx // 4)
+        attached = sum(self.llm.count_tokens(each.text, n_ctx)[0] for each in self.documents)
+        used = self.used_tokens or self.system_tokens
+        return n_ctx - min(_ASKING_TOKENS, n_ctx // 4) - used - attached
 
     @property
     def in_force(self) -> Options:
@@ -103,10 +105,7 @@ class Session:
         Raises DocumentError for the first one that there is no room for, and takes no other one from
         `documents`; none of them is attached then.
         """
-        n_ctx = self.llm.n_ctx()
-        attached = sum(self.llm.count_tokens(other.text, n_ctx)[0] for other in self.documents)
-        room = max(self._room - (self.used_tokens or self.system_tokens) - attached, 0)
-        total, taken = 0, list[Document]()
+        room, total, taken = max(self._room, 0), 0, list[Document]()
         for document in documents:
             left = room - total
             tokens, exact = self.llm.count_tokens(document.text, left)
@@ -120,10 +119,12 @@ class Session:
 
     def instruct(self, text: str | None, source: str) -> None:
         """Have this system message, None for none. Raises ContextFullError for one that leaves no room."""
-        if text:
-            tokens, exact = self.llm.count_tokens(text, self._room)
-            if tokens > self._room:
-                raise ContextFullError(no_room_for("the system message", tokens, exact, self._room, self))
+        before = self.system_tokens
+        room = max(self._room + before, 0)
+        tokens, exact = self.llm.count_tokens(text or "", room)
+        if tokens > room:
+            raise ContextFullError(no_room_for("the system message", tokens, exact, room, self))
+        self._turns = [replace(turn, used=turn.used + tokens - before) for turn in self._turns]
         self.options = self.options.having({"system": text}, source)
 
     def clear(self) -> None:
