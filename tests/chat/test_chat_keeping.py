@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from chat_driver import TIMEOUT, Terminal, end, start, words
 
-from headkv_local import Llama, Retention, SessionError, StateError
+from headkv_local import ContextFullError, Llama, Retention, SessionError, StateError
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.config import parse_options
 from headkv_local.chat.console import Console
@@ -105,6 +105,21 @@ def test_settings_that_are_not_given_are_as_they_were(chats: Callable[..., Kept]
     anew, _ = chats("--session", path, "-s", "-1")
     assert (last.llm._seed, again.llm._seed) == (7, session.llm._seed)
     assert anew.llm._seed != again.llm._seed
+
+
+def test_another_system_message_is_told(
+    chats: Callable[..., Kept], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--session", str(tmp_path / "a"), *SHORT)
+    session, keeper = chats(*given, "-sys", "Be short.")
+    ask(session, "Why?")
+    keeper.leave()
+    anew = "There is another system message now. The chat is read anew with your next question."
+    for system in ("Be short.", "Be long."):
+        chats(*given, "-sys", system)
+        assert (anew in words(capsys.readouterr().err)) is (system == "Be long.")
+    with pytest.raises(ContextFullError, match="the system message has .* tokens"):
+        chats(*given, "-sys", "Be long. " * 10_000)
 
 
 def test_what_was_left_open_stays_open(chats: Callable[..., Kept], tmp_path: Path) -> None:

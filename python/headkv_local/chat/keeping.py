@@ -68,7 +68,8 @@ class Keeper:
     def open(self, chat: SavedChat | None, system: str | None) -> None:
         """What --session says of the file, before the first question. None: it is a new one.
 
-        system: the message that holds, from the command line or the file.
+        system: the message that holds, from the command line or the file. Raises ContextFullError for one
+        that leaves no room.
         """
         if self.path is None:
             return
@@ -77,7 +78,11 @@ class Keeper:
             self._console.note(f"A new session; at the end it is saved in {self.path}.")
             return
         self._take(self.path, chat)
-        self._session.options = self._session.options.having({"system": system}, FLAG)
+        if system != self._session.options.system:
+            self._session.instruct(system, FLAG)
+            self._console.note(
+                "There is another system message now. The chat is read anew with your next question."
+            )
 
     def leave(self) -> None:
         """Save at the end, where --session asks for it. Raises HeadKVError; nothing is saved then."""
