@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from chat_driver import Terminal, words
 
-from headkv_local.chat import app
 from headkv_local.chat.render import strip_control
 
 ANSWERED = r"\d+ tokens?(, [\d.]+ tokens/s)?, read"
@@ -279,14 +278,6 @@ def test_a_history_that_cannot_be_written_any_more(
     terminal.wait("error: the history file could not be written: No such file or directory")
     terminal.wait("kept whole")
     terminal.wait_prompt()
-
-
-def test_an_interrupt_while_the_model_is_loaded_ends_the_process() -> None:
-    """As the system does it: there is nothing to tidy up. Afterwards it is a KeyboardInterrupt again."""
-    before = signal.getsignal(signal.SIGINT)
-    with app._interrupts_end_the_process():
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_block_is_not_lost(terminal: Terminal, tiny_path: Path) -> None:

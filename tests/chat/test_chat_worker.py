@@ -9,7 +9,7 @@ import pytest
 
 from headkv_local import CancelToken
 from headkv_local.chat.turn import Event, Text
-from headkv_local.chat.worker import Job, interrupts
+from headkv_local.chat.worker import Job, interrupts, on_interrupt
 
 
 def until_stopped() -> None:
@@ -83,6 +83,26 @@ def test_interrupts_go_where_they_are_wanted() -> None:
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
     assert seen == [1, 1]
+
+
+def test_an_interrupt_while_the_model_is_loaded_ends_the_process() -> None:
+    """As the system does it: there is nothing to tidy up. Afterwards it is a KeyboardInterrupt again."""
+    before = signal.getsignal(signal.SIGINT)
+    with on_interrupt(signal.SIG_DFL):
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_job_that_was_started_without_interrupts_gets_none() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts(lambda: seen.append(1)), interrupts(None), on_interrupt(signal.SIG_DFL):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == []
 
 
 def test_time_passes_for_the_display(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,7 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     from headkv_local.chat.display import show_answer
     from headkv_local.chat.keeping import Keeper, model_of, saved_at
     from headkv_local.chat.session import open_session
+    from headkv_local.chat.worker import on_interrupt
     from headkv_local.devices import set_aside
 
     chat = saved_at(options.session)
@@ -107,7 +108,8 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     _require_model(options)
     if reason := set_aside(options.gpu_layers):
         console.note(reason)
-    with _interrupts_end_the_process():
+    # while a model is loaded there is nothing to tidy up, and nobody wants to wait for it
+    with on_interrupt(signal.SIG_DFL):
         session = open_session(options, chat.context if chat is not None else {})
     with contextlib.closing(session):
         for note in session.notes():
@@ -183,16 +185,6 @@ def _require_model(options: Options) -> None:
         raise ModelError(
             f"'{options.model}' is no GGUF model; a document is given with -f: -f '{options.model}'"
         )
-
-
-@contextlib.contextmanager
-def _interrupts_end_the_process() -> Iterator[None]:
-    """While a model is loaded there is nothing to tidy up, and nobody wants to wait for it."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _gather(

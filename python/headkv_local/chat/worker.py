@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Generic, TypeVar
@@ -86,18 +86,24 @@ class Job(Generic[T]):
             self._events.put(_End())
 
 
-@contextmanager
-def interrupts(handle: Callable[[], None] | None) -> Iterator[None]:
+def interrupts(handle: Callable[[], None] | None) -> AbstractContextManager[None]:
     """While inside, Ctrl-C calls `handle` instead of raising KeyboardInterrupt. None: it raises that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def call(_signal: int, _frame: FrameType | None) -> None:
         if handle is not None:
             handle()
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler if handle is None else call)
+    return on_interrupt(signal.default_int_handler if handle is None else call)
+
+
+@contextmanager
+def on_interrupt(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+    """While inside, this is done at Ctrl-C; nothing in a job that was started with it ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
