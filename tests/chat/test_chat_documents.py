@@ -269,6 +269,7 @@ def test_a_folder(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "sub" / "round").symlink_to(tmp_path)
     (tmp_path / "made-up").symlink_to("/proc/self/status")
+    (tmp_path / "gone").symlink_to("nowhere")
     found = read_documents(str(tmp_path))
     assert [document.text for document in found.documents] == [
         "two",
@@ -277,7 +278,11 @@ def test_a_folder(tmp_path: Path) -> None:
         "one in a circle",
         "a",
     ]
-    assert found.notes == [f"{tmp_path}: 2 left out: empty (is empty), z.bin (is not text: byte 0x00 at 0)."]
+    assert found.notes == [
+        f"{tmp_path}: 5 left out: empty (is empty), gone (cannot be read: No such file or directory), "
+        "made-up (is made up by the system), pipe (is a pipe, a socket or a device), "
+        "z.bin (is not text: byte 0x00 at 0)."
+    ]
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "x").write_bytes(b"\x7fELF")
     with pytest.raises(DocumentError, match="no document is in the folder '.*'; .*1 left out: x .is"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import stat
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,7 +83,7 @@ def _entries(folder: str, leave_out: Callable[[str, str], None]) -> Iterator[tup
     """The folders and the rest in them; whether it is a file that can be read.
 
     Not behind linked folders, which could lead back, and nothing that the system makes up: that may wait, or
-    have no end. leave_out: takes a folder that cannot be read, and the reason.
+    have no end. leave_out: takes what cannot be read, and the reason.
     """
     made_up = {_device(path) for path in _MADE_UP if os.path.ismount(path)}
 
@@ -97,7 +98,21 @@ def _entries(folder: str, leave_out: Callable[[str, str], None]) -> Iterator[tup
         yield at, False
         for name in sorted((name for name in files if not name.startswith(".")), key=_natural):
             path = os.path.join(at, name)
-            yield path, os.path.isfile(path) and _device(path) not in made_up
+            reason = _not_opened(path, made_up)
+            if reason is not None:
+                leave_out(path, reason)
+            yield path, reason is None
+
+
+def _not_opened(path: str, made_up: Collection[int]) -> str | None:
+    """Why it is no file to be read; None where it is one."""
+    try:
+        found = os.stat(path)
+    except OSError as error:  # of a link that leads nowhere, for example
+        return f"cannot be read: {error.strerror or error}"
+    if found.st_dev in made_up:
+        return "is made up by the system"
+    return None if stat.S_ISREG(found.st_mode) else "is a pipe, a socket or a device"
 
 
 def _device(path: str) -> int:
