@@ -65,7 +65,7 @@ def test_what_cannot_be_used_now_stays(
     there = sessions(tmp_path)
     small = load(tiny(), n_ctx=512, retention=KEPT)
     caplog.clear()
-    keeper = Keeper(small, Shelf(tmp_path, 3, 2**30))
+    keeper = Keeper(small, Shelf(tmp_path, 2, 2**30))
     assert keeper.n_kept == 1
     assert sessions(tmp_path) == there
     said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
@@ -159,8 +159,9 @@ def test_a_clock_that_was_set_back(tiny_path: Path, load: Callable[..., Llama], 
         os.utime(path, (later, later))
 
     def most(n: int, *read_before: list[int]) -> list[int]:
-        """Which prompts a server that may have n sessions, and is asked for these, leaves in the end."""
-        keeper = Keeper(llm, Shelf(tmp_path, n, 2**30))
+        """Which prompts a server that may have n conversations, the one in the context among them, and is
+        asked for these, leaves in the end."""
+        keeper = Keeper(llm, Shelf(tmp_path, n - 1, 2**30))
         for prompt in read_before:
             read(keeper, llm, [*prompt, 1])
         keeper.close()
@@ -286,6 +287,20 @@ def test_no_more_waits_in_memory_than_a_full_context(
     assert keeper.n_kept == 9
     assert len(sessions(tmp_path)) > 3
     assert known(keeper, llm, prompts) == [300] * 9
+    keeper.close()
+
+
+def test_stopping_drops_none_of_those_held(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path
+) -> None:
+    """As many as may be, and the one in the context: all of them are there after a restart."""
+    llm = load(tiny_path, retention=KEPT)
+    keeper, prompts = in_memory(llm, tmp_path, most=2)
+    assert keeper.n_kept == 3
+    keeper.close()
+    llm.reset()
+    keeper = Keeper(llm, Shelf(tmp_path, 2, 2**30))
+    assert known(keeper, llm, prompts) == [300] * 3
     keeper.close()
 
 

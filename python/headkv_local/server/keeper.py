@@ -127,8 +127,6 @@ class Keeper:
             self.save_all(at_end=True)
             for one in self._waiting():
                 self._asides.drop(one)
-            self.held = None  # it is one of those in the folder now
-            self._trim()
         finally:
             if self._shelf is not None:
                 self._shelf.close()
