@@ -477,6 +477,25 @@ def test_what_is_off_in_a_file(tmp_path: Path) -> None:
         parse(["--config-file", str(tmp_path / "models.yaml")], build_parser())
 
 
+def test_a_file_takes_numbers_for_sizes_and_each_long_name(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(
+        "aside: 0\nmax_body: 16\nsessions_size: 1024\n"
+        "models:\n  - {model: x.gguf, ctx: 512, threads: 2, gpu_layers: 0, alias: z}\n"
+    )
+    given = ["--config-file", str(tmp_path / "models.yaml")]
+    server, (model,) = parse(given, build_parser())
+    assert (server.aside_bytes, server.body_bytes, server.session_bytes) == (0, 16, 1024)
+    assert (model.n_ctx, model.n_threads, model.n_gpu_layers, model.alias) == (512, 2, 0, "z")
+    for wrong, words in (
+        ("aside: -1\n", "aside must be a size"),
+        ("max_body: true\n", "max_body: Input should be a valid string"),
+        ("models:\n  - {model: x.gguf, ctx: 512, n_ctx: 256}\n", "ctx and n_ctx are one setting"),
+    ):
+        (tmp_path / "models.yaml").write_text(wrong)
+        with pytest.raises(ArgumentError, match=words):
+            parse(given, build_parser())
+
+
 def test_two_servers_do_not_share_a_folder(tiny_path: Path, tmp_path: Path) -> None:
     with serving(tmp_path, tiny_path, *SMALL, "--ctx", 512):
         sessions = ("--sessions", tmp_path / "sessions", "--port", 0)

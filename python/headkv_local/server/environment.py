@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -22,7 +22,8 @@ FLAGS: Final = {
     "n_gpu_layers": ("-ngl", "--gpu-layers"),
     "model_alias": ("-a", "--alias"),
 }
-"""What a setting is called besides its own name, on the command line and, if long, in the environment."""
+"""What a setting is called besides its own name, on the command line and, if long, in the environment and in
+a file."""
 
 _SETTING: Final = {
     flag.removeprefix("--").replace("-", "_"): name
@@ -41,6 +42,14 @@ def require_settings(variables: Iterable[str], owners: Iterable[type[BaseModel]]
         first, second = own.get(PREFIX + other.upper()), own.get(PREFIX + name.upper())
         if first is not None and second is not None:
             raise ArgumentError(f"the environment has {first} and {second}, which are one setting")
+
+
+def by_setting(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Under the names of the settings themselves. ValueError for two that are one setting."""
+    for other, name in _SETTING.items():
+        if other in given and name in given:
+            raise ValueError(f"{other} and {name} are one setting")
+    return {_SETTING.get(name, name): value for name, value in given.items()}
 
 
 def variable_of(owner: type[BaseModel], variables: Iterable[str]) -> str | None:

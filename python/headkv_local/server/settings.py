@@ -24,7 +24,7 @@ from ..settings import (
     given,
     parse_budget,
 )
-from .environment import PREFIX, FromEnvironment
+from .environment import PREFIX, FromEnvironment, by_setting
 from .retaining import Budget, check_budget
 
 _CONFIG = SettingsConfigDict(env_prefix=PREFIX, protected_namespaces=(), extra="forbid")
@@ -49,6 +49,13 @@ _Threads = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_thread
 
 def _off(value: Any) -> Any:
     return OFF if value is False else value  # what YAML reads for: off
+
+
+def _written(value: Any) -> Any:
+    return str(value) if type(value) is int else value  # bytes, which files have as a number
+
+
+_Size = Annotated[str, BeforeValidator(_written)]
 
 
 def _tokens_or_off(value: Any) -> Any:
@@ -118,6 +125,11 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
     draft: int | None = Field(default=None, description=ADVANCED["draft"].sentence)
     fold: _Fold = Field(default=None, description=ADVANCED["fold"].sentence)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return by_setting(given)
+
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
         check_budget(self.budget, **given(self))
@@ -167,10 +179,10 @@ class ServerSettings(FromEnvironment, stock.ServerSettings):  # type: ignore[mis
         description="Conversations of a model that are kept beside the one in the context; the one used "
         "longest ago goes first. 0: none is kept, and the folder is not used.",
     )
-    sessions_size: str = Field(
+    sessions_size: _Size = Field(
         default="16GiB", description="Bytes of their sessions together (also KiB, MiB, GiB)."
     )
-    aside: str | None = Field(
+    aside: _Size | None = Field(
         default=None,
         description="Memory for conversations that are not in the context, with their archives (bytes, or "
         "KiB, MiB, GiB); those used longest ago leave it for the folder. Left out: what a full context "
@@ -182,7 +194,7 @@ class ServerSettings(FromEnvironment, stock.ServerSettings):  # type: ignore[mis
         description="Seconds without a request after which conversations in memory are saved too; 0: only "
         "when they leave it, and at the end.",
     )
-    max_body: str = Field(default="16MiB", description="Largest body of a request.")
+    max_body: _Size = Field(default="16MiB", description="Largest body of a request.")
     max_queue: int = Field(
         default=32, ge=0, le=INT32_MAX, description="Requests that may wait; others get 429."
     )
