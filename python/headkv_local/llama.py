@@ -134,7 +134,7 @@ class Llama(Overrides):
 
     @property
     def scores_from(self) -> str | None:
-        """The file whose head scores make the budgets, "given" for HeadScores, None without any."""
+        """The file whose head scores make the budgets, "given" for those of no file, None without any."""
         return self._compactor.scores_from
 
     @property

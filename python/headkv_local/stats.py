@@ -29,7 +29,7 @@ class CacheStats:
     policy: Literal["full", "uniform", "scores", "caps"]
     """How the budgets of the heads were made; "full" while nothing is compacted."""
     scores_from: str | None = None
-    """The file whose head scores made the budgets, "given" for HeadScores; None where none did."""
+    """The file whose head scores made the budgets, "given" for those of no file; None where none did."""
     kept: npt.NDArray[np.int32]
     """Prompt entries kept per KV head of the layers that retain, (n_layer, n_head_kv); 0 where a layer has
     fewer KV heads than others."""

@@ -94,11 +94,16 @@ def test_a_path_wins_over_the_sidecar(load: Load, model: Path, tmp_path: Path) -
     assert_followed(llm.cache_stats().kept)
 
 
-def test_scores_can_be_given_as_an_object(load: Load, model: Path) -> None:
-    llm = load(model, retention=Retention(budget=64, scores=scores_of(model)))
+@pytest.mark.parametrize("kind", ["object", "array"])
+def test_scores_can_be_given_as_an_object(load: Load, model: Path, kind: str) -> None:
+    given = scores_of(model) if kind == "object" else scores_of(model).scores
+    llm = load(model, retention=Retention(budget=64, scores=given))
     llm.prefill(TOKENS)
-    assert llm.cache_stats().scores_from == "given"
+    assert (llm.scores_from, llm.cache_stats().scores_from) == ("given", "given")
     assert_followed(llm.cache_stats().kept)
+    llm.reset()
+    llm.retention = Retention(caps=np.full(llm.cache_stats().kept.shape, 64))
+    assert llm.scores_from is None
 
 
 def test_uniform_leaves_the_sidecar_alone(load: Load, model: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Final
 
 from ..budgets import ModelShape
 from ..errors import ArgumentError, ScoresError
@@ -12,6 +13,8 @@ from ..scores import HeadScores
 from . import native
 
 _logger = logging.getLogger("headkv_local")
+
+_GIVEN: Final = "given"
 
 
 def shape_of(ctx: int) -> ModelShape:
@@ -25,9 +28,9 @@ def shape_of(ctx: int) -> ModelShape:
 def settle(retention: Retention, shape: ModelShape, model_path: str) -> tuple[Retention, str | None]:
     """The retention with its scores loaded, and where they were found."""
     if not retention.wants_scores:
-        return retention, None
+        return retention, _GIVEN if retention.policy == "scores" else None
     if isinstance(retention.scores, HeadScores):
-        scores, where = retention.scores, "given"
+        scores, where = retention.scores, _GIVEN
     elif isinstance(retention.scores, str | os.PathLike):
         scores, where = HeadScores.from_gguf(retention.scores), os.fspath(retention.scores)
     else:
