@@ -42,7 +42,6 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         "offset": -5,
         "big": 2**40,
         "numpy": np.int64(3),
-        "none": "",
     }
     scores_for(beta=np.float32(1.02), window=np.int32(8), kernel=13, sinks=0, source=source).to_sidecar(path)
     found = HeadScores.from_gguf(path)
@@ -50,7 +49,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert (found.n_head_kv, found.method) == (2, "r")
     assert found.beta == pytest.approx(1.02)
     assert (found.window, found.kernel, found.sinks) == (8, 13, 0)
-    assert found.source == {  # all texts, and no empty ones
+    assert found.source == {  # all texts
         "model": "n\u00e4me",
         "seed": str(2**32 - 1),
         "offset": "-5",
@@ -91,12 +90,13 @@ def test_gguf_py_reads_a_sidecar(tmp_path: Path) -> None:
         ({"scores": RAW.astype(np.float64) * 1e300}, "must be finite, not negative and not all zero"),
         ({"n_head_kv": 3}, "n_head_kv must divide the 4 query heads, 3 does not"),
         ({"n_head_kv": 0}, "n_head_kv must divide the 4 query heads, 0 does not"),
-        ({"method": ""}, "headkv.method is missing"),
+        ({"method": ""}, "headkv.method must not be empty"),
         ({"method": "x" * 5000}, "headkv.method must have 1 to 4096 bytes, not 5000"),
         ({"beta": 1.0}, "headkv.beta must be finite and above 1, not 1"),
         ({"kernel": 4}, "headkv.kernel must be odd, not 4"),
         ({"kernel": 2.5}, "kernel must be a whole number from 0 to 4294967295, not 2.5"),
         ({"window": -1}, "window must be a whole number from 0 to 4294967295, not -1"),
+        ({"source": {"a": ""}}, "headkv.source.a must not be empty"),
         ({"source": {"a": 1.5}}, "the source 'a' must be a text or a whole number, not 1.5"),
         ({"source": {"a": "b\0c"}}, "the value of headkv.source.a has a zero byte in it"),
         ({"source": {"a b": "c"}}, "has a key that is not printable ASCII"),

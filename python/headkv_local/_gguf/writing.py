@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core.gguf import SIDECAR, Gguf
+from ..errors import ArgumentError
 
 Value = int | float | str | npt.NDArray[np.floating] | npt.NDArray[np.uint32]
 
@@ -17,12 +18,14 @@ PREFIX = "headkv."
 
 
 def write_metadata(path: Path, values: Mapping[str, Value]) -> None:
-    """A GGUF file with these keys and no tensors."""
+    """A GGUF file with these keys and no tensors. ArgumentError for an empty text: gguf leaves it out."""
     from gguf import GGUFValueType, GGUFWriter
 
     writer = GGUFWriter(path, SIDECAR)
     for key, value in values.items():
         if isinstance(value, str):
+            if not value:
+                raise ArgumentError(f"{key} must not be empty")
             writer.add_string(key, value)
         elif isinstance(value, np.ndarray):
             kind = GGUFValueType.FLOAT32 if value.dtype == np.float32 else GGUFValueType.UINT32
