@@ -101,7 +101,7 @@ CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
         (ASKED | {"max_completion_tokens": 0}, "max_completion_tokens must be at least 1, or -1"),
         (ASKED | {"budget": 2**40}, "budget must be at most"),
         (ASKED | {"response_format": {"type": "json_object", "schema": {"enum": []}}}, "cannot be compiled"),
-        (ASKED | {"budget": 0}, "budget"),
+        (ASKED | {"budget": 0}, "budget must be more than nothing, not 0"),
         (ASKED | {"budget": "much"}, "budget"),
         (ASKED | {"budget": True}, "budget"),
         (ASKED | {"archive": "/etc/passwd"}, "archive"),
@@ -354,6 +354,18 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
             found, said = failing(tmp_path, *given)
             assert (found, words in said) == (code, True), said
             assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--budget", "0"], "budget must be more than nothing, not 0"),
+        (["--budget", "0", "--window", "4"], "budget must be more than nothing, not 0"),
+    ],
+)
+def test_settings_that_can_never_be(options: list[str], words: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^--.*{words}"):
+        parse(["x.gguf", *options], build_parser())
 
 
 def test_a_list_is_one_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,9 @@ OfArchive = Annotated[Where | None, Field(description='Where all rows stay: "mem
 def check_budget(budget: int | str, **advanced: Any) -> None:
     """ArgumentError for what can never be a budget, with these settings of ADVANCED."""
     parsed = parse_budget(budget)
-    if parsed is not None:
+    if isinstance(parsed, int) and parsed < 1:
+        raise ArgumentError(f"budget must be more than nothing, not {parsed}")
+    if parsed is not None:  # whatever window the scores' file recommends
         Retention(budget=parsed, **({"window": 1} | advanced))
 
 
