@@ -361,11 +361,16 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
     [
         (["--budget", "0"], "budget must be more than nothing, not 0"),
         (["--budget", "0", "--window", "4"], "budget must be more than nothing, not 0"),
+        (["--budget", "full", "--archive", "memory"], "neither scores nor an archive"),
+        (["--budget", "full", "--scores", "uniform"], "neither scores nor an archive"),
+        (["--budget", "full", "--draft", "0"], 'budget "full" keeps everything: draft has no part in it'),
     ],
 )
 def test_settings_that_can_never_be(options: list[str], words: str) -> None:
     with pytest.raises(ArgumentError, match=f"^--.*{words}"):
         parse(["x.gguf", *options], build_parser())
+    for archive in ("auto", "off"):
+        parse(["x.gguf", "--budget", "full", "--archive", archive], build_parser())
 
 
 def test_a_list_is_one_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

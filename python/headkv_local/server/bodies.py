@@ -66,7 +66,7 @@ class _Kept(BaseModel):
     def require_sense(self) -> None:
         """Raises ValueError for what stock sets aside without a word."""
         if self.budget is not None:
-            check_budget(self.budget)
+            check_budget(self.budget, self.scores, self.archive)
         for name in ("n", "best_of"):
             if getattr(self, name, 1) not in (None, 1):
                 raise ValueError(f"{name} must be 1: there is one answer to a request")

@@ -9,7 +9,7 @@ from pydantic import Field, StrictFloat, StrictInt, StrictStr
 
 from .. import Retention
 from ..errors import ArgumentError
-from ..settings import given, parse_budget
+from ..settings import AUTO, OFF, given, parse_budget
 
 Budget = StrictInt | StrictStr
 Scores = Literal["model", "uniform"] | list[list[StrictFloat | StrictInt]]
@@ -26,13 +26,18 @@ OfScores = Annotated[
 OfArchive = Annotated[Where | None, Field(description='Where all rows stay: "memory", "file" or "off".')]
 
 
-def check_budget(budget: int | str, **advanced: Any) -> None:
-    """ArgumentError for what can never be a budget, with these settings of ADVANCED."""
+def check_budget(budget: int | str, scores: object = None, archive: str | None = None, **more: Any) -> None:
+    """ArgumentError for what can never be a budget, or has no place beside it. more: of ADVANCED."""
     parsed = parse_budget(budget)
+    if parsed is None:
+        if scores is not None or archive not in (None, AUTO, OFF):
+            raise ArgumentError('budget "full" keeps everything: it has neither scores nor an archive')
+        if more:
+            raise ArgumentError(f'budget "full" keeps everything: {next(iter(more))} has no part in it')
+        return
     if isinstance(parsed, int) and parsed < 1:
         raise ArgumentError(f"budget must be more than nothing, not {parsed}")
-    if parsed is not None:  # whatever window the scores' file recommends
-        Retention(budget=parsed, **({"window": 1} | advanced))
+    Retention(budget=parsed, **({"window": 1} | more))  # whatever window the scores' file recommends
 
 
 Settings = dict[str, Any]
@@ -61,8 +66,6 @@ def settings_for(body: Any, usual: Settings | None, archive_file: str | None) ->
     if body.budget is None and body.scores is None and body.archive is None:
         return usual
     if body.budget is not None and parse_budget(body.budget) is None:
-        if body.scores is not None or body.archive not in (None, "off"):
-            raise ArgumentError('budget "full" keeps everything: it has neither scores nor an archive')
         return None
     if usual is None and body.budget is None:
         raise ArgumentError(

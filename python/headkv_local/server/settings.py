@@ -132,7 +132,7 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
-        check_budget(self.budget, **given(self))
+        check_budget(self.budget, self.scores, self.archive, **given(self))
         if self.archive not in ("auto", "memory", "file", "off"):
             raise ValueError(f'archive must be "auto", "memory", "file" or "off", not {self.archive!r}')
         if self.embedding and self.n_ubatch < self.n_batch:
