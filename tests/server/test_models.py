@@ -104,6 +104,13 @@ def test_no_room_and_no_file(
             made()
 
 
+def test_no_archive_where_logits_of_all_tokens_are_kept(tiny_path: Path, tmp_path: Path) -> None:
+    with models(tiny_path, tmp_path, archive="auto", logits_all=True, n_ctx=256) as made:
+        llm = made()
+        assert llm.retention is not None
+        assert (llm.retention.archive, made.usual) == (None, {"budget": 16, "scores": None, "archive": None})
+
+
 def test_what_a_template_is_told_hides_nothing_of_it(tiny: Callable[..., Path], tmp_path: Path) -> None:
     """Turns go on, parts are text, and what the template would leave out is refused."""
     template = (

@@ -347,7 +347,7 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
                 "--ssl-certfile bad.json and --ssl-keyfile no.pem cannot be used",
                 (tiny_path, "--ssl-certfile", "bad.json", "--ssl-keyfile", "no.pem", "--port", 0),
             ),
-            (1, "chat_format: Invalid chat handler", (tiny_path, "--chat-format", "none", "--port", 0)),
+            (2, "--chat_format: Invalid chat handler", (tiny_path, "--chat-format", "none", "--port", 0)),
             (1, "cannot be kept in", (tiny_path, "--sessions", tiny_path, "--port", 0)),
         ):
             given = arguments if "--sessions" in arguments else (*arguments, *sessions)
@@ -364,6 +364,14 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
         (["--budget", "full", "--archive", "memory"], "neither scores nor an archive"),
         (["--budget", "full", "--scores", "uniform"], "neither scores nor an archive"),
         (["--budget", "full", "--draft", "0"], 'budget "full" keeps everything: draft has no part in it'),
+        (["--type-k", "12"], "type_k must be one of 0 "),
+        (["--flash-attn", "false"], "flash_attn is off: a KV cache"),
+        (["--vocab-only", "true"], "vocab_only=True"),
+        (["--logits-all", "--archive", "memory"], "logits_all=True, or a draft model, goes with neither"),
+        (
+            ["--draft-model", "prompt-lookup-decoding", "--archive", "file"],
+            "logits_all=True, or a draft model",
+        ),
     ],
 )
 def test_settings_that_can_never_be(options: list[str], words: str) -> None:
@@ -371,6 +379,12 @@ def test_settings_that_can_never_be(options: list[str], words: str) -> None:
         parse(["x.gguf", *options], build_parser())
     for archive in ("auto", "off"):
         parse(["x.gguf", "--budget", "full", "--archive", archive], build_parser())
+    for possible in (
+        ["--flash-attn", "false", "--budget", "full"],
+        ["--chat-format", "chat_template.default"],
+        ["--budget", "4"],  # where the scores' file recommends a smaller window
+    ):
+        parse(["x.gguf", *possible], build_parser())
 
 
 def test_a_list_is_one_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

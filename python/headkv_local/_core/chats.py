@@ -27,6 +27,14 @@ _SIGNATURE: Final = inspect.signature(_STOCK)
 _PLAIN_TEXT: Final = llama_chat_format.chat_formatter_to_chat_completion_handler(templates.plain_text)
 
 
+def require_format(name: str) -> None:
+    """Raise ArgumentError for a chat format that llama_cpp does not have."""
+    try:
+        llama_chat_format.get_chat_completion_handler(name)
+    except llama_chat_format.LlamaChatCompletionHandlerNotFoundException as error:
+        raise ArgumentError(f"chat_format: {error}") from None
+
+
 class _Rendered(Exception):
     """Ends a handler where it has rendered its prompt."""
 
@@ -53,10 +61,7 @@ class Chats:
         """chosen: whether the caller has given a chat format or a handler."""
         llm._chat_handlers[templates.PLAIN_TEXT] = _PLAIN_TEXT
         if llm.chat_handler is None and llm.chat_format not in llm._chat_handlers:
-            try:
-                llama_chat_format.get_chat_completion_handler(llm.chat_format)
-            except llama_chat_format.LlamaChatCompletionHandlerNotFoundException as error:
-                raise ArgumentError(f"chat_format: {error}") from None
+            require_format(llm.chat_format)
         if not chosen and "tokenizer.chat_template" not in llm.metadata:
             llm.chat_format = templates.PLAIN_TEXT  # llama_cpp would take that of Llama 2
 

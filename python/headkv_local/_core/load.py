@@ -47,17 +47,7 @@ def refuse_what_cannot_be(
     model_path: str | os.PathLike[str], retention: Retention | None, kwargs: dict[str, Any]
 ) -> None:
     """Raise for what can be told without reading the model."""
-    flash_attn = kwargs.get("flash_attn")
-    if not isinstance(retention, Retention | None):
-        raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
-    refuse_fields(kwargs)
-    if retention is not None:
-        for setting in ("embedding", "vocab_only"):
-            if kwargs.get(setting):
-                raise UnsupportedError(f"a model loaded with {setting}=True has no prompt to compact")
-        require_last_logits(retention, bool(kwargs.get("logits_all") or kwargs.get("draft_model")))
-        if flash_attn is not None and not flash_attn:
-            raise UnsupportedError("a KV cache can be compacted with flash attention only: flash_attn is off")
+    refuse_settings(retention, kwargs)
     path = os.fspath(model_path)
     missing = why_no_file(path)
     if missing == "":
@@ -66,6 +56,21 @@ def refuse_what_cannot_be(
         raise ModelError(f"Failed to load model from file: {path!r} cannot be opened: {missing}")
     if adapter := kwargs.get("lora_path"):
         require_adapter(os.fspath(adapter))
+
+
+def refuse_settings(retention: Retention | None, kwargs: dict[str, Any]) -> None:
+    """Raise for arguments that go with no model. The sentence begins with the argument's name."""
+    flash_attn = kwargs.get("flash_attn")
+    if not isinstance(retention, Retention | None):
+        raise ArgumentError(f"retention must be a Retention or None, not {retention!r}")
+    refuse_fields(kwargs)
+    if retention is not None:
+        for setting in ("embedding", "vocab_only"):
+            if kwargs.get(setting):
+                raise UnsupportedError(f"{setting}=True: a model that is loaded so has no prompt to compact")
+        require_last_logits(retention, bool(kwargs.get("logits_all") or kwargs.get("draft_model")))
+        if flash_attn is not None and not flash_attn:
+            raise UnsupportedError("flash_attn is off: a KV cache can be compacted with flash attention only")
     for name, least, most in (
         ("n_ctx", 0, INT32_MAX),  # 0: what the model was trained for
         ("n_batch", 1, INT32_MAX),
@@ -111,8 +116,8 @@ def require_last_logits(retention: Retention | None, logits_all: bool) -> None:
     """Raise ArgumentError where a prompt is read layer by layer and the logits of all tokens are wanted."""
     if logits_all and retention is not None and retention.archives:
         raise ArgumentError(
-            "an archive, or the order of layers, leaves the logits of a prompt's last token alone: it goes "
-            "with neither logits_all=True nor a draft model"
+            "logits_all=True, or a draft model, goes with neither an archive nor the order of layers: these "
+            "leave the logits of a prompt's last token alone"
         )
 
 

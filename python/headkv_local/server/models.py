@@ -155,7 +155,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
         """That of "auto" is where there is room."""
         usual = self.usual
         nowhere_else = self.archive_file is None and memory_free() is None  # what it takes cannot be told
-        if settings.archive != "auto" or usual is None or nowhere_else:
+        if settings.archive != "auto" or usual is None or usual["archive"] is None or nowhere_else:
             return self._load(settings, usual)
 
         def move(llm: Served, where: str | None) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
+from llama_cpp.server import settings as stock
 from pydantic import Field, StrictFloat, StrictInt, StrictStr
 
 from .. import Retention
-from ..errors import ArgumentError
+from .._core.chats import require_format
+from .._core.load import refuse_settings
+from .._core.templates import PLAIN_TEXT
+from ..errors import ArgumentError, UnsupportedError
 from ..settings import AUTO, OFF, given, parse_budget
 
 Budget = StrictInt | StrictStr
@@ -40,6 +44,9 @@ def check_budget(budget: int | str, scores: object = None, archive: str | None =
     Retention(budget=parsed, **({"window": 1} | more))  # whatever window the scores' file recommends
 
 
+_ELSEWHERE: Final = ("chat_template.", "hf-")
+"""How names of chat formats begin that the model has, or another file."""
+
 Settings = dict[str, Any]
 """Arguments of Retention: those that are not given are left to the head scores' file."""
 
@@ -47,14 +54,33 @@ Settings = dict[str, Any]
 def usual_settings(settings: Any, archive_file: str | None) -> Settings | None:
     """What a model's settings say; None to keep everything. archive_file: where "file" is.
 
-    The archive of "auto" is in memory here, until the model says what it takes.
+    The archive of "auto" is in memory here, until the model says what it takes; none where the logits of all
+    tokens are kept, which go with none.
     """
     budget = parse_budget(settings.budget)
     if budget is None:
         return None
-    where = "memory" if settings.archive == "auto" else settings.archive
+    where = settings.archive
+    if where == AUTO:
+        where = OFF if settings.logits_all or settings.draft_model else "memory"
     usual = {"budget": budget, "scores": settings.scores, "archive": _place(where, archive_file)}
     return usual | given(settings)
+
+
+def require_possible(settings: Any) -> None:
+    """ArgumentError for settings of a model that go with none."""
+    usual = usual_settings(settings, "file")
+    told = {name: getattr(settings, name) for name in stock.ModelSettings.model_fields}
+    try:
+        refuse_settings(
+            retention_of(None if usual is None else {"window": 1} | usual),
+            {name: value for name, value in told.items() if value is not None},
+        )
+    except UnsupportedError as error:
+        raise ArgumentError(str(error)) from error
+    chosen = settings.chat_format
+    if chosen is not None and chosen != PLAIN_TEXT and not chosen.startswith(_ELSEWHERE):
+        require_format(chosen)
 
 
 def retention_of(settings: Settings | None) -> Retention | None:

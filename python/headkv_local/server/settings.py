@@ -25,7 +25,7 @@ from ..settings import (
     parse_budget,
 )
 from .environment import PREFIX, FromEnvironment, by_setting
-from .retaining import Budget, check_budget
+from .retaining import Budget, check_budget, require_possible
 
 _CONFIG = SettingsConfigDict(env_prefix=PREFIX, protected_namespaces=(), extra="forbid")
 
@@ -115,7 +115,7 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
         default="auto",
         description='Where all rows of the conversation in the context stay: "memory", "file" (in the '
         'folder of the sessions), "off", or "auto": memory where there is room, else a file, '
-        "and none where that cannot be made.",
+        "and none where that cannot be made, or with logits_all.",
     )
     beta: float | None = Field(default=None, description=ADVANCED["beta"].sentence)
     window: int | None = Field(default=None, description=ADVANCED["window"].sentence)
@@ -143,6 +143,7 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
             raise ValueError("clip_model_path: images cannot be read here, messages are text")
         if self.cache:
             raise ValueError("cache: conversations are kept anyway; --sessions and its limits say how many")
+        require_possible(self)
         return self
 
     @property
