@@ -48,8 +48,10 @@ struct headkv_session {
 // and read it by these functions. It appears whole or not at all, and in place of an earlier session alone; another
 // file of that name stays.
 //   size: sizeof(struct headkv_session) of the caller
-// HEADKV_ERR_ARGUMENT: tokens or a prompt that the context does not hold, tokens that are none of the model's, a
-//                      prompt_state that is not of its end, or a header that is too long
+// HEADKV_ERR_ARGUMENT: another number of tokens than the context holds (which ones they are is not compared), tokens
+//                      that are none of the model's, another prompt than the context's, a prompt_state that is not of
+//                      its end, a model_id that headkv_model_id() does not give, or a header that is too long or is not
+//                      UTF-8
 // HEADKV_ERR_STATE   : tokens were taken back, and a sliding window has forgotten what the next one looks at
 // HEADKV_ERR_SESSION : the file cannot be written
 // HEADKV_ERR_CANCELLED: headkv_cancel() came, before or meanwhile; the file of before is still there

@@ -50,7 +50,7 @@ static void test_prefill(llama_context * ctx, const char * text) {
 static int32_t save(llama_context * ctx, const char * path, const std::vector<float> & logits) {
     const auto tokens = turn_tokens(0, n_prompt);
     headkv_session of = {};
-    of.model_id       = "an id";
+    of.model_id       = "fnv1a-0123456789abcdef";
     of.model_path     = "model.gguf";
     of.tokens         = tokens.data();
     of.n_tokens       = n_prompt;
@@ -69,7 +69,7 @@ static void test_session(llama_model * model, llama_context * sampled) {
     headkv_session_file * file = nullptr;
     headkv_session of          = {};
     check(headkv_session_open(path.c_str(), &file) == HEADKV_OK, "opened");
-    check(headkv_session_load(sampled, file, "an id") == HEADKV_OK, "loaded");
+    check(headkv_session_load(sampled, file, "fnv1a-0123456789abcdef") == HEADKV_OK, "loaded");
     check(headkv_session_get(file, &of, sizeof(of)) == HEADKV_OK && of.logits, "its logits");
     check(same_bits({ of.logits, of.logits + 96 }, logits), "are those that were saved");
     check(llama_get_sampled_token_ith(sampled, -1) == LLAMA_TOKEN_NULL, "no token of others");

@@ -71,7 +71,7 @@ static int32_t save(llama_context * ctx, const std::vector<float> & logits,
                     const std::vector<uint8_t> & prompt_state = at_prompt) {
     static const auto tokens = turn_tokens(0, n_held);
     headkv_session of        = {};
-    of.model_id              = "an id";
+    of.model_id              = "fnv1a-0123456789abcdef";
     of.model_path            = "model.gguf";
     of.header                = "{}";
     of.tokens                = tokens.data();
@@ -94,7 +94,7 @@ static int32_t load(llama_context * ctx) {
     headkv_session_file * file;
     int32_t rc = headkv_session_open(path.c_str(), &file);
     if (rc == HEADKV_OK) {
-        rc = headkv_session_load(ctx, file, "an id");
+        rc = headkv_session_load(ctx, file, "fnv1a-0123456789abcdef");
         headkv_session_close(file);
     }
     return rc;

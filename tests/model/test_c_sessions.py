@@ -70,12 +70,18 @@ def identity(model: Path) -> Any:
 
 
 def save(
-    llm: Llama, path: Path, model: Path, tokens: list[int], header: bytes | None = None, **fields: Any
+    llm: Llama,
+    path: Path,
+    model: Path,
+    tokens: list[int],
+    header: bytes | None = None,
+    model_id: bytes | None = None,
+    **fields: Any,
 ) -> None:
-    """header: the text; None: HEADER."""
+    """header: the text; None: HEADER. model_id: None: the model's."""
     text = json.dumps(HEADER, ensure_ascii=False).encode() if header is None else header
     kept = [
-        identity(model),
+        identity(model) if model_id is None else ffi.new("char[]", model_id),
         ffi.new("char[]", str(model).encode()),
         ffi.new("char[]", text),
         ffi.new("int32_t[]", tokens),
@@ -402,6 +408,20 @@ def test_a_header_is_the_callers(tiny_path: Path, load: Load, tmp_path: Path) ->
         Llama.open_session(file)
     with pytest.raises(HeadKVError, match="a header of 67108865 bytes is longer than 67108864"):
         save(llm, file, tiny_path, TOKENS, b" " * (2**26 + 1))
+    with pytest.raises(ArgumentError, match="the header is not UTF-8"):
+        save(llm, file, tiny_path, TOKENS, "é".encode("latin-1"))
+
+
+@pytest.mark.parametrize("model_id", [b"", b"hello", b"fnv1a-0123456789ABCDEF", b"fnv1a-0123456789abcdef0"])
+def test_a_session_of_no_model_is_not_saved(
+    tiny_path: Path, load: Load, tmp_path: Path, model_id: bytes
+) -> None:
+    """Nobody could load it."""
+    llm = load(tiny_path, flash_attn=True)
+    llm.eval(TOKENS)
+    with pytest.raises(ArgumentError, match="model_id is not one that"):
+        save(llm, tmp_path / "x.session", tiny_path, TOKENS, model_id=model_id)
+    assert not (tmp_path / "x.session").exists()
 
 
 def test_sessions_that_are_refused_leave_the_context(

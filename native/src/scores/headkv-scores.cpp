@@ -1,6 +1,7 @@
 #include "scores/headkv-scores.h"
 
 #include "base/headkv-error.h"
+#include "base/headkv-utf8.h"
 #include "llama-impl.h"
 #include "scores/headkv-gguf.h"
 
@@ -22,34 +23,6 @@ static constexpr size_t n_texts_max   = 256;
 static const char source_prefix[] = "headkv.source.";
 static const char shares_key[]    = "headkv.curve.shares";
 static const char losses_key[]    = "headkv.curve.losses";
-
-// well-formed UTF-8: no overlong forms, no surrogates, nothing beyond U+10FFFF
-static bool is_utf8(const std::string & text) {
-    for (size_t i = 0; i < text.size();) {
-        const auto byte = [&](size_t j) { return i + j < text.size() ? (uint8_t) text[i + j] : 0; };
-
-        const uint8_t c = byte(0);
-        if (c < 0x80) {
-            ++i;
-            continue;
-        }
-        const size_t n = c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 0;
-        if (n == 0) {
-            return false;
-        }
-        for (size_t j = 1; j < n; ++j) {
-            if ((byte(j) & 0xc0) != 0x80) {
-                return false;
-            }
-        }
-        if ((c == 0xe0 && byte(1) < 0xa0) || (c == 0xed && byte(1) > 0x9f) || (c == 0xf0 && byte(1) < 0x90) ||
-            (c == 0xf4 && byte(1) > 0x8f)) {
-            return false;
-        }
-        i += n;
-    }
-    return true;
-}
 
 namespace {
 
@@ -93,7 +66,7 @@ public:
         if (res.empty() || res.size() > n_text_max) {
             fail(HEADKV_ERR_SCORES_LENGTH, key, format("must have 1 to %zu bytes, not %zu", n_text_max, res.size()));
         }
-        if (!is_utf8(res)) {
+        if (!headkv_is_utf8(res)) {
             fail(HEADKV_ERR_SCORES_VALUE, key, "must be UTF-8");
         }
         return res;
