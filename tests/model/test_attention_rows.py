@@ -66,6 +66,9 @@ def test_what_cannot_be_recorded_is_refused_and_nothing_changes(load: Load, tiny
     llm.prefill(random_tokens(200))
     with pytest.raises(StateError), llm.attention_rows():
         pass
+    for call in (native.get_rows, native.get_attention):
+        with pytest.raises(StateError, match="the cache is compacted"):
+            call(llm._ctx.ctx)
     assert len(greedy(llm, 3)) == 3
     stock = load(tiny_path, flash_attn=False)
     with pytest.raises(UnsupportedError), stock.attention_rows():
