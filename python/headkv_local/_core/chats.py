@@ -28,7 +28,9 @@ _PLAIN_TEXT: Final = llama_chat_format.chat_formatter_to_chat_completion_handler
 
 
 def require_format(name: str) -> None:
-    """Raise ArgumentError for a chat format that llama_cpp does not have."""
+    """Raise ArgumentError for a chat format that neither llama_cpp has nor Llama."""
+    if name == templates.PLAIN_TEXT:
+        return
     try:
         llama_chat_format.get_chat_completion_handler(name)
     except llama_chat_format.LlamaChatCompletionHandlerNotFoundException as error:

@@ -8,11 +8,8 @@ from typing import Annotated, Any, Final, Literal
 from llama_cpp.server import settings as stock
 from pydantic import Field, StrictFloat, StrictInt, StrictStr
 
-from .. import Retention
-from .._core.chats import require_format
-from .._core.load import refuse_settings
-from .._core.templates import PLAIN_TEXT
-from ..errors import ArgumentError, UnsupportedError
+from .. import Retention, models
+from ..errors import ArgumentError
 from ..settings import AUTO, OFF, given, parse_budget
 
 Budget = StrictInt | StrictStr
@@ -71,16 +68,12 @@ def require_possible(settings: Any) -> None:
     """ArgumentError for settings of a model that go with none."""
     usual = usual_settings(settings, "file")
     told = {name: getattr(settings, name) for name in stock.ModelSettings.model_fields}
-    try:
-        refuse_settings(
-            retention_of(None if usual is None else {"window": 1} | usual),
-            {name: value for name, value in told.items() if value is not None},
-        )
-    except UnsupportedError as error:
-        raise ArgumentError(str(error)) from error
-    chosen = settings.chat_format
-    if chosen is not None and chosen != PLAIN_TEXT and not chosen.startswith(_ELSEWHERE):
-        require_format(chosen)
+    if told["chat_format"] is not None and told["chat_format"].startswith(_ELSEWHERE):
+        del told["chat_format"]
+    models.require_possible(
+        retention_of(None if usual is None else {"window": 1} | usual),
+        {name: value for name, value in told.items() if value is not None},
+    )
 
 
 def retention_of(settings: Settings | None) -> Retention | None:
