@@ -176,7 +176,7 @@ class AsyncLlama:
     async def close(self) -> None:
         """Stop what has begun, and free the model when it has stopped. Who waits for a turn gets StateError.
 
-        Closing twice is fine; every other call raises StateError then.
+        Closing twice is fine, and so is cancel(); every other call raises StateError then.
         """
         if self._llm._lifetime.turns.forked:  # the model's thread is not in this process
             self._llm.close()
