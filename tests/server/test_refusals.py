@@ -401,8 +401,11 @@ def test_a_list_is_one_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             for server, (model,) in given:
                 assert (model.model, server.cors_origins) == ("x.gguf", origins)
                 assert (model.tensor_split, model.kv_overrides) == ([0.5, 0.5], ["a=str:b c"])
-    server, _ = parse(["--cors_origins", "a", "--cors-origins=b,c", "x.gguf"], build_parser())
-    assert server.cors_origins == ["a", "b", "c"]
+    server, _ = parse(["--cors_origins", "a://a", "--cors-origins=http://b,*", "x.gguf"], build_parser())
+    assert server.cors_origins == ["a://a", "http://b", "*"]
+    for origin in ("localhost:3000", "http://localhost:3000/", ""):
+        with pytest.raises(ArgumentError, match="^--cors_origins: an origin is"):
+            parse([f"--cors-origins={json.dumps([origin])}", "x.gguf"], build_parser())
     with pytest.raises(SystemExit):
         parse(["--cors-origins", "[http://", "x.gguf"], build_parser())
     assert "--cors-origins: '[http://' begins as a list of JSON and is none" in capsys.readouterr().err

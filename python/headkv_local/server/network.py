@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from urllib.parse import urlsplit
 
@@ -43,6 +44,12 @@ def network_of(origin: str) -> str | None:
         return urlsplit(origin).netloc or None
     except ValueError:
         return None
+
+
+def require_origin(origin: str) -> None:
+    """Raise ArgumentError for what no browser sends as an origin, and is no * for all."""
+    if origin not in ("*", "null") and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*", origin):
+        raise ArgumentError(f'cors_origins: an origin is "https://HOST:PORT", "null" or "*", not {origin!r}')
 
 
 def require_key(host: str, key: str | None) -> None:

@@ -25,6 +25,7 @@ from ..settings import (
     parse_budget,
 )
 from .environment import PREFIX, FromEnvironment, by_setting
+from .network import require_origin
 from .retaining import Budget, check_budget, require_possible
 
 _CONFIG = SettingsConfigDict(env_prefix=PREFIX, protected_namespaces=(), extra="forbid")
@@ -234,6 +235,8 @@ class ServerSettings(FromEnvironment, stock.ServerSettings):  # type: ignore[mis
                 raise ValueError("api_key is empty")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise ValueError("ssl_keyfile and ssl_certfile go together: HTTPS needs both")
+        for origin in self.cors_origins:
+            require_origin(origin)
         if self.body_bytes < 1:
             raise ValueError("max_body is 0: no request would be taken")
         _ = self.session_bytes, self.aside_bytes
