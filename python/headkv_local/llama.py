@@ -123,6 +123,7 @@ class Llama(Overrides):
     def retention(self) -> Retention | None:
         """What is kept of prompts. Set between prompts, while the cache is not compacted, else StateError.
 
+        It says what was given: of a setting that was left to the head scores' file it has the default.
         Its without_archive() can be set at any time: the conversation goes on from what is kept.
         """
         return self._compactor.retention
