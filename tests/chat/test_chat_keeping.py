@@ -21,7 +21,8 @@ from headkv_local import ContextFullError, Llama, Retention, SessionError, State
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.config import parse_options
 from headkv_local.chat.console import Console
-from headkv_local.chat.documents import Document
+from headkv_local.chat.documents import Document, compose
+from headkv_local.chat.info import told
 from headkv_local.chat.keeping import Keeper, saved_at
 from headkv_local.chat.repl import Repl
 from headkv_local.chat.saved import read_chat
@@ -205,10 +206,11 @@ Q = {"type": "text", "text": "Why?"}
 @pytest.mark.parametrize(
     ("content", "names"),
     [
-        ([DOC, Q], ["-"]),
-        ([DOC, DOC, Q], ["-", "-"]),
+        ([DOC, Q], [""]),
+        ([DOC, DOC, Q], ["", ""]),
         ([DOC | {"name": "a.txt"}, Q], ["a.txt"]),
-        ([Q, DOC], ["-"]),
+        ([Q, DOC], [""]),
+        ([DOC | {"name": "-"}, Q], ["-"]),
         ([{"type": "text", "text": "Be brief."}, Q], []),
     ],
 )
@@ -229,6 +231,12 @@ def test_documents_of_python_stay_as_they_are(
     session.undo()
     assert session.undo().question.splitlines()[-1] == "Why?"
     assert [(each.name, each.text) for each in session.documents] == [(name, DOC["text"]) for name in names]
+    attached = {"": "A document without a name", "-": "Standard input", "a.txt": "a.txt"}
+    assert [line for line in told(session) if line.startswith("attached: ")] == [
+        f"attached: {attached[name]}" for name in names
+    ]
+    texts = [part["text"] for part in compose(session.documents, "Why?")[:-1]] if names else []
+    assert texts == [("a.txt:\n\n" if name == "a.txt" else "") + DOC["text"] + "\n" for name in names]
 
 
 def broken(path: Path, tiny: Callable[..., Path], what: str) -> None:

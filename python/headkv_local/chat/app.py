@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.config import parse_options, require_retention, shown
 from headkv_local.chat.console import Console, OutputError
-from headkv_local.chat.documents import STDIN, Document, read_stdin
+from headkv_local.chat.documents import Document, read_stdin
 from headkv_local.chat.folders import Found, read_documents
 from headkv_local.chat.options import Options
 from headkv_local.chat.render import counted
@@ -170,7 +170,7 @@ def _attach_new(session: Session, documents: Iterable[Document], console: Consol
     def new() -> Iterator[Document]:
         for document in documents:
             if (document.name, document.text.strip("\n")) in there:
-                names.append("Standard input" if document.name == STDIN else document.name)
+                names.append(document.shown)
             else:
                 yield document
 

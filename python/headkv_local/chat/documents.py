@@ -18,6 +18,7 @@ from headkv_local.errors import HeadKVError
 
 MAX_BYTES = 64 * 1024**2  # far beyond every context, and it ends the reading of /dev/zero
 STDIN: Final = "-"
+_PIPED: Final = "Standard input"
 
 # UTF-32 first: its mark begins with that of UTF-16
 _MARKS: Final = (
@@ -44,11 +45,19 @@ class DocumentError(HeadKVError, ValueError):
 
 @dataclass(frozen=True)
 class Document:
-    """A text that goes before a question, and what the user calls it. note: what is odd about it, or ""."""
+    """A text that goes before a question.
+
+    name: its path, STDIN, or "" for one of a program that gave none. note: what is odd about it, or "".
+    """
 
     name: str
     text: str
     note: str = field(default="", compare=False)
+
+    @property
+    def shown(self) -> str:
+        """What the user calls it."""
+        return {STDIN: _PIPED, "": "A document without a name"}.get(self.name, self.name)
 
 
 def read_document(path: str) -> Document:
@@ -93,7 +102,7 @@ def decompose(content: Any) -> tuple[list[Document], str]:
     parts = content if isinstance(content, list) else [{"text": content}]
     texts = [(part, require_text(part["text"])) for part in parts]
     documents = [
-        Document(require_text(part.get("name", STDIN)), text) for part, text in texts if part.get("document")
+        Document(require_text(part.get("name", "")), text) for part, text in texts if part.get("document")
     ]
     return [
         Document(document.name, document.text.removeprefix(f"{title}:\n\n" if title else ""))
@@ -115,7 +124,7 @@ def _titles(documents: Sequence[Document]) -> list[str]:
     titles, counts = [], Counter(bases)
     for path, base in zip(paths, bases, strict=True):
         if path == STDIN:
-            titles.append("Standard input" if len(paths) > 1 else "")
+            titles.append(_PIPED if len(paths) > 1 else "")
         else:
             titles.append(strip_control(path if counts[base] > 1 else base).replace("\n", " "))
     return titles

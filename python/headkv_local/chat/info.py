@@ -32,7 +32,7 @@ def told(session: Session) -> Iterator[str]:
     yield f"archive: {_archive(session)}"
     yield f"turns: {session.turns}"
     for document in session.documents:
-        yield f"attached: {document.name}"
+        yield f"attached: {document.shown}"
 
 
 def figures(session: Session) -> Iterator[str | list[str]]:

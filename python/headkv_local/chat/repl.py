@@ -112,4 +112,4 @@ class Repl:
         )
         which = "next" if self._session.turns else "first"
         for document in self._session.documents:
-            self._console.note(f"{document.name} is read with your {which} question.")
+            self._console.note(f"{document.shown} is read with your {which} question.")

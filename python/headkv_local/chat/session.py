@@ -110,7 +110,7 @@ class Session:
             left = room - total
             tokens, exact = self.llm.count_tokens(document.text, left)
             if tokens > left:
-                name = f"'{document.name}'"
+                name = f"'{document.shown}'"
                 raise DocumentError(no_room_for(name, tokens, exact, left, self, len(taken)))
             total += tokens
             taken.append(document)
