@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from chat_driver import COMMAND, TIMEOUT, end, start, wait_until_reading
 
-from headkv_local import Llama
+from headkv_local import Llama, Retention
 from headkv_local.chat import main
 
 Chat = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -128,6 +128,30 @@ def test_a_document_in_the_place_of_the_model(chat: Chat, document: Path, argv: 
     assert done.stderr == (
         f"error: '{document}' is no GGUF model; a document is given with -f: -f '{document}'\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["{}"], 1, "error: '{}' is no GGUF model; a session goes on with --session '{}'"),
+        (["x", "{}"], 2, "error: unrecognized arguments: {}; a session goes on with --session '{}'"),
+        (
+            ["-f", "{}", "-p", "hi"],
+            1,
+            "error: the document '{}' is a session: it goes on with --session, or in a chat with /load",
+        ),
+    ],
+)
+def test_a_session_in_another_place(
+    chat: Chat, tiny_path: Path, tmp_path: Path, argv: list[str], code: int, said: str
+) -> None:
+    path = tmp_path / "a.session"
+    with Llama(tiny_path, n_ctx=64, n_threads=1, retention=Retention()) as llm:
+        llm.prefill([1, 2, 3])
+        llm.save_session(path)
+    done = chat(*(word.format(path) for word in argv))
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.endswith(said.format(path, path) + "\n")
 
 
 def test_a_context_beyond_the_memory_allowed(chat: Chat, tiny_path: Path) -> None:

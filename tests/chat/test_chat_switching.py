@@ -63,9 +63,11 @@ def test_what_cannot_be_switched_to(session: Session, tiny: Callable[..., Path],
     keeper, (turns, llm) = Keeper(session, Console()), (session.answered, session.llm)
     (tmp_path / "text").write_text("no model")
     (tmp_path / "cut.gguf").write_bytes(tiny().read_bytes()[:5000])
+    keeper.save(str(tmp_path / "saved"))
     for path, reason in {
         "text": "is no GGUF model; a document is given with /file",
         "": "is no GGUF model; a document is given with /file",
+        "saved": "is no GGUF model; /load goes on with a session",
         "missing": "there is no model file",
         "cut.gguf": "Failed to load model",
     }.items():

@@ -21,7 +21,7 @@ from headkv_local.chat.documents import Document, read_stdin
 from headkv_local.chat.folders import Found, read_documents
 from headkv_local.chat.options import Options
 from headkv_local.chat.render import counted
-from headkv_local.chat.signatures import is_no_model
+from headkv_local.chat.signatures import hint, is_no_model
 from headkv_local.chat.wording import sentence
 from headkv_local.errors import HeadKVError, ModelError
 from headkv_local.exits import FAILED, INTERRUPTED, OK, code_of
@@ -182,9 +182,7 @@ def _attach_new(session: Session, documents: Iterable[Document], console: Consol
 
 def _require_model(options: Options) -> None:
     if options.model is not None and is_no_model(options.model):
-        raise ModelError(
-            f"'{options.model}' is no GGUF model; a document is given with -f: -f '{options.model}'"
-        )
+        raise ModelError(f"'{options.model}' is no GGUF model; {hint(options.model)}")
 
 
 def _gather(

@@ -11,6 +11,7 @@ from ..settings import ADVANCED, DEFAULT_BUDGET, INT32_MAX, MAX_CTX_BYTES, MAX_T
 from . import values
 from .options import AUTO, MAX_TOKENS, expand
 from .sampling import Sampling
+from .signatures import hint
 
 _DESCRIPTION = """\
 Chat with a GGUF model. Once a long prompt is read, every KV head keeps only its budget of rows. All rows
@@ -244,8 +245,8 @@ class _Parser(argparse.ArgumentParser):
         known, extra = self.parse_known_args(args, namespace)
         if extra:
             names = [name for name in extra if not name.startswith("-")]
-            hint = f"; a document is given with -f: -f '{names[0]}'" if names == extra else ""
-            self.error(f"unrecognized arguments: {' '.join(extra)}{hint}")
+            meant = f"; {hint(names[0])}" if names == extra else ""
+            self.error(f"unrecognized arguments: {' '.join(extra)}{meant}")
         return known
 
     def _print_message(self, message: str, file: Any = None) -> None:

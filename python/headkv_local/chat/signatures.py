@@ -10,11 +10,13 @@ from collections import Counter
 from typing import Final
 
 _GGUF: Final = b"GGUF"
+_SESSION: Final = b"headkv session\n\0"
 DOCX: Final = "a DOCX file"
 _CONVERT: Final = "save it as text first"
 
 _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
     (_GGUF, "a GGUF model, and no document: give it without -f"),
+    (_SESSION, "a session: it goes on with --session, or in a chat with /load"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", f"an old Word, Excel or PowerPoint file: {_CONVERT}"),
     (b"{\\rtf", f"an RTF file: {_CONVERT}"),
     (b"\x1f\x8b", "compressed with gzip: unpack it first"),
@@ -46,20 +48,32 @@ _ZIPPED: Final[tuple[tuple[str, str], ...]] = (
 
 def is_no_model(path: str) -> bool:
     """Whether it is a folder, or begins in another way than GGUF files do; a short one may be cut off."""
-    begin = _begin(path)
+    begin = _begin(path, len(_GGUF))
     return os.path.isdir(path) or (bool(begin) and not _GGUF.startswith(begin))
 
 
 def is_model(path: str) -> bool:
     """Whether it begins as GGUF files do."""
-    return _begin(path) == _GGUF
+    return _begin(path, len(_GGUF)) == _GGUF
 
 
-def _begin(path: str) -> bytes:
+def is_session(path: str) -> bool:
+    """Whether it begins as sessions do."""
+    return os.path.isfile(path) and _begin(path, len(_SESSION)) == _SESSION
+
+
+def hint(path: str) -> str:
+    """The option for what is given without one, and is no model."""
+    if is_session(path):
+        return f"a session goes on with --session '{path}'"
+    return f"a document is given with -f: -f '{path}'"
+
+
+def _begin(path: str, n_bytes: int) -> bytes:
     """b"" where nothing can be read: loading it will tell."""
     try:
         with open(path, "rb") as file:
-            return file.read(len(_GGUF))
+            return file.read(n_bytes)
     except (OSError, ValueError):
         return b""
 

@@ -11,7 +11,7 @@ from headkv_local.chat.model import load_model
 from headkv_local.chat.options import AUTO
 from headkv_local.chat.render import counted
 from headkv_local.chat.session import Session
-from headkv_local.chat.signatures import is_no_model
+from headkv_local.chat.signatures import is_no_model, is_session
 from headkv_local.chat.worker import interrupts
 from headkv_local.errors import ModelError
 
@@ -23,7 +23,8 @@ def switch_model(session: Session, path: str, keeper: Keeper) -> list[str]:
     HeadKVError, and the chat is as it was.
     """
     if is_no_model(path):
-        raise ModelError(f"'{path}' is no GGUF model; a document is given with /file")
+        meant = "/load goes on with a session" if is_session(path) else "a document is given with /file"
+        raise ModelError(f"'{path}' is no GGUF model; {meant}")
     keeper.keep()  # once another model has it, nothing of what was read is there
     options = session.options.having({"model": os.path.abspath(path)}, "/model")
     # a file that is named is in use until the model before has gone
