@@ -7,17 +7,27 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import __version__, sdk
-from .bench import command as bench
-from .doctor import command as doctor
-from .scoresfile import command as scoresfile
-from .scoring import command as scoring
+from .exits import INTERRUPTED, told
 
 _EVAL = "eval"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        print("headkv: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from . import __version__, sdk
+    from .bench import command as bench
+    from .doctor import command as doctor
+    from .scoresfile import command as scoresfile
+    from .scoring import command as scoring
+
     arguments = bench.with_default(list(sys.argv[1:] if argv is None else argv))
     if arguments[:1] == [_EVAL]:  # its options are lm_eval's
         from .eval.__main__ import main as evaluate
@@ -34,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser(_EVAL, help="lm-evaluation-harness with our model and tasks", add_help=False)
     options = parser.parse_args(arguments)
     from .errors import HeadKVError
-    from .exits import INTERRUPTED, told
 
     try:
         code: int | None = options.run(options)
@@ -43,9 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (HeadKVError, OSError) as error:
         return told(error)
-    except KeyboardInterrupt:
-        print("headkv: interrupted", file=sys.stderr)
-        return INTERRUPTED
     return code or 0
 
 

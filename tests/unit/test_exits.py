@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,18 @@ def test_the_other_commands(
 def test_version(main: object, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code_of(main, ["--version"]) in (None, 0)
     assert capsys.readouterr().out == f"{command} {__version__}\n"
+
+
+@pytest.mark.parametrize("module", ["cli", "chat", "server"])
+def test_an_interrupt_while_a_command_is_imported(module: str) -> None:
+    code = (
+        "import signal, sys, importlib.abc\n"
+        f"from headkv_local.{module} import main\n"
+        "class Stop(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, *_): signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "sys.exit(main(['--version']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert "Traceback" not in ended.stderr

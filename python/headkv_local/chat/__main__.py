@@ -2,6 +2,6 @@ from __future__ import annotations
 
 import sys
 
-from headkv_local.chat.app import main
+from headkv_local.chat import main
 
 sys.exit(main())

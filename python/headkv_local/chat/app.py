@@ -33,10 +33,7 @@ _LIBRARY: Final = "headkv_local"  # its logger
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run headkv-chat with `argv` (None: the process's own arguments) and return its exit code.
-
-    0 done, 1 failed, 2 wrong usage, 130 interrupted. A reader that closes the pipe early is no failure.
-    """
+    """See headkv_local.chat.main()."""
     code = OK
     try:
         try:

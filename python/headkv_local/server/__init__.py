@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..exits import INTERRUPTED
+
 if TYPE_CHECKING:
     from .app import create_app
 
@@ -12,9 +14,12 @@ __all__ = ["create_app", "main"]
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    from .command import main as run
+    try:
+        from .command import main as run
 
-    return run(argv)
+        return run(argv)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def __getattr__(name: str) -> Any:

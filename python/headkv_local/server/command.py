@@ -18,7 +18,7 @@ _GRACE = 5  # seconds for answers that are on their way when the server stops
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """See headkv_local.server.main()."""
     try:
         import fastapi  # noqa: F401
         import pydantic_settings  # noqa: F401
@@ -36,8 +36,6 @@ def main(argv: list[str] | None = None) -> int:
         return _serve(server, models)
     except (HeadKVError, OSError) as error:
         return told(error, "headkv-server")
-    except KeyboardInterrupt:
-        return INTERRUPTED
 
 
 def _serve(settings: Any, models: Any) -> int:
