@@ -91,7 +91,9 @@ def test_what_is_shown_is_such_a_file(tmp_path: Path) -> None:
     [
         ("temperature = 1", {}, "has 'temperature', which is no setting"),
         ("max_tokens = 1", {}, "has 'max_tokens', which is no setting; is max-tokens meant?"),
-        ("config = 'x'", {}, "has 'config', which is no setting"),
+        ("config = 'x'", {}, "has 'config', which is no setting\n"),
+        ("archive = false", {}, 'archive: false is of a kind that it does not take; is "off" meant?'),
+        ("fold = false", {}, 'fold: false is of a kind that it does not take; is "off" meant?'),
         ("[sampling]\ntemp = 1", {}, "has 'sampling', which is no setting"),
         ("temp = 'hot'", {}, "temp: 'hot' is not a number from 0 up"),
         ("temp = true", {}, "temp: true is of a kind that it does not take"),

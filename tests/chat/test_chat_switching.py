@@ -114,6 +114,8 @@ def test_settings_while_it_runs(session: Session) -> None:
     assert setting.change(session, "temp", "0.7") == "temp: 0.7 (/set)"
     assert session.llm.sampling.temp == 0.7
     assert setting.change(session, "temp", "default") == "temp: 0.6 (default)"
+    assert session.llm.scores_from is None
+    assert setting.told(session, "window") == "window: 8 (default)"
     assert setting.change(session, "window", "4") == (
         "window: 4 (/set), after /clear (this chat's prompt is compacted already)"
     )

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from ..environment import meant, require_known
 from ..errors import ArgumentError
+from ..settings import OFF
 from .args import Switch
 from .options import FLAG, FORMS, RETENTION, Options, budget_text
 
@@ -28,6 +29,7 @@ _SWITCH: Final = {"1": True, "true": True, "yes": True, "on": True} | {
     "off": False,
 }
 _MANY: Final = "files"
+_MAY_BE_OFF: Final = ("archive", "fold", "markdown")
 _NO_SETTINGS: Final = ("help", "version", "show_config")
 _OPEN: Final = "the default"
 
@@ -176,7 +178,8 @@ def _from_file(path: str, settings: Mapping[str, argparse.Action]) -> Iterator[t
         raise ArgumentError(f"{where} is no TOML: {reason}") from None
     for name, value in found.items():
         if name not in settings or name == "config":
-            raise ArgumentError(f"{where} has '{name}', which is no setting{meant(name, settings)}")
+            others = [each for each in settings if each != "config"]
+            raise ArgumentError(f"{where} has '{name}', which is no setting{meant(name, others)}")
         action = settings[name]
         try:
             yield _dest(action), _file_value(action, value)
@@ -194,7 +197,8 @@ def _file_value(action: argparse.Action, value: Any) -> Any:
             return value
     elif isinstance(value, str | int | float):
         return parse_value(action, str(value))
-    raise ArgumentError(f"{json.dumps(value, default=str)} is of a kind that it does not take")
+    word = f'; is "{OFF}" meant?' if value is False and action.dest in _MAY_BE_OFF else ""
+    raise ArgumentError(f"{json.dumps(value, default=str)} is of a kind that it does not take{word}")
 
 
 def _require_one_form(fields: Mapping[str, Any], where: str) -> None:

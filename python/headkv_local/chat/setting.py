@@ -64,7 +64,10 @@ def told(session: Session, name: str) -> str:
     if value is None and name in _SAMPLING:
         value = getattr(session.llm.sampling, field)
     if value is None and field in DEFAULTS:
-        source = "as the head scores recommend"
+        if session.llm.scores_from is None:
+            value = DEFAULTS[field]
+        else:
+            source = "as the head scores recommend"
     shown = budget_text(value) if name == "budget" else _text(value)
     return f"{name}: {shown} ({source or _DEFAULT})"
 
