@@ -223,7 +223,7 @@ static void test_plans(llama_model * model) {
         headkv_part parts[8] = {};
         size_t n             = 8;
         const int32_t rc     = headkv_get_question(&text, sizeof(text), 0, 60, 20, parts, &n);
-        for (size_t i = 0; i < 3; ++i) {
+        for (size_t i = 0; i < 8; ++i) {
             out[2 * i]     = parts[i].start;
             out[2 * i + 1] = parts[i].stop;
         }

@@ -166,7 +166,7 @@ def test_a_session_of_python(chats: Callable[..., Kept], tiny_path: Path, tmp_pa
         session.llm.n_tokens,
     )
     session.attach([DOCUMENT])
-    _, prompt_tokens, read_tokens, _ = ask(session, "Where?")
+    _, prompt_tokens, read_tokens, _ = ask(session, "Where does he go?")
     assert prompt_tokens - read_tokens > 150
     keeper.leave()
     with Llama.open_session(path, n_threads=1) as llm:
@@ -374,7 +374,7 @@ def test_an_interrupt_does_not_divide_a_save(
     assert len(read_chat(path).turns) == 2
 
 
-NO_LOGITS = "the saved state or session had no logits of the prompt's end, and no archive has the rest"
+NO_LOGITS = "there are no logits of the compacted prompt's end, and no archive has the rest"
 
 
 def test_light(chats: Callable[..., Kept], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

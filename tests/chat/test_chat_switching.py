@@ -59,6 +59,14 @@ def test_the_other_model_reads_it_anew(session: Session, tiny: Callable[..., Pat
     assert read_chat(str(tmp_path / "session")).settings["model"] == str(other)
 
 
+def test_a_system_message_counts_in_the_other_model_too(session: Session, tiny: Callable[..., Path]) -> None:
+    session.instruct("why " * 40, "/system")
+    switch_model(session, str(tiny(arch="qwen2")), Keeper(session, Console()))
+    with_it, its_own = session.used_tokens, session.system_tokens
+    session.instruct(None, "/system")
+    assert session.used_tokens == with_it - its_own > 100
+
+
 def test_what_cannot_be_switched_to(session: Session, tiny: Callable[..., Path], tmp_path: Path) -> None:
     keeper, (turns, llm) = Keeper(session, Console()), (session.answered, session.llm)
     (tmp_path / "text").write_text("no model")

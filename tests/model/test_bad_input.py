@@ -98,7 +98,7 @@ def test_a_missing_model_file(tmp_path: Path) -> None:
         ({"flash_attn": False, "retention": Retention()}, UnsupportedError, "flash attention only"),
         ({"embedding": True, "retention": Retention()}, UnsupportedError, "embedding=True"),
         ({"vocab_only": True, "retention": Retention()}, UnsupportedError, "vocab_only=True"),
-        ({"vocab_only": True, "n_ctx": "auto"}, UnsupportedError, "keeps no cache"),
+        ({"vocab_only": True, "n_ctx": "auto"}, UnsupportedError, "no cache is kept"),
         ({"retention": 128}, ArgumentError, "Retention or None, not 128"),
         (
             {"budget": 64},

@@ -524,6 +524,7 @@ def test_a_file_takes_numbers_for_sizes_and_each_long_name(tmp_path: Path) -> No
         ("aside: -1\n", "aside must be a size"),
         ("max_body: true\n", "max_body: Input should be a valid string"),
         ("models:\n  - {model: x.gguf, ctx: 512, n_ctx: 256}\n", "ctx and n_ctx are one setting"),
+        ("models:\n  - x.gguf\n", "a model's settings must be names with values"),
     ):
         (tmp_path / "models.yaml").write_text(wrong)
         with pytest.raises(ArgumentError, match=words):

@@ -369,14 +369,24 @@ def test_parts_that_a_template_joins_with_nothing() -> None:
 
 def test_a_question_far_from_both_ends_asks() -> None:
     form = "Use the following format:\n\nThought: what to do\nAnswer: the answer\n\nBegin!\n\n"
+    json = f'{{"text": "%s", "question": "{ASK}", "schema": "{PARAGRAPH * 4}"}}'
     for text in (
         f"%s\n\n{ASK}\n\n{DOCUMENT}",  # between two documents, or before a long disclaimer
         f"%s\n{form}Question: {ASK}\nObservation: {DOCUMENT}\nAnswer:",
-        f'{{"text": "%s", "question": "{ASK}", "schema": "{PARAGRAPH * 4}"}}',
+        json,
     ):
-        assert weighing(words, 128, ASK, ("user", text % (PARAGRAPH * 4))) == 1
+        alone = weighing(words, 128, ASK, ("user", text % (PARAGRAPH * 4)))
+        assert alone == (0.5**4 if text == json else 1), text
         several = text % f"{PARAGRAPH * 2}Were they late? {PARAGRAPH * 2}"
         assert weighing(words, 128, ASK, ("user", several)) == 0.5**4
+    for n in range(0, 60, 3):  # where the last 128 tokens begin, in it or beside it
+        text = f"{PARAGRAPH * 4}\n\n{ASK}\n\n{LINE * 7}{'so ' * n}"
+        assert weighing(words, 128, ASK, ("user", text)) == 1, n
+        text = f"{PARAGRAPH * 2}Were they late? {text}"
+        assert weighing(words, 128, ASK, ("user", text)) >= 0.5**4, n
+    code = f"{PARAGRAPH * 4}\nint x = a ? b : c;\n{PARAGRAPH * 4}The end of it."
+    assert weighing(words, 128, "int x = a", ("user", code)) == 0.5**4
+    assert weighing(words, 128, "The end of it.", ("user", code)) == 1
     many = "\n\n".join([*[ASK] * 4, *[PARAGRAPH] * 4, "Were they late?", *[PARAGRAPH] * 4, *[ASK] * 4])
     text = f"{DOCUMENT}\n\n{many}\n\n{DOCUMENT}"
     assert weighing(words, 128, "Were they late?", ("user", text)) == 0  # those nearest to an end ask
@@ -415,6 +425,10 @@ def test_a_turn_of_a_few_tokens_may_leave_it_to_what_was_asked_before(
     ):
         assert weighing(spell, n_last, nod, *before, ("user", nod)) == 1
         assert weighing(spell, n_last, ASK, *before, ("user", nod)) == 0.5**4
+    nods = [each for i in range(3) for each in (("user", f"{i} more."), ("assistant", "Yes."))]
+    before = [("user", f"{DOCUMENT}\n\n{ASK}"), ("assistant", "A short answer?")]
+    assert weighing(spell, n_last, ASK, *before, *nods, ("user", nod)) == 0.5**4
+    assert weighing(spell, n_last, ASK, *before, *nods * 400, ("user", nod)) == 0
     long = [("user", f"{DOCUMENT}\n\n{ASK}"), ("assistant", "123"), ("user", f"{TELL} {POLITE}")]
     assert weighing(spell, n_last, ASK, *long) == 0
     assert weighing(spell, n_last, DOCUMENT[-40:], ("system", DOCUMENT), ("user", nod)) == 0

@@ -160,8 +160,8 @@ std::vector<headkv_part> headkv_text_view::questions_in(int32_t start, int32_t s
         }
         before = b.token;
     }
-    if (found.size() == 1) { // of several, most are likely the document's
-        found[0].weight = 1.0;
+    if (found.size() == 1 && end_in(headkv_is_mark, found[0].start, found[0].stop)) {
+        found[0].weight = 1.0; // of several, most are likely the document's; "a ? b : c" is none
     }
     std::stable_sort(found.begin(), found.end(), [&](const headkv_part & a, const headkv_part & b) {
         return std::min(a.start - start, stop - a.stop) < std::min(b.start - start, stop - b.stop);
@@ -187,11 +187,11 @@ std::vector<headkv_part> headkv_text_view::question(int32_t start, int32_t stop,
     }
     // it holds a document: a question may stand before it or after it
     std::vector<headkv_part> res;
-    const int32_t from  = std::max(start, 0);
-    int32_t first       = start < 0 ? 0 : opening(start, n_last, false);
-    const int32_t begin = std::max(first, stop - n_last);
-    const int32_t all   = ending(begin, stop, begin == first, false);
-    int32_t last        = all;
+    const int32_t from = std::max(start, 0);
+    int32_t first      = start < 0 ? 0 : opening(start, n_last, false);
+    int32_t begin      = std::max(first, stop - n_last);
+    const int32_t all  = ending(begin, stop, begin == first, false);
+    int32_t last       = all;
 
     // where one end alone has a mark, the other one is likely the document's: one paragraph of it asks at most
     const bool asks_first = has_mark(from, first);
@@ -221,9 +221,13 @@ std::vector<headkv_part> headkv_text_view::question(int32_t start, int32_t stop,
         if (further > first) {
             res.push_back({ first, further, likely });
         }
-        const auto inside = questions_in(further, begin, n_last);
+        const auto after  = borders(begin, last); // a question may begin before the last tokens, and end in them
+        const auto inside = questions_in(further, after.empty() ? begin : after[0].token, n_last);
         res.insert(res.end(), inside.begin(), inside.end());
-        tells = tells || !inside.empty();
+        if (!inside.empty()) {
+            tells = tells || inside.back().weight == 1.0;
+            begin = std::max(begin, inside.back().stop);
+        }
     }
     if (all == stop) { // nothing tells
         const int32_t cue = first > from && !is_marked ? closing(begin, stop) : stop;

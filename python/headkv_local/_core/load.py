@@ -82,7 +82,7 @@ def refuse_settings(retention: Retention | None, kwargs: dict[str, Any]) -> None
         if name == "n_ctx" and number == AUTO:
             if kwargs.get("vocab_only"):
                 raise UnsupportedError(
-                    f'a model loaded with vocab_only=True keeps no cache: n_ctx="{AUTO}" has nothing to fit'
+                    f'vocab_only=True: no cache is kept then, and n_ctx="{AUTO}" has nothing to fit'
                 )
             continue
         if number is None and (name not in kwargs or name.startswith("n_threads")):

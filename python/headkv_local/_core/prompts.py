@@ -80,9 +80,7 @@ class PromptTracker:
 
     def has_no_logits(self) -> None:
         """Note that the compacted prompt has to be read whole once more, to go on from its end."""
-        self._read_whole(
-            "the saved state or session had no logits of the prompt's end, and no archive has the rest"
-        )
+        self._read_whole("there are no logits of the compacted prompt's end, and no archive has the rest")
 
     def asks_else(self) -> None:
         """Note that a prompt has to be read whole although it is the compacted one."""

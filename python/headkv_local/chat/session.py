@@ -158,7 +158,7 @@ class Session:
         Raises ContextFullError for a chat that its context has no room for; nothing is changed then, and the
         caller has to close `llm`.
         """
-        used, turns = 0, []
+        used, turns = llm.count_tokens(self.options.system or "", llm.n_ctx())[0], []
         for turn in self._turns:
             texts = [*(document.text for document in turn.documents), turn.question, turn.answer]
             used += sum(llm.count_tokens(text, llm.n_ctx())[0] for text in texts)

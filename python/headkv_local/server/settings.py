@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from argparse import ArgumentTypeError
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -116,7 +117,7 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
         default="auto",
         description='Where all rows of the conversation in the context stay: "memory", "file" (in the '
         'folder of the sessions), "off", or "auto": memory where there is room, else a file, '
-        "and none where that cannot be made, or with logits_all.",
+        "and none where that cannot be made, or with logits_all or a draft model.",
     )
     beta: float | None = Field(default=None, description=ADVANCED["beta"].sentence)
     window: int | None = Field(default=None, description=ADVANCED["window"].sentence)
@@ -128,7 +129,9 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _named(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            raise ValueError("a model's settings must be names with values, {model: FILE, ...}")
         return by_setting(given)
 
     @model_validator(mode="after")
