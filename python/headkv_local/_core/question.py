@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -68,72 +68,74 @@ def question_of(
     Of messages with parts that are marked as documents ("document": True), all other parts ask; of those
     that are longer than four times n_last tokens, and of messages without such marks, what
     headkv_get_question() finds. Without such marks a longer one may be a document as a whole: what was asked
-    before it, and the system message, ask too. Empty if no message asks, or the one that does is not found.
+    before it, and the system message, ask too; and so does what was asked before a turn of a few tokens.
+    Empty if no message asks, or the one that does is not found.
     """
     of_users = [turn for turn in _turns(messages)[::-1] if _may_ask(messages, turn)]
     of_system = [[i] for i, one in enumerate(messages) if one.get("role") in SYSTEM]
     of_system = [turn for turn in of_system[::-1] if _may_ask(messages, turn)]
     if not of_users and not of_system:
         return ()
-    texts = Said(written)
-    asks = _of_turns(prompt, texts, messages, of_users, of_system, n_last)
+    chat = _Chat(prompt, Said(written), messages, of_system, n_last)
+    asks = _of_turns(chat, of_users)
     if not asks:
         _logger.warning("what asks is not in the prompt as it was written: the prompt's last tokens select")
-    asks += _before_nods(prompt, texts, messages, of_users, of_system, n_last)
+    asks += _before_nods(chat, of_users)
     return _disjoint(sorted(asks, key=lambda part: (part.start, -part.weight)))
 
 
-def _of_turns(
-    prompt: Pieces,
-    texts: Said,
-    messages: Sequence[Mapping[str, Any]],
-    of_users: Sequence[Sequence[int]],
-    of_system: Sequence[Sequence[int]],
-    n_last: int,
-) -> list[Part]:
-    """What asks in the latest turn, the first one here: of the users', or else of the system's. Beside a long
+class _Chat(NamedTuple):
+    """Messages, and the prompt that was made of them. of_system: those of the system, the last one first."""
+
+    prompt: Pieces
+    said: Said
+    messages: Sequence[Mapping[str, Any]]
+    of_system: Sequence[Sequence[int]]
+    n_last: int
+
+    def parts(self, turn: Sequence[int]) -> list[Part]:
+        return self.said.parts(self.messages, turn)
+
+    def is_marked(self, turn: Sequence[int]) -> bool:
+        """Whether there are documents in it that the caller has marked."""
+        return not all(asks_itself(part) for i in turn for part in parts_of(self.messages[i]))
+
+
+def _of_turns(chat: _Chat, of_users: Sequence[Sequence[int]]) -> list[Part]:
+    """What asks in the latest of the users' turns, the first one here, or else of the system's. Beside a long
     one, what was asked before it."""
+    prompt, n_last, of_system = chat.prompt, chat.n_last, chat.of_system
     asking = (of_users or of_system)[0]
-    found = texts.parts(messages, asking)
+    found = chat.parts(asking)
     if not found:
         return []
-    if _is_marked(messages, asking):
+    if chat.is_marked(asking):
         return [each for one in found for each in _of_part(prompt, one, n_last)]
     if _n(found) <= n_last:
         return list(_found(prompt, found, n_last))
     asks = _of_long(prompt, found, n_last)
-    before = [texts.parts(messages, turn) for turn in of_users[1:2]]
+    before = [chat.parts(turn) for turn in of_users[1:2]]
     asks += [Part(one[0].start, one[-1].stop) for one in before if one and _n(one) <= n_last]
-    rules = [texts.parts(messages, turn) for turn in of_system[:1] if turn is not asking]
+    rules = [chat.parts(turn) for turn in of_system[:1] if turn is not asking]
     return asks + [each for one in rules if one for each in _of_rules(prompt, one, n_last)]
 
 
-def _before_nods(
-    prompt: Pieces,
-    texts: Said,
-    messages: Sequence[Mapping[str, Any]],
-    of_users: Sequence[Sequence[int]],
-    of_system: Sequence[Sequence[int]],
-    n_last: int,
-) -> list[Part]:
+def _before_nods(chat: _Chat, of_users: Sequence[Sequence[int]]) -> list[Part]:
     """What asked before the latest turns, where these have a few tokens each: in the turn before them, or
     else in a long system message."""
+    n_last, of_system = chat.n_last, chat.of_system
     for i, turn in enumerate(of_users[: _N_NODS + 1]):
-        found = texts.parts(messages, turn)
-        if not _is_marked(messages, turn) and found and _n(found) <= min(_N_NOD, n_last):
+        found = chat.parts(turn)
+        if not chat.is_marked(turn) and found and _n(found) <= min(_N_NOD, n_last):
             continue
-        asks = _of_turns(prompt, texts, messages, of_users[i:], of_system, n_last) if i > 0 else []
+        asks = _of_turns(chat, of_users[i:]) if i > 0 else []
         break
     else:
-        found = texts.parts(messages, of_system[0]) if of_system and len(of_users) <= _N_NODS else []
-        asks = list(_found(prompt, found, n_last)) if found and _n(found) > n_last else []
+        found = chat.parts(of_system[0]) if of_system and len(of_users) <= _N_NODS else []
+        asks = list(_found(chat.prompt, found, n_last)) if found and _n(found) > n_last else []
     if found and _n(found) > n_last:
         asks = _telling(asks, n_last)
     return [part._replace(weight=_LIKELY) for part in asks]
-
-
-def _is_marked(messages: Sequence[Mapping[str, Any]], turn: Sequence[int]) -> bool:
-    return not all(asks_itself(part) for i in turn for part in parts_of(messages[i]))
 
 
 def _disjoint(parts: Sequence[Part]) -> tuple[Part, ...]:
