@@ -7,14 +7,16 @@ CancelToken: it stops one piece of work and no other.
 
 The default model prints
 
-    read 0 of 996 tokens
-    read 512 of 996 tokens
-    read 977 of 996 tokens
-    read 996 of 996 tokens
+    read 0 of 1009 tokens
+    read 512 of 1009 tokens
+    read 977 of 1009 tokens
+    read 1009 of 1009 tokens
     stopped after 'The text says that the lighthouse is a building'
     read 0 of 17 tokens
     read 17 of 17 tokens
     then 'The lighthouse is a building that stands on the knoll behind the west quay.'
+
+The prompt has 996: a question in the text, which may be what is asked, is read once more.
 """
 
 import threading

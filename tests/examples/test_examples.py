@@ -16,13 +16,13 @@ PRINTS = {
         r"64 entries per KV head, each on its own: \d of 3 right, cache ",
     ],
     "stream_and_cancel.py": [
-        r"^(read (0|512|977|996) of 996 tokens\n){4}stopped after 'The text says that the lighthouse ",
+        r"^(read (0|512|977|1009) of 1009 tokens\n){4}stopped after 'The text says that the lighthouse ",
         r"\nread (\d\d) of \1 tokens\nthen 'The lighthouse ",
     ],
     "session.py": [
         r"^answer: '.*1871.*'\n",
         r"session: [\d.]+ MiB, light: [\d.]+ MiB\n",
-        r"read after opening: 30 of 10\d\d tokens\n",
+        r"read after opening: 69 of 10\d\d tokens\n",
     ],
     "retention_mask.py": [r"2 layers, 2 KV heads, \d+ prompt tokens\n", r"mean 64\n", r"kept by most"],
 }
