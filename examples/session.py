@@ -4,9 +4,7 @@
 
 The default model prints the two answers, the sizes of cache and files, and
 
-    read after opening: 69 of 1032 tokens
-
-That is the new question, and what was asked before it, since so short a question may leave that out.
+    read after opening: 30 of 1033 tokens
 """
 
 import tempfile

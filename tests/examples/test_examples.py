@@ -22,7 +22,7 @@ PRINTS = {
     "session.py": [
         r"^answer: '.*1871.*'\n",
         r"session: [\d.]+ MiB, light: [\d.]+ MiB\n",
-        r"read after opening: 69 of 10\d\d tokens\n",
+        r"read after opening: 30 of 10\d\d tokens\n",
     ],
     "retention_mask.py": [r"2 layers, 2 KV heads, \d+ prompt tokens\n", r"mean 64\n", r"kept by most"],
 }

@@ -123,11 +123,7 @@ def test_what_a_template_is_told_hides_nothing_of_it(tiny: Callable[..., Path], 
         messages: list[Any] = []
         reads: list[int] = []
         llm.on_prefill = lambda done, total: reads.append(total) if done == 0 else None
-        for question in (
-            "Why was it said? " * 10,
-            "And what was it in the end?",
-            "And what was said of it?",
-        ):
+        for question in ("Why was it said? " * 10, "And then?", "And in the end?"):
             messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
             reply = llm.create_chat_completion(messages, max_tokens=4, temperature=0.0)
             messages.append({"role": "assistant", "content": reply["choices"][0]["message"]["content"]})

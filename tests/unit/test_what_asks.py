@@ -405,30 +405,3 @@ def test_an_instruction_asks_behind_what_stands_before_it(
         f"You are an assistant that reads pages.\n\n{TELL}\n\n{DOCUMENT}\n\nWas it helpful?\nYes | No",
     ):
         assert weighing(spell, n_last, TELL, ("user", text)) == 0.5**4
-
-
-@SPELLINGS
-@pytest.mark.parametrize("nod", ["Yes, please.", "Go on.", "Are you sure?", "好的。"])
-def test_a_turn_of_a_few_tokens_may_leave_it_to_what_was_asked_before(
-    spell: Callable[[str], list[str]], n_last: int, nod: str
-) -> None:
-    for before in (
-        [("user", f"{DOCUMENT}\n\n{ASK}"), ("assistant", "A short answer?")],
-        [
-            ("user", f"I will send a report. {ASK}"),
-            ("assistant", "Send it."),
-            ("user", DOCUMENT),
-            ("assistant", "Shall I?"),
-        ],
-        [("system", f"{DOCUMENT}\n\n{ASK}")],
-        [("user", ASK), ("assistant", "I read it."), ("tool", DOCUMENT)],
-    ):
-        assert weighing(spell, n_last, nod, *before, ("user", nod)) == 1
-        assert weighing(spell, n_last, ASK, *before, ("user", nod)) == 0.5**4
-    nods = [each for i in range(3) for each in (("user", f"{i} more."), ("assistant", "Yes."))]
-    before = [("user", f"{DOCUMENT}\n\n{ASK}"), ("assistant", "A short answer?")]
-    assert weighing(spell, n_last, ASK, *before, *nods, ("user", nod)) == 0.5**4
-    assert weighing(spell, n_last, ASK, *before, *nods * 400, ("user", nod)) == 0
-    long = [("user", f"{DOCUMENT}\n\n{ASK}"), ("assistant", "123"), ("user", f"{TELL} {POLITE}")]
-    assert weighing(spell, n_last, ASK, *long) == 0
-    assert weighing(spell, n_last, DOCUMENT[-40:], ("system", DOCUMENT), ("user", nod)) == 0

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..messages import SYSTEM
 from .native.plan import Part
 from .native.plan import question as find_question
 from .pieces import Pieces
-from .said import Said, asks_itself, parts_of
+
+_DOCUMENT: Final = "document"
 
 _N_TOLD: Final = 4  # times n_last tokens of a part that ask beside marked documents, whatever they say
 _LIKELY: Final = 0.5**4  # of headkv_get_question(), where neither end of a message has a question mark
 
-_N_NOD: Final = 8  # tokens of a turn that may say no more than to go on: "Yes, please.", "Are you sure?"
-_N_NODS: Final = 8  # of such turns, one after the other
 _N_RULES: Final = 2  # of a system message before what may be a document
+
+_BLANKS: Final = np.array([i for i in range(128) if chr(i).isspace()], dtype=np.uint8)
+_WIDE: Final = re.compile(b"|".join(chr(i).encode() for i in range(128, 0x3001) if chr(i).isspace()))
+"""Of Unicode's, as messages may begin and end with, which templates trim."""
 
 _logger = logging.getLogger("headkv_local")
 
@@ -68,74 +74,29 @@ def question_of(
     Of messages with parts that are marked as documents ("document": True), all other parts ask; of those
     that are longer than four times n_last tokens, and of messages without such marks, what
     headkv_get_question() finds. Without such marks a longer one may be a document as a whole: what was asked
-    before it, and the system message, ask too; and so does what was asked before a turn of a few tokens.
-    Empty if no message asks, or the one that does is not found.
+    before it, and the system message, ask too. Empty if no message asks, or the one that does is not found.
     """
     of_users = [turn for turn in _turns(messages)[::-1] if _may_ask(messages, turn)]
     of_system = [[i] for i, one in enumerate(messages) if one.get("role") in SYSTEM]
     of_system = [turn for turn in of_system[::-1] if _may_ask(messages, turn)]
     if not of_users and not of_system:
         return ()
-    chat = _Chat(prompt, Said(written), messages, of_system, n_last)
-    asks = _of_turns(chat, of_users)
-    if not asks:
-        _logger.warning("what asks is not in the prompt as it was written: the prompt's last tokens select")
-    asks += _before_nods(chat, of_users)
-    return _disjoint(sorted(asks, key=lambda part: (part.start, -part.weight)))
-
-
-class _Chat(NamedTuple):
-    """Messages, and the prompt that was made of them. of_system: those of the system, the last one first."""
-
-    prompt: Pieces
-    said: Said
-    messages: Sequence[Mapping[str, Any]]
-    of_system: Sequence[Sequence[int]]
-    n_last: int
-
-    def parts(self, turn: Sequence[int]) -> list[Part]:
-        return self.said.parts(self.messages, turn)
-
-    def is_marked(self, turn: Sequence[int]) -> bool:
-        """Whether there are documents in it that the caller has marked."""
-        return not all(asks_itself(part) for i in turn for part in parts_of(self.messages[i]))
-
-
-def _of_turns(chat: _Chat, of_users: Sequence[Sequence[int]]) -> list[Part]:
-    """What asks in the latest of the users' turns, the first one here, or else of the system's. Beside a long
-    one, what was asked before it."""
-    prompt, n_last, of_system = chat.prompt, chat.n_last, chat.of_system
-    asking = (of_users or of_system)[0]
-    found = chat.parts(asking)
+    texts, asking = _Texts(written), (of_users or of_system)[0]
+    found = texts.parts(messages, asking)
     if not found:
-        return []
-    if chat.is_marked(asking):
-        return [each for one in found for each in _of_part(prompt, one, n_last)]
-    if _n(found) <= n_last:
-        return list(_found(prompt, found, n_last))
-    asks = _of_long(prompt, found, n_last)
-    before = [chat.parts(turn) for turn in of_users[1:2]]
-    asks += [Part(one[0].start, one[-1].stop) for one in before if one and _n(one) <= n_last]
-    rules = [chat.parts(turn) for turn in of_system[:1] if turn is not asking]
-    return asks + [each for one in rules if one for each in _of_rules(prompt, one, n_last)]
-
-
-def _before_nods(chat: _Chat, of_users: Sequence[Sequence[int]]) -> list[Part]:
-    """What asked before the latest turns, where these have a few tokens each: in the turn before them, or
-    else in a long system message."""
-    n_last, of_system = chat.n_last, chat.of_system
-    for i, turn in enumerate(of_users[: _N_NODS + 1]):
-        found = chat.parts(turn)
-        if not chat.is_marked(turn) and found and _n(found) <= min(_N_NOD, n_last):
-            continue
-        asks = _of_turns(chat, of_users[i:]) if i > 0 else []
-        break
+        _logger.warning("what asks is not in the prompt as it was written: the prompt's last tokens select")
+        return ()
+    if not all(_asks(part) for i in asking for part in _parts(messages[i])):
+        asks = [each for one in found for each in _of_part(prompt, one, n_last)]
+    elif _n(found) <= n_last:
+        asks = list(_found(prompt, found, n_last))
     else:
-        found = chat.parts(of_system[0]) if of_system and len(of_users) <= _N_NODS else []
-        asks = list(_found(chat.prompt, found, n_last)) if found and _n(found) > n_last else []
-    if found and _n(found) > n_last:
-        asks = _telling(asks, n_last)
-    return [part._replace(weight=_LIKELY) for part in asks]
+        asks = _of_long(prompt, found, n_last)
+        before = [texts.parts(messages, turn) for turn in of_users[1:2]]
+        asks += [Part(one[0].start, one[-1].stop) for one in before if one and _n(one) <= n_last]
+        rules = [texts.parts(messages, turn) for turn in of_system[:1] if turn is not asking]
+        asks += [each for one in rules if one for each in _of_rules(prompt, one, n_last)]
+    return _disjoint(sorted(asks))
 
 
 def _disjoint(parts: Sequence[Part]) -> tuple[Part, ...]:
@@ -162,7 +123,7 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> list[list[int]]:
 
 
 def _may_ask(messages: Sequence[Mapping[str, Any]], turn: Sequence[int]) -> bool:
-    return any(asks_itself(part) for i in turn for part in parts_of(messages[i]))
+    return any(_asks(part) for i in turn for part in _parts(messages[i]))
 
 
 def _n(parts: Sequence[Part]) -> int:
@@ -196,15 +157,83 @@ def _of_long(prompt: Pieces, parts: Sequence[Part], n_last: int) -> list[Part]:
 
 def _told(prompt: Pieces, parts: Sequence[Part], n_last: int) -> list[Part]:
     """What looks like a question, at the ends of what may be a document."""
-    return _telling(_found(prompt, parts, n_last), n_last)
-
-
-def _telling(found: Iterable[Part], n_last: int) -> list[Part]:
-    return [part for part in found if part.weight == 1.0 and part.n != n_last]
+    return [each for each in _found(prompt, parts, n_last) if each.weight == 1.0 and each.n != n_last]
 
 
 def _found(prompt: Pieces, parts: Sequence[Part], n_last: int) -> tuple[Part, ...]:
     return find_question(_Bordered(prompt, parts[1:]), parts[0].start, parts[-1].stop, n_last)
+
+
+class _Texts:
+    """Where messages are in a prompt, whatever blanks a tokenizer or a template has added or left out."""
+
+    def __init__(self, written: Pieces) -> None:
+        self._written = written
+        self._places = _no_blanks(written.text)
+        """Of the bytes that are no blanks."""
+        self._text = np.frombuffer(written.text, dtype=np.uint8)[self._places].tobytes()
+
+    def parts(self, messages: Sequence[Mapping[str, Any]], turn: Sequence[int]) -> list[Part]:
+        """The tokens of each part that asks of the messages of these numbers; none if one is not found."""
+        end = len(self._text)
+        for later in reversed(messages[turn[-1] + 1 :]):
+            _, end = self._places_of(_parts(later), end)
+        found: list[Part] = []
+        for i in reversed(turn):
+            parts = _parts(messages[i])
+            places, end = self._places_of(parts, end)
+            for part, (start, stop) in reversed(list(zip(parts, places, strict=True))):
+                if start == stop and _asks(part):
+                    return []
+                if start < stop and _asks(part):
+                    place = int(self._places[start]), int(self._places[stop - 1]) + 1
+                    found.insert(0, Part(*self._written.tokens_of(*place)))
+        return found
+
+    def _places_of(self, parts: Sequence[Mapping[str, Any]], end: int) -> tuple[list[tuple[int, int]], int]:
+        """Where the parts of a message begin and end, the last ones before `end`, and where the first one
+        begins. Equal for one that is not found."""
+        texts = [_bare(part["text"]) for part in parts]
+        whole = self._before(b"".join(texts), end)
+        if whole is not None:  # with nothing between them: a part's first word may go on from the one before
+            bounds = [whole + sum(map(len, texts[:i])) for i in range(len(texts) + 1)]
+            return list(pairwise(bounds)), whole
+        found: list[tuple[int, int]] = []
+        for text in reversed(texts):
+            start = self._before(text, end)
+            found.insert(0, (end, end) if start is None else (start, start + len(text)))
+            end = found[0][0]
+        return found, end
+
+    def _before(self, text: bytes, end: int) -> int | None:
+        """Where it begins, the last time before `end`; in a word of the template only if nowhere else."""
+        if not text:  # of what UTF-8 cannot say
+            return None
+        last = start = self._text.rfind(text, 0, end)
+        while start >= 0 and self._is_in_word(start, start + len(text)):
+            start = self._text.rfind(text, 0, start + len(text) - 1)
+        start = last if start < 0 else start
+        return start if start >= 0 else None
+
+    def _is_in_word(self, start: int, stop: int) -> bool:
+        """Whether a word goes on before or after these bytes."""
+        first, last = int(self._places[start]), int(self._places[stop - 1])
+        text = self._written.text
+        before, after = text[max(first - 1, 0) : first + 1], text[last : last + 2]
+        return any(len(both) == 2 and both.isalnum() for both in (before, after))
+
+
+def _bare(text: str) -> bytes:
+    """Without blanks."""
+    return _WIDE.sub(b"", text.encode("utf-8", errors="ignore")).translate(None, _BLANKS.tobytes())
+
+
+def _no_blanks(text: bytes) -> npt.NDArray[np.intp]:
+    """Where the bytes of a text are that are no blanks."""
+    is_text = ~np.isin(np.frombuffer(text, dtype=np.uint8), _BLANKS)
+    for blank in _WIDE.finditer(text):
+        is_text[slice(*blank.span())] = False
+    return np.flatnonzero(is_text)
 
 
 class _Bordered:
@@ -216,3 +245,16 @@ class _Bordered:
         pieces = [prompt.text[a:b] for a, b in zip([0, *places], [*places, None], strict=True)]
         self.text = b"\n\n".join(pieces)
         self.ends = prompt.ends + 2 * np.searchsorted(starts, np.arange(prompt.n_tokens) + 1, "right")
+
+
+def _parts(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those of a message that hold a text."""
+    content = message.get("content")
+    if isinstance(content, str):
+        content = [{"text": content}]
+    parts = [part for part in content or () if isinstance(part, Mapping)]
+    return [part for part in parts if isinstance(part.get("text"), str) and part["text"].strip()]
+
+
+def _asks(part: Mapping[str, Any]) -> bool:
+    return not part.get(_DOCUMENT)
