@@ -166,7 +166,7 @@ def test_a_session_of_python(chats: Callable[..., Kept], tiny_path: Path, tmp_pa
         session.llm.n_tokens,
     )
     session.attach([DOCUMENT])
-    _, prompt_tokens, read_tokens, _ = ask(session, "Where?")
+    _, prompt_tokens, read_tokens, _ = ask(session, "Where does he go?")
     assert prompt_tokens - read_tokens > 150
     keeper.leave()
     with Llama.open_session(path, n_threads=1) as llm:
