@@ -114,6 +114,10 @@ struct headkv_plan {
     // reach from one sentence into the next. NULL and 0: all of the prompt is one.
     const uint8_t * ends;
     size_t n_ends; // tokens in the cache
+
+    // Not 0: the caps only say how much is kept in all. Each head gets as much of it as it has entries among the most
+    // looked at ones of all heads. Of a fold: as large a share of it as the head has now.
+    int32_t pooled;
 };
 
 // New tokens to read, with what the context holds before them.
@@ -136,8 +140,11 @@ struct headkv_prompt {
     // stands before what it asks about. They count little for the positions that they stand at: text that comes twice
     // looks at where it stood before, whatever it asks. NULL, NULL and 0: none, as it has to be where the context has
     // samplers in its graph: they would draw what follows.
+    // again_at NULL, and n_again not 0: they count for all positions alike, and are read in pieces of 2,048 tokens, or
+    // of as many as the context has room for, each behind the prompt. That is for a prompt that is read once more as a
+    // whole: what a text looks at to be said again is what questions ask about that nobody knows yet.
     const int32_t * again;    // [n_again]
-    const int32_t * again_at; // [n_again] ascending
+    const int32_t * again_at; // [n_again] ascending, or NULL
     size_t n_again;
 
     // Most tokens of a draft of the answer: each the likeliest one after what would be kept without them, and 64

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ArgumentError
-from .settings import DEFAULT_BUDGET, INT32_MAX
+from .settings import ALL, DEFAULT_BUDGET, INT32_MAX
 
 
 def budget_of(budget: object) -> int | str:
@@ -40,6 +40,15 @@ def int_of(name: str, value: object, least: int) -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= INT32_MAX:
         raise ArgumentError(f"{name} must be an int of at least {least}, not {value!r}")
     return int(value)
+
+
+def observe_of(value: object) -> int | str:
+    if isinstance(value, str) and value == ALL:
+        return ALL
+    try:
+        return int_of("observe", value, 1)
+    except ArgumentError:
+        raise ArgumentError(f'observe must be an int of at least 1 or "{ALL}", not {value!r}') from None
 
 
 def path_of(path: str | os.PathLike[str]) -> str:

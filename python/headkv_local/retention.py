@@ -12,17 +12,20 @@ import numpy.typing as npt
 
 from ._core.plans import Keep, check, get_caps
 from .budgets import ModelShape
-from .checks import beta_of, budget_of, caps_of, int_of, path_of, require_wide, scores_of
+from .checks import beta_of, budget_of, caps_of, int_of, observe_of, path_of, require_wide, scores_of
 from .curves import Curves
 from .errors import ArgumentError
 from .scores import HeadScores
 from .settings import (
+    ALL,
     DEFAULT_BUDGET,
     DEFAULT_DRAFT,
     DEFAULT_FOLD,
     DEFAULT_OBSERVE,
     DEFAULTS,
 )
+
+_ALL_OF_PROMPT = 0  # the `observe` of struct headkv_retention that is "all"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +57,10 @@ class Retention:
     kernel: width of the max-pool, in positions, odd; it never reaches beyond the sentence.
     sinks: first positions that are always kept, where a head keeps more than the window.
     observe: last tokens of the prompt that select where the question is not known, at least 1. They are
-        not kept for that.
+        not kept for that. "all": the whole prompt is read once more behind itself, and what it looks at then
+        is kept, for questions that are still to come (KVzip, arXiv 2505.23416). Heads share the budget by
+        that, whatever their scores, and neither the question nor a draft selects. It costs as much as the
+        prompt once more, and chooses once, so it goes with no archive, or with reselect=False.
     draft: so many of the answer's first tokens, each the likeliest one after what would be kept without them,
         select first of all, and nothing stays of them; for each of several questions, as their marks tell, up
         to four. 0: the question selects alone.
@@ -91,7 +97,7 @@ class Retention:
     window: int = None  # type: ignore[assignment]
     kernel: int = None  # type: ignore[assignment]
     sinks: int = None  # type: ignore[assignment]
-    observe: int = DEFAULT_OBSERVE
+    observe: int | Literal["all"] = DEFAULT_OBSERVE
     draft: int = DEFAULT_DRAFT
     fold: int | None = DEFAULT_FOLD
     archive: str | os.PathLike[str] | None = None
@@ -106,7 +112,7 @@ class Retention:
             self._set(name, DEFAULTS[name])
         self._set("window", int_of("window", self.window, 1))
         self._set("sinks", int_of("sinks", self.sinks, 0))
-        self._set("observe", int_of("observe", self.observe, 1))
+        self._set("observe", observe_of(self.observe))
         self._set("draft", int_of("draft", self.draft, 0))
         self._set("kernel", int_of("kernel", self.kernel, 1))
         self._set("beta", beta_of(self.beta))
@@ -136,6 +142,11 @@ class Retention:
         if self.reselect and self.archive is None:
             raise ArgumentError(
                 'entries can be chosen anew from an archive only: give archive="memory" or a path'
+            )
+        if self.observe == ALL and self.archive is not None and self.reselect is not False:
+            raise ArgumentError(
+                'observe="all" chooses once, for all questions, and an archive is there to choose anew: '
+                "leave out one of them, or give reselect=False"
             )
         if self.order not in (None, "tokens", "layers"):
             raise ArgumentError(f'order must be "tokens", "layers" or None, not {self.order!r}')
@@ -226,7 +237,8 @@ class Retention:
         """As the native library takes it; of given caps with the budget that does not count."""
         budget: Any = self.budget if self.caps is None else max(self.window, DEFAULT_BUDGET)
         scores: Any = self.scores if isinstance(self.scores, np.ndarray | Curves) else None
-        numbers = self.window, self.kernel, self.sinks, self.observe, self.draft
+        observe = _ALL_OF_PROMPT if isinstance(self.observe, str) else self.observe
+        numbers = self.window, self.kernel, self.sinks, observe, self.draft
         return Keep(budget, self.beta, *numbers, scores)
 
     def _set(self, name: str, value: object) -> None:

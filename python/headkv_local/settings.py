@@ -26,6 +26,9 @@ file, options of the commands."""
 OFF: Final = "off"
 """The fold that never comes, the archive that is none."""
 
+ALL: Final = "all"
+"""The `observe` that reads the whole prompt once more, so that it selects for any question."""
+
 
 class Setting(NamedTuple):
     """of_text: raises ValueError or ArgumentTypeError. meaning: as --help says it, without a full stop."""
@@ -47,6 +50,15 @@ def fold_of(given: object) -> int | str:
         raise ArgumentTypeError(f"'{text}' is neither a number of tokens nor {OFF}") from None
 
 
+def observe_of(given: object) -> int | str:
+    """Tokens, or ALL. Raises ArgumentTypeError."""
+    text = str(given)
+    try:
+        return ALL if text == ALL else int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"'{text}' is neither a number of tokens nor {ALL}") from None
+
+
 ADVANCED: Final = {
     "beta": Setting(
         float, "above 1; how far budgets follow the head scores: the higher, the flatter the budgets"
@@ -55,9 +67,10 @@ ADVANCED: Final = {
     "kernel": Setting(int, "odd width of the max-pool over the positions of a sentence"),
     "sinks": Setting(int, "how many of the first tokens are always kept"),
     "observe": Setting(
-        int,
+        observe_of,
         "last tokens of a prompt that choose what is kept, where it is not known which ask "
-        f"(default: {DEFAULT_OBSERVE})",
+        f"(default: {DEFAULT_OBSERVE}); {ALL}: the whole prompt, read once more, for "
+        "questions that are still to come",
     ),
     "draft": Setting(
         int,

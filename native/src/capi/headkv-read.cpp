@@ -16,6 +16,12 @@
 // Questions that a draft answers: the first tokens of an answer say where the first one looks.
 static constexpr int32_t n_questions_max = 4;
 
+// last tokens that may ask where there is no room to read the whole prompt once more
+static constexpr int32_t observe_default = 128;
+
+// A prompt that is read once more as a whole needs room for as many tokens at a time, else it looks at nothing in turn.
+static constexpr int32_t n_room_least = 64;
+
 namespace {
 
 // what the C API says of a context
@@ -104,8 +110,9 @@ static std::vector<headkv_part> question_of(const headkv_reading & reading, cons
     if (reading.n_question > 0) {
         return { reading.question, reading.question + reading.n_question };
     }
+    const int32_t observe = retention.observe > 0 ? retention.observe : observe_default;
     if (reading.message_start != 0 || reading.message_stop != 0) {
-        return text.question(reading.message_start, reading.message_stop, retention.observe);
+        return text.question(reading.message_start, reading.message_stop, observe);
     }
     const int32_t n_prompt = reading.n_tokens;
 
@@ -113,7 +120,7 @@ static std::vector<headkv_part> question_of(const headkv_reading & reading, cons
     // compacted one, or goes on otherwise within it, a turn is read again, and where that began is not known.
     const bool goes_on  = facts.stats.n_prompt <= reading.n_held && facts.stats.n_prompt < n_prompt;
     const int32_t n_new = reading.n_new > 0 ? reading.n_new : n_prompt - (goes_on ? (int32_t) facts.stats.n_prompt : 0);
-    return text.question(-1, n_prompt, std::min(retention.observe, std::max(n_new, n_least_of(retention, facts))));
+    return text.question(-1, n_prompt, std::min(observe, std::max(n_new, n_least_of(retention, facts))));
 }
 
 // Tokens that stay of those that the context holds; whoever observes is read.
@@ -156,9 +163,16 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     const headkv_text_view text(spelled.text());
     std::vector<uint8_t> ends(n_prompt);
     text.sentence_ends(ends.data());
-    const auto question = question_of(reading, retention, facts, text);
-    headkv_asking asking(question.data(), question.size(), n_prompt, n_least_of(retention, facts),
-                         ctx->headkv_samples() ? 0 : facts.stats.n_ctx - n_prompt); // room for what is read once more
+    const int32_t n_least = n_least_of(retention, facts);
+    const int32_t n_room  = ctx->headkv_samples() ? 0 : facts.stats.n_ctx - n_prompt; // for what is read once more
+    const bool whole      = compacts && retention.observe == 0;
+    const bool rereads    = whole && n_room >= std::min(n_room_least, n_prompt);
+    const auto question   = question_of(reading, retention, facts, text);
+    headkv_asking asking  = rereads ? headkv_asking(n_prompt, n_least)
+                                    : headkv_asking(question.data(), question.size(), n_prompt, n_least, n_room);
+    if (whole && !rereads) {
+        asking.n_left_out = n_prompt;
+    }
     if (!compacts) {
         asking.first      = n_prompt; // nobody observes
         asking.n_left_out = 0;
@@ -185,7 +199,8 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
                                caps.data(),
                                caps.size(),
                                ends.data(),
-                               ends.size() };
+                               ends.size(),
+                               rereads };
     headkv_prompt prompt   = {};
     prompt.tokens          = reading.tokens + info.n_past;
     prompt.n_tokens        = n_prompt - info.n_past;
@@ -196,9 +211,9 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     prompt.weights         = asking.weights.data();
     prompt.n_weights       = asking.weights.size();
     prompt.again           = again.data();
-    prompt.again_at        = asking.again.data();
+    prompt.again_at        = rereads ? nullptr : asking.again.data();
     prompt.n_again         = again.size();
-    prompt.n_draft         = std::min<int64_t>((int64_t) retention.draft * n_asked, facts.stats.n_ctx);
+    prompt.n_draft         = rereads ? 0 : std::min<int64_t>((int64_t) retention.draft * n_asked, facts.stats.n_ctx);
     prompt.logits          = reading.logits;
     prompt.progress        = reading.progress;
     prompt.data            = reading.data;

@@ -61,12 +61,12 @@ bool headkv_observer::aim(const llama_ubatch & ubatch, const llama_kv_cells & ce
     }
 
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-        const llama_pos p = ubatch.pos[i];
+        const llama_pos p = place_in_range(ubatch.pos[i]);
         if (p < range_first || p >= range_end()) {
             continue;
         }
         aimed.i0 = aimed.pos.empty() ? i : aimed.i0;
-        aimed.pos.push_back(p);
+        aimed.pos.push_back(ubatch.pos[i]);
         aimed.weights.push_back(range_weights[p - range_first]);
         aimed.copies.push_back(is_copy(p));
         last = std::max(last, p);

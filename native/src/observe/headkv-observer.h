@@ -57,6 +57,12 @@ public:
     headkv_record_inputs build_inputs(ggml_context * ctx, uint32_t n_kv);
     void set_inputs(const headkv_record_inputs & in) const;
 
+    // Tokens from position `border` on are `n` farther on in the range: a later piece of what is read once more.
+    void move_on(llama_pos border, llama_pos n) {
+        moved_from = border;
+        moved_by   = n;
+    }
+
     // add the recording of layer ikv to the graph
     void build(ggml_context * ctx, ggml_cgraph * gf, uint32_t ikv, const headkv_attention & attn) const {
         records[ikv].build(ctx, gf, attn, aimed.i0, aimed.n, in);
@@ -119,13 +125,19 @@ private:
 
     void aim_at(const llama_kv_cells & cells); // for the positions aimed at
 
-    // is the token at position p read once more
+    // of a token at position p
+    llama_pos place_in_range(llama_pos p) const { return p < moved_from ? p : p + moved_by; }
+
+    // is the token at place p of the range read once more
     bool is_copy(llama_pos p) const { return p >= range_end() - (llama_pos) again_at.size(); }
 
     const mode what;
     llama_pos range_first;
     std::vector<float> range_weights;
     std::vector<llama_pos> again_at;
+
+    llama_pos moved_from = 0;
+    llama_pos moved_by   = 0;
 
     bool on_device      = false; // is any layer
     uint32_t n_head_max = 0;     // query heads of a layer

@@ -30,6 +30,16 @@ void llama_kv_cache_headkv::reading::behind(const std::function<void()> & work) 
     }
 }
 
+void llama_kv_cache_headkv::reading::read_again() {
+    for (uint32_t i = 0; i < prompt.n_again; i += n_piece) {
+        if (i > 0) {
+            take_back();
+        }
+        kv.obs->move_on(n_prompt, i);
+        read_panels(prompt.again + i, std::min<size_t>(n_piece, prompt.n_again - i), n_prompt, /*keep =*/false);
+    }
+}
+
 void llama_kv_cache_headkv::reading::take_back() {
     if (at_end) {
         headkv_bounded(*at_end).put_back();

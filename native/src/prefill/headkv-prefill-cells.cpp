@@ -8,7 +8,7 @@ void llama_kv_cache_headkv::reading::begin_in_cells() {
     if (n_past == 0) {
         ctx.get_memory()->clear(false);
     }
-    kv.expect(n_prompt + prompt.n_again);
+    kv.expect(n_prompt + n_piece);
     if (!keeps_all) {
         kv.record_by(std::make_unique<headkv_observer>(headkv_observer::TOKENS, kv.shapes, n_cells_in_use(),
                                                        prompt.first, weights(), again_at()));
@@ -31,7 +31,7 @@ uint32_t llama_kv_cache_headkv::reading::n_cells_in_use() const {
         n   += !goes;
         end  = goes ? end : i + 1;
     }
-    n += prompt.n_tokens + prompt.n_again;
+    n += prompt.n_tokens + n_piece;
     return std::min<uint32_t>(kv.n_ctx, GGML_PAD(std::max(n, end), 256));
 }
 

@@ -6,7 +6,7 @@
 
 // with places for the tokens whose rows are in the archive
 std::unique_ptr<llama_kv_cache> llama_kv_cache_headkv::reading::make_room() const {
-    const uint32_t n_cells = std::min<uint32_t>(kv.n_ctx, GGML_PAD(n_prompt + prompt.n_again, 256));
+    const uint32_t n_cells = std::min<uint32_t>(kv.n_ctx, GGML_PAD(n_prompt + n_piece, 256));
 
     auto res =
         prompt.order == HEADKV_ORDER_LAYERS ? kv.make_cells_by(n_cells, slices, n_rooms) : kv.make_cells(n_cells);

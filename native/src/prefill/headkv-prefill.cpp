@@ -20,6 +20,14 @@ bool llama_kv_cache_headkv::cut(llm_graph_result & res, const llama_ubatch & uba
     return !read || read->cut(res, ubatch);
 }
 
+// Of a whole prompt that is read once more: so many tokens at a time, behind it. With a question all of it.
+static constexpr uint32_t n_piece_max = 2048;
+
+static uint32_t piece_of(uint32_t n_ctx, uint32_t n_prompt, const headkv_prompt & prompt) {
+    const uint32_t n_room = n_ctx > n_prompt ? n_ctx - n_prompt : 0;
+    return prompt.again_at ? prompt.n_again : std::min<size_t>({ prompt.n_again, n_room, n_piece_max });
+}
+
 llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_context & ctx, const headkv_prompt & prompt,
                                         const headkv_plan * plan)
     : kv(kv),
@@ -29,6 +37,7 @@ llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_contex
       plan(plan ? *plan : headkv_plan{}),
       n_past(prompt.n_past),
       n_prompt(n_past + prompt.n_tokens),
+      n_piece(piece_of(kv.n_ctx, n_prompt, prompt)),
       in_cells(keeps_all || (prompt.order == HEADKV_ORDER_TOKENS && !kv.archive && !kv.kept)),
       archive(kv.archive.get()),
       bounded(ctx.get_memory(), /*rows =*/!in_cells) {
@@ -46,7 +55,7 @@ llama_kv_cache_headkv::reading::reading(llama_kv_cache_headkv & kv, llama_contex
         archive   = meanwhile.get();
     }
 
-    n_panel = in_cells           ? n_prompt + prompt.n_again
+    n_panel = in_cells           ? n_prompt + n_piece
               : prompt.panel > 0 ? prompt.panel
                                  : headkv_panel(kv.get_hidden_row(ctx), ctx.n_batch(), ctx.n_ubatch());
 }
@@ -107,7 +116,7 @@ void llama_kv_cache_headkv::reading::run() {
         at_end = std::make_shared<headkv_bounded>(ctx.get_memory(), /*rows =*/true);
     }
     if (prompt.n_again > 0) {
-        behind([&]() { read_panels(prompt.again, prompt.n_again, n_prompt, /*keep =*/false); });
+        behind([&]() { read_again(); });
     }
     t_select_us = ggml_time_us();
     if (n_draft > 0 && has_logits()) { // without them nothing says which token is the likeliest
@@ -329,7 +338,7 @@ bool llama_kv_cache_headkv::reading::cut(llm_graph_result & res, const llama_uba
                 most = std::max(most, row);
             }
             hidden.alloc(kv.is_on_device() ? kv.shapes[0].buft : ggml_backend_cpu_buffer_type(),
-                         std::min<size_t>(n_panel, std::max(prompt.n_tokens, prompt.n_again)), most);
+                         std::min<size_t>(n_panel, std::max<size_t>(prompt.n_tokens, n_piece)), most);
             checked = true;
         }
         headkv_cut(res, slice, ubatch, hidden);

@@ -48,7 +48,9 @@ private:
     void require_not_cancelled() const;
 
     // positions of what is read once more
-    std::vector<llama_pos> again_at() const { return { prompt.again_at, prompt.again_at + prompt.n_again }; }
+    std::vector<llama_pos> again_at() const {
+        return { prompt.again_at, prompt.again_at + (prompt.again_at ? prompt.n_again : 0) };
+    }
 
     void make_slices();
 
@@ -71,6 +73,7 @@ private:
     bool reads_behind() const { return prompt.n_again + n_draft > 0; }
     uint32_t n_told() const { return prompt.n_tokens + prompt.n_again; } // to progress
     void behind(const std::function<void()> & work); // which decodes behind the prompt; nothing stays of it
+    void read_again();
     void take_back();
 
     // headkv-prefill-draft.cpp
@@ -102,7 +105,8 @@ private:
     const headkv_plan plan;
     const uint32_t n_past;
     const uint32_t n_prompt;
-    uint32_t n_draft = 0; // most tokens of a draft of the answer
+    const uint32_t n_piece; // tokens that are read once more at a time
+    uint32_t n_draft = 0;   // most tokens of a draft of the answer
     std::vector<int32_t> draft_caps;
     headkv_plan draft_plan; // what it is made with
     uint32_t n_done = 0;    // read so far, of the prompt and of what comes behind it

@@ -285,8 +285,9 @@ void headkv_check_retention(const headkv_retention & r) {
     if (r.sinks < 0) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("sinks must not be negative, not %d", r.sinks));
     }
-    if (r.observe < 1) {
-        throw headkv_error(HEADKV_ERR_ARGUMENT, format("observe must be at least 1, not %d", r.observe));
+    if (r.observe < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT,
+                           format("observe must be at least 1, or 0 for all of a prompt, not %d", r.observe));
     }
     if (r.draft < 0) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("draft must be at least 0, not %d", r.draft));

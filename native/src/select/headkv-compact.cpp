@@ -4,6 +4,7 @@
 #include "base/headkv-guard.h"
 #include "base/headkv-threads.h"
 #include "llama-impl.h"
+#include "select/headkv-pool.h"
 
 #include <algorithm>
 #include <cmath>
@@ -137,14 +138,21 @@ std::vector<headkv_kept::positions> headkv_choose(const headkv_observer & obs,
     const headkv_params params = headkv_params_of(plan);
 
     const auto parts = headkv_divide(cell.size(), plan.ends, params);
-    const auto votes = get_votes(obs, shapes, offsets, cell, plan, parts, n_threads);
+
+    std::vector<int32_t> caps(plan.caps, plan.caps + plan.n_caps);
+    std::vector<float> votes;
+    if (plan.pooled) {
+        caps = headkv_pool_caps(obs, shapes, offsets, cell, plan, parts, n_threads);
+    } else {
+        votes = get_votes(obs, shapes, offsets, cell, plan, parts, n_threads);
+    }
 
     // layers do not depend on each other
     headkv_for_each(shapes.size(), n_threads, [&](uint32_t ikv) {
         const std::vector<float> w = headkv_read_attention(obs, shapes, ikv, cell);
         for (uint32_t h = 0; h < shapes[ikv].n_head_kv; ++h) {
             headkv_select(&w[(size_t) h * cell.size()], votes.empty() ? nullptr : votes.data(), parts,
-                          plan.caps[offsets[ikv] + h], params, keep[ikv][h]);
+                          caps[offsets[ikv] + h], params, keep[ikv][h]);
         }
     });
     return keep;

@@ -220,13 +220,36 @@ static condensed condense(std::vector<int32_t> entries, const headkv_plan & plan
     return res;
 }
 
+// Those of the plan; of a pooled one each head's share of their bytes is that of the entries it has kept.
+static std::vector<int32_t> caps_of(const std::vector<headkv_fold_layer> & layers, const headkv_plan & plan) {
+    std::vector<int32_t> res(plan.caps, plan.caps + plan.n_caps);
+    if (!plan.pooled) {
+        return res;
+    }
+    double planned = 0.0, kept = 0.0; // bytes
+    size_t i = 0;
+    for (const auto & layer : layers) {
+        for (const auto & entries : layer.kept.get_keep()) {
+            planned += (double) res[i++] * layer.shape.row_bytes();
+            kept    += (double) entries.size() * layer.shape.row_bytes();
+        }
+    }
+    i = 0;
+    for (const auto & layer : layers) {
+        for (const auto & entries : layer.kept.get_keep()) {
+            const double share = kept > 0.0 ? planned / kept * entries.size() : res[i];
+            res[i]             = std::max<int32_t>(plan.window, std::min<double>(share, INT32_MAX));
+            i++;
+        }
+    }
+    return res;
+}
+
 std::vector<headkv_kept::positions> headkv_choose_again(const std::vector<headkv_fold_layer> & layers,
                                                         const headkv_fold_prompt & prompt, const headkv_plan & plan,
                                                         uint32_t n_threads) {
     const headkv_params params = headkv_params_of(plan);
     const size_t n_prompt      = prompt.cell.size();
-    const int32_t least        = *std::min_element(plan.caps, plan.caps + plan.n_caps);
-    const bool votes = std::any_of(plan.caps, plan.caps + plan.n_caps, [&](int32_t cap) { return cap > least; });
 
     std::vector<size_t> offsets; // of each layer's first KV head
     size_t n_heads = 0;
@@ -234,6 +257,9 @@ std::vector<headkv_kept::positions> headkv_choose_again(const std::vector<headkv
         offsets.push_back(n_heads);
         n_heads += layer.shape.n_head_kv;
     }
+    const auto caps     = caps_of(layers, plan);
+    const int32_t least = *std::min_element(caps.begin(), caps.end());
+    const bool votes    = !plan.pooled && std::any_of(caps.begin(), caps.end(), [&](int32_t c) { return c > least; });
 
     std::vector<std::vector<std::vector<float>>> w(layers.size());
     std::vector<std::vector<double>> by_layer(layers.size(), std::vector<double>(votes ? n_prompt : 0));
@@ -243,7 +269,7 @@ std::vector<headkv_kept::positions> headkv_choose_again(const std::vector<headkv
             const auto head = condense(entries_of(layers[i].kept.get_keep()[h], prompt), plan, params);
 
             std::vector<double> own(head.parts.candidates);
-            headkv_vote(w[i][h].data(), head.parts, plan.caps[offsets[i] + h] - least, params, own.data());
+            headkv_vote(w[i][h].data(), head.parts, caps[offsets[i] + h] - least, params, own.data());
             for (size_t c = 0; c < own.size(); ++c) {
                 by_layer[i][head.entries[head.parts.first + c]] += own[c];
             }
@@ -269,7 +295,7 @@ std::vector<headkv_kept::positions> headkv_choose_again(const std::vector<headkv
             for (size_t c = 0; c < own.size(); ++c) {
                 own[c] = all[head.entries[head.parts.first + c]];
             }
-            headkv_select(w[i][h].data(), votes ? own.data() : nullptr, head.parts, plan.caps[offsets[i] + h], params,
+            headkv_select(w[i][h].data(), votes ? own.data() : nullptr, head.parts, caps[offsets[i] + h], params,
                           keep[i][h]);
             for (int32_t & e : keep[i][h]) {
                 e = head.entries[e];

@@ -4,6 +4,7 @@
 #include "llama-impl.h"
 
 #include <algorithm>
+#include <numeric>
 
 static constexpr int32_t n_ending = 32; // tokens after a question that the chat template may add
 
@@ -59,6 +60,13 @@ headkv_asking::headkv_asking(const headkv_part * question, size_t n_question, in
         std::fill(weights.begin() + std::max(0, part->start - first), weights.begin() + std::max(0, part->stop - first),
                   (float) part->weight);
     }
+}
+
+headkv_asking::headkv_asking(int32_t n_prompt, int32_t n_least)
+    : first(std::max(std::min(1, n_prompt - 1), n_prompt - n_least)),
+      again(n_prompt),
+      weights(n_prompt - first + n_prompt, 1.0f) {
+    std::iota(again.begin(), again.end(), 0);
 }
 
 void headkv_asking::stay_at(int32_t n) {

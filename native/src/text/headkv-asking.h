@@ -11,6 +11,9 @@ struct headkv_asking {
     // throws headkv_error for parts that cannot be
     headkv_asking(const headkv_part * question, size_t n_question, int32_t n_prompt, int32_t n_least, int32_t n_room);
 
+    // All of the prompt is read once more, and its last n_least tokens observe.
+    headkv_asking(int32_t n_prompt, int32_t n_least);
+
     // Of the tokens after the first n_stay ones alone. If none of these asks, all is as it was, and 0 stay.
     void stay_at(int32_t n_stay);
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..budgets import ModelShape
 from ..errors import ArgumentError, StateError, UnsupportedError
 from ..retention import Retention
+from ..settings import ALL, DEFAULT_OBSERVE
 from . import native
 from .native.archive import begin_small, hold, release, restore, set_archive
 from .native.reading import ORDERS, ReadInfo, Reading, read
@@ -84,7 +85,12 @@ class Compactor:
     @property
     def observe(self) -> int:
         """Tokens of a long message that may ask."""
-        return self._settled.observe
+        return DEFAULT_OBSERVE if self.observes_all else int(self._settled.observe)
+
+    @property
+    def observes_all(self) -> bool:
+        """Whether a prompt selects as a whole, whatever asks."""
+        return self._settled.observe == ALL
 
     @property
     def has_archive(self) -> bool:
@@ -236,8 +242,11 @@ class Compactor:
             caps = kept.caps_for(shape, n_least if compacted else max(n_prompt, n_least))
         else:
             caps = kept.caps_for(shape, n_tokens)
+        if compacted and is_share:
+            now = native.get_stats(self.ctx)[1]
+            return max(caps, now, key=np.sum) if self.observes_all else np.maximum(caps, now)
         if compacted:
-            return np.maximum(caps, native.get_stats(self.ctx)[1]) if is_share else caps
+            return caps
         return None if (caps[shape.heads] >= n_tokens).all() else caps
 
     def begin_tail(self, first: int, n: int) -> None:
@@ -255,7 +264,7 @@ class Compactor:
     def _plan(self, caps: npt.NDArray[np.int32], ends: npt.NDArray[np.uint8]) -> native.Plan:
         kept = self._settled
         window = min(kept.window, len(ends))  # a prompt that is kept whole may be shorter
-        return native.Plan(caps, window, kept.kernel, kept.sinks, ends)
+        return native.Plan(caps, window, kept.kernel, kept.sinks, ends, pooled=self.observes_all)
 
     def begin_rows(self) -> None:
         """From now on record what each token attends to that is decoded."""

@@ -17,6 +17,7 @@ from ..budgets import ModelShape
 from ..errors import ArgumentError
 from ..memory import DeviceMemory, MemoryEstimate
 from ..retention import Retention
+from ..settings import ALL
 from . import ggml
 from .load import arguments_of, refuse_what_cannot_be
 from .native import memory as native
@@ -26,9 +27,10 @@ from .unloaded import Unloaded
 Bytes = npt.NDArray[np.int64]
 Order = Literal["tokens", "layers"]
 
-# as native/src has them: headkv-prefill-draft.cpp, headkv-read.cpp, headkv-resize.cpp, headkv-archive.h,
-# llama-kv-cache-headkv.h
+# as native/src has them: headkv-prefill.cpp, headkv-prefill-draft.cpp, headkv-read.cpp, headkv-resize.cpp,
+# headkv-archive.h, llama-kv-cache-headkv.h
 _DRAFT: Final = 64  # entries more of each head while a draft is made
+_PIECE: Final = 2048  # tokens of a prompt that are read once more at a time
 _QUESTIONS: Final = 4  # that a draft answers, at most
 _TAIL: Final = 128  # cells right after compaction; a power of two times as many where the window needs them
 _BLOCK: Final = 256  # positions that archives and cells for a prompt are multiples of
@@ -162,23 +164,25 @@ class _Reading:
 
         with model.sized(n_ctx, small=True, one_output=True) as ctx:
             compute_small = native.get_memory(ctx).compute
-        self._n_cells = min(n_ctx, _padded(n_prompt))
+        caps = kept.caps_for(shape, n_prompt)
+        self._fits = bool((caps[shape.heads] >= n_prompt).all())  # and is kept whole
+        rereads = kept.observe == ALL and not self._fits
+        self._n_draft = 0 if rereads else kept.draft
+        self._n_cells = min(n_ctx, _padded(n_prompt + (min(n_prompt, _PIECE) if rereads else 0)))
         with model.sized(max(self._n_cells, min(n_ctx, model.ubatch)), one_output=True) as ctx:
             self._compute_fitted = native.get_memory(
                 ctx
             ).compute  # of a whole ubatch, as the context has them
 
-        caps = kept.caps_for(shape, n_prompt)
         n_tail = _TAIL
         while n_tail < kept.window:
             n_tail *= 2
-        self._fits = bool((caps[shape.heads] >= n_prompt).all())  # and is kept whole
         n_tail = min(n_tail, n_ctx - n_prompt + kept.window)
         self._tail = self._cells(n_tail)
         mask = 2 * min(n_ctx, model.ubatch) * max(0, n_tail - _SMALL)  # f16, of the tail's other cells
         self._compute_after = np.where(compute_small > 0, compute_small + mask, 0)
         self._pool = rows.kept(caps, kept.window)
-        more = np.where(shape.heads, np.minimum(caps + _DRAFT, n_prompt), 0) if kept.draft > 0 else caps
+        more = np.where(shape.heads, np.minimum(caps + _DRAFT, n_prompt), 0) if self._n_draft > 0 else caps
         self._pool_drafted = rows.kept(more, kept.window)
         self._archived = on_host(int(rows.cells(_padded(n_prompt)).sum()))
         self._hidden = on_device(row * min(kept.panel or n_panel, n_prompt), rows.reader)
@@ -230,8 +234,8 @@ class _Reading:
         held = self._compute_fitted + self._cells(_SMALL) + self._copies
         read = cells + np.maximum(records, self._pool)
         drafted = records + self._pool_drafted
-        drafted += self._cells(self._kept.window + _QUESTIONS * self._kept.draft)
-        held += np.maximum(read, drafted) if self._kept.draft > 0 else read
+        drafted += self._cells(self._kept.window + _QUESTIONS * self._n_draft)
+        held += np.maximum(read, drafted) if self._n_draft > 0 else read
         if self._kept.archive in (None, "memory"):  # None: until the prompt has been read
             held += self._archived
         return self._at_most(held)

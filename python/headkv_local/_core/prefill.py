@@ -113,6 +113,8 @@ class PromptReader:
         record, n, held = self._prompts.record, turn.n_compacted(len(tokens)), self._tokens
         if not (turn.question or turn.messages) or self._compactor.n_compacted == 0:
             return False
+        if self._compactor.observes_all:
+            return False
         chose = record.question if n == record.n_tokens else None
         is_there = n in (record.n_tokens, held.n_tokens)
         if chose is None and not (is_there and self._contents.reads_anew(n - 1, n)):
@@ -274,7 +276,11 @@ class PromptReader:
         progress.end()
 
     def _tell(self, info: ReadInfo) -> None:
-        if info.n_left_out > 0:
+        if info.n_left_out > 0 and self._compactor.observes_all:
+            _logger.warning(
+                "no room to read the prompt of %d tokens once more: its question selects", info.n_left_out
+            )
+        elif info.n_left_out > 0:
             _logger.warning(
                 "no room for the question of %d tokens before the document: its last %d select",
                 info.n_again + info.n_left_out,

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from headkv_local import HeadKVError, Retention
+from headkv_local.settings import DEFAULT_OBSERVE
 
 from .contexts import Setup, n_ctx_for, open_headkv
 from .device_memory import free_bytes
@@ -70,7 +71,7 @@ def measure(setup: Setup, n_prompt: int, budget: int | str, n_tail: int) -> Memo
         devices = llm.cache_stats().devices
         with Watch(lambda: free_bytes(devices), min) as watch:
             device_before = watch.value
-            llm.eval(tokens[: -retention.observe] or tokens[:1])
+            llm.eval(tokens[:-DEFAULT_OBSERVE] or tokens[:1])
             before = resident_bytes()
             device_full = free_bytes(devices)
             llm.retention = retention

@@ -8,7 +8,7 @@ from typing import Any
 
 from headkv_local import ArgumentError, HeadScores, Retention
 from headkv_local.budgets import ModelShape
-from headkv_local.settings import given, parse_budget
+from headkv_local.settings import ALL, given, parse_budget
 
 from .suites.names import WITH
 
@@ -16,7 +16,8 @@ FULL = "full"
 RECENT = "recent"
 UNIFORM = "uniform"
 SCORES = "scores"
-KINDS = (FULL, RECENT, UNIFORM, SCORES)
+REREAD = "reread"
+USUAL = (FULL, RECENT, UNIFORM, SCORES)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ def uniform(budget: int | str, base: Retention) -> Policy:
     return Policy(UNIFORM, budget, lambda _shape, _n_prompt: retention)
 
 
+def reread(budget: int | str, base: Retention) -> Policy:
+    """What the whole prompt looks at once it is read once more, whatever asks (KVzip)."""
+    retention = replace(base, budget=budget, scores="uniform", fold=None, observe=ALL)
+    return Policy(REREAD, budget, lambda _shape, _n_prompt: retention)
+
+
 def by_scores(name: str, scores: HeadScores, budget: int | str, settings: Mapping[str, Any]) -> Policy:
     """Budgets by head scores. settings: of Retention, instead of what the scores recommend."""
     retention = Retention(budget=budget, scores=scores, fold=None, **settings)
@@ -76,7 +83,7 @@ def all_of(
     budgets: Sequence[int | str],
     scores: Mapping[str, HeadScores],
     settings: Mapping[str, Any],
-    kinds: Collection[str] = KINDS,
+    kinds: Collection[str] = USUAL,
 ) -> list[Policy]:
     """The full cache, then every way at each budget in turn; of these the given kinds.
 
@@ -101,6 +108,8 @@ def _at(
     if SCORES in kinds:
         for name, one in scores.items():
             yield by_scores(name, one, budget, settings)
+    if REREAD in kinds:
+        yield reread(budget, base)
 
 
 def checked_budget(text: str) -> int | str:

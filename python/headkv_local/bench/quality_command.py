@@ -64,7 +64,7 @@ def add_parser(kinds: Any) -> None:
         "--policies",
         type=_policies,
         metavar=names,
-        help="which of full, recent, uniform, scores to try (default: all)",
+        help="which of full, recent, uniform, scores, reread to try (default: all but reread)",
     )
     add(
         "--lengths",
@@ -120,7 +120,7 @@ def _quality(options: argparse.Namespace) -> None:
         question=options.question,
     )
     budgets = policies.parse_budgets(options.budgets or _BUDGETS)
-    tried = policies.all_of(budgets, scores, given(options), options.policies or policies.KINDS)
+    tried = policies.all_of(budgets, scores, given(options), options.policies or policies.USUAL)
     outcomes: list[quality.Outcome] = []
     try:
         for outcome in quality.run(setup, settings, tried, tell):
@@ -190,4 +190,4 @@ def _tasks(text: str) -> tuple[str, ...]:
 
 
 def _policies(text: str) -> tuple[str, ...]:
-    return names_of(text, "policy", ("full", "recent", "uniform", "scores"))
+    return names_of(text, "policy", ("full", "recent", "uniform", "scores", "reread"))

@@ -10,6 +10,7 @@ from statistics import median
 import llama_cpp
 
 from headkv_local import CacheStats, Llama, Retention
+from headkv_local.settings import DEFAULT_OBSERVE
 
 from . import memory
 from .contexts import Setup, check_length, n_ctx_for, open_headkv, open_stock, require_compacted
@@ -97,7 +98,7 @@ def _measure(setup: Setup, settings: Settings, n_prompt: int, tell: Tell) -> lis
 
 def _before_observed(n_prompt: int, n_batch: int) -> int:
     """How many tokens of a prompt are in batches without any that is observed."""
-    return max(0, n_prompt - Retention().observe) // n_batch * n_batch
+    return max(0, n_prompt - DEFAULT_OBSERVE) // n_batch * n_batch
 
 
 def _short_depth(settings: Settings, stats: CacheStats) -> int:

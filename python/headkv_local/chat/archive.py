@@ -16,7 +16,7 @@ from headkv_local.chat.model import ChatLlama
 from headkv_local.chat.options import AUTO, MEMORY, Options
 from headkv_local.defaults import cache_folder, load_with_room
 from headkv_local.errors import ArchiveError
-from headkv_local.settings import OFF
+from headkv_local.settings import ALL, OFF
 
 Put = Callable[[str | None], ChatLlama]
 """Makes a model with its archive there, as Retention takes it."""
@@ -67,10 +67,10 @@ def load_with_archive(load: Put, options: Options) -> tuple[ChatLlama, Archive]:
     load: loads it. Raises what that raises; nothing of ours is left behind then.
     """
     _remove_left_over()
-    if options.archive == AUTO:
+    if options.archive == AUTO and options.observe != ALL:
         llm, archive = _with_room(load, options)
     else:
-        where = None if options.archive == OFF else options.archive
+        where = None if options.archive in (OFF, AUTO) else options.archive
         llm, archive = load(where), Archive(where)
     if archive.where is not None and archive.where != MEMORY:
         _remove_when_killed(archive.where)

@@ -51,7 +51,7 @@ class Options:
     window: int | None = None
     kernel: int | None = None
     sinks: int | None = None
-    observe: int = DEFAULT_OBSERVE
+    observe: int | str = DEFAULT_OBSERVE
     draft: int = DEFAULT_DRAFT
     fold: int | str = DEFAULT_FOLD
     reselect: bool | None = None  # this, order and panel: as a session of Python has them

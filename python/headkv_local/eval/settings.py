@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from headkv_local import ArgumentError, Retention
-from headkv_local.settings import ADVANCED, KV_TYPES, OFF, fold_of
+from headkv_local.settings import ADVANCED, KV_TYPES, OFF, fold_of, observe_of
 
 from ..bench.suites.names import ANEW, BEFORE, CHOSEN, WITH
 
@@ -50,8 +51,9 @@ def parse(given: dict[str, Any]) -> Settings:
         return left.pop(name, default)
 
     of_retention = {name: take(name) for name in ADVANCED if name in left}
-    if "fold" in of_retention:
-        of_retention["fold"] = _fold(of_retention["fold"])
+    for name, read in (("fold", fold_of), ("observe", observe_of)):
+        if name in of_retention:
+            of_retention[name] = _number_or_word(name, of_retention[name], read)
     budget, scores, chosen, split = take("budget"), take("scores"), take("chosen", WITH), take("split")
     if budget is None and (of_retention or scores is not None or chosen != WITH):
         raise ArgumentError("without a budget everything is kept: give budget=5%, or leave out the others")
@@ -104,12 +106,12 @@ def _options(take: Any) -> dict[str, Any]:
     return options
 
 
-def _fold(value: Any) -> int | None:
+def _number_or_word(name: str, value: Any, read: Callable[[object], int | str]) -> int | str | None:
     try:
-        found = fold_of(value)
+        found = read(value)
     except ArgumentTypeError as error:
-        raise ArgumentError(f"fold: {error}") from None
-    return None if found == OFF else int(found)
+        raise ArgumentError(f"{name}: {error}") from None
+    return None if found == OFF else found
 
 
 def _number(name: str, value: Any, least: int = 1) -> int:

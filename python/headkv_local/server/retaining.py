@@ -10,7 +10,7 @@ from pydantic import Field, StrictFloat, StrictInt, StrictStr
 
 from .. import Retention, models
 from ..errors import ArgumentError
-from ..settings import AUTO, OFF, given, parse_budget
+from ..settings import ALL, AUTO, OFF, given, parse_budget
 
 Budget = StrictInt | StrictStr
 Scores = Literal["model", "uniform"] | list[list[StrictFloat | StrictInt]]
@@ -52,14 +52,15 @@ def usual_settings(settings: Any, archive_file: str | None) -> Settings | None:
     """What a model's settings say; None to keep everything. archive_file: where "file" is.
 
     The archive of "auto" is in memory here, until the model says what it takes; none where the logits of all
-    tokens are kept, which go with none.
+    tokens are kept, which go with none, or prompts choose as a whole, once.
     """
     budget = parse_budget(settings.budget)
     if budget is None:
         return None
     where = settings.archive
     if where == AUTO:
-        where = OFF if settings.logits_all or settings.draft_model else "memory"
+        without = settings.logits_all or settings.draft_model or settings.observe == ALL
+        where = OFF if without else "memory"
     usual = {"budget": budget, "scores": settings.scores, "archive": _place(where, archive_file)}
     return usual | given(settings)
 

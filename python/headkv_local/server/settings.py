@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from argparse import ArgumentTypeError
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,7 @@ from ..settings import (
     OFF,
     fold_of,
     given,
+    observe_of,
     parse_budget,
 )
 from .environment import PREFIX, FromEnvironment, by_setting
@@ -60,14 +61,20 @@ def _written(value: Any) -> Any:
 _Size = Annotated[str, BeforeValidator(_written)]
 
 
-def _tokens_or_off(value: Any) -> Any:
-    try:
-        return None if value is None else fold_of(value)
-    except ArgumentTypeError as error:
-        raise ValueError(str(error)) from None
+def _read_by(of_text: Callable[[object], int | str]) -> BeforeValidator:
+    """A number of tokens, or a word in its place."""
+
+    def read(value: Any) -> Any:
+        try:
+            return None if value is None else of_text(value)
+        except ArgumentTypeError as error:
+            raise ValueError(str(error)) from None
+
+    return BeforeValidator(read)
 
 
-_Fold = Annotated[int | str | None, BeforeValidator(_tokens_or_off)]
+_Fold = Annotated[int | str | None, _read_by(fold_of)]
+_Observe = Annotated[int | str | None, _read_by(observe_of)]
 
 
 class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
@@ -123,7 +130,7 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
     window: int | None = Field(default=None, description=ADVANCED["window"].sentence)
     kernel: int | None = Field(default=None, description=ADVANCED["kernel"].sentence)
     sinks: int | None = Field(default=None, description=ADVANCED["sinks"].sentence)
-    observe: int | None = Field(default=None, description=ADVANCED["observe"].sentence)
+    observe: _Observe = Field(default=None, description=ADVANCED["observe"].sentence)
     draft: int | None = Field(default=None, description=ADVANCED["draft"].sentence)
     fold: _Fold = Field(default=None, description=ADVANCED["fold"].sentence)
 

@@ -158,6 +158,7 @@ class Plan(NamedTuple):
     kernel: int
     first_tokens: int
     ends: npt.NDArray[np.uint8] | None = None  # (n_prompt,), not 0 for the last position of a sentence
+    pooled: bool = False
 
     def struct(self, ctx: int) -> tuple[Any, Any]:
         """The struct, and what it points to."""
@@ -170,7 +171,7 @@ class Plan(NamedTuple):
         raw.window, raw.kernel, raw.first_tokens = self.window, self.kernel, self.first_tokens
         raw.caps, raw.n_caps = ffi.from_buffer("int32_t[]", caps), caps.size
         raw.ends = ffi.NULL if self.ends is None else ffi.from_buffer("uint8_t[]", ends)
-        raw.n_ends = ends.size
+        raw.n_ends, raw.pooled = ends.size, self.pooled
         return raw, (caps, ends)
 
 

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
 
         plot.check(options.png)
     budgets = policies.parse_budgets(options.budgets or BUDGETS)
-    tried = policies.all_of(budgets, named, given(options), options.policies or policies.KINDS)
+    tried = policies.all_of(budgets, named, given(options), options.policies or policies.USUAL)
     ways = running.ways_of(tried, options.chosen or (WITH,))
     limit = _limit(options, setup.model)
     said = settings(options)
