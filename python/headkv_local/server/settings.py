@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from argparse import ArgumentTypeError
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,65 +14,18 @@ from pydantic_settings import SettingsConfigDict
 from ..errors import ArgumentError
 from ..settings import (
     ADVANCED,
-    AUTO,
     DEFAULT_BUDGET,
     INT32_MAX,
     MAX_CTX_BYTES,
-    OFF,
-    fold_of,
     given,
-    observe_of,
     parse_budget,
 )
 from .environment import PREFIX, FromEnvironment, by_setting
+from .fields import Fold, Observe, Size, Threads, context_of, off_of
 from .network import require_origin
 from .retaining import Budget, check_budget, require_possible
 
 _CONFIG = SettingsConfigDict(env_prefix=PREFIX, protected_namespaces=(), extra="forbid")
-
-
-def _context(value: Any) -> int | str | None:
-    if value is None or value == AUTO:
-        return AUTO if value else None
-    number = value.strip() if isinstance(value, str) else str(value)
-    if isinstance(value, int | str) and number.isascii() and number.isdecimal() and int(number) <= INT32_MAX:
-        return int(number)
-    raise ValueError(f'it is a number of tokens, 0 or "{AUTO}", not {value!r}')
-
-
-def _threads(value: Any) -> Any:
-    """-1 is all, also as a text: stock knows the number alone."""
-    return os.cpu_count() if str(value).strip() == "-1" else value
-
-
-_Threads = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_threads)]
-
-
-def _off(value: Any) -> Any:
-    return OFF if value is False else value  # what YAML reads for: off
-
-
-def _written(value: Any) -> Any:
-    return str(value) if type(value) is int else value  # bytes, which files have as a number
-
-
-_Size = Annotated[str, BeforeValidator(_written)]
-
-
-def _read_by(of_text: Callable[[object], int | str]) -> BeforeValidator:
-    """A number of tokens, or a word in its place."""
-
-    def read(value: Any) -> Any:
-        try:
-            return None if value is None else of_text(value)
-        except ArgumentTypeError as error:
-            raise ValueError(str(error)) from None
-
-    return BeforeValidator(read)
-
-
-_Fold = Annotated[int | str | None, _read_by(fold_of)]
-_Observe = Annotated[int | str | None, _read_by(observe_of)]
 
 
 class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
@@ -83,7 +34,7 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
     model_config = _CONFIG
 
     # defaults of ours for settings of llama-cpp-python
-    n_ctx: Annotated[int | str | None, BeforeValidator(_context)] = Field(
+    n_ctx: Annotated[int | str | None, BeforeValidator(context_of)] = Field(
         default=None,
         description='Tokens that a conversation may have; 0: what the model was trained for, "auto": as much '
         "of that as memory has room for. Left out: what it was trained for, but no more than "
@@ -95,10 +46,10 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
         description="Layers on a GPU, each with its share of the cache; -1: all. Left out: all, if there is "
         "a GPU.",
     )
-    n_threads: _Threads = Field(
+    n_threads: Threads = Field(
         default=None, description="CPU threads; -1: all. Left out: one for each physical core."
     )
-    n_threads_batch: _Threads = Field(
+    n_threads_batch: Threads = Field(
         default=None,
         description="CPU threads that read prompts; -1: all. Left out: one for each physical core.",
     )
@@ -120,7 +71,7 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
         default=None,
         description='GGUF file with head scores, or "uniform". Left out: those that come with the model.',
     )
-    archive: Annotated[str, BeforeValidator(_off)] = Field(
+    archive: Annotated[str, BeforeValidator(off_of)] = Field(
         default="auto",
         description='Where all rows of the conversation in the context stay: "memory", "file" (in the '
         'folder of the sessions), "off", or "auto": memory where there is room, else a file, '
@@ -130,9 +81,9 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
     window: int | None = Field(default=None, description=ADVANCED["window"].sentence)
     kernel: int | None = Field(default=None, description=ADVANCED["kernel"].sentence)
     sinks: int | None = Field(default=None, description=ADVANCED["sinks"].sentence)
-    observe: _Observe = Field(default=None, description=ADVANCED["observe"].sentence)
+    observe: Observe = Field(default=None, description=ADVANCED["observe"].sentence)
     draft: int | None = Field(default=None, description=ADVANCED["draft"].sentence)
-    fold: _Fold = Field(default=None, description=ADVANCED["fold"].sentence)
+    fold: Fold = Field(default=None, description=ADVANCED["fold"].sentence)
 
     @model_validator(mode="before")
     @classmethod
@@ -191,10 +142,10 @@ class ServerSettings(FromEnvironment, stock.ServerSettings):  # type: ignore[mis
         description="Conversations of a model that are kept beside the one in the context; the one used "
         "longest ago goes first. 0: none is kept, and the folder is not used.",
     )
-    sessions_size: _Size = Field(
+    sessions_size: Size = Field(
         default="16GiB", description="Bytes of their sessions together (also KiB, MiB, GiB)."
     )
-    aside: _Size | None = Field(
+    aside: Size | None = Field(
         default=None,
         description="Memory for conversations that are not in the context, with their archives (bytes, or "
         "KiB, MiB, GiB); those used longest ago leave it for the folder. Left out: what a full context "
@@ -206,7 +157,7 @@ class ServerSettings(FromEnvironment, stock.ServerSettings):  # type: ignore[mis
         description="Seconds without a request after which conversations in memory are saved too; 0: only "
         "when they leave it, and at the end.",
     )
-    max_body: _Size = Field(default="16MiB", description="Largest body of a request.")
+    max_body: Size = Field(default="16MiB", description="Largest body of a request.")
     max_queue: int = Field(
         default=32, ge=0, le=INT32_MAX, description="Requests that may wait; others get 429."
     )
