@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from headkv_local import ArchiveError, StateError, defaults
+from headkv_local import ArchiveError, ArgumentError, StateError, defaults
 from headkv_local.chat.archive import load_with_archive
 from headkv_local.chat.documents import Document
 from headkv_local.chat.model import ChatLlama
@@ -49,6 +49,19 @@ def session(tiny_path: Path) -> Iterator[Callable[..., Session]]:
     yield make
     for each in sessions:
         each.llm.close()
+
+
+def test_none_where_prompts_choose_for_all_questions(session: Callable[..., Session]) -> None:
+    """Unless one is asked for, which is refused. A later question is read behind what was kept."""
+    chat = session(observe="all")
+    assert chat.llm.retention is not None
+    assert (chat.llm.retention.archive, chat.llm.retention.observe) == (None, "all")
+    chat.documents.append(DOCUMENT)
+    for question in ("Who knows the rocks?", "Who else?"):
+        ask(chat, question)
+    assert len(set(chat.llm.cache_stats().kept.ravel().tolist())) > 1
+    with pytest.raises(ArgumentError, match='observe="all" chooses once'):
+        session(observe="all", archive="memory")
 
 
 @pytest.fixture

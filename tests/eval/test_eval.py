@@ -153,6 +153,9 @@ def test_a_long_question_chooses_nothing_once_its_document_is_compacted(tiny_pat
     assert one.llm.cache_stats().prompt_tokens == prompt.n_document
     for fold, folds in ((128, 128), ("off", None)):
         assert parse(given | {"fold": fold}).retention == Retention(budget=32, scores="uniform", fold=folds)
+    assert parse(given | {"observe": "all"}).retention == Retention(
+        budget=32, scores="uniform", fold=None, observe="all"
+    )
 
 
 def test_likelihoods_are_those_of_the_model(lm_eval: Any, tiny_path: Path) -> None:

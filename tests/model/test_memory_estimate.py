@@ -33,6 +33,8 @@ ORDERS = {
     "full": None,
     "tokens": Retention(budget=64),
     "layers": Retention(budget=64, order="layers"),
+    "read again": Retention(budget=64, observe="all"),
+    "read again by layers": Retention(budget=64, observe="all", order="layers"),
     "archive": Retention(budget=64, archive="memory"),
     "tokens with an archive": Retention(budget=64, archive="memory", order="tokens"),
 }

@@ -364,6 +364,7 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
         (["--budget", "full", "--archive", "memory"], "neither scores nor an archive"),
         (["--budget", "full", "--scores", "uniform"], "neither scores nor an archive"),
         (["--budget", "full", "--draft", "0"], 'budget "full" keeps everything: draft has no part in it'),
+        (["--observe", "all", "--archive", "memory"], 'observe="all" chooses once'),
         (["--type-k", "12"], "type_k must be one of 0 "),
         (["--flash-attn", "false"], "flash_attn is off: a KV cache"),
         (["--vocab-only", "true"], "vocab_only=True"),
@@ -478,6 +479,12 @@ def test_each_setting_of_a_retention_is_one_of_a_model() -> None:
             fold=None if fold == "off" else 128,
             archive="memory",
         )
+    _, (model,) = parse(["x.gguf", "--observe", "all"], build_parser())
+    assert retention_of(usual_settings(model, None)) == Retention(
+        observe="all"
+    )  # nothing to choose anew from
+    with pytest.raises(ArgumentError, match="^--observe: 'most' is neither a number of tokens nor all"):
+        parse(["x.gguf", "--observe", "most"], build_parser())
     with pytest.raises(ArgumentError, match="^--fold: 'never' is neither a number of tokens nor off"):
         parse(["x.gguf", "--fold", "never"], build_parser())
 
