@@ -22,7 +22,8 @@ struct headkv_retention {
     int32_t kernel;      // of the plan                                                                   29
     int32_t sinks;       // first_tokens of the plan                                                      4
     int32_t observe;     // last tokens of a prompt, or of a message, that may ask; 0, for headkv_read(): 128
-                         // all of the prompt, read once more, and heads share the budget by what that looks at
+                         // all of the prompt, read once more, and heads share the budget by what that looks at; a
+                         // window of 1 leaves most to share
     int32_t draft;       // tokens of the answer that are tried before, to see what they look at; or 0    8
                          // for each of several questions, as their marks tell, up to four
 

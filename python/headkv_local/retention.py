@@ -26,6 +26,7 @@ from .settings import (
 )
 
 _ALL_OF_PROMPT = 0  # the `observe` of struct headkv_retention that is "all"
+_WINDOW_OF_ALL = 1  # heads that look at little of a prompt leave the rest to others then
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,8 +83,8 @@ class Retention:
         many as 256 MiB hold.
 
     beta, window, kernel and sinks that are not given are those that the scores' file recommends, else
-    1.3, 8, 29 and 4 (docs/experiments.md has why). Write a new Retention to change
-    one setting: dataclasses.replace() hands all of them on as given.
+    1.3, 8, 29 and 4 (docs/experiments.md has why); with observe="all" the window is 1. Write a new Retention
+    to change one setting: dataclasses.replace() hands all of them on as given.
 
     Paths are made absolute. Raises ArgumentError for a value that can never work. What depends on the
     model's shape or on the prompt's length is checked by caps_for().
@@ -107,12 +108,14 @@ class Retention:
 
     def __post_init__(self) -> None:
         self._set("budget", budget_of(self.budget))
+        self._set("observe", observe_of(self.observe))
+        if self.observe == ALL and self.window is None:
+            self._set("window", _WINDOW_OF_ALL)
         self._set("_given", frozenset(name for name in DEFAULTS if getattr(self, name) is not None))
         for name in DEFAULTS.keys() - self._given:
             self._set(name, DEFAULTS[name])
         self._set("window", int_of("window", self.window, 1))
         self._set("sinks", int_of("sinks", self.sinks, 0))
-        self._set("observe", observe_of(self.observe))
         self._set("draft", int_of("draft", self.draft, 0))
         self._set("kernel", int_of("kernel", self.kernel, 1))
         self._set("beta", beta_of(self.beta))

@@ -278,7 +278,7 @@ def test_a_question_that_cannot_be_one_changes_nothing(load: Load, tiny_path: Pa
         with pytest.raises(ArgumentError):
             llm.prefill(TOKENS, question=question)
         assert np.array_equal(llm.retention_mask(), mask)
-    with pytest.raises(ArgumentError, match="observe must be an int of at least 1, not 0"):
+    with pytest.raises(ArgumentError, match='observe must be an int of at least 1 or "all", not 0'):
         Retention(observe=0)
 
 

@@ -67,9 +67,9 @@ def uniform(budget: int | str, base: Retention) -> Policy:
     return Policy(UNIFORM, budget, lambda _shape, _n_prompt: retention)
 
 
-def reread(budget: int | str, base: Retention) -> Policy:
+def reread(budget: int | str, settings: Mapping[str, Any]) -> Policy:
     """What the whole prompt looks at once it is read once more, whatever asks (KVzip)."""
-    retention = replace(base, budget=budget, scores="uniform", fold=None, observe=ALL)
+    retention = Retention(budget=budget, scores="uniform", fold=None, **{**settings, "observe": ALL})
     return Policy(REREAD, budget, lambda _shape, _n_prompt: retention)
 
 
@@ -109,7 +109,7 @@ def _at(
         for name, one in scores.items():
             yield by_scores(name, one, budget, settings)
     if REREAD in kinds:
-        yield reread(budget, base)
+        yield reread(budget, settings)
 
 
 def checked_budget(text: str) -> int | str:
