@@ -21,9 +21,9 @@ struct headkv_retention {
     int32_t window;      // of the plan                                                                   8
     int32_t kernel;      // of the plan                                                                   29
     int32_t sinks;       // first_tokens of the plan                                                      4
-    int32_t observe;     // last tokens of a prompt, or of a message, that may ask; 0, for headkv_read(): 128
-                         // all of the prompt, read once more, and heads share the budget by what that looks at; a
-                         // window of 1 leaves most to share
+    int32_t observe;     // last tokens of a prompt, or of a message, that may ask                        128
+                         // 0, for headkv_read(): all of the prompt, read once more, and heads share the budget by what
+                         // that looks at; a window of 1 leaves most to share
     int32_t draft;       // tokens of the answer that are tried before, to see what they look at; or 0    8
                          // for each of several questions, as their marks tell, up to four
 
@@ -101,9 +101,9 @@ struct headkv_reading {
 // What headkv_read() finds out. It is there before the first call of progress.
 struct headkv_read_info {
     int32_t n_past;     // tokens that stay, and are not read
-    int32_t n_again;    // tokens of a question that are read once more
+    int32_t n_again;    // tokens of a question, or of the whole prompt, that are read once more
     int32_t n_left_out; // tokens that would be, and that the context has no room for, or a sampler in its graph: they
-                        // do not select
+                        // do not select. Of the whole prompt: all of it; its question selects
     int32_t order;      // HEADKV_ORDER_*, in which it is read
     int32_t compacts;   // 0 where the budget has room for all of it: it stays in the cells
 };

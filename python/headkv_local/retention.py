@@ -149,7 +149,7 @@ class Retention:
         if self.observe == ALL and self.archive is not None and self.reselect is not False:
             raise ArgumentError(
                 'observe="all" chooses once, for all questions, and an archive is there to choose anew: '
-                "leave out one of them, or give reselect=False"
+                "leave out one of them"
             )
         if self.order not in (None, "tokens", "layers"):
             raise ArgumentError(f'order must be "tokens", "layers" or None, not {self.order!r}')

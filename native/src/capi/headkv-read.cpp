@@ -20,7 +20,7 @@ static constexpr int32_t n_questions_max = 4;
 static constexpr int32_t observe_default = 128;
 
 // A prompt that is read once more as a whole needs room for as many tokens at a time, else it looks at nothing in turn.
-static constexpr int32_t n_room_least = 64;
+static constexpr int32_t n_room_least = 128;
 
 namespace {
 

@@ -39,6 +39,9 @@ void llama_kv_cache_headkv::reading::load(size_t i, uint32_t n, bool with_v) {
 }
 
 void llama_kv_cache_headkv::reading::store(size_t i, const panel & p) {
+    if (!p.keep && p.output) { // the last ones of what is read once more: nothing looks at them
+        return;
+    }
     rows->add([this, i, p]() {
         for (size_t ikv = 0; ikv < kv.shapes.size(); ++ikv) {
             const auto & layer = kv.cells_in(kv, ikv);

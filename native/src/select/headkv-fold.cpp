@@ -220,7 +220,8 @@ static condensed condense(std::vector<int32_t> entries, const headkv_plan & plan
     return res;
 }
 
-// Those of the plan; of a pooled one each head's share of their bytes is that of the entries it has kept.
+// Those of the plan; of a pooled one each head's share of what lies beside the window is that of the entries it has
+// kept there.
 static std::vector<int32_t> caps_of(const std::vector<headkv_fold_layer> & layers, const headkv_plan & plan) {
     std::vector<int32_t> res(plan.caps, plan.caps + plan.n_caps);
     if (!plan.pooled) {
@@ -230,15 +231,16 @@ static std::vector<int32_t> caps_of(const std::vector<headkv_fold_layer> & layer
     size_t i = 0;
     for (const auto & layer : layers) {
         for (const auto & entries : layer.kept.get_keep()) {
-            planned += (double) res[i++] * layer.shape.row_bytes();
+            planned += (double) (res[i++] - plan.window) * layer.shape.row_bytes();
             kept    += (double) entries.size() * layer.shape.row_bytes();
         }
     }
     i = 0;
     for (const auto & layer : layers) {
         for (const auto & entries : layer.kept.get_keep()) {
-            const double share = kept > 0.0 ? planned / kept * entries.size() : res[i];
-            res[i]             = std::max<int32_t>(plan.window, std::min<double>(share, INT32_MAX));
+            if (kept > 0.0) {
+                res[i] = std::min<double>(plan.window + std::floor(planned * entries.size() / kept), INT32_MAX);
+            }
             i++;
         }
     }

@@ -7,9 +7,10 @@
 #include <cstdint>
 #include <vector>
 
-// Caps of a pooled plan, in the order of its caps: which take the bytes of these, or less than one row of each head
-// fewer. Beside the first tokens and the window, which all heads keep, a head has as many entries as it has candidates
-// among those that are looked at most, of all heads. (KVzip, arXiv 2505.23416, section 3.2.)
+// Caps of a pooled plan, in the order of its caps: which take the bytes of these, or less than one row fewer; less too
+// where nearly all is kept, for no head gets more than its candidates. Beside the first tokens and the window, which
+// all heads keep, a head has as many entries as it has candidates among those that are looked at most, of all heads.
+// (KVzip, arXiv 2505.23416, section 3.2.)
 //
 //   offsets: of each layer's first KV head
 //   cell   : [n_prompt] the cell of each position

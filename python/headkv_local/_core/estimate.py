@@ -28,9 +28,10 @@ Bytes = npt.NDArray[np.int64]
 Order = Literal["tokens", "layers"]
 
 # as native/src has them: headkv-prefill.cpp, headkv-prefill-draft.cpp, headkv-read.cpp, headkv-resize.cpp,
-# headkv-archive.h, llama-kv-cache-headkv.h
+# headkv-archive.h, headkv-observer.h, llama-kv-cache-headkv.h
 _DRAFT: Final = 64  # entries more of each head while a draft is made
 _PIECE: Final = 2048  # tokens of a prompt that are read once more at a time
+_GAP: Final = 16  # tokens before an observed one that do not count for it
 _QUESTIONS: Final = 4  # that a draft answers, at most
 _TAIL: Final = 128  # cells right after compaction; a power of two times as many where the window needs them
 _BLOCK: Final = 256  # positions that archives and cells for a prompt are multiples of
@@ -168,7 +169,11 @@ class _Reading:
         self._fits = bool((caps[shape.heads] >= n_prompt).all())  # and is kept whole
         rereads = kept.observe == ALL and not self._fits
         self._n_draft = 0 if rereads else kept.draft
-        self._n_cells = min(n_ctx, _padded(n_prompt + (min(n_prompt, _PIECE) if rereads else 0)))
+        n_piece = min(n_prompt, n_ctx - n_prompt, _PIECE) if rereads else 0
+        self._n_cells = min(n_ctx, _padded(n_prompt + n_piece))
+        # in graphs that record it: which of the cells near them count for which of its tokens
+        near = 4 * min(n_piece, model.ubatch) * (self._n_cells - n_prompt + _GAP)
+        self._recording = on_device(near, rows.reader)
         with model.sized(max(self._n_cells, min(n_ctx, model.ubatch)), one_output=True) as ctx:
             self._compute_fitted = native.get_memory(
                 ctx
@@ -219,7 +224,8 @@ class _Reading:
     def _peak(self, order: Order) -> Bytes:
         fitted = order == "layers" or self._kept.archive is not None  # cells, to the prompt
         if not fitted:
-            whole: Bytes = self._fixed + self._made.compute + self._made.cache - self._bounded
+            whole: Bytes = self._fixed + self._made.compute + self._recording
+            whole += self._made.cache - self._bounded
             if not self._fits:
                 whole += self._rows.records(self._n_cells) + self._pool_drafted + self._tail
                 whole += self._copies if self._is_recurrent else 0  # windows go back by themselves
@@ -231,7 +237,7 @@ class _Reading:
             cells, records = self._rows.cells_in_turns(self._n_cells), records + self._hidden
         else:
             cells = self._cells(self._n_cells)
-        held = self._compute_fitted + self._cells(_SMALL) + self._copies
+        held = self._compute_fitted + self._recording + self._cells(_SMALL) + self._copies
         read = cells + np.maximum(records, self._pool)
         drafted = records + self._pool_drafted
         drafted += self._cells(self._kept.window + _QUESTIONS * self._n_draft)

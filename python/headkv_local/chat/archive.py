@@ -67,7 +67,8 @@ def load_with_archive(load: Put, options: Options) -> tuple[ChatLlama, Archive]:
     load: loads it. Raises what that raises; nothing of ours is left behind then.
     """
     _remove_left_over()
-    if options.archive == AUTO and options.observe != ALL:
+    once = options.observe == ALL and options.reselect is not False  # for all questions
+    if options.archive == AUTO and not once:
         llm, archive = _with_room(load, options)
     else:
         where = None if options.archive in (OFF, AUTO) else options.archive

@@ -14,7 +14,7 @@ from headkv_local.settings import ADVANCED
 from ..cases import by_beginning
 from ..chosen import read
 from ..contexts import Setup, likeliest, n_ctx_for, open_headkv, text_of
-from ..policies import FULL, Policy, label_of
+from ..policies import FULL, REREAD, Policy, label_of
 from ..state import KeptState
 from .item import Item
 from .names import ANEW, BEFORE, WITH
@@ -37,8 +37,9 @@ class Way:
 
 
 def ways_of(policies: Sequence[Policy], chosen: Sequence[str]) -> list[Way]:
-    """The full cache once, every other policy at each time of choosing."""
-    return [Way(p, when) for p in policies for when in ((WITH,) if p.name == FULL else chosen)]
+    """The full cache once, every other policy at each time of choosing; one that chooses once, not anew."""
+    times = {FULL: (WITH,), REREAD: tuple(when for when in chosen if when != ANEW)}
+    return [Way(p, when) for p in policies for when in times.get(p.name, chosen)]
 
 
 def run(
