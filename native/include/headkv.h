@@ -140,9 +140,9 @@ struct headkv_prompt {
     // stands before what it asks about. They count little for the positions that they stand at: text that comes twice
     // looks at where it stood before, whatever it asks. NULL, NULL and 0: none, as it has to be where the context has
     // samplers in its graph: they would draw what follows.
-    // again_at NULL, and n_again not 0: they count for all positions alike, and are read in pieces of 2,048 tokens, or
-    // of as many as the context has room for, each behind the prompt. That is for a prompt that is read once more as a
-    // whole: what a text looks at to be said again is what questions ask about that nobody knows yet.
+    // again_at NULL and as many tokens as the prompt has, those that stay too: all of it is read once more. They count
+    // for all positions alike, and are read in pieces of 2,048, or of as many as the context has room for, each behind
+    // the prompt: what a text looks at to be said again is what questions ask about that nobody knows yet.
     const int32_t * again;    // [n_again]
     const int32_t * again_at; // [n_again] ascending, or NULL
     size_t n_again;

@@ -50,6 +50,8 @@ static void test_prompts(llama_context * ctx) {
           [](auto & p, auto &) { p.again                                  = p.again_at = beyond, p.n_again = 2, p.first += 2; } },
         { "tokens once more of nowhere", HEADKV_ERR_ARGUMENT, "NULL",
           [](auto & p, auto &) { p.again                                  = places, p.n_again = 2, p.first += 2; } },
+        { "all tokens once more, but one", HEADKV_ERR_ARGUMENT, "NULL",
+          [](auto & p, auto &) { p.again                                  = places, p.n_again = n_first + 1, p.first += 2; } },
         { "tokens once more in no order", HEADKV_ERR_ARGUMENT, "must ascend",
           [](auto & p, auto &) { p.again                                  = p.again_at = places, p.n_again = 2, p.first += 2; } },
         { "too many tokens", HEADKV_ERR_STATE, "context of 1024 positions is too small",

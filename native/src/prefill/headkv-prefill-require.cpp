@@ -30,7 +30,8 @@ void llama_kv_cache_headkv::reading::require_prompt() const {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("a draft cannot have %d tokens", prompt.n_draft));
     }
     const size_t n_free = n_past < kv.n_ctx ? kv.n_ctx - n_past : 0;
-    const size_t n_more = prompt.again_at || prompt.n_again == 0 ? prompt.n_again : std::max(n_piece, 1u);
+    const bool rereads  = !prompt.again_at && prompt.n_again == n_prompt; // the whole prompt, in pieces
+    const size_t n_more = rereads ? std::max(n_piece, 1u) : prompt.n_again;
     if (prompt.n_tokens > n_free || n_more > n_free - prompt.n_tokens) {
         throw headkv_error(HEADKV_ERR_STATE,
                            format("the context of %u positions is too small: %u are taken, and %zu and %zu more were "
@@ -45,6 +46,9 @@ void llama_kv_cache_headkv::reading::require_prompt() const {
     headkv_require_pointer(prompt.weights);
     if (prompt.n_again > 0) {
         headkv_require_pointer(prompt.again);
+        if (!rereads) {
+            headkv_require_pointer(prompt.again_at);
+        }
         require_tokens(prompt.again, prompt.n_again);
     }
     if (prompt.first < prompt.n_past || prompt.n_weights != n_prompt + prompt.n_again - prompt.first) {
