@@ -60,7 +60,7 @@ class Retention:
     observe: last tokens of the prompt that select where the question is not known, at least 1. They are
         not kept for that. "all": the whole prompt is read once more behind itself, and what it looks at then
         is kept, for questions that are still to come (KVzip, arXiv 2505.23416). Heads share the budget by
-        that, whatever their scores, and neither the question nor a draft selects. It costs as much as the
+        that, and not by scores, and neither the question nor a draft selects. It costs as much as the
         prompt once more, and chooses once, so it goes with no archive, or with reselect=False.
     draft: so many of the answer's first tokens, each the likeliest one after what would be kept without them,
         select first of all, and nothing stays of them; for each of several questions, as their marks tell, up
@@ -145,6 +145,10 @@ class Retention:
         if self.reselect and self.archive is None:
             raise ArgumentError(
                 'entries can be chosen anew from an archive only: give archive="memory" or a path'
+            )
+        if self.observe == ALL and self.policy_of_scores == "scores":
+            raise ArgumentError(
+                'observe="all" has heads share the budget by what the prompt looks at: leave out the scores'
             )
         if self.observe == ALL and self.archive is not None and self.reselect is not False:
             raise ArgumentError(

@@ -222,4 +222,12 @@ def test_what_cannot_be() -> None:
         Retention(observe=0)
     with pytest.raises(ArgumentError, match='observe="all" chooses once'):
         Retention(observe="all", archive="memory")
+    with pytest.raises(ArgumentError, match="leave out the scores"):
+        Retention(observe="all", scores=np.ones((2, 2)))
     assert Retention(observe="all", archive="memory", reselect=False).observe == "all"
+
+
+def test_scores_that_come_with_the_model_do_not_count(load: Load, smollm2: Path) -> None:
+    llm = load(smollm2, retention=Retention(budget=32, observe="all"))
+    llm.prefill(TOKENS)
+    assert llm.cache_stats().scores_from is None

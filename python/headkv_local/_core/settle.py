@@ -10,6 +10,7 @@ from ..budgets import ModelShape
 from ..errors import ArgumentError, ScoresError
 from ..retention import Retention
 from ..scores import HeadScores
+from ..settings import ALL
 from . import native
 
 _logger = logging.getLogger("headkv_local")
@@ -27,7 +28,7 @@ def shape_of(ctx: int) -> ModelShape:
 
 def settle(retention: Retention, shape: ModelShape, model_path: str) -> tuple[Retention, str | None]:
     """The retention with its scores loaded, and where they were found."""
-    if not retention.wants_scores:
+    if not retention.wants_scores or retention.observe == ALL:
         return retention, _GIVEN if retention.policy == "scores" else None
     if isinstance(retention.scores, HeadScores):
         scores, where = retention.scores, _GIVEN
