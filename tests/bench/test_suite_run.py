@@ -203,6 +203,17 @@ def tokens_read_again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return totals
 
 
+def test_a_document_that_chooses_for_all_its_questions(tiny_path: Path, tmp_path: Path) -> None:
+    """Once, and never anew; in the bytes of the others."""
+    options = ("--budgets", "10%", "--policies", "uniform,reread", "--chosen", "before,anew")
+    out = tmp_path / "o.json"
+    assert run(tiny_path, "loogle", *documents(tmp_path / "d"), *options, "--json", str(out)) == 0
+    found = read(out)
+    labels = ["uniform 10%, before", "uniform 10%, anew", "reread 10%, before"]
+    assert [line["label"] for line in found["summary"]] == labels
+    assert len({line["kept_bytes"] for line in found["summary"]}) == 1
+
+
 def test_instructions_before_a_document_are_known_and_questions_there_refused(
     tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,6 +275,7 @@ def test_longbench_continues_text_and_judges_each_task_by_its_metric(
         (["--suite", "ruler", "--wordings", "test"], "--wordings does not go with --suite"),
         (["--suite", "babilong", "--data", "x", "--lengths", "1000"], "BABILong has no length 1000"),
         (["--suite", "ruler", "--context", "99999"], "the model was trained for 8192 tokens"),
+        (["--suite", "ruler", "--policies", "reread", "--chosen", "anew"], "reread chooses once"),
         (["--data", "x"], "--data goes with --suite"),
         (["--tasks", "vt"], "vt is a task of a suite"),
     ],

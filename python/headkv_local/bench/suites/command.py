@@ -70,7 +70,7 @@ def refuse_without_suite(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[str, HeadScores]]) -> None:
     """scores: finds head scores, of files or for a model."""
-    from headkv_local import __version__
+    from headkv_local import ArgumentError, __version__
     from headkv_local.models import model_id
 
     from .. import policies, report
@@ -89,6 +89,8 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
     budgets = policies.parse_budgets(options.budgets or BUDGETS)
     tried = policies.all_of(budgets, named, given(options), options.policies or policies.USUAL)
     ways = running.ways_of(tried, options.chosen or (WITH,))
+    if not ways:
+        raise ArgumentError("reread chooses once, for all questions, and never anew: --chosen with or before")
     limit = _limit(options, setup.model)
     said = settings(options)
     header = {
