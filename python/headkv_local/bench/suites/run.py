@@ -22,6 +22,7 @@ from .prompts import Fitting, Prompt, by_document, made
 from .results import Outcome, Results, digest_of
 
 _ROOM = 256  # for a question before the document, which is read once more
+_ROOM_OF_ALL = 2048  # for a document that is: as much as is read at a time
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,10 @@ def run(
     """Every question in every way, document by document; what is in the results is not measured again."""
     if not fitting:
         return
-    with open_headkv(setup, n_ctx_for(max(one.n_tokens for one in fitting) + _ROOM)) as llm:
+    longest = max(one.n_tokens for one in fitting)
+    rereads = any(way.policy.name == REREAD for way in ways)
+    room = max(_ROOM, min(longest, _ROOM_OF_ALL)) if rereads else _ROOM
+    with open_headkv(setup, n_ctx_for(longest + room)) as llm:
         recipes = {way.label: _recipe(way, llm.shape) for way in ways}
         n_done = 0
         for group in by_document(fitting):
