@@ -15,6 +15,8 @@ import pytest
 
 from headkv_local import ArgumentError, Cancelled, Llama, Retention
 from headkv_local._core import native
+from headkv_local._core.native.plan import Part
+from headkv_local._core.native.reading import Reading
 from headkv_local.bench.haystack import cut, hide
 from helpers import cancelled_after, greedy, last_logits, random_tokens
 
@@ -225,6 +227,17 @@ def test_what_cannot_be() -> None:
     with pytest.raises(ArgumentError, match="leave out the scores"):
         Retention(observe="all", scores=np.ones((2, 2)))
     assert Retention(observe="all", archive="memory", reselect=False).observe == "all"
+
+
+@pytest.mark.parametrize("part", [Part(-5, 10), Part(0, 1 << 30), Part(20, 10)])
+def test_a_question_that_does_not_count_must_be_one(load: Load, tiny_path: Path, part: Part) -> None:
+    llm = load(tiny_path, retention=ALL)
+    with pytest.raises(ArgumentError, match=f"no tokens from {part.start} to"):
+        llm._compactor.read(
+            Reading(TOKENS, 0, 0, [part]), ALL.caps_for(llm.shape, len(TOKENS)), lambda *_: None
+        )
+    llm.prefill(TOKENS)
+    assert llm.cache_stats().compacted
 
 
 def test_scores_that_come_with_the_model_do_not_count(load: Load, smollm2: Path) -> None:

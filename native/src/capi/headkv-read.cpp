@@ -168,9 +168,10 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     const bool whole      = compacts && retention.observe == 0;
     const bool rereads    = whole && n_room >= std::min(n_room_least, n_prompt);
     const auto question   = question_of(reading, retention, facts, text);
-    headkv_asking asking  = rereads ? headkv_asking(n_prompt, n_least)
-                                    : headkv_asking(question.data(), question.size(), n_prompt, n_least, n_room);
-    if (whole && !rereads) {
+    headkv_asking asking(question.data(), question.size(), n_prompt, n_least, n_room); // refuses parts that cannot be
+    if (rereads) {
+        asking = headkv_asking(n_prompt, n_least);
+    } else if (whole) {
         asking.n_left_out = n_prompt;
     }
     if (!compacts) {
