@@ -5,7 +5,7 @@
 cancel() stops whatever runs. Where several threads use the model, or the work may not have begun yet, use a
 CancelToken: it stops one piece of work and no other.
 
-The default model prints
+The default model prints, with other words on other CPUs,
 
     read 0 of 1009 tokens
     read 512 of 1009 tokens
