@@ -83,6 +83,31 @@ def test_a_question_alone_stands_for_every_turn() -> None:
     assert row.endswith("66.7%")
 
 
+def test_some_ways_on_a_tiny_model(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "turns", "--model", str(tiny_path), "--threads", "1", "--tokens", "600"]
+    command += [
+        "--ways",
+        "fresh,anew",
+        "--budget",
+        "48",
+        "--samples",
+        "4",
+        "--max-tokens",
+        "2",
+        "--json",
+        "-",
+    ]
+    assert main(command) == 0
+    lines = json.loads(capsys.readouterr().out)["summary"]
+    assert [(line["label"], line["least_of_full"]) for line in lines] == [
+        ("anew 48", None),
+        ("fresh 48", None),
+    ]
+    with pytest.raises(SystemExit):
+        main([*command[:8], "--ways", "some"])
+    assert "'some' is no way: full, once, anew, fresh" in capsys.readouterr().err
+
+
 def test_all_ways_on_a_tiny_model(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each first turn reads what asking fresh reads, so that all three ways answer alike."""
     command = ["bench", "turns", "--model", str(tiny_path), "--threads", "1", "--tokens", "600"]

@@ -103,6 +103,11 @@ def order_names(text: str) -> tuple[str, ...]:
     return names_of(text, "order", ("tokens", "layers"))
 
 
+def ways(text: str) -> tuple[str, ...]:
+    """For argparse."""
+    return names_of(text, "way", ("full", "once", "anew", "fresh"))
+
+
 def archive_names(text: str) -> tuple[str, ...]:
     """For argparse."""
     return names_of(text, "archive", ("none", "memory", "file"))

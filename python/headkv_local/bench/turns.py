@@ -26,6 +26,7 @@ from .tasks import Sample, n_right, wide_samples
 from .wordings import Wording
 
 FULL, ONCE, ANEW, FRESH = "full", "once", "anew", "fresh"
+WAYS = (FULL, ONCE, ANEW, FRESH)
 
 N_TURNS = 4
 """Questions that a document answers: of every kind of needle, and of the one that all documents hold."""
@@ -48,6 +49,7 @@ class Settings:
     seed: int = 0
     max_tokens: int = 32
     haystacks: tuple[str, ...] = ("prose",)
+    ways: tuple[str, ...] = WAYS
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def _of_document(
     state = _beginning(llm, document)
     in_turns = orders(document.number, settings.seed)
     alone = [(i,) for i in range(N_TURNS)]
-    for way, budget, retention in _ways(settings.budgets):
+    for way, budget, retention in _ways(settings.budgets, settings.ways):
         tell(f"{document.length} tokens, document {document.number + 1}: {way} {budget or ''}")
         _start(llm, retention)
         for order in alone if way == FRESH else in_turns:
@@ -198,12 +200,18 @@ def _of_document(
             yield from _talk(llm, document, order, way, budget, settings.max_tokens)
 
 
-def _ways(budgets: Sequence[int | str]) -> Iterator[tuple[str, int | str | None, Retention | None]]:
-    yield FULL, None, None
+def _ways(
+    budgets: Sequence[int | str], ways: Sequence[str] = WAYS
+) -> Iterator[tuple[str, int | str | None, Retention | None]]:
+    if FULL in ways:
+        yield FULL, None, None
     for budget in budgets:
-        yield ONCE, budget, Retention(budget=budget, fold=None)  # what was chosen once stays chosen
-        yield ANEW, budget, Retention(budget=budget, archive="memory")
-        yield FRESH, budget, Retention(budget=budget, fold=None)
+        chosen = {
+            ONCE: Retention(budget=budget, fold=None),  # what was chosen once stays chosen
+            ANEW: Retention(budget=budget, archive="memory"),
+            FRESH: Retention(budget=budget, fold=None),
+        }
+        yield from ((way, budget, retention) for way, retention in chosen.items() if way in ways)
 
 
 def _beginning(llm: Llama, document: Document) -> KeptState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import LIST, Help, add_common, haystacks, positive, positives, setup_of, tell
+from .options import LIST, Help, add_common, haystacks, positive, positives, setup_of, tell, ways
 
 
 def add_parser(kinds: Any) -> None:
@@ -18,6 +18,7 @@ def add_parser(kinds: Any) -> None:
     add = parser.add_argument
     names = "NAME[,...]"
     add("--tokens", type=positives, default="1000", metavar=LIST, help="lengths of documents")
+    add("--ways", type=ways, default="full,once,anew,fresh", metavar=names, help="which of these to try")
     add("--budget", default="64,128", metavar="B[,B...]", help="as --budget of speed")
     add(
         "--samples",
@@ -50,6 +51,7 @@ def _turns(options: argparse.Namespace) -> None:
         seed=options.seed,
         max_tokens=options.max_tokens,
         haystacks=options.haystacks,
+        ways=options.ways,
     )
     setup = setup_of(options)
     report.check_target(options.json)
