@@ -154,6 +154,11 @@ def test_blanks_that_a_tokenizer_adds_hide_no_message(spell: Callable[[str], lis
         ("Here it is.", False),
         ("a b; c d.", False),
         ("See x.org/a?b=c for it.", False),
+        ("Is it there? It is.", True),
+        *(
+            (f"Here {code} is it.", False)
+            for code in ("open(path)?;", "a?.size", "(?:a|b)", "a ??= b", "a?/b")
+        ),
     ],
 )
 def test_the_first_sentence_of_a_long_line_asks_for_its_mark(

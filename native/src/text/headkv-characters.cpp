@@ -62,8 +62,10 @@ size_t headkv_closer_at(const uint8_t * p, const uint8_t * end) {
 }
 
 bool headkv_is_mark(const uint8_t * begin, const uint8_t * p, const uint8_t * end) {
-    if (*p == '?') { // not in an address: "a?b=c"
-        return p + 1 == end || !isalnum(p[1]);
+    if (*p == '?') { // not in an address: "a?b=c", nor where code has one: "open(path)?;", "a?.b", "(?:a)", "a ??= b"
+        const uint8_t * next  = std::find_if(p, end, [](uint8_t c) { return c != '?'; });
+        next                 += end - next > 1 && *next == '.';
+        return next == end || !(isalnum(*next) || (*next && strchr(";:=/&#%|{", *next)));
     }
     return is_greek_mark(begin, p) || length_of(marks, p, end) > 0;
 }
