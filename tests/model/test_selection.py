@@ -50,3 +50,32 @@ def test_llama_tells_where_they_end(load: Load, smollm2: Path) -> None:
     ]
     assert b"".join(sentences) == llm.detokenize(tokens)
     assert np.array_equal(ends, sentence_ends(Pieces(tokens, lambda token: llm.detokenize([token]))))
+
+
+def test_what_earlier_turns_asked_counts_a_third(load: Load, tiny_path: Path) -> None:
+    """Of each head that decides alone, exactly: the best by the recorded attention, a third of it there."""
+    llm = load(tiny_path, flash_attn=True)
+    n, window, cap, kept = len(TOKENS), 8, 64, []
+    earlier = np.zeros(n, np.uint8)
+    earlier[100:200] = 1
+    for marks in (None, earlier, np.ones(n, np.uint8)):
+        llm.reset()
+        ctx = int(llm.ctx)
+        llm.eval(TOKENS[:-window])
+        native.observe(ctx, native.OBSERVE_TOKENS, n - window, window)
+        llm.eval(TOKENS[-window:])
+        attention = native.get_attention(ctx)
+        caps = np.full(attention.shape[:2], cap, np.int32)
+        native.compact(ctx, native.Plan(caps, window, 1, 4, earlier=marks))
+        kept.append(native.get_mask(ctx))
+        counted = attention * (np.float32(0.01**0.25) if marks is earlier else np.float32(1))
+        counted = np.where(earlier[None, None] > 0, counted, attention)
+        candidates = counted[..., 4 : n - 2 * window]
+        best = np.argsort(-candidates, axis=-1, kind="stable")[..., : cap - 4 - 2 * window]
+        wanted = np.zeros_like(kept[-1])
+        wanted[..., :4] = wanted[..., n - 2 * window :] = True
+        np.put_along_axis(wanted, 4 + best, True, axis=-1)
+        assert np.array_equal(kept[-1], wanted)
+    plain, less, alike = kept
+    assert 0 < less[..., 100:200].sum() < plain[..., 100:200].sum()
+    assert np.array_equal(alike, plain)  # of a conversation without anything else

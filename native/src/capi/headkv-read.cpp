@@ -201,7 +201,9 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
                                caps.size(),
                                ends.data(),
                                ends.size(),
-                               rereads };
+                               rereads,
+                               rereads ? nullptr : reading.earlier,
+                               rereads || !reading.earlier ? 0 : reading.n_tokens };
     headkv_prompt prompt   = {};
     prompt.tokens          = reading.tokens + info.n_past;
     prompt.n_tokens        = n_prompt - info.n_past;

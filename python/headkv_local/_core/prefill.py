@@ -24,7 +24,7 @@ from .native.reading import ReadInfo, Reading
 from .pieces import Vocabulary
 from .progress import Progress
 from .prompts import PromptTracker
-from .question import question_of
+from .question import earlier_of, question_of
 from .turns import Turn
 
 _logger = logging.getLogger("headkv_local")
@@ -132,6 +132,14 @@ class PromptReader:
         spelled = self._vocabulary.pieces(tokens)
         written = self._vocabulary.pieces(tokens, control=True)
         return question_of(spelled, written, turn.messages, self._compactor.observe)
+
+    def _earlier(self, tokens: list[int], turn: Turn, told: tuple[Part, ...]) -> tuple[Part, ...]:
+        """Which tokens of what a turn compacts earlier turns asked and answered, as far as it tells."""
+        if turn.question or not turn.messages or self._compactor.observes_all:
+            return ()
+        spelled = self._vocabulary.pieces(tokens)
+        written = self._vocabulary.pieces(tokens, control=True)
+        return earlier_of(spelled, written, turn.messages, self._compactor.observe, told)
 
     def _rewind(self, tokens: list[int], n: int) -> None:
         """If the first n tokens, those that later turns begin with, are the compacted prompt, go back to its
@@ -244,7 +252,8 @@ class PromptReader:
 
         started = perf_counter()
         self._prompts.record = PromptRecord(policy=compactor.policy, scores_from=compactor.scores_from)
-        reading = Reading(prompt, held.n_tokens, turns[-1][1], told, logits=self._context.logits_all)
+        earlier = self._earlier(prompt, turn, told)
+        reading = Reading(prompt, held.n_tokens, turns[-1][1], told, earlier, logits=self._context.logits_all)
         try:
             with self._decoder.in_one_call():
                 info = compactor.read(reading, caps, reach)

@@ -1,4 +1,4 @@
-"""Which tokens of a prompt ask: their attention selects what is kept of the rest."""
+"""Which tokens of a prompt ask: their attention selects what is kept of the rest. And which asked before."""
 
 from __future__ import annotations
 
@@ -76,13 +76,11 @@ def question_of(
     headkv_get_question() finds. Without such marks a longer one may be a document as a whole: what was asked
     before it, and the system message, ask too. Empty if no message asks, or the one that does is not found.
     """
-    of_users = [turn for turn in _turns(messages)[::-1] if _may_ask(messages, turn)]
-    of_system = [[i] for i, one in enumerate(messages) if one.get("role") in SYSTEM]
-    of_system = [turn for turn in of_system[::-1] if _may_ask(messages, turn)]
+    of_users, of_system = _that_may_ask(messages)
     if not of_users and not of_system:
         return ()
-    texts, asking = _Texts(written), (of_users or of_system)[0]
-    found = texts.parts(messages, asking)
+    texts, asking = _Texts(written, messages), (of_users or of_system)[0]
+    found = texts.parts(asking)
     if not found:
         _logger.warning("what asks is not in the prompt as it was written: the prompt's last tokens select")
         return ()
@@ -92,11 +90,46 @@ def question_of(
         asks = list(_found(prompt, found, n_last))
     else:
         asks = _of_long(prompt, found, n_last)
-        before = [texts.parts(messages, turn) for turn in of_users[1:2]]
+        before = [texts.parts(turn) for turn in of_users[1:2]]
         asks += [Part(one[0].start, one[-1].stop) for one in before if one and _n(one) <= n_last]
-        rules = [texts.parts(messages, turn) for turn in of_system[:1] if turn is not asking]
+        rules = [texts.parts(turn) for turn in of_system[:1] if turn is not asking]
         asks += [each for one in rules if one for each in _of_rules(prompt, one, n_last)]
     return _disjoint(sorted(asks))
+
+
+def earlier_of(
+    prompt: Pieces, written: Pieces, messages: Sequence[Mapping[str, Any]], n_last: int, asks: Sequence[Part]
+) -> tuple[Part, ...]:
+    """What was asked and answered before the turn that asks: answers, and of user messages what asks alone,
+    or looks like a question beside a document.
+
+    asks: what question_of() found in the same prompt; none of that is earlier.
+    """
+    of_users, _ = _that_may_ask(messages)
+    answers = [i for i, one in enumerate(messages) if one.get("role") == "assistant"]
+    if not of_users or not answers:
+        return ()
+    texts, found = _Texts(written, messages), list[Part]()
+    for i in range(of_users[0][0]):
+        if i in answers:
+            found += texts.parts([i])
+        elif messages[i].get("role") == "user":
+            parts = texts.parts([i])
+            found += [part for part in parts if part.n <= n_last]
+            found += [one for part in parts if part.n > n_last for one in _told(prompt, [part], n_last)]
+    return tuple(
+        part for part in found if all(part.stop <= one.start or one.stop <= part.start for one in asks)
+    )
+
+
+def _that_may_ask(messages: Sequence[Mapping[str, Any]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Turns of users, and system messages, by the numbers of their messages, the last ones first."""
+    of_system = [[i] for i, one in enumerate(messages) if one.get("role") in SYSTEM]
+    of_users, of_system = (
+        [turn for turn in turns[::-1] if any(_asks(part) for i in turn for part in _parts(messages[i]))]
+        for turns in (_turns(messages), of_system)
+    )
+    return of_users, of_system
 
 
 def _disjoint(parts: Sequence[Part]) -> tuple[Part, ...]:
@@ -120,10 +153,6 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         elif one.get("role") == "assistant" and turns[-1]:
             turns.append([])
     return turns
-
-
-def _may_ask(messages: Sequence[Mapping[str, Any]], turn: Sequence[int]) -> bool:
-    return any(_asks(part) for i in turn for part in _parts(messages[i]))
 
 
 def _n(parts: Sequence[Part]) -> int:
@@ -167,28 +196,25 @@ def _found(prompt: Pieces, parts: Sequence[Part], n_last: int) -> tuple[Part, ..
 class _Texts:
     """Where messages are in a prompt, whatever blanks a tokenizer or a template has added or left out."""
 
-    def __init__(self, written: Pieces) -> None:
+    def __init__(self, written: Pieces, messages: Sequence[Mapping[str, Any]]) -> None:
         self._written = written
         self._places = _no_blanks(written.text)
         """Of the bytes that are no blanks."""
         self._text = np.frombuffer(written.text, dtype=np.uint8)[self._places].tobytes()
-
-    def parts(self, messages: Sequence[Mapping[str, Any]], turn: Sequence[int]) -> list[Part]:
-        """The tokens of each part that asks of the messages of these numbers; none if one is not found."""
-        end = len(self._text)
-        for later in reversed(messages[turn[-1] + 1 :]):
-            _, end = self._places_of(_parts(later), end)
-        found: list[Part] = []
-        for i in reversed(turn):
-            parts = _parts(messages[i])
+        end, self._asking = len(self._text), list[list[tuple[int, int]]]()
+        for message in reversed(messages):
+            parts = _parts(message)
             places, end = self._places_of(parts, end)
-            for part, (start, stop) in reversed(list(zip(parts, places, strict=True))):
-                if start == stop and _asks(part):
-                    return []
-                if start < stop and _asks(part):
-                    place = int(self._places[start]), int(self._places[stop - 1]) + 1
-                    found.insert(0, Part(*self._written.tokens_of(*place)))
-        return found
+            asking = [place for part, place in zip(parts, places, strict=True) if _asks(part)]
+            self._asking.insert(0, asking)
+
+    def parts(self, turn: Sequence[int]) -> list[Part]:
+        """The tokens of each part that asks of the messages of these numbers; none if one is not found."""
+        places = [place for i in turn for place in self._asking[i]]
+        if any(start == stop for start, stop in places):
+            return []
+        where = ((int(self._places[start]), int(self._places[stop - 1]) + 1) for start, stop in places)
+        return [Part(*self._written.tokens_of(*place)) for place in where]
 
     def _places_of(self, parts: Sequence[Mapping[str, Any]], end: int) -> tuple[list[tuple[int, int]], int]:
         """Where the parts of a message begin and end, the last ones before `end`, and where the first one
