@@ -18,6 +18,7 @@ from ._core.load import (
     explained_load_errors,
     refuse_what_cannot_be,
     require_adapter,
+    warn_of_unknown,
 )
 from ._core.overrides import Overrides
 from ._core.question import checked
@@ -32,7 +33,6 @@ from .retention import Retention
 from .stats import CacheStats
 
 __all__ = ["Llama", "explained_load_errors"]
-
 
 _Self = TypeVar("_Self", bound="Llama")
 
@@ -64,8 +64,8 @@ class Llama(Overrides):
     n_ctx: tokens that the context holds, 512 if left open; 0 for what the model was trained for; "auto" for
         as many, up to that, as fit by memory_estimate() into nine tenths of the memory that is free.
     verbose: print llama.cpp's log to stderr; it goes to the logger "headkv_local.llama_cpp" in any case.
-    kwargs: all other arguments of llama_cpp.Llama. n_gpu_layers (0: none, -1: all) puts layers and their KV
-        cache on a GPU; where none can be used a warning says why, and all runs on the CPU.
+    kwargs: all others of llama_cpp.Llama, with a warning of unknown ones. n_gpu_layers (0: none, -1: all)
+        puts layers and their KV cache on a GPU; if none can be used, a warning says why: all is on the CPU.
 
     Raises ModelError for a file that is missing or broken, UnsupportedError for a model or settings that
     cannot be compacted or a GPU that this build does not run on, OutOfMemoryError and ArgumentError for a
@@ -84,6 +84,7 @@ class Llama(Overrides):
     ) -> None:
         kwargs["flash_attn"] = flash_attn
         refuse_what_cannot_be(model_path, retention, kwargs)
+        warn_of_unknown(kwargs)
         kwargs = arguments_of(retention, kwargs)
         threads = Threads(kwargs)
         devices.check_before_loading(kwargs)

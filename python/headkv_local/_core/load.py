@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +25,12 @@ from .logging import collected_errors
 
 _STOCK: Final = frozenset(signature(llama_cpp.Llama).parameters)
 """Names of its arguments. The server has another class in its place while it loads a model."""
+
+_OF_ITS_SERVER: Final = frozenset(
+    {"mul_mat_q", "rpc_servers"}
+)  # which gives them, and llama_cpp.Llama has them not
+
+_logger = logging.getLogger("headkv_local")
 
 # "failed to allocate CUDA0 buffer of size 123", "unable to allocate CUDA0 buffer",
 # "allocating 1.0 MiB on device 0"
@@ -102,6 +110,14 @@ def refuse_fields(kwargs: dict[str, Any]) -> None:
     for name in (field.name for field in fields(Retention)):
         if name in kwargs and name not in _STOCK:
             raise ArgumentError(f"{name} is an argument of Retention: give retention=Retention({name}=...)")
+
+
+def warn_of_unknown(kwargs: dict[str, Any]) -> None:
+    """Of names that llama_cpp takes and does nothing with: programs still give it some of its past."""
+    for name in sorted(kwargs.keys() - _STOCK - _OF_ITS_SERVER):
+        meant = get_close_matches(name, _STOCK, n=1)
+        hint = f": is {meant[0]} meant?" if meant else ""
+        _logger.warning("%s is no argument of Llama, and changes nothing%s", name, hint)
 
 
 def refuse_unknown(kwargs: dict[str, Any], known: Collection[str]) -> None:
