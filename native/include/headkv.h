@@ -120,7 +120,8 @@ struct headkv_plan {
     int32_t pooled;
 
     // What was asked and answered in earlier turns: [n_earlier], not 0 for such a position. Attention to these counts a
-    // third: a question looks at what looks like it, whatever it asks. NULL and 0: nothing.
+    // third: a question looks at what looks like it, whatever it asks. Not where heads are pooled, nor of a fold. NULL
+    // and 0: nothing.
     const uint8_t * earlier;
     size_t n_earlier; // tokens in the cache
 };

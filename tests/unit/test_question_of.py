@@ -10,7 +10,7 @@ import pytest
 from headkv_local import ArgumentError
 from headkv_local._core.native.plan import Part, observers, question
 from headkv_local._core.pieces import Pieces
-from headkv_local._core.question import checked, earlier_of, question_of
+from headkv_local._core.question import checked, question_of
 
 LINE = "The harbour was quiet, and the cranes stood still in the fog of the morning. "
 DOCUMENT = "\n".join(LINE * 5 for _ in range(6))
@@ -42,23 +42,6 @@ def chat(*messages: tuple[str, Any]) -> list[str]:
         [{"role": role, "content": content} for role, content in messages],
         "\n".join(texts) + "\n<assistant>\n",
     )
-
-
-def said_before(*messages: tuple[str, Any]) -> list[str]:
-    """What earlier turns asked and answered, of the same messages."""
-    told = [{"role": role, "content": content} for role, content in messages]
-    said = (
-        content if isinstance(content, str) else "\n".join(part["text"] for part in content)
-        for _, content in messages
-    )
-    written = spelled(
-        "".join(f"<{role}>\n{text}\n" for (role, _), text in zip(messages, said, strict=True))
-        + "<assistant>\n"
-    )
-    pieces = [b"" if piece.strip()[:1] == b"<" else piece for piece in written]
-    of = [Pieces(range(len(written)), either.__getitem__) for either in (pieces, written)]
-    parts = earlier_of(*of, told, N_LAST, question_of(*of, told, N_LAST))
-    return [b"".join(written[part.start : part.stop]).decode().strip() for part in parts]
 
 
 def asked(content: Any) -> list[str]:
@@ -259,38 +242,3 @@ def test_a_question_that_cannot_be_one(question: Any, text: str) -> None:
     with pytest.raises(ArgumentError, match=text) as caught:
         checked(question, 100)
     assert "\n" not in str(caught.value)
-
-
-def test_what_earlier_turns_asked_and_answered() -> None:
-    """Not their documents, nor what asks now."""
-    document, other = part(DOCUMENT, document=True), "And who has the key?"
-    for first in ([document, part(ASK)], f"{DOCUMENT}\n\n{ASK}", f"{ASK}\n\n{DOCUMENT}"):
-        turns = [("user", first), ("assistant", "It is 4711.")]
-        assert said_before(turns[0]) == []
-        assert said_before(*turns, ("user", other)) == [ASK, "It is 4711."]
-        assert said_before(*turns, ("user", [document, part(other)])) == [ASK, "It is 4711."]
-        more = [("user", other), ("assistant", LINE * 20), ("system", LINE), ("tool", LINE), ("user", TELL)]
-        assert said_before(*turns, *more) == [ASK, "It is 4711.", other, (LINE * 20).strip()]
-
-
-def test_what_asks_is_not_earlier_wherever_it_stands() -> None:
-    document = [part(DOCUMENT, document=True)]
-    assert said_before(("user", TELL), ("assistant", "Send it."), ("user", document)) == []
-    assert said_before(("user", TELL), ("assistant", "Send it."), ("user", DOCUMENT)) == ["Send it."]
-    assert said_before(("system", TELL), ("assistant", LINE), ("user", document)) == []
-
-
-def test_an_answer_that_the_template_leaves_out_hides_no_earlier_one() -> None:
-    told = [
-        ("user", ASK),
-        ("assistant", "It is 4711."),
-        ("user", TELL),
-        ("assistant", "Gone."),
-        ("user", ASK),
-    ]
-    written = spelled(f"<user>\n{ASK}\n<assistant>\nIt is 4711.\n<user>\n{TELL}\n<user>\n{ASK}\n")
-    pieces = Pieces(range(len(written)), written.__getitem__)
-    messages = [{"role": role, "content": content} for role, content in told]
-    parts = earlier_of(pieces, pieces, messages, N_LAST, question_of(pieces, pieces, messages, N_LAST))
-    said = [b"".join(written[part.start : part.stop]).decode().strip() for part in parts]
-    assert said == [ASK, "It is 4711.", TELL]

@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from itertools import pairwise
+from time import process_time
 from typing import Any
 
 import pytest
 
+from headkv_local._core.native.plan import question
 from headkv_local._core.pieces import Pieces
 from headkv_local._core.question import question_of
 
@@ -156,9 +158,10 @@ def test_blanks_that_a_tokenizer_adds_hide_no_message(spell: Callable[[str], lis
         ("See x.org/a?b=c for it.", False),
         ("Is it there? It is.", True),
         *(
-            (f"Here {code} is it.", False)
-            for code in ("open(path)?;", "a?.size", "(?:a|b)", "a ??= b", "a?/b")
+            (f"Here {c} is it.", False)
+            for c in ("open(path)?;", "a?.size", "(?:a|b)", "a ??= b", "<?xml v?>")
         ),
+        *((f"Why so{mark} So.", True) for mark in ("?;", "?:", "?!", "??", "?)", "?|", "?/Where?", "**?**")),
     ],
 )
 def test_the_first_sentence_of_a_long_line_asks_for_its_mark(
@@ -410,3 +413,24 @@ def test_an_instruction_asks_behind_what_stands_before_it(
         f"You are an assistant that reads pages.\n\n{TELL}\n\n{DOCUMENT}\n\nWas it helpful?\nYes | No",
     ):
         assert weighing(spell, n_last, TELL, ("user", text)) == 0.5**4
+
+
+def test_a_mark_counts_whatever_the_template_puts_after_it() -> None:
+    """Role words may follow with no blank between, where control tokens spell nothing."""
+    for after in ("assistant\n\n", ":", "=", "\nassistant\n"):
+        pieces = [*words(f"{DOCUMENT}\n\n{ASK}"), after]
+        spelled = Pieces(range(len(pieces)), [piece.encode() for piece in pieces].__getitem__)
+        found = question(spelled, 0, len(pieces) - 1, 128)
+        assert [part.weight for part in found if part.weight > 0.001] == [1], after
+        assert found[-1].stop == len(pieces) - 1, after
+
+
+def test_a_row_of_question_marks_is_read_once() -> None:
+    def seconds(n: int) -> float:
+        text = f"{DOCUMENT}\n{'?' * n}\n{DOCUMENT}".encode()
+        pieces = Pieces(range(len(text)), lambda i: text[i : i + 1])
+        started = process_time()
+        question(pieces, 0, pieces.n_tokens, 128)
+        return process_time() - started
+
+    assert seconds(200_000) < 1 + 50 * seconds(20_000)

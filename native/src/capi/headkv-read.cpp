@@ -202,8 +202,8 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
                                ends.data(),
                                ends.size(),
                                rereads,
-                               rereads ? nullptr : reading.earlier,
-                               rereads || !reading.earlier ? 0 : reading.n_tokens };
+                               reading.earlier,
+                               reading.earlier ? reading.n_tokens : 0 };
     headkv_prompt prompt   = {};
     prompt.tokens          = reading.tokens + info.n_past;
     prompt.n_tokens        = n_prompt - info.n_past;

@@ -33,8 +33,10 @@ static std::vector<float> attention_that_counts(const headkv_observer & obs,
     static const float share = std::sqrt(std::sqrt(headkv_copied));
 
     std::vector<float> w = headkv_read_attention(obs, shapes, ikv, cell);
-    for (size_t i = 0; plan.earlier && i < w.size(); ++i) {
-        w[i] *= plan.earlier[i % cell.size()] ? share : 1.0f;
+    for (size_t head = 0; plan.earlier && !plan.pooled && head < w.size(); head += cell.size()) {
+        for (size_t p = 0; p < cell.size(); ++p) {
+            w[head + p] *= plan.earlier[p] ? share : 1.0f;
+        }
     }
     return w;
 }

@@ -31,6 +31,17 @@ static bool is_small(const uint8_t * p, const uint8_t * end) {
     return unicode_cpt_flags_from_cpt(cpts[0]).is_lowercase;
 }
 
+// a question mark in an address, "a?b=c", or in code: "open(path)?;", "a?.b", "a ??= b", "(?:a)", "<?xml version?>"
+static bool is_code(const uint8_t * begin, const uint8_t * p, const uint8_t * end) {
+    const auto at = [&](ptrdiff_t i) { return i >= begin - p && i < end - p ? p[i] : (uint8_t) ' '; };
+
+    const bool is_closed = at(-1) == ')' || at(-1) == ']';
+    const uint8_t next   = at(1) == '?' ? at(2) : at(1);
+    return isalnum(next) || next == '=' || next == '>' || at(-1) == '(' || at(-1) == '<' ||
+           (is_closed && (next == ';' || next == ',' || next == ')')) ||
+           (next == '.' && (isalnum(at(2)) || at(2) == '(' || at(2) == '['));
+}
+
 // a semicolon after a Greek letter
 static bool is_greek_mark(const uint8_t * begin, const uint8_t * p) {
     return *p == ';' && p - begin >= 2 && (p[-2] == 0xce || p[-2] == 0xcf);
@@ -62,10 +73,8 @@ size_t headkv_closer_at(const uint8_t * p, const uint8_t * end) {
 }
 
 bool headkv_is_mark(const uint8_t * begin, const uint8_t * p, const uint8_t * end) {
-    if (*p == '?') { // not in an address: "a?b=c", nor where code has one: "open(path)?;", "a?.b", "(?:a)", "a ??= b"
-        const uint8_t * next  = std::find_if(p, end, [](uint8_t c) { return c != '?'; });
-        next                 += end - next > 1 && *next == '.';
-        return next == end || !(isalnum(*next) || (*next && strchr(";:=/&#%|{", *next)));
+    if (*p == '?') {
+        return !is_code(begin, p, end);
     }
     return is_greek_mark(begin, p) || length_of(marks, p, end) > 0;
 }

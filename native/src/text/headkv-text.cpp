@@ -47,7 +47,7 @@ int32_t headkv_text_view::n_marks(int32_t start, int32_t stop) const {
         if ((*p & 0xc0) == 0x80) { // within a character
             continue;
         }
-        const bool here  = headkv_is_mark(bytes, p, bytes + n_bytes);
+        const bool here  = headkv_is_mark(bytes, p, end);
         res             += here && !before;
         before           = here;
     }

@@ -16,6 +16,7 @@ from ..stats import PromptRecord
 from .compactor import Compactor
 from .contents import Contents
 from .decoder import Decoder
+from .earlier import earlier_of
 from .folding import Folding
 from .lifetime import Lifetime
 from .load import require_last_logits
@@ -24,7 +25,7 @@ from .native.reading import ReadInfo, Reading
 from .pieces import Vocabulary
 from .progress import Progress
 from .prompts import PromptTracker
-from .question import earlier_of, question_of
+from .question import question_of
 from .turns import Turn
 
 _logger = logging.getLogger("headkv_local")
@@ -122,24 +123,16 @@ class PromptReader:
         prompt = tokens[:n]
         if held.input_ids[:n].tolist() != prompt:
             return False
-        told = self._told(prompt, turn)
+        told, _ = self._told(prompt, turn)
         return len(told) > 0 and told != chose
 
-    def _told(self, tokens: list[int], turn: Turn) -> tuple[Part, ...]:
-        """Which tokens of what a turn compacts ask, as far as it tells."""
+    def _told(self, tokens: list[int], turn: Turn) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+        """Which tokens of what a turn compacts ask, and which did in earlier turns, as far as it tells."""
         if turn.question or not turn.messages:
-            return turn.question
-        spelled = self._vocabulary.pieces(tokens)
-        written = self._vocabulary.pieces(tokens, control=True)
-        return question_of(spelled, written, turn.messages, self._compactor.observe)
-
-    def _earlier(self, tokens: list[int], turn: Turn, told: tuple[Part, ...]) -> tuple[Part, ...]:
-        """Which tokens of what a turn compacts earlier turns asked and answered, as far as it tells."""
-        if turn.question or not turn.messages or self._compactor.observes_all:
-            return ()
-        spelled = self._vocabulary.pieces(tokens)
-        written = self._vocabulary.pieces(tokens, control=True)
-        return earlier_of(spelled, written, turn.messages, self._compactor.observe, told)
+            return turn.question, ()
+        prompt = self._vocabulary.pieces(tokens), self._vocabulary.pieces(tokens, control=True)
+        told = turn.messages, self._compactor.observe
+        return question_of(*prompt, *told), earlier_of(*prompt, *told)
 
     def _rewind(self, tokens: list[int], n: int) -> None:
         """If the first n tokens, those that later turns begin with, are the compacted prompt, go back to its
@@ -230,7 +223,7 @@ class PromptReader:
         if n_before > held.n_tokens:  # a turn that is read again asks as a whole, also what of it stays
             n_before = max((end for end, _ in before.turns_within(held.n_tokens)), default=0)
         turns = self._turns(n_compacted, n_compacted - (n_before if n_before < n_compacted else 0))
-        told = self._told(prompt, turn)
+        told, earlier = self._told(prompt, turn)
         going_back = bool(self._bounded) and compactor.archives and compactor.n_compacted > 0
         progress: Progress | None = None
         n_scored = 0
@@ -252,7 +245,6 @@ class PromptReader:
 
         started = perf_counter()
         self._prompts.record = PromptRecord(policy=compactor.policy, scores_from=compactor.scores_from)
-        earlier = self._earlier(prompt, turn, told)
         reading = Reading(prompt, held.n_tokens, turns[-1][1], told, earlier, logits=self._context.logits_all)
         try:
             with self._decoder.in_one_call():

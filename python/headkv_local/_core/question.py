@@ -1,32 +1,24 @@
-"""Which tokens of a prompt ask: their attention selects what is kept of the rest. And which asked before."""
+"""Which tokens of a prompt ask: their attention selects what is kept of the rest."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..messages import SYSTEM
 from .native.plan import Part
 from .native.plan import question as find_question
 from .pieces import Pieces
-
-_DOCUMENT: Final = "document"
+from .places import Places, may_ask, parts_of
 
 _N_TOLD: Final = 4  # times n_last tokens of a part that ask beside marked documents, whatever they say
 _LIKELY: Final = 0.5**4  # of headkv_get_question(), where neither end of a message has a question mark
 
 _N_RULES: Final = 2  # of a system message before what may be a document
-
-_BLANKS: Final = np.array([i for i in range(128) if chr(i).isspace()], dtype=np.uint8)
-_WIDE: Final = re.compile(b"|".join(chr(i).encode() for i in range(128, 0x3001) if chr(i).isspace()))
-"""Of Unicode's, as messages may begin and end with, which templates trim."""
 
 _logger = logging.getLogger("headkv_local")
 
@@ -76,60 +68,27 @@ def question_of(
     headkv_get_question() finds. Without such marks a longer one may be a document as a whole: what was asked
     before it, and the system message, ask too. Empty if no message asks, or the one that does is not found.
     """
-    of_users, of_system = _that_may_ask(messages)
+    of_users = turns_that_ask(messages)
+    of_system = [[i] for i, one in enumerate(messages) if one.get("role") in SYSTEM]
+    of_system = [turn for turn in of_system[::-1] if _turn_may_ask(messages, turn)]
     if not of_users and not of_system:
         return ()
-    texts, asking = _Texts(written, messages), (of_users or of_system)[0]
-    found = texts.parts(asking)
+    texts, asking = Places(written), (of_users or of_system)[0]
+    found = texts.parts(messages, asking)
     if not found:
         _logger.warning("what asks is not in the prompt as it was written: the prompt's last tokens select")
         return ()
-    if not all(_asks(part) for i in asking for part in _parts(messages[i])):
+    if not all(may_ask(part) for i in asking for part in parts_of(messages[i])):
         asks = [each for one in found for each in _of_part(prompt, one, n_last)]
     elif _n(found) <= n_last:
         asks = list(_found(prompt, found, n_last))
     else:
         asks = _of_long(prompt, found, n_last)
-        before = [texts.parts(turn) for turn in of_users[1:2]]
+        before = [texts.parts(messages, turn) for turn in of_users[1:2]]
         asks += [Part(one[0].start, one[-1].stop) for one in before if one and _n(one) <= n_last]
-        rules = [texts.parts(turn) for turn in of_system[:1] if turn is not asking]
+        rules = [texts.parts(messages, turn) for turn in of_system[:1] if turn is not asking]
         asks += [each for one in rules if one for each in _of_rules(prompt, one, n_last)]
     return _disjoint(sorted(asks))
-
-
-def earlier_of(
-    prompt: Pieces, written: Pieces, messages: Sequence[Mapping[str, Any]], n_last: int, asks: Sequence[Part]
-) -> tuple[Part, ...]:
-    """What was asked and answered before the turn that asks: answers, and of user messages what asks alone,
-    or looks like a question beside a document.
-
-    asks: what question_of() found in the same prompt; none of that is earlier.
-    """
-    of_users, _ = _that_may_ask(messages)
-    answers = [i for i, one in enumerate(messages) if one.get("role") == "assistant"]
-    if not of_users or not answers:
-        return ()
-    texts, found = _Texts(written, messages), list[Part]()
-    for i in range(of_users[0][0]):
-        if i in answers:
-            found += texts.parts([i])
-        elif messages[i].get("role") == "user":
-            parts = texts.parts([i])
-            found += [part for part in parts if part.n <= n_last]
-            found += [one for part in parts if part.n > n_last for one in _told(prompt, [part], n_last)]
-    return tuple(
-        part for part in found if all(part.stop <= one.start or one.stop <= part.start for one in asks)
-    )
-
-
-def _that_may_ask(messages: Sequence[Mapping[str, Any]]) -> tuple[list[list[int]], list[list[int]]]:
-    """Turns of users, and system messages, by the numbers of their messages, the last ones first."""
-    of_system = [[i] for i, one in enumerate(messages) if one.get("role") in SYSTEM]
-    of_users, of_system = (
-        [turn for turn in turns[::-1] if any(_asks(part) for i in turn for part in _parts(messages[i]))]
-        for turns in (_turns(messages), of_system)
-    )
-    return of_users, of_system
 
 
 def _disjoint(parts: Sequence[Part]) -> tuple[Part, ...]:
@@ -144,6 +103,11 @@ def _disjoint(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(found)
 
 
+def turns_that_ask(messages: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Of users, the last one first: numbers of the messages of each that do not hold documents alone."""
+    return [turn for turn in _turns(messages)[::-1] if _turn_may_ask(messages, turn)]
+
+
 def _turns(messages: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     """Numbers of user messages, those that no answer stands between together."""
     turns: list[list[int]] = [[]]
@@ -153,6 +117,10 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         elif one.get("role") == "assistant" and turns[-1]:
             turns.append([])
     return turns
+
+
+def _turn_may_ask(messages: Sequence[Mapping[str, Any]], turn: Sequence[int]) -> bool:
+    return any(may_ask(part) for i in turn for part in parts_of(messages[i]))
 
 
 def _n(parts: Sequence[Part]) -> int:
@@ -193,75 +161,6 @@ def _found(prompt: Pieces, parts: Sequence[Part], n_last: int) -> tuple[Part, ..
     return find_question(_Bordered(prompt, parts[1:]), parts[0].start, parts[-1].stop, n_last)
 
 
-class _Texts:
-    """Where messages are in a prompt, whatever blanks a tokenizer or a template has added or left out."""
-
-    def __init__(self, written: Pieces, messages: Sequence[Mapping[str, Any]]) -> None:
-        self._written = written
-        self._places = _no_blanks(written.text)
-        """Of the bytes that are no blanks."""
-        self._text = np.frombuffer(written.text, dtype=np.uint8)[self._places].tobytes()
-        end, self._asking = len(self._text), list[list[tuple[int, int]]]()
-        for message in reversed(messages):
-            parts = _parts(message)
-            places, end = self._places_of(parts, end)
-            asking = [place for part, place in zip(parts, places, strict=True) if _asks(part)]
-            self._asking.insert(0, asking)
-
-    def parts(self, turn: Sequence[int]) -> list[Part]:
-        """The tokens of each part that asks of the messages of these numbers; none if one is not found."""
-        places = [place for i in turn for place in self._asking[i]]
-        if any(start == stop for start, stop in places):
-            return []
-        where = ((int(self._places[start]), int(self._places[stop - 1]) + 1) for start, stop in places)
-        return [Part(*self._written.tokens_of(*place)) for place in where]
-
-    def _places_of(self, parts: Sequence[Mapping[str, Any]], end: int) -> tuple[list[tuple[int, int]], int]:
-        """Where the parts of a message begin and end, the last ones before `end`, and where the first one
-        begins. Equal for one that is not found."""
-        texts = [_bare(part["text"]) for part in parts]
-        whole = self._before(b"".join(texts), end)
-        if whole is not None:  # with nothing between them: a part's first word may go on from the one before
-            bounds = [whole + sum(map(len, texts[:i])) for i in range(len(texts) + 1)]
-            return list(pairwise(bounds)), whole
-        found: list[tuple[int, int]] = []
-        for text in reversed(texts):
-            start = self._before(text, end)
-            found.insert(0, (end, end) if start is None else (start, start + len(text)))
-            end = found[0][0]
-        return found, end
-
-    def _before(self, text: bytes, end: int) -> int | None:
-        """Where it begins, the last time before `end`; in a word of the template only if nowhere else."""
-        if not text:  # of what UTF-8 cannot say
-            return None
-        last = start = self._text.rfind(text, 0, end)
-        while start >= 0 and self._is_in_word(start, start + len(text)):
-            start = self._text.rfind(text, 0, start + len(text) - 1)
-        start = last if start < 0 else start
-        return start if start >= 0 else None
-
-    def _is_in_word(self, start: int, stop: int) -> bool:
-        """Whether a word goes on before or after these bytes."""
-        first, last = int(self._places[start]), int(self._places[stop - 1])
-        text = self._written.text
-        before, after = text[max(first - 1, 0) : first + 1], text[last : last + 2]
-        return any(len(both) == 2 and both.isalnum() for both in (before, after))
-
-
-def _bare(text: str) -> bytes:
-    """Without blanks."""
-    return _WIDE.sub(b"", text.encode("utf-8", errors="ignore")).translate(None, _BLANKS.tobytes())
-
-
-def _no_blanks(text: bytes) -> npt.NDArray[np.intp]:
-    """Where the bytes of a text are that are no blanks."""
-    is_text = ~np.isin(np.frombuffer(text, dtype=np.uint8), _BLANKS)
-    for blank in _WIDE.finditer(text):
-        is_text[slice(*blank.span())] = False
-    return np.flatnonzero(is_text)
-
-
 class _Bordered:
     """The text of a prompt, with a blank line before each of some parts, as templates may join them."""
 
@@ -271,16 +170,3 @@ class _Bordered:
         pieces = [prompt.text[a:b] for a, b in zip([0, *places], [*places, None], strict=True)]
         self.text = b"\n\n".join(pieces)
         self.ends = prompt.ends + 2 * np.searchsorted(starts, np.arange(prompt.n_tokens) + 1, "right")
-
-
-def _parts(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Those of a message that hold a text."""
-    content = message.get("content")
-    if isinstance(content, str):
-        content = [{"text": content}]
-    parts = [part for part in content or () if isinstance(part, Mapping)]
-    return [part for part in parts if isinstance(part.get("text"), str) and part["text"].strip()]
-
-
-def _asks(part: Mapping[str, Any]) -> bool:
-    return not part.get(_DOCUMENT)

@@ -186,7 +186,7 @@ def _documents(llm: Llama, length: int, settings: Settings) -> list[Document]:
 def _of_document(
     llm: Llama, document: Document, settings: Settings, tell: Callable[[str], None]
 ) -> Iterator[Outcome]:
-    state = _beginning(llm, document)
+    state: KeptState | None = None  # of ways without an archive
     in_turns = orders(document.number, settings.seed)
     alone = [(i,) for i in range(N_TURNS)]
     for way, budget, retention in _ways(settings.budgets, settings.ways):
@@ -194,6 +194,7 @@ def _of_document(
         _start(llm, retention)
         for order in alone if way == FRESH else in_turns:
             if retention is None or retention.archive is None:
+                state = state or _beginning(llm, document)
                 _start(llm, None)
                 state.restore(llm)
                 llm.retention = retention

@@ -83,7 +83,8 @@ def read(
     earlier = np.zeros(tokens.size, dtype=np.uint8)
     for part in reading.earlier:
         earlier[part.start : part.stop] = 1
-    raw.earlier = ffi.from_buffer("uint8_t[]", earlier)
+    if reading.earlier:
+        raw.earlier = ffi.from_buffer("uint8_t[]", earlier)
     raw.order, raw.panel, raw.progress = reading.order, reading.panel, callback
     retention, _kept = keep.struct()
     retention.caps, retention.n_caps = ffi.from_buffer("int32_t[]", flat), flat.size
