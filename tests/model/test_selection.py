@@ -101,7 +101,7 @@ def test_llama_tells_what_earlier_turns_asked(
     messages: list[Any] = [
         {"role": "user", "content": [document, {"type": "text", "text": "Which one is the largest?"}]},
         {"role": "assistant", "content": "The last one, 149, is the largest of all of them."},
-        {"role": "user", "content": "Which one is the smallest?"},
+        {"role": "user", "content": "And which one of all of them is the smallest?"},
     ]
     kept: list[Mask] = []
     spans: list[Any] = []

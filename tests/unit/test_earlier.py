@@ -10,13 +10,15 @@ import pytest
 
 from headkv_local._core.earlier import earlier_of
 from headkv_local._core.pieces import Pieces
+from headkv_local._core.question import question_of
 
 LINE = "The harbour was quiet, and the cranes stood still in the fog of the morning. "
 DOCUMENT = "\n\n".join([LINE * 5] * 6).strip()
 LETTER = f"Harbour Office\nOslo, 12 May\n\n{DOCUMENT}\n\nYours sincerely\nAnton Berg, Captain"
+POLITE = " Please answer with as few words as you can, and do not add what nobody has asked you for."
 ASK, OTHER, TELL = (
-    "Where is the code of the archive?",
-    "And who has the key?",
+    f"Where is the code?{POLITE}",
+    f"And who has the key?{POLITE}",
     "Name the code of the archive.",
 )
 N_LAST = 60
@@ -47,7 +49,7 @@ def earlier(messages: list[dict[str, Any]], text: str, n_last: int = N_LAST, spe
     written = spell(text)
     pieces = [b"" if piece.strip()[:1] == b"<" else piece for piece in written]
     of = [Pieces(range(len(written)), either.__getitem__) for either in (pieces, written)]
-    parts = earlier_of(*of, messages, n_last)
+    parts = earlier_of(*of, messages, n_last, question_of(*of, messages, n_last))
     assert list(parts) == sorted(parts)
     return [b"".join(written[part.start : part.stop]).decode().strip() for part in parts]
 
@@ -93,7 +95,7 @@ def test_what_may_be_about_something_itself() -> None:
         "My sister works as a plumber in Lund, and her boat lies at the second quay, beside the yellow crane."
     )
     story = LINE * 20
-    found = of(("user", MARKED), ANSWER, ("user", note), ("assistant", story), ("user", TELL))
+    found = of(("user", MARKED), ANSWER, ("user", note), ("assistant", story), ("user", OTHER))
     assert found == [ASK, answered("It is 4711.")]
 
 
@@ -102,6 +104,13 @@ def test_where_no_message_holds_a_document_nothing_else_can_be_lost() -> None:
     assert of(*said) == []
     with_tool = [("user", ASK), ("assistant", None), ("tool", LINE), ANSWER, ("user", OTHER)]
     assert of(*with_tool) == [ASK, "<assistant>\n\n<tool>", answered("It is 4711.")]
+
+
+@pytest.mark.parametrize("last", ["Are you sure?", "Repeat your last answer word by word."])
+def test_a_very_short_question_may_be_about_the_answer_before_it(last: str) -> None:
+    turns = [("user", MARKED), ANSWER]
+    assert of(*turns, ("user", last)) == []
+    assert of(*turns, ("user", last), ANSWER, ("user", OTHER))[0] == ASK
 
 
 def test_what_asks_now_is_not() -> None:
@@ -145,6 +154,7 @@ def test_a_message_that_is_not_found_leaves_what_is_around_it_out() -> None:
 def test_a_long_conversation_takes_no_longer_than_its_length() -> None:
     def seconds(n: int) -> float:
         said = [("user", MARKED), *[turn for i in range(n) for turn in (ANSWER, ("user", f"{LINE * 6}{i}?"))]]
+        said += [ANSWER, ("user", OTHER)]
         messages, text = told(*said), rendered(*said)
         started = process_time()
         assert len(earlier(messages, text)) >= n

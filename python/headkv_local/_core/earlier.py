@@ -14,6 +14,7 @@ from .places import ANSWER, Places, may_ask, parts_of
 from .question import turns_that_ask
 
 _N_ANSWER: Final = 4  # times n_last tokens: a longer answer may be what a later turn is about
+_REFERS: Final = 16  # tokens of a question that may be about the answer before it: "Are you sure?"
 _SHORT: Final = 4  # n_last over so many: tokens that ask without a question mark too
 
 _MARK: Final = re.compile("[?？؟՞፧;\u037e]")  # noqa: RUF001
@@ -21,16 +22,19 @@ _LINE: Final = re.compile(rb"\S[^\n]*")
 
 
 def earlier_of(
-    prompt: Pieces, written: Pieces, messages: Sequence[Mapping[str, Any]], n_last: int
+    prompt: Pieces, written: Pieces, messages: Sequence[Mapping[str, Any]], n_last: int, asks: Sequence[Part]
 ) -> tuple[Part, ...]:
-    """Tokens of what was asked and answered before the turn that asks, in a prompt as question_of() has it.
+    """Tokens of what was asked and answered before the turn that asks: `asks`, of question_of().
 
     Answers, with what the template puts around them; and of user messages what is very short, or short and
     has a question mark, or stands with one beside a document. Empty where no message holds a document: then
-    nothing else can be lost for them.
+    nothing else can be lost for them. Empty for a very short question too.
     """
     asking = turns_that_ask(messages)
     if not asking or all(one.get("role") != ANSWER for one in messages):
+        return ()
+    most = max((part.weight for part in asks), default=0.0)
+    if sum(part.n for part in asks if part.weight == most) <= _REFERS:
         return ()
     last = asking[0][0]
     found = Places(written).of_each(messages, last)

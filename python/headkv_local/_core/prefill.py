@@ -132,7 +132,8 @@ class PromptReader:
             return turn.question, ()
         prompt = self._vocabulary.pieces(tokens), self._vocabulary.pieces(tokens, control=True)
         told = turn.messages, self._compactor.observe
-        return question_of(*prompt, *told), earlier_of(*prompt, *told)
+        asks = question_of(*prompt, *told)
+        return asks, earlier_of(*prompt, *told, asks)
 
     def _rewind(self, tokens: list[int], n: int) -> None:
         """If the first n tokens, those that later turns begin with, are the compacted prompt, go back to its
