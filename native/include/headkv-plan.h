@@ -91,9 +91,6 @@ struct headkv_reading {
     int32_t message_start;
     int32_t message_stop;
 
-    const uint8_t * earlier; // [n_tokens] not 0 for what was asked and answered in earlier turns, and is no document:
-                             // of the plan; or NULL
-
     int32_t order; // HEADKV_ORDER_*
     int32_t panel; // as of a headkv_prompt; the following too
     int32_t logits;

@@ -59,7 +59,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 14,
+    HEADKV_ABI_VERSION = 13,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used
@@ -118,12 +118,6 @@ struct headkv_plan {
     // Not 0: the caps only say how much is kept in all. Each head gets as much of it as it has entries among the most
     // looked at ones of all heads. Of a fold: as large a share of it as the head has now.
     int32_t pooled;
-
-    // What was asked and answered in earlier turns: [n_earlier], not 0 for such a position. Attention to these counts a
-    // third: a question looks at what looks like it, whatever it asks. Not where heads are pooled, nor of a fold. NULL
-    // and 0: nothing.
-    const uint8_t * earlier;
-    size_t n_earlier; // tokens in the cache
 };
 
 // New tokens to read, with what the context holds before them.

@@ -72,8 +72,6 @@ static void test_prompts(llama_context * ctx) {
         { "a panel", HEADKV_ERR_ARGUMENT, "a panel cannot have -1 tokens", [](auto & p, auto &) { p.panel = -1; } },
         { "a plan for other heads", HEADKV_ERR_ARGUMENT, "values", [](auto &, auto & q) { q.n_caps--; } },
         { "a plan for another prompt", HEADKV_ERR_ARGUMENT, "values", [](auto &, auto & q) { q.n_ends--; } },
-        { "a plan with earlier turns of another prompt", HEADKV_ERR_ARGUMENT, "values",
-          [](auto &, auto & q) { q.earlier                                = q.ends, q.n_earlier = q.n_ends + 1; } },
         { "a plan with a window of 0", HEADKV_ERR_ARGUMENT, "window", [](auto &, auto & q) { q.window = 0; } },
     };
     const int32_t tokens[] = { 1, 2 };

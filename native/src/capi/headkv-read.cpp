@@ -201,9 +201,7 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
                                caps.size(),
                                ends.data(),
                                ends.size(),
-                               rereads,
-                               reading.earlier,
-                               reading.earlier ? reading.n_tokens : 0 };
+                               rereads };
     headkv_prompt prompt   = {};
     prompt.tokens          = reading.tokens + info.n_past;
     prompt.n_tokens        = n_prompt - info.n_past;

@@ -17,7 +17,7 @@ static constexpr llama_pos headkv_gap = 16;
 
 // Weight of the places that tokens which are read once more stand at, for these tokens, as if they paid them a third of
 // the attention: text that comes twice looks at its first copy, whatever it asks. Not 0: a question that stands before
-// a document is kept for that alone. For all tokens the weight of what was asked and answered in earlier turns.
+// a document is kept for that alone.
 static constexpr float headkv_copied = 0.01f;
 
 // Which tokens' attention is recorded while their ubatch is decoded, and the records of all layers. Two kinds:

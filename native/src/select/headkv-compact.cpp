@@ -26,21 +26,6 @@ std::vector<float> headkv_read_attention(const headkv_observer & obs, const std:
     return w;
 }
 
-// the same, with less of what was asked and answered before
-static std::vector<float> attention_that_counts(const headkv_observer & obs,
-                                                const std::vector<headkv_layer_shape> & shapes, uint32_t ikv,
-                                                const std::vector<uint32_t> & cell, const headkv_plan & plan) {
-    static const float share = std::sqrt(std::sqrt(headkv_copied));
-
-    std::vector<float> w = headkv_read_attention(obs, shapes, ikv, cell);
-    for (size_t head = 0; plan.earlier && !plan.pooled && head < w.size(); head += cell.size()) {
-        for (size_t p = 0; p < cell.size(); ++p) {
-            w[head + p] *= plan.earlier[p] ? share : 1.0f;
-        }
-    }
-    return w;
-}
-
 headkv_params headkv_params_of(const headkv_plan & plan) {
     return { (uint32_t) plan.window, (uint32_t) plan.kernel, (uint32_t) plan.first_tokens };
 }
@@ -59,10 +44,6 @@ void headkv_check(const headkv_plan & plan, const std::vector<headkv_layer_shape
     if (plan.ends || plan.n_ends > 0) {
         headkv_require_pointer(plan.ends);
         headkv_require_length(plan.n_ends, n_prompt);
-    }
-    if (plan.earlier || plan.n_earlier > 0) {
-        headkv_require_pointer(plan.earlier);
-        headkv_require_length(plan.n_earlier, n_prompt);
     }
 
     size_t n_heads = 0;
@@ -123,7 +104,7 @@ static std::vector<float> get_votes(const headkv_observer & obs, const std::vect
     // by layer, and added up in their order: the number of threads changes nothing
     std::vector<std::vector<double>> by_layer(shapes.size(), std::vector<double>(parts.candidates));
     headkv_for_each(shapes.size(), n_threads, [&](uint32_t ikv) {
-        const std::vector<float> w = attention_that_counts(obs, shapes, ikv, cell, plan);
+        const std::vector<float> w = headkv_read_attention(obs, shapes, ikv, cell);
         for (uint32_t h = 0; h < shapes[ikv].n_head_kv; ++h) {
             const double weight = kept[offsets[ikv] + h] - least;
             headkv_vote(&w[h * cell.size()], parts, weight, params, by_layer[ikv].data());
@@ -168,7 +149,7 @@ std::vector<headkv_kept::positions> headkv_choose(const headkv_observer & obs,
 
     // layers do not depend on each other
     headkv_for_each(shapes.size(), n_threads, [&](uint32_t ikv) {
-        const std::vector<float> w = attention_that_counts(obs, shapes, ikv, cell, plan);
+        const std::vector<float> w = headkv_read_attention(obs, shapes, ikv, cell);
         for (uint32_t h = 0; h < shapes[ikv].n_head_kv; ++h) {
             headkv_select(&w[(size_t) h * cell.size()], votes.empty() ? nullptr : votes.data(), parts,
                           caps[offsets[ikv] + h], params, keep[ikv][h]);

@@ -16,7 +16,6 @@ from ..stats import PromptRecord
 from .compactor import Compactor
 from .contents import Contents
 from .decoder import Decoder
-from .earlier import earlier_of
 from .folding import Folding
 from .lifetime import Lifetime
 from .load import require_last_logits
@@ -123,17 +122,16 @@ class PromptReader:
         prompt = tokens[:n]
         if held.input_ids[:n].tolist() != prompt:
             return False
-        told, _ = self._told(prompt, turn)
+        told = self._told(prompt, turn)
         return len(told) > 0 and told != chose
 
-    def _told(self, tokens: list[int], turn: Turn) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-        """Which tokens of what a turn compacts ask, and which did in earlier turns, as far as it tells."""
+    def _told(self, tokens: list[int], turn: Turn) -> tuple[Part, ...]:
+        """Which tokens of what a turn compacts ask, as far as it tells."""
         if turn.question or not turn.messages:
-            return turn.question, ()
-        prompt = self._vocabulary.pieces(tokens), self._vocabulary.pieces(tokens, control=True)
-        told = turn.messages, self._compactor.observe
-        asks = question_of(*prompt, *told)
-        return asks, earlier_of(*prompt, *told, asks)
+            return turn.question
+        spelled = self._vocabulary.pieces(tokens)
+        written = self._vocabulary.pieces(tokens, control=True)
+        return question_of(spelled, written, turn.messages, self._compactor.observe)
 
     def _rewind(self, tokens: list[int], n: int) -> None:
         """If the first n tokens, those that later turns begin with, are the compacted prompt, go back to its
@@ -224,7 +222,7 @@ class PromptReader:
         if n_before > held.n_tokens:  # a turn that is read again asks as a whole, also what of it stays
             n_before = max((end for end, _ in before.turns_within(held.n_tokens)), default=0)
         turns = self._turns(n_compacted, n_compacted - (n_before if n_before < n_compacted else 0))
-        told, earlier = self._told(prompt, turn)
+        told = self._told(prompt, turn)
         going_back = bool(self._bounded) and compactor.archives and compactor.n_compacted > 0
         progress: Progress | None = None
         n_scored = 0
@@ -246,7 +244,7 @@ class PromptReader:
 
         started = perf_counter()
         self._prompts.record = PromptRecord(policy=compactor.policy, scores_from=compactor.scores_from)
-        reading = Reading(prompt, held.n_tokens, turns[-1][1], told, earlier, logits=self._context.logits_all)
+        reading = Reading(prompt, held.n_tokens, turns[-1][1], told, logits=self._context.logits_all)
         try:
             with self._decoder.in_one_call():
                 info = compactor.read(reading, caps, reach)

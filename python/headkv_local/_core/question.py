@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..messages import SYSTEM
 from .native.plan import Part
 from .native.plan import question as find_question
 from .pieces import Pieces
-from .places import Places, may_ask, parts_of
+
+_DOCUMENT: Final = "document"
 
 _N_TOLD: Final = 4  # times n_last tokens of a part that ask beside marked documents, whatever they say
 _LIKELY: Final = 0.5**4  # of headkv_get_question(), where neither end of a message has a question mark
 
 _N_RULES: Final = 2  # of a system message before what may be a document
+
+_BLANKS: Final = np.array([i for i in range(128) if chr(i).isspace()], dtype=np.uint8)
+_WIDE: Final = re.compile(b"|".join(chr(i).encode() for i in range(128, 0x3001) if chr(i).isspace()))
+"""Of Unicode's, as messages may begin and end with, which templates trim."""
 
 _logger = logging.getLogger("headkv_local")
 
@@ -68,17 +76,17 @@ def question_of(
     headkv_get_question() finds. Without such marks a longer one may be a document as a whole: what was asked
     before it, and the system message, ask too. Empty if no message asks, or the one that does is not found.
     """
-    of_users = turns_that_ask(messages)
+    of_users = [turn for turn in _turns(messages)[::-1] if _may_ask(messages, turn)]
     of_system = [[i] for i, one in enumerate(messages) if one.get("role") in SYSTEM]
-    of_system = [turn for turn in of_system[::-1] if _turn_may_ask(messages, turn)]
+    of_system = [turn for turn in of_system[::-1] if _may_ask(messages, turn)]
     if not of_users and not of_system:
         return ()
-    texts, asking = Places(written), (of_users or of_system)[0]
+    texts, asking = _Texts(written), (of_users or of_system)[0]
     found = texts.parts(messages, asking)
     if not found:
         _logger.warning("what asks is not in the prompt as it was written: the prompt's last tokens select")
         return ()
-    if not all(may_ask(part) for i in asking for part in parts_of(messages[i])):
+    if not all(_asks(part) for i in asking for part in _parts(messages[i])):
         asks = [each for one in found for each in _of_part(prompt, one, n_last)]
     elif _n(found) <= n_last:
         asks = list(_found(prompt, found, n_last))
@@ -103,11 +111,6 @@ def _disjoint(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(found)
 
 
-def turns_that_ask(messages: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Of users, the last one first: numbers of the messages of each that do not hold documents alone."""
-    return [turn for turn in _turns(messages)[::-1] if _turn_may_ask(messages, turn)]
-
-
 def _turns(messages: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     """Numbers of user messages, those that no answer stands between together."""
     turns: list[list[int]] = [[]]
@@ -119,8 +122,8 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     return turns
 
 
-def _turn_may_ask(messages: Sequence[Mapping[str, Any]], turn: Sequence[int]) -> bool:
-    return any(may_ask(part) for i in turn for part in parts_of(messages[i]))
+def _may_ask(messages: Sequence[Mapping[str, Any]], turn: Sequence[int]) -> bool:
+    return any(_asks(part) for i in turn for part in _parts(messages[i]))
 
 
 def _n(parts: Sequence[Part]) -> int:
@@ -161,6 +164,78 @@ def _found(prompt: Pieces, parts: Sequence[Part], n_last: int) -> tuple[Part, ..
     return find_question(_Bordered(prompt, parts[1:]), parts[0].start, parts[-1].stop, n_last)
 
 
+class _Texts:
+    """Where messages are in a prompt, whatever blanks a tokenizer or a template has added or left out."""
+
+    def __init__(self, written: Pieces) -> None:
+        self._written = written
+        self._places = _no_blanks(written.text)
+        """Of the bytes that are no blanks."""
+        self._text = np.frombuffer(written.text, dtype=np.uint8)[self._places].tobytes()
+
+    def parts(self, messages: Sequence[Mapping[str, Any]], turn: Sequence[int]) -> list[Part]:
+        """The tokens of each part that asks of the messages of these numbers; none if one is not found."""
+        end = len(self._text)
+        for later in reversed(messages[turn[-1] + 1 :]):
+            _, end = self._places_of(_parts(later), end)
+        found: list[Part] = []
+        for i in reversed(turn):
+            parts = _parts(messages[i])
+            places, end = self._places_of(parts, end)
+            for part, (start, stop) in reversed(list(zip(parts, places, strict=True))):
+                if start == stop and _asks(part):
+                    return []
+                if start < stop and _asks(part):
+                    place = int(self._places[start]), int(self._places[stop - 1]) + 1
+                    found.insert(0, Part(*self._written.tokens_of(*place)))
+        return found
+
+    def _places_of(self, parts: Sequence[Mapping[str, Any]], end: int) -> tuple[list[tuple[int, int]], int]:
+        """Where the parts of a message begin and end, the last ones before `end`, and where the first one
+        begins. Equal for one that is not found."""
+        texts = [_bare(part["text"]) for part in parts]
+        whole = self._before(b"".join(texts), end)
+        if whole is not None:  # with nothing between them: a part's first word may go on from the one before
+            bounds = [whole + sum(map(len, texts[:i])) for i in range(len(texts) + 1)]
+            return list(pairwise(bounds)), whole
+        found: list[tuple[int, int]] = []
+        for text in reversed(texts):
+            start = self._before(text, end)
+            found.insert(0, (end, end) if start is None else (start, start + len(text)))
+            end = found[0][0]
+        return found, end
+
+    def _before(self, text: bytes, end: int) -> int | None:
+        """Where it begins, the last time before `end`; in a word of the template only if nowhere else."""
+        if not text:  # of what UTF-8 cannot say
+            return None
+        last = start = self._text.rfind(text, 0, end)
+        while start >= 0 and self._is_in_word(start, start + len(text)):
+            start = self._text.rfind(text, 0, start + len(text) - 1)
+        start = last if start < 0 else start
+        return start if start >= 0 else None
+
+    def _is_in_word(self, start: int, stop: int) -> bool:
+        """Whether a word goes on before or after these bytes."""
+        first, last = int(self._places[start]), int(self._places[stop - 1])
+        text = self._written.text
+        before, after = text[max(first - 1, 0) : first + 1], text[last : last + 2]
+        return any(len(both) == 2 and both.isalnum() for both in (before, after))
+
+
+def _bare(text: str) -> bytes:
+    """Without blanks."""
+    return _WIDE.sub(b"", text.encode("utf-8", errors="ignore")).translate(None, _BLANKS.tobytes())
+
+
+def _no_blanks(text: bytes) -> npt.NDArray[np.intp]:
+    """Where the bytes of a text are that are no blanks."""
+    is_text = ~np.isin(np.frombuffer(text, dtype=np.uint8), _BLANKS)
+    for blank in _WIDE.finditer(text):
+        is_text[slice(*blank.span())] = False
+    return np.flatnonzero(is_text)
+
+
 class _Bordered:
     """The text of a prompt, with a blank line before each of some parts, as templates may join them."""
 
@@ -170,3 +245,16 @@ class _Bordered:
         pieces = [prompt.text[a:b] for a, b in zip([0, *places], [*places, None], strict=True)]
         self.text = b"\n\n".join(pieces)
         self.ends = prompt.ends + 2 * np.searchsorted(starts, np.arange(prompt.n_tokens) + 1, "right")
+
+
+def _parts(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those of a message that hold a text."""
+    content = message.get("content")
+    if isinstance(content, str):
+        content = [{"text": content}]
+    parts = [part for part in content or () if isinstance(part, Mapping)]
+    return [part for part in parts if isinstance(part.get("text"), str) and part["text"].strip()]
+
+
+def _asks(part: Mapping[str, Any]) -> bool:
+    return not part.get(_DOCUMENT)

@@ -159,9 +159,6 @@ class Plan(NamedTuple):
     first_tokens: int
     ends: npt.NDArray[np.uint8] | None = None  # (n_prompt,), not 0 for the last position of a sentence
     pooled: bool = False
-    earlier: npt.NDArray[np.uint8] | None = (
-        None  # (n_prompt,), not 0 for what earlier turns asked and answered
-    )
 
     def struct(self, ctx: int) -> tuple[Any, Any]:
         """The struct, and what it points to."""
@@ -175,10 +172,7 @@ class Plan(NamedTuple):
         raw.caps, raw.n_caps = ffi.from_buffer("int32_t[]", caps), caps.size
         raw.ends = ffi.NULL if self.ends is None else ffi.from_buffer("uint8_t[]", ends)
         raw.n_ends, raw.pooled = ends.size, self.pooled
-        earlier = np.ascontiguousarray(() if self.earlier is None else self.earlier, dtype=np.uint8)
-        raw.earlier = ffi.NULL if self.earlier is None else ffi.from_buffer("uint8_t[]", earlier)
-        raw.n_earlier = earlier.size
-        return raw, (caps, ends, earlier)
+        return raw, (caps, ends)
 
 
 def compact(ctx: int, plan: Plan) -> None:

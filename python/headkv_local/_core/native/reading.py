@@ -28,8 +28,6 @@ class Reading(NamedTuple):
     """So many of the last ones came with this turn: others do not ask, unless that is told."""
     question: Sequence[Part] = ()
     """What asks; empty: not told."""
-    earlier: Sequence[Part] = ()
-    """What was asked and answered in earlier turns, and is no document."""
     order: int = ORDERS[None]
     panel: int = 0
     logits: bool = False
@@ -80,11 +78,6 @@ def read(
     raw.tokens, raw.n_tokens = ffi.from_buffer("int32_t[]", tokens), tokens.size
     raw.n_held, raw.n_new, raw.logits = reading.n_held, reading.n_new, reading.logits
     raw.question, raw.n_question = parts, len(parts)
-    earlier = np.zeros(tokens.size, dtype=np.uint8)
-    for part in reading.earlier:
-        earlier[part.start : part.stop] = 1
-    if reading.earlier:
-        raw.earlier = ffi.from_buffer("uint8_t[]", earlier)
     raw.order, raw.panel, raw.progress = reading.order, reading.panel, callback
     retention, _kept = keep.struct()
     retention.caps, retention.n_caps = ffi.from_buffer("int32_t[]", flat), flat.size
