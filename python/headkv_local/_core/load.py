@@ -26,9 +26,8 @@ from .logging import collected_errors
 _STOCK: Final = frozenset(signature(llama_cpp.Llama).parameters)
 """Names of its arguments. The server has another class in its place while it loads a model."""
 
-_OF_ITS_SERVER: Final = frozenset(
-    {"mul_mat_q", "rpc_servers"}
-)  # which gives them, and llama_cpp.Llama has them not
+_OF_ITS_SERVER: Final = frozenset({"mul_mat_q", "rpc_servers"})
+"""Which llama_cpp's server gives, and its Llama does not have."""
 
 _logger = logging.getLogger("headkv_local")
 
