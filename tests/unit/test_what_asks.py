@@ -159,9 +159,28 @@ def test_blanks_that_a_tokenizer_adds_hide_no_message(spell: Callable[[str], lis
         ("Is it there? It is.", True),
         *(
             (f"Here {c} is it.", False)
-            for c in ("open(path)?;", "a?.size", "(?:a|b)", "a ??= b", "<?xml v?>")
+            for c in (
+                *("open(path)?;", "a?.size", "(?:a|b)", "a ??= b", "<?xml v?>", "name?: string", "a ?: b"),
+                *("x ? y : z", 'x ? "y" : 0', "a ?? b", "a ?? []", "id = ?", "(?, ?)", "| ? |", "b? = 0"),
+            )
         ),
-        *((f"Why so{mark} So.", True) for mark in ("?;", "?:", "?!", "??", "?)", "?|", "?/Where?", "**?**")),
+        *(
+            (f"Why so{mark}", True)
+            for mark in (
+                *("?; So.", "?: So.", "?! So.", "?? So.", "?) So.", "?| So.", "?/Where? So.", "**?** So."),
+                *(
+                    " ? So : so.",
+                    " ?\nso.",
+                    " ?? So.",
+                    "? so.",
+                    "? so : so.",
+                    "`?",
+                    "%?",
+                    '"? 1.',
+                    "? Yes: a.",
+                ),
+            )
+        ),
     ],
 )
 def test_the_first_sentence_of_a_long_line_asks_for_its_mark(
@@ -392,14 +411,36 @@ def test_a_question_far_from_both_ends_asks() -> None:
         assert weighing(words, 128, ASK, ("user", text)) == 1, n
         text = f"{PARAGRAPH * 2}Were they late? {text}"
         assert weighing(words, 128, ASK, ("user", text)) >= 0.5**4, n
-    code = f"{PARAGRAPH * 4}\nint x = a ? b : c;\n{PARAGRAPH * 4}The end of it."
-    assert weighing(words, 128, "int x = a", ("user", code)) == 0.5**4
+    code = f"{PARAGRAPH * 4}\nsay('Go on? [y]')\n{PARAGRAPH * 4}The end of it."
+    assert weighing(words, 128, "say('Go on", ("user", code)) == 0.5**4
     assert weighing(words, 128, "The end of it.", ("user", code)) == 1
     many = "\n\n".join([*[ASK] * 4, *[PARAGRAPH] * 4, "Were they late?", *[PARAGRAPH] * 4, *[ASK] * 4])
     text = f"{DOCUMENT}\n\n{many}\n\n{DOCUMENT}"
     assert weighing(words, 128, "Were they late?", ("user", text)) == 0  # those nearest to an end ask
     text = f"{DOCUMENT}\n\nWere they late?\n\n{DOCUMENT}\n\n{ASK}"
     assert weighing(words, 128, "Were they late?", ("user", text)) == 0
+
+
+@SPELLINGS
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("let n = open(path)?;", "name?: string;", "items?: Item[];", "x = Y ? Y : Z;", "x = a ? b : c"),
+        *(
+            "x = Y ?? Z;",
+            "x = a ?? 0",
+            "x = a\n    ? Y\n    : Z",
+            "id = ?",
+            "VALUES (?, ?)",
+            "1,?,?",
+            "| ? | 2 |",
+        ),
+        *("let y: Int? = nil", "String? name;", "if ready? {", "GET /x?id=1", "grep -P '(?:a|b)'", "echo $?"),
+    ],
+)
+def test_a_question_before_code_asks(spell: Callable[[str], list[str]], n_last: int, line: str) -> None:
+    text = f"{DOCUMENT}\n\n{ASK}\n\n" + f"{line}\n" * 60
+    assert weighing(spell, n_last, ASK, ("user", text)) == 1
 
 
 @SPELLINGS

@@ -31,15 +31,61 @@ static bool is_small(const uint8_t * p, const uint8_t * end) {
     return unicode_cpt_flags_from_cpt(cpts[0]).is_lowercase;
 }
 
-// a question mark in an address, "a?b=c", or in code: "open(path)?;", "a?.b", "a ??= b", "(?:a)", "<?xml version?>"
-static bool is_code(const uint8_t * begin, const uint8_t * p, const uint8_t * end) {
-    const auto at = [&](ptrdiff_t i) { return i >= begin - p && i < end - p ? p[i] : (uint8_t) ' '; };
+// the text of a line around a question mark, as far as it is looked at: a long line must not be read for each mark
+static constexpr ptrdiff_t n_row = 8, n_line = 256;
 
-    const bool is_closed = at(-1) == ')' || at(-1) == ']';
-    const uint8_t next   = at(1) == '?' ? at(2) : at(1);
-    return isalnum(next) || next == '=' || next == '>' || at(-1) == '(' || at(-1) == '<' ||
-           (is_closed && (next == ';' || next == ',' || next == ')')) ||
-           (next == '.' && (isalnum(at(2)) || at(2) == '(' || at(2) == '['));
+static bool is_any_of(uint8_t c, const char * of) {
+    return c && strchr(of, c);
+}
+
+// A question mark in an address, "a?b=c", or in code: "open(path)?;", "a?.b", "(?:a)", "name?: string", "x ? y : z",
+// "a ?? b", "id = ?". A mark that asks has a word before it, and what goes on behind it goes on as prose.
+static bool is_code(const uint8_t * begin, const uint8_t * p, const uint8_t * end) {
+    const auto at  = [&](const uint8_t * q) { return q >= begin && q < end ? *q : (uint8_t) '\n'; };
+    const auto gap = [&](const uint8_t * q) { return at(q) == ' ' || at(q) == '\t'; };
+
+    const uint8_t * first = p; // of a row of marks
+    const uint8_t * next  = p + 1;
+    while (p - first < n_row && at(first - 1) == '?') {
+        first--;
+    }
+    while (next - p < n_row && at(next) == '?') {
+        next++;
+    }
+    const uint8_t * before = first - 1;
+    while (first - before < n_row && gap(before)) {
+        before--;
+    }
+    if (is_any_of(at(before), "\n\r=,;:([{<|&$\\^~@") || isalnum(at(next)) || is_any_of(at(next), "=>")) {
+        return true;
+    }
+    if (is_any_of(at(first - 1), ")]") && is_any_of(at(next), ";,)")) {
+        return true;
+    }
+    if (at(next) == '.') {
+        return isalnum(at(next + 1)) || is_any_of(at(next + 1), "([");
+    }
+    const bool is_typed  = at(next) == ':'; // "name?: string", "a ?: b"
+    const bool is_apart  = gap(first - 1) && (is_typed || gap(next));
+    const uint8_t * rest = next + is_typed;
+    while (rest - next < n_row && gap(rest)) {
+        rest++;
+    }
+    bool has_colon = false;
+    uint8_t last   = 0; // of the line
+    for (const uint8_t * q = rest; q < end && *q != '\n' && *q != '\r'; ++q) {
+        if (q - rest >= n_line) {
+            last = 0;
+            break;
+        }
+        has_colon |= *q == ':';
+        last       = is_any_of(*q, " \t") ? last : *q;
+    }
+    if (rest > next && (is_any_of(last, ";{") || at(rest) == '=')) {
+        return true;
+    }
+    const bool is_prose = at(rest) >= 0x80 || isupper(at(rest)) || is_any_of(at(rest), "\n\r");
+    return !is_prose && rest > next && (is_typed || (is_apart && (has_colon || next - first > 1)));
 }
 
 // a semicolon after a Greek letter

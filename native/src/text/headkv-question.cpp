@@ -109,7 +109,7 @@ bool headkv_text_view::end_in(bool (*is_one)(const uint8_t *, const uint8_t *, c
         size_t n = headkv_closer_at(p, end);
         n        = n ? n : headkv_feed_at(p, end);
         if (n == 0 && !headkv_is_space(*p) && (*p & 0xc0) != 0x80) {
-            res = is_one(bytes, p, end);
+            res = is_one(bytes, p, bytes + n_bytes);
         }
         p += std::max<size_t>(n, 1);
     }
@@ -185,6 +185,11 @@ std::vector<headkv_part> headkv_text_view::question(int32_t start, int32_t stop,
     if (start >= 0 && stop - start <= n_last) {
         return { { start, stop, 1.0 } };
     }
+    return headkv_text_view(*this, stop).question_at_end(start, n_last); // what a template puts after it is not read
+}
+
+std::vector<headkv_part> headkv_text_view::question_at_end(int32_t start, int32_t n_last) const {
+    const int32_t stop = n;
     // it holds a document: a question may stand before it or after it
     std::vector<headkv_part> res;
     const int32_t from = std::max(start, 0);

@@ -47,7 +47,7 @@ int32_t headkv_text_view::n_marks(int32_t start, int32_t stop) const {
         if ((*p & 0xc0) == 0x80) { // within a character
             continue;
         }
-        const bool here  = headkv_is_mark(bytes, p, end);
+        const bool here  = headkv_is_mark(bytes, p, bytes + n_bytes);
         res             += here && !before;
         before           = here;
     }
@@ -59,9 +59,10 @@ int32_t headkv_text_view::n_questions(const std::vector<headkv_part> & parts) co
     for (const auto & part : parts) {
         most = std::max(most, part.weight);
     }
+    const headkv_text_view message(*this, parts.empty() ? 0 : parts.back().stop);
     int32_t res = 0;
     for (const auto & part : parts) {
-        res += part.weight == most ? n_marks(part.start, part.stop) : 0;
+        res += part.weight == most ? message.n_marks(part.start, part.stop) : 0;
     }
     return std::max(res, 1);
 }

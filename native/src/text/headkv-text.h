@@ -23,6 +23,16 @@ public:
     int32_t n_questions(const std::vector<headkv_part> & parts) const;
 
 private:
+    // the first `stop` tokens of a text
+    headkv_text_view(const headkv_text_view & text, int32_t stop)
+        : bytes(text.bytes),
+          n_bytes(text.start_of(stop)),
+          ends(text.ends),
+          n(stop) {}
+
+    // the same as question(), of a message that ends where the text does
+    std::vector<headkv_part> question_at_end(int32_t start, int32_t n_last) const;
+
     // the token that holds the last byte of what ends here
     size_t token_at(size_t end) const;
 
