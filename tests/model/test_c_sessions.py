@@ -486,6 +486,41 @@ def test_rows_that_yarn_has_rotated(
     assert opened(same, file, tiny_path) == TOKENS
 
 
+def test_rows_that_are_quantized_as_they_are(
+    tiny: Tiny, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp rotates them before by itself, and queries with them."""
+    file, path = tmp_path / "x.session", tiny(head_dim=64)
+    for one, other in (("0", "1"), ("1", "0")):
+        llms = []
+        for value in (one, one, other):
+            monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", value)
+            llms.append(load(path, retention=RETENTION, type_k=8, type_v=8))
+        saved, same, differs = llms
+        read(saved, TOKENS)
+        save(saved, file, path, TOKENS)
+        with pytest.raises(SessionError, match="rotated otherwise than this context's"):
+            opened(differs, file, path)
+        assert opened(same, file, path) == TOKENS
+
+
+def test_names_out_of_a_file_steer_no_terminal(
+    tiny: Tiny, tiny_path: Path, load: Load, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.session"
+    llm = load(tiny_path, retention=RETENTION)
+    read(llm, TOKENS)
+    save(llm, file, tiny_path, TOKENS)
+    bad = "\n\x1b]0;x\x07\x9b1m\x7fé".encode()
+    evil = Session.of(file.read_bytes()).change(
+        b"about", lambda x: x[:64] + b"\0".join([x[64:].split(b"\0")[0], bad, bad, b""])
+    )
+    file.write_bytes(evil.to_bytes())
+    with pytest.raises(SessionError, match=r"is of the model \?\?\]0;x\?\?1m\?é \(") as caught:
+        opened(load(tiny(n_layer=3), retention=RETENTION), file, tiny(n_layer=3))
+    assert str(caught.value).isprintable()
+
+
 def test_tokens_that_the_model_does_not_have(tiny_path: Path, load: Load, tmp_path: Path) -> None:
     """They would make a session that nobody can open."""
     file = tmp_path / "x.session"

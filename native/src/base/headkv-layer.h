@@ -17,6 +17,10 @@ struct headkv_layer_shape {
     uint32_t n_head_kv;
     uint32_t n_readers; // layers that read its K and V, itself among them
 
+    // by a Hadamard matrix, before they are quantized
+    bool is_k_rotated = false;
+    bool is_v_rotated = false;
+
     uint32_t n_gqa() const { return n_head / n_head_kv; }
 
     // K and V of one entry of one KV head

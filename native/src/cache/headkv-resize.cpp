@@ -165,6 +165,10 @@ std::shared_ptr<const headkv_bounded> llama_kv_cache_headkv::archive_behind(cons
         }
     }
     auto at_end = std::make_shared<headkv_bounded>(lctx->get_memory(), /*rows =*/true);
+    if (!at_end->reaches(cell.size())) {
+        throw headkv_error(HEADKV_ERR_STATE, "layers with a sliding window and recurrent ones have forgotten what the "
+                                             "next token looks at: too much behind the prompt was taken back");
+    }
     try {
         archive->fork(exts.size(), archived.size());
         archive_cells(*archive, cell, exts.size(), exts);

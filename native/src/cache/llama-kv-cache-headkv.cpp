@@ -56,12 +56,17 @@ llama_kv_cache_headkv::llama_kv_cache_headkv(const llama_model & model, const ll
             hparams.n_head(il),
             hparams.n_head_kv(il),
             (uint32_t) (readers.size() - n_before),
+            attn_rot_k,
+            attn_rot_v,
         });
         retained.push_back(i);
         n_heads += hparams.n_head_kv(il);
     }
     retains =
         n_seq_max == 1 && !v_trans && !other && !shapes.empty() && !hparams.is_mla() && swa_type == LLAMA_SWA_TYPE_NONE;
+    if (!retains && !other && get_size() < kv_size) { // it never grows
+        swap_cells(*make_cells(kv_size));
+    }
 }
 
 void llama_kv_cache_headkv::wait() const {

@@ -71,6 +71,9 @@ void llama_kv_cache_headkv::reading::require_tokens(const int32_t * tokens, size
 }
 
 void llama_kv_cache_headkv::reading::require_past() const {
+    if (!kv.kept && n_past > 0 && kv.n_used() > 0) {
+        kv.get_prompt_cells(); // positions without gaps, from 0 on
+    }
     const uint32_t n_held = kv.kept ? kv.archived.size() : kv.n_used();
     if (n_past > n_held) {
         throw headkv_error(HEADKV_ERR_STATE,

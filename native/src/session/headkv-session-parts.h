@@ -28,7 +28,8 @@ struct headkv_session_about {
     // YaRN, where they change nothing.
     float yarn_attn_factor, yarn_ext_factor, yarn_beta_fast, yarn_beta_slow;
     uint32_t yarn_orig_ctx;
-    uint32_t rope_factors; // of the frequencies: 1 those of a short context, 2 of a long one, 0 the same for all
+    uint32_t rope_factors; // of the frequencies: 1 those of a short context, 2 of a long one, 0 the same for all; and
+                           // 4 for K, 8 for V that are quantized as they are where llama.cpp rotates them by itself
 };
 
 static_assert(sizeof(headkv_session_about) == 64, "as in the file");
@@ -114,10 +115,15 @@ inline headkv_session_about headkv_about(const llama_context & ctx, const llama_
     if (const ggml_tensor * factors = ctx.get_model().get_rope_factors(cparams, shape.il)) {
         res.rope_factors = factors == layer.rope_short ? 1 : factors == layer.rope_long ? 2 : 0;
     }
+    const auto is_plain = [](ggml_type type, uint32_t d, bool is_rotated) {
+        return ggml_is_quantized(type) && d % 64 == 0 && !is_rotated; // as LLAMA_ATTN_ROT_DISABLE makes them
+    };
+    res.rope_factors |= is_plain(shape.type_k, shape.d_k, shape.is_k_rotated) ? 4 : 0;
+    res.rope_factors |= is_plain(shape.type_v, shape.d_v, shape.is_v_rotated) ? 8 : 0;
     return res;
 }
 
-// whether K of the two is rotated alike
+// whether rows of the two are rotated alike
 inline bool headkv_same_rope(const headkv_session_about & a, const headkv_session_about & b) {
     const auto rope = [](const headkv_session_about & x) {
         return std::tie(x.rope_freq_base, x.rope_freq_scale, x.yarn_attn_factor, x.yarn_ext_factor, x.yarn_beta_fast,
