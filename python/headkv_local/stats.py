@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .budgets import LayerShape
+
+if TYPE_CHECKING:
+    from .retention import Retention
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,6 +90,8 @@ class PromptRecord:
 
     n_tokens: int | None = None
     """None if no prompt was read: whatever the cache holds counts as prompt then."""
+    retention: Retention | None = None
+    """By which what is kept of it was chosen. None: not known."""
     policy: Literal["uniform", "scores", "caps"] = "uniform"
     scores_from: str | None = None
     prefill_seconds: float = 0.0
@@ -101,6 +106,11 @@ class PromptRecord:
     """What its last token predicts, (n_vocab,): that token cannot be decoded again once others are gone."""
     recurrent: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
     """The state of recurrent layers at its end, to which they cannot go back; None without such layers."""
+
+    def chosen_otherwise(self, now: Retention | None) -> bool:
+        """Whether it is known that another retention chose. Where the archive is does not matter."""
+        then = self.retention
+        return then is not None and now is not None and then.without_archive() != now.without_archive()
 
     def turns_within(self, n_tokens: int) -> tuple[tuple[int, int], ...]:
         """Those whose prompt lies within the first n_tokens."""

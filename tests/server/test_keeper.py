@@ -79,6 +79,31 @@ def test_what_cannot_be_used_now_stays(
     assert len(sessions(tmp_path)) == 5  # with later, good and the new one, chat and foreign
 
 
+@pytest.mark.parametrize("between", [None, "memory", "file"])
+def test_the_same_prompt_with_another_budget(
+    tiny_path: Path, load: Callable[..., Llama], tmp_path: Path, between: str | None
+) -> None:
+    """Is chosen for anew, also where its conversation has waited or was saved meanwhile."""
+    tokens, llm = random_tokens(300, seed=1), load(tiny_path, retention=KEPT)
+    keeper = Keeper(llm, Shelf(tmp_path, 9, 2**30))
+    for budget in (64, 16, 400, 32, "100%", 16):
+        kept = Retention(budget=budget, archive="memory")
+        keeper.prepare(tokens, kept)
+        llm.prefill(tokens)
+        fresh = load(tiny_path, retention=kept)
+        fresh.prefill(tokens)
+        assert llm.cache_stats().kept_share == fresh.cache_stats().kept_share
+        if fresh.cache_stats().compacted:
+            assert np.array_equal(llm.retention_mask(), fresh.retention_mask())
+        if between is not None:
+            read(keeper, llm, random_tokens(200, seed=2))
+        if between == "file":
+            keeper.close()
+            llm.reset()
+            keeper = Keeper(llm, Shelf(tmp_path, 9, 2**30))
+    keeper.close()
+
+
 def test_what_a_killed_server_has_left_goes_and_nothing_else(tmp_path: Path) -> None:
     ours = {
         "archive-123": b"headkv archive\n\0rows",

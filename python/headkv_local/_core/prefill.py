@@ -107,20 +107,20 @@ class PromptReader:
     def _asks_else(self, tokens: list[int], turn: Turn) -> bool:
         """Whether tokens are the prompt that was compacted, but others of them ask than those that chose.
 
-        With an archive also whether they are all that the cache holds, so that nothing new would be read, or
-        whether an answer chose, which was folded.
+        With an archive also whether another retention chose, whether they are all that the cache holds, so
+        that nothing new would be read, or whether an answer chose, which was folded.
         """
         record, n, held = self._prompts.record, turn.n_compacted(len(tokens)), self._tokens
-        if not (turn.question or turn.messages) or self._compactor.n_compacted == 0:
+        prompt = tokens[:n]
+        if self._compactor.n_compacted == 0 or held.input_ids[:n].tolist() != prompt:
             return False
-        if self._compactor.observes_all:
+        reads_anew = self._contents.reads_anew(n - 1, n)
+        if n == record.n_tokens and reads_anew and record.chosen_otherwise(self._compactor.retention):
+            return True
+        if not (turn.question or turn.messages) or self._compactor.observes_all:
             return False
         chose = record.question if n == record.n_tokens else None
-        is_there = n in (record.n_tokens, held.n_tokens)
-        if chose is None and not (is_there and self._contents.reads_anew(n - 1, n)):
-            return False
-        prompt = tokens[:n]
-        if held.input_ids[:n].tolist() != prompt:
+        if chose is None and not (n in (record.n_tokens, held.n_tokens) and reads_anew):
             return False
         told = self._told(prompt, turn)
         return len(told) > 0 and told != chose
@@ -243,7 +243,9 @@ class PromptReader:
             progress.reach(done, total)
 
         started = perf_counter()
-        self._prompts.record = PromptRecord(policy=compactor.policy, scores_from=compactor.scores_from)
+        self._prompts.record = PromptRecord(
+            retention=compactor.retention, policy=compactor.policy, scores_from=compactor.scores_from
+        )
         reading = Reading(prompt, held.n_tokens, turns[-1][1], told, logits=self._context.logits_all)
         try:
             with self._decoder.in_one_call():

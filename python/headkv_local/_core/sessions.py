@@ -114,5 +114,7 @@ def _load(llm: Any, session: SessionFile, header: Header) -> None:
             llm._tokens.unscored(0)
             if held.logits is not None:
                 llm.scores[llm.n_tokens - 1] = held.logits
-        llm._prompts.record = replace(header.prompt, logits=held.prompt_logits, recurrent=held.prompt_state)
+        llm._prompts.record = replace(
+            header.prompt, retention=header.retention, logits=held.prompt_logits, recurrent=held.prompt_state
+        )
         llm._seed, llm._session_messages = header.seed, header.messages
