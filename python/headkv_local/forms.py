@@ -53,6 +53,16 @@ def seed_of(seed: Any) -> int:
     return int(seed) & UINT32_MAX
 
 
+def require_embeddable(llm: llama_cpp.Llama, given: Any) -> None:
+    """Raises ArgumentError for an input without tokens, over which llama_cpp writes where it must not."""
+    texts = [given] if isinstance(given, str) else list(given)
+    if not texts:
+        raise ArgumentError("input is an empty list: there is nothing to embed")
+    for i, text in enumerate(texts, start=1):
+        if isinstance(text, str) and not llm.tokenize(text.encode("utf-8")):
+            raise ArgumentError(f"input {i} has no tokens: there is nothing to embed")
+
+
 def require_bias(bias: Any, n_vocab: int) -> None:
     """Raises ArgumentError for what is no number by token."""
     if not isinstance(bias, Mapping):

@@ -14,7 +14,7 @@ import pytest
 from llama_cpp import LlamaGrammar, LogitsProcessorList, StoppingCriteriaList
 from llama_cpp.llama_speculative import LlamaDraftModel, LlamaPromptLookupDecoding
 
-from headkv_local import Cancelled, ContextFullError, Llama, Retention, StateError
+from headkv_local import ArgumentError, Cancelled, ContextFullError, Llama, Retention, StateError
 from helpers import random_tokens
 
 Load = Callable[..., Llama]
@@ -300,6 +300,43 @@ def test_embedding(load: Load, tiny_path: Path) -> None:
     assert [len(row) for row in rows] == [len(llm.tokenize(text)) for text in (b"one", b"two")]
     assert {len(token) for row in rows for token in row} == {llm.n_embd()}
     assert llm.cache_stats().prompt_tokens == 0
+
+
+def test_an_input_without_tokens_is_not_embedded(load: Load, tiny_path: Path) -> None:
+    """llama_cpp writes before the batch's arrays for one, and the process ends when it closes."""
+    llm = load(tiny_path, embedding=True)
+    empty = [text for text in ("", [""], ["a", ""]) if not llm.tokenize(b"")]
+    for given in empty:
+        with pytest.raises(ArgumentError, match=r"^input [12] has no tokens: there is nothing to embed$"):
+            llm.create_embedding(given)
+    with pytest.raises(ArgumentError, match="^input is an empty list: there is nothing to embed$"):
+        llm.embed([])
+    assert len(llm.embed("a"))
+
+
+@pytest.mark.parametrize("archive", [None, "memory"])
+def test_a_compacted_prompt_is_not_evaluated_from_within(
+    load: Load, tiny_path: Path, archive: str | None
+) -> None:
+    """As callers do who set back n_tokens."""
+    llm = load(tiny_path, retention=Retention(budget=32, archive=archive))
+    prompt = random_tokens(100)
+    llm.prefill(prompt)
+    llm.n_tokens = 10
+    with pytest.raises(StateError, match="of 100 tokens cannot be taken back to token 10: call reset"):
+        llm.eval([1, 2])
+    assert (llm.n_tokens, llm.cache_stats().prompt_tokens) == (10, 100)
+    llm.reset()
+    llm.eval([1, 2])
+    assert llm.n_tokens == 2
+
+
+def test_an_empty_suffix_is_none(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path)
+    answers = [
+        llm("Hello.", max_tokens=4, temperature=0.0, **given)["choices"] for given in ({}, {"suffix": ""})
+    ]
+    assert answers[0] == answers[1]
 
 
 def test_embedding_can_be_cancelled(load: Load, tiny_path: Path) -> None:

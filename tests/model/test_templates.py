@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -325,7 +326,6 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "
     [
         (loop("{{ m['content'] }}"), {"tools": TOOLS}, 1),
         (loop("{{ m['content'] }}"), {"tools": TOOLS, "tool_choice": TOOLS[0]}, 1),
-        (loop("{{ m['content'] }}"), {"functions": [TOOLS[0]["function"]]}, 1),
         (loop("{{ m['content'] }}"), {"tools": TOOLS, "tool_choice": "none"}, 0),
         ("{{ tools | tojson }}" + loop("{{ m['content'] }}"), {"tools": TOOLS}, 0),
         ("{{ tools | length }}" + loop("{{ m['content'] }}"), {"tools": TOOLS}, 0),
@@ -344,6 +344,39 @@ def test_tools_that_a_template_does_not_tell(
         llm.create_chat_completion([{"role": "user", "content": "Hello."}], max_tokens=4, **given)
     said = [record.message for record in caplog.records if record.name == "headkv_local"]
     assert said == ["the model's chat template knows no tools: the model is not told of them"] * n_said
+
+
+def test_functions_are_no_tools(
+    load: Load, tiny: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    llm = load(tiny(chat_template="{{ tools }}" + loop("{{ m['content'] }}")))
+    functions = [TOOLS[0]["function"]]
+    llm.create_chat_completion([{"role": "user", "content": "Hello."}], max_tokens=4, functions=functions)
+    (record,) = (record for record in caplog.records if record.name == "headkv_local")
+    assert "template knows `tools`, and no `functions`: the model is not told of them" in record.message
+
+
+@pytest.mark.parametrize("content", ["Be brief.", [{"type": "text", "text": "Be brief."}]])
+def test_a_developer_is_a_system_where_a_template_knows_that(
+    load: Load, tiny: Callable[..., Path], caplog: pytest.LogCaptureFixture, content: Any
+) -> None:
+    """As Qwen's does: it leaves out what it does not know."""
+    known = loop("{% if m['role'] in ['system', 'user'] %}{{ m['role'] }}: {{ m['content'] }}\n{% endif %}")
+    llm = load(tiny(chat_template=known))
+    messages = [
+        {"role": "system", "content": "You count."},
+        {"role": "developer", "content": content},
+        {"role": "user", "content": "Hello."},
+    ]
+    lines = re.findall("^[a-z]+: .*$", llm.chat_prompt(messages), re.MULTILINE)
+    assert lines == ["system: You count.", "system: Be brief.", "user: Hello."]
+    llm.create_chat_completion(messages, max_tokens=1)
+    assert not [record for record in caplog.records if record.name == "headkv_local"]
+
+
+def test_no_messages_are_refused(load: Load, tiny_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="^messages is an empty list: there is nothing to answer$"):
+        load(tiny_path).create_chat_completion([])
 
 
 def test_handlers_of_the_callers_own_get_the_messages_as_they_are(load: Load, tiny_path: Path) -> None:

@@ -145,6 +145,35 @@ def test_the_server_stops_in_the_middle(tiny_path: Path, tmp_path: Path) -> None
         client.close()
 
 
+def test_a_terminal_that_is_closed_costs_no_conversation(tiny_path: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, tiny_path, "--ctx", 1024) as server:
+        with server.plain() as client:
+            body = {"messages": [{"role": "user", "content": "Hello. " * 40}], "max_tokens": 2}
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+        server.process.send_signal(signal.SIGHUP)
+        assert server.process.wait(TIMEOUT) == 0
+    assert list(tmp_path.rglob("*.session"))
+
+
+def test_a_default_folder_that_cannot_be_made(tiny_path: Path, tmp_path: Path) -> None:
+    """Nobody asked for it: the server works without."""
+    (tmp_path / "home").touch()
+    command = [sys.executable, "-m", "headkv_local.server", str(tiny_path), "--port", "0"]
+    env = environment(HOME=str(tmp_path / "home"), XDG_CACHE_HOME=str(tmp_path / "home" / "cache"))
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().split()[-1].decode()
+        body = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 2}
+        answered = False
+        while not answered and process.poll() is None:
+            reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=TIMEOUT, trust_env=False)
+            answered = reply.status_code == 200
+        assert answered
+        process.send_signal(signal.SIGTERM)
+        assert b"each conversation is read anew (--sessions names another folder)" in process.stderr.read()
+
+
 def test_it_stops_with_the_program_that_started_it(tiny_path: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,

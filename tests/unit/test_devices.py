@@ -142,6 +142,11 @@ def test_a_gpu_older_than_the_build(
             "failed: out of memory",
             "no memory for the context on device 0: make n_ctx or n_gpu_layers smaller",
         ),
+        (
+            "Failed to create llama_context",
+            "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 174467072",
+            "no memory for the context: make n_ctx smaller",
+        ),
     ],
 )
 def test_too_little_device_memory(failed: str, line: str, sentence: str) -> None:

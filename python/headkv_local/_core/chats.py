@@ -98,12 +98,15 @@ class Chats:
             raise AssertionError("a formatter's handler makes tokens of its prompt")
 
         messages, template = require_messages(messages), _template_name(llm)
+        if not messages:
+            raise ArgumentError("messages is an empty list: there is nothing to answer")
         form, prompt, change = templates.fitted(messages, render, template)
         if change:
             self._warn(f"{template} knows no system role: {change}")
         offered, without = _tools(given)
         if offered and _same(prompt, render, form, without):
-            self._warn(f"{template} knows no tools: the model is not told of them")
+            what = "no tools" if given.get("tools") else "`tools`, and no `functions`"
+            self._warn(f"{template} knows {what}: the model is not told of them")
         ends, later, rewritten = templates.ending(form, prompt, render)
         with self._reading(messages, _n_unstable(llm, ends, later), rewritten):
             return stock(form, **given)

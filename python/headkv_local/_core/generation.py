@@ -26,6 +26,8 @@ def completion_arguments(llm: Any, given: dict[str, Any]) -> dict[str, Any]:
         require_bias(bias, llm._n_vocab)
         if (processors := given.get("logits_processor")) is not None:
             given = {**given, "logits_processor": Extensible(processors)}
+    if given.get("suffix") == "":  # as clients send it that always have the field
+        given = {**given, "suffix": None}
     if (suffix := given.get("suffix")) is not None:
         given = {**given, "prompt": infill.prompt_of(llm, given.get("prompt", ""), suffix), "suffix": None}
     if given.get("echo") and isinstance(given.get("prompt"), list):

@@ -32,8 +32,10 @@ _OF_ITS_SERVER: Final = frozenset({"mul_mat_q", "rpc_servers"})
 _logger = logging.getLogger("headkv_local")
 
 # "failed to allocate CUDA0 buffer of size 123", "unable to allocate CUDA0 buffer",
-# "allocating 1.0 MiB on device 0"
-_NO_ROOM = re.compile(r"(?:fail|unable)\w* to alloc\w* (\w+)|allocating [\d.]+ MiB on (device \d+)")
+# "allocating 1.0 MiB on device 0"; "failed to allocate buffer of size 123" is of none
+_NO_ROOM = re.compile(
+    r"(?:fail|unable)\w* to alloc\w* (?!buffer )(\w+)|allocating [\d.]+ MiB on (device \d+)"
+)
 
 
 def arguments_of(retention: Retention | None, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,11 @@ class PromptReader:
             self._read(tokens, turn)
             return
         self._tokens.uncut()
+        if self._tokens.n_tokens < (n_prompt := self._compactor.n_compacted):
+            raise StateError(
+                f"the compacted prompt of {n_prompt} tokens cannot be taken back to token "
+                f"{self._tokens.n_tokens}: call reset() first"
+            )
         self._folding.fold_if_due(len(tokens))
         self._decoder.evaluate(tokens)
 

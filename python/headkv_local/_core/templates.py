@@ -162,10 +162,14 @@ def _require_text(messages: list[Message]) -> None:
 def _forms(messages: list[Message]) -> Iterator[tuple[str, list[Message]]]:
     seen: list[list[Message]] = []
     merged = _merged(messages)
+    as_system = [{**m, "role": "system"} if m.get("role") in SYSTEM else m for m in messages]
     for change, form in (
         ("", messages),
         ("", [as_text(message) for message in messages]),
         ("", [_with_content(message, _as_parts) for message in messages]),
+        ("", as_system),
+        ("", [as_text(message) for message in as_system]),
+        ("", [_with_content(message, _as_parts) for message in as_system]),
         ("the system message is put before the first question", merged),
         (
             "the system message is put before the first question",

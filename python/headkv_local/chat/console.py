@@ -149,7 +149,9 @@ class Console:
     def _message(self, text: str, style: str) -> None:
         if self.err is None:
             return
-        text = strip_control(text)  # also in a pipe: it may end in a terminal, and names out of files are in it
+        text = strip_control(
+            text
+        )  # also in a pipe: it may end in a terminal, and names out of files are in it
         if self.color:
             text = f"{style}{text}{_PLAIN}"
         self.err.write(text + "\n")

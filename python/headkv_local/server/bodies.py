@@ -122,7 +122,9 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
         """OpenAI's "json_schema" as llama-cpp-python writes it."""
         wanted = _without_nulls(wanted)
         if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
-            return wanted  # stock's types say what is wrong with it
+            if isinstance(wanted, dict) and wanted.get("type") not in ("text", "json_object"):
+                raise ValueError("response_format: its type must be 'text', 'json_object' or 'json_schema'")
+            return wanted  # stock's types say what else is wrong with it
         return plain_format(wanted)
 
     @field_validator("tools", mode="before")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import ssl
 import sys
 import threading
@@ -74,7 +75,13 @@ def _serve(settings: Any, models: Any) -> int:
         def leave() -> None:
             server.should_exit = True
 
+        def hang_up(_sig: int, _frame: FrameType | None) -> None:
+            service.stop()
+            leave()
+
         service.on_failure = leave
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, hang_up)  # the terminal was closed: conversations are saved
         if settings.stop_with_stdin:
             threading.Thread(target=_watch_stdin, args=(service, leave), daemon=True).start()
         print(f"headkv-server listens on {url_of(listener, settings.ssl_certfile is not None)}", flush=True)

@@ -36,6 +36,7 @@ _TYPES: Final = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+_SHOULD: Final = "Input should be "
 _SHOWN: Final = 200  # characters of what a client sent that are shown to it again
 
 
@@ -119,10 +120,17 @@ def sentence_of(errors: Sequence[Any]) -> str:
         return f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
     if first["type"] == "model_attributes_type" and isinstance(first["input"], bytes):
         return "the body is not taken for JSON: the request needs the header Content-Type: application/json"
-    message = str(first["msg"]).removeprefix("Value error, ")
     known = first["type"] == "value_error"  # which says in its own words what of the body it is about
+    message = str(first["msg"]).removeprefix("Value error, ") if known else _all_forms(first, errors)
     text = message if known else f"{_place(errors) or 'body'}: {message}"
     return text if len(text) <= 2 * _SHOWN else text[: 2 * _SHOWN] + "..."
+
+
+def _all_forms(first: Any, errors: Sequence[Any]) -> str:
+    """What pydantic says of an input, with what else it might be: it tells of each branch of a union."""
+    others = (one["msg"] for one in errors if _names(one) == _names(first))
+    known = dict.fromkeys(text.removeprefix(_SHOULD) for text in others if text.startswith(_SHOULD))
+    return _SHOULD + ", or ".join(known) if str(first["msg"]).startswith(_SHOULD) else str(first["msg"])
 
 
 def _telling(errors: Sequence[Any]) -> Any:
@@ -132,10 +140,14 @@ def _telling(errors: Sequence[Any]) -> Any:
 
 
 def _place(errors: Sequence[Any]) -> str | None:
-    """Without the branches of unions, which pydantic names by their types."""
-    names = [str(part) for part in _telling(errors)["loc"] if part != "body"]
+    return ".".join(_names(_telling(errors))) or None
+
+
+def _names(error: Any) -> list[str]:
+    """Where it is, without the branches of unions, which pydantic names by their types."""
+    names = [str(part) for part in error["loc"] if part != "body"]
     kept = [name for name in names if name.isdecimal() or (name.islower() and name.isidentifier())]
-    return ".".join(name for name in kept if name not in ("int", "str")) or None
+    return [name for name in kept if name not in ("int", "str")]
 
 
 class Route(APIRoute):

@@ -25,7 +25,7 @@ from .errors import Refusal
 from .retaining import Settings, retention_of, usual_settings
 from .served import Served
 from .settings import ModelSettings, ServerSettings
-from .shelf import Shelf
+from .shelf import InUse, Shelf
 
 _logger = logging.getLogger("headkv_local.server")
 
@@ -126,8 +126,11 @@ class Models(LlamaProxy):  # type: ignore[misc]
             try:
                 where = cache_folder() / "server" / (folder if number == 1 else f"{folder}-{number}")
                 return Shelf(where, server.max_conversations, server.session_bytes)
-            except ArgumentError as error:
+            except InUse as error:
                 refused = error
+            except ArgumentError as error:
+                _logger.warning("%s: each conversation is read anew (--sessions names another folder)", error)
+                return None
         raise refused
 
     @staticmethod

@@ -38,6 +38,10 @@ class _NotOurs(Exception):
     """A session that no server has saved."""
 
 
+class InUse(ArgumentError):
+    """Another server has the folder."""
+
+
 class Shelf:
     """folder: of one model, and of one server at a time. most, most_bytes: what may be in it.
 
@@ -109,7 +113,7 @@ class Shelf:
             flock(lock, LOCK_EX | LOCK_NB)
         except OSError as error:
             os.close(lock)
-            raise ArgumentError(
+            raise InUse(
                 f"another server keeps its sessions in {folder}: give this one another folder with --sessions"
             ) from error
         return lock
