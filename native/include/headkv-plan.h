@@ -24,7 +24,7 @@ struct headkv_retention {
     int32_t observe;     // last tokens of a prompt, or of a message, that may ask                        128
                          // 0, for headkv_read(): all of the prompt, read once more, and heads share the budget by what
                          // that looks at; a window of 1 leaves most to share
-    int32_t draft;       // tokens of the answer that are tried before, to see what they look at; or 0    8
+    int32_t draft;       // most tokens of a draft of the answer, to see what they look at; or 0          24
                          // for each of several questions, as their marks tell, up to four
 
     // The more, the larger a head's share. NULL: all are alike. Row-major [n_rows][n_cols], finite, not negative, not

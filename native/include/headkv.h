@@ -148,9 +148,10 @@ struct headkv_prompt {
     size_t n_again;
 
     // Most tokens of a draft of the answer: each the likeliest one after what would be kept without them, and 64
-    // entries of each KV head more, up to one that ends it. What their queries look at is observed beside all tokens
-    // above, and nothing stays of them. What the answer looks at they know best: the others weigh 0.03 of what they
-    // would alone. Fewer where the context has no room, none where the plan keeps all. 0: none.
+    // entries of each KV head more, up to one that ends it, or to a sentence's end behind a third of them. What their
+    // queries look at is observed beside all tokens above, and nothing stays of them. What the answer looks at they
+    // know best: the others weigh 0.03 of what they would alone, those behind a third of the draft 0.1. Fewer where the
+    // context has no room, none where the plan keeps all. 0: none.
     int32_t n_draft;
 
     // Not 0: logits of every token of `tokens`, which progress can read of each batch, as after llama_decode(). In

@@ -63,7 +63,7 @@ static bool test_far_behind() {
         cells.pos_set(i, i);
         cells.seq_add(i, 0);
     }
-    observer.aim_beside(n_cells + 16, n_draft, cells);
+    observer.aim_beside(n_cells + 16, std::vector<float>(n_draft, 1.0f), cells);
 
     const ggml_init_params params = { 4 << 20, nullptr, true };
     ggml_context_ptr ctx(ggml_init(params));

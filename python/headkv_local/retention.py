@@ -62,9 +62,10 @@ class Retention:
         is kept, for questions that are still to come (KVzip, arXiv 2505.23416). Heads share the budget by
         that, and not by scores, and neither the question nor a draft selects. It costs as much as the
         prompt once more, and chooses once, so it goes with no archive, or with reselect=False.
-    draft: so many of the answer's first tokens, each the likeliest one after what would be kept without them,
-        select first of all, and nothing stays of them; for each of several questions, as their marks tell, up
-        to four. 0: the question selects alone.
+    draft: at most so many of the answer's first tokens, each the likeliest one after what would be kept
+        without them, select first of all, and nothing stays of them; they end with the answer, or with the
+        sentence that ends behind a third of them. As many for each of several questions, as their marks tell,
+        up to four. 0: the question selects alone.
     fold: so many tokens after a prompt, at least 64, become a part of it, once not all fit into the budget
         (those of the last turn are not counted, and become a part of it with the answer); as many as the
         window, if that is more:

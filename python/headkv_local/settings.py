@@ -13,7 +13,7 @@ DEFAULT_BUDGET: Final = 128
 DEFAULT_OBSERVE: Final = 128
 """Last tokens of a prompt that select, where it is not known which ask."""
 
-DEFAULT_DRAFT: Final = 8
+DEFAULT_DRAFT: Final = 24
 """Tokens of the answer that are tried before the prompt is compacted."""
 
 DEFAULT_FOLD: Final = 1024
@@ -74,7 +74,7 @@ ADVANCED: Final = {
     ),
     "draft": Setting(
         int,
-        "tokens of the answer that are tried before, since they know best what it looks at; 0: none "
+        "most tokens of the answer that are tried before, since they know best what it looks at; 0: none "
         f"(default: {DEFAULT_DRAFT})",
     ),
     "fold": Setting(

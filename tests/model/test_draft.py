@@ -15,7 +15,7 @@ import pytest
 from gguf_factory import TinyModel
 from headkv_local import ArgumentError, Cancelled, Llama, Retention
 from headkv_local._core import native
-from headkv_local._core.native.plan import Part, observers
+from headkv_local._core.native.plan import Part, observers, sentence_ends
 from helpers import at_each_node, cancelled_after, greedy, last_logits, random_tokens
 from reference import attention_after, masks_of
 
@@ -25,20 +25,26 @@ RECENT = 16  # two windows
 BUDGET = 32
 QUESTION = slice(N - 20, N)
 BESIDE = np.float32(0.03)  # what other observed tokens weigh
+EARLY, LATE = 8, np.float32(0.1)  # tokens of a draft that weigh 1, and what those behind them weigh
 SHORT = Retention(budget=BUDGET, scores="uniform", kernel=1, sinks=0, draft=0)
-WITH = replace(SHORT, draft=8)
+WITH = replace(SHORT, draft=24)
 WIDE = replace(SHORT, budget=BUDGET + 64)  # what a draft is made with
 HEAD_DIM = TinyModel().head_dim
 ORDERS = [{}, {"archive": "memory"}]
 
 
 def drafted(llm: Llama, tokens: list[int], n: int) -> list[int]:
-    """What is generated after a prompt that was compacted without a draft, up to a token that ends it."""
+    """What is generated after a prompt that was compacted without a draft, up to a token that ends it, or
+    the sentence behind the first ones."""
     llm.prefill(tokens, question=QUESTION)
     found: list[int] = []
     for token in greedy(llm, n):
         found.append(token)
-        if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
+        late = found[EARLY - 1 :]
+        if (
+            llama_cpp.llama_vocab_is_eog(llm._model.vocab, token)
+            or sentence_ends(llm._vocabulary.pieces(late)).any()
+        ):
             break
     return found
 
@@ -61,7 +67,7 @@ def selected(load: Load, path: Path, tokens: list[int], draft: list[int]) -> npt
         for token in range(len(draft)):
             far = N + token - 16 + 1  # nearer ones count for nothing
             of_heads = weights[:, token, :far].reshape(sums.shape[1], n_gqa, -1)
-            sums[layer, :, :far] += (of_heads**4).sum(axis=1)
+            sums[layer, :, :far] += (1 if token < EARLY else LATE) * (of_heads**4).sum(axis=1)
 
     keep = np.zeros(sums.shape, dtype=bool)
     best = np.argsort(-sums[..., : N - RECENT], axis=-1)[..., : BUDGET - RECENT]
@@ -82,7 +88,8 @@ def prompt_with_end(llm: Llama) -> tuple[list[int], list[int]]:
 
 def test_it_is_what_would_be_answered_and_it_selects(load: Load, tiny_path: Path) -> None:
     tokens = random_tokens(N)
-    draft = drafted(load(tiny_path, retention=WIDE), tokens, 8)
+    draft = drafted(load(tiny_path, retention=WIDE), tokens, 24)
+    assert len(draft) > EARLY
     wanted = selected(load, tiny_path, tokens, draft)
     for order in ORDERS:
         llm = load(tiny_path, retention=replace(WITH, **order))
@@ -135,7 +142,7 @@ def test_nothing_stays_of_it(load: Load, tmp_path: Path, arch: str, order: dict[
 def test_it_is_as_long_as_there_is_room(load: Load, tiny_path: Path, order: dict[str, str]) -> None:
     for n in (509, 512):
         masks = []
-        for draft in (0, 512 - n, 8):
+        for draft in (0, 3 * (512 - n), 24):
             kept = Retention(budget=32, scores="uniform", draft=draft, **order)
             llm = load(tiny_path, n_ctx=512, retention=kept)
             llm.prefill(random_tokens(n))
@@ -230,6 +237,22 @@ def test_a_turn_that_is_shorter_than_it(load: Load, tiny_path: Path) -> None:
     assert np.array_equal(*masks)
 
 
+def test_it_ends_with_a_sentence(load: Load, smollm2: Path) -> None:
+    """Behind its first third, of an answer that goes on."""
+    llm = load(smollm2, retention=replace(WITH, draft=150, observe=128), n_ctx=1024)
+    asked = (
+        "The harbour was quiet, and the cranes stood still. " * 20
+        + "\n\nTell a long story about this harbour."
+    )
+    messages = [{"role": "user", "content": asked}]
+    llm.prefill(
+        llm.tokenize(llm.chat_prompt(messages).encode(), add_bos=False, special=True), messages=messages
+    )
+    n_made = llama_cpp.llama_perf_context(llm.ctx).n_eval
+    assert 50 <= n_made < 149
+    assert len(greedy(llm, 200)) == 200
+
+
 @pytest.mark.parametrize("draft", [-1, 1.5, "8", True, None])
 def test_what_is_no_length(draft: object) -> None:
     with pytest.raises(ArgumentError, match="draft must be an int of at least 0, not "):
@@ -252,4 +275,4 @@ def test_a_draft_answers_several_questions(load: Load, tiny_path: Path, asked: s
     """Of an answer that this model does not end. Those of the document do not count."""
     llm = load(tiny_path, retention=replace(WITH, observe=128))
     llm.prefill(llm.tokenize(("Who sleeps? The dog sleeps. " * 30 + "\n\n" + asked).encode()))
-    assert llama_cpp.llama_perf_context(llm.ctx).n_eval == 8 * n - 1
+    assert llama_cpp.llama_perf_context(llm.ctx).n_eval == WITH.draft * n - 1

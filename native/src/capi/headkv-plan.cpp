@@ -116,7 +116,7 @@ int32_t headkv_init_retention(headkv_retention * retention, size_t size, const h
         retention->kernel  = scores && scores->kernel >= 1 ? scores->kernel : 29;
         retention->sinks   = scores && scores->sinks >= 0 ? scores->sinks : 4;
         retention->observe = 128;
-        retention->draft   = 8;
+        retention->draft   = 24;
         retention->file    = scores;
     });
 }

@@ -80,12 +80,12 @@ bool headkv_observer::aim(const llama_ubatch & ubatch, const llama_kv_cells & ce
     return false;
 }
 
-void headkv_observer::aim_beside(llama_pos p0, uint32_t n, const llama_kv_cells & cells) {
-    aimed   = {};
-    aimed.n = n;
-    aimed.weights.assign(n, 1.0f);
-    aimed.copies.assign(n, false);
-    aimed.pos.resize(n);
+void headkv_observer::aim_beside(llama_pos p0, std::vector<float> weights, const llama_kv_cells & cells) {
+    aimed         = {};
+    aimed.n       = weights.size();
+    aimed.weights = std::move(weights);
+    aimed.copies.assign(aimed.n, false);
+    aimed.pos.resize(aimed.n);
     std::iota(aimed.pos.begin(), aimed.pos.end(), p0);
     aim_at(cells);
 }

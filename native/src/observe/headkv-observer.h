@@ -46,9 +46,9 @@ public:
     // This ubatch is about to be decoded; cells: with its tokens. False if graphs built before are of no use for it.
     bool aim(const llama_ubatch & ubatch, const llama_kv_cells & cells);
 
-    // The range is recorded: what is built next records n tokens that would stand from position p0 on, each of weight
-    // 1, beside it.
-    void aim_beside(llama_pos p0, uint32_t n, const llama_kv_cells & cells);
+    // The range is recorded: what is built next records tokens of these weights that would stand from position p0 on,
+    // beside it.
+    void aim_beside(llama_pos p0, std::vector<float> weights, const llama_kv_cells & cells);
 
     // is anything of the ubatch to be recorded
     bool aims() const { return on && aimed.n > 0; }

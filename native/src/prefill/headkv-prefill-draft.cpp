@@ -6,12 +6,18 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 #include "prefill/headkv-prefill.h"
+#include "text/headkv-characters.h"
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 
 // Weight of other observed tokens beside a draft, as if they paid two fifths of the attention.
 static constexpr float beside_draft = 0.03f;
+
+// Weight of its tokens behind the first third, as if they paid a little more than half of the attention: an answer that
+// says once more what was asked comes to the point there, one that is short is over.
+static constexpr float late_in_draft = 0.1f;
 
 // So many entries more has each KV head while a draft is made: with few, a draft goes wrong. A layer's room takes
 // as much, which a long prompt that is read by layers does without meanwhile.
@@ -37,6 +43,10 @@ void llama_kv_cache_headkv::reading::plan_draft() {
 bool llama_kv_cache_headkv::reading::has_logits() const {
     return ctx.get_logits_ith(-1) && ctx.get_sampled_token_ith(-1) == LLAMA_TOKEN_NULL &&
            !ctx.get_sampled_logits_ith(-1) && !ctx.get_sampled_probs_ith(-1);
+}
+
+uint32_t llama_kv_cache_headkv::reading::n_early() const {
+    return std::max(prompt.n_draft / 3, 1);
 }
 
 std::vector<float> llama_kv_cache_headkv::reading::weights() const {
@@ -132,7 +142,19 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_without_ro
     return asked;
 }
 
-// At most n_draft tokens, each the likeliest one, up to one that ends the answer. Then all of them once more, as a
+static bool holds_sentence_end(const std::string & text) {
+    const auto * begin = (const uint8_t *) text.data();
+    const auto * end   = begin + text.size();
+    for (const uint8_t * p = begin; p < end; ++p) {
+        if (headkv_sentence_end(begin, p, end)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// At most n_draft tokens, each the likeliest one, up to one that ends the answer, or the first sentence that ends in
+// the last two thirds of them: many answers say once more what was asked before they tell. Then all once more, as a
 // batch: what llama.cpp sums for a single token depends on the number of threads, and so would what is kept. (As it may
 // where the draft is one token.) Over many cells of a sliding window also which token is the likeliest: a token beside
 // it, which is taken back, makes a batch of it. Recurrent layers take none back.
@@ -144,7 +166,9 @@ void llama_kv_cache_headkv::reading::decode_draft(std::unique_ptr<headkv_queries
         ctx.synchronize(); // a decode returns while a device is still at it
         const float * logits = ctx.get_logits_ith(-1);
         draft.push_back(std::max_element(logits, logits + vocab.n_tokens()) - logits);
-        if (draft.size() == n_draft || vocab.is_eog(draft.back())) {
+        const auto late = draft.begin() + std::min<size_t>(draft.size(), n_early() - 1);
+        if (draft.size() == n_draft || vocab.is_eog(draft.back()) ||
+            holds_sentence_end(vocab.detokenize({ late, draft.end() }, false))) {
             break;
         }
         const uint32_t p      = n_prompt + draft.size() - 1;
@@ -197,7 +221,9 @@ void llama_kv_cache_headkv::reading::look(const headkv_queries & asked, const he
     kv.epoch++;        // no graph is in them any more
     for (uint32_t i = 0, n; i < asked.get_n_seen(); i += n) {
         n = std::min(kv.obs->at_once(n_kv), asked.get_n_seen() - i);
-        kv.obs->aim_beside(n_prompt + i, n, cells);
+        std::vector<float> weights(n, late_in_draft);
+        std::fill_n(weights.begin(), std::clamp<int64_t>((int64_t) n_early() - i, 0, n), 1.0f);
+        kv.obs->aim_beside(n_prompt + i, std::move(weights), cells);
 
         const ggml_context_ptr owner(ggml_init(params));
         ggml_context * graph = owner.get();

@@ -79,6 +79,7 @@ private:
     // headkv-prefill-draft.cpp
     void plan_draft();
     bool has_logits() const;
+    uint32_t n_early() const;           // tokens of a draft that count in full, and that it has if the answer has
     std::vector<float> weights() const; // of observed tokens, but for the draft
     void observe_draft();
     std::unique_ptr<headkv_queries> draft_beside_cells();
