@@ -64,7 +64,8 @@ static void require_fitting(llama_context & ctx, const llama_kv_cache_headkv & m
     require_type("type_k", theirs.type_k, mine.type_k);
     require_type("type_v", theirs.type_v, mine.type_v);
     if (!headkv_same_rope(theirs, mine)) {
-        s.file.fail("has rows that are rotated otherwise than this context's: other RoPE settings, or LLAMA_ATTN_ROT_DISABLE");
+        s.file.fail(
+            "has rows that are rotated otherwise than this context's: other RoPE settings, or LLAMA_ATTN_ROT_DISABLE");
     }
     if (theirs.n_tokens > mine.n_ctx) {
         s.file.fail(format("holds %u tokens, and the context has room for %u", theirs.n_tokens, mine.n_ctx));
