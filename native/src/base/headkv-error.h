@@ -24,7 +24,7 @@ inline void headkv_set_error(const char * text) noexcept {
         headkv_error_text = text;
         bool is_c1        = false; // U+0080 to U+009F
         for (size_t i = headkv_error_text.size(); i-- > 0;) {
-            const uint8_t c      = headkv_error_text[i];
+            const uint8_t c = headkv_error_text[i];
             if (c < 0x20 || c == 0x7f || (c == 0xc2 && is_c1)) {
                 headkv_error_text.replace(i, c == 0xc2 ? 2 : 1, "?"); // no longer than before: needs no memory
             }
