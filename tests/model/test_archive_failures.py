@@ -19,7 +19,7 @@ NEXT = [*PROMPT, *random_tokens(60, seed=1)]
 
 def test_a_cancelled_prompt_that_began_alike(load: Load, tiny_path: Path) -> None:
     llm, other = (
-        load(tiny_path, n_ctx=2048, n_batch=64, retention=Retention(budget=64, archive="memory"))
+        load(tiny_path, n_ctx=2048, n_batch=64, retention=Retention(budget=64, archive="memory", draft=0))
         for _ in range(2)
     )
     llm.prefill(PROMPT)

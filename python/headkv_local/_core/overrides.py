@@ -268,7 +268,8 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
             cannot be pickled; once `retention` has another archive, it goes on from what was kept.
 
         A generate() after it has to begin with the compacted prompt, else it reads its own anew. It goes on
-        from what the saving Llama kept and computed, whatever retention and adapters the loading one has.
+        from what the saving Llama kept and computed, whatever retention and adapters the loading one has; of
+        just that prompt, where there is an archive, another retention chooses anew.
         The state says which model it is of. Raises OutOfMemoryError for an archive that memory has no room
         for: save_session() writes it to a file.
         """

@@ -135,7 +135,8 @@ class Console:
 
     def error(self, text: str) -> None:
         """Write an error sentence to standard error."""
-        self._message(self._wrap(f"error: {text}"), _RED)
+        # also in a pipe, which may end in a terminal: names out of files are in it
+        self._message(self._wrap(f"error: {strip_control(text)}"), _RED)
 
     def _wrap(self, text: str) -> str:
         if self.width is None:
@@ -149,9 +150,8 @@ class Console:
     def _message(self, text: str, style: str) -> None:
         if self.err is None:
             return
-        text = strip_control(
-            text
-        )  # also in a pipe: it may end in a terminal, and names out of files are in it
+        if self.err_tty:
+            text = strip_control(text)
         if self.color:
             text = f"{style}{text}{_PLAIN}"
         self.err.write(text + "\n")
