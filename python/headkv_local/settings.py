@@ -14,7 +14,7 @@ DEFAULT_OBSERVE: Final = 128
 """Last tokens of a prompt that select, where it is not known which ask."""
 
 DEFAULT_DRAFT: Final = 24
-"""Tokens of the answer that are tried before the prompt is compacted."""
+"""Most tokens of the answer that are tried before the prompt is compacted."""
 
 DEFAULT_FOLD: Final = 1024
 """Tokens after a compacted prompt at which they become a part of it."""

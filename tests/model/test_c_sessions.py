@@ -459,6 +459,14 @@ def test_sessions_that_are_refused_leave_the_context(
         opened(llm, tmp_path / "none", tiny_path)
 
 
+def goes_on_in_the_same(saved: Llama, same: Llama, differs: Llama, file: Path, path: Path, why: str) -> None:
+    read(saved, TOKENS)
+    save(saved, file, path, TOKENS)
+    with pytest.raises(SessionError, match=why):
+        opened(differs, file, path)
+    assert opened(same, file, path) == TOKENS
+
+
 YARN = {"rope_scaling_type": 2}
 
 
@@ -479,11 +487,7 @@ def test_rows_that_yarn_has_rotated(
     saved, same, differs = (
         load(tiny_path, retention=RETENTION, rope_freq_scale=0.5, **yarn) for yarn in (one, one, other)
     )
-    read(saved, TOKENS)
-    save(saved, file, tiny_path, TOKENS)
-    with pytest.raises(SessionError, match="other RoPE settings"):
-        opened(differs, file, tiny_path)
-    assert opened(same, file, tiny_path) == TOKENS
+    goes_on_in_the_same(saved, same, differs, file, tiny_path, "other RoPE settings")
 
 
 def test_rows_that_are_quantized_as_they_are(
@@ -497,11 +501,7 @@ def test_rows_that_are_quantized_as_they_are(
             monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", value)
             llms.append(load(path, retention=RETENTION, type_k=8, type_v=8))
         saved, same, differs = llms
-        read(saved, TOKENS)
-        save(saved, file, path, TOKENS)
-        with pytest.raises(SessionError, match="rotated otherwise than this context's"):
-            opened(differs, file, path)
-        assert opened(same, file, path) == TOKENS
+        goes_on_in_the_same(saved, same, differs, file, path, "rotated otherwise than this context's")
 
 
 def test_names_out_of_a_file_steer_no_terminal(

@@ -435,7 +435,16 @@ def test_a_question_far_from_both_ends_asks() -> None:
             "1,?,?",
             "| ? | 2 |",
         ),
-        *("let y: Int? = nil", "String? name;", "if ready? {", "GET /x?id=1", "grep -P '(?:a|b)'", "echo $?"),
+        *(
+            "let y: Int? = nil",
+            "String? name;",
+            "if ready? {",
+            "GET /x?id=1",
+            "$a = $b?->name;",
+            "val n = m[0] ?: 0",
+            "grep -P '(?:a|b)'",
+            "echo $?",
+        ),
     ],
 )
 def test_a_question_before_code_asks(spell: Callable[[str], list[str]], n_last: int, line: str) -> None:

@@ -62,6 +62,9 @@ static bool is_code(const uint8_t * begin, const uint8_t * p, const uint8_t * en
     if (is_any_of(at(first - 1), ")]") && is_any_of(at(next), ";,)")) {
         return true;
     }
+    if (at(next) == '-' && at(next + 1) == '>') { // "a?->b"
+        return true;
+    }
     if (at(next) == '.') {
         return isalnum(at(next + 1)) || is_any_of(at(next + 1), "([");
     }

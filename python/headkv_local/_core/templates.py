@@ -161,24 +161,16 @@ def _require_text(messages: list[Message]) -> None:
 
 def _forms(messages: list[Message]) -> Iterator[tuple[str, list[Message]]]:
     seen: list[list[Message]] = []
-    merged = _merged(messages)
     as_system = [{**m, "role": "system"} if m.get("role") in SYSTEM else m for m in messages]
-    for change, form in (
+    for change, said in (
         ("", messages),
-        ("", [as_text(message) for message in messages]),
-        ("", [_with_content(message, _as_parts) for message in messages]),
         ("", as_system),
-        ("", [as_text(message) for message in as_system]),
-        ("", [_with_content(message, _as_parts) for message in as_system]),
-        ("the system message is put before the first question", merged),
-        (
-            "the system message is put before the first question",
-            [_with_content(message, _as_parts) for message in merged],
-        ),
+        ("the system message is put before the first question", _merged(messages)),
     ):
-        if form not in seen:
-            seen.append(form)
-            yield change, form
+        for form in (said, [as_text(m) for m in said], [_with_content(m, _as_parts) for m in said]):
+            if form not in seen:
+                seen.append(form)
+                yield change, form
 
 
 def as_text(message: Message) -> Message:

@@ -121,10 +121,10 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
     def _plain_format(cls, wanted: Any) -> Any:
         """OpenAI's "json_schema" as llama-cpp-python writes it."""
         wanted = _without_nulls(wanted)
-        if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
-            if isinstance(wanted, dict) and wanted.get("type") not in ("text", "json_object"):
-                raise ValueError("response_format: its type must be 'text', 'json_object' or 'json_schema'")
-            return wanted  # stock's types say what else is wrong with it
+        if not isinstance(wanted, dict) or wanted.get("type") in ("text", "json_object"):
+            return wanted  # stock's types say what is wrong with it
+        if wanted.get("type") != "json_schema":
+            raise ValueError("response_format: its type must be 'text', 'json_object' or 'json_schema'")
         return plain_format(wanted)
 
     @field_validator("tools", mode="before")

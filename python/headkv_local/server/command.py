@@ -8,6 +8,7 @@ import signal
 import ssl
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -75,15 +76,15 @@ def _serve(settings: Any, models: Any) -> int:
         def leave() -> None:
             server.should_exit = True
 
-        def hang_up(_sig: int, _frame: FrameType | None) -> None:
+        def end(*_: Any) -> None:
             service.stop()
             leave()
 
         service.on_failure = leave
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-            signal.signal(signal.SIGHUP, hang_up)  # the terminal was closed: conversations are saved
+            signal.signal(signal.SIGHUP, end)  # the terminal was closed: conversations are saved
         if settings.stop_with_stdin:
-            threading.Thread(target=_watch_stdin, args=(service, leave), daemon=True).start()
+            threading.Thread(target=_watch_stdin, args=(end,), daemon=True).start()
         print(f"headkv-server listens on {url_of(listener, settings.ssl_certfile is not None)}", flush=True)
         code = OK
         try:
@@ -111,10 +112,9 @@ def _require_certificate(certificate: str | None, key: str | None) -> None:
         ) from None
 
 
-def _watch_stdin(service: Any, leave: Any) -> None:
+def _watch_stdin(end: Callable[[], None]) -> None:
     with suppress(OSError):  # a terminal that is gone
         # not sys.stdin.read(): Python aborts if a thread still holds the lock of sys.stdin when it ends
         while sys.stdin is not None and os.read(sys.stdin.fileno(), 4096):
             pass
-    leave()
-    service.stop()
+    end()
