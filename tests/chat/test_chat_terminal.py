@@ -378,3 +378,14 @@ def test_suspended_at_the_prompt(terminal: Terminal, tiny_path: Path) -> None:
     terminal.wait_prompt()
     terminal.type("C-z")
     assert terminal.exit_code() == 128 + signal.SIGTSTP
+
+
+@pytest.mark.usefixtures("smollm2")
+def test_keys_amid_an_answer_stand_at_the_next_prompt(terminal: Terminal) -> None:
+    terminal.start("--max-tokens", "100")
+    terminal.wait_prompt()
+    terminal.line(STORY)
+    terminal.wait(rf"{STORY}( [^\s%|]+){{3}}")
+    terminal.type("/info", "Enter")
+    screen = terminal.wait("turns: 1")
+    assert screen.index("100 tokens,") < screen.index("/info")  # typed before, seen behind the answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from headkv_local.chat import echo
 from headkv_local.chat.commands import Commands, Leave
 from headkv_local.chat.console import Console, OutputError
 from headkv_local.chat.display import show_answer
@@ -101,7 +102,8 @@ class Repl:
             self._console.error(f"{type(error).__name__}: {error}")
 
     def _answer(self, ask: Callable[[Show], Answer]) -> None:
-        with interrupts(lambda: None):  # an answer that has come is put into the chat, whatever happens
+        # an answer that has come is put into the chat, whatever happens
+        with interrupts(lambda: None), echo.hidden():
             show_answer(self._session, ask, self._console, in_chat=True)
 
     def _greet(self) -> None:

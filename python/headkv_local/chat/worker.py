@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Generic, TypeVar
 
 from headkv_local import CancelToken
+from headkv_local.chat import echo
 from headkv_local.chat.turn import Event
 
 T = TypeVar("T")
@@ -67,6 +68,7 @@ class Job(Generic[T]):
     def _interrupted(self) -> None:
         self._interrupts += 1
         if self._interrupts >= _IMPATIENT:
+            echo.restore()
             os._exit(130)
         self.stop()
 

@@ -1,0 +1,51 @@
+"""What is typed while an answer is written: not shown amid it, and there at the next prompt."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+try:
+    import termios
+except ImportError:  # a Windows console shows keys to those alone who read them
+    termios = None  # type: ignore[assignment]
+
+_hidden: int | None = None  # the terminal that does not show keys now
+
+
+@contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """While inside, the terminal on standard input does not show what is typed. Ctrl-C and Ctrl-Z act."""
+    global _hidden
+    if termios is None or sys.stdin is None or not sys.stdin.isatty():
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    if _set_echo(terminal, False):
+        _hidden = terminal
+    try:
+        yield
+    finally:
+        restore()
+
+
+def restore() -> None:
+    """Keys are shown again: for whoever ends the process amid an answer."""
+    global _hidden
+    terminal, _hidden = _hidden, None
+    if terminal is not None:
+        _set_echo(terminal, True)
+
+
+def _set_echo(terminal: int, on: bool) -> bool:
+    """Returns whether that changed anything."""
+    try:
+        mode = termios.tcgetattr(terminal)
+        if bool(mode[3] & termios.ECHO) == on:
+            return False
+        mode[3] ^= termios.ECHO
+        termios.tcsetattr(terminal, termios.TCSANOW, mode)
+    except termios.error:  # it has hung up
+        return False
+    return True
