@@ -145,12 +145,7 @@ std::unique_ptr<headkv_queries> llama_kv_cache_headkv::reading::draft_without_ro
 static bool holds_sentence_end(const std::string & text) {
     const auto * begin = (const uint8_t *) text.data();
     const auto * end   = begin + text.size();
-    for (const uint8_t * p = begin; p < end; ++p) {
-        if (headkv_sentence_end(begin, p, end)) {
-            return true;
-        }
-    }
-    return false;
+    return headkv_find_sentence_end(begin, begin, end, end) != nullptr;
 }
 
 // At most n_draft tokens, each the likeliest one, up to one that ends the answer, or the first sentence that ends in

@@ -129,7 +129,7 @@ bool headkv_is_mark(const uint8_t * begin, const uint8_t * p, const uint8_t * en
 }
 
 // the end of a sentence that ends with what is at p, nullptr for none
-const uint8_t * headkv_sentence_end(const uint8_t * begin, const uint8_t * p, const uint8_t * end) {
+static const uint8_t * sentence_end(const uint8_t * begin, const uint8_t * p, const uint8_t * end) {
     if (*p == '\n') { // not where small letters go on: a line that was wrapped
         return is_small(p + 1, end) ? nullptr : p + 1;
     }
@@ -147,6 +147,15 @@ const uint8_t * headkv_sentence_end(const uint8_t * begin, const uint8_t * p, co
         return p;
     }
     return nullptr;
+}
+
+const uint8_t * headkv_find_sentence_end(const uint8_t * begin, const uint8_t * p, const uint8_t * to,
+                                         const uint8_t * end) {
+    const uint8_t * res = nullptr;
+    for (; p < to && !res; ++p) {
+        res = sentence_end(begin, p, end);
+    }
+    return res;
 }
 
 bool headkv_is_colon(const uint8_t *, const uint8_t * p, const uint8_t * end) {

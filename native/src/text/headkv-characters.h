@@ -17,8 +17,9 @@ size_t headkv_closer_at(const uint8_t * p, const uint8_t * end);
 bool headkv_is_mark(const uint8_t * begin, const uint8_t * p, const uint8_t * end);
 bool headkv_is_colon(const uint8_t * begin, const uint8_t * p, const uint8_t * end);
 
-// The end of a sentence that ends with what is at p, nullptr for none.
-const uint8_t * headkv_sentence_end(const uint8_t * begin, const uint8_t * p, const uint8_t * end);
+// The end of the first sentence that ends with what stands from p to `to`, nullptr for none.
+const uint8_t * headkv_find_sentence_end(const uint8_t * begin, const uint8_t * p, const uint8_t * to,
+                                         const uint8_t * end);
 
 const uint8_t * headkv_find_feed(const uint8_t * p, const uint8_t * end);
 

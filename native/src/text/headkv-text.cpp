@@ -28,14 +28,9 @@ size_t headkv_text_view::token_at(size_t end) const {
 
 void headkv_text_view::sentence_ends(uint8_t * res) const {
     std::fill(res, res + n, 0);
-    const uint8_t * const stop = bytes + n_bytes;
-    for (const uint8_t * p = bytes; p < stop;) {
-        if (const uint8_t * end = headkv_sentence_end(bytes, p, stop)) {
-            res[token_at(end - bytes)] = 1;
-            p                          = end;
-        } else {
-            p++;
-        }
+    const uint8_t * const end = bytes + n_bytes;
+    for (const uint8_t * p = bytes; (p = headkv_find_sentence_end(bytes, p, end, end));) {
+        res[token_at(p - bytes)] = 1;
     }
 }
 
@@ -93,12 +88,8 @@ std::vector<headkv_text_view::border> headkv_text_view::borders(int32_t start, i
     for (const uint8_t * const last = bytes + start_of(stop); line < last;) {
         const uint8_t * feed = headkv_find_feed(line, end);
         if (headkv_n_characters(line, feed) > n_short) {
-            for (const uint8_t * p = line; p < feed;) {
-                const uint8_t * next = headkv_sentence_end(bytes, p, end);
-                p                    = next ? next : p + 1;
-                if (next) {
-                    add(next, BORDER_SENTENCE);
-                }
+            for (const uint8_t * p = line; (p = headkv_find_sentence_end(bytes, p, feed, end));) {
+                add(p, BORDER_SENTENCE);
             }
         }
         line = add(feed + headkv_feed_at(feed, end), headkv_n_feeds(feed, end) > 1 ? BORDER_PARAGRAPH : BORDER_LINE);
