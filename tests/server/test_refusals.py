@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gzip
 import json
 import os
 import re
@@ -260,6 +261,15 @@ def test_bodies_that_are_too_large(client: httpx.Client) -> None:
         refused = client.post(CHAT, content=content, headers={"Content-Type": "application/json"})
         assert refused.status_code == 413
         assert "65536 bytes" in message(refused)
+
+
+def test_a_body_that_is_compressed(client: httpx.Client) -> None:
+    packed = gzip.compress(json.dumps(ASKED).encode())
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    refused = client.post(CHAT, content=packed, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (415, "body_compressed")
+    assert message(refused) == "a body that is compressed ('gzip') is not read"
+    assert client.post(CHAT, json=ASKED, headers={"Content-Encoding": "identity"}).status_code == 200
 
 
 @pytest.mark.parametrize("origin", ["null", "http://[", "http://[::1", "file://", ""])

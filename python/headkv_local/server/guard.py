@@ -1,4 +1,4 @@
-"""Who may come in: a key, a page of this server, a body that is not too large. Before anything is parsed."""
+"""Who may come in: a key, a page of this server, a body that can be read. Before anything is parsed."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class Guard:
         try:
             self._require_welcome(scope["path"], headers)
             self._require_small(headers)
+            _require_plain(headers)
         except Refusal as refused:
             await _refuse(refused, scope, receive, counted)
             return
@@ -84,6 +85,12 @@ class Guard:
             return message
 
         return limited
+
+
+def _require_plain(headers: dict[str, str]) -> None:
+    coding = headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise Refusal(415, f"a body that is compressed ({coding[:20]!r}) is not read", "body_compressed")
 
 
 def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
