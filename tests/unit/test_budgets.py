@@ -22,7 +22,7 @@ from headkv_local.curves import Curves
 from headkv_local.errors import ArgumentError, ScoresError
 from headkv_local.retention import Retention
 from headkv_local.scores import HeadScores
-from headkv_local.settings import DEFAULT_BUDGET, DEFAULT_OBSERVE, DEFAULTS
+from headkv_local.settings import DEFAULT_BUDGET, DEFAULT_DRAFT, DEFAULT_OBSERVE, DEFAULTS
 
 SHAPE = ModelShape(n_layer=3, n_head=4, n_head_kv=2, row_bytes=256)
 Caps = npt.NDArray[np.int32]
@@ -296,7 +296,7 @@ def test_a_files_scores_and_advice_are_those_that_the_class_takes(
     native._check(call["headkv_init_retention"](keep, size, loaded))
     defaults = {**DEFAULTS, "window": 6, "beta": pytest.approx(1.7)}
     assert {name: getattr(keep, name) for name in DEFAULTS} == defaults
-    assert (keep.entries, keep.observe) == (DEFAULT_BUDGET, DEFAULT_OBSERVE)
+    assert (keep.entries, keep.observe, keep.draft) == (DEFAULT_BUDGET, DEFAULT_OBSERVE, DEFAULT_DRAFT)
     budget = ffi.new("char[]", b"10%")
     keep.budget = budget
 

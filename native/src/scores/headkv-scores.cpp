@@ -241,6 +241,8 @@ headkv_scores headkv_scores::load(const void * data, size_t size) {
 // identity of a model
 //
 
+static const std::string id_prefix = "fnv1a-"; // of a model's identity, before the hash
+
 static uint64_t fnv1a(uint64_t hash, const void * data, size_t size) {
     for (size_t i = 0; i < size; ++i) {
         hash = (hash ^ ((const uint8_t *) data)[i]) * 0x100000001b3ull;
@@ -329,7 +331,7 @@ static std::string model_id_of(headkv_gguf_source & first, const char * path) {
     if (n_tensors == 0) {
         throw headkv_error(HEADKV_ERR_FILE, first.get_name() + " holds no tensors");
     }
-    return format("fnv1a-%016llx", (unsigned long long) hash);
+    return id_prefix + format("%016llx", (unsigned long long) hash);
 }
 
 std::string headkv_model_id(const char * path) {
@@ -340,4 +342,9 @@ std::string headkv_model_id(const char * path) {
 std::string headkv_model_id(const void * data, size_t size) {
     headkv_gguf_source source(data, size);
     return model_id_of(source, nullptr);
+}
+
+bool headkv_is_model_id(const std::string & text) {
+    return text.size() == id_prefix.size() + 16 && text.compare(0, id_prefix.size(), id_prefix) == 0 &&
+           text.find_first_not_of("0123456789abcdef", id_prefix.size()) == std::string::npos;
 }

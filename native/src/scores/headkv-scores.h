@@ -35,3 +35,6 @@ struct headkv_scores {
 // The same with and without embedded scores, another for another quantization. Throws headkv_error.
 std::string headkv_model_id(const char * path);
 std::string headkv_model_id(const void * data, size_t size);
+
+// Whether that may have given it.
+bool headkv_is_model_id(const std::string & text);

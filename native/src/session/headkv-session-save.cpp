@@ -2,6 +2,7 @@
 
 #include "base/headkv-io.h"
 #include "base/headkv-utf8.h"
+#include "scores/headkv-scores.h"
 #include "session/headkv-session-io.h"
 #include "session/headkv-session-parts.h"
 
@@ -17,19 +18,12 @@ static std::string absolute(const char * path) {
     return error ? path : found.string();
 }
 
-// whether headkv_model_id() may have given it
-static bool is_model_id(const std::string & text) {
-    const std::string prefix = "fnv1a-";
-    return text.size() == prefix.size() + 16 && text.compare(0, prefix.size(), prefix) == 0 &&
-           text.find_first_not_of("0123456789abcdef", prefix.size()) == std::string::npos;
-}
-
 // how many tokens the prompt has that was read last; 0 where that is not known
 static size_t require_what_is_told(const headkv_session & s, const headkv_stats & stats, int32_t n_vocab) {
     for (const void * needed : { (const void *) s.model_id, (const void *) s.model_path, (const void *) s.tokens }) {
         headkv_require_pointer(needed);
     }
-    if (!is_model_id(s.model_id)) {
+    if (!headkv_is_model_id(s.model_id)) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, "the model_id is not one that headkv_model_id() gives");
     }
     if (s.n_tokens < 1 || (int64_t) s.n_tokens != stats.n_tokens) {

@@ -31,6 +31,7 @@ Order = Literal["tokens", "layers"]
 # headkv-archive.h, headkv-observer.h, llama-kv-cache-headkv.h
 _DRAFT: Final = 64  # entries more of each head while a draft is made
 _PIECE: Final = 2048  # tokens of a prompt that are read once more at a time
+_ROOM: Final = 128  # tokens of a prompt that is read once more need as much, at least
 _GAP: Final = 16  # tokens before an observed one that do not count for it
 _QUESTIONS: Final = 4  # that a draft answers, at most
 _TAIL: Final = 128  # cells right after compaction; a power of two times as many where the window needs them
@@ -167,9 +168,10 @@ class _Reading:
             compute_small = native.get_memory(ctx).compute
         caps = kept.caps_for(shape, n_prompt)
         self._fits = bool((caps[shape.heads] >= n_prompt).all())  # and is kept whole
-        rereads = kept.observe == ALL and not self._fits
+        n_room = n_ctx - n_prompt
+        rereads = kept.observe == ALL and not self._fits and n_room >= min(_ROOM, n_prompt)
         self._n_draft = 0 if rereads else kept.draft
-        n_piece = min(n_prompt, n_ctx - n_prompt, _PIECE) if rereads else 0
+        n_piece = min(n_prompt, n_room, _PIECE) if rereads else 0
         self._n_cells = min(n_ctx, _padded(n_prompt + n_piece))
         # in graphs that record it: which of the cells near them count for which of its tokens
         near = 4 * min(n_piece, model.ubatch) * (self._n_cells - n_prompt + _GAP)

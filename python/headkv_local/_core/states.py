@@ -25,7 +25,7 @@ from ..machine import memory_free
 from ..wording import size
 from .gguf import model_id
 from .logging import collected_errors
-from .native.archived import ArchivedRows, Chunk, Part, get_end, set_end
+from .native.archive import ArchivedRows, Chunk, Part, get_end, set_end
 
 VERSION: Final = 1
 _MARK: Final = "headkv_made_by"

@@ -30,7 +30,6 @@ from .prompt import Prompter, ask
 from .shrinking import Shrunk
 
 STAGE = "ablation"
-_BASE_BETA = 1.3
 _SAVED_EVERY = 10.0  # seconds
 _TIMED = 12  # runs, before their duration is foretold
 
@@ -98,7 +97,7 @@ class Ablating:
             whole[tuple(np.argwhere(shape.heads)[-1])] -= 1
             return whole
         assert self.attention is not None
-        base = Retention(budget=entries, scores=self.attention, beta=_BASE_BETA, **self.kept)
+        base = Retention(budget=entries, scores=self.attention, beta=DEFAULTS["beta"], **self.kept)
         return base.caps_for(shape, n_prompt)
 
     def _entries(self, percent: float, n_prompt: int) -> int:

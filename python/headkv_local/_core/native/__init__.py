@@ -1,4 +1,4 @@
-"""The native surface: one function here for each of headkv.h, which documents what they do.
+"""The native surface: functions for those of headkv.h, which documents them. Here are those of a cache.
 
 Through `lib` the functions of ggml can be called too that build_abi.py declares: libllama depends on it.
 

@@ -35,16 +35,15 @@ class Reading(NamedTuple):
 
 
 class ReadInfo(NamedTuple):
-    """struct headkv_read_info."""
+    """Of struct headkv_read_info."""
 
     n_past: int
     """Tokens that stay, and are not read."""
     n_again: int
-    """Tokens of a question that are read once more."""
+    """Tokens of a question, or of the whole prompt, that are read once more."""
     n_left_out: int
     """Tokens that would be, and that there is no room for."""
     order: int
-    compacts: int
 
 
 def read(
@@ -92,4 +91,4 @@ def read(
 
 
 def _info_of(raw: Any) -> ReadInfo:
-    return ReadInfo(raw.n_past, raw.n_again, raw.n_left_out, raw.order, raw.compacts)
+    return ReadInfo(raw.n_past, raw.n_again, raw.n_left_out, raw.order)
