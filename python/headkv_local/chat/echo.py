@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import termios
 from collections.abc import Iterator
-
-try:
-    import termios
-except ImportError:  # a Windows console shows keys to those alone who read them
-    termios = None  # type: ignore[assignment]
 
 _hidden: int | None = None  # the terminal that does not show keys now
 
@@ -18,7 +14,7 @@ _hidden: int | None = None  # the terminal that does not show keys now
 def hidden() -> Iterator[None]:
     """While inside, the terminal on standard input does not show what is typed. Ctrl-C and Ctrl-Z act."""
     global _hidden
-    if termios is None or sys.stdin is None or not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         yield
         return
     terminal = sys.stdin.fileno()
