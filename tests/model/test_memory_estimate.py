@@ -319,7 +319,7 @@ def test_on_a_device_two_layers_have_cells_and_hidden_states_lie_there(
 def test_a_prompt_without_room_to_be_read_once_more(tiny: Any) -> None:
     """The question selects then, with a draft, as it does without observe="all"."""
     again, once = (Retention(budget=64, window=8, observe=observe) for observe in ("all", 128))
-    for room, same in ((127, True), (128, False)):
-        settings = {"n_ctx": N_CTX, "n_prompt": N_CTX - room}
+    for n_room, same in ((127, True), (128, False)):
+        settings = {"n_ctx": N_CTX, "n_prompt": N_CTX - n_room}
         found = [memory_estimate(tiny(), retention=retention, **settings) for retention in (again, once)]
         assert (found[0] == found[1]) == same
