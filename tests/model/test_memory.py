@@ -81,33 +81,6 @@ stats = llm.cache_stats()
 print(json.dumps({"failures": failures, "compacted": stats.compacted, "kept": stats.kept.tolist()}))
 """
 
-LIMITED = """
-import json, os, resource, sys, tempfile
-from helpers import last_logits, random_tokens
-from headkv_local import HeadKVError, Llama, Retention
-
-def own_memory():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData"))
-
-tokens = random_tokens(2000)
-def read(order, archive=None):
-    retention = Retention(budget=64, order=order, archive=archive)
-    with Llama(sys.argv[1], n_ctx=2100, n_threads=1, n_threads_batch=1, retention=retention) as llm:
-        llm.prefill(tokens)
-        return last_logits(llm).tolist(), llm.cache_stats().full_bytes
-
-with tempfile.TemporaryDirectory() as folder:
-    wanted, full_bytes = read("tokens")
-    resource.setrlimit(resource.RLIMIT_DATA, (own_memory() + full_bytes // 2, resource.RLIM_INFINITY))
-    found, _ = read("layers", os.path.join(folder, "archive"))
-    try:
-        refusal = str(read("tokens")[1])
-    except HeadKVError as error:
-        refusal = str(error)
-print(json.dumps({"same": found == wanted, "refusal": refusal}))
-"""
-
 
 def run(code: str, path: Path) -> Any:
     done = subprocess.run(
@@ -151,10 +124,3 @@ def test_compaction_with_too_little_memory(model: Path) -> None:
     assert found["failures"] >= 3
     assert found["compacted"]
     assert found["kept"] == [[2000] * 8] * 4
-
-
-def test_a_prompt_whose_cache_does_not_fit(tiny: Any) -> None:
-    """With half of what its full cache takes: refused by tokens, read by layers with a file as archive."""
-    found = run(LIMITED, tiny(n_layer=16, n_head=8, n_head_kv=8, head_dim=128, width=64, n_ff=64))
-    assert found["same"]
-    assert "no memory for the context" in found["refusal"]
