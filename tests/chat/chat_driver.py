@@ -120,6 +120,13 @@ class Terminal:
         self._until(lambda _: self._code.exists() and self._code.read_text() != "", "the end")
         return int(self._code.read_text())
 
+    def kill(self, number: int) -> None:
+        """Send the command a signal."""
+        listed = [*self._tmux, "list-panes", "-F", "#{pane_pid}"]
+        shell = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.strip()
+        children = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()
+        os.kill(int(children[0]), number)
+
     def close(self) -> None:
         subprocess.run([*self._tmux, "kill-server"], check=False, capture_output=True)
 

@@ -389,3 +389,15 @@ def test_keys_amid_an_answer_stand_at_the_next_prompt(terminal: Terminal) -> Non
     terminal.type("/info", "Enter")
     screen = terminal.wait("turns: 1")
     assert screen.index("100 tokens,") < screen.index("/info")  # typed before, seen behind the answer
+
+
+@pytest.mark.usefixtures("smollm2")
+def test_keys_are_shown_after_a_chat_that_was_killed_amid_an_answer(terminal: Terminal) -> None:
+    terminal.start()
+    terminal.wait_prompt()
+    terminal.line(STORY)
+    terminal.wait(rf"{STORY}( [^\s%|]+){{3}}")
+    terminal.kill(signal.SIGTERM)
+    assert terminal.exit_code() == 128 + signal.SIGTERM
+    terminal.line("typed")
+    terminal.wait("typed typed")  # shown, and written back by cat

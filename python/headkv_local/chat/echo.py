@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
 import termios
 from collections.abc import Iterator
+from typing import Any
 
 _hidden: int | None = None  # the terminal that does not show keys now
 
@@ -18,12 +21,21 @@ def hidden() -> Iterator[None]:
         yield
         return
     terminal = sys.stdin.fileno()
+    before = signal.getsignal(signal.SIGTERM)
+
+    def end(number: int, _: Any) -> None:
+        restore()
+        signal.signal(number, before)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
     if _set_echo(terminal, False):
         _hidden = terminal
     try:
         yield
     finally:
         restore()
+        signal.signal(signal.SIGTERM, before)
 
 
 def restore() -> None:
