@@ -35,7 +35,7 @@ demo: install
 # GPUs are hidden: what needs one is in tests/gpu
 test: install
 	CUDA_VISIBLE_DEVICES= $(BIN)/ctest --test-dir $(BUILD) --parallel 2 --output-on-failure --no-tests=error
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile
 
 wheel: $(VENV)/base.stamp
 	$(if $(CUDA)$(WITHOUT),$(error make wheel builds for every kind of CPU: CUDA and WITHOUT are for make install))

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { N_CTX = 4096, N_ANSWER = 32, N_TEXT = 1 << 20 };
 
@@ -37,7 +38,11 @@ static struct llama_context * open_context(struct llama_model * model) {
     struct llama_context_params params = llama_context_default_params();
     params.n_ctx                       = N_CTX;
     params.flash_attn_type             = LLAMA_FLASH_ATTN_TYPE_ENABLED; // kept rows need it
-    headkv_begin_small(1);                                              // the full cache is never there at once
+    const long n_cores                 = sysconf(_SC_NPROCESSORS_ONLN);
+    if (n_cores > 0 && n_cores < params.n_threads) { // threads without a core of their own wait for each other
+        params.n_threads = params.n_threads_batch = (int32_t) n_cores;
+    }
+    headkv_begin_small(1); // the full cache is never there at once
     struct llama_context * ctx = llama_init_from_model(model, params);
     headkv_begin_small(0);
     require(ctx && headkv_set_archive(ctx, HEADKV_ARCHIVE_MEMORY, NULL) == HEADKV_OK, "making a context");
