@@ -14,7 +14,7 @@ struct headkv_scores;
 
 // How much of prompts to keep, from which plans are made. headkv_init_retention() fills it.
 struct headkv_retention {
-    const char * budget; // "5%" of the prompt, at least the window; or "64MiB", also KiB and GiB, for the whole model:
+    const char * budget; // "5%" of the prompt, at least 32 entries; or "64MiB", also KiB and GiB, for the whole model:
                          // kept rows, and what layers hold that do not retain. NULL: `entries`
     int64_t entries;     // mean entries of a KV head, window and sinks included; at least the window     128
     double beta;         // more than 1; higher: flatter budgets                                           1.3

@@ -41,7 +41,7 @@ class Retention:
     keeps its best entries, the window, and the first `sinks` positions; all of them count in the budget. From
     HeadKV-R2, arXiv 2410.19258, section 3.3; docs/method.md names the differences.
 
-    budget: mean entries per KV head (int, at least `window`), "5%" of the prompt (made at least `window`),
+    budget: mean entries per KV head (int, at least `window`), "5%" of the prompt (at least 32 entries),
         or "64MiB" for the whole model (also KiB, GiB): kept K and V rows, and what layers with a sliding
         window or a recurrent state hold in any case. 128 if neither it nor caps is given.
     caps: entries to keep, int array (n_layer, n_head_kv), each at least `window`, and 0 for KV heads that a

@@ -96,7 +96,7 @@ def test_a_budget_is_that_of_a_short_prompt_too(
         llm.prefill(TOKENS[:310])  # a short one alone would not be
     llm.prefill(TOKENS[:n_prompt])
     assert set(llm.cache_stats().kept.ravel()) == {
-        min(entries, n_prompt) if budget != "50%" else max(n_prompt // 2, min(8, n_prompt))
+        min(entries, n_prompt) if budget != "50%" else max(n_prompt // 2, min(32, n_prompt))
     }
     llm.save_session(tmp_path / "session")
     with Llama.open_session(tmp_path / "session", n_ctx=512) as other:

@@ -70,9 +70,11 @@ def test_a_prompt_within_the_budget_is_kept_whole(n_prompt: int) -> None:
         assert (Retention(budget=64, scores=scores).caps_for(SHAPE, n_prompt) == n_prompt).all()
 
 
-def test_a_share_of_a_short_prompt_is_at_least_the_window() -> None:
-    assert (Retention(budget="5%").caps_for(SHAPE, 100) == 8).all()
-    assert (Retention(budget="10%").caps_for(SHAPE, 100) == 10).all()
+def test_a_share_of_a_short_prompt_is_what_that_needs() -> None:
+    assert (Retention(budget="5%").caps_for(SHAPE, 30) == 30).all()
+    assert (Retention(budget="5%").caps_for(SHAPE, 100) == 32).all()
+    assert (Retention(budget="5%", window=40).caps_for(SHAPE, 100) == 40).all()
+    assert (Retention(budget="40%").caps_for(SHAPE, 100) == 40).all()
 
 
 def test_a_size_that_is_less_than_the_window() -> None:

@@ -13,6 +13,10 @@ __extension__ typedef unsigned __int128 wide; // holds whatever 36 digits and a 
 
 static constexpr int n_digits_max = 18; // before and after the point
 
+// Of a percentage each KV head has as many in the mean, or the whole prompt: with 8 or 16 entries, a sentence of 40
+// tokens is answered by noise.
+static constexpr int32_t least_of_share = 32;
+
 namespace {
 
 struct unit_name {
@@ -132,9 +136,10 @@ int64_t headkv_budget::total(int64_t n_heads, int64_t all_bytes, int64_t bounded
     if (kind == ENTRIES) {
         return (int64_t) std::min((wide) whole * (wide) n_heads, most);
     }
-    if (kind == PERCENT) { // of a short prompt it may be less than a window, which is kept then
-        const wide n = ((wide) whole * scale + fraction) * most / ((wide) scale * 100);
-        return (int64_t) std::min(std::max(n, (wide) n_least), most);
+    if (kind == PERCENT) {
+        const wide n     = ((wide) whole * scale + fraction) * most / ((wide) scale * 100);
+        const wide least = (wide) n_heads * std::max(window, least_of_share);
+        return (int64_t) std::min(std::max(n, least), most);
     }
     const auto smallest = [&]() {
         return "the smallest budget that works is '" + size_text(bounded_bytes + all_bytes * window, unit) + "'";

@@ -17,7 +17,7 @@ struct headkv_budget {
     int64_t n_bytes() const; // of a budget in bytes
 
     // Entries of n_heads KV heads together for a prompt of n_prompt tokens, at most the whole prompt. A percentage is
-    // at least the window. Exact: nothing is rounded but down to a whole entry.
+    // at least what a short prompt needs. Exact: nothing is rounded but down to a whole entry.
     // Of a number of bytes it is how many entries of the mean size take them.
     //   all_bytes: of one entry of all heads; bounded_bytes: what other layers hold in any case
     // throws headkv_error, with the smallest budget that works, if a number of bytes is less than the window

@@ -104,17 +104,17 @@ def run(
     n_tokens = max(settings.lengths) + max_tokens + (0 if settings.is_plain else _WORDS)
     with open_headkv(setup, n_ctx_for(n_tokens + _ROOM)) as llm:
         check_length(llm, n_tokens)
-        for length in settings.lengths:
-            for task in settings.tasks:
-                made = _samples(llm, task, length, settings)
-                for i, sample in enumerate(made):
-                    where = f"prompt {length}, {task}: sample {i + 1} of {len(made)}"
-                    for beginning, group in by_beginning(_cases(llm, sample, i, settings)):
-                        state = KeptState.of_beginning(llm, beginning)
-                        for case in group:
-                            tell(where if settings.is_plain else f"{where}, {case.wording.name}")
-                            for policy in policies:
-                                yield _try(llm, state, case, length, settings, policy)
+        groups = [(length, task) for length in settings.lengths for task in settings.tasks]
+        made = {group: _samples(llm, group[1], group[0], settings) for group in groups}  # or none is measured
+        for (length, task), found in made.items():
+            for i, sample in enumerate(found):
+                where = f"prompt {length}, {task}: sample {i + 1} of {len(found)}"
+                for beginning, group in by_beginning(_cases(llm, sample, i, settings)):
+                    state = KeptState.of_beginning(llm, beginning)
+                    for case in group:
+                        tell(where if settings.is_plain else f"{where}, {case.wording.name}")
+                        for policy in policies:
+                            yield _try(llm, state, case, length, settings, policy)
 
 
 def _samples(llm: Llama, task: str, length: int, settings: Settings) -> list[Sample]:
