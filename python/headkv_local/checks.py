@@ -37,18 +37,19 @@ def beta_of(beta: object) -> float:
 
 
 def int_of(name: str, value: object, least: int) -> int:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= INT32_MAX:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
         raise ArgumentError(f"{name} must be an int of at least {least}, not {value!r}")
+    if value > INT32_MAX:
+        raise ArgumentError(f"{name} must be at most {INT32_MAX}, not {value}")
     return int(value)
 
 
 def observe_of(value: object) -> int | str:
     if isinstance(value, str) and value == ALL:
         return ALL
-    try:
-        return int_of("observe", value, 1)
-    except ArgumentError:
-        raise ArgumentError(f'observe must be an int of at least 1 or "{ALL}", not {value!r}') from None
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ArgumentError(f'observe must be an int of at least 1 or "{ALL}", not {value!r}')
+    return int_of("observe", value, 1)
 
 
 def path_of(path: str | os.PathLike[str]) -> str:
@@ -58,7 +59,7 @@ def path_of(path: str | os.PathLike[str]) -> str:
 
 def scores_of(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
     try:
-        array = np.array(scores, dtype=np.float64)
+        array = np.array(scores).astype(np.float64, casting="same_kind")  # complex numbers are none of these
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"scores must be an array of numbers: {error}") from error
     if array.ndim != 2 or array.size == 0:

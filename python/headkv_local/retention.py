@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -84,8 +84,8 @@ class Retention:
         many as 256 MiB hold.
 
     beta, window, kernel and sinks that are not given are those that the scores' file recommends, else
-    1.3, 8, 29 and 4 (docs/experiments.md has why); with observe="all" the window is 1. Write a new Retention
-    to change one setting: dataclasses.replace() hands all of them on as given.
+    1.3, 8, 29 and 4 (docs/experiments.md has why); with observe="all" the window is 1. having() gives
+    the same with other settings; dataclasses.replace() hands all of them on as given.
 
     Paths are made absolute. Raises ArgumentError for a value that can never work. What depends on the
     model's shape or on the prompt's length is checked by caps_for().
@@ -176,11 +176,15 @@ class Retention:
         """Whether what is kept is chosen anew at every turn."""
         return self.archive is not None if self.reselect is None else self.reselect
 
+    def having(self, **changes: Any) -> Retention:
+        """The same but for these settings. What was left to the head scores still is."""
+        left = DEFAULTS.keys() - self._given
+        kept = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left}
+        return Retention(**(kept | changes))
+
     def without_archive(self) -> Retention:
-        """The same, but that what a head does not keep is gone. What was left to us still is."""
-        found = replace(self, archive=None, reselect=None)
-        found._set("_given", self._given)
-        return found
+        """The same, but that what a head does not keep is gone."""
+        return self.having(archive=None, reselect=None)
 
     _given: ClassVar[frozenset[str]] = frozenset()  # of an instance: settings that were not left to us
 
@@ -254,18 +258,22 @@ class Retention:
 
     def _key(self) -> tuple[Hashable, ...]:
         scores: Any = self.scores
+        advice: tuple[Any, ...] = ()
         if isinstance(scores, HeadScores):
+            advice = tuple(getattr(scores, name) for name in DEFAULTS)
             scores = scores.curves or scores.scores
         if isinstance(scores, Curves):
             scores = np.append(scores.losses.ravel(), scores.shares)
         frozen: Iterator[Any] = (
             (np.shape(a), np.asarray(a).tobytes()) if isinstance(a, np.ndarray) else a
-            for a in (self.caps, None if self._is_uniform else scores)
+            for a in (self.caps, scores)
         )
         return (
             self.policy,
             None if self.policy == "caps" else self.budget,
             *frozen,
+            advice,
+            self._given if self.wants_scores else (),  # else nobody recommends anything
             *(str(getattr(self, name)) for name in (*DEFAULTS, *_OTHERS) if name != "reselect"),
             self.reselects,
         )

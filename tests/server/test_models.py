@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import numpy as np
 import pytest
 
-from headkv_local import ArgumentError, defaults
+from headkv_local import ArgumentError, HeadScores, Retention, defaults
+from headkv_local.scores import sidecar_path
 from headkv_local.server.errors import Refusal
 from headkv_local.server.models import Models
 from headkv_local.server.served import Asked
@@ -148,6 +151,23 @@ def test_log_probabilities_of_the_prompt_too(tiny_path: Path, tmp_path: Path) ->
                 found = made().create_completion(prompt, echo=True, **wanted)
             if prompt == text:
                 assert found["choices"] == expected["choices"]
+
+
+def test_a_request_says_whether_scores_count(tiny_path: Path, tmp_path: Path) -> None:
+    """Also of a conversation that was kept by the other ones before."""
+    model = Path(shutil.copy(tiny_path, tmp_path / "model.gguf"))
+    HeadScores(scores=np.arange(8).reshape(2, 4), n_head_kv=2, method="r2").to_sidecar(sidecar_path(model))
+    text, masks = "The harbour has much to say. " * 8, []
+    with models(model, tmp_path / "kept", budget=32, n_ctx=1024) as made:
+        for scores in (None, "uniform", None, "uniform"):
+            retention = Retention(budget=32, archive="memory", scores=scores)
+            with made().answered(Asked(retention)):
+                made().create_completion(text, max_tokens=2)
+            assert made().cache_stats().policy == (scores or "scores")
+            masks.append(made().retention_mask())
+    assert (masks[0] == masks[2]).all()
+    assert (masks[1] == masks[3]).all()
+    assert (masks[0] != masks[1]).any()
 
 
 def test_a_request_without_a_seed_gets_a_new_one(tiny_path: Path, tmp_path: Path) -> None:

@@ -29,14 +29,18 @@ def test_a_budget_that_is_left_open() -> None:
     assert Retention(budget=None) == Retention()
 
 
-def test_without_its_archive_it_still_takes_what_scores_recommend() -> None:
-    """As a conversation does that goes on after its archive was lost."""
-    scores = HeadScores(scores=SCORES, n_head_kv=2, method="r2", beta=7.0, window=11)
-    lighter = Retention(budget=64, sinks=2, archive="memory").without_archive()
-    assert lighter.archive is None
-    found = lighter.with_scores(scores)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        Retention(budget=64, sinks=2, archive="memory").without_archive(),
+        Retention(archive="memory", sinks=2).having(budget=64, archive=None),
+    ],
+)
+def test_what_was_left_to_the_scores_still_is(changed: Retention) -> None:
+    """As of a conversation that goes on after its archive was lost."""
+    found = changed.with_scores(HeadScores(scores=SCORES, n_head_kv=2, method="r2", beta=7.0, window=11))
     assert (found.beta, found.window, found.sinks) == (7.0, 11, 2)
-    assert lighter == Retention(budget=64, sinks=2)
+    assert changed == Retention(budget=64, sinks=2)
 
 
 def test_scores() -> None:
@@ -94,7 +98,7 @@ def test_a_size_that_is_less_than_the_window() -> None:
         ({"window": 0}, "window must be an int of at least 1, not 0"),
         ({"window": 8.0}, "window must be an int"),
         ({"window": True}, "window must be an int"),
-        ({"window": 2**40}, "window must be an int"),
+        ({"window": 2**40}, "window must be at most 2147483647"),
         ({"kernel": 6}, "kernel must be odd, not 6"),
         ({"kernel": -1}, "kernel must be an int of at least 1"),
         ({"sinks": -1}, "sinks must be an int of at least 0, not -1"),
@@ -155,7 +159,12 @@ def test_equality_follows_the_values() -> None:
     assert hash(Retention(scores=SCORES)) == hash(Retention(scores=SCORES.tolist()))
     assert Retention(scores=SCORES) != Retention(scores=SCORES + 1)
     assert Retention(caps=[[64, 65]]) != Retention(caps=[[64], [65]])
-    assert Retention() == Retention(scores="uniform")
+    assert Retention() != Retention(scores="uniform")  # the model may come with scores
+    assert Retention() != Retention(beta=Retention().beta)  # which may recommend another one
+    assert Retention(scores=SCORES) == Retention(scores=SCORES, beta=Retention().beta)
+    heads = HeadScores(scores=SCORES, n_head_kv=2, method="r2")
+    assert Retention(scores=heads) == Retention(scores=replace(heads))
+    assert Retention(scores=heads) != Retention(scores=replace(heads, beta=2.0))
     assert Retention(archive="memory") == Retention(archive="memory", reselect=True)
     assert Retention() != Retention(window=9)
     assert Retention() != 128

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from operator import attrgetter
 
 import numpy as np
@@ -223,7 +222,7 @@ class Keeper:
             return True
         kept = one.retention or self._llm.retention
         try:  # the archive stays where it is, for the others
-            self._empty(None if kept is None else replace(kept, archive=_place(self._llm.retention)))
+            self._empty(None if kept is None else kept.having(archive=_place(self._llm.retention)))
             if not self._asides.load(one):
                 return False
         except MemoryError as error:

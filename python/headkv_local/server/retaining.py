@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 from llama_cpp.server import settings as stock
@@ -115,4 +114,4 @@ def alike(a: Retention | None, b: Retention | None) -> bool:
 def _placeless(retention: Retention | None) -> Retention | None:
     if retention is None or retention.archive is None:
         return retention
-    return replace(retention, archive="memory")
+    return retention.having(archive="memory")

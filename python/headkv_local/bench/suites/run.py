@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from headkv_local import ArgumentError, HeadScores, Llama, ModelError, Retention
 from headkv_local.budgets import ModelShape
@@ -118,11 +118,11 @@ def _retention(way: Way, llm: Llama, n_prompt: int) -> Retention | None:
     retention = way.policy.retention(llm.shape, n_prompt)
     if retention is None or way.chosen == WITH:
         return retention
-    if isinstance(retention.scores, HeadScores):  # what they recommend counts before replace() gives defaults
-        retention = retention.with_scores(retention.scores.for_model(llm.shape, llm.model_path))
     if way.chosen == ANEW:
-        return replace(retention, archive="memory")
-    return replace(retention, budget=None, caps=retention.caps_for(llm.shape, n_prompt), scores=None)
+        return retention.having(archive="memory")
+    if isinstance(retention.scores, HeadScores):
+        retention = retention.with_scores(retention.scores.for_model(llm.shape, llm.model_path))
+    return retention.having(budget=None, caps=retention.caps_for(llm.shape, n_prompt), scores=None)
 
 
 def _answer(llm: Llama, item: Item) -> list[int]:
