@@ -17,6 +17,7 @@ from llama_cpp import llama_chat_format
 
 from .errors import ArgumentError, GrammarError, SchemaError, ToolChoiceError
 from .grammars import of_schema, require_compiled
+from .schemas import require_held
 from .settings import UINT32_MAX
 
 _OF_FORMATTER = llama_chat_format.chat_formatter_to_chat_completion_handler(None).__code__
@@ -70,6 +71,9 @@ def require_bias(bias: Any, n_vocab: int) -> None:
     for token, value in bias.items():
         try:
             known = 0 <= int(token) < n_vocab
+        except (TypeError, ValueError):
+            raise ArgumentError(f"logit_bias: {str(token)[:20]!r} is no number of a token") from None
+        try:
             number = not math.isnan(float(value))
         except (TypeError, ValueError, OverflowError) as error:
             raise ArgumentError(f"logit_bias: {error}") from None
@@ -110,6 +114,7 @@ def require_forms(vocab: Any, handler: Any, given: dict[str, Any]) -> None:
     if handler not in _CALLING and not is_of_formatter(handler) and not isinstance(handler, _OF_PICTURES):
         return
     tools, choice = _offered(given, handler in _FUNCTIONARY)
+    _require_one_shape(given, choice)
     is_free = handler not in _CALLING or (handler not in _FUNCTIONARY and choice in (None, "none"))
     if given.get("response_format") is not None and is_free:
         wanted = given["response_format"] = plain_format(given["response_format"])
@@ -121,7 +126,24 @@ def require_forms(vocab: Any, handler: Any, given: dict[str, Any]) -> None:
         tools = []  # the model calls none by itself
     for tool in tools:
         if "parameters" in tool:
-            _require_schema(vocab, tool["parameters"], f"the parameters of the tool {tool['name']!r}")
+            where = f"the parameters of the tool {tool['name']!r}"
+            if tool.get("strict") is True:
+                _require_held(tool["parameters"], where)
+            _require_schema(vocab, tool["parameters"], where)
+
+
+def _require_one_shape(given: Mapping[str, Any], choice: Any) -> None:
+    """llama_cpp would set one aside."""
+    wanted = given.get("response_format")
+    is_text = wanted is None or (isinstance(wanted, Mapping) and wanted.get("type") == "text")
+    shapes = {
+        "grammar": given.get("grammar") is not None,
+        "response_format": not is_text,
+        "the choice of a tool": isinstance(choice, Mapping),
+    }
+    found = [name for name, there in shapes.items() if there]
+    if len(found) > 1:
+        raise ArgumentError(f"{found[0]} and {found[1]} both shape the answer: give one of them")
 
 
 def plain_format(wanted: Any) -> Any:
@@ -131,13 +153,22 @@ def plain_format(wanted: Any) -> Any:
         inner = wanted.get("json_schema")
         schema = inner.get("schema") if isinstance(inner, Mapping) else None
         if not isinstance(schema, Mapping):
-            raise ArgumentError("response_format: json_schema must have a schema")
+            raise ArgumentError("response_format: json_schema must have a schema, which is an object")
+        if inner.get("strict") is True:
+            _require_held(schema, "response_format")
         return {"type": "json_object", "schema": schema}
     if kind not in ("text", "json_object"):
         raise ArgumentError(
             f'response_format must have a type, "text", "json_object" or "json_schema", not {wanted!r}'
         )
     return wanted
+
+
+def _require_held(schema: Any, where: str) -> None:
+    try:
+        require_held(schema)
+    except ValueError as error:
+        raise SchemaError(f"{where}: the JSON schema is strict, and {error}") from None
 
 
 def _require_schema(vocab: Any, schema: Any, where: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import llama_cpp
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
+from . import schemas  # noqa: F401 - the converter, mended
 from ._core.logging import collected_errors
 from .errors import GrammarError, SchemaError
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ Load = Callable[..., Llama]
 
 MESSAGES = [{"role": "user", "content": "Hello."}]
 F = {"type": "function", "function": {"name": "f"}}
+YES = LlamaGrammar.from_string('root ::= "yes"', verbose=False)
 
 
 def tool(**function: Any) -> dict[str, Any]:
@@ -43,6 +46,9 @@ def schema(**given: Any) -> dict[str, Any]:
         ),
         ({"tools": [{}], "tool_choice": F}, "a tool must have a function with a name"),
         ({"grammar": LlamaGrammar.from_string("root ::= nowhere")}, "the grammar cannot be compiled"),
+        ({"grammar": YES} | schema(type="null"), "grammar and response_format both shape the answer"),
+        ({"grammar": YES} | tool(parameters={}), "grammar and the choice of a tool both shape"),
+        (schema(type="null") | tool(parameters={}), "response_format and the choice of a tool both shape"),
         ({"grammar": "root"}, "must be a LlamaGrammar"),
         ({"logit_bias": {-1: 1.0}}, "token -1 is none"),
         ({"logit_bias": {"1000": 1.0}}, "token 1000 is none"),
@@ -123,6 +129,42 @@ def test_a_json_schema_as_openai_has_it(load: Load, tiny_path: Path, given: dict
     wanted = {"type": "json_schema", "json_schema": {"schema": {"const": "yes"}}}
     reply = load(tiny_path, **given).create_chat_completion(MESSAGES, max_tokens=9, response_format=wanted)
     assert reply["choices"][0]["message"]["content"] == '"yes"'
+
+
+PLAIN = re.compile(r"[^\x00-\x1f\x7f]*")
+
+
+@pytest.mark.parametrize(
+    ("schema", "holds"),
+    [
+        (
+            {"type": "string", "minLength": 3, "maxLength": 9},
+            lambda x: 3 <= len(x) <= 9 and PLAIN.fullmatch(x),
+        ),
+        ({"type": "string", "pattern": "^.[^a]\\d{2}[\\w-]$"}, lambda x: re.fullmatch(r"..?\d\d[\w-]", x)),
+        ({"type": "integer", "minimum": -12, "maximum": 345}, lambda x: -12 <= x <= 345),
+        ({"type": ["integer", "null"], "exclusiveMinimum": 0}, lambda x: x is None or x > 0),
+        ({"type": "object", "properties": {'a"\\': {"const": '"\\\n'}}, "required": ['a"\\']}, lambda x: x),
+    ],
+)
+def test_answers_are_of_their_schema(
+    load: Load, tiny_path: Path, schema: dict[str, Any], holds: Callable[[Any], Any]
+) -> None:
+    """Of a model that says anything."""
+    llm = load(tiny_path)
+    for seed in range(8):
+        choice = llm.create_chat_completion(
+            MESSAGES,
+            response_format={"type": "json_object", "schema": schema},
+            max_tokens=64,
+            temperature=5.0,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0,
+            seed=seed,
+        )["choices"][0]
+        assert choice["finish_reason"] == "stop"
+        assert holds(json.loads(choice["message"]["content"])), choice
 
 
 @pytest.mark.parametrize("call", ["completion", "stream", "generate", "sample"])

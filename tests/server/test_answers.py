@@ -34,6 +34,7 @@ def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for name, kept in (
             ("tiny", {"budget": 48}),
             ("other", {"budget": "full", "n_ctx": "auto"}),
+            ("all", {"budget": "full", "logits_all": True}),
             ("words", {"budget": "full", "embedding": True}),
             ("pooled", {"budget": "full", "embedding": True, "kv_overrides": ["llama.pooling_type=int:1"]}),
         )
@@ -87,6 +88,15 @@ def test_log_probabilities(client: openai.OpenAI, tiny_path: Path, load: Callabl
         for token in chunk.choices[0].logprobs.content
     ]
     assert [token.logprob for token in streamed] == [token.logprob for token in found]
+
+
+def test_log_probabilities_of_the_prompt(client: openai.OpenAI) -> None:
+    reply = client.completions.create(model="all", prompt="The harbour", echo=True, logprobs=1, max_tokens=2)
+    found = reply.choices[0].logprobs.token_logprobs
+    assert found[0] is None
+    assert all(-100 < one <= 0 for one in found[1:])
+    chat = client.chat.completions.create(**GREEDY | {"model": "all"}, logprobs=True, max_tokens=2)
+    assert all(-100 < token.logprob <= 0 for token in chat.choices[0].logprobs.content)
 
 
 def test_schemas_and_tools(client: openai.OpenAI) -> None:
@@ -184,7 +194,7 @@ def test_several_models_and_embeddings(client: openai.OpenAI, server: Running) -
     assert alone.choices[0].message.content == reply.choices[0].message.content
     client.chat.completions.create(**GREEDY | {"model": "other"}, max_tokens=3)
     models = {model.id: model for model in client.models.list().data}
-    assert set(models) == {"tiny", "other", "words", "pooled", "gone"}
+    assert set(models) == {"tiny", "other", "all", "words", "pooled", "gone"}
     assert models["tiny"].retention["budget"] == 48
     assert models["other"].loaded
     assert models["other"].n_ctx == 8192  # memory has room for all that it was trained for

@@ -102,6 +102,8 @@ class CompletionBody(_Kept, stock.CreateCompletionRequest):  # type: ignore[misc
             if len(self.prompt) > 1:
                 raise ValueError("prompt must be one text: there is one answer to a request")
             self.prompt = self.prompt[0] if self.prompt else ""
+        if self.echo and self.stream:
+            raise ValueError("echo and stream exclude each other: a stream begins behind the prompt")
         return self
 
 

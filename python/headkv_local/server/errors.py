@@ -75,9 +75,11 @@ def refusal_of(error: BaseException, body: Any = None) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, RequestValidationError):
-        return Refusal(400, sentence_of(error.errors()), param=_place(error.errors()))
+        is_json = _telling(error.errors())["type"] != "json_invalid"
+        place = _place(error.errors()) if is_json else None
+        return Refusal(400, sentence_of(error.errors()), param=place)
     if isinstance(error, HTTPException) and error.status_code == 400 and error.__cause__ is not None:
-        return Refusal(400, "the body is not JSON: it cannot be decoded")
+        return Refusal(400, "the body is no JSON that can be read")
     if isinstance(error, HTTPException):
         return Refusal(error.status_code, str(error.detail), headers=error.headers)
     if isinstance(error, ContextFullError) and body is not None:

@@ -10,7 +10,7 @@ from ..errors import ArgumentError
 from ..forms import chat_handler_of, require_forms, require_grammar_text
 from .errors import refusal_of
 
-_OF_CHATS: Final = ("response_format", "tools", "tool_choice", "functions", "function_call")
+_OF_CHATS: Final = ("grammar", "response_format", "tools", "tool_choice", "functions", "function_call")
 
 
 def require_grammars(llm: llama_cpp.Llama, body: Any) -> None:

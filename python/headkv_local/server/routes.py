@@ -9,7 +9,6 @@ from contextlib import closing, suppress
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from llama_cpp.server import app as stock
 from sse_starlette.sse import EventSourceResponse
 
@@ -55,7 +54,7 @@ async def _answer(request: Request, body: Any, call: Any) -> Response:
         if not body.stream:
             while first is _READY:
                 first = await next_unless_gone(work, request)
-            return JSONResponse(first)
+            return Response(_json(first), media_type="application/json")
     except GaveWay as gave_way:  # before it began
         first = gave_way
     except Gone:
@@ -109,21 +108,25 @@ def _streamed(made: Iterator[Any], body: Any, asked: Asked) -> Generator[Any, No
         yield last | {"choices": [], "usage": asked.usage()}
 
 
+def _json(found: Any) -> str:
+    return json.dumps(found, default=float)  # logprobs of the tokens of a prompt are numpy's
+
+
 async def _events(work: Work, body: Any, first: Any) -> AsyncIterator[dict[str, str]]:
     try:
         try:
             if isinstance(first, GaveWay):
                 raise first
             if first is not _READY:
-                yield {"data": json.dumps(first)}
+                yield {"data": _json(first)}
             while True:
                 item = await work.next()
                 if item is not _READY:
-                    yield {"data": json.dumps(item)}
+                    yield {"data": _json(item)}
         except (StopAsyncIteration, GaveWay):
             yield {"data": "[DONE]"}
         except Exception as error:  # it is too late for another status
-            yield {"data": json.dumps(refusal_of(error, body).body())}
+            yield {"data": _json(refusal_of(error, body).body())}
     finally:
         work.stop()
 

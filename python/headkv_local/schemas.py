@@ -1,0 +1,141 @@
+"""llama_cpp's converter of JSON schemas to grammars, mended where its grammar takes what the schema does not.
+
+Strings have no control characters, which JSON only knows escaped; nothing that a pattern's dot, classes and
+\\d stand for ends a string; names and constants may have quotes; integers keep to their bounds. Importing it
+mends it for all.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from llama_cpp import llama_grammar
+
+_LOWEST, _HIGHEST = "minimum", "maximum"
+_BOUNDS: Final = (_LOWEST, _HIGHEST, "exclusiveMinimum", "exclusiveMaximum")
+_NOT_HELD: Final = {
+    *(
+        "multipleOf",
+        "uniqueItems",
+        "contains",
+        "minContains",
+        "maxContains",
+        "minProperties",
+        "maxProperties",
+    ),
+    *("patternProperties", "propertyNames", "not", "if", "then", "else", "dependentRequired"),
+    *("dependentSchemas", "unevaluatedItems", "unevaluatedProperties"),
+}
+_OF_OTHERS: Final = ("properties", "enum", "const", "default", "examples")  # names and values, no schemas
+_MOST: Final = 10**16 - 1  # the converter's integers have 16 digits at most
+_PLAIN: Final = r"\"\\\x00-\x1F\x7F"  # what ends a string or has to be escaped, in a class of a grammar
+_CLASSES: Final = {"d": "0-9", "w": "A-Za-z0-9_", "s": " "}
+
+
+def require_held(schema: Any) -> None:
+    """Raises ValueError for what a schema asks for and its grammar does not hold to."""
+    rest = [schema]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, list):
+            rest += part
+        elif isinstance(part, dict):
+            of_numbers = {name for name in _BOUNDS if name in part and "integer" not in _types(part)}
+            if found := sorted(of_numbers | _NOT_HELD & part.keys()):
+                raise ValueError(f"no grammar holds to its {found[0]!r}: leave that out, or strict")
+            named = part.get("properties")  # whatever names those have
+            rest += [value for name, value in part.items() if name not in _OF_OTHERS]
+            rest += named.values() if isinstance(named, dict) else ()
+
+
+def _types(schema: Mapping[str, Any]) -> list[Any]:
+    found = schema.get("type")
+    return list(found) if isinstance(found, list) else [found]
+
+
+def _range(schema: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Of the integers that it allows; None where it has no bounds."""
+    given = {name: schema[name] for name in _BOUNDS if type(schema.get(name)) in (int, float)}
+    if not given:
+        return None
+    lows = [math.ceil(given.get(_LOWEST, -_MOST)), math.floor(given.get("exclusiveMinimum", -_MOST - 1)) + 1]
+    highs = [math.floor(given.get(_HIGHEST, _MOST)), math.ceil(given.get("exclusiveMaximum", _MOST + 1)) - 1]
+    low, high = max(*lows, -_MOST), min(*highs, _MOST)
+    if low > high:
+        raise ValueError(f"no integer is from {low} to {high}")
+    return low, high
+
+
+def _integers(low: int, high: int) -> str:
+    """A rule of those from low to high."""
+    found = [f'"-" {rule}' for rule in _naturals(max(1, -high), -low)]
+    return " | ".join([*found, *_naturals(max(0, low), high)])
+
+
+def _naturals(low: int, high: int) -> Iterator[str]:
+    for n_digits in range(len(str(low)), len(str(max(low, high))) + 1):
+        first = max(low, 10 ** (n_digits - 1) if n_digits > 1 else 0)
+        last = min(high, 10**n_digits - 1)
+        if first <= last:
+            yield from _digits(str(first), str(last))
+
+
+def _digits(low: str, high: str) -> Iterator[str]:
+    """Of numbers of as many digits."""
+    rest = len(low) - 1
+    if not rest or (low[1:] == "0" * rest and high[1:] == "9" * rest):
+        yield f"[{low[0]}-{high[0]}]" + f" [0-9]{{{rest}}}" * (rest > 0)
+    elif low[0] == high[0]:
+        yield from (f'"{low[0]}" {rule}' for rule in _digits(low[1:], high[1:]))
+    else:  # those with the first digit of low, of high, and what is between
+        border = str(int(low[0]) + 1), str(int(high[0]) - 1)
+        yield from (f'"{low[0]}" {rule}' for rule in _digits(low[1:], "9" * rest))
+        if border[0] <= border[1]:
+            yield from _digits(border[0] + "0" * rest, border[1] + "9" * rest)
+        yield from (f'"{high[0]}" {rule}' for rule in _digits("0" * rest, high[1:]))
+
+
+def _plain_pattern(pattern: str) -> str:
+    """As the converter reads it: without \\d, \\w and \\s, and so that no class ends a string."""
+    made, in_class = "", False
+    for symbol in re.findall(r"\\.|\[\^|.", pattern, re.DOTALL):
+        if symbol[0] == "\\" and symbol[1:] in _CLASSES:
+            made += _CLASSES[symbol[1]] if in_class else f"[{_CLASSES[symbol[1]]}]"
+        elif symbol[0] == "\\" and symbol[1:].isalpha() and symbol[1] not in "nrt":
+            raise ValueError(f"{symbol} in a pattern is not known here: write a class such as [0-9]")
+        else:
+            made += f"[^{_PLAIN}" if symbol == "[^" and not in_class else symbol
+            in_class = symbol in ("[", "[^") or (in_class and symbol != "]")
+    return made
+
+
+_convert: Final = llama_grammar.SchemaConverter.visit
+
+
+def _visit(self: Any, schema: Any, name: str) -> Any:
+    if schema is False:
+        raise ValueError("a part of it is false, and nothing is of that")
+    schema = {} if schema is True else schema
+    if isinstance(schema, Mapping) and not {"$ref", "oneOf", "anyOf", "const", "enum"} & schema.keys():
+        kinds = schema.get("type")
+        if isinstance(kinds, list):  # of which each keeps the rest of the schema
+            return _convert(self, {"anyOf": [{**schema, "type": kind} for kind in kinds]}, name)
+        if kinds == "integer" and (found := _range(schema)) is not None:
+            own = f"{name}-" if name in llama_grammar.RESERVED_NAMES else name or "root"
+            return self._add_rule(
+                own, f"({_integers(*found)}) {self._add_rule('space', llama_grammar.SPACE_RULE)}"
+            )
+        if isinstance(schema.get("pattern"), str):
+            schema = {**schema, "pattern": _plain_pattern(schema["pattern"])}
+    return _convert(self, schema, name)
+
+
+_ESCAPED: Final = r'"\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})'
+llama_grammar.SchemaConverter.visit = _visit
+llama_grammar.PRIMITIVE_RULES["char"] = llama_grammar.BuiltinRule(rf"[^{_PLAIN}] | {_ESCAPED}")
+llama_grammar.DOT = llama_grammar.DOTALL = rf"[^{_PLAIN}]"
+llama_grammar.GRAMMAR_LITERAL_ESCAPE_RE = re.compile(r'[\r\n"\\]')
+llama_grammar.GRAMMAR_LITERAL_ESCAPES = {**llama_grammar.GRAMMAR_LITERAL_ESCAPES, "\\": "\\\\"}

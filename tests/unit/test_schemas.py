@@ -1,0 +1,85 @@
+"""What the grammars of JSON schemas take: ranges of integers, and what strict schemas may ask for."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+from headkv_local.errors import SchemaError
+from headkv_local.forms import plain_format
+from headkv_local.grammars import of_schema
+
+
+def of_integers(schema: dict[str, Any]) -> re.Pattern[str]:
+    """The rule for the integers of a schema, as a regular expression."""
+    grammar = json_schema_to_gbnf(json.dumps(schema))
+    rule = next(line for line in grammar.splitlines() if line.startswith("root ::= "))
+    rule = rule.removeprefix("root ::= ").removesuffix(" space")
+    return re.compile(re.sub(r'["\s]', "", rule))
+
+
+@given(st.integers(-(10**7), 10**7), st.integers(0, 10**7), st.data())
+def test_integers_keep_to_their_bounds(low: int, width: int, data: st.DataObject) -> None:
+    high = low + width
+    allowed = of_integers({"type": "integer", "minimum": low, "exclusiveMaximum": high + 1})
+    for number in (low - 1, low, high, high + 1, 0, data.draw(st.integers(low - 10**3, high + 10**3))):
+        assert bool(allowed.fullmatch(str(number))) == (low <= number <= high)
+    assert not allowed.fullmatch("-0")
+    assert not allowed.fullmatch(f"0{abs(high)}")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "inside", "outside"),
+    [
+        ({"minimum": 0}, [0, 7, 10**15], [-1]),
+        ({"exclusiveMinimum": 0}, [1, 123456], [0, -5]),
+        ({"maximum": -3}, [-3, -(10**9)], [-2, 0, 3]),
+        ({"minimum": 1.5, "maximum": 3.5}, [2, 3], [1, 4]),
+    ],
+)
+def test_bounds_of_one_side(bounds: dict[str, Any], inside: list[int], outside: list[int]) -> None:
+    allowed = of_integers({"type": "integer", **bounds})
+    assert all(allowed.fullmatch(str(number)) for number in inside)
+    assert not any(allowed.fullmatch(str(number)) for number in outside)
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "integer", "minimum": 7, "maximum": 5}, "no integer is from 7 to 5"),
+        ({"type": "string", "pattern": "^\\D+$"}, r"\\D in a pattern is not known here"),
+        ({"type": "array", "items": [{"type": "null"}, False]}, "a part of it is false"),
+    ],
+)
+def test_what_no_answer_can_be_is_refused(schema: dict[str, Any], reason: str) -> None:
+    with pytest.raises(SchemaError, match=reason):
+        of_schema(schema)
+
+
+def strict(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "keyword"),
+    [
+        ({"type": "number", "minimum": 0}, "minimum"),
+        ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
+        ({"anyOf": [{"type": "null"}, {"type": "integer", "multipleOf": 3}]}, "multipleOf"),
+        ({"$defs": {"n": {"not": {}}}, "$ref": "#/$defs/n"}, "not"),
+    ],
+)
+def test_a_strict_schema_is_held_to(schema: Any, keyword: str) -> None:
+    with pytest.raises(SchemaError, match=f"is strict, and no grammar holds to its '{keyword}'"):
+        plain_format(strict(schema))
+
+
+def test_names_are_no_keywords() -> None:
+    named = {"properties": {"not": {"type": "integer", "minimum": 1}}, "default": {"multipleOf": 2}}
+    assert plain_format(strict(named)) == {"type": "json_object", "schema": named}
