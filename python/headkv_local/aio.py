@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ._core.cancel import CancelToken
 from ._core.stream import Stream
-from .errors import StateError
+from .errors import Cancelled, StateError
 from .llama import Llama
 from .stats import CacheStats
 
@@ -36,7 +36,8 @@ class AsyncLlama:
     nobody takes from makes way for others after a second, 64 items ahead; leaving its loop ends it. Calls may
     come from several tasks, and event loops. A CancelToken that is entered where one is made stops it too.
 
-    on_prefill: called as (done, total) tokens on the caller's event loop, before the result comes.
+    on_prefill: called as (done, total) tokens on the caller's event loop, before the result comes. What it
+    raises stops the work, and is raised where that is awaited.
     """
 
     def __init__(self, llm: Llama, worker: ThreadPoolExecutor, on_prefill: OnPrefill | None) -> None:
@@ -97,12 +98,13 @@ class AsyncLlama:
         await llm.run(lambda llm: llm.load_session("a.session"))
         """
         self._require_open()
-        token, tell = CancelToken(), self._teller(on_prefill)
+        token = CancelToken()
+        told = _Told(on_prefill or self._on_prefill, token)
 
         def job() -> _T:
             self._begun.add(token)
             try:
-                with self._working(token, tell):
+                with self._working(token, told):
                     return work(self._llm)
             except StopIteration as error:  # no future takes one
                 raise RuntimeError("the work has raised StopIteration") from error
@@ -115,7 +117,8 @@ class AsyncLlama:
             self._require_open()
             raise
         try:
-            return await asyncio.wrap_future(submitted)
+            with told.raising():
+                return await asyncio.wrap_future(submitted)
         except asyncio.CancelledError:
             token.cancel()
             raise
@@ -193,23 +196,11 @@ class AsyncLlama:
             raise StateError("this Llama has been closed")
         self._llm._lifetime.turns.require_own_process()
 
-    def _teller(self, on_prefill: OnPrefill | None) -> OnPrefill | None:
-        """Calls it on the event loop that runs now, from any thread."""
-        callback, loop = on_prefill or self._on_prefill, asyncio.get_running_loop()
-        if callback is None:
-            return None
-
-        def tell(done: int, total: int) -> None:
-            with suppress(RuntimeError):  # the loop has been closed
-                loop.call_soon_threadsafe(callback, done, total)
-
-        return tell
-
     @contextmanager
-    def _working(self, token: CancelToken, tell: OnPrefill | None) -> Iterator[None]:
+    def _working(self, token: CancelToken, told: _Told) -> Iterator[None]:
         """In the model's thread."""
         self._require_open()
-        self._llm.on_prefill = tell
+        self._llm.on_prefill = told.tell
         with token:
             yield
 
@@ -218,26 +209,61 @@ class AsyncLlama:
     ) -> AsyncGenerator[Any, None]:
         """made_in: the context of the call, with the tokens that are entered there."""
         self._require_open()
-        token, tell = CancelToken(), self._teller(on_prefill)
+        token = CancelToken()
+        told = _Told(on_prefill or self._on_prefill, token)
 
         def step(work: Callable[[Llama], None]) -> None:
             self._begun.add(token)
             if token.cancelled:  # nobody takes it any more, so nobody discards the token after this
                 self._begun.discard(token)
-            with self._working(token, tell):
+            with self._working(token, told):
                 work(self._llm)
 
         stream = Stream(begin, step, lambda work: self._worker.submit(made_in.run, work))
         stops = (*made_in.run(CancelToken.entered), token)
         try:
-            async for item in stream:
-                for stop in stops:  # what was made ahead is not handed out after a stop
-                    stop._raise_if_cancelled()
-                yield item
+            with told.raising():
+                async for item in stream:
+                    for stop in stops:  # what was made ahead is not handed out after a stop
+                        stop._raise_if_cancelled()
+                    yield item
         finally:
             token.cancel()
             self._begun.discard(token)
             stream.close()
+
+
+class _Told:
+    """Who wants to know how far a prompt is read, on the event loop that runs now; token: of that work."""
+
+    def __init__(self, callback: OnPrefill | None, token: CancelToken) -> None:
+        self._callback, self._token, self._loop = callback, token, asyncio.get_running_loop()
+        self._failed: Exception | None = None
+
+    def tell(self, done: int, total: int) -> None:
+        """From any thread."""
+        if self._callback is not None:
+            with suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(self._call, self._callback, done, total)
+
+    def _call(self, callback: OnPrefill, done: int, total: int) -> None:
+        if self._failed is None:
+            try:
+                callback(done, total)
+            except Exception as error:  # of its own kind, where the work is awaited
+                self._failed = error
+                self._token.cancel()
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Raises what it raised, in place of the Cancelled that came of it."""
+        try:
+            yield
+        except Cancelled:
+            if self._failed is None:
+                raise
+        if self._failed is not None:
+            raise self._failed
 
 
 def _close_loaded(loading: Future[Llama]) -> None:

@@ -258,6 +258,26 @@ def test_errors_are_raised_where_they_are_awaited(tiny_path: Path) -> None:
         asyncio.run(AsyncLlama.open(tiny_path.with_name("missing.gguf")))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_callback_raises_stops_the_work(tiny_path: Path, stream: bool) -> None:
+    async def main(llm: AsyncLlama) -> None:
+        calls = []
+
+        def fails(done: int, total: int) -> None:
+            calls.append((done, total))
+            raise ZeroDivisionError
+
+        reading = llm.prefill(random_tokens(3000), on_prefill=fails)
+        with pytest.raises(ZeroDivisionError):
+            await (anext(llm.generate(random_tokens(3000), on_prefill=fails)) if stream else reading)
+        reading.close()
+        assert len(calls) == 1
+        assert await llm.run(lambda llama: llama.n_tokens) < 3000
+        await llm.prefill(random_tokens(100))
+
+    run(main, tiny_path)
+
+
 @pytest.mark.parametrize("kind", ["prefill", "stream"])
 def test_cancel_and_close_during_work(tiny_path: Path, kind: str) -> None:
     async def main() -> None:
