@@ -110,8 +110,8 @@ int main(int argc, char ** argv) {
         return 2;
     }
     size_t length = fread(text, 1, N_TEXT / 2, file); // the document stands before the first question
+    require(!ferror(file) && length < N_TEXT / 2, argv[2]);
     fclose(file);
-    require(length < N_TEXT / 2, argv[2]);
 
     llama_log_set(log_errors, NULL);
     llama_backend_init();

@@ -290,6 +290,8 @@ def test_readings_that_cannot_be(
     with pytest.raises(HeadKVError, match="1025 tokens cannot be read in a context of 1024"):
         read(llm, random_tokens(1025))
     read(llm, TOKENS)  # the context is as it was
+    with pytest.raises(HeadKVError, match="300 of 299 tokens cannot be held"):
+        read(llm, TOKENS[:299], 300)
 
 
 @pytest.mark.parametrize("light", [False, True])

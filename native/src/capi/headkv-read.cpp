@@ -88,6 +88,10 @@ static void require_reading(const llama_context & ctx, const headkv_reading & re
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("the context does not hold %d tokens, it holds %lld",
                                                        reading.n_held, (long long) facts.stats.n_tokens));
     }
+    if ((size_t) reading.n_held > reading.n_tokens) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT,
+                           format("%d of %zu tokens cannot be held", reading.n_held, reading.n_tokens));
+    }
     if (reading.n_new < 0 || (size_t) reading.n_new > reading.n_tokens) {
         throw headkv_error(HEADKV_ERR_ARGUMENT,
                            format("%d of %zu tokens cannot be new", reading.n_new, reading.n_tokens));

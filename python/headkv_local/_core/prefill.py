@@ -251,7 +251,8 @@ class PromptReader:
         self._prompts.record = PromptRecord(
             retention=compactor.retention, policy=compactor.policy, scores_from=compactor.scores_from
         )
-        reading = Reading(prompt, held.n_tokens, turns[-1][1], told, logits=self._context.logits_all)
+        n_held = min(held.n_tokens, len(prompt))
+        reading = Reading(prompt, n_held, turns[-1][1], told, logits=self._context.logits_all)
         try:
             with self._decoder.in_one_call():
                 info = compactor.read(reading, caps, reach)
