@@ -15,7 +15,10 @@ INTERRUPTED: Final = 130
 
 def told(error: Exception, command: str = "headkv") -> int:
     """Say on standard error why a command ends, and the code that it ends with."""
-    print(f"{command}: {error}", file=sys.stderr)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without Python's "[Errno 2]"
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    print(f"{command}: {text}", file=sys.stderr)
     return code_of(error)
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ._gguf.reading import parts
 from .errors import ArgumentError
 
+Name = str | os.PathLike[str]
 
-def target(path: str | os.PathLike[str], *, force: bool, model: str | os.PathLike[str] | None = None) -> Path:
-    """The path, if it may be written. model: what it must not replace, nor any part of."""
+
+def target(path: Name, *, force: bool, model: Name | None = None, inputs: Sequence[Name | None] = ()) -> Path:
+    """The path, if it may be written. model, inputs: what it must not replace, nor any part of the model."""
     name, found = os.fspath(path), Path(path)
     if not found.name:
         raise ArgumentError(f"{name!r} is no name for a file")
@@ -25,6 +27,9 @@ def target(path: str | os.PathLike[str], *, force: bool, model: str | os.PathLik
     kept = [] if model is None or not found.exists() else parts(Path(model))
     if any(part.exists() and found.samefile(part) for part in kept):
         raise ArgumentError(f"{name} is the model itself, which would be lost: give another name")
+    read = [one for one in inputs if one is not None and os.path.exists(one)]
+    if found.exists() and any(found.samefile(one) for one in read):
+        raise ArgumentError(f"{name} is what is read here, and would be lost: give another name")
     return found
 
 

@@ -65,7 +65,7 @@ ADVANCED: Final = {
     ),
     "window": Setting(int, "last tokens of a prompt that every KV head keeps"),
     "kernel": Setting(int, "odd width of the max-pool over the positions of a sentence"),
-    "sinks": Setting(int, "how many of the first tokens are always kept"),
+    "sinks": Setting(int, "first tokens that every KV head keeps which keeps more than the window"),
     "observe": Setting(
         observe_of,
         "last tokens of a prompt that choose what is kept, where it is not known which ask "

@@ -12,6 +12,7 @@ import pytest
 from headkv_local.bench import report
 from headkv_local.bench.memory import Memory
 from headkv_local.bench.timing import quartiles
+from headkv_local.errors import ArgumentError
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,17 @@ def test_json_to_stdout_leaves_it_pure(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_target_that_cannot_be_written_fails_first(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="missing"):
         report.check_target(str(tmp_path / "missing" / "out.json"))
+
+
+def test_another_file_is_not_lost(tmp_path: Path) -> None:
+    target = tmp_path / "figures.json"
+    report.save({"bench": "speed"}, str(target))
+    report.check_target(str(target))  # of an earlier run
+    for other in (b"GGUF\x03\0\0\0", b"a text", b'{"an": "other"}', b"[1]", b"3"):
+        target.write_bytes(other)
+        with pytest.raises(ArgumentError, match=r"figures\.json is another file, and would be lost"):
+            report.check_target(str(target))
+        assert target.read_bytes() == other
 
 
 def test_quartiles() -> None:

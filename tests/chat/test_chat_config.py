@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,7 @@ def test_what_is_shown_is_such_a_file(tmp_path: Path) -> None:
         "--no-stream",
     )
     file = write(shown(given, build_parser()), str(tmp_path / "other.toml"))
+    Path(file).write_bytes(codecs.BOM_UTF8 + Path(file).read_bytes())  # as some editors do
     found = options("--config", file)
     assert (found.system, found.stream, found.fold) == (given.system, False, "off")
     settings = [

@@ -7,6 +7,7 @@ import struct
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -141,6 +142,17 @@ def test_closed_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     console.error("nobody reads this")
     with pytest.raises(OutputError, match="standard output is closed"):
         console.answer("nor this")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_what_is_said_beside_the_answer_is_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with suppress(OSError), open("/dev/full", "w") as full:  # closing it fails too
+        monkeypatch.setattr(sys, "stderr", full)
+        console = Console("always")
+        console.note("a new session")
+        console.hint("reading")
+        console.error("no room")
+        console.erase_line()
 
 
 def test_character_that_the_stream_cannot_show(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +195,7 @@ def test_a_session_of_python_keeps_what_it_kept(
         ask(session, "Where?")
         keeper.leave()
     again, _ = chats("--session", str(path), "--fold", "128", "--archive", "off")
-    assert again.llm.retention == replace(retention, fold=128, archive=None, reselect=None)
+    assert again.llm.retention == retention.having(fold=128, archive=None, reselect=None)
 
 
 DOC = {"type": "text", "text": "The pilot knows the rocks. " * 12, "document": True}
@@ -352,6 +351,16 @@ def test_leaving_once_more_gives_up_the_same_chat_only(chats: Callable[..., Kept
     assert path.read_bytes() == b"somebody else's"
 
 
+def test_a_file_that_has_gone_is_written_again(chats: Callable[..., Kept], tmp_path: Path) -> None:
+    path = tmp_path / "session"
+    session, keeper = chats(*SHORT, "--session", str(path))
+    for question in ("Why?", "Where?"):
+        ask(session, question)
+        keeper.leave()
+        assert read_chat(str(path)).turns[-1].question == question
+        path.unlink()
+
+
 def test_an_interrupt_does_not_divide_a_save(
     chats: Callable[..., Kept], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +401,10 @@ def test_light(chats: Callable[..., Kept], tmp_path: Path, capsys: pytest.Captur
     assert session.again(lambda _: None).reread_reason is None
     assert "no archive" not in capsys.readouterr().err
     assert session.stats().archive_tokens > 0
+    own, its_keeper = chats(*SHORT, "--session", str(tmp_path / "own"))
+    ask(own, "Why?")
+    with pytest.raises(StateError, match="own is saved whole at the end: give another file"):
+        its_keeper.save(light=True)
 
 
 @pytest.mark.parametrize("budget", ["full", "50%"])
@@ -470,7 +483,11 @@ def test_one_shot(
     full = chat("--session", "kept", "-p", "why " * 10_000)
     assert full.returncode == 1
     assert (tmp_path / "kept").read_bytes() == before
-    for path, said in (("no/folder", "there is no folder"), ("document", "does not begin as a session")):
+    os.mkfifo(tmp_path / "pipe")
+    piped = chat("pipe", "-p", "Why?")
+    assert (piped.returncode, "is no GGUF model" in piped.stderr) == (1, True)
+    reasons = {"no/folder": "there is no folder", "pipe": "is not a file", "document": "does not begin as a"}
+    for path, said in reasons.items():
         refused = chat(str(tiny_path), "-p", "Why?", "--session", path)
         assert (refused.returncode, refused.stdout) == (1, "")
         assert said in refused.stderr

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from chat_driver import Terminal, words
 
+from headkv_local.chat.prompt import open_history
 from headkv_local.chat.render import strip_control
+from headkv_local.errors import HeadKVError
 
 ANSWERED = r"\d+ tokens?(, [\d.]+ tokens/s)?, read"
 STORY = "Write a very long story about a river."
@@ -264,6 +266,13 @@ def test_a_document_that_does_not_fit(terminal: Terminal, tiny_path: Path, docum
     terminal.start(str(tiny_path), "-f", str(document), "--ctx", "512")
     assert terminal.exit_code() == 1
     terminal.wait("error: .* and the context of 512 has room for 448: a larger --ctx at the start makes room")
+
+
+def test_another_file_is_no_history(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("Dear Ines,\n")
+    with pytest.raises(HeadKVError, match="letter' is another file, no history of lines"):
+        open_history(str(tmp_path / "letter"))
+    assert (tmp_path / "letter").read_text() == "Dear Ines,\n"
 
 
 def test_a_history_that_cannot_be_written_any_more(

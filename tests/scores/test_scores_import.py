@@ -128,6 +128,9 @@ def test_the_model_is_never_the_output(
     for output in (model, tmp_path / "link.gguf"):
         assert run(path, model, output, "duo", "--force") == MISUSED
         assert "is the model itself, which would be lost" in capsys.readouterr().err
+    assert run(path, model, path, "duo", "--force") == MISUSED
+    assert "is what is read here, and would be lost" in capsys.readouterr().err
+    assert path.read_text() == TSV
     assert model.read_bytes() == tiny_path.read_bytes()
 
 

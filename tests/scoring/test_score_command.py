@@ -120,15 +120,18 @@ def test_an_output_is_replaced_with_force_only(score: Score, tmp_path: Path, cap
     assert HeadScores.from_gguf(tmp_path / "out.gguf").scores.shape == (2, 4)
 
 
-def test_the_model_is_never_the_output(
+def test_what_is_read_is_never_the_output(
     tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = tmp_path / "model.gguf"
+    model, examples = tmp_path / "model.gguf", tmp_path / "examples.jsonl"
     model.write_bytes(tiny_path.read_bytes())
     assert main(["score", str(model), "-o", str(model), "--force"]) == 2
     assert "is the model itself, which would be lost" in capsys.readouterr().err
-    assert model.read_bytes() == tiny_path.read_bytes()
-    assert list(tmp_path.iterdir()) == [model]
+    examples.write_text("mine")
+    assert main(["score", str(model), "-o", str(examples), "--examples", str(examples), "--force"]) == 2
+    assert "is what is read here, and would be lost" in capsys.readouterr().err
+    assert (model.read_bytes(), examples.read_text()) == (tiny_path.read_bytes(), "mine")
+    assert sorted(tmp_path.iterdir()) == [examples, model]
 
 
 def test_lengths_beyond_the_context_are_skipped(
@@ -169,7 +172,8 @@ def test_a_base_model_is_asked_without_a_template(
         (("--lengths", "60"), 2, "60 tokens leave no room"),
         (("--window", "300", "--lengths", "300"), 2, "window must be less than the shortest prompt, of "),
         (("--window", "1000", "--beta", "2", "--teacher-forced"), 2, "tokens, not 1000"),
-        (("--examples", "/nonexistent/x.jsonl"), 1, "No such file"),
+        (("--examples", "/nonexistent/x.jsonl"), 1, "headkv: /nonexistent/x.jsonl: No such file"),
+        (("--examples", "/dev/zero"), 1, "headkv: /dev/zero is not a file"),
     ],
 )
 def test_what_cannot_be_measured(

@@ -80,7 +80,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[SessionFile, Header]]
 
 
 def _name(path: str | os.PathLike[str]) -> str:
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     if "\0" in name:
         raise SessionError(f"a file name cannot hold a zero byte: {name!r}")
     return name

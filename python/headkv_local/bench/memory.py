@@ -6,6 +6,7 @@ In a process of its own, because the other contexts of a bench would be counted 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -108,6 +109,7 @@ def in_new_process(module: str, order: list[Any]) -> Any:
     )
     if child.returncode != 0:
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        last = re.sub(r"^headkv_local\.errors\.\w+: ", "", last)
         raise HeadKVError(f"the memory of a process of its own could not be measured: {last}")
     return json.loads(child.stdout)
 

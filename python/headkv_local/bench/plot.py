@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from ..scoresfile.plot import require_matplotlib
 from .policies import FULL
 from .report import check_target, writing
 
+_PNG: Final = b"\x89PNG"
+
 
 def check(path: str) -> None:
     """Before the measuring. Raises UnsupportedError without matplotlib, OSError for a bad path."""
     require_matplotlib()
-    check_target(path)
+    check_target(path, lambda found: found.startswith(_PNG))
 
 
 def write_png(lines: Sequence[dict[str, Any]], path: str) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from typing import Any
 import llama_cpp
 
 from headkv_local.devices import gpus
+from headkv_local.errors import ArgumentError
 from headkv_local.files import replacing
 from headkv_local.machine import cpu_name
 
@@ -74,10 +75,22 @@ def document(bench: str, setup: Setup, settings: Mapping[str, Any], **found: Any
     }
 
 
-def check_target(target: str | None) -> None:
-    """Raises OSError before the measuring if the JSON could not be written after it."""
+def is_ours(found: bytes) -> bool:
+    """Whether it is what document() makes."""
+    try:
+        return "bench" in json.loads(found)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def check_target(target: str | None, may_replace: Callable[[bytes], bool] = is_ours) -> None:
+    """Raises OSError before the measuring if the file could not be written after it, ArgumentError if another
+    one would be lost. may_replace: of the bytes of a file that there is.
+    """
     if target is not None and target != "-":
         path = Path(target)
+        if path.is_file() and path.stat().st_size > 0 and not may_replace(path.read_bytes()):
+            raise ArgumentError(f"{target} is another file, and would be lost: give another name")
         is_new = not path.exists()
         path.open("a", encoding="utf-8").close()
         if is_new:  # a run that fails leaves no empty file behind

@@ -158,7 +158,7 @@ def _from_environment(
         action = settings[known[variable.removeprefix(PREFIX)]]
         try:
             if action.dest == _MANY:
-                yield _MANY, (tuple(text.split(os.pathsep)), variable)
+                yield _MANY, (tuple(filter(None, text.split(os.pathsep))), variable)
             else:
                 yield _dest(action), (parse_value(action, text), variable)
         except ArgumentError as error:
@@ -169,8 +169,8 @@ def _from_file(path: str, settings: Mapping[str, argparse.Action]) -> Iterator[t
     """Fields of Options with their values."""
     where = _file(path)
     try:
-        with open(path, "rb") as file:
-            found = tomllib.load(file)
+        with open(path, encoding="utf-8-sig", newline="") as file:  # some editors begin with a BOM
+            found = tomllib.loads(file.read())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         if isinstance(error, OSError):
             raise ArgumentError(f"cannot read {where}: {error.strerror or error}") from None

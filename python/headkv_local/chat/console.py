@@ -89,15 +89,21 @@ class Console:
 
     def erase_line(self) -> None:
         """Empty the terminal line that a progress bar stood on."""
-        if self.err is not None and self.err_tty:
-            self.err.write("\r\x1b[K")
-            self.err.flush()
+        if self.err_tty:
+            self.raw("\r\x1b[K")
 
     def raw(self, text: str) -> None:
-        """Write text that has its own escape sequences to standard error."""
-        if self.err is not None:
-            self.err.write(text)
-            self.err.flush()
+        """Write text that has its own escape sequences to standard error. Where that cannot be, as on a full
+        disk, nothing more goes there: the answer is worth more than what is said about it.
+        """
+        try:
+            if self.err is not None:
+                self.err.write(text)
+                self.err.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:
+            self.err = None
 
     def hint(self, text: str) -> None:
         """Show a line on the terminal behind standard error, until erase_line()."""
@@ -135,8 +141,7 @@ class Console:
 
     def error(self, text: str) -> None:
         """Write an error sentence to standard error."""
-        # also in a pipe, which may end in a terminal: names out of files are in it
-        self._message(self._wrap(f"error: {strip_control(text)}"), _RED)
+        self._message(self._wrap(f"error: {text}"), _RED)
 
     def _wrap(self, text: str) -> str:
         if self.width is None:
@@ -148,14 +153,12 @@ class Console:
         return "\n".join("\n".join(wrapped) for wrapped in lines)
 
     def _message(self, text: str, style: str) -> None:
-        if self.err is None:
-            return
-        if self.err_tty:
-            text = strip_control(text)
+        text = strip_control(
+            text
+        )  # also in a pipe, which may end in a terminal: names out of files are in it
         if self.color:
             text = f"{style}{text}{_PLAIN}"
-        self.err.write(text + "\n")
-        self.err.flush()
+        self.raw(text + "\n")
 
 
 def _size(stream: TextIO | None) -> os.terminal_size:

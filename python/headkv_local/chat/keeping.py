@@ -39,6 +39,8 @@ class Keeper:
     def save(self, name: str = "", light: bool = False) -> None:
         """Raises StateError for a chat without turns, and what Llama.save_session() raises."""
         path = self._named(name)
+        if light and self._at_end and _same(path, self.path):
+            raise StateError(f"{path} is saved whole at the end: give another file, /save --light PATH")
         if not self._session.turns:
             raise StateError("there is nothing to save: no question has been answered yet")
         if not self._session.llm.n_tokens:
@@ -127,7 +129,10 @@ class Keeper:
         """Raises SessionError where the file has what would be lost: what another process has written, or
         the archive of this chat, which goes on without it.
         """
-        if self._stamp != _stamp(self.path):
+        now = _stamp(self.path)
+        if now is None:  # there is none, or no longer
+            return
+        if now != self._stamp:
             raise SessionError(
                 f"{self.path} has been written by another process since, and stays as it is: this chat is "
                 "not saved"

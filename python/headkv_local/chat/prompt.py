@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
@@ -21,6 +22,8 @@ from headkv_local.errors import HeadKVError
 
 _QUOTES = '"""'
 
+_HISTORY: Final = b"\n# "  # how prompt_toolkit's begin
+
 
 class Dropped(Exception):
     """Ctrl-C. text: what stood there; remembered: whether the up key brings it back."""
@@ -31,15 +34,19 @@ class Dropped(Exception):
 
 
 def open_history(path: str | None) -> History:
-    """History in memory, or in the file `path`. Raises HeadKVError if that cannot be written."""
+    """History in memory, or in the file `path`. Raises HeadKVError where that cannot be."""
     if path is None:
         return InMemoryHistory()
     try:
         # what is typed is nobody else's; of a file that is there the mode stays
-        os.close(os.open(os.path.expanduser(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        file = os.open(os.path.expanduser(path), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(file, "rb") as found:
+            begin = found.read(len(_HISTORY)) if found.seekable() else b""
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise HeadKVError(f"cannot write the history file '{path}': {cause}") from error
+    if begin and begin != _HISTORY:
+        raise HeadKVError(f"'{path}' is another file, no history of lines: give another name")
     return _FileHistory(os.path.expanduser(path))
 
 

@@ -47,9 +47,10 @@ _ZIPPED: Final[tuple[tuple[str, str], ...]] = (
 
 
 def is_no_model(path: str) -> bool:
-    """Whether it is a folder, or begins in another way than GGUF files do; a short one may be cut off."""
+    """Whether it is no file, or begins in another way than GGUF files do; a short one may be cut off."""
     begin = _begin(path, len(_GGUF))
-    return os.path.isdir(path) or (bool(begin) and not _GGUF.startswith(begin))
+    is_other = os.path.exists(path) and not os.path.isfile(path)
+    return is_other or (bool(begin) and not _GGUF.startswith(begin))
 
 
 def is_model(path: str) -> bool:
@@ -59,7 +60,7 @@ def is_model(path: str) -> bool:
 
 def is_session(path: str) -> bool:
     """Whether it begins as sessions do."""
-    return os.path.isfile(path) and _begin(path, len(_SESSION)) == _SESSION
+    return _begin(path, len(_SESSION)) == _SESSION
 
 
 def hint(path: str) -> str:
@@ -70,7 +71,9 @@ def hint(path: str) -> str:
 
 
 def _begin(path: str, n_bytes: int) -> bytes:
-    """b"" where nothing can be read: loading it will tell."""
+    """b"" where nothing can be read: loading it will tell. A pipe would be waited for."""
+    if not os.path.isfile(path):
+        return b""
     try:
         with open(path, "rb") as file:
             return file.read(n_bytes)

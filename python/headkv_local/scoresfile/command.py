@@ -89,8 +89,10 @@ def _diff(options: argparse.Namespace) -> None:
 
 
 def _embed(options: argparse.Namespace) -> None:
+    from ..files import target
     from . import embed, files
 
+    target(options.output, force=options.force, inputs=[options.file])
     embed.embed(files.find(options.file).scores, options.model, options.output, force=options.force)
 
 
@@ -98,7 +100,7 @@ def _import(options: argparse.Namespace) -> None:
     from ..files import target
     from . import importers
 
-    target(options.output, force=options.force, model=options.model)
+    target(options.output, force=options.force, model=options.model, inputs=[options.file])
     scores = importers.read(options.file, options.model, options.format)
     scores.to_sidecar(options.output, force=options.force)
 

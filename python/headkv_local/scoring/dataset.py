@@ -109,6 +109,8 @@ def split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[E
 def read(path: str | os.PathLike[str]) -> list[Example]:
     """All examples of a file, of any kind; empty lines are skipped. Raises as load(), also for one twice."""
     examples: dict[Example, int] = {}  # and their lines
+    if Path(path).is_char_device():  # as /dev/zero, which has no end
+        raise DataError(f"{os.fspath(path)} is not a file")
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
         if line.strip():
             try:

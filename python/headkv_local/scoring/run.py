@@ -60,7 +60,7 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
     the model was not trained for (where others are left, those are skipped, and told); ScoresError where too
     few samples are answered right; ModelError, UnsupportedError for the model itself.
     """
-    files.target(options.output, force=options.force, model=options.model)
+    files.target(options.output, force=options.force, model=options.model, inputs=[options.examples])
     Retention(budget="100%", **options.advice)  # refuses what can never work
     data, instead = _data(options), _instead(options)
     if options.is_ablation and min(options.n_samples, len(_split(options, data)[0])) < 2:

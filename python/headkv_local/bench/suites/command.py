@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...errors import ArgumentError
 from ...settings import DEFAULTS, given
 from ..options import names_of, positive, positives, setup_of, tell
 from .names import ANEW, BABILONG, BEFORE, CHOSEN, LENGTHS, LONGBENCH, LOOGLE, RULER, RULER_QA, TASKS, WITH
@@ -61,8 +63,6 @@ def lengths(text: str) -> tuple[int, ...]:
 
 
 def refuse_without_suite(options: argparse.Namespace) -> None:
-    from headkv_local import ArgumentError
-
     for name in _ONLY_HERE:
         if getattr(options, name):
             raise ArgumentError(f"--{name.replace('_', '-')} goes with --suite")
@@ -70,7 +70,7 @@ def refuse_without_suite(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[str, HeadScores]]) -> None:
     """scores: finds head scores, of files or for a model."""
-    from headkv_local import ArgumentError, __version__
+    from headkv_local import __version__
     from headkv_local.models import model_id
 
     from .. import policies, report
@@ -82,6 +82,7 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
     setup = setup_of(options)
     named = scores(options.scores, setup.model)
     report.check_target(options.json)
+    results_path = _results_path(options)
     if options.png is not None:
         from .. import plot
 
@@ -104,16 +105,12 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
     }
     sorted_items = prepared(setup.model, said, limit)
     left_out = suite_report.left_out(sorted_items, limit)
-    results = results_file.Results(
-        _results_path(options), header, {"model": setup.model, "limit": limit, **said}
-    )
+    results = results_file.Results(results_path, header, {"model": setup.model, "limit": limit, **said})
     labels = [way.label for way in ways]
     outcomes: list[Outcome] = []
-    try:
-        for outcome in running.run(setup, sorted_items.fitting, ways, results, options.plain, tell):
-            outcomes.append(outcome)
-    finally:  # what was measured before an interrupt is worth its table
-        outcomes += results.others(outcomes)
+
+    def conclude() -> None:
+        outcomes.extend(results.others(outcomes))
         if outcomes:
             data = _document(setup, {**header, **said, "limit": limit}, named, left_out, outcomes, labels)
             sentences = suite_report.left_out_sentences(left_out, _can_cut(options))
@@ -123,6 +120,15 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
                 from .plot import write_png
 
                 write_png(data["summary"], options.png)
+
+    try:
+        for outcome in running.run(setup, sorted_items.fitting, ways, results, options.plain, tell):
+            outcomes.append(outcome)
+    except BaseException:
+        with suppress(OSError):  # what was measured is worth its table, and why it ended is said then
+            conclude()
+        raise
+    conclude()
     if not outcomes:
         _refuse_empty(left_out, options)
 
@@ -190,8 +196,6 @@ def _first(items: Sequence[Item], n: int | None) -> list[Item]:
 
 def _check(options: argparse.Namespace) -> None:
     """Raises ArgumentError for options that do not go with this suite."""
-    from headkv_local import ArgumentError
-
     for name in _NOT_HERE:
         if getattr(options, name) != options.default_of(name):
             raise ArgumentError(f"--{name} does not go with --suite, whose questions are worded already")
@@ -213,8 +217,6 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _check_ruler(options: argparse.Namespace) -> None:
-    from headkv_local import ArgumentError
-
     if options.truncate_middle:
         raise ArgumentError("--truncate-middle does not go with ruler: it could cut out what is asked for")
     of_files = [task for task in options.tasks or () if task in RULER_QA]
@@ -235,7 +237,6 @@ def _can_cut(options: argparse.Namespace) -> bool:
 
 
 def _limit(options: argparse.Namespace, model: str) -> int:
-    from headkv_local import ArgumentError
     from headkv_local.models import trained_context
 
     trained: int = trained_context(model)
@@ -252,6 +253,8 @@ def _limit(options: argparse.Namespace, model: str) -> int:
 
 def _results_path(options: argparse.Namespace) -> Path | None:
     if options.results is not None:
+        if options.json is not None and Path(options.json) == Path(options.results):
+            raise ArgumentError(f"--json and --results both name {options.json}: give two files")
         return Path(options.results)
     if options.json in (None, "-"):
         return None
@@ -287,8 +290,6 @@ def _document(
 
 
 def _refuse_empty(left_out: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
-    from headkv_local import ArgumentError
-
     from .report import left_out_sentences
 
     sentences = left_out_sentences(left_out, _can_cut(options))

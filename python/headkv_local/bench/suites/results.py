@@ -142,8 +142,12 @@ class Results:
     def add(self, outcome: Outcome) -> None:
         self._keep(outcome)
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
+            except OSError as error:
+                found = f"{self._path} cannot be written after {len(self._done)} answers"
+                raise OSError(f"{found}: {error.strerror or error}") from error
 
     def _keep(self, outcome: Outcome) -> None:
         self._done[outcome.key] = outcome
