@@ -16,22 +16,15 @@ from llama_cpp import llama_grammar
 
 _LOWEST, _HIGHEST = "minimum", "maximum"
 _BOUNDS: Final = (_LOWEST, _HIGHEST, "exclusiveMinimum", "exclusiveMaximum")
-_NOT_HELD: Final = {
-    *(
-        "multipleOf",
-        "uniqueItems",
-        "contains",
-        "minContains",
-        "maxContains",
-        "minProperties",
-        "maxProperties",
-    ),
-    *("patternProperties", "propertyNames", "not", "if", "then", "else", "dependentRequired"),
-    *("dependentSchemas", "unevaluatedItems", "unevaluatedProperties"),
-}
+_NOT_HELD: Final = frozenset(
+    "multipleOf uniqueItems contains minContains maxContains minProperties maxProperties patternProperties "
+    "propertyNames not if then else dependentRequired dependentSchemas unevaluatedItems "
+    "unevaluatedProperties".split()
+)
 _OF_OTHERS: Final = ("properties", "enum", "const", "default", "examples")  # names and values, no schemas
 _MOST: Final = 10**16 - 1  # the converter's integers have 16 digits at most
 _PLAIN: Final = r"\"\\\x00-\x1F\x7F"  # what ends a string or has to be escaped, in a class of a grammar
+_ANY: Final = {"type": ["object", "array", "string", "number", "boolean", "null"]}
 _CLASSES: Final = {"d": "0-9", "w": "A-Za-z0-9_", "s": " "}
 
 
@@ -112,6 +105,16 @@ def _plain_pattern(pattern: str) -> str:
     return made
 
 
+def _of_array(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With items that the converter knows, where there may be any or none."""
+    items = schema.get("items", {})
+    if "prefixItems" in schema or not {"items", "minItems", "maxItems"} & schema.keys():
+        return schema
+    if items is False or schema.get("maxItems") == 0:
+        return {"const": []}
+    return {**schema, "items": _ANY} if items in ({}, True) else schema
+
+
 _convert: Final = llama_grammar.SchemaConverter.visit
 
 
@@ -119,10 +122,14 @@ def _visit(self: Any, schema: Any, name: str) -> Any:
     if schema is False:
         raise ValueError("a part of it is false, and nothing is of that")
     schema = {} if schema is True else schema
-    if isinstance(schema, Mapping) and not {"$ref", "oneOf", "anyOf", "const", "enum"} & schema.keys():
+    if isinstance(schema, Mapping) and not {"$ref", "oneOf", "anyOf"} & schema.keys():
         kinds = schema.get("type")
+        if {"const", "enum"} & schema.keys():
+            return _convert(self, {key: value for key, value in schema.items() if key != "type"}, name)
         if isinstance(kinds, list):  # of which each keeps the rest of the schema
             return _convert(self, {"anyOf": [{**schema, "type": kind} for kind in kinds]}, name)
+        if kinds == "array":
+            schema = _of_array(schema)
         if kinds == "integer" and (found := _range(schema)) is not None:
             own = f"{name}-" if name in llama_grammar.RESERVED_NAMES else name or "root"
             return self._add_rule(

@@ -144,6 +144,13 @@ PLAIN = re.compile(r"[^\x00-\x1f\x7f]*")
         ({"type": "string", "pattern": "^.[^a]\\d{2}[\\w-]$"}, lambda x: re.fullmatch(r"..?\d\d[\w-]", x)),
         ({"type": "integer", "minimum": -12, "maximum": 345}, lambda x: -12 <= x <= 345),
         ({"type": ["integer", "null"], "exclusiveMinimum": 0}, lambda x: x is None or x > 0),
+        ({"type": ["string", "null"], "enum": ["a", "b", None]}, lambda x: x in ("a", "b", None)),
+        ({"type": "array", "maxItems": 0}, lambda x: not x),
+        (
+            {"type": "array", "prefixItems": [{"const": 1}, {"const": 2}], "items": False},
+            lambda x: x == [1, 2],
+        ),
+        ({"type": "array", "items": {"enum": [1]}, "minItems": 2, "maxItems": 3}, lambda x: 2 <= len(x) <= 3),
         ({"type": "object", "properties": {'a"\\': {"const": '"\\\n'}}, "required": ['a"\\']}, lambda x: x),
     ],
 )

@@ -78,9 +78,10 @@ def document(bench: str, setup: Setup, settings: Mapping[str, Any], **found: Any
 def is_ours(found: bytes) -> bool:
     """Whether it is what document() makes."""
     try:
-        return "bench" in json.loads(found)
-    except (ValueError, TypeError, RecursionError):
+        data = json.loads(found)
+    except (ValueError, RecursionError):
         return False
+    return isinstance(data, dict) and "bench" in data
 
 
 def check_target(target: str | None, may_replace: Callable[[bytes], bool] = is_ours) -> None:

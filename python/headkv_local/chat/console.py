@@ -153,9 +153,8 @@ class Console:
         return "\n".join("\n".join(wrapped) for wrapped in lines)
 
     def _message(self, text: str, style: str) -> None:
-        text = strip_control(
-            text
-        )  # also in a pipe, which may end in a terminal: names out of files are in it
+        # also in a pipe, which may end in a terminal: names out of files are in it
+        text = strip_control(text)
         if self.color:
             text = f"{style}{text}{_PLAIN}"
         self.raw(text + "\n")
