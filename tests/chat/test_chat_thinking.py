@@ -13,6 +13,7 @@ from headkv_local.chat.console import Console
 from headkv_local.chat.display import show_answer
 from headkv_local.chat.keeping import Keeper
 from headkv_local.chat.options import Options
+from headkv_local.chat.render import strip_control
 from headkv_local.chat.session import Session, open_session
 from headkv_local.chat.thinking import Thinking, parted
 
@@ -80,4 +81,4 @@ def test_a_thought_that_was_cut_off_is_shown(
         commands.thinking("")
         (turn,) = session.answered
         assert turn.answer.strip()
-        assert capsys.readouterr().err.split() == turn.answer.split()
+        assert capsys.readouterr().err.split() == strip_control(turn.answer).split()
