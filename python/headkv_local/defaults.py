@@ -76,15 +76,31 @@ def load_with_room(
             raise
         return _in_file(load, file)
 
+    try:
+        return llm, *find_room(llm, move, file)
+    except BaseException:
+        llm.close()
+        raise
+
+
+def find_room(
+    llm: AnyLlama,
+    move: Callable[[AnyLlama, str | None], None],
+    file: Callable[[], AbstractContextManager[str]],
+) -> tuple[str | None, str]:
+    """Have a loaded model's archive in memory where there is room, else in a file, else nowhere.
+
+    As load_with_room(), which says what is given and returned.
+    """
+
     def put(where: str | None) -> AnyLlama:
         move(llm, where)
         return llm
 
-    try:
-        return (llm, "memory", "") if archive_fits(llm) else _in_file(put, file)
-    except BaseException:
-        llm.close()
-        raise
+    if not archive_fits(llm):
+        return _in_file(put, file)[1:]
+    put("memory")
+    return "memory", ""
 
 
 def _in_file(

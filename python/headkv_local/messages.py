@@ -18,7 +18,8 @@ def require_messages(messages: Any) -> list[Mapping[str, Any]]:
     """The messages as a list. ArgumentError for what are none, with the number of the one it is about.
 
     Each has a role, and a content: a text, or a list of parts that have a type; those of the type "text" have
-    a text. An assistant that calls tools needs no content. There may be no messages.
+    a text, and may be marked as documents by true. An assistant that calls tools needs no content. There may
+    be no messages.
     """
     found = listed(messages)
     for i, message in enumerate(found, start=1):
@@ -66,3 +67,7 @@ def _require_content(message: Mapping[str, Any], name: str) -> None:
             raise ArgumentError(f"part {i} of {name} must have a type, such as 'text': {shown(part)}")
         if part["type"] == "text" and not isinstance(part.get("text"), str):
             raise ArgumentError(f"part {i} of {name} is of type 'text', but has no text: {shown(part)}")
+        if not isinstance(part.get("document"), bool | None):
+            raise ArgumentError(
+                f"part {i} of {name} must be marked by true or false as a document: {shown(part)}"
+            )

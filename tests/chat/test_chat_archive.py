@@ -17,6 +17,7 @@ from headkv_local.chat.documents import Document
 from headkv_local.chat.model import ChatLlama
 from headkv_local.chat.options import Options
 from headkv_local.chat.session import Session, open_session
+from headkv_local.chat.setting import change
 from headkv_local.chat.turn import Answer, Event, Notice, Prefill, Text
 from headkv_local.errors import LoadMemoryError
 
@@ -62,6 +63,51 @@ def test_none_where_prompts_choose_for_all_questions(session: Callable[..., Sess
     assert len(set(chat.llm.cache_stats().kept.ravel().tolist())) > 1
     with pytest.raises(ArgumentError, match='observe="all" chooses once'):
         session(observe="all", archive="memory")
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_an_archive_goes_and_comes_with_what_is_set(
+    session: Callable[..., Session], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if not in_memory:
+        monkeypatch.setattr(defaults, "memory_free", lambda: 1000)
+    chat, folder = session(), tmp_path / "headkv-local"
+    for observe in ("all", "32", "all", "all", "64"):
+        change(chat, "observe", observe)
+        assert (chat.archive.where is None) is (observe == "all")
+        assert (chat.archive.where == "memory") is (in_memory and observe != "all")
+        assert folder.exists() is not in_memory
+        assert in_memory or len(list(folder.iterdir())) == (observe != "all")
+        assert chat.llm.retention is not None
+        assert chat.llm.retention.archive == chat.archive.where
+    chat.documents.append(DOCUMENT)
+    ask(chat, "Who knows the rocks?")
+    before = chat.archive
+    assert "after /clear" in change(chat, "observe", "all")
+    assert chat.archive == before
+    ask(chat, "Who else?")
+    assert chat.stats().archive_tokens > 0
+    chat.clear()
+    assert chat.archive.where is None
+
+
+def test_why_none_comes_is_said(session: Callable[..., Session], folder: Path) -> None:
+    chat = session(observe="all")
+    folder.write_text("a file where the folder would be")
+    said = change(chat, "observe", "32")
+    assert "The chat goes on without an archive: " in said
+    assert (chat.archive.where, bool(chat.archive.reason)) == (None, True)
+
+
+def test_one_that_is_asked_for_stays(session: Callable[..., Session]) -> None:
+    for archive, where in (("memory", "memory"), ("off", None)):
+        chat = session(archive=archive)
+        if where:
+            with pytest.raises(ArgumentError, match='observe="all" chooses once'):
+                change(chat, "observe", "all")
+        change(chat, "observe", "32")
+        assert chat.archive.where == where
 
 
 @pytest.fixture

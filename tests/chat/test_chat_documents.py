@@ -95,7 +95,10 @@ def test_closed_standard_input_is_empty(monkeypatch: pytest.MonkeyPatch) -> None
         (b"\x7fELF\x02", "is a program, and no text"),
         (b"\x1f\x8b\x08", "is compressed with gzip: unpack it first"),
         (zipped("readme.txt"), "is a ZIP archive: unpack it first"),
-        (b"PK\x03\x04 cut off", "is a ZIP archive: unpack it first"),
+        (
+            b"PK\x03\x04 cut off",
+            "is a damaged ZIP archive, or a damaged file of a kind that is one, such as DOCX",
+        ),
         ("Привет, мир".encode("utf-16-le"), UTF16.format("LE", "LE")),
         (b"a\0\x01\x02\x03\x04", "is not text: byte 0x00 at 1"),
         (b" \n", "is empty"),

@@ -160,6 +160,13 @@ def test_pictures_are_refused(load: Load, tiny_path: Path) -> None:
         ({"role": "system", "content": 5}, r"\(system\) must be a text or a list of parts, not 5$"),
         ({"role": "user", "content": ["text"]}, r"\(user\) must have a type, such as 'text': 'text'$"),
         ({"role": "user", "content": [{"type": "text", "text": 5}]}, "[^:]* of type 'text', but has no text"),
+        *(
+            (
+                {"role": "user", "content": [{"type": "text", "text": "a", "document": mark}]},
+                r"\(user\) must be marked by true or false as a document",
+            )
+            for mark in ("false", "true", 1, 0, [])
+        ),
     ],
 )
 def test_what_is_no_message_is_not_the_templates_fault(

@@ -14,7 +14,7 @@ from typing import Final
 
 from headkv_local.chat.model import ChatLlama
 from headkv_local.chat.options import AUTO, MEMORY, Options
-from headkv_local.defaults import cache_folder, load_with_room
+from headkv_local.defaults import cache_folder, find_room, load_with_room
 from headkv_local.errors import ArchiveError
 from headkv_local.settings import ALL, OFF
 
@@ -67,8 +67,7 @@ def load_with_archive(load: Put, options: Options) -> tuple[ChatLlama, Archive]:
     load: loads it. Raises what that raises; nothing of ours is left behind then.
     """
     _remove_left_over()
-    once = options.observe == ALL and options.reselect is not False  # for all questions
-    if options.archive == AUTO and not once:
+    if options.archive == AUTO and not _once(options):
         llm, archive = _with_room(load, options)
     else:
         where = None if options.archive in (OFF, AUTO) else options.archive
@@ -76,6 +75,25 @@ def load_with_archive(load: Put, options: Options) -> tuple[ChatLlama, Archive]:
     if archive.where is not None and archive.where != MEMORY:
         _remove_when_killed(archive.where)
     return llm, archive
+
+
+def retain(llm: ChatLlama, archive: Archive, options: Options) -> Archive:
+    """Keep of the prompts to come what `options` say. Returns their archive: where --archive leaves it open,
+    none while prompts choose for all questions, and one again after that.
+
+    Raises ArgumentError, ArchiveError and StateError, and nothing is changed then.
+    """
+    if options.archive == AUTO and _once(options):
+        archive = Archive(None)
+    elif options.archive == AUTO and archive == Archive(None):
+        where, reason = find_room(llm, _mover(options), _own_file)
+        archive = _found(where, reason)
+        if archive.own and archive.where is not None:
+            _remove_when_killed(archive.where)
+        return archive
+    with archive.being_made():
+        llm.retention = options.retention(archive.where)
+    return archive
 
 
 def move_archive(llm: ChatLlama, options: Options) -> Archive:
@@ -90,15 +108,29 @@ def move_archive(llm: ChatLlama, options: Options) -> Archive:
 
 
 def _with_room(load: Put, options: Options) -> tuple[ChatLlama, Archive]:
-    def move(llm: ChatLlama, where: str | None) -> None:
-        llm.retention = options.retention(where)
-
+    move = _mover(options)
     if options.budget is None:  # no archive yet: a context without room has none in another place either
         full = load(None)
         llm, where, reason = load_with_room(lambda _: full, move, _own_file)
     else:
         llm, where, reason = load_with_room(load, move, _own_file)
-    return llm, Archive(where, own=where not in (None, MEMORY), reason=reason)
+    return llm, _found(where, reason)
+
+
+def _once(options: Options) -> bool:
+    """Whether a prompt chooses for all questions to come."""
+    return options.observe == ALL and options.reselect is not False
+
+
+def _mover(options: Options) -> Callable[[ChatLlama, str | None], None]:
+    def move(llm: ChatLlama, where: str | None) -> None:
+        llm.retention = options.retention(where)
+
+    return move
+
+
+def _found(where: str | None, reason: str) -> Archive:
+    return Archive(where, own=where not in (None, MEMORY), reason=reason)
 
 
 @contextmanager

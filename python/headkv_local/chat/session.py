@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from headkv_local import CacheStats, default_model_path
 from headkv_local.chat.answering import answer
-from headkv_local.chat.archive import Archive, load_with_archive, move_archive
+from headkv_local.chat.archive import Archive, load_with_archive, move_archive, retain
 from headkv_local.chat.documents import Document, DocumentError, compose
 from headkv_local.chat.model import ChatLlama, load_model
 from headkv_local.chat.options import Options
@@ -147,8 +147,7 @@ class Session:
         return self._retained is options
 
     def _retain(self, options: Options) -> None:
-        with self.archive.being_made():
-            self.llm.retention = options.retention(self.archive.where)
+        self.archive = retain(self.llm, self.archive, options)
         self._retained = options
 
     def go_on_with(self, llm: ChatLlama, archive: Archive, options: Options) -> None:

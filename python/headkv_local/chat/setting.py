@@ -42,10 +42,12 @@ def change(session: Session, name: str, text: str) -> str:
         options = session.options.having({action.dest: parse_value(action, text)}, SOURCE)
     when = ""
     if name in RETENTION:
-        waits = not session.retain(options)
+        archive, waits = session.archive, not session.retain(options)
         when = (
             ", after /clear (this chat's prompt is compacted already)" * waits or ", from the next prompt on"
         )
+        if session.archive != archive and session.archive.reason:
+            when += f". {session.archive.told}"
     elif name in _SAMPLING:
         session.llm.use(choose_sampling(options, session.llm.metadata))
     elif name == "seed":

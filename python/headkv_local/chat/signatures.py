@@ -131,7 +131,7 @@ def _told_by_zip(data: bytes) -> str:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        names = []
+        return "a damaged ZIP archive, or a damaged file of a kind that is one, such as DOCX"
     for begin, what in _ZIPPED:
         if any(name.startswith(begin) for name in names):
             return what

@@ -205,5 +205,7 @@ def _outcome(line: bytes, where: str) -> Outcome:
         values = json.loads(line)
         found = Outcome(**{one.name: values[one.name] for one in fields(Outcome)})
         return replace(found, expected=tuple(found.expected))
-    except (ValueError, TypeError, KeyError) as error:
+    except KeyError as error:
+        raise DataError(f"{where}: is no outcome: it has no {error}") from error
+    except (ValueError, TypeError) as error:
         raise DataError(f"{where}: is no outcome: {error}") from error
