@@ -105,15 +105,19 @@ def require_forms(vocab: Any, handler: Any, given: dict[str, Any]) -> None:
     """Looks at what this chat handler compiles of these arguments of a chat, before the model runs.
 
     What a handler does not compile is not looked at, but for tools of which it may call any; nor is anything
-    where it is none of llama_cpp's. A response_format becomes as llama_cpp writes it: it would leave out
-    another one.
+    where it is none of llama_cpp's. A response_format, and a tool_choice of "required", become as llama_cpp
+    writes them: it would leave out others.
     Raises SchemaError for a schema that cannot be compiled, ToolChoiceError for the choice of a tool that is
     not there, ArgumentError for what is no tool or no response_format.
     """
     handler = bare_handler(handler)
     if handler not in _CALLING and not is_of_formatter(handler) and not isinstance(handler, _OF_PICTURES):
         return
+    if given.get("tool_choice") == "required":
+        given["tool_choice"] = _only(given.get("tools") or ())
     tools, choice = _offered(given, handler in _FUNCTIONARY)
+    if isinstance(choice, str) and choice not in ("auto", "none") and handler not in _FUNCTIONARY:
+        raise ArgumentError(f'tool_choice must be "auto", "none", "required" or a tool, not {choice!r}')
     _require_one_shape(given, choice)
     is_free = handler not in _CALLING or (handler not in _FUNCTIONARY and choice in (None, "none"))
     if given.get("response_format") is not None and is_free:
@@ -194,6 +198,13 @@ def _offered(given: Mapping[str, Any], tools_first: bool) -> tuple[list[dict[str
     if call is not None and not (tools_first and choice is not None):
         choice = call
     return [_function_of(tool) for tool in tools or ()], choice
+
+
+def _only(tools: Sequence[Any]) -> dict[str, Any]:
+    """The choice of the one tool that there is. Nothing here chooses among several."""
+    if len(tools) != 1:
+        raise ArgumentError(f'tool_choice "required" needs one tool, not {len(tools)}: name the one to call')
+    return {"type": "function", "function": {"name": _function_of(tools[0])["name"]}}
 
 
 def _chosen(tools: Sequence[dict[str, Any]], choice: Mapping[str, Any]) -> dict[str, Any]:

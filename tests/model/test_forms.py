@@ -45,6 +45,11 @@ def schema(**given: Any) -> dict[str, Any]:
             "Tool choice 'f' not found",
         ),
         ({"tools": [{}], "tool_choice": F}, "a tool must have a function with a name"),
+        (tool(parameters={}) | {"tool_choice": "f"}, 'must be "auto", "none", "required" or a tool, not'),
+        ({"tool_choice": "required"}, "needs one tool, not 0"),
+        ({"tools": tool()["tools"] * 2, "tool_choice": "required"}, "needs one tool, not 2"),
+        (tool(parameters={"type": "nothing"}) | {"tool_choice": "required"}, "the tool 'f': the JSON schema"),
+        (schema(type="null") | tool(parameters={}) | {"tool_choice": "required"}, "both shape the answer"),
         ({"grammar": LlamaGrammar.from_string("root ::= nowhere")}, "the grammar cannot be compiled"),
         ({"grammar": YES} | schema(type="null"), "grammar and response_format both shape the answer"),
         ({"grammar": YES} | tool(parameters={}), "grammar and the choice of a tool both shape"),
@@ -129,6 +134,16 @@ def test_a_json_schema_as_openai_has_it(load: Load, tiny_path: Path, given: dict
     wanted = {"type": "json_schema", "json_schema": {"schema": {"const": "yes"}}}
     reply = load(tiny_path, **given).create_chat_completion(MESSAGES, max_tokens=9, response_format=wanted)
     assert reply["choices"][0]["message"]["content"] == '"yes"'
+
+
+@pytest.mark.parametrize("given", [{}, {"chat_format": "chatml-function-calling"}])
+def test_the_only_tool_is_called_where_one_is_required(
+    load: Load, tiny_path: Path, given: dict[str, Any]
+) -> None:
+    one = tool(parameters={"const": {"a": 1}}) | {"tool_choice": "required"}
+    reply = load(tiny_path, **given).create_chat_completion(MESSAGES, max_tokens=60, **one)
+    called = reply["choices"][0]["message"]["tool_calls"][0]["function"]
+    assert (called["name"], json.loads(called["arguments"])) == ("f", {"a": 1})
 
 
 PLAIN = re.compile(r"[^\x00-\x1f\x7f]*")

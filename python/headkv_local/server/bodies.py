@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import llama_cpp
@@ -146,8 +146,6 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
             self.max_tokens = self.max_completion_tokens
         if self.logprobs and self.top_logprobs is None:
             self.top_logprobs = 0  # stock would leave them out
-        if getattr(self, "tool_choice", None) == "required":
-            self.tool_choice = _only(self.tools or ())
         return self
 
 
@@ -164,13 +162,6 @@ def _plain_function(function: Any) -> Any:
     if isinstance(plain, dict):
         plain.setdefault("parameters", {"type": "object", "properties": {}})
     return plain
-
-
-def _only(tools: Sequence[Any]) -> Any:
-    """The choice of the one tool that there is. Nothing here chooses among several."""
-    if len(tools) != 1:
-        raise ValueError(f'tool_choice "required" needs one tool, not {len(tools)}: name the one to call')
-    return {"type": "function", "function": {"name": tools[0]["function"]["name"]}}
 
 
 NEW_FIELDS = {"budget", "scores", "archive", "stream_options", "max_completion_tokens"}
