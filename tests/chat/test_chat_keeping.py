@@ -27,6 +27,7 @@ from headkv_local.chat.repl import Repl
 from headkv_local.chat.saved import read_chat
 from headkv_local.chat.session import Session, open_session
 from headkv_local.chat.setting import change
+from headkv_local.chat.switching import switch_model
 
 DOCUMENT = Document("folder/document", "\nThe pilot knows the rocks. " * 12)
 OTHER = Document("other", "The keeper lit the lamp. " * 12)
@@ -43,7 +44,7 @@ def chats(tiny_path: Path) -> Iterator[Callable[..., Kept]]:
     def make(*argv: str, model: Path = tiny_path, **environment: str) -> Kept:
         options = parse_options(["-t", "1", "-m", str(model), *argv], build_parser(), environment)
         chat = saved_at(options.session)
-        options = options if chat is None else options.completed(chat.settings, "a session")
+        options = options if chat is None else options.completed(chat.settings, "a session", chat.left_open)
         sessions.append(open_session(options, chat.context if chat is not None else {}))
         keeper = Keeper(sessions[-1], Console())
         keeper.open(chat, options.system)
@@ -89,6 +90,37 @@ def test_goes_on_as_before(chats: Callable[..., Kept], tmp_path: Path) -> None:
     assert second.used_tokens == second.answered[0].used
     assert [d.name for d in second.documents] == [d.name for d in first.documents]
     assert ask(second, "What?") == ask(first, "What?")
+
+
+def test_what_waits_holds_for_a_chat_that_is_loaded(chats: Callable[..., Kept], tmp_path: Path) -> None:
+    session, keeper = chats(*SHORT)
+    session.attach([DOCUMENT])
+    ask(session, "Why?")
+    keeper.save(str(tmp_path / "session"))
+    budget = session.stats().kept.sum() // session.stats().kept.size
+    assert "after /clear" in change(session, "budget", "24")
+    assert "budget: 16, 24 after /clear" in told(session)
+    keeper.load()
+    assert "budget: 24" in told(session)
+    ask(session, "Who?")
+    kept = session.stats().kept
+    assert (budget, kept.sum() // kept.size) == (16, 24)
+
+
+def test_a_context_that_nobody_asked_for_is_chosen_for_each_model(
+    chats: Callable[..., Kept], tmp_path: Path, tiny: Callable[..., Path]
+) -> None:
+    longer, shorter, found = tiny(n_ctx_train=2048), tiny(arch="qwen2", n_ctx_train=512), {}
+    for given in ((), ("-c", "1024")):
+        path = str(tmp_path / f"session{len(given)}")
+        session, keeper = chats(*SHORT, *given, "--session", path, model=longer)
+        ask(session, "Why?")
+        keeper.leave()
+        again, keeper = chats("--session", path, model=longer)
+        found[given] = [again.llm.n_ctx()]
+        switch_model(again, str(shorter), keeper)
+        found[given].append(again.llm.n_ctx())
+    assert found == {(): [2048, 512], ("-c", "1024"): [1024, 1024]}
 
 
 def test_settings_that_are_not_given_are_as_they_were(chats: Callable[..., Kept], tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
 
     # From here on the model is needed, and with it llama_cpp.
     from headkv_local.chat.display import show_answer
+    from headkv_local.chat.info import notes
     from headkv_local.chat.keeping import Keeper, model_of, saved_at
     from headkv_local.chat.session import open_session
     from headkv_local.chat.worker import on_interrupt
@@ -101,7 +102,7 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     chat = saved_at(options.session)
     if chat is not None:
         settings = {**chat.settings, "model": model_of(chat, options)}
-        options = options.completed(settings, f"the session {options.session}")
+        options = options.completed(settings, f"the session {options.session}", chat.left_open)
     _require_model(options)
     if reason := set_aside(options.gpu_layers):
         console.note(reason)
@@ -109,7 +110,7 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     with on_interrupt(signal.SIG_DFL):
         session = open_session(options, chat.context if chat is not None else {})
     with contextlib.closing(session):
-        for note in session.notes():
+        for note in notes(session):
             console.note(note)
         keeper = Keeper(session, console)
         keeper.open(chat, options.system)

@@ -10,6 +10,15 @@ from headkv_local.chat.session import Session
 from headkv_local.wording import size
 
 
+def notes(session: Session) -> Iterator[str]:
+    """What its user should know of the model and its archive."""
+    trained, ctx = session.llm.trained_tokens, session.options.ctx
+    if isinstance(ctx, int) and 0 < trained < ctx:
+        yield f"the model was trained for {trained} tokens, it may lose track beyond them"
+    if session.archive.reason:
+        yield session.archive.told
+
+
 def told(session: Session) -> Iterator[str]:
     """Model, context and settings."""
     llm, meta, options = session.llm, session.llm.metadata, session.options
@@ -17,7 +26,8 @@ def told(session: Session) -> Iterator[str]:
     name, architecture = meta.get("general.name", "no name"), meta.get("general.architecture", "?")
     yield f"its own name: {name} ({architecture})"
     yield f"context: {session.used_tokens} of {llm.n_ctx()} tokens"
-    yield f"budget: {budget_text(options.budget)}"
+    budget, after = budget_text(session.in_force.budget), budget_text(options.budget)
+    yield f"budget: {budget}{f', {after} after /clear' if session.waits('budget') else ''}"
     yield f"head scores: {llm.scores_from or 'none'}"
     yield f"threads: {llm.n_threads}"
     yield f"sampling: {llm.sampling.told()}"

@@ -33,13 +33,15 @@ _NO_PATHS: Final = frozenset((AUTO, MEMORY, OFF))
 class SavedChat:
     """What a session says before its model is loaded.
 
-    documents: that go with the next question. settings: fields of Options. context: arguments of Llama.
-    archived: whether its archive is in the file. when: seconds since 1970, None where that is not known.
+    documents: that go with the next question. settings: fields of Options. left_open: those of them that
+    nobody had asked for. context: arguments of Llama. archived: whether its archive is in the file. when:
+    seconds since 1970, None where that is not known.
     """
 
     turns: tuple[Turn, ...]
     documents: tuple[Document, ...]
     settings: Mapping[str, Any]
+    left_open: frozenset[str]
     context: Mapping[str, Any]
     model_name: str
     archived: bool
@@ -53,6 +55,8 @@ def state_of(options: Options, documents: Sequence[Document]) -> dict[str, Any]:
     if "archive" in settings and settings["archive"] not in _NO_PATHS:
         settings["archive"] = os.path.abspath(settings["archive"])
     settings["budget"] = budget_text(options.budget)
+    if "ctx" in options.sources:
+        settings["ctx"] = str(options.ctx)
     return {
         "settings": settings,
         "documents": [{"name": document.name, "text": document.text} for document in documents],
@@ -95,14 +99,15 @@ def _chat_of(header: Header) -> SavedChat:
         raise ValueError("its messages are not questions with an answer each")
     turns = tuple(_turn(*pair, header.n_tokens) for pair in zip(messages[::2], messages[1::2], strict=True))
     state = messages[-1].get("chat", {})
-    when = state.get("when")
+    when, given = state.get("when"), state.get("settings", {})
     return SavedChat(
         turns=turns,
         documents=tuple(
             Document(require_text(each["name"]), require_text(each["text"]))
             for each in state.get("documents", ())
         ),
-        settings=settings | _parsed(state.get("settings", {})),
+        settings=settings | _parsed(given),
+        left_open=frozenset(() if "ctx" in given else ("ctx",)),
         context={name: value for name, value in header.context.items() if name != "n_ctx"},
         model_name=header.model_name,
         archived=header.n_archived > 0,

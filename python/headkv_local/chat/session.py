@@ -54,16 +54,6 @@ class Session:
     def close(self) -> None:
         self.llm.close()
 
-    def notes(self) -> list[str]:
-        """What its user should know of the model and its archive."""
-        found = []
-        if isinstance(self.options.ctx, int) and 0 < self.llm.trained_tokens < self.options.ctx:
-            trained = self.llm.trained_tokens
-            found.append(f"the model was trained for {trained} tokens, it may lose track beyond them")
-        if self.archive.reason:
-            found.append(self.archive.told)
-        return found
-
     @property
     def turns(self) -> int:
         return len(self._turns)
@@ -95,6 +85,10 @@ class Session:
     def in_force(self) -> Options:
         """`options`, without those that wait for clear()."""
         return self.options.keeping_as(self._retained)
+
+    def waits(self, name: str) -> bool:
+        """Whether this field of `options` holds after clear() only."""
+        return bool(getattr(self.options, name) != getattr(self.in_force, name))
 
     def stats(self) -> CacheStats:
         return self.llm.cache_stats()
@@ -132,19 +126,17 @@ class Session:
         self.documents.clear()
         self._turns.clear()
         self.llm.reset()
-        if self._retained is not self.options:
+        if self.in_force != self.options:
             self._retain(self.options)
 
-    def retain(self, options: Options) -> bool:
-        """Keep of the prompts to come what `options` say. False: what is kept was chosen already, so after
-        clear().
+    def retain(self, options: Options) -> None:
+        """Keep of the prompts to come what `options` say, after clear() where what is kept is chosen already.
 
         Raises ArgumentError and ArchiveError, and nothing is changed then.
         """
         with suppress(StateError):
             self._retain(options)
         self.options = options
-        return self._retained is options
 
     def _retain(self, options: Options) -> None:
         self.archive = retain(self.llm, self.archive, options)
@@ -218,19 +210,27 @@ class Session:
 
         Returns what the user should know, "" for nothing. Raises SessionError, and the chat is as it was.
         """
-        notice = ""
-        try:
-            self.llm.load_session(path)
-        except (ArchiveError, MemoryError) as error:
-            if not self._without_archive(error):
-                raise
-            notice = self.archive.told
-            self.llm.load_session(path)
+        notice = self._load(path)
+        if self.in_force != self.options:  # what was set holds from here on
+            self.llm.reset()
+            self._retain(self.options)
+            notice = self._load(path)
         if "seed" in self.options.sources:
             self.llm.seed_anew(self.options.seed)
         self.options = self.options.having({"system": chat.settings["system"]}, path)
         self._turns, self.documents = list(chat.turns), list(chat.documents)
         return notice
+
+    def _load(self, path: str) -> str:
+        """What the user should know of it, "" for nothing."""
+        try:
+            self.llm.load_session(path)
+        except (ArchiveError, MemoryError) as error:
+            if not self._without_archive(error):
+                raise
+            self.llm.load_session(path)
+            return self.archive.told
+        return ""
 
     def _ask(
         self,

@@ -42,10 +42,10 @@ def change(session: Session, name: str, text: str) -> str:
         options = session.options.having({action.dest: parse_value(action, text)}, SOURCE)
     when = ""
     if name in RETENTION:
-        archive, waits = session.archive, not session.retain(options)
-        when = (
-            ", after /clear (this chat's prompt is compacted already)" * waits or ", from the next prompt on"
-        )
+        archive = session.archive
+        session.retain(options)
+        if not session.waits(action.dest):
+            when = ", from the next prompt on"
         if session.archive != archive and session.archive.reason:
             when += f". {session.archive.told}"
     elif name in _SAMPLING:
@@ -71,7 +71,9 @@ def told(session: Session, name: str) -> str:
         else:
             source = "as the head scores recommend"
     shown = budget_text(value) if name == "budget" else _text(value)
-    return f"{name}: {shown} ({source or _DEFAULT})"
+    waits = name in RETENTION and session.waits(field)
+    when = ", after /clear (this chat's prompt is compacted already)" if waits else ""
+    return f"{name}: {shown} ({source or _DEFAULT}){when}"
 
 
 def listed(session: Session) -> Iterator[str]:

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 
 from headkv_local.chat.archive import load_with_archive
+from headkv_local.chat.info import notes
 from headkv_local.chat.keeping import Keeper
 from headkv_local.chat.model import load_model
 from headkv_local.chat.options import AUTO
@@ -27,6 +28,8 @@ def switch_model(session: Session, path: str, keeper: Keeper) -> list[str]:
         raise ModelError(f"'{path}' is no GGUF model; {meant}")
     keeper.keep()  # once another model has it, nothing of what was read is there
     options = session.options.having({"model": os.path.abspath(path)}, "/model")
+    if "ctx" not in options.sources:  # a session has that of its own model
+        options = options.without("ctx")
     # a file that is named is in use until the model before has gone
     meanwhile = replace(options, archive=AUTO) if session.archive.is_named else options
     llm, archive = load_with_archive(lambda where: load_model(path, options, where), meanwhile)
@@ -39,4 +42,4 @@ def switch_model(session: Session, path: str, keeper: Keeper) -> list[str]:
         raise
     anew = f" The chat of {counted(session.turns, 'turn')} is read anew with your next question."
     now = f"{llm.file_name}, context {llm.n_ctx()} tokens.{anew if session.turns else ''}"
-    return [now, *session.notes()]
+    return [now, *notes(session)]
