@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -263,3 +264,30 @@ def test_a_llama_that_nobody_has_is_freed_at_once(tiny_path: Path) -> None:
         assert held() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("streams", [0, 1])
+def test_a_context_is_freed_by_its_llama(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, streams: int
+) -> None:
+    """Also where the garbage collector comes to the context first: what closes the Llama uses it then."""
+    llm = Llama(tiny_path, n_ctx=256, n_threads=1, retention=Retention(budget=32))
+    stream = llm.generate([1, 2, 3] * 20, temp=0.0)
+    for _ in range(streams):
+        next(stream)
+    lifetime, ctx, freed = llm._lifetime, llm._ctx, []
+    close = type(ctx).close
+
+    def closed(context: Any) -> None:
+        freed.append(lifetime._closed)
+        close(context)
+
+    monkeypatch.setattr(type(ctx), "close", closed)
+    circle: dict[str, Any] = {"llm": llm, "stream": stream}
+    circle["itself"] = circle
+    del llm, stream
+    gc.collect()  # what is found by way of the circle stands behind the context now
+    del circle, ctx
+    gc.collect()
+    assert freed
+    assert all(freed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import llama_cpp
 import numpy as np
@@ -12,6 +12,10 @@ import numpy.typing as npt
 from ..errors import EncoderError
 from .failures import unknown_token
 from .lifetime import Closed
+
+_open: Final[set[Context]] = set()
+"""So that none is freed before its Llama closes: of objects that refer to each other in a circle, the garbage
+collector ends any first."""
 
 
 class Context:
@@ -31,10 +35,12 @@ class Context:
         elif self._ctx.memory is None:
             self._no_answer = "the model keeps no cache"
         self.flash_attn = bool(llm.context_params.flash_attn_type)
+        _open.add(self)
 
     def end(self) -> None:
         """It is freed."""
         self._ctx = self._batch = Closed()
+        _open.discard(self)
 
     @property
     def pointer(self) -> llama_cpp.llama_context_p:
