@@ -160,8 +160,9 @@ struct headkv_prompt {
 
     // Called with 0 first, and between batches, with how much is done, as tokens of n_tokens + n_again, and not for a
     // draft; or NULL.
-    // headkv_cancel() in it, in the last call too, ends the reading. Nothing else may use the context in it, but for
-    // calls that only ask.
+    // headkv_cancel() in it, in the last call too, ends the reading. Calls that only ask may be made in it; others that
+    // use the context are HEADKV_ERR_STATE. So llama_decode() and llama_memory_seq_rm() fail in it; what else of
+    // llama.h changes the context must not be called.
     void (*progress)(void * data, int32_t done, int32_t total);
     void * data;
 };

@@ -3,6 +3,8 @@
 // has another one in its place.
 
 #include "archive-turn.h"
+#include "headkv-plan.h"
+#include "headkv-session.h"
 
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -227,6 +229,63 @@ static void test_rows_of_a_cancelled_prompt(llama_context * ctx) {
     llama_memory_clear(llama_get_memory(ctx), true);
 }
 
+static int32_t read_another(llama_context * ctx) {
+    const int32_t token        = 1;
+    headkv_reading reading     = {};
+    reading.tokens             = &token;
+    reading.n_tokens           = 1;
+    headkv_retention retention = {};
+    headkv_init_retention(&retention, sizeof(retention), nullptr);
+    return headkv_read(ctx, &reading, sizeof(reading), &retention, sizeof(retention), nullptr, 0);
+}
+
+// all that would change the context, in each call of progress
+static void meddle(void * data, int32_t, int32_t) {
+    auto * ctx            = (llama_context *) data;
+    const headkv_plan p   = {};
+    const auto path       = turn_path("meddled");
+    headkv_session about  = {};
+    int32_t id            = 0;
+    const int32_t codes[] = {
+        headkv_reserve(ctx, 5),
+        headkv_observe(ctx, HEADKV_OBSERVE_OFF, 0, 0, nullptr, nullptr, 0),
+        headkv_compact(ctx, &p, sizeof(p)),
+        headkv_set_archive(ctx, HEADKV_ARCHIVE_NONE, nullptr),
+        turn_prefill(ctx, { 0, 30 }),
+        read_another(ctx),
+        headkv_set_archived_end(ctx, &id, sizeof(id)),
+        headkv_set_archived(ctx, 0, 0, 1, &id, sizeof(id)),
+        headkv_hold_archived(ctx, &id),
+        headkv_restore_archived(ctx, 1),
+        headkv_release_archived(ctx, 1),
+        headkv_session_save(ctx, path.c_str(), &about, sizeof(about)),
+    };
+    for (const int32_t code : codes) {
+        check(code == HEADKV_ERR_STATE, "refused in a callback");
+    }
+    check(!turn_decode(ctx, 0, 1), "no decode in a callback");
+    check(!llama_memory_seq_rm(llama_get_memory(ctx), 0, 0, -1), "nothing is taken out in a callback");
+    check(turn_stats(ctx).n_ctx == 1024, "statistics in a callback");
+}
+
+static void test_callbacks(llama_context * ctx) {
+    for (const int order : { HEADKV_ORDER_TOKENS, HEADKV_ORDER_LAYERS }) {
+        archive_turn turn;
+        turn.n_prompt = n_first;
+        turn.order    = order;
+        turn.n_draft  = 3;
+        turn.data     = ctx;
+        llama_memory_clear(llama_get_memory(ctx), true);
+        check(turn_prefill(ctx, turn) == HEADKV_OK, "a prompt");
+        const outcome alone(ctx);
+        llama_memory_clear(llama_get_memory(ctx), true);
+        turn.progress = meddle;
+        check(turn_prefill(ctx, turn) == HEADKV_OK, "a prompt with a callback that meddles");
+        check(outcome(ctx) == alone, "as without it");
+    }
+    llama_memory_clear(llama_get_memory(ctx), true);
+}
+
 // Where an answer was taken back, a window need not hold what the next token looks at: llama.cpp does not ask.
 static void test_forgotten(llama_model * model) {
     static constexpr int n_held = 600, n_past = 200;
@@ -279,6 +338,7 @@ static void test_refused(llama_model * model, llama_context * ctx) {
     test_prompts(ctx);
     test_embeddings(ctx);
     test_rows_of_a_cancelled_prompt(ctx);
+    test_callbacks(ctx);
     test_files(model, ctx);
 }
 

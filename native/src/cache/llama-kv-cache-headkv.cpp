@@ -126,6 +126,9 @@ llama_kv_cache::slot_info_vec_t llama_kv_cache_headkv::prepare(const std::vector
     if (!retains) {
         return llama_kv_cache::prepare(ubatches);
     }
+    if (canceller.refuses("llama_decode")) {
+        return {};
+    }
     headkv_error_text.clear(); // if this decode fails, what failed before it is not the cause
     refusal = nullptr;
 
@@ -194,7 +197,7 @@ llama_memory_context_ptr llama_kv_cache_headkv::init_full() {
 llama_memory_context_ptr llama_kv_cache_headkv::init_update(llama_context * lctx, bool optimize) {
     this->lctx    = lctx;
     has_recurrent = llama_model_is_hybrid(&model);
-    if (retains) {
+    if (retains && !canceller.calls_back) {
         fit_compute();
     }
     return llama_kv_cache::init_update(lctx, optimize);
@@ -219,6 +222,9 @@ bool llama_kv_cache_headkv::get_can_shift() const {
 void llama_kv_cache_headkv::clear(bool data) {
     if (!retains) {
         llama_kv_cache::clear(data);
+        return;
+    }
+    if (canceller.refuses(__func__)) {
         return;
     }
     if (kept || n_used() > 0) { // else the prompt is still to come
@@ -270,7 +276,7 @@ bool llama_kv_cache_headkv::can_take_out(llama_seq_id seq_id, llama_pos p0, llam
 }
 
 bool llama_kv_cache_headkv::take_out(llama_memory_i & mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
-    if (!can_take_out(seq_id, p0, p1)) {
+    if (canceller.refuses(__func__) || !can_take_out(seq_id, p0, p1)) {
         return false;
     }
     if (seq_id <= 0 && (p1 < 0 || p1 > seq_pos_max(0)) && !put_back_end(p0)) {

@@ -4,8 +4,10 @@
 
 static llama_kv_cache_headkv & require_mem(llama_context * ctx) {
     headkv_require_ok(headkv_supported(ctx));
+    auto & mem = *llama_kv_cache_headkv::find(ctx->get_memory());
+    mem.canceller.require_not_called_back();
     ctx->synchronize();
-    return *llama_kv_cache_headkv::find(ctx->get_memory());
+    return mem;
 }
 
 int32_t headkv_session_save(llama_context * ctx, const char * path, const headkv_session * session, size_t size) {

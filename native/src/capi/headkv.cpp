@@ -37,6 +37,15 @@ static int32_t guard(const llama_context * ctx, F && f) {
     return headkv_guard([&]() { f(require_mem(ctx)); });
 }
 
+// run f(memory), which changes it
+template <typename F>
+static int32_t guard_change(llama_context * ctx, F && f) {
+    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+        mem.canceller.require_not_called_back();
+        f(mem);
+    });
+}
+
 int32_t headkv_abi_version(void) {
     return HEADKV_ABI_VERSION;
 }
@@ -50,7 +59,7 @@ int32_t headkv_supported(const llama_context * ctx) {
 }
 
 int32_t headkv_reserve(llama_context * ctx, int32_t n) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+    return guard_change(ctx, [&](llama_kv_cache_headkv & mem) {
         ctx->synchronize();
         mem.expect(n);
     });
@@ -58,7 +67,7 @@ int32_t headkv_reserve(llama_context * ctx, int32_t n) {
 
 int32_t headkv_observe(llama_context * ctx, int32_t what, int32_t first, int32_t n, const float * weights,
                        const int32_t * again_at, size_t n_again) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+    return guard_change(ctx, [&](llama_kv_cache_headkv & mem) {
         if (n_again > 0) {
             headkv_require_pointer(again_at);
         }
@@ -75,7 +84,7 @@ int32_t headkv_get_observe_limit(const llama_context * ctx, int32_t n_tokens, in
 }
 
 int32_t headkv_compact(llama_context * ctx, const headkv_plan * plan, size_t size) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+    return guard_change(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(plan);
         headkv_require_size(size, sizeof(*plan));
         ctx->synchronize();
@@ -84,12 +93,12 @@ int32_t headkv_compact(llama_context * ctx, const headkv_plan * plan, size_t siz
 }
 
 int32_t headkv_set_archive(llama_context * ctx, int32_t where, const char * path) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) { mem.set_archive(where, path); });
+    return guard_change(ctx, [&](llama_kv_cache_headkv & mem) { mem.set_archive(where, path); });
 }
 
 int32_t headkv_prefill(llama_context * ctx, const headkv_prompt * prompt, size_t prompt_size, const headkv_plan * plan,
                        size_t plan_size) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+    return guard_change(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(prompt);
         headkv_require_size(prompt_size, sizeof(*prompt));
         if (plan) {
@@ -113,7 +122,7 @@ int32_t headkv_get_archived_end(llama_context * ctx, void * data, size_t * size)
 }
 
 int32_t headkv_set_archived_end(llama_context * ctx, const void * data, size_t size) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) {
+    return guard_change(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(data);
         ctx->synchronize();
         headkv_io_read io(data, size);
@@ -127,22 +136,29 @@ int32_t headkv_get_archived(llama_context * ctx, int32_t layer, int32_t first, i
 
 int32_t headkv_set_archived(llama_context * ctx, int32_t layer, int32_t first, int32_t n, const void * rows,
                             size_t size) {
-    return guard(ctx, [&](llama_kv_cache_headkv & mem) { mem.set_archived(layer, first, n, rows, size); });
+    return guard_change(ctx, [&](llama_kv_cache_headkv & mem) { mem.set_archived(layer, first, n, rows, size); });
 }
 
 int32_t headkv_hold_archived(llama_context * ctx, int32_t * id) {
     return guard_found(ctx, [&](llama_kv_cache_headkv & mem) {
         headkv_require_pointer(id);
+        mem.canceller.require_not_called_back();
         *id = mem.hold_archived();
     });
 }
 
 int32_t headkv_restore_archived(llama_context * ctx, int32_t id) {
-    return guard_found(ctx, [&](llama_kv_cache_headkv & mem) { mem.restore_archived(id); });
+    return guard_found(ctx, [&](llama_kv_cache_headkv & mem) {
+        mem.canceller.require_not_called_back();
+        mem.restore_archived(id);
+    });
 }
 
 int32_t headkv_release_archived(llama_context * ctx, int32_t id) {
-    return guard_found(ctx, [&](llama_kv_cache_headkv & mem) { mem.release_archived(id); });
+    return guard_found(ctx, [&](llama_kv_cache_headkv & mem) {
+        mem.canceller.require_not_called_back();
+        mem.release_archived(id);
+    });
 }
 
 int32_t headkv_begin_small(int32_t on) {

@@ -105,10 +105,14 @@ void llama_kv_cache_headkv::reading::make_slices() {
     }
 }
 
-void llama_kv_cache_headkv::reading::run() {
+void llama_kv_cache_headkv::reading::tell(uint32_t n) const {
     if (prompt.progress) {
-        prompt.progress(prompt.data, 0, n_told());
+        headkv_call_back(kv.canceller, [&]() { prompt.progress(prompt.data, n, n_told()); });
     }
+}
+
+void llama_kv_cache_headkv::reading::run() {
+    tell(0);
     require_not_cancelled(); // before anything is touched
     begin();
     read_panels(prompt.tokens, prompt.n_tokens, n_past, /*keep =*/true);
@@ -247,7 +251,7 @@ void llama_kv_cache_headkv::reading::read_batches(const panel & p) {
         end = batch_end(p, i);
         decode(p, i, end - i);
         if (prompt.progress) {
-            prompt.progress(prompt.data, n_done + ((uint64_t) p.n * i_slice + end) / slices.size(), n_told());
+            tell(n_done + ((uint64_t) p.n * i_slice + end) / slices.size());
             require_not_cancelled(); // also after the last one
         }
     }

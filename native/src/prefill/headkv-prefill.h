@@ -72,6 +72,7 @@ private:
     // headkv-prefill-behind.cpp
     bool reads_behind() const { return prompt.n_again + n_draft > 0; }
     uint32_t n_told() const { return prompt.n_tokens + prompt.n_again; } // to progress
+    void tell(uint32_t n) const;
     void behind(const std::function<void()> & work); // which decodes behind the prompt; nothing stays of it
     void read_again();
     void take_back();
