@@ -61,6 +61,7 @@ def message(response: httpx.Response) -> str:
     return text
 
 
+NUMBERS = ("max_tokens", "max_completion_tokens", "temperature", "top_k", "seed", "top_logprobs", "n")
 SCHEMA = {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}
 HUGE = {"type": "array", "items": {"type": "string"}, "maxItems": 10**8}
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -92,6 +93,9 @@ CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
             "message 2 has the role 'User': messages have developer, system, user, assistant, tool, function",
         ),
         (ASKED | {"temperature": "warm"}, "temperature"),
+        (ASKED | {"temperature": -0.001}, "temperature must be at least 0"),
+        (ASKED | {"repeat_penalty": 0}, "repeat_penalty must be at least 0.01"),
+        *((ASKED | {name: True}, f"{name} must be a number, not true") for name in NUMBERS),
         (ASKED | {"logprobs": True, "top_logprobs": 21}, "top_logprobs: Input should be less than"),
         (ASKED | {"stop": 5}, "stop: Input should be a valid string, or a valid list"),
         (ASKED | {"budget": 1.5}, "budget: Input should be a valid integer, or a valid string"),

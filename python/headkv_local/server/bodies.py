@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 import llama_cpp
 from llama_cpp.server import types as stock
@@ -57,7 +57,12 @@ class _Kept(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _take_null(cls, given: Any) -> Any:
-        return _without_nulls(given)
+        found = _without_nulls(given)
+        for name, value in found.items() if isinstance(found, dict) else ():
+            known = cls.model_fields.get(name)
+            if isinstance(value, bool) and known is not None and _is_number(known.annotation):
+                raise ValueError(f"{name} must be a number, not {str(value).lower()}")
+        return found
 
     @property
     def includes_usage(self) -> bool:
@@ -74,11 +79,19 @@ class _Kept(BaseModel):
             limit = getattr(self, name, None)
             if limit is not None and limit < 1 and limit != -1:
                 raise ValueError(f"{name} must be at least 1, or -1: an answer may fill the context then")
+        for name, least in (("temperature", 0), ("repeat_penalty", 0.01)):
+            if getattr(self, name, least) < least:
+                raise ValueError(f"{name} must be at least {least}")
         stop = getattr(self, "stop", None)
         if stop is not None and (stop == "" or "" in ([stop] if isinstance(stop, str) else stop)):
             raise ValueError("stop must not be an empty text")
         for name in ("stop", "prompt", "suffix"):
             _require_text(name, getattr(self, name, None))
+
+
+def _is_number(annotation: Any) -> bool:
+    kinds = get_args(annotation) or (annotation,)
+    return bool not in kinds and (int in kinds or float in kinds)
 
 
 def _require_text(name: str, text: str | list[str] | None) -> None:

@@ -86,7 +86,8 @@ def refusal_of(error: BaseException, body: Any = None) -> Refusal:
         for pattern, told in RouteErrorHandler.pattern_and_formatters.items():
             if (found := pattern.search(str(error))) is not None:
                 status, stock = told(body, found)
-                return Refusal(status, stock["message"], stock["code"], stock["param"])
+                text = stock["message"].replace(", None in the completion", "")  # where nobody said how many
+                return Refusal(status, text, stock["code"], stock["param"])
     if isinstance(error, ContextFullError):
         return Refusal(400, str(error), "context_length_exceeded")
     if isinstance(error, Cancelled):
