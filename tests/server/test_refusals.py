@@ -61,6 +61,7 @@ def message(response: httpx.Response) -> str:
     return text
 
 
+LONG = [{"role": "user", "content": "a " * 2000}]
 NUMBERS = ("max_tokens", "max_completion_tokens", "temperature", "top_k", "seed", "top_logprobs", "n")
 SCHEMA = {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}
 HUGE = {"type": "array", "items": {"type": "string"}, "maxItems": 10**8}
@@ -158,6 +159,10 @@ def test_a_prompt_that_is_too_long(client: httpx.Client, stream: bool) -> None:
     assert refused.status_code == 400
     assert "maximum context length is 512 tokens" in message(refused)
     assert refused.json()["error"]["code"] == "context_length_exceeded"
+    refused = client.post("/v1/chat/completions", json={"messages": LONG, "stream": stream})
+    assert message(refused).endswith(
+        " in the messages). Please reduce the length of the messages or completion."
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
