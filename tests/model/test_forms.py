@@ -14,6 +14,7 @@ import pytest
 from llama_cpp import LlamaGrammar, LogitsProcessorList
 
 from headkv_local import ArgumentError, Llama, Retention, UnsupportedError
+from headkv_local.tokens import log_softmax
 
 Load = Callable[..., Llama]
 
@@ -261,3 +262,22 @@ def test_a_suffix_with_log_probabilities(load: Load, tiny_path: Path, stream: bo
         chunks = [one["choices"][0]["logprobs"] for one in (reply if stream else [reply])]
         offsets = [offset for one in chunks if one is not None for offset in one["text_offset"]]
         assert offsets == [len(prompt) + i for i in range(3)]
+
+
+@pytest.mark.parametrize("retention", [None, Retention(budget=32)])
+@pytest.mark.parametrize("with_bos", [False, True])
+def test_log_probabilities_are_those_of_the_tokens(
+    load: Load, tiny_path: Path, with_bos: bool, retention: Retention | None
+) -> None:
+    """Each behind those before it, of the prompt and of the answer; with and without a BOS."""
+    llm = load(tiny_path, logits_all=True, retention=retention)
+    prompt = "<|endoftext|>" * with_bos + "The keeper lit the lamp. " * 3
+    asked: dict[str, Any] = {"max_tokens": 5, "temperature": 0.0, "logprobs": 2}
+    whole = llm.create_completion(prompt, echo=True, **asked)["choices"][0]["logprobs"]["token_logprobs"]
+    tokens = llm.input_ids[: llm.n_tokens].tolist()
+    expected = [float(log_softmax(row)[token]) for row, token in zip(llm.scores, tokens[1:], strict=False)]
+    answer = llm.create_completion(prompt, **asked)["choices"][0]["logprobs"]["token_logprobs"]
+    assert (tokens[0] == llm.token_bos()) is with_bos
+    assert whole[0] is None
+    assert whole[1:-1] == pytest.approx(expected[with_bos:], abs=1e-3)
+    assert whole[-5:] == pytest.approx(answer, abs=0.05)

@@ -14,7 +14,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from headkv_local import ArgumentError, HeadScores, Retention, defaults
+from headkv_local import ArgumentError, HeadScores, Llama, Retention, defaults
 from headkv_local.scores import sidecar_path
 from headkv_local.server.errors import Refusal
 from headkv_local.server.models import Models
@@ -140,11 +140,11 @@ def test_what_a_template_is_told_hides_nothing_of_it(tiny: Callable[..., Path], 
 
 
 def test_log_probabilities_of_the_prompt_too(tiny_path: Path, tmp_path: Path) -> None:
-    """Those of stock, also where the conversation comes back or is the one in the context."""
+    """Also where the conversation comes back or is the one in the context."""
     text, wanted = "The harbour has much to say. " * 8, {"max_tokens": 4, "temperature": 0.0, "logprobs": 2}
     sizes: dict[str, Any] = {"n_ctx": 1024, "logits_all": True, "n_threads_batch": 1}
-    stock = llama_cpp.Llama(str(tiny_path), n_threads=1, flash_attn=True, verbose=False, **sizes)
-    expected: Any = stock.create_completion(text, echo=True, **wanted)
+    alone = Llama(str(tiny_path), n_threads=1, flash_attn=True, **sizes)
+    expected: Any = alone.create_completion(text, echo=True, **wanted)
     with models(tiny_path, tmp_path, budget="full", **sizes) as made:
         for prompt in (text, text, "What else is there?", text):
             with made().answered(Asked(None)):

@@ -77,12 +77,8 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         reader = PromptReader(
             contents, decoder, compactor, folding, self._prompts, vocabulary, self._lifetime
         )
-        self._context, self._vocabulary, self._compactor, self._bounded = (
-            context,
-            vocabulary,
-            compactor,
-            bounded,
-        )
+        self._context, self._vocabulary = context, vocabulary
+        self._compactor, self._bounded = compactor, bounded
         self._folding, self._contents, self._decoder, self._reader = folding, contents, decoder, reader
         self._generations = Generations(reader, contents, self._lifetime)
         self._lifetime.make_cancellable(compactor.ctx)
@@ -215,6 +211,14 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
     def _keep_raised(self, error: BaseException) -> None:
         self._raised = error
 
+    @property
+    def _scores(self) -> npt.NDArray[np.single]:
+        """As llama_cpp's, which takes any prompt to begin with a BOS when it tells of its tokens."""
+        rows, turn = self.scores[: self.n_tokens], self._lifetime.turns.current
+        if turn is None or not turn.echoes_whole or self.input_ids[0] == self.token_bos():
+            return rows
+        return np.concatenate((rows[:1], rows))
+
     def embed(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         """As llama_cpp.Llama.embed(). A cancel ends it before the next batch: Cancelled."""
         with self._using():
@@ -235,8 +239,9 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         prompt = kwargs.get("prompt", ())
         turn, results = self._chats.turn(prompt), super()._create_completion(*args, **kwargs)
         turn.echoes_logprobs = bool(kwargs.get("echo")) and kwargs.get("logprobs") is not None
-        stream, offset = bool(kwargs.get("stream")), len(given) - len(prompt)
-        return self._generations.complete(self, turn, results, stream, offset)
+        stream = bool(kwargs.get("stream"))
+        turn.echoes_whole = turn.echoes_logprobs and not stream
+        return self._generations.complete(self, turn, results, stream, len(given) - len(prompt))
 
     def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
         """As llama_cpp.Llama.create_chat_completion(), but the model reads what was asked.

@@ -29,6 +29,7 @@ class Turn:
         self.question = question  # tokens of its prompt that ask; empty: not told
         self.messages = messages  # that its prompt was made of; empty: not known
         self.echoes_logprobs = False  # whether logits of each token of its prompt are needed
+        self.echoes_whole = False  # which are told of with the answer's, at its end
         self.rewritten = False  # whether later turns begin with less than its messages
         self.cut_off = b""  # the answer that llama_cpp leaves out of a completion, for the context was full
         self.aside: Any = None  # what the context held for it, while others use that
