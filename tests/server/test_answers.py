@@ -90,6 +90,23 @@ def test_log_probabilities(client: openai.OpenAI, tiny_path: Path, load: Callabl
     assert [token.logprob for token in streamed] == [token.logprob for token in found]
 
 
+def test_the_bytes_of_tokens_are_those_of_the_answer(client: openai.OpenAI) -> None:
+    """Also where a character is of several tokens, as with the tiny model, whose tokens are bytes."""
+    text = "a\U0001f31f \u00e9"
+    asked: dict[str, Any] = {"max_tokens": 20, "extra_body": {"grammar": f'root ::= "{text}"'}}
+    reply = client.chat.completions.create(**GREEDY, **asked, logprobs=True, top_logprobs=2)
+    found = reply.choices[0].logprobs.content
+    assert reply.choices[0].message.content == text
+    assert b"".join(bytes(token.bytes or ()) for token in found) == text.encode()
+    assert any(token.token.startswith("bytes:\\x") for token in found)
+    chunks = client.chat.completions.create(**GREEDY, **asked, logprobs=True, top_logprobs=2, stream=True)
+    streamed = [one for chunk in chunks for one in getattr(chunk.choices[0].logprobs, "content", None) or ()]
+    assert [token.to_dict() for token in streamed] == [token.to_dict() for token in found]
+    assert all(top.bytes for token in found for top in token.top_logprobs if top.token)
+    old = client.completions.create(model="tiny", prompt="The", temperature=0.0, logprobs=2, **asked)
+    assert old.choices[0].logprobs.tokens == [token.token for token in found]
+
+
 def test_log_probabilities_of_the_prompt(client: openai.OpenAI) -> None:
     reply = client.completions.create(model="all", prompt="The harbour", echo=True, logprobs=1, max_tokens=2)
     found = reply.choices[0].logprobs.token_logprobs

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import Llama
 from ..tokens import log_softmax
+
+_IN_HEX: Final = "bytes:"
+"""How OpenAI begins a token that is a part of a character: bytes:\\xf0\\x9f."""
 
 
 class _Token(NamedTuple):
@@ -47,14 +50,14 @@ class Logprobs:
         return self._told(tokens) if tokens else None
 
     def _told(self, tokens: list[_Token]) -> dict[str, Any]:
-        texts = [token.text.decode("utf-8", errors="ignore") for token in tokens]
+        texts = [_text_of(token.text) for token in tokens]
         offsets = []
-        for text in texts:
+        for token in tokens:
             offsets.append(self._offset)
-            self._offset += len(text)
+            self._offset += len(token.text.decode("utf-8", errors="ignore"))
         tops = []
         for text, token in zip(texts, tokens, strict=True):
-            top = {self._piece(i).decode("utf-8", errors="ignore"): logprob for i, logprob in token.top}
+            top = {_text_of(self._piece(i)): logprob for i, logprob in token.top}
             tops.append(top | {text: token.logprob})
         return {
             "tokens": texts,
@@ -65,3 +68,26 @@ class Logprobs:
 
     def _piece(self, token: int) -> bytes:
         return self._llm.detokenize([token])
+
+
+def _text_of(piece: bytes) -> str:
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return _IN_HEX + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def add_bytes(reply: Any) -> Any:
+    """Of each token of a chat's log-probabilities, in an answer or a chunk: llama-cpp-python has none."""
+    for choice in reply["choices"]:
+        for token in (choice.get("logprobs") or {}).get("content") or ():
+            for one in (token, *token["top_logprobs"]):
+                one["bytes"] = _bytes_of(one["token"])
+    return reply
+
+
+def _bytes_of(text: str) -> list[int] | None:
+    """None of a token whose text says nothing."""
+    if text.startswith(f"{_IN_HEX}\\x"):
+        return list(bytes.fromhex(text.removeprefix(_IN_HEX).replace("\\x", "")))
+    return list(text.encode("utf-8")) or None

@@ -17,6 +17,7 @@ from .bodies import NEW_FIELDS, ChatBody, CompletionBody
 from .calls import Calls
 from .errors import Route, refusal_of
 from .grammars import require_grammars
+from .logprobs import add_bytes
 from .retaining import retention_of, settings_for
 from .served import Asked, Served
 from .service import Service
@@ -90,7 +91,7 @@ def _job(service: Service, body: Any, call: Any) -> Job:
                 if body.stream:
                     yield from _streamed(made, body, asked)
                 else:
-                    yield Calls().mended(made, asked.end) | {"usage": asked.usage()}
+                    yield add_bytes(Calls().mended(made, asked.end)) | {"usage": asked.usage()}
         finally:
             service.count(asked)
 
@@ -102,7 +103,7 @@ def _streamed(made: Iterator[Any], body: Any, asked: Asked) -> Generator[Any, No
     calls = Calls()
     with closing(made):  # type: ignore[type-var]
         for chunk in made:
-            last = calls.mended(chunk, asked.end)
+            last = add_bytes(calls.mended(chunk, asked.end))
             yield last | {"usage": None} if body.includes_usage else last
     if body.includes_usage and last is not None:
         yield last | {"choices": [], "usage": asked.usage()}
