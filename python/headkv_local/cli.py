@@ -4,21 +4,50 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
-from .exits import INTERRUPTED, told
+from .exits import INTERRUPTED, TERMINATED, told
 
 _EVAL = "eval"
 
 
+class _Terminated(KeyboardInterrupt):
+    """By SIGTERM, as batch systems end what takes too long: what was measured is worth its table then too."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run the command; 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 by SIGTERM."""
     try:
-        return _run(argv)
-    except KeyboardInterrupt:
+        with _interrupting():
+            return _run(argv)
+    except KeyboardInterrupt as interrupt:
         print("headkv: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED
+
+
+@contextmanager
+def _interrupting() -> Iterator[None]:
+    """SIGTERM interrupts meanwhile, once, unless somebody handles it already."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -11,6 +11,7 @@ OK: Final = 0
 FAILED: Final = 1
 MISUSED: Final = 2
 INTERRUPTED: Final = 130
+TERMINATED: Final = 143
 
 
 def told(error: Exception, command: str = "headkv") -> int:

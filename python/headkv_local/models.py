@@ -35,6 +35,20 @@ def default_model_path() -> Path:
     raise ModelError(f"the installed package {_PACKAGE} holds no GGUF file; {advice} --force-reinstall")
 
 
+def chosen_model(path: str | os.PathLike[str] | None) -> str:
+    """Path of a model that somebody may have chosen; None: the default one.
+
+    Raises ArgumentError for an empty path, as that of a variable that nobody has set.
+    """
+    if path is None:
+        return str(default_model_path())
+    if not os.fspath(path):
+        raise ArgumentError(
+            "the path of the model is empty: name a file, or leave it out for the default model"
+        )
+    return os.fspath(path)
+
+
 # what follows needs the native library: it is loaded when first asked for
 
 

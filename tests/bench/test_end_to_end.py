@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -185,21 +187,28 @@ def test_likelihood_is_that_of_the_whole_vocabulary(tiny_path: Path) -> None:
         assert nll(llm, tokens[:5], tokens[5:]) == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_prints_what_it_has(
-    tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
 ) -> None:
     measured = quality.run
 
     def interrupted(*arguments: Any) -> Iterator[quality.Outcome]:
         yield from itertools.islice(measured(*arguments), 3)
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        yield from measured(*arguments)
 
     monkeypatch.setattr(quality, "run", interrupted)
     arguments = ["--lengths", "300", "--budgets", "32", "--max-tokens", "1", "--samples", "1"]
     arguments += ["--model", str(tiny_path), "--threads", "1"]
     assert main(["bench", "quality", *arguments]) == 2  # nothing is measured where not all can be made
     assert capsys.readouterr().out == ""
-    assert main(["bench", "quality", *arguments, "--tasks", "needle"]) == 130
+    assert main(["bench", "quality", *arguments, "--tasks", "needle"]) == code
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == [
         "full",
         "recent",
@@ -225,6 +234,8 @@ OTHERS = SHIPPED / "SmolLM2-135M-Instruct.Q4_1.headkv.gguf"
         (["speed", "--prompt-tokens", "9000"], "the model was trained for 8192 tokens"),
         (["speed", "--prompt-tokens", "100", "--no-rss"], "a budget of 128 keeps all of 100 prompt tokens"),
         (["speed", "--prompt-tokens", "100"], "a budget of 128 keeps all of 100 prompt tokens"),
+        (["quality", "--budgets", ""], "no budget in ''"),
+        (["quality", "--suite", "ruler", "--budgets", ""], "no budget in ''"),
         (["quality", "--lengths", "40"], "prompts of 40 tokens cannot be made"),
         (["quality", "--lengths", "9000"], "the model was trained for 8192 tokens"),
         (["speed", "--stock-flash", "off", "--type-v", "q8_0", "--no-rss"], "the context cannot be made"),
@@ -249,6 +260,12 @@ def test_what_cannot_be_measured_is_one_sentence(
     assert err.startswith("headkv: ")
     assert sentence in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("bench", ["quality", "speed", "turns", "cancel"])
+def test_an_empty_path_is_not_the_default_model(bench: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", bench, "--model", ""]) == 2
+    assert capsys.readouterr().err.startswith("headkv: the path of the model is empty")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -360,3 +361,51 @@ def test_metadata_may_be_any_json(lm_eval: Any, babilong: Path) -> None:
     ):
         with pytest.raises(ArgumentError, match=said):
             suites.load("babilong", "qa1", data, length)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"repetition_penalty": 1.9},
+            "repetition_penalty=1.9 has no effect here; known are until, max_gen_toks",
+        ),
+        ({"num_beams": 4}, "num_beams=4 has no effect"),
+        ({"foo": "bar"}, "foo='bar' has no effect"),
+        ({"max_gen_toks": 0}, "max_gen_toks must be at least 1, not 0"),
+        ({"max_new_tokens": -3}, "max_gen_toks must be at least 1, not -3"),
+        ({"until": [5]}, "until must be a text or a list of texts"),
+        ({"temperature": "warm"}, "could not convert"),
+        ({"temperature": -1.0}, "temperature cannot be -1.0"),
+        ({"top_p": 1.5}, "top_p cannot be 1.5"),
+    ],
+)
+def test_what_an_answer_cannot_be_asked_for(
+    lm_eval: Any, tiny_path: Path, given: dict[str, Any], said: str
+) -> None:
+    """The results would say that it had been done. Nothing is read before."""
+    from lm_eval.api.instance import Instance
+
+    from headkv_local.eval.model import HeadKVLM
+
+    model = HeadKVLM(model=str(tiny_path), n_ctx=512, threads=1)
+    requests = [
+        Instance("generate_until", {}, ("Who?", one), 0) for one in ({"until": []}, {"until": []} | given)
+    ]
+    with pytest.raises(ArgumentError, match=re.escape(said)):
+        model.generate_until(requests, disable_tqdm=True)
+    assert model.get_model_info()["headkv"]["prompts"] == 0
+
+
+def test_an_empty_prompt_is_answered(lm_eval: Any, tiny_path: Path) -> None:
+    """As a continuation of nothing is compared: behind the token that texts begin with."""
+    from lm_eval.api.instance import Instance
+
+    from headkv_local.eval.model import HeadKVLM
+
+    model = HeadKVLM(model=str(tiny_path), n_ctx=512, threads=1)
+    neutral = {"until": None, "max_gen_toks": 3, "num_beams": 1, "repetition_penalty": 1.0}
+    requests = [Instance("generate_until", {}, (text, neutral), 0) for text in ("", "<|endoftext|>")]
+    empty, begun = model.generate_until(requests, disable_tqdm=True)
+    assert empty == begun
+    assert model.get_model_info()["headkv"]["prompts"] == 2

@@ -43,14 +43,14 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def setup_of(options: argparse.Namespace) -> Setup:
-    from headkv_local import default_model_path
     from headkv_local.devices import all_layers, require_gpu
+    from headkv_local.models import chosen_model
 
     from .contexts import Setup
 
     require_gpu(options.gpu_layers or 0)
     return Setup(
-        model=options.model or str(default_model_path()),
+        model=chosen_model(options.model),
         n_threads=options.threads,
         type_k=options.type_k,
         type_v=options.type_v,

@@ -119,7 +119,7 @@ def _quality(options: argparse.Namespace) -> None:
         haystacks=options.haystacks,
         question=options.question,
     )
-    budgets = policies.parse_budgets(options.budgets or _BUDGETS)
+    budgets = policies.parse_budgets(_BUDGETS if options.budgets is None else options.budgets)
     tried = policies.all_of(budgets, scores, given(options), options.policies or policies.USUAL)
     outcomes: list[quality.Outcome] = []
     try:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
-from headkv_local import CacheStats, default_model_path
+from headkv_local import CacheStats
 from headkv_local.chat.answering import answer
 from headkv_local.chat.archive import Archive, load_with_archive, move_archive, retain
 from headkv_local.chat.documents import Document, DocumentError, compose
@@ -21,6 +21,7 @@ from headkv_local.chat.wording import no_room_for
 from headkv_local.chat.worker import Job
 from headkv_local.defaults import may_be_of_archive
 from headkv_local.errors import ArchiveError, ContextFullError, StateError
+from headkv_local.models import chosen_model
 
 Show = Callable[[Event | None], None]
 
@@ -32,7 +33,7 @@ def open_session(options: Options, context: Mapping[str, Any] | None = None) -> 
 
     context: arguments of Llama that a session was made with.
     """
-    path = options.model if options.model is not None else str(default_model_path())
+    path = chosen_model(options.model)
     llm, archive = load_with_archive(lambda where: load_model(path, options, where, context), options)
     return Session(llm, options, archive)
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from headkv_local import HeadKVError, HeadScores, Llama, Retention, default_model_path
+from headkv_local import HeadKVError, HeadScores, Llama, Retention
 from headkv_local.bench import report
 from headkv_local.bench.contexts import check_length, n_ctx_for
 from headkv_local.bench.options import Help, add_gpu_layers, positive, threads
@@ -16,6 +16,7 @@ from headkv_local.bench.prompts import chat_tokens
 from headkv_local.bench.timing import timed_eval
 from headkv_local.devices import all_layers, require_gpu, set_aside
 from headkv_local.exits import INTERRUPTED, told
+from headkv_local.models import chosen_model
 
 from .answering import Answer, answer, messages
 from .material import document, questions
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    model = options.model or str(default_model_path())
+    model = chosen_model(options.model)
     budget = checked_budget(options.budget)
     report.check_target(options.json)
     text, asked = document(), questions()[: options.questions]

@@ -13,7 +13,6 @@ from typing import Any
 import llama_cpp
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from headkv_local import ArgumentError, HeadScores, UnsupportedError, __version__
@@ -21,12 +20,12 @@ from headkv_local.models import model_id
 from headkv_local.tokens import log_softmax, logits_of
 
 from ..bench.suites.results import digest_of
+from .generation import NOTHING_CUT, checked
 from .reader import Reader
 from .settings import NO_MATTER, parse
 
 _logger = logging.getLogger("lm_eval.headkv")
 _MADE_BY, _LEFT_OUT = "headkv", "headkv left out"  # beside the answers of --use_cache
-_NOTHING_CUT = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # sampling from all tokens
 
 Likelihood = tuple[tuple[str, str], list[int], list[int]]
 """Context and continuation, as texts; and the tokens of both."""
@@ -119,10 +118,11 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         self._require_messages(request.args[0] for request in requests)
+        wanted = [checked(dict(request.args[1]), self.max_gen_toks) for request in requests]
         answers = []
-        for request in tqdm(requests, desc="headkv: answers", disable=disable_tqdm):
-            text, options = request.args
-            answer = self._generated(text, dict(options))
+        bar = tqdm(requests, desc="headkv: answers", disable=disable_tqdm)
+        for request, options in zip(bar, wanted, strict=True):
+            answer = self._generated(request.args[0], options)
             self._keep("generate_until", request.args, answer)
             answers.append(answer)
         self._say()
@@ -166,10 +166,10 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         return {"headkv": {"model": self.tokenizer_name, "scores_from": self._scores_from(), **costs}}
 
     def _generated(self, text: str, options: dict[str, Any]) -> str:
-        reader = self._reader
-        options = dict(normalize_gen_kwargs(options, self.max_gen_toks))
-        n_most = options["max_gen_toks"]
-        prompt = reader.prompt(reader.tokens(text), text, n_most)
+        """options: of generation.checked()."""
+        reader, n_most = self._reader, options["max_gen_toks"]
+        tokens = reader.tokens(text) or [self.prefix_token_id]  # as before a continuation of nothing
+        prompt = reader.prompt(tokens, text, n_most)
         if prompt is None:
             return ""
         reader.read(prompt, self._messages.get(text, ()))
@@ -188,9 +188,9 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
         return answer
 
     def _sampled(self, options: dict[str, Any]) -> Iterator[int]:
-        """Up to an end of generation, which is left out. options: of normalize_gen_kwargs()."""
+        """Up to an end of generation, which is left out. options: of generation.checked()."""
         temperature = float(options.get("temperature", 1.0)) if options["do_sample"] else 0.0
-        others = {name: options.get(name, value) for name, value in _NOTHING_CUT.items()}
+        others = {name: options.get(name, value) for name, value in NOTHING_CUT.items()}
         while True:
             if temperature > 0:
                 self._llm.set_seed(self._random.getrandbits(31))  # sample() begins anew with it each time

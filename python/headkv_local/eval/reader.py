@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any, Final
 
-from headkv_local import Llama, default_model_path
+from headkv_local import Llama
 from headkv_local.defaults import FALLBACK_CTX
 from headkv_local.devices import all_layers, require_gpu
-from headkv_local.models import trained_context
+from headkv_local.models import chosen_model, trained_context
 from headkv_local.tokens import n_same
 
 from ..bench.chosen import read
@@ -100,7 +100,7 @@ class Reader:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.costs = settings, Costs()
-        self.model = settings.model or str(default_model_path())
+        self.model = chosen_model(settings.model)
         layers = settings.options.get("n_gpu_layers")
         require_gpu(layers or 0)
         n_ctx = settings.options.get("n_ctx") or trained_context(self.model) or FALLBACK_CTX

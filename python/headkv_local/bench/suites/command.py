@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
         from .. import plot
 
         plot.check(options.png)
-    budgets = policies.parse_budgets(options.budgets or BUDGETS)
+    budgets = policies.parse_budgets(BUDGETS if options.budgets is None else options.budgets)
     tried = policies.all_of(budgets, named, given(options), options.policies or policies.USUAL)
     ways = running.ways_of(tried, options.chosen or (WITH,))
     if not ways:
