@@ -383,6 +383,18 @@ def test_peers_are_compared_with_their_own_full_cache() -> None:
     assert of_full["kvpress snapkv 5%"] == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_one_sample_that_differs_makes_no_interval(n: int) -> None:
+    """Drawn anew it is always the same one."""
+    asked = [("many", i) for i in range(20)] + [("few", i) for i in range(n)]
+    full = [replace(outcome(task, i, "full", 1), chance=0.0) for task, i in asked]
+    worse = {"policy": "r2", "budget": "5%"}
+    ours = [replace(one, **worse, score=0.8 if one.task == "few" and one.sample == 0 else 1) for one in full]
+    line = report.summary([*full, *ours], ["full", "r2 5%"])[1]
+    assert line["of_full_differ"] == 1
+    assert (line["of_full_95"] is None) is (n == 1)
+
+
 def test_a_ratio_without_a_limit_says_so() -> None:
     """Draws in which what it is divided by is 0."""
     scores = {"full": 1.0, "kvpress full-torch": 0.0, "kvpress snapkv": 1.0}
@@ -408,6 +420,16 @@ def test_a_prompt_of_ruler_fits_with_its_answer(tiny_path: Path) -> None:
         assert not found.too_long
         assert all(one.item.max_tokens == (max_tokens or one.item.max_tokens) for one in found.fitting)
         assert all(one.n_tokens > 1350 for one in found.fitting)
+
+
+def test_a_prompt_of_ruler_has_its_length(tiny_path: Path) -> None:
+    """Also in prose that goes on without an end: most of these begin in another place of it."""
+    said = dict(
+        suite="ruler", data=None, tasks=["niah_multikey_1"], lengths=[2000], samples=60, seed=1, plain=False
+    )
+    found = prepared(str(tiny_path), {**said, "max_tokens": 8, "truncate_middle": False}, 2000)
+    assert len(found.fitting) == 60
+    assert all(1750 < one.n_tokens <= 2000 for one in found.fitting)
 
 
 def test_tasks_that_the_full_cache_cannot_do_count_nowhere() -> None:

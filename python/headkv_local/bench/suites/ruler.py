@@ -33,6 +33,7 @@ _KEYED = re.compile(r"\b[a-z]{4,9}\b")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 _NOISE_HAY, _PROSE_HAY, _NEEDLE_HAY = "noise", "prose", "needles"
+_MOST_WORDS = 32  # of a piece of prose
 _MANY = 4  # keys, values or queries where a task has several
 _N_HOPS, _N_COMMON, _N_FREQUENT = 4, 10, 3
 
@@ -248,12 +249,14 @@ def _uuid(rng: random.Random) -> str:
 
 
 def _sentences(length: int, rng: random.Random, count: Count) -> list[str]:
-    """Of the haystack's prose, over and over where it is shorter, as the suite has its essays."""
+    """Of the haystack's prose, over and over where it is shorter, as the suite has its essays. What goes on
+    without an end is cut, so that prompts come near to their length."""
     paragraphs = haystack.paragraphs()
     start = rng.randrange(len(paragraphs))
     again = 1 + length // len(paragraphs)  # each has a token at least
     parts = haystack.cut(length, count, start, paragraphs * again)
-    return [sentence for part in parts for sentence in re.split(r"(?<=[.?!]) (?=[A-Z])", part)]
+    words = [one.split(" ") for part in parts for one in re.split(r"(?<=[.?!]) (?=[A-Z])", part)]
+    return [" ".join(one[i : i + _MOST_WORDS]) for one in words for i in range(0, len(one), _MOST_WORDS)]
 
 
 def _spread(filler: Sequence[str], needles: Sequence[str], depths: Sequence[float]) -> list[str]:
