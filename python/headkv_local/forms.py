@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import llama_cpp
@@ -116,7 +117,8 @@ def require_forms(vocab: Any, handler: Any, given: dict[str, Any]) -> None:
     if given.get("tool_choice") == "required":
         given["tool_choice"] = _only(given.get("tools") or ())
     tools, choice = _offered(given, handler in _FUNCTIONARY)
-    if isinstance(choice, str) and choice not in ("auto", "none") and handler not in _FUNCTIONARY:
+    named = isinstance(choice, Mapping) or (isinstance(choice, str) and handler in _FUNCTIONARY)
+    if not named and choice not in (None, "auto", "none"):
         raise ArgumentError(f'tool_choice must be "auto", "none", "required" or a tool, not {choice!r}')
     _require_one_shape(given, choice)
     is_free = handler not in _CALLING or (handler not in _FUNCTIONARY and choice in (None, "none"))
@@ -234,15 +236,32 @@ class Extensible(llama_cpp.LogitsProcessorList):  # type: ignore[misc]
 
 
 class Processors:
-    """Logits processors, one after the other. What one raises is handed to keep: ctypes would print it."""
+    """Logits processors, one after the other. What one raises is handed to keep: ctypes would print it.
 
-    def __init__(self, processors: Iterable[Any], keep: Callable[[BaseException], None]) -> None:
-        self._processors, self._keep = processors, keep
+    alone: while they run nothing may use the context, which is in the middle of drawing a token.
+    """
+
+    def __init__(
+        self,
+        processors: Iterable[Any],
+        keep: Callable[[BaseException], None],
+        alone: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._processors, self._keep, self._alone = processors, keep, alone
 
     def __call__(self, tokens: Any, scores: Any) -> Any:
         try:
-            for processor in self._processors:
-                scores[:] = processor(tokens, scores)
+            with self._alone():
+                self._process(tokens, scores)
         except BaseException as error:  # Ctrl-C too
             self._keep(error)
         return scores
+
+    def _process(self, tokens: Any, scores: Any) -> None:
+        for processor in self._processors:
+            found = processor(tokens, scores)
+            if found is None:
+                raise ArgumentError(f"the logits processor {processor!r} has returned None, and no scores")
+            scores[:] = found
+        if not np.any(scores > -np.inf):
+            raise ArgumentError("the logits processors leave no token: each score is -inf, or no number")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from headkv_local.chat import main
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.config import default_file, parse_options, require_retention, settings_of, shown
 from headkv_local.chat.options import FLAG, Options
@@ -126,3 +127,9 @@ def test_one_sentence(
     said = capsys.readouterr().err
     assert reason in said
     assert said.count("\n") == 1
+
+
+def test_what_is_shown_can_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--show-config", "--budget", "abc"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, "budget must be an int" in err) == ("", True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -245,6 +246,24 @@ def test_pdf_and_docx_without_text_to_be_had(tmp_path: Path, data: bytes, reason
     with pytest.raises(DocumentError) as caught:
         read_document(str(path))
     assert str(caught.value).startswith(f"the document '{path}' {reason}")
+
+
+@pytest.mark.parametrize("part", ["[Content_Types].xml", "word/document.xml", "_rels/.rels"])
+@pytest.mark.parametrize("content", ["<x/>", None])
+def test_a_docx_with_a_damaged_part(tmp_path: Path, part: str, content: str | None) -> None:
+    """Without a word of the library's insides."""
+    with (
+        zipfile.ZipFile(io.BytesIO(word(in_word("a")))) as whole,
+        zipfile.ZipFile(tmp_path / "a", "w") as bad,
+    ):
+        for name in whole.namelist():
+            if name != part:
+                bad.writestr(name, whole.read(name))
+            elif content is not None:
+                bad.writestr(name, content)
+    with pytest.raises(DocumentError) as caught:
+        read_document(str(tmp_path / "a"))
+    assert not re.search("object|attribute|item named|Error", str(caught.value))
 
 
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from llama_cpp import LlamaGrammar, LogitsProcessorList
 
-from headkv_local import ArgumentError, Llama, Retention, UnsupportedError
+from headkv_local import ArgumentError, Llama, Retention, StateError, UnsupportedError
 from headkv_local.tokens import log_softmax
 
 Load = Callable[..., Llama]
@@ -46,6 +46,7 @@ def schema(**given: Any) -> dict[str, Any]:
             "Tool choice 'f' not found",
         ),
         ({"tools": [{}], "tool_choice": F}, "a tool must have a function with a name"),
+        (tool(parameters={}) | {"tool_choice": 5}, 'must be "auto", "none", "required" or a tool, not 5'),
         (tool(parameters={}) | {"tool_choice": "f"}, 'must be "auto", "none", "required" or a tool, not'),
         ({"tool_choice": "required"}, "needs one tool, not 0"),
         ({"tools": tool()["tools"] * 2, "tool_choice": "required"}, "needs one tool, not 2"),
@@ -206,6 +207,47 @@ def test_what_a_logits_processor_raises(load: Load, tiny_path: Path, call: str) 
     with pytest.raises(KeyError, match="mine"):
         calls[call](logits_processor=[processor])
     assert llm("Hello.", max_tokens=2)["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("processor", "said"),
+    [
+        (lambda tokens, scores: None, "has returned None, and no scores"),
+        (lambda tokens, scores: scores * np.nan, "leave no token"),
+        (lambda tokens, scores: scores - np.inf, "leave no token"),
+    ],
+)
+def test_a_logits_processor_that_says_nothing(load: Load, tiny_path: Path, processor: Any, said: str) -> None:
+    llm = load(tiny_path)
+    with pytest.raises(ArgumentError, match=said):
+        llm("Hello.", max_tokens=4, logits_processor=LogitsProcessorList([processor]))
+    assert llm("Hello.", max_tokens=2)["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("name", ["eval", "reset", "load_state", "retention", "prefill", "embed"])
+def test_a_logits_processor_does_not_change_the_context(load: Load, tiny_path: Path, name: str) -> None:
+    """The token that is drawn would be of another text."""
+    llm = load(tiny_path, retention=Retention(budget=16))
+    llm.eval([1, 2, 3])
+    state = llm.save_state()
+    changes: dict[str, Callable[[], Any]] = {
+        "eval": lambda: llm.eval([1]),
+        "reset": llm.reset,
+        "load_state": lambda: llm.load_state(state),
+        "retention": lambda: setattr(llm, "retention", None),
+        "prefill": lambda: llm.prefill([1, 2]),
+        "embed": lambda: llm.embed("a"),
+    }
+
+    def processor(tokens: Any, scores: Any) -> Any:
+        llm.tokenize(b"what tells, and changes nothing")
+        changes[name]()
+        return scores
+
+    expected = llm("Hello.", max_tokens=3, temperature=0.0)["choices"]
+    with pytest.raises(StateError, match="callback"):
+        llm("Hello.", max_tokens=3, logits_processor=LogitsProcessorList([processor]))
+    assert llm("Hello.", max_tokens=3, temperature=0.0)["choices"] == expected
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -101,10 +101,17 @@ def test_states_that_are_refused_leave_the_cache_alone(
         other.prefill(TOKENS)
         return other.save_state()
 
+    def other_with_archive() -> Any:
+        other = load(tiny_path, n_ctx=512, retention=Retention(budget=32, archive="memory"))
+        other.prefill(TOKENS[:300])
+        return other.save_state()
+
     unsigned, newer, cut = saved(tiny_path), saved(tiny_path), saved(tiny_path)
     del vars(unsigned)["headkv_made_by"]
     vars(newer)["headkv_made_by"]["version"] = 99
     cut.input_ids = cut.input_ids[:9]
+    short = other_with_archive()
+    short.llama_state = bytes(short.llama_state)[:1000]
     stock = llama_cpp.Llama(str(tiny_path), n_ctx=512, verbose=False)
     stock.eval(TOKENS[:100])
     for state, sentence in (
@@ -115,6 +122,7 @@ def test_states_that_are_refused_leave_the_cache_alone(
         (unsigned, "does not say which model it is of"),
         (newer, "has format 99, and this version of headkv-local reads 1"),
         (cut, "is damaged: it has 9 of its 600 tokens"),
+        (short, r"is damaged: it has 1000 bytes, and its archive alone \d+"),
         (b"a file", "a bytes is no saved state"),
     ):
         with pytest.raises(StateError, match=f"^[^']*{sentence}"):

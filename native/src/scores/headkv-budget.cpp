@@ -89,7 +89,11 @@ static bool parse(const char * p, headkv_budget & res) {
 headkv_budget headkv_budget_of(const headkv_retention & retention) {
     headkv_budget res;
     if (!retention.budget) {
-        if (retention.entries < retention.window || retention.entries > INT32_MAX) {
+        if (retention.entries > INT32_MAX) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, format("budget must be at most %d entries per KV head, not %lld",
+                                                           INT32_MAX, (long long) retention.entries));
+        }
+        if (retention.entries < retention.window) {
             throw headkv_error(HEADKV_ERR_ARGUMENT,
                                format("budget must be at least the window of %d entries per KV head, not %lld",
                                       retention.window, (long long) retention.entries));

@@ -205,7 +205,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         if grammar is not None:
             require_grammar(self._model.vocab, grammar)
         if logits_processor is not None:
-            logits_processor = [Processors(logits_processor, self._keep_raised)]
+            logits_processor = [Processors(logits_processor, self._keep_raised, self._lifetime.alone)]
         return super()._init_sampler(*args, logits_processor=logits_processor, grammar=grammar, **kwargs)
 
     def _keep_raised(self, error: BaseException) -> None:

@@ -182,6 +182,10 @@ def require_fitting(llm: Any, state: Any) -> None:
         raise StateMismatchError(
             f"the state is damaged: it has {len(state.input_ids)} of its {state.n_tokens} tokens"
         )
+    if len(state.llama_state) <= (of_archive := vars(state).get(_ARCHIVED, (0, 0))[1]):
+        raise StateMismatchError(
+            f"the state is damaged: it has {len(state.llama_state)} bytes, and its archive alone {of_archive}"
+        )
     if state.n_tokens > llm.n_ctx():
         raise StateMismatchError(
             f"the state holds {state.n_tokens} tokens, and the context has room for {llm.n_ctx()}"

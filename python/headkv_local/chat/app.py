@@ -64,6 +64,7 @@ def _run(argv: list[str] | None) -> int:
     console = Console(options.color)
     try:
         if options.show_config:
+            require_retention(options, parser)
             console.answer(shown(options, parser))
             return OK
         with _logged(options.verbose, console):

@@ -92,7 +92,8 @@ def _docx(data: bytes) -> str:
     except (ExtractError, MemoryError):
         raise
     except Exception as error:  # as above
-        raise ExtractError(f"is a DOCX file that cannot be read: {_told(error)}") from None
+        why = "it is damaged" if isinstance(error, LookupError | AttributeError | TypeError) else _told(error)
+        raise ExtractError(f"is a DOCX file that cannot be read: {why}") from None
 
 
 def _blocks(parent: Any) -> Iterator[str]:
