@@ -92,6 +92,16 @@ def test_goes_on_as_before(chats: Callable[..., Kept], tmp_path: Path) -> None:
     assert ask(second, "What?") == ask(first, "What?")
 
 
+def test_whether_it_is_saved_at_the_end_is_told(chats: Callable[..., Kept], tmp_path: Path) -> None:
+    path = str(tmp_path / "session")
+    session, keeper = chats(*SHORT)
+    assert keeper.told() == ""
+    ask(session, "Why?")
+    keeper.save(path)
+    assert keeper.told() == f"session: {path}, which only /save writes"
+    assert chats("--session", path)[1].told() == f"session: {path}"
+
+
 def test_what_waits_holds_for_a_chat_that_is_loaded(chats: Callable[..., Kept], tmp_path: Path) -> None:
     session, keeper = chats(*SHORT)
     session.attach([DOCUMENT])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from headkv_local.chat import info, setting
+from headkv_local.chat import echo, info, setting
 from headkv_local.chat.console import Console
 from headkv_local.chat.folders import read_documents
 from headkv_local.chat.kept import kept_text, show_kept
@@ -84,8 +84,8 @@ class Commands:
     def info(self, _: str) -> None:
         for line in info.told(self._session):
             self._console.note(line)
-        if self._keeper.path is not None:
-            self._console.note(f"session: {self._keeper.path}")
+        if where := self._keeper.told():
+            self._console.note(where)
 
     def stats(self, _: str) -> None:
         for line in info.figures(self._session):
@@ -166,7 +166,9 @@ class Commands:
         if not argument:
             self._console.note(f"model: {self._session.llm.model_path}")
             return
-        for note in switch_model(self._session, expand(_unquoted(argument)), self._keeper):
+        with echo.hidden():
+            notes = switch_model(self._session, expand(_unquoted(argument)), self._keeper)
+        for note in notes:
             self._console.note(note)
 
     def thinking(self, _: str) -> None:

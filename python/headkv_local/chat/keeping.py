@@ -97,6 +97,12 @@ class Keeper:
             why = "Nothing is new" if self._session.llm.n_tokens else "The model has not read this chat yet"
             self._console.note(f"{why}: {self.path} stays as it is.")
 
+    def told(self) -> str:
+        """Where the chat is kept, and whether it will be; "" where no file is named."""
+        if self.path is None:
+            return ""
+        return f"session: {self.path}" + ("" if self._at_end else ", which only /save writes")
+
     def _require_savable(self) -> None:
         try:
             _ = self._session.llm.shape
