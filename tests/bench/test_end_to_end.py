@@ -187,6 +187,15 @@ def test_likelihood_is_that_of_the_whole_vocabulary(tiny_path: Path) -> None:
         assert nll(llm, tokens[:5], tokens[5:]) == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.fixture
+def as_in_a_new_process() -> Iterator[None]:
+    """SIGTERM, whatever tests before this have left to handle it."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("as_in_a_new_process")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_prints_what_it_has(
     tiny_path: Path,
