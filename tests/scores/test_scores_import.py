@@ -177,6 +177,7 @@ BAD = {
     "too large": ("headkv", lists(**{"1-1": [10**400]}), "the key '1-1' has '1000"),
     "missing": ("headkv", b'{"0-0": [1]}', "7 of the model's 8 query heads are missing, the first is '0-1'"),
     "all zero": ("headkv", json.dumps({key: [0, 0] for key in LISTS}), "all scores are zero"),
+    "nothing in 32 bits": ("headkv", json.dumps({key: [1e-300] for key in LISTS}), "all scores are zero"),
     "too few lines": ("duo", "0\t1\n", "has 1 lines, the model has 2 layers"),
     "too many lines": ("duo", TSV + "0\t1\n", "has 3 lines, the model has 2 layers"),
     "too few values": ("duo", "0\t1\n1\n", "line 2 has 1 values, the model has 2 KV heads"),

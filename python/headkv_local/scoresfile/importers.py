@@ -58,11 +58,11 @@ def read(path: str, model: str, format_name: str) -> HeadScores:
         content = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is no text, byte {error.start} is not UTF-8") from error
-    scores = FORMATS[format_name](content, n_layer, shape, path)
+    scores = FORMATS[format_name](content, n_layer, shape, path).astype(np.float32)
     if not scores.max() > 0:
         raise DataError(f"{path}: all scores are zero")
     return HeadScores(
-        scores=scores.astype(np.float32),
+        scores=scores,
         layers=tuple(layer.il for layer in shape.layers),
         beta=_WHOLE_BETA if format_name == "compaction" else None,
         n_head_kv=shape.n_head_kv,
