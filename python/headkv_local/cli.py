@@ -10,15 +10,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
-from .exits import INTERRUPTED, TERMINATED, told
+from .exits import Terminated, interrupted, told
 
 _EVAL = "eval"
-
-
-class _Terminated(KeyboardInterrupt):
-    """By SIGTERM, as batch systems end what takes too long: what was measured is worth its table then too."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,8 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _interrupting():
             return _run(argv)
     except KeyboardInterrupt as interrupt:
-        print("headkv: interrupted", file=sys.stderr)
-        return TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED
+        return interrupted(interrupt)
 
 
 @contextmanager
@@ -39,9 +33,14 @@ def _interrupting() -> Iterator[None]:
         yield
         return
 
-    def end(number: int, _: FrameType | None) -> NoReturn:
+    mine = os.getpid()
+
+    def end(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        raise _Terminated
+        if os.getpid() != mine:  # in a child made by fork(), whose own business it is
+            os.kill(os.getpid(), number)
+            return
+        raise Terminated
 
     signal.signal(signal.SIGTERM, end)
     try:

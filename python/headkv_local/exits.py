@@ -14,6 +14,16 @@ INTERRUPTED: Final = 130
 TERMINATED: Final = 143
 
 
+class Terminated(KeyboardInterrupt):
+    """By SIGTERM, as batch systems end what takes too long: what was measured is worth its table then too."""
+
+
+def interrupted(interrupt: KeyboardInterrupt) -> int:
+    """Say that a command of `headkv` is interrupted, and the code that it ends with."""
+    print("headkv: interrupted", file=sys.stderr)
+    return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+
+
 def told(error: Exception, command: str = "headkv") -> int:
     """Say on standard error why a command ends, and the code that it ends with."""
     text = str(error)

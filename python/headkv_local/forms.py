@@ -20,6 +20,7 @@ from .errors import ArgumentError, GrammarError, SchemaError, ToolChoiceError
 from .grammars import of_schema, require_compiled
 from .schemas import require_held
 from .settings import UINT32_MAX
+from .wording import shown
 
 _OF_FORMATTER = llama_chat_format.chat_formatter_to_chat_completion_handler(None).__code__
 _OF_PICTURES = llama_chat_format.Llava15ChatHandler, llama_chat_format.MTMDChatHandler
@@ -114,11 +115,14 @@ def require_forms(vocab: Any, handler: Any, given: dict[str, Any]) -> None:
     handler = bare_handler(handler)
     if handler not in _CALLING and not is_of_formatter(handler) and not isinstance(handler, _OF_PICTURES):
         return
-    if given.get("tool_choice") == "required":
-        given["tool_choice"] = _only(given.get("tools") or ())
+    for name in ("tools", "functions"):
+        if not isinstance(given.get(name), list | tuple | None):
+            raise ArgumentError(f"{name} must be a list, not {shown(given[name])}")
+    if isinstance(given.get("tool_choice"), str) and given["tool_choice"] == "required":
+        given["tool_choice"] = _only(_offered(given, handler in _FUNCTIONARY)[0])
     tools, choice = _offered(given, handler in _FUNCTIONARY)
-    named = isinstance(choice, Mapping) or (isinstance(choice, str) and handler in _FUNCTIONARY)
-    if not named and choice not in (None, "auto", "none"):
+    by_name = ("auto", "none") if handler not in _FUNCTIONARY else (choice,)
+    if not isinstance(choice, Mapping | None) and not (isinstance(choice, str) and choice in by_name):
         raise ArgumentError(f'tool_choice must be "auto", "none", "required" or a tool, not {choice!r}')
     _require_one_shape(given, choice)
     is_free = handler not in _CALLING or (handler not in _FUNCTIONARY and choice in (None, "none"))
@@ -202,11 +206,11 @@ def _offered(given: Mapping[str, Any], tools_first: bool) -> tuple[list[dict[str
     return [_function_of(tool) for tool in tools or ()], choice
 
 
-def _only(tools: Sequence[Any]) -> dict[str, Any]:
+def _only(tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The choice of the one tool that there is. Nothing here chooses among several."""
     if len(tools) != 1:
         raise ArgumentError(f'tool_choice "required" needs one tool, not {len(tools)}: name the one to call')
-    return {"type": "function", "function": {"name": _function_of(tools[0])["name"]}}
+    return {"type": "function", "function": {"name": tools[0]["name"]}}
 
 
 def _chosen(tools: Sequence[dict[str, Any]], choice: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,6 +239,19 @@ class Extensible(llama_cpp.LogitsProcessorList):  # type: ignore[misc]
         return self
 
 
+class Guarded:
+    """A callback, such as a stopping criterion. alone: while it runs nothing may use the context."""
+
+    def __init__(
+        self, callback: Callable[..., Any], alone: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._callback, self._alone = callback, alone
+
+    def __call__(self, *args: Any) -> Any:
+        with self._alone():
+            return self._callback(*args)
+
+
 class Processors:
     """Logits processors, one after the other. What one raises is handed to keep: ctypes would print it.
 
@@ -260,8 +277,13 @@ class Processors:
     def _process(self, tokens: Any, scores: Any) -> None:
         for processor in self._processors:
             found = processor(tokens, scores)
-            if found is None:
-                raise ArgumentError(f"the logits processor {processor!r} has returned None, and no scores")
+            if np.shape(found) != scores.shape:
+                raise ArgumentError(
+                    f"the logits processor {processor!r} has returned {shown(found)}, no scores"
+                )
             scores[:] = found
-        if not np.any(scores > -np.inf):
-            raise ArgumentError("the logits processors leave no token: each score is -inf, or no number")
+            if not np.isfinite(scores.max()):  # NaN is the most of all
+                raise ArgumentError(
+                    f"the logits processor {processor!r} leaves nothing to draw from: each score is -inf, or "
+                    "one is no finite number"
+                )

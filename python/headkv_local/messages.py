@@ -67,7 +67,7 @@ def _require_content(message: Mapping[str, Any], name: str) -> None:
             raise ArgumentError(f"part {i} of {name} must have a type, such as 'text': {shown(part)}")
         if part["type"] == "text" and not isinstance(part.get("text"), str):
             raise ArgumentError(f"part {i} of {name} is of type 'text', but has no text: {shown(part)}")
-        if not isinstance(part.get("document"), bool | None):
+        if part["type"] == "text" and not isinstance(part.get("document"), bool | None):
             raise ArgumentError(
                 f"part {i} of {name} must be marked by true or false as a document: {shown(part)}"
             )

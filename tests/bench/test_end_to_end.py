@@ -225,6 +225,24 @@ def test_an_interrupted_run_prints_what_it_has(
     ]
 
 
+@pytest.mark.usefixtures("as_in_a_new_process")
+def test_a_signal_to_a_child_is_the_childs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a pool of processes ends its workers."""
+    ended: list[int] = []
+
+    def run(*_: Any) -> Iterator[quality.Outcome]:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        ended.append(os.waitpid(child, 0)[1])
+        yield from ()
+
+    monkeypatch.setattr(quality, "run", run)
+    assert main(["bench", "quality", "--samples", "1"]) == 0
+    assert ended == [signal.SIGTERM]
+
+
 def test_answers_are_repeatable(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["quality", "--model", str(tiny_path), "--threads", "1", "--samples", "2", "--lengths", "300"]
     arguments += ["--tasks", "needle", "--budgets", "64", "--plain"]

@@ -383,16 +383,18 @@ def test_peers_are_compared_with_their_own_full_cache() -> None:
     assert of_full["kvpress snapkv 5%"] == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_one_sample_that_differs_makes_no_interval(n: int) -> None:
-    """Drawn anew it is always the same one."""
+@pytest.mark.parametrize(("n", "n_worse"), [(1, 1), (2, 1), (2, 2), (3, 3)])
+def test_samples_that_differ_alike_make_no_interval(n: int, n_worse: int) -> None:
+    """Drawn anew they are always the same."""
     asked = [("many", i) for i in range(20)] + [("few", i) for i in range(n)]
     full = [replace(outcome(task, i, "full", 1), chance=0.0) for task, i in asked]
     worse = {"policy": "r2", "budget": "5%"}
-    ours = [replace(one, **worse, score=0.8 if one.task == "few" and one.sample == 0 else 1) for one in full]
+    ours = [
+        replace(one, **worse, score=0.8 if one.task == "few" and one.sample < n_worse else 1) for one in full
+    ]
     line = report.summary([*full, *ours], ["full", "r2 5%"])[1]
-    assert line["of_full_differ"] == 1
-    assert (line["of_full_95"] is None) is (n == 1)
+    assert line["of_full_differ"] == n_worse
+    assert (line["of_full_95"] is None) is (n == n_worse)
 
 
 def test_a_ratio_without_a_limit_says_so() -> None:

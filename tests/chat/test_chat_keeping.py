@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from chat_driver import TIMEOUT, Terminal, end, start, words
 
-from headkv_local import ContextFullError, Llama, Retention, SessionError, StateError
+from headkv_local import ArgumentError, ContextFullError, Llama, Retention, SessionError, StateError
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.config import parse_options
 from headkv_local.chat.console import Console
@@ -44,8 +44,8 @@ def chats(tiny_path: Path) -> Iterator[Callable[..., Kept]]:
     def make(*argv: str, model: Path = tiny_path, **environment: str) -> Kept:
         options = parse_options(["-t", "1", "-m", str(model), *argv], build_parser(), environment)
         chat = saved_at(options.session)
-        options = options if chat is None else options.completed(chat.settings, "a session", chat.left_open)
-        sessions.append(open_session(options, chat.context if chat is not None else {}))
+        options = options if chat is None else options.completed(chat.settings, "a session")
+        sessions.append(open_session(options, chat))
         keeper = Keeper(sessions[-1], Console())
         keeper.open(chat, options.system)
         return sessions[-1], keeper
@@ -110,6 +110,8 @@ def test_what_waits_holds_for_a_chat_that_is_loaded(chats: Callable[..., Kept], 
     budget = session.stats().kept.sum() // session.stats().kept.size
     assert "after /clear" in change(session, "budget", "24")
     assert "budget: 16, 24 after /clear" in told(session)
+    with pytest.raises(ArgumentError, match="less than the window"):
+        change(session, "budget", "1KiB")  # which can never be, so it waits for nothing
     keeper.load()
     assert "budget: 24" in told(session)
     ask(session, "Who?")
@@ -121,8 +123,8 @@ def test_a_context_that_nobody_asked_for_is_chosen_for_each_model(
     chats: Callable[..., Kept], tmp_path: Path, tiny: Callable[..., Path]
 ) -> None:
     longer, shorter, found = tiny(n_ctx_train=2048), tiny(arch="qwen2", n_ctx_train=512), {}
-    for given in ((), ("-c", "1024")):
-        path = str(tmp_path / f"session{len(given)}")
+    for given in ((), ("-c", "auto"), ("-c", "0"), ("-c", "1024")):
+        path = str(tmp_path / f"session{len(found)}")
         session, keeper = chats(*SHORT, *given, "--session", path, model=longer)
         ask(session, "Why?")
         keeper.leave()
@@ -130,7 +132,13 @@ def test_a_context_that_nobody_asked_for_is_chosen_for_each_model(
         found[given] = [again.llm.n_ctx()]
         switch_model(again, str(shorter), keeper)
         found[given].append(again.llm.n_ctx())
-    assert found == {(): [2048, 512], ("-c", "1024"): [1024, 1024]}
+    asked = found.pop(("-c", "1024"))
+    assert asked == [1024, 1024]
+    assert set(map(tuple, found.values())) == {(2048, 512)}
+    again, keeper = chats("--session", str(tmp_path / "session0"), model=longer, HEADKV_CHAT_CTX="768")
+    before = again.llm.n_ctx()
+    switch_model(again, str(shorter), keeper)
+    assert (before, again.llm.n_ctx()) == (2048, 768)
 
 
 def test_settings_that_are_not_given_are_as_they_were(chats: Callable[..., Kept], tmp_path: Path) -> None:

@@ -377,7 +377,10 @@ def test_metadata_may_be_any_json(lm_eval: Any, babilong: Path) -> None:
         ({"until": [5]}, "until must be a text or a list of texts"),
         ({"temperature": "warm"}, "could not convert"),
         ({"temperature": -1.0}, "temperature cannot be -1.0"),
+        ({"temperature": math.inf}, "temperature cannot be inf"),
         ({"top_p": 1.5}, "top_p cannot be 1.5"),
+        ({"top_k": 2.7}, "top_k cannot be 2.7"),
+        ({"do_sample": 1}, "do_sample must be true or false, not 1"),
     ],
 )
 def test_what_an_answer_cannot_be_asked_for(
@@ -395,6 +398,18 @@ def test_what_an_answer_cannot_be_asked_for(
     with pytest.raises(ArgumentError, match=re.escape(said)):
         model.generate_until(requests, disable_tqdm=True)
     assert model.get_model_info()["headkv"]["prompts"] == 0
+
+
+def test_numbers_of_other_kinds_are_numbers(lm_eval: Any, tiny_path: Path) -> None:
+    from lm_eval.api.instance import Instance
+
+    from headkv_local.eval.model import HeadKVLM
+
+    model = HeadKVLM(model=str(tiny_path), n_ctx=512, threads=1)
+    given = {"until": None, "max_gen_toks": 2, "temperature": "0.8", "top_k": 40.0, "top_p": "0.9"}
+    for others in ({}, {"top_k": -1, "repetition_penalty": None}):
+        requests = [Instance("generate_until", {}, ("Who?", given | others), 0)]
+        assert len(model.generate_until(requests, disable_tqdm=True)) == 1
 
 
 def test_an_empty_prompt_is_answered(lm_eval: Any, tiny_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ def schema(**given: Any) -> dict[str, Any]:
             "Tool choice 'f' not found",
         ),
         ({"tools": [{}], "tool_choice": F}, "a tool must have a function with a name"),
+        ({"tools": {"function": {}}, "tool_choice": "required"}, "tools must be a list, not {"),
+        ({"tools": 5, "tool_choice": F}, "tools must be a list, not 5"),
+        ({"functions": (one for one in ())}, "functions must be a list"),
         (tool(parameters={}) | {"tool_choice": 5}, 'must be "auto", "none", "required" or a tool, not 5'),
         (tool(parameters={}) | {"tool_choice": "f"}, 'must be "auto", "none", "required" or a tool, not'),
         ({"tool_choice": "required"}, "needs one tool, not 0"),
@@ -212,9 +216,14 @@ def test_what_a_logits_processor_raises(load: Load, tiny_path: Path, call: str) 
 @pytest.mark.parametrize(
     ("processor", "said"),
     [
-        (lambda tokens, scores: None, "has returned None, and no scores"),
-        (lambda tokens, scores: scores * np.nan, "leave no token"),
-        (lambda tokens, scores: scores - np.inf, "leave no token"),
+        (lambda tokens, scores: None, "has returned None, no scores"),
+        (lambda tokens, scores: 0, "has returned 0, no scores"),
+        (lambda tokens, scores: scores[:1], "no scores"),
+        (lambda tokens, scores: [*scores, 0.0], "no scores"),
+        (lambda tokens, scores: scores * np.nan, "leaves nothing to draw from"),
+        (lambda tokens, scores: np.where(np.arange(len(scores)) % 2, np.nan, scores), "leaves nothing to"),
+        (lambda tokens, scores: scores + np.inf, "leaves nothing to draw from"),
+        (lambda tokens, scores: scores - np.inf, "leaves nothing to draw from"),
     ],
 )
 def test_a_logits_processor_that_says_nothing(load: Load, tiny_path: Path, processor: Any, said: str) -> None:
@@ -224,8 +233,11 @@ def test_a_logits_processor_that_says_nothing(load: Load, tiny_path: Path, proce
     assert llm("Hello.", max_tokens=2)["usage"]["completion_tokens"] > 0
 
 
+@pytest.mark.parametrize("where", ["logits_processor", "stopping_criteria"])
 @pytest.mark.parametrize("name", ["eval", "reset", "load_state", "retention", "prefill", "embed"])
-def test_a_logits_processor_does_not_change_the_context(load: Load, tiny_path: Path, name: str) -> None:
+def test_what_looks_at_tokens_does_not_change_the_context(
+    load: Load, tiny_path: Path, name: str, where: str
+) -> None:
     """The token that is drawn would be of another text."""
     llm = load(tiny_path, retention=Retention(budget=16))
     llm.eval([1, 2, 3])
@@ -239,14 +251,16 @@ def test_a_logits_processor_does_not_change_the_context(load: Load, tiny_path: P
         "embed": lambda: llm.embed("a"),
     }
 
-    def processor(tokens: Any, scores: Any) -> Any:
+    def meddle(tokens: Any, scores: Any) -> Any:
         llm.tokenize(b"what tells, and changes nothing")
         changes[name]()
-        return scores
+        return scores if where == "logits_processor" else False
 
     expected = llm("Hello.", max_tokens=3, temperature=0.0)["choices"]
     with pytest.raises(StateError, match="callback"):
-        llm("Hello.", max_tokens=3, logits_processor=LogitsProcessorList([processor]))
+        llm("Hello.", max_tokens=3, **{where: meddle if where == "stopping_criteria" else [meddle]})
+    with pytest.raises(StateError, match="callback"):
+        list(islice(llm.generate([1, 2], **{where: meddle if where == "stopping_criteria" else [meddle]}), 3))
     assert llm("Hello.", max_tokens=3, temperature=0.0)["choices"] == expected
 
 

@@ -90,20 +90,23 @@ def test_log_probabilities(client: openai.OpenAI, tiny_path: Path, load: Callabl
     assert [token.logprob for token in streamed] == [token.logprob for token in found]
 
 
-def test_the_bytes_of_tokens_are_those_of_the_answer(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("model", ["tiny", "all"])
+def test_the_bytes_of_tokens_are_those_of_the_answer(client: openai.OpenAI, model: str) -> None:
     """Also where a character is of several tokens, as with the tiny model, whose tokens are bytes."""
     text = "a\U0001f31f \u00e9"
     asked: dict[str, Any] = {"max_tokens": 20, "extra_body": {"grammar": f'root ::= "{text}"'}}
-    reply = client.chat.completions.create(**GREEDY, **asked, logprobs=True, top_logprobs=2)
+    chat = {**GREEDY, **asked, "model": model, "logprobs": True, "top_logprobs": 2}
+    reply = client.chat.completions.create(**chat)
     found = reply.choices[0].logprobs.content
     assert reply.choices[0].message.content == text
     assert b"".join(bytes(token.bytes or ()) for token in found) == text.encode()
     assert any(token.token.startswith("bytes:\\x") for token in found)
-    chunks = client.chat.completions.create(**GREEDY, **asked, logprobs=True, top_logprobs=2, stream=True)
-    streamed = [one for chunk in chunks for one in getattr(chunk.choices[0].logprobs, "content", None) or ()]
-    assert [token.to_dict() for token in streamed] == [token.to_dict() for token in found]
     assert all(top.bytes for token in found for top in token.top_logprobs if top.token)
-    old = client.completions.create(model="tiny", prompt="The", temperature=0.0, logprobs=2, **asked)
+    chunks = client.chat.completions.create(**chat, stream=True)
+    streamed = [one for chunk in chunks for one in getattr(chunk.choices[0].logprobs, "content", None) or ()]
+    told = [(token.token, token.bytes) for token in found]
+    assert [(token.token, token.bytes) for token in streamed] == told
+    old = client.completions.create(model=model, prompt="The", temperature=0.0, logprobs=2, **asked)
     assert old.choices[0].logprobs.tokens == [token.token for token in found]
 
 

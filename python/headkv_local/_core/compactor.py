@@ -140,21 +140,28 @@ class Compactor:
         return native.get_mask(self.ctx)
 
     def retain(self, retention: Retention | None) -> None:
-        """For prompts to come. Raises for what this model, or no prompt of it, can be compacted by."""
-        scores_from = None
-        if retention is not None:
-            shape = self.shape
-            settled, scores_from = settle(retention, shape, self._model_path)
-            n_ctx = native.get_numbers(self.ctx).n_ctx
-            if settled.window > n_ctx:
-                raise ArgumentError(f"window must be from 1 to {n_ctx}, not {settled.window}")
-            settled.caps_for(shape, settled.window + 1)  # refuses what fits no prompt of this model
+        """For prompts to come. Raises what settled() raises."""
+        settled, scores_from = self.settled(retention)
+        if retention is not None and settled is not None:
             if self.retention is None or self.retention.archive != retention.archive:
                 set_archive(self.ctx, None if retention.archive is None else os.fspath(retention.archive))
             self._settled = settled
         elif self.archives:
             set_archive(self.ctx, None)
         self.retention, self.scores_from = retention, scores_from
+
+    def settled(self, retention: Retention | None) -> tuple[Retention | None, str | None]:
+        """As it is for this model, and where its head scores are from. Raises for what this model, or no
+        prompt of it, can be compacted by."""
+        if retention is None:
+            return None, None
+        shape = self.shape
+        found, scores_from = settle(retention, shape, self._model_path)
+        n_ctx = native.get_numbers(self.ctx).n_ctx
+        if found.window > n_ctx:
+            raise ArgumentError(f"window must be from 1 to {n_ctx}, not {found.window}")
+        found.caps_for(shape, found.window + 1)  # refuses what fits no prompt of this model
+        return found, scores_from
 
     def give_up_archive(self) -> None:
         """What is kept goes on without it, as the retention says from now on."""

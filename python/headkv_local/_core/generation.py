@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import infill
 from ..errors import ArgumentError, ContextFullError, HeadKVError, StateError
-from ..forms import Extensible, require_bias, require_grammar
+from ..forms import Extensible, Guarded, require_bias, require_grammar
 from .contents import Contents
 from .failures import completion_error
 from .lifetime import Lifetime
@@ -26,6 +26,8 @@ def completion_arguments(llm: Any, given: dict[str, Any]) -> dict[str, Any]:
         require_bias(bias, llm._n_vocab)
         if (processors := given.get("logits_processor")) is not None:
             given = {**given, "logits_processor": Extensible(processors)}
+    if (stop := given.get("stopping_criteria")) is not None:
+        given = {**given, "stopping_criteria": Guarded(stop, llm._lifetime.alone)}
     if given.get("suffix") == "":  # as clients send it that always have the field
         given = {**given, "suffix": None}
     if (suffix := given.get("suffix")) is not None:
@@ -64,6 +66,8 @@ class Generations:
             args = (*args[:6], False, *args[7:])
         else:
             kwargs["reset"] = False
+        if (stop := kwargs.get("stopping_criteria")) is not None:
+            kwargs["stopping_criteria"] = Guarded(stop, self._lifetime.alone)
         rest = tokens.copy()  # what is to be evaluated, once that is known
         steps = stock(rest, *args, **kwargs)
         sent, answer = None, list[int]()

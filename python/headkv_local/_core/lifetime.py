@@ -57,11 +57,11 @@ class Lifetime:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """A native call that calls back: the context is in the middle of something meanwhile."""
-        self._alone = True
+        before, self._alone = self._alone, True
         try:
             yield
         finally:
-            self._alone = False
+            self._alone = before
 
     @contextmanager
     def ended(self) -> Iterator[bool]:

@@ -68,7 +68,8 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         """When llama_cpp has made the context."""
         self._weights = states.weights_of(self)
         self._tokens.make_room(self.n_ctx(), self._logits_all)
-        context, vocabulary = Context(self), Vocabulary(self._model)
+        self._context = context = Context(self)
+        vocabulary = Vocabulary(self._model)
         compactor = Compactor(int(self._ctx.ctx), self.model_path)
         bounded = Bounded(self._ctx.ctx, self._model.model)
         folding = Folding(compactor, self._tokens, self._prompts, vocabulary)
@@ -77,8 +78,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         reader = PromptReader(
             contents, decoder, compactor, folding, self._prompts, vocabulary, self._lifetime
         )
-        self._context, self._vocabulary = context, vocabulary
-        self._compactor, self._bounded = compactor, bounded
+        self._vocabulary, self._compactor, self._bounded = vocabulary, compactor, bounded
         self._folding, self._contents, self._decoder, self._reader = folding, contents, decoder, reader
         self._generations = Generations(reader, contents, self._lifetime)
         self._lifetime.make_cancellable(compactor.ctx)

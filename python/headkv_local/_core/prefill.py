@@ -57,6 +57,7 @@ class PromptReader:
         if self._prompts.reading:
             raise StateError("retention cannot be changed while a prompt is being read")
         if self._compactor.n_compacted > 0 and not self._compactor.only_without_archive(retention):
+            self._compactor.settled(retention)  # what can never be is told of first
             raise StateError("retention cannot be changed while the cache is compacted: call reset() first")
         self._compactor.retain(retention)
         self._folding.forget()

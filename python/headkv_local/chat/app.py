@@ -103,13 +103,13 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     chat = saved_at(options.session)
     if chat is not None:
         settings = {**chat.settings, "model": model_of(chat, options)}
-        options = options.completed(settings, f"the session {options.session}", chat.left_open)
+        options = options.completed(settings, f"the session {options.session}")
     _require_model(options)
     if reason := set_aside(options.gpu_layers):
         console.note(reason)
     # while a model is loaded there is nothing to tidy up, and nobody wants to wait for it
     with on_interrupt(signal.SIG_DFL):
-        session = open_session(options, chat.context if chat is not None else {})
+        session = open_session(options, chat)
     with contextlib.closing(session):
         for note in notes(session):
             console.note(note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,15 +82,10 @@ class Options:
     show_config: bool = False
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
-    def completed(self, settings: Mapping[str, Any], source: str, unasked: Collection[str] = ()) -> Options:
-        """With these settings, of a session, where the command line leaves them open.
-
-        unasked: those of them that nobody asked for there.
-        """
+    def completed(self, settings: Mapping[str, Any], source: str) -> Options:
+        """With these settings, of a session, where the command line leaves them open."""
         open_ones = {name: value for name, value in settings.items() if self.sources.get(name) != FLAG}
-        found = self.having(open_ones, source)
-        sources = {n: of for n, of in found.sources.items() if n not in unasked or of != source}
-        return replace(found, sources=sources)
+        return self.having(open_ones, source)
 
     def having(self, settings: Mapping[str, Any], source: str) -> Options:
         """With these settings, from there. A form of the answer takes the place of the other one."""

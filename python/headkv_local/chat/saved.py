@@ -24,7 +24,7 @@ from headkv_local.sessions import Header, read_header
 from headkv_local.settings import ADVANCED, DEFAULT_DRAFT, DEFAULT_FOLD, DEFAULT_OBSERVE, DEFAULTS, OFF
 
 _SAMPLING: Final = ("temp", "top_k", "top_p", "min_p", "repeat_penalty")
-_SETTINGS: Final = (*RETENTION, "archive", "max_tokens", *_SAMPLING)
+_SETTINGS: Final = (*RETENTION, "archive", "ctx", "max_tokens", *_SAMPLING)
 _OF_PYTHON: Final = ("reselect", "order", "panel")  # which no option says
 _NO_PATHS: Final = frozenset((AUTO, MEMORY, OFF))
 
@@ -33,15 +33,14 @@ _NO_PATHS: Final = frozenset((AUTO, MEMORY, OFF))
 class SavedChat:
     """What a session says before its model is loaded.
 
-    documents: that go with the next question. settings: fields of Options. left_open: those of them that
-    nobody had asked for. context: arguments of Llama. archived: whether its archive is in the file. when:
-    seconds since 1970, None where that is not known.
+    documents: that go with the next question. settings: fields of Options; ctx where somebody had asked for
+    one. context: arguments of Llama. archived: whether its archive is in the file. when: seconds since 1970,
+    None where that is not known.
     """
 
     turns: tuple[Turn, ...]
     documents: tuple[Document, ...]
     settings: Mapping[str, Any]
-    left_open: frozenset[str]
     context: Mapping[str, Any]
     model_name: str
     archived: bool
@@ -55,8 +54,6 @@ def state_of(options: Options, documents: Sequence[Document]) -> dict[str, Any]:
     if "archive" in settings and settings["archive"] not in _NO_PATHS:
         settings["archive"] = os.path.abspath(settings["archive"])
     settings["budget"] = budget_text(options.budget)
-    if "ctx" in options.sources:
-        settings["ctx"] = str(options.ctx)
     return {
         "settings": settings,
         "documents": [{"name": document.name, "text": document.text} for document in documents],
@@ -87,7 +84,6 @@ def _chat_of(header: Header) -> SavedChat:
     messages = list(require_messages(header.messages))
     settings: dict[str, Any] = {
         "model": header.model_path,
-        "ctx": header.context.get("n_ctx"),
         "system": require_text(messages.pop(0)["content"])
         if messages and messages[0]["role"] == "system"
         else None,
@@ -99,16 +95,15 @@ def _chat_of(header: Header) -> SavedChat:
         raise ValueError("its messages are not questions with an answer each")
     turns = tuple(_turn(*pair, header.n_tokens) for pair in zip(messages[::2], messages[1::2], strict=True))
     state = messages[-1].get("chat", {})
-    when, given = state.get("when"), state.get("settings", {})
+    when = state.get("when")
     return SavedChat(
         turns=turns,
         documents=tuple(
             Document(require_text(each["name"]), require_text(each["text"]))
             for each in state.get("documents", ())
         ),
-        settings=settings | _parsed(given),
-        left_open=frozenset(() if "ctx" in given else ("ctx",)),
-        context={name: value for name, value in header.context.items() if name != "n_ctx"},
+        settings=settings | _parsed(state.get("settings", {})),
+        context=header.context,
         model_name=header.model_name,
         archived=header.n_archived > 0,
         when=float(when) if type(when) in (int, float) and 0 <= when < 2**40 else None,

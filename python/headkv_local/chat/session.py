@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -12,7 +12,7 @@ from headkv_local.chat.answering import answer
 from headkv_local.chat.archive import Archive, load_with_archive, move_archive, retain
 from headkv_local.chat.documents import Document, DocumentError, compose
 from headkv_local.chat.model import ChatLlama, load_model
-from headkv_local.chat.options import Options
+from headkv_local.chat.options import FLAG, Options
 from headkv_local.chat.repetition import LoopDetector
 from headkv_local.chat.saved import SavedChat
 from headkv_local.chat.thinking import opened_by
@@ -28,11 +28,14 @@ Show = Callable[[Event | None], None]
 _ASKING_TOKENS: Final = 64  # for the template, a short question and the beginning of an answer
 
 
-def open_session(options: Options, context: Mapping[str, Any] | None = None) -> Session:
+def open_session(options: Options, chat: SavedChat | None = None) -> Session:
     """A chat with the model that `options` name, or the default one. Raises HeadKVError.
 
-    context: arguments of Llama that a session was made with.
+    chat: whose context it has, but for the number of tokens that the command line asks for.
     """
+    context = dict(chat.context) if chat is not None else {}
+    if options.sources.get("ctx") == FLAG:
+        context.pop("n_ctx", None)
     path = chosen_model(options.model)
     llm, archive = load_with_archive(lambda where: load_model(path, options, where, context), options)
     return Session(llm, options, archive)
@@ -214,8 +217,9 @@ class Session:
         notice = self._load(path)
         if self.in_force != self.options:  # what was set holds from here on
             self.llm.reset()
-            self._retain(self.options)
-            notice = self._load(path)
+            with suppress(ArchiveError):  # it waits on
+                self._retain(self.options)
+            notice = self._load(path) or notice
         if "seed" in self.options.sources:
             self.llm.seed_anew(self.options.seed)
         self.options = self.options.having({"system": chat.settings["system"]}, path)
@@ -287,9 +291,8 @@ class Session:
         """Give up the archive, if it may be what has failed. Whether it was."""
         if not may_be_of_archive(error, self.llm.retention):
             return False
-        self.archive.give_up(
-            str(error) if isinstance(error, ArchiveError) else "there is not enough memory for it"
-        )
+        why = str(error) if isinstance(error, ArchiveError) else "there is not enough memory for it"
+        self.archive.give_up(why)
         self.llm.retention = self._retained.retention()
         return True
 

@@ -28,8 +28,6 @@ def switch_model(session: Session, path: str, keeper: Keeper) -> list[str]:
         raise ModelError(f"'{path}' is no GGUF model; {meant}")
     keeper.keep()  # once another model has it, nothing of what was read is there
     options = session.options.having({"model": os.path.abspath(path)}, "/model")
-    if "ctx" not in options.sources:  # a session has that of its own model
-        options = options.without("ctx")
     # a file that is named is in use until the model before has gone
     meanwhile = replace(options, archive=AUTO) if session.archive.is_named else options
     llm, archive = load_with_archive(lambda where: load_model(path, options, where), meanwhile)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from headkv_local import HeadKVError
-from headkv_local.exits import FAILED, INTERRUPTED, told
+from headkv_local.exits import FAILED, interrupted, told
 
 TASKS = Path(__file__).parent / "tasks"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; 0 done, 1 failed, 2 wrong usage, 130 interrupted. One sentence where lm-eval is missing."""
+    """Run it; 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 by SIGTERM. One sentence where lm-eval is
+    missing."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         from lm_eval import tasks
@@ -43,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli_evaluate()
     except HeadKVError as error:
         return told(error)
-    except KeyboardInterrupt:
-        print("headkv: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        return interrupted(interrupt)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     finally:

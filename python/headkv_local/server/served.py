@@ -122,7 +122,7 @@ class Served(Llama):
         asked.n_read = asked.n_done = 0
         asked.ready()
         n_top = kwargs.get("logprobs")
-        told = None if n_top is None or self._logits_all else Logprobs(self, n_top, asked.n_text)
+        told = None if n_top is None or _tells_of_prompt(kwargs) else Logprobs(self, n_top, asked.n_text)
         asked.logprobs, asked.end = told, None
         made = super().create_completion(
             prompt, *args, **(kwargs if told is None else kwargs | {"logprobs": None})

@@ -98,7 +98,7 @@ def _line(group: Sequence[Outcome], full: Sequence[Outcome], whole: Sequence[Out
     pairs = [pair for pair in pairs if pair[0].size]
     ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     n_differ = sum(int((a != b).sum()) for a, b in pairs)
-    told = n_differ > 0 and all(a.size > 1 for a, b in pairs if (a != b).any())
+    varied = all(len({*zip(a, b, strict=True)}) > 1 for a, b in pairs if (a != b).any())
     has_full = _macro(theirs) > 0
     return {
         "length": first.length,
@@ -111,7 +111,7 @@ def _line(group: Sequence[Outcome], full: Sequence[Outcome], whole: Sequence[Out
         "score": _macro(by_task),
         "score_95": _macro_interval(by_task),
         "of_full": _macro(ours) / _macro(theirs) if has_full else None,
-        "of_full_95": _ratio_interval(ours, theirs) if has_full and told else None,
+        "of_full_95": _ratio_interval(ours, theirs) if has_full and n_differ and varied else None,
         "of_full_pairs": sum(scores.size for scores in ours),
         "of_full_differ": n_differ,
         "total": len(group),
