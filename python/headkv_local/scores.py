@@ -38,9 +38,9 @@ class HeadScores:
     layers: the model's layers that the rows are of, ascending; None for the first n_layer. Of a model with
         sliding-window or recurrent layers those count whose attention reaches to all positions.
     n_head_kv: KV heads per layer; a GQA group's scores are summed when budgets are made.
-    method: how they were measured: "r2" (retrieval with a reasoning step), "r" (retrieval), with
-        "-teacher-forced" where the answer was given and not generated; "ablation"; or the name of an
-        import.
+    method: how they were measured: "r2" (retrieval with a reasoning step), "r" (retrieval), "icl" (in-context
+        learning), "truth" (truthfulness), with "-teacher-forced" where the answer was given and not
+        generated; "ablation"; or the name of an import.
     beta, window, kernel, sinks: what is recommended with these scores, None where nothing is.
     source: provenance: model, model_id, data, samples, seed, date, licence, tool, ...
     curves: of the method "ablation": the loss by budget of each KV head. Where there are some, budgets are

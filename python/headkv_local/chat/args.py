@@ -161,7 +161,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "sampling",
         "What is not given here is as the model file recommends (general.sampling.*). At --temp 0 an answer "
-        "is the likeliest token every time, and none of the other settings counts unless it is given.",
+        "is the likeliest token every time, and of the other settings only a given --repeat-penalty counts.",
     )
     recommended = "default: the model's, else"
     usual = Sampling()

@@ -13,7 +13,10 @@ __all__ = ["create_app", "main"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run the command; 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    SIGTERM ends the process once conversations are saved.
+    """
     try:
         from .command import main as run
 

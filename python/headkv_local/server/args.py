@@ -26,7 +26,7 @@ commas between its items, or JSON; as an option it may be repeated. _ may be wri
 "--page false" for --no-page.
 A --config-file is JSON or YAML: settings of the server, and "models", a list of objects with settings of
 a model, of which options and the environment may have none then.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 ended by SIGTERM.
 """
 
 _FIRST = {"model", "model_alias", "n_ctx", "n_threads", "n_threads_batch", "n_gpu_layers", "chat_format"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from llama_cpp.server import settings as stock
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -26,6 +26,9 @@ from .network import require_origin
 from .retaining import Budget, check_budget, require_possible
 
 _CONFIG = SettingsConfigDict(env_prefix=PREFIX, protected_namespaces=(), extra="forbid")
+
+
+_TYPES: Final = "by ggml's number: 1 f16, 30 bf16, 8 q8_0, 2 q4_0"
 
 
 class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
@@ -58,6 +61,8 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
         description="Keep the logits of all tokens. Goes with no archive, and logprobs need it not.",
     )
     flash_attn: bool = Field(default=True, description="Use flash attention; retention needs it.")
+    type_k: int | None = Field(default=None, description=f"Type of the K rows, {_TYPES}.")
+    type_v: int | None = Field(default=None, description=f"Type of the V rows, {_TYPES}.")
     use_mlock: bool = Field(default=False, description="Keep the model's weights from being paged out.")
     verbose: bool = Field(default=False, description="Print llama.cpp's log.")
 
