@@ -110,6 +110,8 @@ def test_states_that_are_refused_leave_the_cache_alone(
     del vars(unsigned)["headkv_made_by"]
     vars(newer)["headkv_made_by"]["version"] = 99
     cut.input_ids = cut.input_ids[:9]
+    less = saved(tiny_path)
+    less.n_tokens = -1
     short = other_with_archive()
     short.llama_state = bytes(short.llama_state)[:1000]
     stock = llama_cpp.Llama(str(tiny_path), n_ctx=512, verbose=False)
@@ -122,6 +124,7 @@ def test_states_that_are_refused_leave_the_cache_alone(
         (unsigned, "does not say which model it is of"),
         (newer, "has format 99, and this version of headkv-local reads 1"),
         (cut, "is damaged: it has 9 of its 600 tokens"),
+        (less, "is damaged: it has 600 of its -1 tokens"),
         (short, r"is damaged: it has 1000 bytes, and its archive alone \d+"),
         (b"a file", "a bytes is no saved state"),
     ):

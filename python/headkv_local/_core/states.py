@@ -178,7 +178,7 @@ def require_fitting(llm: Any, state: Any) -> None:
     held = vars(state).get(_HELD)
     if held is not None and not llm._compactor.owns(held):
         raise StateMismatchError("the state's rows are in the archive of another Llama: it is for that alone")
-    if len(state.input_ids) < state.n_tokens:
+    if not 0 <= state.n_tokens <= len(state.input_ids):
         raise StateMismatchError(
             f"the state is damaged: it has {len(state.input_ids)} of its {state.n_tokens} tokens"
         )
