@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--ctx-size",
         metavar="N",
         type=values.context,
-        help="context size in tokens, 0: what the model was trained for, "
+        help="context size in tokens, rounded up to a multiple of 256; 0: what the model was trained for, "
         f"{AUTO}: as much of that as memory has room for (default: what it was trained for, "
         f"but no more than {MAX_CTX_BYTES // 1024**3} GiB of full cache, nor half of the memory beside the "
         "weights)",
