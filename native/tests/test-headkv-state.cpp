@@ -68,8 +68,23 @@ static void test_cut(llama_context * ctx, const way & by, const bytes & state, c
 // what no context holds
 //
 
-static uint32_t & word_at(bytes & state, size_t i) {
-    return *(uint32_t *) (state.data() + i);
+// at any address
+struct word {
+    uint8_t * at;
+
+    void operator=(uint32_t value) const { memcpy(at, &value, sizeof(value)); }
+
+    void operator+=(uint32_t n) const {
+        uint32_t value;
+        memcpy(&value, at, sizeof(value));
+        *this = value + n;
+    }
+
+    void operator-=(uint32_t n) const { *this += 0 - n; }
+};
+
+static word word_at(bytes & state, size_t i) {
+    return { state.data() + i };
 }
 
 static constexpr uint32_t n_tail = 15; // the window, and tokens after the prompt
