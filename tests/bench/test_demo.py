@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -46,6 +47,17 @@ def test_answers_come_from_both_caches(
     before, after = (float(size.removesuffix(" MiB")) for size in rows["cache, resident now"])
     assert after < before
     assert all(cell.endswith(" of 2") for cell in rows["answers right"])
+
+
+def test_json_on_stdout_is_alone_there(
+    tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "document", lambda: document()[:500])
+    arguments = ["--model", str(tiny_path), "--questions", "1", "--threads", "1", "--json", "-"]
+    assert demo.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["settings"]["questions"] == 1
+    assert "answers right" in err
 
 
 def test_a_document_too_long_for_the_model_is_one_sentence(

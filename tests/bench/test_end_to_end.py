@@ -296,6 +296,24 @@ def test_an_empty_path_is_not_the_default_model(bench: str, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "speed", "--json="],
+        ["bench", "quality", "--scores="],
+        ["bench", "quality", "--suite", "babilong", "--data="],
+        ["bench", "quality", "--suite", "ruler", "--results="],
+        ["score", "MODEL", "-o", "OUT", "--examples="],
+    ],
+)
+def test_an_empty_path_is_no_file(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    option = arguments[-1].removesuffix("=")
+    assert f"argument {option}: the path is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "cure"),
     [
         (["quality", "--lengths", "300"], "--plain asks it without one"),

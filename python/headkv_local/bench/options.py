@@ -39,7 +39,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add_gpu_layers(parser)
     add("--type-k", choices=tuple(KV_TYPES), default="f16", help="type of the K rows")
     add("--type-v", choices=tuple(KV_TYPES), default="f16", help="type of the V rows")
-    add("--json", metavar="FILE", help="write all figures there; with - to stdout, and the table to stderr")
+    add(
+        "--json",
+        type=filled,
+        metavar="FILE",
+        help="write all figures there; with - to stdout, and the table to stderr",
+    )
 
 
 def setup_of(options: argparse.Namespace) -> Setup:
@@ -61,6 +66,13 @@ def setup_of(options: argparse.Namespace) -> Setup:
 def tell(text: str) -> None:
     if sys.stderr.isatty():
         print(f"headkv bench: {text}", file=sys.stderr, flush=True)
+
+
+def filled(text: str) -> str:
+    """For argparse: a path. An empty one is that of a variable that nobody has set."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
 
 
 def threads(text: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..settings import ADVANCED, DEFAULTS, given
-from .options import LIST, Help, add_common, haystacks, names_of, positive, setup_of, tell
+from .options import LIST, Help, add_common, filled, haystacks, names_of, positive, setup_of, tell
 from .questions import SINGLE_FACT, TASKS
 from .suites import command as suites
 from .suites.names import TASKS as SUITE_TASKS
@@ -83,7 +83,12 @@ def add_parser(kinds: Any) -> None:
         metavar="N",
         help=f"prompts per task and length (default: {_SAMPLES}; of a suite all there are, of ruler 20)",
     )
-    add("--scores", metavar="FILE[,...]", help="head scores to compare (default: those found for the model)")
+    add(
+        "--scores",
+        type=filled,
+        metavar="FILE[,...]",
+        help="head scores to compare (default: those found for the model)",
+    )
     add("--png", metavar="OUT", help="write a plot there (needs matplotlib)")
     suites.add_options(add)
     parser.set_defaults(run=_quality, default_of=parser.get_default)

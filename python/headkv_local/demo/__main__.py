@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 from headkv_local import HeadKVError, HeadScores, Llama, Retention
 from headkv_local.bench import report
 from headkv_local.bench.contexts import check_length, n_ctx_for
-from headkv_local.bench.options import Help, add_gpu_layers, positive, threads
+from headkv_local.bench.options import Help, add_gpu_layers, filled, positive, threads
 from headkv_local.bench.policies import checked_budget
 from headkv_local.bench.prompts import chat_tokens
 from headkv_local.bench.timing import timed_eval
@@ -45,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    with redirect_stdout(sys.stderr if options.json == "-" else sys.stdout):
+        data = _asked(options)
+    report.save(data, options.json)
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
     model = chosen_model(options.model)
     budget = checked_budget(options.budget)
     report.check_target(options.json)
@@ -78,7 +85,7 @@ def _run(options: argparse.Namespace) -> None:
                 _say("  [right]" if given.right else f"  [wrong, expected {question.expected}]")
     _say("\n" + _table(sides))
     _say("\n" + _NOTE)
-    report.save(_document(vars(options), len(shared), seconds, sides), options.json)
+    return _document(vars(options), len(shared), seconds, sides)
 
 
 def _policies(model: str, budget: int | str) -> dict[str, Retention | None]:
@@ -177,7 +184,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--threads", type=threads, metavar="N", help="CPU threads (default: as free cores allow)"
     )
     add_gpu_layers(parser)
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument(
+        "--json",
+        type=filled,
+        metavar="FILE",
+        help="write all figures there; with - to stdout, else to stderr",
+    )
     return parser.parse_args(argv)
 
 

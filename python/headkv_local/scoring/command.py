@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..bench.options import Help, add_gpu_layers, positive, positives, threads
+from ..bench.options import Help, add_gpu_layers, filled, positive, positives, threads
 from ..errors import ArgumentError
 from ..settings import ADVANCED, DEFAULTS, UINT32_MAX, given
 from .dataset import KINDS
@@ -53,7 +53,12 @@ def add_parser(commands: Any) -> None:
         help="prompt lengths, in tokens (default: 700,1400)",
     )
     add("--seed", type=_seed, default=0, metavar="N", help="chooses haystacks, depths and the order")
-    add("--examples", metavar="FILE", help="JSON Lines with examples of yours (default: the project's)")
+    add(
+        "--examples",
+        type=filled,
+        metavar="FILE",
+        help="JSON Lines with examples of yours (default: the project's)",
+    )
     add("--threads", type=threads, metavar="N", help="CPU threads (default: one per physical core)")
     add_gpu_layers(score)
     for name in DEFAULTS:

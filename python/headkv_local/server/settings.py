@@ -99,6 +99,9 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
+        for name in type(self).model_fields:
+            if getattr(self, name) == "":  # of a variable that nobody has set
+                raise ValueError(f"{name} is empty")
         check_budget(self.budget, self.scores, self.archive, **given(self))
         if self.archive not in ("auto", "memory", "file", "off"):
             raise ValueError(f'archive must be "auto", "memory", "file" or "off", not {self.archive!r}')
@@ -195,6 +198,8 @@ class ServerSettings(FromEnvironment, stock.ServerSettings):  # type: ignore[mis
 
     @model_validator(mode="after")
     def _check(self) -> ServerSettings:
+        if self.sessions == "":
+            raise ValueError("sessions is empty: leave it out for the cache folder")
         if self.api_key is not None:
             self.api_key = self.api_key.strip()  # with the line end of a file no client would have it
             if not self.api_key:

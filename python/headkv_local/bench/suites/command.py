@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ArgumentError
 from ...settings import DEFAULTS, given
-from ..options import names_of, positive, positives, setup_of, tell
+from ..options import filled, names_of, positive, positives, setup_of, tell
 from .names import ANEW, BABILONG, BEFORE, CHOSEN, LENGTHS, LONGBENCH, LOOGLE, RULER, RULER_QA, TASKS, WITH
 
 if TYPE_CHECKING:
@@ -26,13 +26,17 @@ _NOT_HERE = ("wordings", "haystacks", "question")
 
 def add_options(add: Callable[..., Any]) -> None:
     add(
-        "--suite",
-        choices=tuple(TASKS),
-        help="ask the questions of a public suite; what follows goes with it",
+        "--suite", choices=tuple(TASKS), help="ask the questions of a public suite; what follows goes with it"
     )
-    add("--data", metavar="DIR", help="where the suite's files are; ruler needs some for qa_1 and qa_2")
+    add(
+        "--data",
+        type=filled,
+        metavar="DIR",
+        help="where the suite's files are; ruler needs some for qa_1 and qa_2",
+    )
     add(
         "--results",
+        type=filled,
         metavar="FILE",
         help="each answer is added to this file of JSON lines, and a run that was ended goes on from it "
         "(default: with --json OUT.json OUT.jsonl)",
