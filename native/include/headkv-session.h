@@ -83,6 +83,10 @@ HEADKV_API int32_t headkv_session_get(const struct headkv_session_file * file, s
 HEADKV_API int32_t headkv_session_load(struct llama_context * ctx, struct headkv_session_file * file,
                                        const char * model_id);
 
+// What rows depend on beside tokens, model and adapters: the RoPE that a context has, the types of K and V. A saved
+// state of a context with another id means something else here.
+HEADKV_API int32_t headkv_get_rows_id(struct llama_context * ctx, uint64_t * id);
+
 // cdef end
 
 #ifdef __cplusplus

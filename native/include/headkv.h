@@ -59,7 +59,7 @@ extern "C" {
 // cdef begin
 
 enum headkv_const {
-    HEADKV_ABI_VERSION = 13,
+    HEADKV_ABI_VERSION = 14,
 
     HEADKV_OK              = 0,
     HEADKV_ERR_ARGUMENT    = -1, // a value or a shape that cannot be used

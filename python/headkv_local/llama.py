@@ -284,10 +284,9 @@ class Llama(Overrides):
             V and whatever else rows depend on. A retention without an archive leaves out the session's.
 
         Logits are those that the saving Llama would have computed, bit for bit on the same CPU with the same
-        settings, until its next fold, which may come some tokens later here. Raises SessionError for a file
-        that is damaged, of another format or model, or does not fit into the context, and what the
-        constructor raises. A session names files, its model and the archive: of one from others, give
-        model_path and retention.
+        settings. Raises SessionError for a file that is damaged, of another format or model, or does not fit
+        into the context, and what the constructor raises. A session names files, its model and the archive:
+        of one from others, give model_path and retention.
         """
         llm: _Self = sessions.open_with(cls, path, model_path, kwargs)
         return llm

@@ -102,6 +102,9 @@ class PromptRecord:
     """It was read under a retention, and is whole since it fits into the budget."""
     turns: tuple[tuple[int, int], ...] = ()
     """Of each turn, the last one last: where its prompt ended, and how many tokens were new."""
+    due: tuple[int, int] | None = None
+    """Of how many tokens this is the prompt, and at how many in all what came after it is folded. None: the
+    tokens that choose are not recorded yet."""
     logits: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     """What its last token predicts, (n_vocab,): that token cannot be decoded again once others are gone."""
     recurrent: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)

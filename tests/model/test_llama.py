@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -292,3 +294,33 @@ def test_a_context_is_freed_by_its_llama(
     gc.collect()
     assert freed
     assert all(freed)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_what_is_open_is_closed_before_python_ends(tiny_path: Path, busy: bool) -> None:
+    """Which empties modules then, and ends objects in any order: a context before the Llama that uses it.
+    Not so a Llama that a thread is still in, however long: nobody waits for that one."""
+    code = f"""
+import atexit, threading
+llms = []
+atexit.register(lambda: print([llm._lifetime._closed for llm in llms]))
+from headkv_local import Llama, Retention
+for archive in ("memory", None):
+    kept = Retention(budget=16, archive=archive)
+    llms.append(Llama({str(tiny_path)!r}, n_ctx=512, n_threads=1, retention=kept))
+class Holder:
+    pass
+holder = Holder()
+holder.llms, holder.itself = llms, holder
+begun = threading.Event()
+def wait(*_):
+    begun.set()
+    threading.Event().wait()
+llms[0].on_prefill = wait
+if {busy}:
+    threading.Thread(target=llms[0].prefill, args=(list(range(5, 105)),), daemon=True).start()
+    begun.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "[True, True]\n"

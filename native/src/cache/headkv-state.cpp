@@ -11,7 +11,14 @@
 // first word of a compacted state, where the stock format has the number of streams
 static constexpr uint32_t state_magic = 0x324b4448; // "HDK2"
 
+// word before what follows the cells: the queries of a tail that is to be folded
+static constexpr uint32_t queries_magic = 0x514b4448; // "HDKQ"
+
 void llama_kv_cache_headkv::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    const bool asks = queries && seq_id <= 0;
+    if (asks) {
+        io.write(&queries_magic, sizeof(queries_magic));
+    }
     if (kept && seq_id <= 0) {
         const uint32_t n_in_cells = n_used();
 
@@ -20,6 +27,9 @@ void llama_kv_cache_headkv::state_write(llama_io_write_i & io, llama_seq_id seq_
         kept->state_write(io);
     }
     llama_kv_cache::state_write(io, seq_id, flags);
+    if (asks) {
+        queries->state_write(io);
+    }
 }
 
 // Its parts are read one after the other: what one has read must not stay where another one failed.
@@ -73,11 +83,19 @@ void llama_kv_cache_headkv::state_read(llama_io_read_i & io, llama_seq_id seq_id
 
     uint32_t word;
     io.read(&word, sizeof(word));
-
-    if (word != state_magic) {
-        n_expected = n_in_state;
+    const bool asks = word == queries_magic;
+    if (asks) {
+        io.read(&word, sizeof(word));
+    }
+    if (word == state_magic) {
+        state_read_kept(io, seq_id, flags);
+    } else {
+        // of the stock format: streams, cells. There is room for these then, and not for the whole context.
+        uint32_t begin[] = { word, 0 };
+        io.read(&begin[1], sizeof(begin[1]));
+        n_expected = word == n_stream ? std::min(begin[1], n_ctx) : 0;
         grow(0);
-        headkv_io_unread unread(io, &word, sizeof(word));
+        headkv_io_unread unread(io, begin, sizeof(begin));
         placing = true; // what is read is not computed
         try {
             llama_kv_cache::state_read(unread, seq_id, flags);
@@ -88,9 +106,18 @@ void llama_kv_cache_headkv::state_read(llama_io_read_i & io, llama_seq_id seq_id
         }
         placing = false;
         count_cells();
-        return;
     }
+    if (asks) {
+        const auto make  = [&](llama_pos first, uint32_t n) { return make_queries(first, n); };
+        const auto sinks = [&](int32_t il) { return model.layers[il].attn_sinks; };
+        auto next        = headkv_queries::state_read(io, make, sinks, kept_end() + n_used(), n_ctx);
+        const std::lock_guard<std::mutex> lock(mutex);
+        queries = std::move(next);
+        epoch++;
+    }
+}
 
+void llama_kv_cache_headkv::state_read_kept(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     uint32_t n_in_cells;
     io.read(&n_in_cells, sizeof(n_in_cells));
 

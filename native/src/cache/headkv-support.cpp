@@ -60,6 +60,9 @@ std::string llama_kv_cache_headkv::unsupported(const llama_context & ctx) {
     if (hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f) {
         return "the model has ALiBi positions";
     }
+    if (model.arch == LLM_ARCH_COGVLM) { // its graph leaves out build_inp_out_ids()
+        return "llama.cpp takes the logits of another token than a prompt's last one for this architecture";
+    }
     if (!cparams.causal_attn) {
         return "the context's attention is not causal";
     }

@@ -28,8 +28,8 @@
 // It stands wherever llama.cpp makes a cache of full attention: the plain memory, the base half of a sliding-window
 // memory, the attention half of a hybrid one. Its layers retain, if the model computes attention in them.
 //
-// It is made with n_ctx cells. After compaction there are few, and more when they are needed. After clear() there are
-// still few, and there is room for the next prompt when that is expected, else for n_ctx cells with the next batch.
+// It is made with n_ctx cells. After compaction there are few, and more when needed; after clear() still few, and room
+// for the next prompt when that is expected, else for n_ctx cells with the next batch.
 class llama_kv_cache_headkv : public llama_kv_cache {
 public:
     // In place of a llama_kv_cache, with the arguments of its constructor. Composites do not know what a context is
@@ -88,7 +88,7 @@ public:
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
 
-    // dormant: the stock format. compacted: a magic word, the kept rows, the stock format of the cells
+    // the stock format; compacted: behind kept rows; with a tail that is recorded: between a word and its queries
     void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
     void state_read(llama_io_read_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
 
@@ -281,10 +281,10 @@ private:
     void observe_tail(int32_t first, int32_t n);
     std::unique_ptr<headkv_queries> make_queries(llama_pos first, uint32_t n) const; // of all that read the cache
     void fold(const headkv_plan & plan, uint32_t n_threads);
+    void state_read_kept(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags);
 
     // whether all layers that retain lie in the memory of one device
     bool is_on_device() const;
-
     int32_t layer_read_by(int32_t il) const { return layer_read_in(*this, il); }
 
     // cells of a layer that retains, also in another cache of the same layers
@@ -381,7 +381,6 @@ private:
     size_t n_heads = 0;                  // KV heads, summed over them
 
     uint32_t n_expected = 0; // tokens of the prompt, 0 if not known; until the next clear()
-    uint32_t n_in_state = 0; // of a state that is read now, 0 if not known
 
     uint64_t epoch = 0;
 

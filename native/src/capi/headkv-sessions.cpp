@@ -74,3 +74,10 @@ int32_t headkv_session_load(llama_context * ctx, headkv_session_file * file, con
         headkv_load_session(*ctx, require_mem(ctx), *file, model_id);
     });
 }
+
+int32_t headkv_get_rows_id(llama_context * ctx, uint64_t * id) {
+    return headkv_guard([&]() {
+        headkv_require_pointer(id);
+        *id = headkv_rows_id(*ctx, require_mem(ctx));
+    });
+}

@@ -44,6 +44,51 @@ void headkv_queries::build(ggml_context * ctx, ggml_cgraph * gf, int32_t il, con
     ggml_build_forward_expand(gf, ggml_cpy(ctx, from, to));
 }
 
+void headkv_queries::state_write(llama_io_write_i & io) const {
+    const uint32_t head[] = { (uint32_t) first, n, n_seen, (uint32_t) layers.size() };
+    io.write(head, sizeof(head));
+    for (const auto & [il, layer] : layers) {
+        const uint32_t row = layer.q->ne[0];
+        io.write(&row, sizeof(row));
+        io.write(&layer.scale, sizeof(layer.scale));
+        io.write(&layer.softcap, sizeof(layer.softcap));
+        if (n_seen > 0) {
+            io.write_tensor(layer.q, 0, n_seen * layer.q->nb[1]);
+        }
+    }
+}
+
+std::unique_ptr<headkv_queries> headkv_queries::state_read(llama_io_read_i & io, const maker & make,
+                                                           const std::function<ggml_tensor *(int32_t)> & sinks,
+                                                           uint32_t end, uint32_t n_ctx) {
+    const auto require = [](bool ok) {
+        if (!ok) {
+            throw headkv_error(HEADKV_ERR_ARGUMENT, "the state's queries do not fit this model and context");
+        }
+    };
+    uint32_t head[4];
+    io.read(head, sizeof(head));
+    const auto [first, n, n_seen, n_layers] = head;
+    require(n > 0 && first < n_ctx && n <= n_ctx - first && n_seen <= n);
+    require(n_seen == n ? first + n <= end : n_seen == 0 || first + n_seen == end);
+
+    auto res    = make(first, n);
+    res->n_seen = n_seen;
+    require(n_layers == res->layers.size());
+    for (auto & [il, layer] : res->layers) {
+        uint32_t row;
+        io.read(&row, sizeof(row));
+        require(row == layer.q->ne[0]);
+        layer.sinks = sinks(il);
+        io.read(&layer.scale, sizeof(layer.scale));
+        io.read(&layer.softcap, sizeof(layer.softcap));
+        if (n_seen > 0) {
+            io.read_tensor(layer.q, 0, n_seen * layer.q->nb[1]);
+        }
+    }
+    return res;
+}
+
 void headkv_queries::remove(llama_pos p0) {
     n_seen = std::min<uint32_t>(n_seen, std::max(0, p0 - first));
 }

@@ -4,10 +4,13 @@
 #include "base/headkv-layer.h"
 #include "observe/headkv-record.h"
 
+#include "llama-io.h"
 #include "llama.h"
 
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <memory>
 #include <vector>
 
 struct llama_ubatch;
@@ -29,6 +32,15 @@ public:
 
     // add the recording of layer il to the graph; attn needs no K and no mask
     void build(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const headkv_attention & attn);
+
+    void state_write(llama_io_write_i & io) const;
+
+    // make: for n tokens from position `first` on; sinks: the learned sink logits of a layer, or nullptr; end: position
+    // after the last token that was decoded; throws headkv_error for what cannot be, std::bad_alloc
+    using maker = std::function<std::unique_ptr<headkv_queries>(llama_pos first, uint32_t n)>;
+    static std::unique_ptr<headkv_queries> state_read(llama_io_read_i & io, const maker & make,
+                                                      const std::function<ggml_tensor *(int32_t)> & sinks, uint32_t end,
+                                                      uint32_t n_ctx);
 
     // tokens from position p0 on are taken out of the cache
     void remove(llama_pos p0);

@@ -123,6 +123,18 @@ inline headkv_session_about headkv_about(const llama_context & ctx, const llama_
     return res;
 }
 
+// of what its rows depend on, whatever its lengths and batches are
+inline uint64_t headkv_rows_id(const llama_context & ctx, const llama_kv_cache_headkv & mem) {
+    headkv_session_about about = headkv_about(ctx, mem);
+    about.n_ctx = about.n_batch = about.n_ubatch = 0;
+
+    uint64_t res = 0xcbf29ce484222325; // FNV-1a
+    for (size_t i = 0; i < sizeof(about); ++i) {
+        res = (res ^ reinterpret_cast<const uint8_t *>(&about)[i]) * 0x100000001b3;
+    }
+    return res;
+}
+
 // whether rows of the two are rotated alike
 inline bool headkv_same_rope(const headkv_session_about & a, const headkv_session_about & b) {
     const auto rope = [](const headkv_session_about & x) {

@@ -122,18 +122,10 @@ std::vector<uint8_t> llama_kv_cache_headkv::get_bounded_of(llama_context & ctx, 
 void llama_kv_cache_headkv::set_cells(llama_context & ctx, llama_io_read_i & io, size_t size) {
     ctx.get_memory()->clear(false);
     try {
-        // of the stock format: streams, cells. There is room for these then, and not for the whole context.
-        uint32_t n[2] = {};
-        io.read(n, sizeof(n));
-        n_in_state = n[0] == n_stream ? std::min(n[1], n_ctx) : 0;
-
-        headkv_io_unread all(io, n, sizeof(n));
-        state_read(all);
-        n_in_state = 0;
+        state_read(io);
         require_all_read(io, size);
         require_sound();
     } catch (...) {
-        n_in_state = 0;
         ctx.get_memory()->clear(false);
         throw;
     }

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..errors import EncoderError
 from .failures import unknown_token
-from .lifetime import Closed
+from .lifetime import Closed, close_at_exit
 
 _open: Final[set[Context]] = set()
 """So that none is freed before its Llama closes: of objects that refer to each other in a circle, the garbage
@@ -36,6 +36,7 @@ class Context:
             self._no_answer = "the model keeps no cache"
         self.flash_attn = bool(llm.context_params.flash_attn_type)
         _open.add(self)
+        close_at_exit(llm)
 
     def end(self) -> None:
         """It is freed."""

@@ -28,8 +28,6 @@ class Folding:
     ) -> None:
         self._compactor, self._tokens = compactor, tokens
         self._prompts, self._vocabulary = prompts, vocabulary
-        # tokens of the prompt, and of all, at which what came after it is folded
-        self._due: tuple[int, int] | None = None
         self._n_stays = 0  # tokens that there were when it was found that they stay as they are for now
 
     def fold_if_due(self, n_new: int) -> None:
@@ -38,7 +36,8 @@ class Folding:
         if retention is None or retention.fold is None or n_new == 0:
             return
         n_tokens, n_read = self._tokens.n_tokens, self._prompts.record.n_tokens or 0
-        if self._due is None and n_tokens + max(_ASKING, n_new) < n_read + retention.fold:
+        due = self._prompts.record.due
+        if due is None and n_tokens + max(_ASKING, n_new) < n_read + retention.fold:
             return  # in most steps: not worth a call of the library
         n_prompt = self._n_prompt()
         # as many as the window at least: what was kept of the prompt may be by a retention with a smaller one
@@ -49,13 +48,18 @@ class Folding:
         n_tail = n_tokens - self._n_spared(max(n_prompt, self._n_stays), fold)
         if n_prompt == 0 or n_tail + max(_ASKING, n_new) < fold:
             return
-        comes = self._due is not None and n_tokens < self._due[1] >= n_tokens + n_new - n_more
+        due = self._prompts.record.due
+        comes = due is not None and n_tokens < due[1] >= n_tokens + n_new - n_more
         if not comes:
             self._ask(n_prompt, n_tokens, n_new)
 
     def forget(self) -> None:
         """The prompt is another one, or has another tail, or another retention counts."""
-        self._due, self._n_stays = None, 0
+        self._n_stays = 0
+        self._falls_due(None)
+
+    def _falls_due(self, due: tuple[int, int] | None) -> None:
+        self._prompts.record = replace(self._prompts.record, due=due)
 
     def _n_prompt(self) -> int:
         """Tokens of the prompt, which is compacted, or whole because it fits into the budget; else 0."""
@@ -79,7 +83,8 @@ class Folding:
         return turns[-1] if turns else (0, 0)
 
     def _is_due(self, n_prompt: int, n_tokens: int, n_more: int) -> bool:
-        return self._due is not None and self._due[0] == n_prompt and 0 <= n_tokens - self._due[1] <= n_more
+        due = self._prompts.record.due
+        return due is not None and due[0] == n_prompt and 0 <= n_tokens - due[1] <= n_more
 
     def _ask(self, n_prompt: int, n_tokens: int, n_new: int) -> None:
         """The last of the next n_new tokens, or all of the next times as many."""
@@ -91,14 +96,14 @@ class Folding:
         try:
             if compactor.fold_caps(n_prompt, first + n, self._n_asked(n_prompt)) is not None:
                 compactor.begin_tail(first, n)
-                self._due = n_prompt, first + n
+                self._falls_due((n_prompt, first + n))
                 return
         except HeadKVError as error:  # it is no reason to end an answer
             self._stays(error)
         self._n_stays = n_tokens  # until as many more are there
 
     def _fold(self, n_prompt: int) -> bool:
-        self._due = None
+        self._falls_due(None)
         held, compactor = self._tokens.held, self._compactor
         try:
             caps = compactor.fold_caps(n_prompt, len(held), self._n_asked(n_prompt))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
+from weakref import WeakSet
 
 from ..errors import Cancelled, StateError, UnsupportedError
 from . import native
@@ -23,6 +25,25 @@ class Closed:
 
 Switch = Callable[[Any, Turn], None]
 
+_PATIENCE: Final = 2.0
+"""Seconds that the end of the process waits for a call of a thread that it does not wait for otherwise."""
+
+_open: Final[WeakSet[Any]] = WeakSet()
+
+
+def close_at_exit(llm: Any) -> None:
+    """When Python ends, it empties modules and ends objects in any order: a context before its Llama."""
+    _open.add(llm)
+
+
+@atexit.register
+def _close_all() -> None:
+    for llm in tuple(_open):
+        if llm._lifetime.leaves(_PATIENCE):
+            llm.close()
+        else:
+            llm._abandon()
+
 
 class Lifetime:
     """One call at a time uses the context, in whatever thread; the end waits for it."""
@@ -37,7 +58,7 @@ class Lifetime:
         self._changed = threading.Condition(self._lock)
         self._still: dict[object, int] = {}  # the thread of each still()
         self.cancelled = False
-        self._closed = self._freeing = self._freed = False
+        self._closed = self._freeing = self._freed = self._abandoned = False
         self._alone = False
         self._tokens: tuple[CancelToken, ...] = ()  # that the running call was begun under
         self._ctx: int | None = None  # which has the native library's abort callback
@@ -86,9 +107,21 @@ class Lifetime:
             yield not self._freed
             self._freed = True
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether nothing is freed: in a child made by fork(), whose locks may never be opened, or where the
+        process ends in the middle of a call."""
+        return self._abandoned or self.turns.forked
+
     def abandon(self) -> None:
-        """In a child made by fork(): locks may never be opened there."""
-        self._closed = self._freed = True
+        self._closed = self._freed = self._abandoned = True
+
+    def leaves(self, seconds: float) -> bool:
+        """Cancel the call of another thread, if one runs. Whether it ends in that time."""
+        if self._closed or self.abandoned:
+            return True
+        self.cancel()
+        return self.turns.idle(seconds)
 
     def cancel(self) -> None:
         with nullcontext() if self.turns.forked else self._lock:  # a child has no other threads

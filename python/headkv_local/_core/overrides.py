@@ -101,8 +101,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         lifetime = self.__dict__.get("_lifetime")
         if lifetime is None:
             return  # the constructor had nothing to close yet
-        if lifetime.turns.forked:
-            lifetime.abandon()
+        if lifetime.abandoned:
             self._abandon()
             return
         with lifetime.ended() as first:
@@ -129,6 +128,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
 
     def _abandon(self) -> None:
         """Free nothing: the process ends, or threads and device memory are its parent's."""
+        self._lifetime.abandon()
         for owner in (self, *(self.__dict__.get(name) for name in ("_model", "_ctx", "_batch"))):
             for stack in ("_stack", "_exit_stack"):
                 if stack in getattr(owner, "__dict__", {}):
@@ -273,10 +273,9 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
             cannot be pickled; once `retention` has another archive, it goes on from what was kept.
 
         A generate() after it has to begin with the compacted prompt, else it reads its own anew. It goes on
-        from what the saving Llama kept and computed, whatever retention and adapters the loading one has; of
-        just that prompt, where there is an archive, another retention chooses anew.
-        The state says which model it is of. Raises OutOfMemoryError for an archive that memory has no room
-        for: save_session() writes it to a file.
+        from what the saving Llama kept, whatever retention the loading one has; of just that prompt, where
+        there is an archive, another retention chooses anew.
+        Raises OutOfMemoryError for an archive that memory has no room for; save_session() writes a file.
         """
         if light and hold:
             raise ArgumentError("light leaves out what hold would keep: give one of them")
@@ -291,8 +290,9 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         The context may have another n_ctx and n_batch than the one that it was saved from, if it has room:
         layers with a sliding window have as many cells as n_batch asks for. The state's archive goes to this
         Llama's; where that has none, it is left out. StateError (also a KeyError) if the state is of another
-        model or does not fit. What the cache holds stays then, except where only llama.cpp finds out: the
-        cache is empty then, and also with the ArchiveError of an archive that cannot be written.
+        model, adapter or RoPE, of other kv_overrides, or does not fit. What the cache holds stays then, but
+        where only llama.cpp finds out it is empty, and also with the ArchiveError of an archive that cannot
+        be written.
         """
         with self._using():
             states.require_fitting(self, state)

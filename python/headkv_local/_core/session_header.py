@@ -97,6 +97,7 @@ class Header(NamedTuple):
                 scores_from=_value(prompt, "scores_from", str, None),
                 prefill_seconds=_value(prompt, "prefill_seconds", float, 0.0),
                 fits=_value(prompt, "fits", bool, False),
+                due=_due(prompt),
             ),
             messages=_value(found, "messages", list, []),
         )
@@ -124,6 +125,7 @@ def to_json(
             "scores_from": prompt.scores_from,
             "prefill_seconds": prompt.prefill_seconds,
             "fits": prompt.fits,
+            "due": prompt.due,
         },
     }
     settings = _written(header, "this Llama was made with what a session cannot hold")
@@ -146,20 +148,23 @@ def context_of(llm: Any) -> dict[str, Any]:
     return found
 
 
-def difference(header: Header, context: Mapping[str, Any], adapter: str | None) -> str:
-    """What rows depend on and is another in a session than here, with both values; "" for nothing.
+def difference(
+    saved: Mapping[str, Any], was: str | None, context: Mapping[str, Any], adapter: str | None
+) -> str:
+    """What rows depend on and is another where they were saved than here, with both values; "" for nothing.
 
-    context, adapter: of the Llama that is here. Where its adapter is now does not matter.
+    saved, context: arguments of the Llama that saved and of this one; was, adapter: the weights of their
+    adapters. Where an adapter is now does not matter.
     """
-    theirs, ours = _of_rows(header.context), _of_rows(context)
-    known = None not in (header.adapter, adapter)
-    if known and header.adapter == adapter:
+    theirs, ours = _of_rows(saved), _of_rows(context)
+    known = None not in (was, adapter)
+    if known and was == adapter:
         theirs["lora_path"] = ours["lora_path"]
     for name, value in theirs.items():
         if value != ours[name]:
             return f"{name}={shown(value, 400)}, and this Llama has {shown(ours[name], 400)}"
-    if known and header.adapter != adapter:
-        return f"lora_path={ours['lora_path']!r} with the weights {header.adapter}, which has {adapter} now"
+    if known and was != adapter:
+        return f"lora_path={ours['lora_path']!r} with the weights {was}, which has {adapter} now"
     return ""
 
 
@@ -215,6 +220,15 @@ def _turns(found: Mapping[str, Any], n_tokens: int) -> tuple[tuple[int, int], ..
         if not whole or not 0 <= turn[1] <= turn[0] <= n_tokens:
             raise ArgumentError(f"turns cannot hold {shown(turn)}")
     return tuple((end, n_new) for end, n_new in turns)
+
+
+def _due(found: Mapping[str, Any]) -> tuple[int, int] | None:
+    due = _value(found, "due", list, None)
+    if due is None:
+        return None
+    if [type(n) for n in due] != [int, int] or not 0 <= due[0] <= due[1] <= UINT32_MAX:
+        raise ArgumentError(f"due cannot hold {shown(due)}")
+    return due[0], due[1]
 
 
 def _question(found: Mapping[str, Any], n_tokens: int) -> tuple[tuple[int, int, float], ...] | None:

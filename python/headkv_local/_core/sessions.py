@@ -99,7 +99,8 @@ def _record_to_save(llm: Any) -> PromptRecord:
 
 def _load(llm: Any, session: SessionFile, header: Header) -> None:
     with llm._using():
-        if other := difference(header, context_of(llm), llm._weights.adapter):
+        ours = context_of(llm), llm._weights.adapter
+        if other := difference(header.context, header.adapter, *ours):
             raise SessionError(f"the session {session.path} has rows of {other}")
         try:
             held = session.load(llm._compactor.ctx, llm._weights.model, llm._n_vocab)

@@ -26,8 +26,10 @@ from ..wording import size
 from .gguf import model_id
 from .logging import collected_errors
 from .native.archive import ArchivedRows, Chunk, Part, get_end, set_end
+from .native.session import rows_id
+from .session_header import context_of, difference
 
-VERSION: Final = 1
+VERSION: Final = 2
 _MARK: Final = "headkv_made_by"
 _ARCHIVED: Final = "headkv_archived"
 """Of a state with an archive: the tokens in it, and the bytes that it takes at the end of llama_state."""
@@ -149,7 +151,14 @@ def restore(llm: Any, state: LlamaState) -> None:
 
 
 def sign(llm: Any, state: LlamaState) -> LlamaState:
-    vars(state)[_MARK] = {"version": VERSION, "model_id": llm._weights.model, "model": name_of(llm)}
+    vars(state)[_MARK] = {
+        "version": VERSION,
+        "model_id": llm._weights.model,
+        "model": name_of(llm),
+        "rows": rows_id(llm._compactor.ctx),
+        "context": context_of(llm),
+        "adapter": llm._weights.adapter,
+    }
     return state
 
 
@@ -175,6 +184,11 @@ def require_fitting(llm: Any, state: Any) -> None:
         )
     if made_by["model_id"] != llm._weights.model:
         raise StateMismatchError(f"the state is of the model {made_by['model']}, not of {name_of(llm)}")
+    ours = context_of(llm), llm._weights.adapter
+    if other := difference(made_by["context"], made_by["adapter"], *ours):
+        raise StateMismatchError(f"the state has rows of {other}")
+    if made_by["rows"] != rows_id(llm._compactor.ctx):
+        raise StateMismatchError("the state has rows of other RoPE settings, or of other types of K and V")
     held = vars(state).get(_HELD)
     if held is not None and not llm._compactor.owns(held):
         raise StateMismatchError("the state's rows are in the archive of another Llama: it is for that alone")

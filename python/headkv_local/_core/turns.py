@@ -161,6 +161,11 @@ class Turns:
                 self._holder = None
                 self._wake()
 
+    def idle(self, seconds: float) -> bool:
+        """Whether nobody computes, at the latest after that time."""
+        with self._lock:
+            return self._changed.wait_for(lambda: self._running is None, seconds)
+
     def close(self) -> None:
         """Those who wait, and those who come, get StateError."""
         with self._lock:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import SessionError
+from ...errors import SessionError, UnsupportedError
 from . import _call, _check, _functions, encoded, ffi, text_of
 
 _WHOLE = ("n_ctx", "n_batch", "n_ubatch", "type_k", "type_v")
@@ -48,6 +48,15 @@ class Held(NamedTuple):
     logits: Row | None  # of the last token
     prompt_logits: Row | None  # of the prompt's last token
     prompt_state: npt.NDArray[np.uint8] | None  # of recurrent layers there
+
+
+def rows_id(ctx: int) -> int | None:
+    """Of what rows depend on beside tokens, model and adapters; None for a context that is not ours."""
+    found = ffi.new("uint64_t *")
+    with suppress(UnsupportedError):
+        _call("headkv_get_rows_id", ctx, found)
+        return int(found[0])
+    return None
 
 
 def write(ctx: int, path: str, told: Told, held: Held, light: bool) -> None:
