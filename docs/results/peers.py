@@ -135,7 +135,8 @@ def _outcome(
     dropped = max(0.0, 1 - (int(kept) + 0.5) / n_context)  # in the middle of what rounds to these entries
     policy, recipe = f"{PEER}{name}", f"kvpress {version('kvpress')} {name} {int(kept)}"
     key = (*item.key, label_of(policy, budget, peer.chosen), peer.chosen)
-    if found.found(key, prompt.digest, recipe) is not None:
+    found.require_same({key[3]: recipe})
+    if found.found(key, prompt.digest) is not None:
         return None
     started = time.perf_counter()
     tokens = answer(

@@ -57,11 +57,21 @@ def path_of(path: str | os.PathLike[str]) -> str:
     return os.path.abspath(os.fsdecode(path))
 
 
-def scores_of(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     try:
-        array = np.array(scores).astype(np.float64, casting="same_kind")  # complex numbers are none of these
+        return np.array(values).astype(np.float64, casting="same_kind")  # complex numbers are none of these
     except (TypeError, ValueError) as error:
-        raise ArgumentError(f"scores must be an array of numbers: {error}") from error
+        raise ArgumentError(f"{name} must be an array of numbers: {error}") from error
+
+
+def floats(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """What is too large for a float32 is infinite then."""
+    with np.errstate(over="ignore"):
+        return np.array(numbers(name, values), dtype=np.float32, order="C")
+
+
+def scores_of(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    array = numbers("scores", scores)
     if array.ndim != 2 or array.size == 0:
         raise ArgumentError(f"scores must have the shape (n_layer, n_head), not {array.shape}")
     if not np.isfinite(array).all() or array.min() < 0 or array.max() == 0:

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from .exits import Terminated, interrupted, told
+from .exits import Terminated, interrupted, open_streams, say_no_more, told
 
 _EVAL = "eval"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 by SIGTERM."""
+    open_streams()
     try:
         with _interrupting():
             return _run(argv)
@@ -76,7 +77,7 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         code: int | None = options.run(options)
     except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it once more at the end
+        say_no_more()
         return 0
     except (HeadKVError, OSError) as error:
         return told(error)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .checks import floats
 from .errors import ArgumentError
 
 MOST_POINTS = 64
@@ -35,8 +36,7 @@ class Curves:
     losses: npt.NDArray[np.floating]
 
     def __post_init__(self) -> None:
-        with np.errstate(over="ignore"):  # too large for float32: not finite, refused below
-            shares, losses = (np.array(x, dtype=np.float32, order="C") for x in (self.shares, self.losses))
+        shares, losses = floats("shares", self.shares), floats("losses", self.losses)
         if shares.ndim != 1 or not 2 <= shares.size <= MOST_POINTS:
             raise ArgumentError(
                 f"the shares of curves must be 2 to {MOST_POINTS} numbers, not an array of {shares.shape}"

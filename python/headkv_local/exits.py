@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Final
 
@@ -16,6 +17,21 @@ TERMINATED: Final = 143
 
 class Terminated(KeyboardInterrupt):
     """By SIGTERM, as batch systems end what takes too long: what was measured is worth its table then too."""
+
+
+def open_streams() -> None:
+    """Standard streams that were closed are nobody's now: a model, a session or a socket would take their
+    numbers, and llama.cpp's log would be written there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def say_no_more() -> None:
+    """Whoever read standard output has seen enough. Python flushes it once more at the end."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def interrupted(interrupt: KeyboardInterrupt) -> int:

@@ -20,6 +20,7 @@ from ._core.gguf import load_scores, model_id
 from ._core.plans import match_scores
 from ._gguf import reading, writing
 from .budgets import ModelShape
+from .checks import beta_of, floats, int_of
 from .curves import Curves
 from .errors import ArgumentError, ScoresAbsentError, ScoresError, UnsupportedError
 from .settings import DEFAULTS, UINT32_MAX
@@ -61,16 +62,20 @@ class HeadScores:
     curves: Curves | None = None
 
     def __post_init__(self) -> None:
-        for name in ("n_head_kv", *DEFAULTS):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
+        object.__setattr__(self, "n_head_kv", int_of("n_head_kv", self.n_head_kv, 1))
+        for name in DEFAULTS:
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, beta_of(value) if name == "beta" else int_of(name, value, 0))
+        if not isinstance(self.source, Mapping):
+            raise ArgumentError(f"source must be names with values, not {self.source!r}")
         object.__setattr__(self, "source", {key: _plain(value) for key, value in self.source.items()})
-        with np.errstate(over="ignore"):  # too large for float32: not finite, refused below
-            scores = np.array(self.scores, dtype=np.float32, order="C")
+        scores = floats("scores", self.scores)
         if scores.ndim != 2 or scores.size == 0:
             raise ArgumentError(f"scores must have the shape (n_layer, n_head), not {scores.shape}")
         if not np.isfinite(scores).all() or scores.min() < 0 or scores.max() == 0:
             raise ArgumentError("scores must be finite, not negative and not all zero")
-        if self.n_head_kv < 1 or scores.shape[1] % self.n_head_kv != 0:
+        if scores.shape[1] % self.n_head_kv != 0:
             raise ArgumentError(
                 f"n_head_kv must divide the {scores.shape[1]} query heads, {self.n_head_kv} does not"
             )
@@ -203,11 +208,10 @@ class HeadScores:
         if self.curves is not None:
             values |= self.curves.metadata()
         if self.beta is not None:
-            values["headkv.beta"] = float(self.beta)
+            values["headkv.beta"] = _float32("beta", self.beta)
         for name in ("window", "kernel", "sinks"):
-            value = getattr(self, name)
-            if value is not None:
-                values[f"headkv.{name}"] = _uint32(name, value)
+            if (value := getattr(self, name)) is not None:
+                values[f"headkv.{name}"] = value
         return values | {f"headkv.source.{key}": _source(key, value) for key, value in self.source.items()}
 
     def _verify(self, path: Path) -> None:
@@ -224,10 +228,11 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _uint32(name: str, value: int) -> int:
-    if not isinstance(value, Integral) or not 0 <= value <= UINT32_MAX:
-        raise ArgumentError(f"{name} must be a whole number from 0 to {UINT32_MAX}, not {value!r}")
-    return int(value)
+def _float32(name: str, value: float) -> float:
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.float32(value)):
+            raise ArgumentError(f"{name} must be finite in 32 bits, not {value!r}")
+    return float(value)
 
 
 def _source(key: str, value: object) -> str | int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -68,6 +69,27 @@ def test_a_file_is_replaced_as_a_whole_and_what_is_none_written_as_it_lies(tmp_p
     assert json.loads(os.read(reader, 100)) == {"a": 3}
     os.close(reader)
     assert {path.name for path in tmp_path.iterdir()} == {"out.json", "link", "pipe"}
+
+
+def test_json_is_there_whatever_becomes_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that has seen enough is no reason to measure no more where a file is wanted."""
+    target = tmp_path / "out.json"
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stdout", open(writer, "w"))  # noqa: SIM115
+    with pytest.raises(BrokenPipeError):
+        report.write("the table", {"a": 1}, None)
+    monkeypatch.setattr(sys, "stdout", open(os.dup(writer), "w"))  # noqa: SIM115
+    report.write("the table", {"a": 1}, str(target))
+    report.write("another one", {"a": 2}, str(target))
+    assert json.loads(target.read_text()) == {"a": 2}
+    full = open("/dev/full", "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", full)
+    with pytest.raises(OSError, match="No space left"):
+        report.write("the table", {"a": 3}, str(target))
+    assert json.loads(target.read_text()) == {"a": 3}
 
 
 def test_json_to_stdout_leaves_it_pure(capsys: pytest.CaptureFixture[str]) -> None:

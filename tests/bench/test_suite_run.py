@@ -125,9 +125,66 @@ def test_an_interrupted_run_goes_on(
     lines.write_bytes(text.replace(b'"version": 2', b'"version": 1', 1))
     assert run(tiny_path, "babilong", *data) == 2
     assert "has version 1 of its format, not 2" in capsys.readouterr().err
-    lines.write_text("{}\n")
-    assert run(tiny_path, "babilong", *data) == 2
-    assert f"{lines} holds no results" in capsys.readouterr().err
+    for nothing in ("{}\n", "[" * 10**5):
+        lines.write_text(nothing)
+        assert run(tiny_path, "babilong", *data) == 2
+        assert f"{lines} holds no results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("score", "x"),
+        ("score", None),
+        ("score", 5),
+        ("score", float("nan")),
+        ("scores", []),
+        ("scores", {"babilong": True}),
+        ("kept_share", None),
+        ("prompt_tokens", "9"),
+        ("sample", "0"),
+        ("expected", "office"),
+    ],
+)
+def test_a_line_of_results_that_none_can_be(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, value: object
+) -> None:
+    lines = tmp_path / "o.jsonl"
+    data = ("--data", str(babilong(tmp_path / "data", 10, 12)), "--budgets", "32", "--results", str(lines))
+    assert run(tiny_path, "babilong", *data) == 0
+    first, second, *rest = lines.read_text().splitlines()
+    lines.write_text("\n".join([first, json.dumps(json.loads(second) | {name: value}), *rest, ""]))
+    capsys.readouterr()
+    assert run(tiny_path, "babilong", *data) == 1
+    assert f"line 2: is no outcome: its {name} cannot be" in capsys.readouterr().err
+
+
+def test_rows_of_other_scores_do_not_come_into_a_table(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At other budgets than these either, and whatever the scores recommend for equal budgets."""
+    for name, seed, window in (("a", 1, 8), ("b", 2, 8), ("c", 1, 4)):
+        scores = np.random.default_rng(seed).random((2, 4), dtype=np.float32)
+        HeadScores(scores=scores, n_head_kv=2, method="r2", window=window).to_sidecar(tmp_path / name)
+    lines = tmp_path / "o.jsonl"
+    data = ("--data", str(babilong(tmp_path / "data", 10, 12)), "--results", str(lines))
+    assert run(tiny_path, "babilong", *data, "--budgets", "40", "--scores", str(tmp_path / "a")) == 0
+    for name, policies, word in (("b", "full,scores", "r2 40"), ("c", "full,uniform", "uniform 40")):
+        options = ("--budgets", "32", "--policies", policies, "--scores", str(tmp_path / name))
+        capsys.readouterr()
+        assert run(tiny_path, "babilong", *data, *options) == 2
+        assert f"with another {word}: give another --results" in capsys.readouterr().err
+    assert run(tiny_path, "babilong", *data, "--budgets", "32", "--scores", str(tmp_path / "a")) == 0
+    assert "r2 40" in capsys.readouterr().out
+
+
+def test_one_file_under_two_names(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ("--data", str(babilong(tmp_path / "data", 10, 12)), "--json", str(tmp_path / "o"))
+    assert run(tiny_path, "babilong", *data, "--results", "o") == 2
+    assert "give two files" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_counted_or_cut_and_said(

@@ -148,9 +148,19 @@ def test_official_prompts_of_longbench_are_used(tmp_path: Path) -> None:
     write(tmp_path, "config/dataset2maxlen.json", {"hotpotqa": 7})
     (item,) = longbench.items(tmp_path, None)
     assert (item.text, item.max_tokens) == ("Read Ada came.! Who came?", 7)
-    write(tmp_path, "config/dataset2prompt.json", {"hotpotqa": "Read!"})
-    with pytest.raises(ArgumentError, match="must hold {context} once"):
-        longbench.items(tmp_path, None)
+    write(tmp_path, "config/dataset2prompt.json", {"hotpotqa": "{{Read}} {context}"})
+    assert longbench.items(tmp_path, None)[0].text == "{Read} Ada came."
+    for prompt in (
+        "Read!",
+        "{context} {context}",
+        "{context} {nope}",
+        "{context} {}",
+        "{context} {input!r}",
+        "{context} {input",
+    ):
+        write(tmp_path, "config/dataset2prompt.json", {"hotpotqa": prompt})
+        with pytest.raises(ArgumentError, match="must hold {context} once"):
+            longbench.items(tmp_path, None)
     write(tmp_path, "config/dataset2prompt.json", {"hotpotqa": "{context} \ud83d"})
     with pytest.raises(ArgumentError, match="dataset2prompt.json: 'hotpotqa' holds half of a character"):
         longbench.items(tmp_path, None)

@@ -89,13 +89,20 @@ def test_gguf_py_reads_a_sidecar(tmp_path: Path) -> None:
         ({"scores": RAW * 0}, "must be finite, not negative and not all zero"),
         ({"scores": RAW.astype(np.float64) * 1e300}, "must be finite, not negative and not all zero"),
         ({"n_head_kv": 3}, "n_head_kv must divide the 4 query heads, 3 does not"),
-        ({"n_head_kv": 0}, "n_head_kv must divide the 4 query heads, 0 does not"),
+        ({"n_head_kv": 0}, "n_head_kv must be an int of at least 1, not 0"),
+        ({"n_head_kv": "2"}, "n_head_kv must be an int of at least 1, not '2'"),
+        ({"scores": RAW * 1j}, "scores must be an array of numbers"),
+        ({"scores": [["1", "2"]]}, "scores must be an array of numbers"),
+        ({"scores": [[1, 2], [3]]}, "scores must be an array of numbers"),
+        ({"beta": 1e39}, "beta must be finite in 32 bits, not 1e"),
+        ({"beta": "2"}, "beta must be a finite number above 1, not '2'"),
+        ({"source": None}, "source must be names with values, not None"),
         ({"method": ""}, "headkv.method must not be empty"),
         ({"method": "x" * 5000}, "headkv.method must have 1 to 4096 bytes, not 5000"),
         ({"beta": 1.0}, "headkv.beta must be finite and above 1, not 1"),
         ({"kernel": 4}, "headkv.kernel must be odd, not 4"),
-        ({"kernel": 2.5}, "kernel must be a whole number from 0 to 4294967295, not 2.5"),
-        ({"window": -1}, "window must be a whole number from 0 to 4294967295, not -1"),
+        ({"kernel": 2.5}, "kernel must be an int of at least 0, not 2.5"),
+        ({"window": -1}, "window must be an int of at least 0, not -1"),
         ({"source": {"a": ""}}, "headkv.source.a must not be empty"),
         ({"source": {"a": 1.5}}, "the source 'a' must be a text or a whole number, not 1.5"),
         ({"source": {"a": "b\0c"}}, "the value of headkv.source.a has a zero byte in it"),
@@ -200,6 +207,25 @@ def fails(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], c
     assert shown.out == ""
     assert shown.err.count("\n") == 1
     assert said in shown.err
+
+
+def test_what_is_read_is_not_replaced(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named or found: the model, its sidecar, another file of scores."""
+    copy, sidecar, other = tmp_path / "m.gguf", tmp_path / "m.headkv.gguf", tmp_path / "other.gguf"
+    copy.write_bytes(model.read_bytes())
+    for path in (sidecar, other):
+        scores_for(model).to_sidecar(path)
+    before = {path: path.read_bytes() for path in (copy, sidecar, other)}
+    for source, target in ((copy, sidecar), (other, copy), (other, other)):
+        assert cli.main(["scores", "embed", str(source), str(copy), "-o", str(target), "--force"]) == 2
+        assert "would be lost" in capsys.readouterr().err
+    for source, target in ((copy, sidecar), (copy, copy), (other, other)):
+        assert cli.main(["scores", "show", str(source), "--png", str(target), "--force"]) in (1, 2)
+        said = capsys.readouterr().err
+        assert "would be lost" in said or "needs matplotlib" in said
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize(

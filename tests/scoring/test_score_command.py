@@ -174,6 +174,10 @@ def test_a_base_model_is_asked_without_a_template(
         (("--window", "1000", "--beta", "2", "--teacher-forced"), 2, "tokens, not 1000"),
         (("--examples", "/nonexistent/x.jsonl"), 1, "headkv: /nonexistent/x.jsonl: No such file"),
         (("--examples", "/dev/zero"), 1, "headkv: /dev/zero is not a file"),
+        (("--examples", "/proc/self/mem"), 1, "headkv: /proc/self/mem: "),
+        (("--sinks", "2000000"), 2, "headkv.sinks must be from 0 to 1048576"),
+        (("--beta", "1.00000001"), 2, "headkv.beta must be finite and above 1, not 1"),
+        (("--beta", "1e39"), 2, "beta must be finite in 32 bits"),
     ],
 )
 def test_what_cannot_be_measured(

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headkv_local import Llama, ModelError, default_model_path
-from headkv_local.scoring.prompt import Prompter, span
+from headkv_local.scoring import dataset, samples
+from headkv_local.scoring.prompt import Prompter, ask, span
 
 FACT = "The kettle of Wanda Przybylska holds 3,407 drops, żółw."
 
@@ -60,6 +61,14 @@ def test_any_borders(llm: Llama) -> None:
         check_span(llm, text, start, data.draw(st.integers(start + 1, len(text))))
 
     check()
+
+
+@pytest.mark.parametrize("length", [700, 4000])
+def test_a_prompt_has_the_length_asked_for(llm: Llama, length: int) -> None:
+    """Also where a separator is more tokens before a word than at the end of a text."""
+    prompter = Prompter(llm)
+    for plan in samples.plan(dataset.load("r").examples, 3, (length,), 0):
+        assert length - 20 <= len(ask(plan, prompter).prompt.tokens) <= length
 
 
 def test_prompt(llm: Llama) -> None:

@@ -112,7 +112,7 @@ def test_progress_goes_on_with_the_same_examples_and_threads_alone(
         run(options, bar=stop)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"settings": {}, "tallies": {}}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"settings": {}, "tallies": {}}', "\x00", "[" * 10**5])
 def test_damaged_progress_is_refused(
     score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:

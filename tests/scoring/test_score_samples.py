@@ -29,6 +29,14 @@ def test_depths_are_spread_and_lengths_take_turns_in_both_halves() -> None:
     assert set(Counter((p.half, p.length) for p in plans).values()) == {10}
 
 
+@pytest.mark.parametrize("n_examples", [4, 7, 8, 24])
+@pytest.mark.parametrize("lengths", [(300, 600), (300, 600, 900)])
+def test_no_example_is_asked_at_one_length_alone(n_examples: int, lengths: tuple[int, ...]) -> None:
+    plans = samples.plan(EXAMPLES[:n_examples], 4 * n_examples, lengths, 0)
+    at = {example: {p.length for p in plans if p.example == example} for example in EXAMPLES[:n_examples]}
+    assert min(map(len, at.values())) > 1
+
+
 @pytest.mark.parametrize("n_examples", [2, 7, 30])
 def test_halves_have_no_example_in_common(n_examples: int) -> None:
     plans = samples.plan(EXAMPLES[:n_examples], 70, (300,), 0)

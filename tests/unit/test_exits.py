@@ -93,3 +93,20 @@ def test_an_interrupt_while_a_command_is_imported(module: str) -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (130, "")
     assert "Traceback" not in ended.stderr
+
+
+def test_standard_streams_that_are_closed_are_not_taken_by_files(tmp_path: Path) -> None:
+    code = f"""
+import os
+from headkv_local.cli import main
+try:
+    main(["--version"])
+except SystemExit:
+    pass
+file = os.open({str(tmp_path / "a")!r}, os.O_WRONLY | os.O_CREAT)
+null = os.stat(os.devnull).st_rdev
+os.write(file, str([file > 2, *(os.fstat(n).st_rdev == null for n in range(3))]).encode())
+"""
+    done = subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code])
+    assert done.returncode == 0
+    assert (tmp_path / "a").read_text() == str([True] * 4)

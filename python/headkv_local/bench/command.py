@@ -98,9 +98,9 @@ def _speed(options: argparse.Namespace) -> None:
         results: list[speed_figures.Speed] = []
         for found in speed.run(replace(setup, model=path), settings, tell):
             results += found  # a run that is ended later leaves what it has found so far
-            report.show(speed_report.details(setup, settings, found) + "\n", options.json)
             if options.json != "-":
                 report.save(speed_report.document(setup, settings, results), options.json)
+            report.show(speed_report.details(setup, settings, found) + "\n", options.json)
     if len(results) > 1:
         report.show(speed_report.side_by_side(results), options.json)
     report.save(speed_report.document(setup, settings, results), options.json)
@@ -128,9 +128,9 @@ def _orders(options: argparse.Namespace) -> None:
         results: list[list[orders.Figures]] = []
         for found in orders.run(replace(setup, model=path), settings, tell):
             results.append(found)  # a run that is ended later leaves what it has found so far
-            report.show(orders_report.details(setup, settings, found) + "\n", options.json)
             if options.json != "-":
                 report.save(orders_report.document(setup, settings, results), options.json)
+            report.show(orders_report.details(setup, settings, found) + "\n", options.json)
     report.save(orders_report.document(setup, settings, results), options.json)
 
 

@@ -10,6 +10,7 @@ Count = Callable[[str], int]
 """Number of tokens of a text."""
 
 _SEPARATOR = "\n\n"
+_BEFORE = "As ever."
 _LEAST_WORDS = 12
 
 
@@ -42,7 +43,7 @@ def cut(n_tokens: int, count: Count, start: int = 0, source: Sequence[str] | Non
     left = n_tokens
     for i in range(len(source)):
         paragraph = source[(start + i) % len(source)]
-        cost = count(paragraph + _SEPARATOR)
+        cost = _cost(paragraph, count)
         if cost > left:
             taken.extend(_head(paragraph, left, count))
             return taken
@@ -60,7 +61,7 @@ def insert(parts: list[str], sentence: str, depth: float, count: Count) -> str:
     """
     ends = [0]
     for part in parts:
-        ends.append(ends[-1] + count(part + _SEPARATOR))
+        ends.append(ends[-1] + _cost(part, count))
     at = min(range(len(ends)), key=lambda i: abs(ends[i] - depth * ends[-1]))
     return _SEPARATOR.join([*parts[:at], sentence, *parts[at:]])
 
@@ -72,12 +73,17 @@ def hide(parts: list[str], sentences: Sequence[str], depth: float, count: Count)
     return _SEPARATOR.join(parts)
 
 
+def _cost(part: str, count: Count) -> int:
+    """Tokens that a text becomes longer by. A separator may be more of them before a word than at an end."""
+    return count(_BEFORE + _SEPARATOR + part) - count(_BEFORE)
+
+
 def _head(paragraph: str, n_tokens: int, count: Count) -> list[str]:
     words = paragraph.split(" ")
     low, high = 0, len(words)  # the longest head that fits lies between the two
     while low < high:
         middle = (low + high + 1) // 2
-        if count(" ".join(words[:middle]) + _SEPARATOR) <= n_tokens:
+        if _cost(" ".join(words[:middle]), count) <= n_tokens:
             low = middle
         else:
             high = middle - 1

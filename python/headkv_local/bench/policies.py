@@ -18,6 +18,7 @@ UNIFORM = "uniform"
 SCORES = "scores"
 REREAD = "reread"
 USUAL = (FULL, RECENT, UNIFORM, SCORES)
+EVERY = (*USUAL, REREAD)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from .options import LIST, Help, add_common, filled, haystacks, names_of, positi
 from .questions import SINGLE_FACT, TASKS
 from .suites import command as suites
 from .suites.names import TASKS as SUITE_TASKS
+from .suites.together import refuse_without_suite
 
 if TYPE_CHECKING:
     from headkv_local import HeadScores
@@ -98,7 +99,7 @@ def _quality(options: argparse.Namespace) -> None:
     if options.suite is not None:
         suites.run(options, _scores)
         return
-    suites.refuse_without_suite(options)
+    refuse_without_suite(options)
     from . import policies, quality, quality_report, report, wordings, wordings_report
 
     _require_own(options)

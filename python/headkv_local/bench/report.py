@@ -18,6 +18,7 @@ import llama_cpp
 
 from headkv_local.devices import gpus
 from headkv_local.errors import ArgumentError
+from headkv_local.exits import say_no_more
 from headkv_local.files import replacing
 from headkv_local.machine import cpu_name
 
@@ -103,12 +104,22 @@ def write(text: str, data: dict[str, Any], target: str | None) -> None:
 
     With the target "-" the JSON alone goes to stdout, and the table to stderr.
     """
-    show(text, target)
-    save(data, target)
+    if target == "-":
+        show(text, target)
+        save(data, target)
+    else:  # the file is there, whatever becomes of the output
+        save(data, target)
+        show(text, target)
 
 
 def show(text: str, target: str | None) -> None:
-    print(text, file=sys.stderr if target == "-" else sys.stdout, flush=True)
+    """Where a file is wanted too, nobody has to read the output to its end."""
+    try:
+        print(text, file=sys.stderr if target == "-" else sys.stdout, flush=True)
+    except BrokenPipeError:
+        if target in (None, "-"):
+            raise
+        say_no_more()
 
 
 def save(data: dict[str, Any], target: str | None) -> None:

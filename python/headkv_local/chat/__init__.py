@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headkv_local.exits import INTERRUPTED
+from headkv_local.exits import INTERRUPTED, open_streams
 
 __all__ = ["main"]
 
@@ -12,6 +12,7 @@ def main(argv: list[str] | None = None) -> int:
 
     0 done, 1 failed, 2 wrong usage, 130 interrupted. A reader that closes the pipe early is no failure.
     """
+    open_streams()
     try:
         from headkv_local.chat.app import main as run
 

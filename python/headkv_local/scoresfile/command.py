@@ -68,7 +68,7 @@ def _show(options: argparse.Namespace) -> None:
 
     found = files.find(options.file)
     if options.png:
-        plot.write_png(found.scores, options.png, force=options.force)
+        plot.write_png(found.scores, options.png, force=options.force, read=[options.file, found.path])
     if options.json:
         _print_json(show.document(found))
     else:
@@ -92,8 +92,9 @@ def _embed(options: argparse.Namespace) -> None:
     from ..files import target
     from . import embed, files
 
-    target(options.output, force=options.force, inputs=[options.file])
-    embed.embed(files.find(options.file).scores, options.model, options.output, force=options.force)
+    found = files.find(options.file)
+    target(options.output, force=options.force, model=options.model, inputs=[options.file, found.path])
+    embed.embed(found.scores, options.model, options.output, force=options.force)
 
 
 def _import(options: argparse.Namespace) -> None:

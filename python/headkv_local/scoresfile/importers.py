@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
+from ..bench.suites.reading import unique
 from ..budgets import ModelShape
 from ..errors import DataError
 from ..models import model_id, n_layers, retained_shape
@@ -148,20 +149,10 @@ def _shared_out(values: Heads, shape: ModelShape) -> Array:
 
 
 def _json_object(content: str, path: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise DataError(f"{path}: the key {key!r} is there twice")
-            found[key] = value
-        return found
-
     try:
         document = json.loads(content, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: line {error.lineno} is no JSON: {error.msg}") from error
-    except DataError:
-        raise
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
         raise DataError(f"{path}: is no JSON that can be read: {error}") from error
     if not isinstance(document, dict):

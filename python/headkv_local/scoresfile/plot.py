@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .. import files
@@ -9,9 +11,10 @@ from ..errors import UnsupportedError
 from ..scores import HeadScores
 
 
-def write_png(scores: HeadScores, path: str, *, force: bool = False) -> None:
-    """Raises UnsupportedError without matplotlib, ArgumentError if the file exists and force is not set."""
-    target = files.target(path, force=force)
+def write_png(scores: HeadScores, path: str, *, force: bool = False, read: Sequence[Path | str] = ()) -> None:
+    """read: files that it must not replace. Raises UnsupportedError without matplotlib, ArgumentError for one
+    of these, and if the file exists and force is not set."""
+    target = files.target(path, force=force, inputs=read)
     figure = heat_map(scores)
     with files.replacing(target) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

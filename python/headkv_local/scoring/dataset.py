@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..bench.suites.reading import require_whole
+from ..bench.suites.reading import require_whole, unique
 from ..errors import DataError
 
 Kind = Literal["r", "r2", "icl", "truth"]
@@ -111,10 +111,17 @@ def read(path: str | os.PathLike[str]) -> list[Example]:
     examples: dict[Example, int] = {}  # and their lines
     if Path(path).is_char_device():  # as /dev/zero, which has no end
         raise DataError(f"{os.fspath(path)} is not a file")
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             try:
-                example = _example(json.loads(line.decode("utf-8-sig")), f"{os.fspath(path)}, line {number}")
+                example = _example(
+                    json.loads(line.decode("utf-8-sig"), object_pairs_hook=unique),
+                    f"{os.fspath(path)}, line {number}",
+                )
                 if example in examples:  # it could be measured on and held out
                     raise ValueError(f"the same example stands in line {examples[example]}")
                 examples[example] = number

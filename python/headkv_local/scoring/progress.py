@@ -70,7 +70,7 @@ class Progress:
         if self.path.exists():
             try:
                 self._load()
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 self._tallies, self.within = {}, []
                 if not force:
                     raise DataError(

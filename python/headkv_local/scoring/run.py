@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
     few samples are answered right; ModelError, UnsupportedError for the model itself.
     """
     files.target(options.output, force=options.force, model=options.model, inputs=[options.examples])
-    Retention(budget="100%", **options.advice)  # refuses what can never work
+    _require_advice(options.advice)
     data, instead = _data(options), _instead(options)
     if options.is_ablation and min(options.n_samples, len(_split(options, data)[0])) < 2:
         raise ArgumentError(
@@ -104,6 +105,15 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
     scores.to_sidecar(options.output, force=options.force)
     progress.remove()
     return Result(scores, shape, tally, choice)
+
+
+def _require_advice(advice: Mapping[str, Any]) -> None:
+    """Raises ArgumentError for what can never work, or what no file can hold."""
+    Retention(budget="100%", **advice)
+    with TemporaryDirectory() as folder:
+        HeadScores(scores=np.ones((1, 1), np.float32), n_head_kv=1, method="r", **advice).to_sidecar(
+            Path(folder) / "advice"
+        )
 
 
 def _data(options: Options) -> Dataset:
@@ -160,9 +170,12 @@ class _Run(NamedTuple):
         prompter, (measured, left) = Prompter(self.llm, self.options.plain), _split(self.options, data)
         plans = samples.plan(measured, self.options.n_samples, self.lengths, self.options.seed)
         plans += held_out.planned(self.options, self.lengths, left)
-        shortest = (
-            min(len(ask(plan, prompter).prompt.tokens) for plan in plans) - 1
-        )  # the last one is decoded
+        lengths = [len(ask(plan, prompter).prompt.tokens) for plan in plans]
+        if max(lengths) + ANSWER_TOKENS > self.llm.n_ctx():
+            raise ArgumentError(
+                f"a prompt of {max(lengths)} tokens and its answer do not fit into the context"
+            )
+        shortest = min(lengths) - 1  # the last one is decoded
         window = ablation.settings_of(self.options)["window"]
         if window >= shortest:
             raise ArgumentError(

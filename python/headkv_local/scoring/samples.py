@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,16 +37,15 @@ def plan(examples: Sequence[Example], n_samples: int, lengths: Sequence[int], se
     rng.shuffle(order)
     depths = [(i + 0.5) / n_samples for i in range(n_samples)]
     rng.shuffle(depths)  # so that depth, example and length do not go together
-    return [
-        Plan(
-            example=order[i % len(order)],
-            length=lengths[i // 2 % len(lengths)],  # both halves get every length
-            depth=depths[i],
-            half=i % len(order) % 2,
-            seed=f"{seed}/{i}",
-        )
-        for i in range(n_samples)
-    ]
+    plans: list[Plan] = []
+    used: Counter[tuple[Example | int, int]] = Counter()  # each length, of each example and in each half
+    for i, depth in enumerate(depths):
+        example, half = order[i % len(order)], i % len(order) % 2
+        length = min(lengths, key=lambda n, e=example, h=half: (used[e, n], used[h, n]))  # type: ignore[misc]
+        used[example, length] += 1
+        used[half, length] += 1
+        plans.append(Plan(example, length, depth, half, seed=f"{seed}/{i}"))
+    return plans
 
 
 def content(plan: Plan, n_tokens: int, count: Count) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..exits import INTERRUPTED
+from ..exits import INTERRUPTED, open_streams
 
 if TYPE_CHECKING:
     from .app import create_app
@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
 
     SIGTERM ends the process once conversations are saved.
     """
+    open_streams()
     try:
         from .command import main as run
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ArgumentError
 from ...settings import DEFAULTS, given
 from ..options import filled, names_of, positive, positives, setup_of, tell
-from .names import ANEW, BABILONG, BEFORE, CHOSEN, LENGTHS, LONGBENCH, LOOGLE, RULER, RULER_QA, TASKS, WITH
+from .names import ANEW, BABILONG, BEFORE, CHOSEN, LENGTHS, LONGBENCH, LOOGLE, RULER, TASKS, WITH
+from .together import check
 
 if TYPE_CHECKING:
     from headkv_local import HeadScores, Llama
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from .results import Outcome
 
 BUDGETS = "2%,5%,10%"
-_ONLY_HERE = ("data", "results", "context", "truncate_middle", "chosen")
-_NOT_HERE = ("wordings", "haystacks", "question")
 
 
 def add_options(add: Callable[..., Any]) -> None:
@@ -63,13 +62,12 @@ def add_options(add: Callable[..., Any]) -> None:
 
 def lengths(text: str) -> tuple[int, ...]:
     """For argparse: numbers of tokens, "4k" is 4096."""
+    for part in text.split(","):
+        if part.endswith("k") and part not in LENGTHS:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is none of {', '.join(LENGTHS)}: write its tokens out"
+            )
     return positives(text, LENGTHS)
-
-
-def refuse_without_suite(options: argparse.Namespace) -> None:
-    for name in _ONLY_HERE:
-        if getattr(options, name):
-            raise ArgumentError(f"--{name.replace('_', '-')} goes with --suite")
 
 
 def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[str, HeadScores]]) -> None:
@@ -82,7 +80,7 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
     from . import results as results_file
     from . import run as running
 
-    _check(options)
+    check(options)
     setup = setup_of(options)
     named = scores(options.scores, setup.model)
     report.check_target(options.json)
@@ -110,6 +108,8 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
     sorted_items = prepared(setup.model, said, limit)
     left_out = suite_report.left_out(sorted_items, limit)
     results = results_file.Results(results_path, header, {"model": setup.model, "limit": limit, **said})
+    budgets = results.budgets((*policies.EVERY, *named))
+    held = policies.all_of(budgets, named, given(options), policies.EVERY)
     labels = [way.label for way in ways]
     outcomes: list[Outcome] = []
 
@@ -126,7 +126,9 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
                 write_png(data["summary"], options.png)
 
     try:
-        for outcome in running.run(setup, sorted_items.fitting, ways, results, options.plain, tell):
+        for outcome in running.run(
+            setup, sorted_items.fitting, ways, results, options.plain, tell, running.ways_of(held, CHOSEN)
+        ):
             outcomes.append(outcome)
     except BaseException:
         with suppress(OSError):  # what was measured is worth its table, and why it ended is said then
@@ -198,43 +200,6 @@ def _first(items: Sequence[Item], n: int | None) -> list[Item]:
     return [item for item in items if n is None or item.number < n]
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Raises ArgumentError for options that do not go with this suite."""
-    for name in _NOT_HERE:
-        if getattr(options, name) != options.default_of(name):
-            raise ArgumentError(f"--{name} does not go with --suite, whose questions are worded already")
-    known = TASKS[options.suite]
-    for task in options.tasks or ():
-        if task not in known:
-            raise ArgumentError(f"{task!r} is no task of {options.suite}: {', '.join(known)}")
-    if options.suite == RULER:
-        _check_ruler(options)
-    elif options.data is None:
-        raise ArgumentError(f"--suite {options.suite} needs --data DIR, the folder of its files")
-    if options.lengths and options.suite in (LONGBENCH, LOOGLE):
-        raise ArgumentError(f"--lengths does not go with --suite {options.suite}, whose texts have their own")
-    if options.suite == BABILONG:
-        from . import babilong
-
-        for length in options.lengths or ():
-            babilong.name_of(length)
-
-
-def _check_ruler(options: argparse.Namespace) -> None:
-    if options.truncate_middle:
-        raise ArgumentError("--truncate-middle does not go with ruler: it could cut out what is asked for")
-    of_files = [task for task in options.tasks or () if task in RULER_QA]
-    if of_files and options.data is None:
-        raise ArgumentError(
-            f"{of_files[0]} of ruler needs --data DIR, the folder of the set that it asks about"
-        )
-    if options.data is not None and options.tasks and not of_files:
-        raise ArgumentError(
-            f"--data does not go with these tasks, which are made on the spot: only {' and '.join(RULER_QA)} "
-            "read files"
-        )
-
-
 def _can_cut(options: argparse.Namespace) -> bool:
     """Whether --truncate-middle would change what does not fit."""
     return not options.truncate_middle and options.suite != RULER
@@ -257,7 +222,7 @@ def _limit(options: argparse.Namespace, model: str) -> int:
 
 def _results_path(options: argparse.Namespace) -> Path | None:
     if options.results is not None:
-        if options.json is not None and Path(options.json) == Path(options.results):
+        if options.json is not None and Path(options.json).resolve() == Path(options.results).resolve():
             raise ArgumentError(f"--json and --results both name {options.json}: give two files")
         return Path(options.results)
     if options.json in (None, "-"):

@@ -8,12 +8,15 @@ DIR or DIR/config; else ours. Metrics are the suite's.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from headkv_local.errors import DataError
+from headkv_local.wording import shown
 
 from .item import ANSWER_LINES, Item
 from .names import LONGBENCH, TASKS
@@ -107,13 +110,24 @@ def items(folder: Path, tasks: Sequence[str] | None) -> list[Item]:
     )
     prompts, lengths = _official(folder, PROMPTS, str), _official(folder, LENGTHS, int)
     for task in paths.keys() & prompts.keys():
-        if Row(prompts, PROMPTS).text(task).count(_CONTEXT) != 1:
-            raise DataError(f"{PROMPTS}: {task!r} must hold {_CONTEXT} once")
+        prompt = Row(prompts, PROMPTS).text(task)
+        if _fields(prompt).count("context") != 1 or prompt.count(_CONTEXT) != 1:
+            raise DataError(f"{PROMPTS}: {task!r} must hold {_CONTEXT} once, and beside it {_INPUT} alone")
     return [
         _item(task, number, row, prompts.get(task), lengths.get(task))
         for task, path in paths.items()
         for number, row in enumerate(rows(path))
     ]
+
+
+def _fields(prompt: str) -> list[str]:
+    """What str.format() would ask for; empty for a prompt that it does not take."""
+    try:
+        parts = [part for part in Formatter().parse(prompt) if part[1] is not None]
+    except ValueError:
+        return []
+    known = all(name in ("context", "input") and not (spec or kind) for _, name, spec, kind in parts)
+    return [str(name) for _, name, _, _ in parts] if known else []
 
 
 def has_official_prompts(folder: Path) -> bool:
@@ -128,14 +142,18 @@ def _item(task: str, number: int, row: Row, prompt: str | None, max_tokens: int 
     classes = row.texts_or_null("all_classes")
     if kind.metric == "classification" and not set(answers) <= set(classes):
         row.refuse("all_classes", "must hold the answers")
+    if kind.metric in ("count", "retrieval") and not all(re.search(r"\d", one) for one in answers):
+        row.refuse("answers", f"must be numbers, not {shown(list(answers), 60)}")
+    if kind.metric != "code_similarity" and not any(re.search(r"\w", one) for one in answers):
+        row.refuse("answers", "has no answer that could be right")
     before, _, after = (prompt or kind.prompt).partition(_CONTEXT)
     return Item(
         task=task,
         length="",
         number=number,
-        before=before.replace(_INPUT, asked),
+        before=before.format(input=asked),
         document=row.filled("context"),
-        after=after.replace(_INPUT, asked),
+        after=after.format(input=asked),
         answers=answers,
         metrics=(kind.metric,),
         max_tokens=max_tokens or kind.max_tokens,

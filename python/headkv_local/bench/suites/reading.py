@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import codecs
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -92,6 +92,15 @@ def whole(path: Path) -> Row:
     return _row(_parsed(path.read_bytes(), str(path)), str(path))
 
 
+def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads(object_pairs_hook=). ValueError for a key that is there twice: which one counts?"""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
+
+
 def require_whole(text: str) -> None:
     """Raises ValueError for a text with half of a surrogate pair: JSON can write it, but it has no tokens."""
     try:
@@ -141,6 +150,6 @@ def _row(value: Any, where: str) -> Row:
 
 def _parsed(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # of UTF-8 too
         raise DataError(f"{where}: is no JSON: {error}") from error

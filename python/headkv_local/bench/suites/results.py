@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 from headkv_local import HeadScores
 from headkv_local.errors import ArgumentError, DataError
 from headkv_local.settings import given
+from headkv_local.wording import shown
 
 from ..policies import label_of
 from . import metrics
@@ -24,6 +26,9 @@ PromptKey = tuple[str, str, int]
 """Task, length and number."""
 
 Key = tuple[str, str, int, str, str]
+
+Share = float
+"""From 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,11 @@ class Outcome:
     expected: tuple[str, ...]
     answer: str
     answer_tokens: int
-    score: float
+    score: Share
     """The first of the scores."""
-    scores: dict[str, float]
+    scores: dict[str, Share]
     """By metric."""
-    chance: float
+    chance: Share
     kept_share: float
     kept_bytes: int
     resident_bytes: int
@@ -130,14 +135,22 @@ class Results:
         """Digests of the prompts of all outcomes."""
         return self._prompts
 
-    def found(self, key: Key, prompt: str, recipe: str) -> Outcome | None:
-        """Raises ArgumentError if the file holds another prompt under this number, or another policy."""
-        outcome = self._done.get(key)
+    def budgets(self, policies: Collection[str]) -> list[int | str]:
+        """That there are outcomes of these policies with."""
+        found = (one.budget for one in self._done.values() if one.policy in policies)
+        return list(dict.fromkeys(budget for budget in found if budget is not None))
+
+    def require_same(self, recipes: Mapping[str, str]) -> None:
+        """Raises ArgumentError for an outcome that has one of these labels, and another recipe."""
+        for key, outcome in self._done.items():
+            if recipes.get(key[3], outcome.recipe) != outcome.recipe:
+                self._refuse(key, key[3])
+
+    def found(self, key: Key, prompt: str) -> Outcome | None:
+        """Raises ArgumentError if the file holds another prompt under this number."""
         if self._prompts.get(key[:3], prompt) != prompt:
             self._refuse(key, "prompt")
-        if outcome is not None and outcome.recipe != recipe:
-            self._refuse(key, key[3])
-        return outcome
+        return self._done.get(key)
 
     def add(self, outcome: Outcome) -> None:
         self._keep(outcome)
@@ -188,7 +201,7 @@ def header_of(path: Path) -> dict[str, Any]:
     try:
         first = json.loads(line)
         is_ours, version = first["format"] == _FORMAT and isinstance(first["header"], dict), first["version"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         is_ours = False
     if not is_ours:
         raise ArgumentError(f"{path} holds no results of {_FORMAT}: give another --results")
@@ -200,12 +213,31 @@ def header_of(path: Path) -> dict[str, Any]:
     return dict(first)
 
 
+def _is_share(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+
+
+_IS: Mapping[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "int": lambda value: type(value) is int and value >= 0,
+    "int | str | None": lambda value: value is None or type(value) in (int, str),
+    "tuple[str, ...]": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+    "Share": _is_share,
+    "dict[str, Share]": lambda value: isinstance(value, dict) and all(map(_is_share, value.values())),
+    "float": lambda value: type(value) in (int, float) and math.isfinite(value),
+}
+"""By the type of a field."""
+
+
 def _outcome(line: bytes, where: str) -> Outcome:
     try:
         values = json.loads(line)
+        for one in fields(Outcome):
+            if not _IS[str(one.type)](values[one.name]):
+                raise ValueError(f"its {one.name} cannot be {shown(values[one.name], 60)}")
         found = Outcome(**{one.name: values[one.name] for one in fields(Outcome)})
         return replace(found, expected=tuple(found.expected))
     except KeyError as error:
         raise DataError(f"{where}: is no outcome: it has no {error}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{where}: is no outcome: {error}") from error

@@ -50,15 +50,20 @@ def run(
     results: Results,
     plain: bool,
     tell: Callable[[str], None] = lambda _: None,
+    others: Sequence[Way] = (),
 ) -> Iterator[Outcome]:
-    """Every question in every way, document by document; what is in the results is not measured again."""
+    """Every question in every way, document by document; what is in the results is not measured again.
+
+    others: that the results may hold beside these. Raises ArgumentError where what is kept is not the same.
+    """
     if not fitting:
         return
     longest = max(one.n_tokens for one in fitting)
     rereads = any(way.policy.name == REREAD for way in ways)
     room = max(_ROOM, min(longest, _ROOM_OF_ALL)) if rereads else _ROOM
     with open_headkv(setup, n_ctx_for(longest + room)) as llm:
-        recipes = {way.label: _recipe(way, llm.shape) for way in ways}
+        recipes = {way.label: _recipe(way, llm.shape) for way in (*others, *ways)}
+        results.require_same(recipes)
         n_done = 0
         for group in by_document(fitting):
             tell(f"{group[0].item.task} {group[0].item.length}: question {n_done + 1} of {len(fitting)}")
@@ -68,7 +73,7 @@ def run(
                 for way in ways:
                     _require_document(prompt, way)
                     key = (*prompt.item.key, way.label, way.chosen)
-                    outcome = results.found(key, prompt.digest, recipes[way.label])
+                    outcome = results.found(key, prompt.digest)
                     if outcome is None:
                         todo.append((prompt, way))
                     else:
