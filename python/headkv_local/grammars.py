@@ -66,7 +66,10 @@ def from_schema(text: str) -> str:
     except RecursionError:
         raise SchemaError(_TOO_DEEP) from None
     except Exception as error:  # the converter raises whatever it stumbles over
-        reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+        told = (
+            str(error) if isinstance(error, ValueError | AssertionError) else "it is none that is known here"
+        )
+        reason = " ".join(told.split())[:_SHOWN] or type(error).__name__
         raise SchemaError(f"the JSON schema cannot be compiled: {reason}") from None
     return grammar
 
@@ -103,8 +106,7 @@ def require_bounded(grammar: str) -> None:
 def require_compiled(vocab: Any, grammar: str, root: str = "root") -> None:
     """Raises GrammarError for a grammar that llama.cpp does not compile for this vocabulary.
 
-    A sampler of such a grammar is a null pointer, which it would read. The reason is what it logs: it writes
-    some to standard error instead, which belongs to the whole process.
+    A sampler of such a grammar is a null pointer, which it would read. The reason is what it logs.
     """
     require_bounded(grammar)
     with collected_errors() as said:

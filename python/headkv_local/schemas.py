@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from llama_cpp import llama_grammar
 
+from .wording import shown
+
 _LOWEST, _HIGHEST = "minimum", "maximum"
 _BOUNDS: Final = (_LOWEST, _HIGHEST, "exclusiveMinimum", "exclusiveMaximum")
 _NOT_HELD: Final = frozenset(
@@ -24,6 +26,7 @@ _NOT_HELD: Final = frozenset(
 _OF_OTHERS: Final = ("properties", "enum", "const", "default", "examples")  # names and values, no schemas
 _MOST: Final = 10**16 - 1  # the converter's integers have 16 digits at most
 _PLAIN: Final = r"\"\\\x00-\x1F\x7F"  # what ends a string or has to be escaped, in a class of a grammar
+_OF_OBJECTS: Final = {"properties", "additionalProperties", "allOf"}
 _ANY: Final = {"type": ["object", "array", "string", "number", "boolean", "null"]}
 _CLASSES: Final = {"d": "0-9", "w": "A-Za-z0-9_", "s": " "}
 
@@ -115,6 +118,32 @@ def _of_array(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**schema, "items": _ANY} if items in ({}, True) else schema
 
 
+_resolve: Final = llama_grammar.SchemaConverter.resolve_refs
+
+
+def _resolve_refs(self: Any, schema: Any, url: str) -> Any:
+    """Where all of a schema is a reference, the converter looks no further into it."""
+    rest = [schema]
+    while rest:
+        part = rest.pop()
+        rest += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        if isinstance(part, dict) and "$ref" in part:
+            _require_part(schema, part["$ref"])
+    if isinstance(schema, dict) and "$ref" in schema:
+        schema["anyOf"] = [{"$ref": schema.pop("$ref")}]
+    return _resolve(self, schema, url)
+
+
+def _require_part(schema: Any, ref: Any) -> None:
+    """Raises ValueError for a reference that leads nowhere."""
+    if not isinstance(ref, str) or not ref.startswith("#/"):
+        raise ValueError(f"$ref {shown(ref, 60)} is no part of it, such as #/$defs/NAME")
+    for name in ref.split("/")[1:]:
+        if not isinstance(schema, dict) or name not in schema:
+            raise ValueError(f"it has no {shown(ref, 60)}")
+        schema = schema[name]
+
+
 _convert: Final = llama_grammar.SchemaConverter.visit
 
 
@@ -122,13 +151,15 @@ def _visit(self: Any, schema: Any, name: str) -> Any:
     if schema is False:
         raise ValueError("a part of it is false, and nothing is of that")
     schema = {} if schema is True else schema
-    if isinstance(schema, Mapping) and not {"$ref", "oneOf", "anyOf"} & schema.keys():
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"{shown(schema, 60)} is no schema")
+    if not {"$ref", "oneOf", "anyOf"} & schema.keys():
         kinds = schema.get("type")
         if {"const", "enum"} & schema.keys():
             return _convert(self, {key: value for key, value in schema.items() if key != "type"}, name)
         if isinstance(kinds, list):  # of which each keeps the rest of the schema
             return _convert(self, {"anyOf": [{**schema, "type": kind} for kind in kinds]}, name)
-        if kinds == "array":
+        if kinds == "array" or (kinds is None and not _OF_OBJECTS & schema.keys()):
             schema = _of_array(schema)
         if kinds == "integer" and (found := _range(schema)) is not None:
             own = f"{name}-" if name in llama_grammar.RESERVED_NAMES else name or "root"
@@ -142,6 +173,7 @@ def _visit(self: Any, schema: Any, name: str) -> Any:
 
 _ESCAPED: Final = r'"\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})'
 llama_grammar.SchemaConverter.visit = _visit
+llama_grammar.SchemaConverter.resolve_refs = _resolve_refs
 llama_grammar.PRIMITIVE_RULES["char"] = llama_grammar.BuiltinRule(rf"[^{_PLAIN}] | {_ESCAPED}")
 llama_grammar.DOT = llama_grammar.DOTALL = rf"[^{_PLAIN}]"
 llama_grammar.GRAMMAR_LITERAL_ESCAPE_RE = re.compile(r'[\r\n"\\]')

@@ -16,7 +16,9 @@ Load = Callable[..., Llama]
 
 SILENT = """
 import logging, os, sys
+from llama_cpp import LlamaGrammar
 from headkv_local import Llama, Retention
+from headkv_local.errors import GrammarError
 
 def swapped(*_):
     raise AssertionError("a file descriptor was swapped")
@@ -30,6 +32,13 @@ if "log" in sys.argv:
     logging.getLogger("headkv_local").setLevel(logging.DEBUG)
 with Llama(sys.argv[1], n_ctx=512, retention=Retention(budget=32)) as llm:
     llm.create_chat_completion([{"role": "user", "content": "quick brown fox " * 10}], max_tokens=4)
+    for grammar in ("root ::= nowhere", 'root ::= "x" ) \\u001b[31m', "no"):
+        try:
+            llm.create_completion("a", grammar=LlamaGrammar.from_string(grammar), max_tokens=1)
+        except GrammarError as error:
+            assert len(str(error)) > 40
+        else:
+            raise AssertionError(grammar)
 try:
     Llama(sys.argv[1], type_v=2)
 except ValueError as error:

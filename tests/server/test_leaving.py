@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -101,7 +102,8 @@ def test_while_it_waits(server: Running) -> None:
 def test_a_stream_gives_way_where_that_is_set(tiny_path: Path, tmp_path: Path) -> None:
     arguments = (tiny_path, "--ctx", 8192, "--threads", 1, "--interrupt_requests", "true")
     with serving(tmp_path, *arguments) as server:
-        client = begin(server, messages=SHORT, stream=True, **ENDLESS)
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        client = begin(server, messages=SHORT, **options, **ENDLESS)
         until(lambda: server.metric('headkv_context_tokens{model="') > 20, "an answer")
         require_answer(server)
         got = b""
@@ -109,6 +111,9 @@ def test_a_stream_gives_way_where_that_is_set(tiny_path: Path, tmp_path: Path) -
             got += (more := client.recv(100_000))
             assert more
         client.close()
+        *_, end, usage, _ = re.findall(r"data: (.*)", got.decode())
+        assert json.loads(end)["choices"][0]["finish_reason"] == "length"
+        assert json.loads(usage)["usage"]["completion_tokens"] > 0
 
 
 def test_a_stream_gives_way_before_it_begins(tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -249,3 +254,13 @@ def test_it_ends_by_itself_while_that_program_runs(tiny_path: Path, tmp_path: Pa
         assert process.wait(TIMEOUT) == {"interrupted": 130, "no model": 1}[why]
         if why == "no model":
             assert len(process.stderr.read().splitlines()) == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_server_whose_output_is_closed(tiny_path: Path, tmp_path: Path, closed: str) -> None:
+    """As daemons and starters of programs leave it: it runs until its standard input ends."""
+    server = [sys.executable, "-m", "headkv_local.server", str(tiny_path), "--port", "0", "--stop-with-stdin"]
+    command = ["sh", "-c", f'"$@" {closed} </dev/null', "sh", *server, "--sessions", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("headkv-server listens on") == (closed == "2>&-")

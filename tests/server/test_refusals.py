@@ -83,7 +83,7 @@ CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
         (ASKED | {"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "of type 'file'"),
         (ASKED | {"messages": [{"role": "user", "content": 7}]}, "must be a text or a list of parts, not 7"),
         (ASKED | {"response_format": {"type": "json_object", "schema": HUGE}}, "more than 2000 times"),
-        (ASKED | {"response_format": {"type": "json_object", "schema": FETCHED}}, "not allowed"),
+        (ASKED | {"response_format": {"type": "json_object", "schema": FETCHED}}, "is no part of it"),
         ('{"messages": 3}', "messages"),
         ([], "body"),
         ({}, "messages"),
@@ -97,6 +97,7 @@ CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
         (ASKED | {"temperature": -0.001}, "temperature must be at least 0"),
         (ASKED | {"repeat_penalty": 0}, "repeat_penalty must be at least 0.01"),
         *((ASKED | {name: True}, f"{name} must be a number, not true") for name in NUMBERS),
+        (ASKED | {"top_logprobs": 2}, "top_logprobs goes with logprobs: true"),
         (ASKED | {"logprobs": True, "top_logprobs": 21}, "top_logprobs: Input should be less than"),
         (ASKED | {"stop": 5}, "stop: Input should be a valid string, or a valid list"),
         (ASKED | {"budget": 1.5}, "budget: Input should be a valid integer, or a valid string"),
@@ -128,7 +129,7 @@ CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
         (ASKED | {"tool_choice": "required"}, "needs one tool, not 0"),
         (ASKED | {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "no tool 'g'"),
         (ASKED | {"tools": [TOOL], "function_call": {"name": "g"}}, "no tool 'g'"),
-        (ASKED | {"grammar": "root ::= nowhere"}, "grammar cannot be compiled"),
+        (ASKED | {"grammar": "root ::= nowhere"}, "compiled: Undefined rule identifier 'nowhere'"),
         (ASKED | {"grammar": "root ::= " + "(" * 30_000}, "nested more than 500 deep"),
         (ASKED | {"grammar": 'root ::= "a"{5,2}'}, "ends before it begins"),
         (ASKED | {"messages": [{"role": "user", "content": [PICTURE]}]}, "a part of type 'image_url'"),
@@ -327,6 +328,8 @@ def test_pages_from_elsewhere(tiny_path: Path, tmp_path: Path) -> None:
         assert answered.headers["access-control-allow-origin"] == allowed
         asked = {"Origin": allowed, "Access-Control-Request-Method": "POST"}
         assert client.options(CHAT, headers=asked).status_code == 200
+        asked["Access-Control-Request-Private-Network"] = "true"  # a page of the network asks this machine
+        assert client.options(CHAT, headers=asked).status_code == 200
 
 
 def test_too_many_requests_and_too_long_ones(tiny_path: Path, tmp_path: Path) -> None:
@@ -366,6 +369,12 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
             (1, "cannot be listened on: Address already in use", (tiny_path, "--port", port)),
             (2, "give the server an --api-key", (tiny_path, "--host", "0.0.0.0", "--port", 0)),
             (2, "api_key is empty", (tiny_path, "--api-key", "", "--port", 0)),
+            (
+                2,
+                "pages of any site can use the server as 'null'",
+                (tiny_path, "--cors-origins", "http://a,null"),
+            ),
+            (2, "pages of any site can use the server as '*'", (tiny_path, "--cors-origins", "*")),
             (2, "model is empty", ("--model", "", "--port", 0)),
             (2, "model_alias is empty", (tiny_path, "--model-alias", "", "--port", 0)),
             (2, "scores is empty", (tiny_path, "--scores", "", "--port", 0)),
@@ -431,7 +440,16 @@ def test_a_list_is_one_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     origins = ["http://localhost:3000", "null"]
     for origin in ("http://localhost:3000,null", '["http://localhost:3000", "null"]'):
         for split in ("0.5,0.5", "0.5 0.5", " 0.5, 0.5 ", "[0.5, 0.5]"):
-            options = ["--cors-origins", origin, "--tensor-split", split, "--kv-overrides", '["a=str:b c"]']
+            options = [
+                "--api-key",
+                "k",
+                "--cors-origins",
+                origin,
+                "--tensor-split",
+                split,
+                "--kv-overrides",
+                '["a=str:b c"]',
+            ]
             given = [parse([*options, "x.gguf"], build_parser())]
             with monkeypatch.context() as patched:
                 for flag, value in zip(options[::2], options[1::2], strict=True):
@@ -440,7 +458,8 @@ def test_a_list_is_one_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             for server, (model,) in given:
                 assert (model.model, server.cors_origins) == ("x.gguf", origins)
                 assert (model.tensor_split, model.kv_overrides) == ([0.5, 0.5], ["a=str:b c"])
-    server, _ = parse(["--cors_origins", "a://a", "--cors-origins=http://b,*", "x.gguf"], build_parser())
+    given = ["--api-key=k", "--cors_origins", "a://a", "--cors-origins=http://b,*", "x.gguf"]
+    server, _ = parse(given, build_parser())
     assert server.cors_origins == ["a://a", "http://b", "*"]
     for origin in ("localhost:3000", "http://localhost:3000/", ""):
         with pytest.raises(ArgumentError, match="^--cors_origins: an origin is"):

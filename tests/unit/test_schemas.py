@@ -55,11 +55,36 @@ def test_bounds_of_one_side(bounds: dict[str, Any], inside: list[int], outside: 
         ({"type": "integer", "minimum": 7, "maximum": 5}, "no integer is from 7 to 5"),
         ({"type": "string", "pattern": "^\\D+$"}, r"\\D in a pattern is not known here"),
         ({"type": "array", "items": [{"type": "null"}, False]}, "a part of it is false"),
+        ({"properties": {"a": 5}}, "cannot be compiled: 5 is no schema"),
+        ({"$ref": "#/$defs/missing"}, r"it has no '#/\$defs/missing'"),
+        ({"$defs": {"a": {"items": {"$ref": 3}}}}, "[$]ref 3 is no part of it"),
+        ({"properties": {"a": {"$ref": "https://example.com/a"}}}, "is no part of it"),
+        ({"anyOf": 3}, "cannot be compiled: it is none that is known here"),
     ],
 )
 def test_what_no_answer_can_be_is_refused(schema: dict[str, Any], reason: str) -> None:
     with pytest.raises(SchemaError, match=reason):
         of_schema(schema)
+
+
+NODE = {"type": "object", "properties": {"of": {"type": "array", "items": {"$ref": "#/$defs/Node"}}}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$defs": {"Node": NODE}, "$ref": "#/$defs/Node"},
+        {"$defs": {"Node": NODE}, "properties": {"first": {"$ref": "#/$defs/Node"}}},
+        {"items": {}},
+        {"items": {"items": {}}},
+        {"items": True, "maxItems": 2},
+    ],
+)
+def test_what_tools_write_is_compiled(schema: dict[str, Any]) -> None:
+    grammar = of_schema(schema)
+    rules = set(re.findall(r"^([\w-]+) ::= ", grammar, re.MULTILINE))
+    assert "root" in rules
+    assert set(re.findall(r"(?<![\w\"\\\[-])Node[\w-]*", re.sub(r'"(\\\\.|[^"])*"', "", grammar))) <= rules
 
 
 def strict(schema: Any) -> dict[str, Any]:

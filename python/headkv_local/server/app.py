@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from inspect import signature
+from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
@@ -22,6 +23,11 @@ from .models import Models
 from .network import is_local
 from .service import Service
 from .settings import ModelSettings, ServerSettings
+
+# browsers ask for it where a page of the network wants to reach this machine; Starlette knows it since 0.51
+_TO_THIS_MACHINE: Final[dict[str, Any]] = {
+    name: True for name in ("allow_private_network",) if name in signature(CORSMiddleware).parameters
+}
 
 
 def create_app(server_settings: ServerSettings, model_settings: Sequence[ModelSettings]) -> FastAPI:
@@ -47,8 +53,13 @@ def create_app(server_settings: ServerSettings, model_settings: Sequence[ModelSe
     key = server_settings.api_key
     app.add_middleware(Guard, service=service, key=key, local=is_local(server_settings.host))
     if server_settings.cors_origins:
-        origins = server_settings.cors_origins
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=server_settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            **_TO_THIS_MACHINE,
+        )
     return app
 
 

@@ -157,6 +157,8 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
         self.require_sense()
         if self.max_completion_tokens is not None:
             self.max_tokens = self.max_completion_tokens
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs: true")
         if self.logprobs and self.top_logprobs is None:
             self.top_logprobs = 0  # stock would leave them out
         return self

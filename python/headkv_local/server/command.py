@@ -70,6 +70,7 @@ def _serve(settings: Any, models: Any) -> int:
             log_level="info" if any(m.verbose for m in models) else "warning",
             timeout_graceful_shutdown=_GRACE,
             server_header=False,
+            use_colors=False,  # it would ask standard output, which may be closed
         )
         server = Server(config)
 

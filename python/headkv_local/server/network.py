@@ -46,10 +46,15 @@ def network_of(origin: str) -> str | None:
         return None
 
 
-def require_origin(origin: str) -> None:
-    """Raise ArgumentError for what no browser sends as an origin, and is no * for all."""
+def require_origin(origin: str, key: str | None) -> None:
+    """Raise ArgumentError for what no browser sends as an origin, and is no * for all; without a key for what
+    pages of any site have: in a frame of its own making each has the origin null."""
     if origin not in ("*", "null") and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*", origin):
         raise ArgumentError(f'cors_origins: an origin is "https://HOST:PORT", "null" or "*", not {origin!r}')
+    if key is None and origin in ("*", "null"):
+        raise ArgumentError(
+            f"cors_origins: pages of any site can use the server as {origin!r}: give it an api_key"
+        )
 
 
 def require_key(host: str, key: str | None) -> None:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from llama_cpp.server import app as stock
 from sse_starlette.sse import EventSourceResponse
 
+from ..errors import Cancelled
 from ..forms import require_bias
 from .bodies import NEW_FIELDS, ChatBody, CompletionBody
 from .calls import Calls
@@ -89,7 +90,7 @@ def _job(service: Service, body: Any, call: Any) -> Job:
             with llm.answered(asked):
                 made = call(llm, **kwargs)
                 if body.stream:
-                    yield from _streamed(made, body, asked)
+                    yield from _streamed(made, body, asked, work)
                 else:
                     yield add_bytes(Calls().mended(made, asked.end)) | {"usage": asked.usage()}
         finally:
@@ -98,13 +99,20 @@ def _job(service: Service, body: Any, call: Any) -> Job:
     return job
 
 
-def _streamed(made: Iterator[Any], body: Any, asked: Asked) -> Generator[Any, None, None]:
+def _streamed(made: Iterator[Any], body: Any, asked: Asked, work: Work) -> Generator[Any, None, None]:
     last: Any = None
     calls = Calls()
-    with closing(made):  # type: ignore[type-var]
-        for chunk in made:
-            last = add_bytes(calls.mended(chunk, asked.end))
-            yield last | {"usage": None} if body.includes_usage else last
+    more = {"usage": None} if body.includes_usage else {}
+    try:
+        with closing(made):  # type: ignore[type-var]
+            for chunk in made:
+                last = add_bytes(calls.mended(chunk, asked.end))
+                yield last | more
+    except Cancelled:
+        if last is None or not work.gave_way:
+            raise
+        rest: dict[str, Any] = {"delta": {}} if last["object"].startswith("chat") else {"text": ""}
+        yield last | {"choices": [{"index": 0, **rest, "logprobs": None, "finish_reason": "length"}]} | more
     if body.includes_usage and last is not None:
         yield last | {"choices": [], "usage": asked.usage()}
 

@@ -207,7 +207,7 @@ class ServerSettings(FromEnvironment, stock.ServerSettings):  # type: ignore[mis
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise ValueError("ssl_keyfile and ssl_certfile go together: HTTPS needs both")
         for origin in self.cors_origins:
-            require_origin(origin)
+            require_origin(origin, self.api_key)
         if self.body_bytes < 1:
             raise ValueError("max_body is 0: no request would be taken")
         _ = self.session_bytes, self.aside_bytes

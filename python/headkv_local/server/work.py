@@ -71,7 +71,7 @@ class Work:
         with self._token, closing(self._job(self)) as made:
             for item in made:
                 self.tell(item)
-                if self._token.cancelled:
+                if self._token.cancelled and not self.gave_way:
                     raise Cancelled("cancelled")
 
     def tell(self, item: Any) -> None:
@@ -89,6 +89,10 @@ class Work:
         """A stream that runs ends as if it were complete, since another request has come."""
         if self._running and self.streams:
             self.stop(GaveWay())
+
+    @property
+    def gave_way(self) -> bool:
+        return isinstance(self._reason, GaveWay)
 
     def stop(self, reason: Exception | None = None) -> None:
         """Any number of times, also when it has ended; in the event loop or in a signal handler."""
