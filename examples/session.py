@@ -4,7 +4,7 @@
 
 The default model prints the two answers, the sizes of cache and files, and
 
-    read after opening: 30 of 1033 tokens
+    read after opening: 30 of 1031 tokens
 """
 
 import tempfile

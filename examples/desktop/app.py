@@ -8,7 +8,7 @@ from pathlib import Path
 from tkinter import filedialog
 
 from conversations import Conversations, Document
-from engine import Closed, Ended, Engine, Event, Failed, Loaded, Loading, Memory, Piece, Reading
+from engine import Closed, Ended, Engine, Event, Failed, Loaded, Loading, Memory, NotLoaded, Piece, Reading
 from gauge import size
 from window import Window, shortened
 
@@ -85,7 +85,11 @@ class App:
         self._show_conversation()
 
     def _delete(self) -> None:
-        self.conversations.delete(self.current)
+        try:
+            self.conversations.delete(self.current)
+        except OSError as error:
+            self.window.transcript.note(f"It cannot be deleted: {error.strerror or error}", error=True)
+            return
         self.current = self.conversations.all[0] if self.conversations.all else self.conversations.new()
         self._show_conversation()
 
@@ -95,6 +99,12 @@ class App:
             self.load(Path(path))
 
     def _choose_document(self) -> None:
+        """Or take off the one that waits, as one that is too long for the model."""
+        if self.current.document is not None:
+            self.current.document = None
+            self._show_list()
+            self._set_state("Ready." if self._ready else None)
+            return
         path = filedialog.askopenfilename(title="Add a document", filetypes=[("Text", "*.txt *.md *")])
         if path:
             self.add_document(Path(path))
@@ -102,6 +112,7 @@ class App:
     def _show_conversation(self) -> None:
         self.window.transcript.show(self.current.messages)
         self._show_list()
+        self._set_state()
 
     def _show_list(self) -> None:
         every = self.conversations.all
@@ -109,7 +120,8 @@ class App:
         self.window.show_list([one.title for one in every], every.index(self.current))
 
     def _set_state(self, status: str | None = None) -> None:
-        self.window.set_state(ready=self._ready, busy=self._busy)
+        waits = self.current.document is not None
+        self.window.set_state(ready=self._ready, busy=self._busy, document_waits=waits)
         if status is not None:
             self.window.status.configure(text=status)
 
@@ -124,7 +136,10 @@ class App:
                 self.closed = True
                 self._root.destroy()
                 return
-            self._show(event)
+            try:
+                self._show(event)
+            except Exception as error:  # what cannot be shown is no reason to show nothing more
+                self.window.transcript.note(f"{type(error).__name__}: {error}", error=True)
         self._root.after(_POLL_MS, self._poll)
 
     def _show(self, event: Event) -> None:
@@ -150,7 +165,9 @@ class App:
         elif isinstance(event, Ended):
             self._ended(event)
         elif isinstance(event, Failed):
-            self._failed(event)
+            window.transcript.note(event.text, error=True)
+        elif isinstance(event, NotLoaded):
+            self._not_loaded(event)
 
     def _ended(self, event: Ended) -> None:
         self._busy = self._answering = False
@@ -162,9 +179,10 @@ class App:
         self._set_state("Stopped." if event.stopped else "Ready.")
         self._show_list()
 
-    def _failed(self, event: Failed) -> None:
+    def _not_loaded(self, event: NotLoaded) -> None:
         self.window.transcript.note(event.text, error=True)
-        if not self._ready:
-            self._busy = False
-            self.window.show_progress(0.0)
-            self._set_state("Open a model to begin.")
+        self._ready, self._busy = event.ready, False
+        if not event.ready:
+            self.window.model.configure(text="no model")
+        self.window.show_progress(0.0)
+        self._set_state("Ready." if event.ready else "Open a model to begin.")

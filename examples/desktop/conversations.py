@@ -126,10 +126,15 @@ class Conversations:
         self._lock.close()
 
     def new(self) -> Conversation:
+        """Another one, or that in which nothing has been asked yet."""
+        for one in self.all:
+            if not one.messages and one.document is None:
+                return one
         path = self._folder / f"{datetime.now():%Y-%m-%d-%H%M%S-%f}.session"
         self.all.insert(0, Conversation(path))
         return self.all[0]
 
     def delete(self, conversation: Conversation) -> None:
-        self.all.remove(conversation)
+        """Raises OSError where its file cannot go; it stays then."""
         conversation.path.unlink(missing_ok=True)
+        self.all.remove(conversation)

@@ -77,11 +77,19 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class NotLoaded:
+    """ready: whether the model that was there before is there still."""
+
+    text: str
+    ready: bool
+
+
+@dataclass(frozen=True)
 class Closed:
     pass
 
 
-Event = Loading | Loaded | Reading | Piece | Ended | Memory | Failed | Closed
+Event = Loading | Loaded | NotLoaded | Reading | Piece | Ended | Memory | Failed | Closed
 
 
 class Engine:
@@ -131,16 +139,21 @@ class Engine:
         self._llm = self._holds = None
 
     def _load(self, path: Path) -> None:
-        self._unload()
-        needed = memory_estimate(path, n_ctx="auto", retention=RETENTION, n_batch=_BATCH)
-        self.events.put(Loading(path.name, needed.total))
-        self._llm = Llama(
-            path,
-            n_ctx=needed.n_ctx,
-            n_batch=_BATCH,
-            retention=RETENTION,
-            on_prefill=lambda done, total: self.events.put(Reading(done, total)),
-        )
+        try:
+            memory_estimate(path, n_ctx=512)  # a file that is no model costs nobody the one that is there
+            self._unload()
+            needed = memory_estimate(path, n_ctx="auto", retention=RETENTION, n_batch=_BATCH)
+            self.events.put(Loading(path.name, needed.total))
+            self._llm = Llama(
+                path,
+                n_ctx=needed.n_ctx,
+                n_batch=_BATCH,
+                retention=RETENTION,
+                on_prefill=lambda done, total: self.events.put(Reading(done, total)),
+            )
+        except Exception as error:
+            self.events.put(NotLoaded(_sentence(error), ready=self._llm is not None))
+            return
         self.events.put(Loaded(path.name, self._llm.n_ctx()))
         self._tell_memory()
 

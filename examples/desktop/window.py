@@ -10,6 +10,8 @@ import style
 from gauge import Gauge
 from transcript import Transcript
 
+ADD, TAKE_OFF = "Add document\N{HORIZONTAL ELLIPSIS}", "Take document off"
+
 
 def shortened(text: str, n: int) -> str:
     """In one line of at most n characters."""
@@ -24,7 +26,7 @@ class Window:
         self.root = root
         root.title("headkv desktop")
         root.geometry("1040x680")
-        root.minsize(720, 440)
+        root.minsize(860, 480)
         style.apply(root)
 
         self.on_select: Callable[[int], None] = lambda index: None
@@ -72,7 +74,7 @@ class Window:
 
         top = ttk.Frame(main)
         self.open_model = ttk.Button(top, text="Open model\N{HORIZONTAL ELLIPSIS}")
-        self.open_document = ttk.Button(top, text="Add document\N{HORIZONTAL ELLIPSIS}")
+        self.open_document = ttk.Button(top, text=ADD)
         self.model = ttk.Label(top, style="Faint.TLabel", text="no model")
         self.open_model.pack(side="left")
         self.open_document.pack(side="left", padx=6)
@@ -95,8 +97,8 @@ class Window:
         self.entry = ttk.Entry(bottom, font="TkTextFont")
         self.entry.grid(row=0, column=0, sticky="ew", ipady=5)
         self.entry.bind("<Return>", lambda _: self._send())
-        self.send = ttk.Button(bottom, text="Send", style="Accent.TButton", command=self._send)
-        self.stop = ttk.Button(bottom, text="Stop")
+        self.send = ttk.Button(bottom, text="Send", width=7, style="Accent.TButton", command=self._send)
+        self.stop = ttk.Button(bottom, text="Stop", width=7)
         self.send.grid(row=0, column=1, padx=(8, 6))
         self.stop.grid(row=0, column=2)
         bottom.grid(row=3, column=0, sticky="ew", pady=(style.PAD, 0))
@@ -109,9 +111,10 @@ class Window:
         self.list.selection_set(selected)
         self.list.see(selected)
 
-    def set_state(self, *, ready: bool, busy: bool) -> None:
-        """ready: a model is loaded. busy: it loads, reads or answers."""
+    def set_state(self, *, ready: bool, busy: bool, document_waits: bool) -> None:
+        """ready: a model is loaded. busy: it loads, reads or answers. document_waits: for a question."""
         self._ready, self._busy = ready, busy
+        self.open_document.configure(text=TAKE_OFF if document_waits else ADD)
         for widget in (self.new, self.delete, self.open_model, self.open_document):
             widget.state(["disabled" if busy else "!disabled"])
         self.send.state(["!disabled" if ready and not busy else "disabled"])

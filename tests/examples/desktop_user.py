@@ -222,6 +222,10 @@ def mishaps(folder: Path, model: Path) -> None:
 
     user.app.load(model)
     user.wait()
+    named = user.window.model.cget("text")
+    user.app.load(broken)  # the model that is there stays
+    user.wait()
+    assert (user.status, user.window.model.cget("text")) == ("Ready.", named)
     user.app.add_document(model)  # no text
     assert "cannot be read" in user.said
     long = folder / "long.txt"
@@ -231,6 +235,22 @@ def mishaps(folder: Path, model: Path) -> None:
     user.wait()
     assert "do not fit into the context" in user.said
     assert user.window.entry.get() == "What is this?"
+    user.window.open_document.invoke()  # it is taken off
+    assert user.app.current.document is None
+    assert user.window.open_document.cget("text") == "Add document…"
+
+    user.window.new.invoke()
+    n_there = user.window.list.size()
+    user.window.new.invoke()  # nothing was asked in that one
+    assert user.window.list.size() == n_there
+    in_the_way = user.app.current.path
+    in_the_way.mkdir()
+    user.window.delete.invoke()
+    assert "cannot be deleted" in user.said
+    assert user.window.list.size() == n_there
+    in_the_way.rmdir()
+    user.window.delete.invoke()
+    assert user.window.list.size() == n_there - 1
 
     short = folder / "short.txt"
     short.write_text(TEXT, encoding="utf-8")
