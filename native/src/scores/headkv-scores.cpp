@@ -1,6 +1,7 @@
 #include "scores/headkv-scores.h"
 
 #include "base/headkv-error.h"
+#include "base/headkv-hash.h"
 #include "base/headkv-utf8.h"
 #include "llama-impl.h"
 #include "scores/headkv-gguf.h"
@@ -243,13 +244,6 @@ headkv_scores headkv_scores::load(const void * data, size_t size) {
 
 static const std::string id_prefix = "fnv1a-"; // of a model's identity, before the hash
 
-static uint64_t fnv1a(uint64_t hash, const void * data, size_t size) {
-    for (size_t i = 0; i < size; ++i) {
-        hash = (hash ^ ((const uint8_t *) data)[i]) * 0x100000001b3ull;
-    }
-    return hash;
-}
-
 static uint64_t hash_tensors(uint64_t hash, headkv_gguf_source & source, const gguf_context * gguf) {
     static constexpr size_t n_sample = 4096; // bytes from each end of a tensor
 
@@ -261,16 +255,16 @@ static uint64_t hash_tensors(uint64_t hash, headkv_gguf_source & source, const g
         const size_t size    = gguf_get_tensor_size(gguf, id);
         const uint64_t start = gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, id);
 
-        hash = fnv1a(hash, name, strlen(name) + 1);
-        hash = fnv1a(hash, &type, sizeof(type));
-        hash = fnv1a(hash, ne, GGML_MAX_DIMS * sizeof(*ne));
+        hash = headkv_hash(hash, name, strlen(name) + 1);
+        hash = headkv_hash(hash, &type, sizeof(type));
+        hash = headkv_hash(hash, ne, GGML_MAX_DIMS * sizeof(*ne));
 
         const size_t n = std::min(size, n_sample);
         for (const uint64_t offset : { start, start + (size - n) }) {
             if (source.read(offset, sample.data(), n) != n) {
                 throw headkv_error(HEADKV_ERR_FILE, source.get_name() + " cannot be read");
             }
-            hash = fnv1a(hash, sample.data(), n);
+            hash = headkv_hash(hash, sample.data(), n);
         }
     }
     return hash;
@@ -313,7 +307,7 @@ static std::string model_id_of(headkv_gguf_source & first, const char * path) {
         prefix.resize(prefix.size() - end.size());
     }
 
-    uint64_t hash     = hash_tensors(0xcbf29ce484222325ull, first, gguf.get());
+    uint64_t hash     = hash_tensors(headkv_hash_begin, first, gguf.get());
     int64_t n_tensors = gguf_get_n_tensors(gguf.get());
     for (int32_t i = 1; i < count; ++i) {
         const std::string part_path = prefix + part_name(i, count);

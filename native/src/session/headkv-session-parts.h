@@ -4,6 +4,7 @@
 
 #include "base/headkv-error.h"
 #include "base/headkv-guard.h"
+#include "base/headkv-hash.h"
 #include "cache/llama-kv-cache-headkv.h"
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -128,11 +129,7 @@ inline uint64_t headkv_rows_id(const llama_context & ctx, const llama_kv_cache_h
     headkv_session_about about = headkv_about(ctx, mem);
     about.n_ctx = about.n_batch = about.n_ubatch = 0;
 
-    uint64_t res = 0xcbf29ce484222325; // FNV-1a
-    for (size_t i = 0; i < sizeof(about); ++i) {
-        res = (res ^ reinterpret_cast<const uint8_t *>(&about)[i]) * 0x100000001b3;
-    }
-    return res;
+    return headkv_hash(headkv_hash_begin, &about, sizeof(about));
 }
 
 // whether rows of the two are rotated alike
