@@ -229,7 +229,8 @@ HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, int32_t n);
 //                          on, each with its weight; for headkv_compact(). What else is decoded is not recorded.
 //   HEADKV_OBSERVE_ROWS  : the attention of each query head, of the last token only; for headkv_get_rows()
 //   HEADKV_OBSERVE_TAIL  : what n tokens from position `first` on ask for, which are still to come; for
-//                          headkv_compact(), which folds then. Beside the rest: nothing else is forgotten or ends.
+//                          headkv_compact(), which folds then. Beside the rest: nothing else is forgotten or ends. What
+//                          is recorded is a part of the context's state, and of sessions.
 //   HEADKV_OBSERVE_OFF   : nothing any more, but for a tail; what was recorded is kept
 // It ends when the prompt is cleared, but holds where llama_decode() of its first tokens fails, none of them observed.
 // On a compacted cache the first two are HEADKV_ERR_STATE; so is HEADKV_OBSERVE_TAIL with tokens that were decoded

@@ -105,6 +105,8 @@ class PromptRecord:
     due: tuple[int, int] | None = None
     """Of how many tokens this is the prompt, and at how many in all what came after it is folded. None: the
     tokens that choose are not recorded yet."""
+    stays: int = 0
+    """Tokens in all when it was found that what came after it stays as it is for now."""
     logits: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     """What its last token predicts, (n_vocab,): that token cannot be decoded again once others are gone."""
     recurrent: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -430,7 +431,7 @@ def test_it_is_folded_however_often_it_makes_way(
     if way != "streams":
         alone.prefill(TOKENS[:n_prompt])
         llm.prefill(TOKENS[:n_prompt])
-    for i in range(200):
+    for i in range(120):
         if way == "streams":
             tokens = [next(stream) for stream in streams]
             assert not exact or tokens[0] == tokens[1]
@@ -450,6 +451,63 @@ def test_it_is_folded_however_often_it_makes_way(
             state = llm.save_state(light=way == "light", hold=way == "held")
             llm.prefill(TOKENS[500:540])
             llm.load_state(state)
+
+
+@pytest.mark.parametrize("n_prompt", [20, N_PROMPT], ids=["fits", "compacted"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35"])
+@pytest.mark.parametrize("way", ["state", "session"])
+def test_a_fold_that_is_due_where_nothing_was_decoded_yet(
+    load: Load, tiny: Tiny, tmp_path: Path, way: str, name: str, n_prompt: int
+) -> None:
+    """In a context that only a state has come into: its tail goes to an archive at once."""
+    path = tiny(**VARIANTS[name])
+    retention = Retention(budget=48, fold=64, archive="memory", draft=0)
+    llm = load(path, n_ctx=1024, retention=retention)
+    llm.prefill(TOKENS[:n_prompt])
+    n_due = 0
+    for i in range(140):
+        llm.eval(TOKENS[600 + i :][:1])
+        due = llm._prompts.record.due
+        if due is None or not 0 <= llm.n_tokens - due[1] <= 8:
+            continue
+        n_due += 1
+        with Llama(path, n_ctx=1024, n_threads=1, retention=retention) as other:
+            if way == "state":
+                other.load_state(pickle.loads(pickle.dumps(llm.save_state())))
+            else:
+                llm.save_session(tmp_path / "session")
+                other.load_session(tmp_path / "session")
+            other.eval(TOKENS[600 + i + 1 :][:1])
+            assert other.cache_stats().prompt_tokens == n_prompt + i + 1
+            assert len(greedy(other, 3)) == 3
+    assert n_due > 0
+
+
+@pytest.mark.parametrize("way", ["streams", "session"])
+def test_a_prompt_that_stays_whole_for_now_does_so_elsewhere(
+    load: Load, tiny: Tiny, tmp_path: Path, way: str
+) -> None:
+    """The budget is more than is folded at once, so that nothing is chosen at first."""
+    retention = Retention(budget=100, fold=64, draft=0)
+    alone, llm = (load(tiny(), n_ctx=1024, retention=retention) for _ in range(2))
+    streams = [each.generate(TOKENS[:20], temp=0.0) for each in (alone, llm)]
+    other = llm.generate(TOKENS[500:540], temp=0.0)
+    if way == "session":
+        alone.prefill(TOKENS[:20])
+        llm.prefill(TOKENS[:20])
+    for i in range(150):
+        if way == "streams":
+            assert next(streams[0]) == next(streams[1])
+        else:
+            alone.eval(TOKENS[600 + i :][:1])
+            llm.eval(TOKENS[600 + i :][:1])
+            assert np.array_equal(last_logits(alone), last_logits(llm))
+        assert alone._prompts.record.due == llm._prompts.record.due
+        if way == "streams":
+            next(other)
+        elif i % 9 == 0:
+            llm.save_session(tmp_path / "session")
+            llm.load_session(tmp_path / "session")
 
 
 def test_another_prompt_has_a_tail_of_its_own(load: Load, tiny: Tiny) -> None:

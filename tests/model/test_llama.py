@@ -324,3 +324,63 @@ if {busy}:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "[True, True]\n"
+
+
+ENDING = """
+import atexit, sys, threading, time
+closed = []
+atexit.register(lambda: print(*closed, time.monotonic() - began < 1.5))
+from headkv_local import Cancelled, Llama, Retention
+class Told(Llama):
+    def close(self):
+        if not self.__dict__.get("told"):
+            self.told = True
+            closed.append(self.name)
+            if self.name == "bad":
+                raise RuntimeError("not me")
+        super().close()
+def made(name):
+    llm = Told(sys.argv[1], n_ctx=512, n_threads=1, retention=Retention(budget=16))
+    llm.name = name
+    return llm
+"""
+
+
+def test_one_that_cannot_be_closed_does_not_keep_the_others_open(tiny_path: Path) -> None:
+    code = ENDING + "kept = [made(name) for name in ('a', 'bad', 'c')]\nbegan = time.monotonic()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tiny_path], capture_output=True, text=True, timeout=120
+    )
+    assert sorted(done.stdout.split()) == ["True", "a", "bad", "c"]
+    assert "RuntimeError: not me" in done.stderr
+    assert done.returncode == 0
+
+
+def test_who_waits_for_a_turn_when_python_ends_does_not_get_it(tiny_path: Path) -> None:
+    code = (
+        ENDING
+        + """
+llm = made("a")
+entered = threading.Semaphore(0)
+def slowly(*_):
+    entered.release()
+    time.sleep(0.02)
+llm.on_prefill = slowly
+def read():
+    while True:
+        try:
+            llm.prefill([*range(5, 205)])
+            llm.reset()
+        except Cancelled:
+            pass
+for _ in range(3):
+    threading.Thread(target=read, daemon=True).start()
+entered.acquire()
+threading.excepthook = lambda args: None
+began = time.monotonic()
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tiny_path], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["a", "True"])

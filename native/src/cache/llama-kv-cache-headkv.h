@@ -63,6 +63,7 @@ public:
 
     // of no batch: what is built with it only reserves memory
     static bool is_full(const llama_kv_cache_context * mctx) { return mctx->ubatches.empty(); }
+    void belongs_to(llama_context & ctx) { lctx = &ctx; }
 
     //
     // llama_memory_i
@@ -88,7 +89,7 @@ public:
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
 
-    // the stock format; compacted: behind kept rows; with a tail that is recorded: between a word and its queries
+    // the stock format, with kept rows before it and the queries of a tail after it, where there are some
     void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
     void state_read(llama_io_read_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
 
@@ -345,7 +346,7 @@ private:
     bool has_recurrent = false; // is it the attention half of a hybrid memory
     bool placing       = false; // the base class tries where ubatches can be
 
-    llama_context * lctx = nullptr; // whose memory this is; known from its first batch on
+    llama_context * lctx = nullptr; // whose memory this is; known once something is decoded or changed
 
     // Held where what other threads may ask for changes: the two below, cells, n_cells, n_drafted, bytes_peak and the
     // times. The one thread that changes them reads them without.

@@ -6,6 +6,7 @@ static llama_kv_cache_headkv & require_mem(llama_context * ctx) {
     headkv_require_ok(headkv_supported(ctx));
     auto & mem = *llama_kv_cache_headkv::find(ctx->get_memory());
     mem.canceller.require_not_called_back();
+    mem.belongs_to(*ctx);
     ctx->synchronize();
     return mem;
 }

@@ -42,6 +42,7 @@ template <typename F>
 static int32_t guard_change(llama_context * ctx, F && f) {
     return guard(ctx, [&](llama_kv_cache_headkv & mem) {
         mem.canceller.require_not_called_back();
+        mem.belongs_to(*ctx);
         f(mem);
     });
 }

@@ -69,7 +69,7 @@ std::unique_ptr<headkv_queries> headkv_queries::state_read(llama_io_read_i & io,
     uint32_t head[4];
     io.read(head, sizeof(head));
     const auto [first, n, n_seen, n_layers] = head;
-    require(n > 0 && first < n_ctx && n <= n_ctx - first && n_seen <= n);
+    require(n > 0 && n <= n_most && first < n_ctx && n <= n_ctx - first && n_seen <= n);
     require(n_seen == n ? first + n <= end : n_seen == 0 || first + n_seen == end);
 
     auto res    = make(first, n);

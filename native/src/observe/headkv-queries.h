@@ -35,6 +35,8 @@ public:
 
     void state_write(llama_io_write_i & io) const;
 
+    static constexpr uint32_t n_most = 512; // that a state has: a reader makes room for all of them first
+
     // make: for n tokens from position `first` on; sinks: the learned sink logits of a layer, or nullptr; end: position
     // after the last token that was decoded; throws headkv_error for what cannot be, std::bad_alloc
     using maker = std::function<std::unique_ptr<headkv_queries>(llama_pos first, uint32_t n)>;

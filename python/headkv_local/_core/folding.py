@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from ..errors import ArchiveError, HeadKVError
 from . import native
@@ -28,7 +28,6 @@ class Folding:
     ) -> None:
         self._compactor, self._tokens = compactor, tokens
         self._prompts, self._vocabulary = prompts, vocabulary
-        self._n_stays = 0  # tokens that there were when it was found that they stay as they are for now
 
     def fold_if_due(self, n_new: int) -> None:
         """To be called before n_new tokens are decoded after those that the context holds."""
@@ -45,7 +44,7 @@ class Folding:
         n_more = self._compactor.window  # tokens that may come after those that ask: all heads keep them
         if self._is_due(n_prompt, n_tokens, n_more) and self._fold(n_prompt):
             n_prompt = n_tokens
-        n_tail = n_tokens - self._n_spared(max(n_prompt, self._n_stays), fold)
+        n_tail = n_tokens - self._n_spared(max(n_prompt, self._prompts.record.stays), fold)
         if n_prompt == 0 or n_tail + max(_ASKING, n_new) < fold:
             return
         due = self._prompts.record.due
@@ -55,11 +54,10 @@ class Folding:
 
     def forget(self) -> None:
         """The prompt is another one, or has another tail, or another retention counts."""
-        self._n_stays = 0
-        self._falls_due(None)
+        self._note(due=None, stays=0)
 
-    def _falls_due(self, due: tuple[int, int] | None) -> None:
-        self._prompts.record = replace(self._prompts.record, due=due)
+    def _note(self, **what: Any) -> None:
+        self._prompts.record = replace(self._prompts.record, **what)
 
     def _n_prompt(self) -> int:
         """Tokens of the prompt, which is compacted, or whole because it fits into the budget; else 0."""
@@ -96,14 +94,14 @@ class Folding:
         try:
             if compactor.fold_caps(n_prompt, first + n, self._n_asked(n_prompt)) is not None:
                 compactor.begin_tail(first, n)
-                self._falls_due((n_prompt, first + n))
+                self._note(due=(n_prompt, first + n))
                 return
         except HeadKVError as error:  # it is no reason to end an answer
             self._stays(error)
-        self._n_stays = n_tokens  # until as many more are there
+        self._note(stays=n_tokens)  # until as many more are there
 
     def _fold(self, n_prompt: int) -> bool:
-        self._falls_due(None)
+        self._note(due=None)
         held, compactor = self._tokens.held, self._compactor
         try:
             caps = compactor.fold_caps(n_prompt, len(held), self._n_asked(n_prompt))

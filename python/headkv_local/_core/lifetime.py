@@ -6,6 +6,7 @@ import atexit
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from time import monotonic
 from typing import Any, Final, NoReturn
 from weakref import WeakSet
 
@@ -26,23 +27,37 @@ class Closed:
 Switch = Callable[[Any, Turn], None]
 
 _PATIENCE: Final = 2.0
-"""Seconds that the end of the process waits for a call of a thread that it does not wait for otherwise."""
+"""Seconds that the end of the process waits for calls of threads that it does not wait for otherwise."""
 
-_open: Final[WeakSet[Any]] = WeakSet()
+_llamas: Final[WeakSet[Any]] = WeakSet()
+_adding: Final = threading.Lock()
 
 
 def close_at_exit(llm: Any) -> None:
     """When Python ends, it empties modules and ends objects in any order: a context before its Llama."""
-    _open.add(llm)
+    with _adding:
+        _llamas.add(llm)
 
 
 @atexit.register
 def _close_all() -> None:
-    for llm in tuple(_open):
-        if llm._lifetime.leaves(_PATIENCE):
-            llm.close()
-        else:
-            llm._abandon()
+    """One that cannot be closed in time, or at all, is left as it is, and the others are closed."""
+    with _adding:
+        open_now = tuple(_llamas)
+    failed: BaseException | None = None
+    for llm in open_now:
+        llm._lifetime.stop()
+    deadline = monotonic() + _PATIENCE
+    for llm in open_now:
+        try:
+            if llm._lifetime.is_left_by(deadline):
+                llm.close()
+                continue
+        except BaseException as error:  # it is told of once the others are closed
+            failed = failed or error
+        llm._abandon()
+    if failed is not None:
+        raise failed
 
 
 class Lifetime:
@@ -96,10 +111,7 @@ class Lifetime:
         with self._lock:
             if self.turns.inside or threading.get_ident() in self._still.values():
                 raise StateError("this Llama cannot be closed in the middle of a call that needs it")
-            if not self._closed:
-                self._closed = True
-                self._stop()
-        self.turns.close()
+        self.stop()
         with self.turns.entered(None, closing=True):
             with self._lock:
                 self._changed.wait_for(lambda: not self._still)
@@ -116,12 +128,23 @@ class Lifetime:
     def abandon(self) -> None:
         self._closed = self._freed = self._abandoned = True
 
-    def leaves(self, seconds: float) -> bool:
-        """Cancel the call of another thread, if one runs. Whether it ends in that time."""
-        if self._closed or self.abandoned:
+    def stop(self) -> None:
+        """Cancel the call that runs, and let no other begin."""
+        if self.abandoned:
+            return
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._stop()
+        self.turns.close()
+
+    def is_left_by(self, deadline: float) -> bool:
+        """Whether nobody is in a call any more, by that time of the monotonic clock."""
+        if self.abandoned:
             return True
-        self.cancel()
-        return self.turns.idle(seconds)
+        with self._lock:
+            still = self._changed.wait_for(lambda: not self._still, max(0.0, deadline - monotonic()))
+        return still and self.turns.idle(max(0.0, deadline - monotonic()))
 
     def cancel(self) -> None:
         with nullcontext() if self.turns.forked else self._lock:  # a child has no other threads

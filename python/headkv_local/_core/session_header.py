@@ -98,6 +98,7 @@ class Header(NamedTuple):
                 prefill_seconds=_value(prompt, "prefill_seconds", float, 0.0),
                 fits=_value(prompt, "fits", bool, False),
                 due=_due(prompt),
+                stays=_count(prompt, "stays", 0, UINT32_MAX, 0),
             ),
             messages=_value(found, "messages", list, []),
         )
@@ -126,6 +127,7 @@ def to_json(
             "prefill_seconds": prompt.prefill_seconds,
             "fits": prompt.fits,
             "due": prompt.due,
+            "stays": prompt.stays,
         },
     }
     settings = _written(header, "this Llama was made with what a session cannot hold")
@@ -224,11 +226,10 @@ def _turns(found: Mapping[str, Any], n_tokens: int) -> tuple[tuple[int, int], ..
 
 def _due(found: Mapping[str, Any]) -> tuple[int, int] | None:
     due = _value(found, "due", list, None)
-    if due is None:
-        return None
-    if [type(n) for n in due] != [int, int] or not 0 <= due[0] <= due[1] <= UINT32_MAX:
+    whole = due is None or ([type(n) for n in due] == [int, int] and 0 <= due[0] <= due[1] <= UINT32_MAX)
+    if not whole:
         raise ArgumentError(f"due cannot hold {shown(due)}")
-    return due[0], due[1]
+    return None if due is None else (due[0], due[1])
 
 
 def _question(found: Mapping[str, Any], n_tokens: int) -> tuple[tuple[int, int, float], ...] | None:

@@ -270,6 +270,7 @@ def _settings(
         "kept": ablation.settings_of(options),
         "points": list(options.points) if options.is_ablation else [],
         "bases": list(options.bases) if options.is_ablation else [],
+        "plan": 2,  # which sample has which length, and what its haystack is
         "haystack": hashlib.sha256(text.encode()).hexdigest(),
     }
 

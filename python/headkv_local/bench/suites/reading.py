@@ -94,10 +94,11 @@ def whole(path: Path) -> Row:
 
 def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """For json.loads(object_pairs_hook=). ValueError for a key that is there twice: which one counts?"""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key, 60)} is there twice")
+        found[key] = value
     return found
 
 
