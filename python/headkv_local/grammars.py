@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import textwrap
 from typing import Any, Final
@@ -21,7 +20,7 @@ _DEEPEST: Final = 500  # parentheses in each other
 _MOST_RULES: Final = 20_000  # with those that parentheses and repetitions become
 _MOST_ELEMENTS: Final = 2**22  # 8 bytes each
 _MOST_TIMES: Final = 2000  # that something may be repeated: the converter and the parser write it out
-_COUNTS: Final = ("minItems", "maxItems", "minLength", "maxLength")
+_COUNTS: Final = ("minItems", "maxItems", "minLength")
 _QUANTIFIER: Final = re.compile(r"\{\s*\d*\s*,?\s*\d*\s*\}")
 _SHOWN: Final = 200  # characters of a reason
 _PREFIX: Final = re.compile(r"^\w+: (error parsing grammar: )?", re.MULTILINE)
@@ -145,6 +144,6 @@ def _require_few_times(schema: Any) -> None:
             counts = [part[name] for name in _COUNTS if isinstance(part.get(name), int | float)]
             if isinstance(part.get("pattern"), str):
                 found = _QUANTIFIER.findall(part["pattern"])
-                counts.append(math.prod(max(map(int, re.findall(r"\d+", one)), default=1) for one in found))
+                counts += [int(number) for one in found for number in re.findall(r"\d+", one)]
             if max(counts, default=0) > _MOST_TIMES:
                 raise ValueError(f"something in it may be repeated more than {_MOST_TIMES} times")

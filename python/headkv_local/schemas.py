@@ -7,13 +7,16 @@ mends it for all.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from llama_cpp import llama_grammar
 
+from .patterns import FORMATS, is_known_format, plain, require_pattern
 from .wording import shown
 
 _LOWEST, _HIGHEST = "minimum", "maximum"
@@ -28,7 +31,11 @@ _MOST: Final = 10**16 - 1  # the converter's integers have 16 digits at most
 _PLAIN: Final = r"\"\\\x00-\x1F\x7F"  # what ends a string or has to be escaped, in a class of a grammar
 _OF_OBJECTS: Final = {"properties", "additionalProperties", "allOf"}
 _ANY: Final = {"type": ["object", "array", "string", "number", "boolean", "null"]}
-_CLASSES: Final = {"d": "0-9", "w": "A-Za-z0-9_", "s": " "}
+_SHAPES: Final = frozenset(  # without one of these a schema allows anything
+    "type const enum $ref $whole oneOf anyOf allOf properties additionalProperties items prefixItems "
+    "minItems maxItems pattern format minLength maxLength".split()
+)
+_MOST_TIMES: Final = 2000  # that the parser writes something out
 
 
 def require_held(schema: Any) -> None:
@@ -40,11 +47,26 @@ def require_held(schema: Any) -> None:
             rest += part
         elif isinstance(part, dict):
             of_numbers = {name for name in _BOUNDS if name in part and "integer" not in _types(part)}
-            if found := sorted(of_numbers | _NOT_HELD & part.keys()):
+            if found := sorted(of_numbers | _NOT_HELD & part.keys() | _not_held_of_text(part)):
                 raise ValueError(f"no grammar holds to its {found[0]!r}: leave that out, or strict")
             named = part.get("properties")  # whatever names those have
             rest += [value for name, value in part.items() if name not in _OF_OTHERS]
             rest += named.values() if isinstance(named, dict) else ()
+
+
+def _not_held_of_text(schema: Mapping[str, Any]) -> set[str]:
+    """Of a text's keywords; a format that is known holds where a pattern cannot."""
+    found, pattern = set(), schema.get("pattern")
+    if "string" in _types(schema) and "format" in schema and not is_known_format(schema["format"]):
+        found.add("format")
+    if type(schema.get("maxLength")) is int and schema["maxLength"] > _MOST_TIMES:
+        found.add("maxLength")
+    if isinstance(pattern, str) and not is_known_format(schema.get("format")):
+        try:
+            llama_grammar.json_schema_to_gbnf(json.dumps({"type": "string", "pattern": plain(pattern)}))
+        except (ValueError, AssertionError, IndexError):
+            found.add("pattern")
+    return found
 
 
 def _types(schema: Mapping[str, Any]) -> list[Any]:
@@ -94,20 +116,6 @@ def _digits(low: str, high: str) -> Iterator[str]:
         yield from (f'"{high[0]}" {rule}' for rule in _digits("0" * rest, high[1:]))
 
 
-def _plain_pattern(pattern: str) -> str:
-    """As the converter reads it: without \\d, \\w and \\s, and so that no class ends a string."""
-    made, in_class = "", False
-    for symbol in re.findall(r"\\.|\[\^|.", pattern, re.DOTALL):
-        if symbol[0] == "\\" and symbol[1:] in _CLASSES:
-            made += _CLASSES[symbol[1]] if in_class else f"[{_CLASSES[symbol[1]]}]"
-        elif symbol[0] == "\\" and symbol[1:].isalpha() and symbol[1] not in "nrt":
-            raise ValueError(f"{symbol} in a pattern is not known here: write a class such as [0-9]")
-        else:
-            made += f"[^{_PLAIN}" if symbol == "[^" and not in_class else symbol
-            in_class = symbol in ("[", "[^") or (in_class and symbol != "]")
-    return made
-
-
 def _of_array(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """With items that the converter knows, where there may be any or none."""
     items = schema.get("items", {})
@@ -116,6 +124,27 @@ def _of_array(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     if items is False or schema.get("maxItems") == 0:
         return {"const": []}
     return {**schema, "items": _ANY} if items in ({}, True) else schema
+
+
+def _repetition(
+    item: str,
+    least: int,
+    most: int | None,
+    separator_rule: str | None = None,
+    item_rule_is_literal: bool = False,
+) -> str:
+    """As grammars write it: the converter's own is nested as deep as there are items."""
+    if most == 0:
+        return ""
+    if separator_rule:
+        rest = _repetition(f"({separator_rule} {item})", max(0, least - 1), most and most - 1)
+        found = f"{item} {rest}"
+        return found if least else f"({found})?"
+    if most == 1:
+        return item if least else f"{item}?"
+    if most is None and least < 2:
+        return item + "*+"[least]
+    return f"{item}{{{least},{'' if most is None else most}}}"
 
 
 _resolve: Final = llama_grammar.SchemaConverter.resolve_refs
@@ -127,7 +156,9 @@ def _resolve_refs(self: Any, schema: Any, url: str) -> Any:
     while rest:
         part = rest.pop()
         rest += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-        if isinstance(part, dict) and "$ref" in part:
+        if isinstance(part, dict) and part.get("$ref") == "#":
+            part["$whole"] = part.pop("$ref")
+        elif isinstance(part, dict) and "$ref" in part:
             _require_part(schema, part["$ref"])
     if isinstance(schema, dict) and "$ref" in schema:
         schema["anyOf"] = [{"$ref": schema.pop("$ref")}]
@@ -144,6 +175,17 @@ def _require_part(schema: Any, ref: Any) -> None:
         schema = schema[name]
 
 
+def _resolve_ref(self: Any, ref: str) -> str:
+    """A rule of its own for each part that is referred to, which may refer to itself."""
+    rules: dict[str, str] = self.__dict__.setdefault("_rules_of_parts", {})
+    if ref not in rules:
+        name = rules[ref] = f"part-{len(rules)}"
+        made = self.visit(self._refs[ref], name)
+        if made != name:
+            self._rules[name] = made
+    return rules[ref]
+
+
 _convert: Final = llama_grammar.SchemaConverter.visit
 
 
@@ -153,6 +195,10 @@ def _visit(self: Any, schema: Any, name: str) -> Any:
     schema = {} if schema is True else schema
     if not isinstance(schema, Mapping):
         raise ValueError(f"{shown(schema, 60)} is no schema")
+    if "$whole" in schema:
+        return "root"
+    if not _SHAPES & schema.keys():
+        schema = _ANY
     if not {"$ref", "oneOf", "anyOf"} & schema.keys():
         kinds = schema.get("type")
         if {"const", "enum"} & schema.keys():
@@ -166,14 +212,32 @@ def _visit(self: Any, schema: Any, name: str) -> Any:
             return self._add_rule(
                 own, f"({_integers(*found)}) {self._add_rule('space', llama_grammar.SPACE_RULE)}"
             )
-        if isinstance(schema.get("pattern"), str):
-            schema = {**schema, "pattern": _plain_pattern(schema["pattern"])}
+        return _of_text(self, schema, name)
     return _convert(self, schema, name)
+
+
+def _of_text(self: Any, schema: Mapping[str, Any], name: str) -> Any:
+    """With the pattern of its format, and without what no grammar holds to: that is left to the model."""
+    rest = dict(schema)
+    pattern, form = rest.pop("pattern", None), rest.get("format")
+    if type(rest.get("maxLength")) is int and rest["maxLength"] > _MOST_TIMES:
+        del rest["maxLength"]
+    if isinstance(pattern, str):
+        require_pattern(pattern)
+    elif pattern is not None:
+        raise ValueError(f"{shown(pattern, 60)} is no pattern")
+    for one in (pattern, FORMATS.get(form) if isinstance(form, str) else None):
+        if one is not None:
+            with suppress(ValueError, AssertionError, IndexError):
+                return _convert(self, {**rest, "pattern": plain(one)}, name)
+    return _convert(self, rest, name)
 
 
 _ESCAPED: Final = r'"\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})'
 llama_grammar.SchemaConverter.visit = _visit
 llama_grammar.SchemaConverter.resolve_refs = _resolve_refs
+llama_grammar.SchemaConverter._resolve_ref = _resolve_ref
+llama_grammar._build_repetition = _repetition
 llama_grammar.PRIMITIVE_RULES["char"] = llama_grammar.BuiltinRule(rf"[^{_PLAIN}] | {_ESCAPED}")
 llama_grammar.DOT = llama_grammar.DOTALL = rf"[^{_PLAIN}]"
 llama_grammar.GRAMMAR_LITERAL_ESCAPE_RE = re.compile(r'[\r\n"\\]')

@@ -582,12 +582,19 @@ def test_a_model_that_generates_nothing(
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("n_ctxx", ": is n_ctx meant?"), ("f16_kv", ""), ("mul_mat_q", None)]
+    ("name", "value", "hint"),
+    [
+        ("n_ctxx", 512, ": is n_ctx meant?"),
+        ("f16_kv", False, ""),
+        ("f16_kv", True, None),
+        ("n_parts", -1, None),
+        ("mul_mat_q", True, None),
+    ],
 )
 def test_an_argument_that_llama_does_not_have_is_warned_of(
-    load: Load, tiny_path: Path, caplog: pytest.LogCaptureFixture, name: str, hint: str | None
+    load: Load, tiny_path: Path, caplog: pytest.LogCaptureFixture, name: str, value: object, hint: str | None
 ) -> None:
     """As llama_cpp takes any name, programs give it names of its past, and its server two of its own."""
-    load(tiny_path, **{name: True})
+    load(tiny_path, **{name: value})
     said = [] if hint is None else [f"{name} is no argument of Llama, and changes nothing{hint}"]
     assert [line for line in caplog.messages if "argument" in line] == said

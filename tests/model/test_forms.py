@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Callable
@@ -152,6 +153,10 @@ def test_the_only_tool_is_called_where_one_is_required(
     assert (called["name"], json.loads(called["arguments"])) == ("f", {"a": 1})
 
 
+def is_nested(value: Any) -> bool:
+    return value == 1 or (isinstance(value, list) and len(value) < 2 and all(map(is_nested, value)))
+
+
 PLAIN = re.compile(r"[^\x00-\x1f\x7f]*")
 
 
@@ -163,6 +168,28 @@ PLAIN = re.compile(r"[^\x00-\x1f\x7f]*")
             lambda x: 3 <= len(x) <= 9 and PLAIN.fullmatch(x),
         ),
         ({"type": "string", "pattern": "^.[^a]\\d{2}[\\w-]$"}, lambda x: re.fullmatch(r"..?\d\d[\w-]", x)),
+        ({"type": "string", "pattern": r"^\d{1,2}\.\d{2}$"}, lambda x: re.fullmatch(r"\d{1,2}[.]\d\d", x)),
+        ({"type": "string", "pattern": "^[ -~]{1,9}$"}, lambda x: re.fullmatch("[ -~]{1,9}", x)),
+        ({"type": "string", "pattern": r"^[^a-z\s]{2,5}\S$"}, lambda x: re.fullmatch(r"[^a-z ]{2,5}[^ ]", x)),
+        ({"type": "string", "pattern": "^(?:ab?|c){1,3}$"}, lambda x: re.fullmatch("(ab?|c){1,3}", x)),
+        (
+            {"type": "string", "pattern": r"^[\w.\-]{3}\W$"},
+            lambda x: re.fullmatch(r"[A-Za-z0-9_.-]{3}[^A-Za-z0-9_]", x),
+        ),
+        ({"type": "string", "format": "ipv4"}, lambda x: ipaddress.IPv4Address(x)),
+        ({"type": "string", "format": "ipv6"}, lambda x: ipaddress.IPv6Address(x)),
+        ({"anyOf": [{"const": 1}, {"type": "array", "items": {"$ref": "#"}, "maxItems": 1}]}, is_nested),
+        (
+            {
+                "$defs": {
+                    "A_b": {"anyOf": [{"const": 1}, {"items": {"$ref": "#/$defs/A_b"}, "maxItems": 1}]}
+                },
+                "properties": {"a": {"$ref": "#/$defs/A_b"}},
+                "required": ["a"],
+                "additionalProperties": False,
+            },
+            lambda x: list(x) == ["a"] and is_nested(x["a"]),
+        ),
         ({"type": "integer", "minimum": -12, "maximum": 345}, lambda x: -12 <= x <= 345),
         ({"type": ["integer", "null"], "exclusiveMinimum": 0}, lambda x: x is None or x > 0),
         ({"type": ["string", "null"], "enum": ["a", "b", None]}, lambda x: x in ("a", "b", None)),

@@ -50,7 +50,7 @@ def test_what_is_taken(grammar: str) -> None:
     ("schema", "reason"),
     [
         ({"type": "array", "items": {}, "minItems": 10**9}, "more than 2000 times"),
-        ({"type": "string", "pattern": "^(a{50}){50}$"}, "more than 2000 times"),
+        ({"type": "string", "pattern": "^(a{5000})$"}, "more than 2000 times"),
         ({"$ref": "https://example.org/schema.json"}, "cannot be compiled: "),
         ({"enum": ["a" * 2**18]}, "more than 262144 bytes"),
         ([], "it is no object"),

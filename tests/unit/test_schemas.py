@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
+from headkv_local import Llama
 from headkv_local.errors import SchemaError
 from headkv_local.forms import plain_format
-from headkv_local.grammars import of_schema
+from headkv_local.grammars import of_schema, require_compiled
+
+
+@pytest.fixture(scope="module")
+def vocab(tiny_path: Path) -> Iterator[Any]:
+    with Llama(tiny_path, vocab_only=True, n_ctx=64) as llm:
+        yield llm._model.vocab
 
 
 def of_integers(schema: dict[str, Any]) -> re.Pattern[str]:
@@ -53,7 +62,8 @@ def test_bounds_of_one_side(bounds: dict[str, Any], inside: list[int], outside: 
     ("schema", "reason"),
     [
         ({"type": "integer", "minimum": 7, "maximum": 5}, "no integer is from 7 to 5"),
-        ({"type": "string", "pattern": "^\\D+$"}, r"\\D in a pattern is not known here"),
+        ({"type": "string", "pattern": "("}, "'[(]' is no pattern: missing [)]"),
+        ({"type": "string", "pattern": 3}, "3 is no pattern"),
         ({"type": "array", "items": [{"type": "null"}, False]}, "a part of it is false"),
         ({"properties": {"a": 5}}, "cannot be compiled: 5 is no schema"),
         ({"$ref": "#/$defs/missing"}, r"it has no '#/\$defs/missing'"),
@@ -78,13 +88,30 @@ NODE = {"type": "object", "properties": {"of": {"type": "array", "items": {"$ref
         {"items": {}},
         {"items": {"items": {}}},
         {"items": True, "maxItems": 2},
+        {"$defs": {"Tree_Node": NODE, "Node": NODE}, "$ref": "#/$defs/Tree_Node"},
+        {"type": "object", "properties": {"of": {"type": "array", "items": {"$ref": "#"}}}},
+        {"title": "A"},
+        {"type": "object", "properties": {"a": {"description": "b", "default": None}, "c": {}}},
+        {"type": "object", "additionalProperties": {}},
+        {"type": "string", "maxLength": 1500},
+        {"type": "string", "format": "uri", "minLength": 1, "maxLength": 2083},
+        {"type": "array", "items": {"type": "integer"}, "maxItems": 600},
+        {"type": "string", "pattern": r"^[\w\.-]+@[\w\.-]+\.\w+$"},
+        {"type": "string", "pattern": r"^\$\d+(\.\d{2})?$"},
+        {"type": "string", "pattern": "^(?!a)b$"},
+        {"type": "string", "pattern": r"\p{L}"},
+        {"type": "string", "format": "email", "pattern": r"^(?!\.)(?!.*\.\.)([\w.-]*)@([a-z]+\.)+[a-z]{2,}$"},
     ],
 )
-def test_what_tools_write_is_compiled(schema: dict[str, Any]) -> None:
+def test_what_tools_write_is_compiled(vocab: Any, schema: dict[str, Any]) -> None:
     grammar = of_schema(schema)
+    require_compiled(vocab, grammar)
+    if schema.keys() <= {"title"} or "c" in schema.get("properties", {}):
+        assert {"number", "string", "object", "array", "boolean", "null"} <= set(
+            re.findall(r"[a-z]+", grammar)
+        )
     rules = set(re.findall(r"^([\w-]+) ::= ", grammar, re.MULTILINE))
     assert "root" in rules
-    assert set(re.findall(r"(?<![\w\"\\\[-])Node[\w-]*", re.sub(r'"(\\\\.|[^"])*"', "", grammar))) <= rules
 
 
 def strict(schema: Any) -> dict[str, Any]:
@@ -97,12 +124,22 @@ def strict(schema: Any) -> dict[str, Any]:
         ({"type": "number", "minimum": 0}, "minimum"),
         ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
         ({"anyOf": [{"type": "null"}, {"type": "integer", "multipleOf": 3}]}, "multipleOf"),
+        ({"type": "string", "format": "idn-email"}, "format"),
+        ({"type": "string", "pattern": "^(?=a)b$"}, "pattern"),
+        ({"type": "string", "maxLength": 5000}, "maxLength"),
         ({"$defs": {"n": {"not": {}}}, "$ref": "#/$defs/n"}, "not"),
     ],
 )
 def test_a_strict_schema_is_held_to(schema: Any, keyword: str) -> None:
     with pytest.raises(SchemaError, match=f"is strict, and no grammar holds to its '{keyword}'"):
         plain_format(strict(schema))
+
+
+@pytest.mark.parametrize("form", ["email", "hostname", "ipv4", "ipv6", "duration", "uri", "date", "uuid"])
+def test_a_format_that_is_known_is_held_to(form: str) -> None:
+    schema = {"type": "string", "format": form, "pattern": "^(?=.)"}
+    assert plain_format(strict(schema))["type"] == "json_object"
+    assert of_schema(schema) != of_schema({"type": "string"})
 
 
 def test_names_are_no_keywords() -> None:

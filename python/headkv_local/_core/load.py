@@ -26,6 +26,7 @@ from .logging import collected_errors
 _STOCK: Final = frozenset(signature(llama_cpp.Llama).parameters)
 """Names of its arguments. The server has another class in its place while it loads a model."""
 
+_OF_ITS_PAST: Final = {"f16_kv": True, "n_parts": -1}  # LangChain always gives it these, and they are so
 _OF_ITS_SERVER: Final = frozenset({"mul_mat_q", "rpc_servers"})
 """Which llama_cpp's server gives, and its Llama does not have."""
 
@@ -115,7 +116,8 @@ def refuse_fields(kwargs: dict[str, Any]) -> None:
 
 def warn_of_unknown(kwargs: dict[str, Any]) -> None:
     """Of names that llama_cpp takes and does nothing with: programs still give it some of its past."""
-    for name in sorted(kwargs.keys() - _STOCK - _OF_ITS_SERVER):
+    past = {name for name, value in _OF_ITS_PAST.items() if kwargs.get(name) == value}
+    for name in sorted(kwargs.keys() - _STOCK - _OF_ITS_SERVER - past):
         meant = get_close_matches(name, _STOCK, n=1)
         hint = f": is {meant[0]} meant?" if meant else ""
         _logger.warning("%s is no argument of Llama, and changes nothing%s", name, hint)
