@@ -10,16 +10,15 @@ from typing import Any, Final
 import llama_cpp
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
-from . import schemas  # noqa: F401 - the converter, mended
 from ._core.logging import collected_errors
 from .errors import GrammarError, SchemaError
+from .schemas import MOST_TIMES  # which mends the converter
 
 MOST_BYTES: Final = 2**20  # of a grammar
 _MOST_SCHEMA_BYTES: Final = 2**18
 _DEEPEST: Final = 500  # parentheses in each other
 _MOST_RULES: Final = 20_000  # with those that parentheses and repetitions become
 _MOST_ELEMENTS: Final = 2**22  # 8 bytes each
-_MOST_TIMES: Final = 2000  # that something may be repeated: the converter and the parser write it out
 _COUNTS: Final = ("minItems", "maxItems", "minLength")
 _QUANTIFIER: Final = re.compile(r"\{\s*\d*\s*,?\s*\d*\s*\}")
 _SHOWN: Final = 200  # characters of a reason
@@ -129,7 +128,7 @@ def _times(quantifier: str) -> int:
     numbers = [int(number[:9]) for number in re.findall(r"[0-9]+", quantifier)]
     if numbers != sorted(numbers):
         raise GrammarError(f"{quantifier[:_SHOWN]} ends before it begins")
-    return min(max(numbers, default=1), _MOST_TIMES)
+    return min(max(numbers, default=1), MOST_TIMES)
 
 
 def _require_few_times(schema: Any) -> None:
@@ -145,5 +144,5 @@ def _require_few_times(schema: Any) -> None:
             if isinstance(part.get("pattern"), str):
                 found = _QUANTIFIER.findall(part["pattern"])
                 counts += [int(number) for one in found for number in re.findall(r"\d+", one)]
-            if max(counts, default=0) > _MOST_TIMES:
-                raise ValueError(f"something in it may be repeated more than {_MOST_TIMES} times")
+            if max(counts, default=0) > MOST_TIMES:
+                raise ValueError(f"something in it may be repeated more than {MOST_TIMES} times")

@@ -6,6 +6,7 @@ What they stand for is the inside of a JSON string: no quote, no backslash, no c
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -79,15 +80,14 @@ def _symbols(pattern: str) -> Iterator[str]:
 
 def _ranges(inner: str, negated: bool) -> list[Range]:
     """Of what stands in a class, or of what is escaped."""
-    items, found = _ITEM.findall(inner), []
+    items, found = deque(_ITEM.findall(inner)), []
     while items:
-        item = items.pop(0)
+        item = items.popleft()
         if item[0] == "\\" and item[1:].lower() in _SETS:
-            some = _ranges(_SETS[item[1].lower()], negated=item[1].isupper())
-            found += some
-        elif items[:1] == ["-"] and len(items) > 1 and items[1][1:].lower() not in _SETS:
-            found.append((_code(item), _code(items[1])))
-            del items[:2]
+            found += _ranges(_SETS[item[1].lower()], negated=item[1].isupper())
+        elif len(items) > 1 and items[0] == "-" and items[1][1:].lower() not in _SETS:
+            items.popleft()
+            found.append((_code(item), _code(items.popleft())))
         else:
             found.append((_code(item), _code(item)))
     return list(_without(_complement(found) if negated else found))

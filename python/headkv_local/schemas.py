@@ -35,7 +35,7 @@ _SHAPES: Final = frozenset(  # without one of these a schema allows anything
     "type const enum $ref $whole oneOf anyOf allOf properties additionalProperties items prefixItems "
     "minItems maxItems pattern format minLength maxLength".split()
 )
-_MOST_TIMES: Final = 2000  # that the parser writes something out
+MOST_TIMES: Final = 2000  # that something may be repeated: the parser writes it out
 
 
 def require_held(schema: Any) -> None:
@@ -54,12 +54,17 @@ def require_held(schema: Any) -> None:
             rest += named.values() if isinstance(named, dict) else ()
 
 
+def _is_too_long(schema: Mapping[str, Any]) -> bool:
+    """A text of it may be longer than a grammar can count."""
+    return type(schema.get("maxLength")) is int and schema["maxLength"] > MOST_TIMES
+
+
 def _not_held_of_text(schema: Mapping[str, Any]) -> set[str]:
     """Of a text's keywords; a format that is known holds where a pattern cannot."""
     found, pattern = set(), schema.get("pattern")
     if "string" in _types(schema) and "format" in schema and not is_known_format(schema["format"]):
         found.add("format")
-    if type(schema.get("maxLength")) is int and schema["maxLength"] > _MOST_TIMES:
+    if _is_too_long(schema):
         found.add("maxLength")
     if isinstance(pattern, str) and not is_known_format(schema.get("format")):
         try:
@@ -220,7 +225,7 @@ def _of_text(self: Any, schema: Mapping[str, Any], name: str) -> Any:
     """With the pattern of its format, and without what no grammar holds to: that is left to the model."""
     rest = dict(schema)
     pattern, form = rest.pop("pattern", None), rest.get("format")
-    if type(rest.get("maxLength")) is int and rest["maxLength"] > _MOST_TIMES:
+    if _is_too_long(rest):
         del rest["maxLength"]
     if isinstance(pattern, str):
         require_pattern(pattern)

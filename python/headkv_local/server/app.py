@@ -25,9 +25,10 @@ from .service import Service
 from .settings import ModelSettings, ServerSettings
 
 # browsers ask for it where a page of the network wants to reach this machine; Starlette knows it since 0.51
-_TO_THIS_MACHINE: Final[dict[str, Any]] = {
-    name: True for name in ("allow_private_network",) if name in signature(CORSMiddleware).parameters
-}
+_PRIVATE: Final = "allow_private_network"
+_TO_THIS_MACHINE: Final[dict[str, Any]] = (
+    {_PRIVATE: True} if _PRIVATE in signature(CORSMiddleware).parameters else {}
+)
 
 
 def create_app(server_settings: ServerSettings, model_settings: Sequence[ModelSettings]) -> FastAPI:
