@@ -300,6 +300,16 @@ def test_null_is_what_is_not_given(client: openai.OpenAI, server: Running) -> No
         assert answered.status_code == 200, answered.text
 
 
+def test_fields_that_nobody_knows(client: openai.OpenAI, server: Running) -> None:
+    """They change nothing, and the log names each once, whatever it is called."""
+    names = ["guided_json", "a\nb", "c" * 1000, "guided_json"]
+    for name in names:
+        client.chat.completions.create(**GREEDY, max_tokens=1, extra_body={name: 1, "unset": None})
+    said = [line for line in server.log.read_text().splitlines() if "is set aside" in line]
+    assert [sum(repr(name[:100]) in line for line in said) for name in names] == [1, 1, 1, 1]
+    assert not any("unset" in line for line in said)
+
+
 def test_an_answer_without_a_limit_fills_the_context(server: Running) -> None:
     chat = {"messages": [{"role": "user", "content": "hello " * 180}]} | BIASED
     with server.plain() as plain:

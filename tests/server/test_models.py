@@ -13,6 +13,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
+from llama_cpp import llama_chat_format
 
 from headkv_local import ArgumentError, HeadScores, Llama, Retention, defaults
 from headkv_local.scores import sidecar_path
@@ -20,6 +21,7 @@ from headkv_local.server.errors import Refusal
 from headkv_local.server.models import Models
 from headkv_local.server.served import Asked
 from headkv_local.server.settings import ModelSettings, ServerSettings
+from headkv_local.server.variables import told
 from helpers import needed
 
 
@@ -120,8 +122,8 @@ def test_what_a_template_is_told_hides_nothing_of_it(tiny: Callable[..., Path], 
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'].split('</think>')[-1] }}\n{% endfor %}"
         "assistant:{% if not enable_thinking %}<think></think>{% endif %}"
     )
-    told = {"enable_thinking": False}
-    with models(tiny(chat_template=template), tmp_path, chat_template_kwargs=told) as made:
+    variables = {"enable_thinking": False}
+    with models(tiny(chat_template=template), tmp_path, chat_template_kwargs=variables) as made:
         llm = made()
         messages: list[Any] = []
         reads: list[int] = []
@@ -209,3 +211,25 @@ def test_two_apps_load_at_the_same_time(tiny_path: Path, tmp_path: Path) -> None
         found = [llm.retention for llm in threads.map(lambda app: app(), apps)]
     assert [each.budget for each in found if each is not None] == budgets
     assert llama_cpp.Llama is stock
+
+
+def test_a_request_has_variables_of_its_own(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """For its template alone, over those of the model; chats without a template have none."""
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}|{{ mood }}|{{ pace }}|"
+    with models(tiny(chat_template=template), tmp_path, chat_template_kwargs={"mood": "calm"}) as made:
+        llm = made()
+        found = []
+        for variables in (None, {"mood": "wild", "pace": 3}, {}, None):
+            with told(llm, variables):
+                llm.create_chat_completion([{"role": "user", "content": "Why?"}], max_tokens=1)
+            found.append(llm.detokenize(llm.input_ids[: llm.n_tokens].tolist()).decode(errors="replace"))
+        assert [text.split("Why?")[1].split("|")[1:3] for text in found] == [
+            ["calm", ""],
+            ["wild", "3"],
+            ["calm", ""],
+            ["calm", ""],
+        ]
+        before, llm.chat_handler = llm.chat_handler, llama_chat_format.chatml_function_calling
+        with pytest.raises(ArgumentError, match="no template with variables"), told(llm, {"mood": "wild"}):
+            pass
+        llm.chat_handler = before

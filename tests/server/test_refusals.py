@@ -133,6 +133,9 @@ CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
         (ASKED | {"grammar": "root ::= " + "(" * 30_000}, "nested more than 500 deep"),
         (ASKED | {"grammar": 'root ::= "a"{5,2}'}, "ends before it begins"),
         (ASKED | {"messages": [{"role": "user", "content": [PICTURE]}]}, "a part of type 'image_url'"),
+        (ASKED | {"chat_template_kwargs": "x"}, "chat_template_kwargs: Input should be a valid dict"),
+        (ASKED | {"chat_template_kwargs": {"messages": []}}, "'messages' is no variable to give"),
+        (ASKED | {"chat_template_kwargs": {"bos_token": ""}}, "'bos_token' is no variable to give"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -413,6 +416,7 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
         (["--budget", "full", "--draft", "0"], 'budget "full" keeps everything: draft has no part in it'),
         (["--observe", "all", "--archive", "memory"], 'observe="all" chooses once'),
         (["--type-k", "12"], "type_k must be one of 0 "),
+        (["--chat-template-kwargs", '{"stop": "x"}'], "'stop' is no variable to give"),
         (["--flash-attn", "false"], "flash_attn is off: a KV cache"),
         (["--vocab-only", "true"], "vocab_only=True"),
         (["--logits-all", "--archive", "memory"], "logits_all=True, or a draft model, goes with neither"),

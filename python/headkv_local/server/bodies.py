@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, get_args
 
@@ -12,7 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, WrapValidator, field_validato
 from ..forms import plain_format
 from ..messages import require_messages
 from .retaining import OfArchive, OfBudget, OfScores, check_budget
+from .variables import Variables
 
+_logger = logging.getLogger("headkv_local.server")
+
+_MOST_NAMES: Final = 100
+_set_aside: set[str] = set()  # names of fields
 _MOST_LOGPROBS: Final = 20  # as with OpenAI: of each token
 _ROLES: Final = ("developer", "system", "user", "assistant", "tool", "function")
 _MOST_TOKENS: Final = "Tokens that an answer may have; -1: as many as the context has room for."
@@ -60,6 +66,8 @@ class _Kept(BaseModel):
         found = _without_nulls(given)
         for name, value in found.items() if isinstance(found, dict) else ():
             known = cls.model_fields.get(name)
+            if known is None:
+                _warn_of(name)
             if isinstance(value, bool) and known is not None and _is_number(known.annotation):
                 raise ValueError(f"{name} must be a number, not {str(value).lower()}")
         return found
@@ -87,6 +95,13 @@ class _Kept(BaseModel):
             raise ValueError("stop must not be an empty text")
         for name in ("stop", "prompt", "suffix"):
             _require_text(name, getattr(self, name, None))
+
+
+def _warn_of(name: str) -> None:
+    """Once, and of so many that a log has room for."""
+    if name not in _set_aside and len(_set_aside) < _MOST_NAMES:
+        _set_aside.add(name)
+        _logger.warning("requests have %r, which is not known here: it is set aside", name[:100])
 
 
 def _is_number(annotation: Any) -> bool:
@@ -130,6 +145,7 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
     )
     max_tokens: int | None = Field(default=None, description=_MOST_TOKENS)
     max_completion_tokens: int | None = Field(default=None, description="OpenAI's newer name of max_tokens.")
+    chat_template_kwargs: Variables = Field(default=None, description="Variables of the chat template.")
 
     @field_validator("response_format", mode="before")
     @classmethod
@@ -179,5 +195,7 @@ def _plain_function(function: Any) -> Any:
     return plain
 
 
-NEW_FIELDS = {"budget", "scores", "archive", "stream_options", "max_completion_tokens"}
+NEW_FIELDS = {
+    *("budget", "scores", "archive", "stream_options", "max_completion_tokens", "chat_template_kwargs"),
+}
 """What is not handed on to llama-cpp-python."""

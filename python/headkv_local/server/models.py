@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 import re
@@ -19,13 +18,14 @@ from llama_cpp.server.model import LlamaProxy
 from ..defaults import cache_folder, default_context, load_with_room
 from ..devices import all_layers
 from ..errors import ArchiveError, ArgumentError, Cancelled, HeadKVError, ModelError
-from ..forms import chat_handler_of, seed_of
+from ..forms import seed_of
 from ..machine import memory_free
 from .errors import Refusal
 from .retaining import Settings, retention_of, usual_settings
 from .served import Served
 from .settings import ModelSettings, ServerSettings
 from .shelf import InUse, Shelf
+from .variables import tell
 
 _logger = logging.getLogger("headkv_local.server")
 
@@ -151,7 +151,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
             llm: Served = LlamaProxy.load_llama_from_model_settings(chosen)
         llm.draws_seeds = seed_of(settings.seed) == llama_cpp.LLAMA_DEFAULT_SEED  # which is -1
         if told:  # stock's way hides the template
-            llm.chat_handler = functools.partial(chat_handler_of(llm), **told)
+            tell(llm, told)
         return llm
 
     def _load_with_archive(self, settings: ModelSettings) -> Served:

@@ -22,6 +22,7 @@ from .logprobs import add_bytes
 from .retaining import retention_of, settings_for
 from .served import Asked, Served
 from .service import Service
+from .variables import told
 from .work import GaveWay, Job, Work
 
 _UNUSED = {"n", "best_of", "logit_bias_type", "user", "min_tokens"}  # of which stock hands nothing on
@@ -87,7 +88,7 @@ def _job(service: Service, body: Any, call: Any) -> Job:
             kwargs["messages"] = body.messages  # with the marks that stock's types do not know
         stock.prepare_request_resources(body, models, body.model, kwargs)
         try:
-            with llm.answered(asked):
+            with told(llm, getattr(body, "chat_template_kwargs", None)), llm.answered(asked):
                 made = call(llm, **kwargs)
                 if body.stream:
                     yield from _streamed(made, body, asked, work)

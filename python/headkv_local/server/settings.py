@@ -24,6 +24,7 @@ from .environment import PREFIX, FromEnvironment, by_setting
 from .fields import Fold, Observe, Size, Threads, context_of, off_of
 from .network import require_origin
 from .retaining import Budget, check_budget, require_possible
+from .variables import Variables
 
 _CONFIG = SettingsConfigDict(env_prefix=PREFIX, protected_namespaces=(), extra="forbid")
 
@@ -63,6 +64,7 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
     flash_attn: bool = Field(default=True, description="Use flash attention; retention needs it.")
     type_k: int | None = Field(default=None, description=f"Type of the K rows, {_TYPES}.")
     type_v: int | None = Field(default=None, description=f"Type of the V rows, {_TYPES}.")
+    chat_template_kwargs: Variables = Field(default=None, description="Variables of the chat template.")
     use_mlock: bool = Field(default=False, description="Keep the model's weights from being paged out.")
     verbose: bool = Field(default=False, description="Print llama.cpp's log.")
 
