@@ -65,6 +65,11 @@ static void test_prompts(llama_context * ctx) {
         { "weights of too few", HEADKV_ERR_ARGUMENT, "are not the last ones",
           [](auto & p, auto &) { p.n_weights                              = 0; } },
         { "weights of too many", HEADKV_ERR_ARGUMENT, "are not the last ones", [](auto & p, auto &) { p.first--; } },
+        { "weights from beyond the prompt", HEADKV_ERR_ARGUMENT, "are not the last ones",
+          [](auto & p, auto &) {
+              p.first                                                     = p.n_past + p.n_tokens + p.n_again + 4;
+              p.n_weights                                                 = (size_t) -4;
+          } },
         { "weights from before the prompt", HEADKV_ERR_ARGUMENT, "are not the last ones",
           [](auto & p, auto &) { p.first                                  = p.n_past - 1, p.n_weights = p.n_tokens + 1; } },
         { "a heavy weight", HEADKV_ERR_ARGUMENT, "from 0 to 1", [](auto & p, auto &) { p.weights = heavy; } },

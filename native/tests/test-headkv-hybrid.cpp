@@ -117,6 +117,22 @@ static void test_archive(llama_model * model, int order) {
     check(same_bits(answer(ctx.get(), n_turn), answer(anew.get(), n_turn)), "an answer");
 }
 
+// Of all parts of the memory, or of none: also where the sequence is any, of which recurrent layers refuse a part.
+static void test_answer_taken_back(llama_model * model, llama_seq_id seq) {
+    where    = "an answer taken back";
+    auto ctx = turn_open(model);
+    check(headkv_set_archive(ctx.get(), HEADKV_ARCHIVE_MEMORY, nullptr) == HEADKV_OK, "an archive");
+    archive_turn turn;
+    turn.n_prompt = n_prompt;
+    check(turn_prefill(ctx.get(), turn) == HEADKV_OK, "a prompt");
+    const auto first = answer(ctx.get(), n_prompt);
+    check(llama_memory_seq_rm(llama_get_memory(ctx.get()), seq, n_prompt, -1), "taken back");
+    check(turn_stats(ctx.get()).n_tokens == n_prompt, "the tokens of the prompt are left");
+    check(same_bits(answer(ctx.get(), n_prompt), first), "the same answer again");
+    check(!llama_memory_seq_rm(llama_get_memory(ctx.get()), seq, n_prompt + 3, -1), "no way back into it");
+    check(turn_stats(ctx.get()).n_tokens == n_prompt + n_more, "all of it is left");
+}
+
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     const llama_model_ptr model = tiny_model_load(tiny_model_asked(argc, argv));
@@ -125,6 +141,9 @@ int main(int argc, char ** argv) {
     test_compacted(model.get());
     for (const int order : { HEADKV_ORDER_TOKENS, HEADKV_ORDER_LAYERS }) {
         test_archive(model.get(), order);
+    }
+    for (const llama_seq_id seq : { 0, -1 }) {
+        test_answer_taken_back(model.get(), seq);
     }
     return checked();
 }

@@ -127,6 +127,42 @@ static void test_embeddings(llama_model * model) {
     }
 }
 
+// Compute buffers are reserved again with what a context is for: a mean is one of all tokens.
+static void test_pooling(llama_model * model) {
+    for (const auto pooling :
+         { LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_MEAN, LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_LAST }) {
+        llama_context_params params = turn_params(GGML_TYPE_F16, n_prompt, 512);
+        params.embeddings           = true;
+        params.pooling_type         = pooling;
+        const auto open_pooled      = [&]() { return llama_context_ptr(llama_init_from_model(model, params)); };
+        int32_t n_panel             = 0;
+        int64_t row                 = 0;
+        check(headkv_get_panel(open_pooled().get(), &n_panel, &row) == HEADKV_OK && row > 0, "a panel");
+        const auto ctx = open_pooled(), read = open_pooled(), late = open_pooled();
+        check(turn_compact(ctx.get(), { 0, n_prompt }), "compacted");
+        check(turn_decode(ctx.get(), n_prompt, n_prompt + 3), "and a turn");
+
+        std::vector<uint8_t> state(llama_state_get_size(ctx.get()));
+        check(llama_state_get_data(ctx.get(), state.data(), state.size()) == state.size() &&
+                  llama_state_set_data(read.get(), state.data(), state.size()) == state.size() &&
+                  turn_decode(read.get(), n_prompt + 3, n_prompt + 5),
+              "a state goes on");
+
+        llama_set_embeddings(late.get(), false);
+        check(turn_compact(late.get(), { 0, n_prompt }), "compacted without");
+        llama_set_embeddings(late.get(), true);
+        check(turn_decode(late.get(), n_prompt, n_prompt + 50), "and with embeddings");
+    }
+}
+
+// Where a slice is all of the model, layers still give the logits of the last token alone.
+static void test_one_layer() {
+    tiny_model_params shape;
+    shape.n_layer    = 1;
+    const auto model = tiny_model_load(shape);
+    test_prefill(open(model.get(), 1, 0).get(), "logits of 16 tokens at once were asked for");
+}
+
 int main() {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     const llama_model_ptr model = tiny_model_load();
@@ -140,5 +176,9 @@ int main() {
     test_again(open(model.get(), 0, 1, third.get()).get());
     where = "embeddings";
     test_embeddings(model.get());
+    where = "pooled embeddings";
+    test_pooling(model.get());
+    where = "one layer";
+    test_one_layer();
     return checked();
 }

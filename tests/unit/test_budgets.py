@@ -274,6 +274,14 @@ def test_a_budget_below_the_window_names_the_smallest_that_works(
             total_of(f"{number - 0.011:.4f}{unit}", n_prompt, window)
 
 
+@pytest.mark.parametrize(
+    ("bounded", "words"), [(-1, "must not be negative"), (2**63 - 1, "is less than the 8589934592GiB")]
+)
+def test_bytes_of_layers_with_windows_that_cannot_be(bounded: int, words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        get_caps(Keep("1GiB", 1.3, 8, 29, 4, 128, 8, None), SHAPE._replace(bounded_bytes=bounded), 1000)
+
+
 @pytest.mark.parametrize("has_curves", [False, True])
 @pytest.mark.parametrize("layers", [None, (0, 2, 4)])
 def test_a_files_scores_and_advice_are_those_that_the_class_takes(

@@ -247,6 +247,10 @@ def test_lines_end_in_many_ways(spell: Callable[[str], list[str]], n_last: int, 
     (found,) = asking(spell, n_last, ("user", feed.join(lines)))
     assert TELL in found
     assert len(found) < len(TELL) + 30
+    for apart in (3, 30):
+        (found,) = asking(spell, n_last, ("user", (feed * apart).join(lines)))
+        assert TELL in found
+        assert len(found.strip()) < len(TELL) + 3
 
 
 @SPELLINGS

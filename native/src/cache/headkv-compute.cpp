@@ -5,7 +5,15 @@
 #include "llama-impl.h"
 #include "slice/headkv-slice.h"
 
+#include <algorithm>
+#include <new>
 #include <tuple>
+
+// At most what a scheduler of so many nodes takes: tensors for 30 inputs of as many splits, twice, and numbers beside
+// these; and a little for what else is made then.
+static size_t scheduler_bytes(size_t n_nodes) {
+    return n_nodes * 64 * (sizeof(ggml_tensor) + 4 * sizeof(int32_t)) + (4u << 20);
+}
 
 void llama_kv_cache_headkv::fit_compute() const {
     if (lctx && get_size() != n_reserved) {
@@ -19,14 +27,17 @@ bool llama_context::headkv_fit_compute() {
     const std::tuple<uint32_t, uint32_t, int64_t, int64_t> before = state;
 
     // Room for the logits of one token, where llama.cpp reserves it for those of a whole ubatch, which few ask for: a
-    // batch that does gets it then. Samplers in the graph could not: it would have more nodes than are reserved.
-    if (sampling.samplers.empty()) {
+    // batch that does gets it then. Samplers in the graph could not: it would have more nodes than are reserved. Nor
+    // can embeddings: their graph takes the mean of all tokens.
+    if (sampling.samplers.empty() && !cparams.embeddings) {
         cparams.n_outputs_max = 1;
     }
-    n_queued_tokens    = 0;
-    sched_need_reserve = true;
-    bool done          = false;
+    n_queued_tokens = 0;
+    bool done       = false;
     try {
+        // llama.cpp makes a new scheduler, and ends the process where it gets no memory for that
+        ::operator delete(::operator new(scheduler_bytes(graph_max_nodes(std::min(cparams.n_ctx, cparams.n_ubatch)))));
+        sched_need_reserve = true;
         sched_reserve();
         done = true;
     } catch (const std::exception & err) { // a batch asks by itself for the buffers that are not there

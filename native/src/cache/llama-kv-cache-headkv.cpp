@@ -283,7 +283,8 @@ bool llama_kv_cache_headkv::take_out(llama_memory_i & mem, llama_seq_id seq_id, 
         return false;
     }
     const bool is_empty = !kept && n_used() == 0;
-    const bool res      = mem.seq_rm(seq_id, p0, p1);
+    // the sequence by its name: recurrent layers refuse to go back in any, and the others would have done so
+    const bool res = mem.seq_rm(kept ? std::max(seq_id, 0) : seq_id, p0, p1);
     if (retains && !is_empty && n_used() == 0) { // the prompt that was announced
         n_expected = 0;
         forget_observed();

@@ -51,7 +51,8 @@ void llama_kv_cache_headkv::reading::require_prompt() const {
         }
         require_tokens(prompt.again, prompt.n_again);
     }
-    if (prompt.first < prompt.n_past || prompt.n_weights != n_prompt + prompt.n_again - prompt.first) {
+    const size_t n_read = n_prompt + prompt.n_again;
+    if (prompt.first < prompt.n_past || prompt.first > n_read || prompt.n_weights != n_read - prompt.first) {
         throw headkv_error(HEADKV_ERR_ARGUMENT,
                            format("%zu observed tokens from position %d on are not the last ones of the %zu from %u on",
                                   prompt.n_weights, prompt.first, prompt.n_tokens + prompt.n_again, n_past));

@@ -290,7 +290,7 @@ void llama_kv_cache_headkv::reading::decode(const panel & p, uint32_t i, uint32_
     std::vector<int32_t> n_seq_id(n, 1);
     llama_seq_id seq = 0;
     std::vector<llama_seq_id *> seq_id(n, &seq);
-    std::vector<int8_t> output(n, prompt.logits && p.keep && slice.is_whole());
+    std::vector<int8_t> output(n, prompt.logits && p.keep && prompt.order == HEADKV_ORDER_TOKENS);
     output[n - 1 - p.n_beside] |= p.output && slice.end == slice.n_layer && i + n == p.n;
 
     failure      = nullptr;

@@ -146,7 +146,8 @@ int64_t headkv_budget::total(int64_t n_heads, int64_t all_bytes, int64_t bounded
         return (int64_t) std::min(std::max(n, least), most);
     }
     const auto smallest = [&]() {
-        return "the smallest budget that works is '" + size_text(bounded_bytes + all_bytes * window, unit) + "'";
+        const wide n = std::min((wide) bounded_bytes + (wide) all_bytes * (wide) window, (wide) INT64_MAX);
+        return "the smallest budget that works is '" + size_text((int64_t) n, unit) + "'";
     };
     const int64_t left = n_bytes() - bounded_bytes;
     if (left < 0) {

@@ -341,6 +341,10 @@ std::vector<int32_t> headkv_make_caps(const headkv_retention & retention, const 
     if (n_prompt < 0) {
         throw headkv_error(HEADKV_ERR_ARGUMENT, format("n_prompt must not be negative, not %d", n_prompt));
     }
+    if (bounded_bytes < 0) {
+        throw headkv_error(HEADKV_ERR_ARGUMENT,
+                           format("bounded_bytes must not be negative, not %lld", (long long) bounded_bytes));
+    }
     const std::vector<double> scores = r.scores ? kv_head_scores(r, heads) : std::vector<double>();
     if (n_prompt <= r.window) {
         return std::vector<int32_t>(heads.n, n_prompt);

@@ -93,7 +93,7 @@ static mode_t require_target(const std::string & path) {
     }
     if (st.st_size > 0) {
         char found[sizeof(magic)] = {};
-        const headkv_file_ptr file(fopen(path.c_str(), "rb"), fclose);
+        const headkv_file_ptr file(fopen(path.c_str(), "rbe"), fclose);
         if (!file || fread(found, 1, sizeof(found), file.get()) != sizeof(found) ||
             memcmp(found, magic, sizeof(magic)) != 0) {
             fail_with(path + " is another file, not a session: it stays as it is");
@@ -110,12 +110,11 @@ headkv_session_writer::headkv_session_writer(const char * path, const std::atomi
     const mode_t mode = require_target(this->path);
     place             = headkv_place_of(this->path);
     temporary.name    = place.substr(0, place.find_last_of('/') + 1) + "headkv-XXXXXX";
-    const int fd      = mkstemp(temporary.name.data());
+    const int fd      = mkostemp(temporary.name.data(), O_CLOEXEC);
     if (fd < 0) {
         fail();
     }
     temporary.is_there = true;
-    fcntl(fd, F_SETFD, FD_CLOEXEC);
     file.reset(fdopen(fd, "wb"));
     if (!file || (mode && fchmod(fd, mode) != 0)) {
         const int reason = errno;

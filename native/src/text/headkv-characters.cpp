@@ -169,16 +169,17 @@ const uint8_t * headkv_find_feed(const uint8_t * p, const uint8_t * end) {
     return p;
 }
 
-// how many lines end before the next text
+const uint8_t * headkv_find_text(const uint8_t * p, const uint8_t * end) {
+    for (size_t n; p < end && ((n = headkv_feed_at(p, end)) > 0 || headkv_is_space(*p)); p += std::max<size_t>(n, 1)) {}
+    return p;
+}
+
 int headkv_n_feeds(const uint8_t * p, const uint8_t * end) {
-    int res = 0;
-    for (size_t n; p < end; p += n) {
+    int res                    = 0;
+    const uint8_t * const text = headkv_find_text(p, end);
+    for (size_t n; p < text; p += std::max<size_t>(n, 1)) {
         n    = headkv_feed_at(p, end);
         res += n > 0;
-        if (n == 0 && !headkv_is_space(*p)) {
-            break;
-        }
-        n = std::max<size_t>(n, 1);
     }
     return res;
 }

@@ -23,5 +23,8 @@ const uint8_t * headkv_find_sentence_end(const uint8_t * begin, const uint8_t * 
 
 const uint8_t * headkv_find_feed(const uint8_t * p, const uint8_t * end);
 
+// Behind what is blank or ends lines.
+const uint8_t * headkv_find_text(const uint8_t * p, const uint8_t * end);
+
 // How many lines end before the next text.
 int headkv_n_feeds(const uint8_t * p, const uint8_t * end);

@@ -66,8 +66,10 @@ int32_t headkv_text_view::asking(const std::vector<unit> & units, bool one_parag
 int32_t headkv_text_view::opening(int32_t start, int32_t n_last, bool one_paragraph) const {
     std::vector<unit> units;
     int32_t before = start;
+    bool is_short  = true;
     for (const border & b : borders(start, start + n_last + 1)) {
-        units.push_back({ b.token - start, b.kind, has_mark(before, b.token), are_short(start, b.token) });
+        is_short = is_short && are_short(start, b.token); // what is long stays so, and is not counted again
+        units.push_back({ b.token - start, b.kind, has_mark(before, b.token), is_short });
         before = b.token;
     }
     return start + asking(units, one_paragraph);
@@ -80,8 +82,10 @@ int32_t headkv_text_view::ending(int32_t start, int32_t stop, bool is_border, bo
     }
     std::vector<unit> units;
     int32_t behind = stop;
+    bool is_short  = true;
     for (auto b = found.rbegin(); b != found.rend(); ++b) {
-        units.push_back({ stop - b->token, b->kind, has_mark(b->token, behind), are_short(b->token, stop) });
+        is_short = is_short && are_short(b->token, stop);
+        units.push_back({ stop - b->token, b->kind, has_mark(b->token, behind), is_short });
         behind = b->token;
     }
     return stop - asking(units, one_paragraph);

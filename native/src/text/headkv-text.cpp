@@ -71,7 +71,7 @@ std::vector<headkv_text_view::border> headkv_text_view::borders(int32_t start, i
     const uint8_t * const end = bytes + n_bytes;
     std::vector<border> res;
     const auto add = [&](const uint8_t * before, border_kind kind) {
-        const uint8_t * next = std::find_if_not(before, end, headkv_is_space);
+        const uint8_t * next = headkv_find_text(before, end);
         const auto token     = (int32_t) (std::upper_bound(ends, ends + n, next - bytes) - ends);
         if (token > start && token < stop) {
             if (res.empty() || res.back().token < token) {

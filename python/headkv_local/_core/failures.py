@@ -37,8 +37,9 @@ def decode_error(error: BaseException, lines: list[str]) -> BaseException:
     code, reason = int(failed[1]), "; ".join(lines)
     if code == 2:
         return Cancelled("cancelled")
-    if code != -1:  # -1: the batch was refused before our cache was asked
-        reason = native.last_error() or reason
+    said = native.last_error()
+    if said and said in reason:  # by our cache, and not by a call before
+        reason = said
     text = f"llama_decode returned {code}: {reason or 'llama.cpp gave no reason'}"
     if code == -1:
         return BatchError(text)
@@ -64,5 +65,5 @@ def advised(error: MemoryError) -> OutOfMemoryError:
     found = error if isinstance(error, OutOfMemoryError) else OutOfMemoryError(*error.args)
     if found.setting is None:
         found.setting = "n_ctx"
-        found.args = (f"{error or 'Python has no memory'}: make n_ctx smaller",)
+        found.args = (f"{str(error) or 'Python has no memory'}: make n_ctx smaller",)
     return found
