@@ -588,6 +588,16 @@ llm.save_session({str(path)!r}, messages=[{{"role": "other"}}])
         with Llama.open_session(path, **ONE_THREAD) as llm:
             assert llm.session_messages == [{"role": "first"}]
             assert llm.n_tokens == 600
+        if has_nameless_files(tmp_path):
+            assert [one.name for one in tmp_path.iterdir()] == ["a"]
+
+
+def has_nameless_files(folder: Path) -> bool:
+    try:
+        os.close(os.open(folder, os.O_TMPFILE | os.O_RDWR))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def test_lengths_that_no_file_has(load: Load, tiny_path: Path, tmp_path: Path) -> None:

@@ -104,24 +104,10 @@ static mode_t require_target(const std::string & path) {
 
 headkv_session_writer::headkv_session_writer(const char * path, const std::atomic<bool> & cancelled)
     : path(path),
-      cancelled(cancelled),
-      file(nullptr, fclose) {
+      cancelled(cancelled) {
     require_not(cancelled);
     const mode_t mode = require_target(this->path);
-    place             = headkv_place_of(this->path);
-    temporary.name    = place.substr(0, place.find_last_of('/') + 1) + "headkv-XXXXXX";
-    const int fd      = mkostemp(temporary.name.data(), O_CLOEXEC);
-    if (fd < 0) {
-        fail();
-    }
-    temporary.is_there = true;
-    file.reset(fdopen(fd, "wb"));
-    if (!file || (mode && fchmod(fd, mode) != 0)) {
-        const int reason = errno;
-        if (!file) {
-            close(fd);
-        }
-        errno = reason;
+    if (!file.open(headkv_place_of(this->path), mode)) {
         fail();
     }
 
@@ -129,12 +115,6 @@ headkv_session_writer::headkv_session_writer(const char * path, const std::atomi
     memcpy(start.magic, magic, sizeof(magic));
     start.version = version;
     write(&start, sizeof(start));
-}
-
-headkv_session_writer::temporary_file::~temporary_file() {
-    if (is_there) {
-        unlink(name.c_str());
-    }
 }
 
 void headkv_session_writer::fail() const {
@@ -171,11 +151,9 @@ void headkv_session_writer::end() {
 
 void headkv_session_writer::commit() {
     require_not(cancelled);
-    if (fflush(file.get()) != 0 || fsync(fileno(file.get())) != 0 || fclose(file.release()) != 0 ||
-        rename(temporary.name.c_str(), place.c_str()) != 0) {
+    if (!file.commit()) {
         fail();
     }
-    temporary.is_there = false;
 }
 
 //

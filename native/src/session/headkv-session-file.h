@@ -1,10 +1,10 @@
 #pragma once
 
+#include "base/headkv-new-file.h"
+
 #include <atomic>
 #include <cstdint>
-#include <cstdio>
 #include <map>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -14,8 +14,6 @@
 
 // bytes of a section that are in memory at once, where it is written or read in pieces
 static constexpr size_t headkv_session_piece = 1 << 20;
-
-using headkv_file_ptr = std::unique_ptr<FILE, int (*)(FILE *)>;
 
 // the CRC-32 of zlib; crc: of what comes before
 uint32_t headkv_crc32(const void * data, size_t size, uint32_t crc = 0);
@@ -37,17 +35,9 @@ public:
 private:
     [[noreturn]] void fail() const;
 
-    struct temporary_file {
-        std::string name;
-        bool is_there = false;
-        ~temporary_file();
-    };
-
     const std::string path;
-    std::string place; // of the file, behind links
     const std::atomic<bool> & cancelled;
-    temporary_file temporary; // goes with this object, unless it has the other name by then
-    headkv_file_ptr file;
+    headkv_new_file file;
     uint32_t crc = 0;
 };
 

@@ -63,12 +63,17 @@ def largest_context(estimator: Estimator) -> int:
         n_fitting = bisect_left(sizes, True, key=lambda n: not fits(n))
         n_ctx = sizes[n_fitting - 1] if n_fitting > 0 else min(_STEP, n_ctx)
     if full := too_much(n_ctx):
+        on_gpu = full.name in free
+        advice = (
+            "give it fewer layers (n_gpu_layers)"
+            if on_gpu
+            else "give a number of tokens, for which the weights may be read from the file again and again"
+        )
         raise LoadMemoryError(
             f"Failed to create llama_context: already with {n_ctx} tokens the model takes "
             f"{size(full.peak(estimator.order))} on {full.name}, and "
-            f"{size(room(full.name))} may be used there: give it fewer layers (n_gpu_layers), "
-            "or use a smaller quantization",
-            setting="n_gpu_layers" if full.name in free else None,
+            f"{size(room(full.name))} may be used there: {advice}, or use a smaller quantization",
+            setting="n_gpu_layers" if on_gpu else None,
         )
     chosen = estimator.at(n_ctx)
     _logger.info(

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 from headkv_local.chat.options import MEMORY, Options
 from headkv_local.chat.render import counted
-from headkv_local.errors import EncoderError, HeadKVError, OutOfMemoryError, TemplateError, UnsupportedError
+from headkv_local.errors import (
+    EncoderError,
+    HeadKVError,
+    LoadMemoryError,
+    OutOfMemoryError,
+    TemplateError,
+    UnsupportedError,
+)
 from headkv_local.settings import OFF
 
 if TYPE_CHECKING:
@@ -75,6 +82,8 @@ def _no_memory(error: MemoryError, options: Options) -> str:
         stays = options.budget is not None and options.archive in (MEMORY, OFF)
         file = ", or with an archive in a file (--archive auto)" if stays else ""
         return f"there is not enough memory for a context{of}: start with a smaller --ctx{fewer}{file}"
+    if isinstance(error, LoadMemoryError):  # of --ctx auto
+        return f"there is not enough memory: {str(error).partition(': ')[2]}"
     return "there is not enough memory"
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 _LEFT: Final = (
     (re.compile(r"archive-[0-9]+"), b"headkv archive\n\0"),
-    (re.compile(r"headkv-[A-Za-z0-9]{6}"), b"headkv session\n\0"),  # mkstemp's name
+    (re.compile(r"headkv-[A-Za-z0-9]{6}"), b"headkv session\n\0"),  # where files need a name
 )
 """Names, and what such files begin with, as native/src/rows and native/src/session write them."""
 

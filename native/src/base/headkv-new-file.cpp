@@ -1,0 +1,117 @@
+#include "base/headkv-new-file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+namespace {
+
+std::string folder_of(const std::string & place) {
+    return place.substr(0, place.find_last_of('/') + 1);
+}
+
+// The name is made by the file that has it.
+int open_named(const std::string & folder, std::string & name) {
+    name         = folder + "headkv-XXXXXX";
+    const int fd = mkostemp(name.data(), O_CLOEXEC);
+    if (fd < 0) {
+        name.clear();
+    }
+    return fd;
+}
+
+#ifdef O_TMPFILE
+
+int open_nameless(const std::string & folder) {
+    return open(folder.empty() ? "." : folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+}
+
+// false, and errno, where that cannot be
+bool give_name(int fd, const std::string & folder, std::string & name) {
+    const std::string itself = "/proc/self/fd/" + std::to_string(fd);
+    for (int i = 0; i < 100; ++i) {
+        const int other = open_named(folder, name); // finds a name that is free
+        if (other < 0) {
+            return false;
+        }
+        close(other);
+        unlink(name.c_str());
+        if (linkat(AT_FDCWD, itself.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) == 0) {
+            return true;
+        }
+        name.clear();
+        if (errno != EEXIST) {
+            break;
+        }
+    }
+    return false;
+}
+
+// Whether such a file can have a name later: tried with another one.
+bool can_be_named(const std::string & folder) {
+    std::string name;
+    const int fd   = open_nameless(folder);
+    const bool res = fd >= 0 && give_name(fd, folder, name);
+    if (res) {
+        unlink(name.c_str());
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    return res;
+}
+
+#else
+
+int open_nameless(const std::string &) {
+    return -1;
+}
+
+bool give_name(int, const std::string &, std::string &) {
+    return false;
+}
+
+bool can_be_named(const std::string &) {
+    return false;
+}
+
+#endif
+
+} // namespace
+
+headkv_new_file::~headkv_new_file() {
+    if (!name.empty()) {
+        unlink(name.c_str());
+    }
+}
+
+bool headkv_new_file::open(const std::string & place, mode_t mode) {
+    this->place              = place;
+    const std::string folder = folder_of(place);
+    int fd                   = can_be_named(folder) ? open_nameless(folder) : -1;
+    if (fd < 0) {
+        fd = open_named(folder, name);
+    }
+    if (fd < 0) {
+        return false;
+    }
+    file.reset(fdopen(fd, "wb"));
+    if (!file) {
+        const int reason = errno;
+        close(fd);
+        errno = reason;
+    }
+    return file && (mode == 0 || fchmod(fd, mode) == 0);
+}
+
+bool headkv_new_file::commit() {
+    if (fflush(file.get()) != 0 || fsync(fileno(file.get())) != 0 ||
+        (name.empty() && !give_name(fileno(file.get()), folder_of(place), name)) || fclose(file.release()) != 0 ||
+        rename(name.c_str(), place.c_str()) != 0) {
+        return false;
+    }
+    name.clear();
+    return true;
+}
