@@ -56,16 +56,6 @@ def seed_of(seed: Any) -> int:
     return int(seed) & UINT32_MAX
 
 
-def require_embeddable(llm: llama_cpp.Llama, given: Any) -> None:
-    """Raises ArgumentError for an input without tokens, over which llama_cpp writes where it must not."""
-    texts = [given] if isinstance(given, str) else list(given)
-    if not texts:
-        raise ArgumentError("input is an empty list: there is nothing to embed")
-    for i, text in enumerate(texts, start=1):
-        if isinstance(text, str) and not llm.tokenize(text.encode("utf-8")):
-            raise ArgumentError(f"input {i} has no tokens: there is nothing to embed")
-
-
 def require_bias(bias: Any, n_vocab: int) -> None:
     """Raises ArgumentError for what is no number by token."""
     if not isinstance(bias, Mapping):
@@ -76,11 +66,11 @@ def require_bias(bias: Any, n_vocab: int) -> None:
         except (TypeError, ValueError):
             raise ArgumentError(f"logit_bias: {str(token)[:20]!r} is no number of a token") from None
         try:
-            number = not math.isnan(float(value))
+            number = float(value) < math.inf  # not NaN; -inf: never
         except (TypeError, ValueError, OverflowError) as error:
             raise ArgumentError(f"logit_bias: {error}") from None
         if not number:
-            raise ArgumentError(f"logit_bias of token {token}: {value!r} is no number")
+            raise ArgumentError(f"logit_bias of token {token}: {value!r} is no finite number")
         if not known:
             raise ArgumentError(f"logit_bias: token {str(token)[:20]} is none of the model's {n_vocab}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -264,3 +265,21 @@ def test_a_server_whose_output_is_closed(tiny_path: Path, tmp_path: Path, closed
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("headkv-server listens on") == (closed == "2>&-")
+
+
+def test_more_connections_than_files(tiny_path: Path, tmp_path: Path) -> None:
+    """They wait, one sentence says so, and when others have left they are served."""
+    with serving(tmp_path, tiny_path, "--ctx", 1024, "--threads", 1) as server:
+        require_answer(server)
+        in_use = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (in_use + 2, most))
+        address = urlsplit(server.url)
+        idle = [socket.create_connection((address.hostname, address.port), TIMEOUT) for _ in range(6)]
+        until(lambda: "have to wait" in server.log.read_text(), "the log says so")
+        time.sleep(2)  # asyncio tries again each second
+        for one in idle:
+            one.close()
+        require_answer(server)
+        said = [line for line in server.log.read_text().splitlines() if "have to wait" in line]
+        assert said == ["ERROR: new connections have to wait: Too many open files"]

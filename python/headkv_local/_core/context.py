@@ -9,7 +9,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EncoderError
+from ..errors import ArgumentError, EncoderError
 from .failures import unknown_token
 from .lifetime import Closed, close_at_exit
 
@@ -35,6 +35,9 @@ class Context:
         elif self._ctx.memory is None:
             self._no_answer = "the model keeps no cache"
         self.flash_attn = bool(llm.context_params.flash_attn_type)
+        self.n_at_once = self.n_batch
+        if self._ctx.memory is None or not llama_cpp.llama_get_causal_attn(self.pointer):
+            self.n_at_once = min(self.n_batch, int(llm.context_params.n_ubatch))  # each looks at all others
         _open.add(self)
         close_at_exit(llm)
 
@@ -83,6 +86,14 @@ class Context:
         """Raise EncoderError where a decode would end the process, or find no cache. what: begins it."""
         if self._no_answer:
             raise EncoderError(f"{what}{self._no_answer}")
+
+    def require_at_once(self, n_tokens: int, what: str) -> None:
+        """ArgumentError for more tokens in a batch than llama.cpp takes: it would end the process."""
+        if n_tokens > self.n_at_once:
+            raise ArgumentError(
+                f"{what} {n_tokens} tokens, and this model reads {self.n_at_once} at once, each of which "
+                "looks at all others: make n_ubatch larger"
+            )
 
     def require_known(self, tokens: Sequence[int] | npt.NDArray[np.int32]) -> None:
         """ArgumentError for tokens that the model does not have."""

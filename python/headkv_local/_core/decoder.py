@@ -43,6 +43,7 @@ class Decoder:
         context, held = self._context, self._tokens
         context.require_generating("no text can be generated: ")
         context.require_known(tokens)
+        context.require_at_once(min(len(tokens), context.n_batch), "a batch has")
         self._contents.require_room(len(tokens))
         with self._in_step() as step:
             for start in range(0, len(tokens), context.n_batch):

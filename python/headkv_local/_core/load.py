@@ -20,6 +20,7 @@ from ..errors import AdapterError, ArgumentError, HeadKVError, LoadMemoryError, 
 from ..forms import seed_of
 from ..retention import Retention
 from ..settings import AUTO, INT32_MAX, KV_TYPES, MAX_THREADS
+from .embedding import require_room_for_means
 from .gguf import SIDECAR
 from .logging import collected_errors
 
@@ -64,6 +65,7 @@ def refuse_what_cannot_be(
         raise ModelError(f"Model path does not exist: {path}")  # to the end: callers take the path from it
     if missing is not None:
         raise ModelError(f"Failed to load model from file: {path!r} cannot be opened: {missing}")
+    require_room_for_means(path, kwargs)
     if adapter := kwargs.get("lora_path"):
         require_adapter(os.fspath(adapter))
 
@@ -183,7 +185,8 @@ def load_error(error: BaseException, lines: list[str]) -> BaseException:
     """
     if isinstance(error, MemoryError) and not isinstance(error, HeadKVError):  # of NumPy
         return LoadMemoryError(
-            f"no memory for the context: make n_ctx smaller ({error or 'Python had none'})", setting="n_ctx"
+            f"no memory for the context: make n_ctx or n_batch smaller ({str(error) or 'Python had none'})",
+            setting="n_ctx",
         )
     if type(error) is not ValueError:
         return error

@@ -14,7 +14,7 @@ from llama_cpp.llama import LlamaState
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from ..errors import ArgumentError, UnsupportedError
-from ..forms import Processors, require_embeddable, require_grammar, seed_of
+from ..forms import Processors, require_grammar, seed_of
 from ..stats import PromptRecord
 from . import aside, states
 from .bounded import Bounded
@@ -23,6 +23,7 @@ from .compactor import Compactor
 from .contents import Contents
 from .context import Context
 from .decoder import Decoder
+from .embedding import embeddable
 from .folding import Folding
 from .generation import Generations, completion_arguments
 from .lifetime import Closed, Lifetime
@@ -221,12 +222,8 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
 
     def embed(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         """As llama_cpp.Llama.embed(). A cancel ends it before the next batch: Cancelled."""
-        with self._using():
-            require_embeddable(self, input)
-            if llama_cpp.llama_model_has_decoder(self._model.model) and self._ctx.memory is not None:
-                self._context.require_generating("no text can be embedded: ")
-            with self._lifetime.stopping(self._ctx):
-                return super().embed(input, *args, **kwargs)
+        with self._using(), embeddable(self, self._context, input), self._lifetime.stopping(self._ctx):
+            return super().embed(input, *args, **kwargs)
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
         """As llama_cpp.Llama.generate(); the prompt is compacted before the first token is sampled."""

@@ -38,6 +38,7 @@ _KEYS: Final = (
     "attention.head_count_kv",
     "attention.key_length",
     "attention.value_length",
+    "pooling_type",
 )
 UNLIKE: Final = (
     "attention.causal",  # of models without a cache: it says no

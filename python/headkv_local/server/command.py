@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import ssl
@@ -44,6 +43,7 @@ def _serve(settings: Any, models: Any) -> int:
     import uvicorn
 
     from .app import create_app
+    from .logs import configure
     from .network import listening, require_key, url_of
 
     class Server(uvicorn.Server):
@@ -56,18 +56,14 @@ def _serve(settings: Any, models: Any) -> int:
     _require_certificate(settings.ssl_certfile, settings.ssl_keyfile)
     app = create_app(settings, models)
     service = app.state.service
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("headkv_local.llama_cpp").propagate = False  # verbose prints it anyway
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that has left
-    logging.getLogger("headkv_local").setLevel(
-        logging.INFO if any(m.verbose for m in models) else logging.WARNING
-    )
+    verbose = any(m.verbose for m in models)
+    configure(verbose)
     with listening(settings.host, settings.port) as listener:
         config = uvicorn.Config(
             app,
             ssl_keyfile=settings.ssl_keyfile,
             ssl_certfile=settings.ssl_certfile,
-            log_level="info" if any(m.verbose for m in models) else "warning",
+            log_level="info" if verbose else "warning",
             timeout_graceful_shutdown=_GRACE,
             server_header=False,
             use_colors=False,  # it would ask standard output, which may be closed
