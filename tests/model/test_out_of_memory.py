@@ -50,3 +50,38 @@ def test_so_much_more_memory_than_before_the_prompt(tiny_path: Path, archive: st
     assert done.returncode == 0, done.stdout + done.stderr
     if kib == 200_000:
         assert done.stdout == "answered\n"
+
+
+_FOR_ANOTHER = """
+import resource, sys
+from headkv_local import HeadKVError, Llama, OutOfMemoryError, Retention, memory_estimate
+
+model = sys.argv[1]
+with Llama(model, n_ctx=1024, n_threads=1) as llm:
+    for make in (
+        lambda: memory_estimate(model, n_ctx=1024, budget=64),
+        lambda: Llama(model, n_ctx=1024, n_threads=1, retention=Retention(budget=64)).close(),
+    ):
+        for mib in (8, 14, 20, 200):
+            status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+            limit = (int(status["VmSize"].split()[0]) << 10) + (mib << 20)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+            try:
+                make()
+                print("made", mib)
+            except HeadKVError as error:
+                no_mapping = "Cannot allocate memory" in str(error)
+                assert isinstance(error, OutOfMemoryError) or no_mapping, repr(error)
+                print("refused")
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    llm("Hello.", max_tokens=1)
+"""
+
+
+def test_so_much_more_memory_than_another_context_takes(tiny_path: Path) -> None:
+    """Of a process that goes on with the one that it has."""
+    command = [sys.executable, "-c", _FOR_ANOTHER, str(tiny_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout.splitlines()
+    assert (len(said), said[0], said[3], said[7]) == (8, "refused", "made 200", "made 200")

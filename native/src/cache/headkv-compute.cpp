@@ -1,19 +1,13 @@
 // Compute buffers that are as large as the cells want them.
 
+#include "base/headkv-scheduler.h"
 #include "cache/llama-kv-cache-headkv.h"
 #include "llama-context.h"
 #include "llama-impl.h"
 #include "slice/headkv-slice.h"
 
 #include <algorithm>
-#include <new>
 #include <tuple>
-
-// At most what a scheduler of so many nodes takes: tensors for 30 inputs of as many splits, twice, and numbers beside
-// these; and a little for what else is made then.
-static size_t scheduler_bytes(size_t n_nodes) {
-    return n_nodes * 64 * (sizeof(ggml_tensor) + 4 * sizeof(int32_t)) + (4u << 20);
-}
 
 void llama_kv_cache_headkv::fit_compute() const {
     if (lctx && get_size() != n_reserved) {
@@ -35,8 +29,7 @@ bool llama_context::headkv_fit_compute() {
     n_queued_tokens = 0;
     bool done       = false;
     try {
-        // llama.cpp makes a new scheduler, and ends the process where it gets no memory for that
-        ::operator delete(::operator new(scheduler_bytes(graph_max_nodes(std::min(cparams.n_ctx, cparams.n_ubatch)))));
+        headkv_require_scheduler(graph_max_nodes(std::min(cparams.n_ctx, cparams.n_ubatch)));
         sched_need_reserve = true;
         sched_reserve();
         done = true;

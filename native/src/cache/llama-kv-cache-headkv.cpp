@@ -1,9 +1,9 @@
 #include "cache/llama-kv-cache-headkv.h"
 
-#include "cache/headkv-hooks.h"
-
 #include "base/headkv-error.h"
 #include "base/headkv-guard.h"
+#include "base/headkv-scheduler.h"
+#include "cache/headkv-hooks.h"
 #include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -32,6 +32,7 @@ llama_kv_cache_headkv::llama_kv_cache_headkv(const llama_model & model, const ll
       type_of_v(type_v),
       offload(offload),
       n_ctx(kv_size) {
+    headkv_require_scheduler(std::max<size_t>(1024, 8 * model.n_tensors())); // the context makes one next
     bytes_peak = size_of(*this);
     bytes_full = bytes_peak / get_size() * n_ctx;
 
