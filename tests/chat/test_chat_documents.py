@@ -19,6 +19,10 @@ from headkv_local.chat.folders import read_documents
 from headkv_local.chat.options import Options
 from headkv_local.chat.session import open_session
 
+OTHER = (
+    "is not UTF-8 text: byte {}; convert it from its own encoding, such as GB18030, SHIFT_JIS, EUC-KR or "
+    "WINDOWS-1251, with iconv -f ENCODING -t UTF-8"
+)
 UTF16 = "is not UTF-8 text but UTF-16{} without a mark: convert it with iconv -f UTF-16{} -t UTF-8"
 
 
@@ -38,7 +42,8 @@ def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     [
         (b"plain\n", "plain\n"),
         ("\ufeffß\r\n日本".encode(), "ß\n日本"),
-        (b"one\rtwo\x1b[0m", "one\rtwo\x1b[0m"),
+        (b"a\rb\r\rc", "a\nb\n\nc"),
+        (b"one\rtwo\x1b[0m\n", "one\rtwo\x1b[0m\n"),  # as programs write on one line
         ("ß\r\n日本".encode("utf-16"), "ß\n日本"),
         (b"\xfe\xff" + "ß 日本".encode("utf-16-be"), "ß 日本"),
         ("ß 日本".encode("utf-32"), "ß 日本"),
@@ -101,6 +106,15 @@ def test_closed_standard_input_is_empty(monkeypatch: pytest.MonkeyPatch) -> None
             "is a damaged ZIP archive, or a damaged file of a kind that is one, such as DOCX",
         ),
         ("Привет, мир".encode("utf-16-le"), UTF16.format("LE", "LE")),
+        (b"a text " * 100 + b"\0", "is text with a zero byte, at 700: take it out, as with tr -d '\\000'"),
+        *(
+            (text.encode(name), OTHER.format(at))
+            for name, text, at in (
+                ("gb18030", "港口很安静，起重机站在雾中。", "0xb8 at 0"),  # noqa: RUF001
+                ("shift_jis", "港は静かだった。", "0x8d at 0"),
+                ("cp1251", "В гавани было тихо, и краны стояли.", "0xc2 at 0"),  # noqa: RUF001
+            )
+        ),
         (b"a\0\x01\x02\x03\x04", "is not text: byte 0x00 at 1"),
         (b" \n", "is empty"),
         (b"", "is empty"),

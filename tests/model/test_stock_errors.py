@@ -115,7 +115,7 @@ def test_pythons_memory_error_says_what_to_change() -> None:
     error = load_error(np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("i4")), [])
     assert isinstance(error, OutOfMemoryError)
     assert error.setting == "n_ctx"
-    assert "make n_ctx smaller" in str(error)
+    assert "make n_ctx or n_batch smaller" in str(error)
 
 
 def test_a_draft_model_alone_is_no_matter_of_memory(tiny: Callable[..., Path]) -> None:

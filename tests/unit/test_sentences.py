@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from headkv_local._core.native.plan import sentence_ends
 from headkv_local._core.pieces import Pieces
 
+FEEDS = ("\n", "\r\n", "\r", "\u0085", "\u2028", "\u2029", "\f", "\v")
+
 
 def last_tokens(pieces: list[bytes]) -> list[int]:
     """Numbers of the tokens that end a sentence; equal pieces are the same token."""
@@ -30,7 +32,8 @@ def last_tokens(pieces: list[bytes]) -> list[int]:
         ("The code| is| 12|.| The| end|.", [3]),  # nothing follows the last one
         ("One|.\n|\n|Two|!\n", [1, 2, 4]),
         ("Version| |1|.|5| of| e|.|g|.| this", []),  # neither numbers nor abbreviations
-        ("a line that|\n|was wrapped|\n|Another", [3]),
+        ("a line that is as long as lines are which|\n|was wrapped|\n|Another", [3]),
+        ("name: a|\n|value: b|\n|other: c", [1, 3]),  # short lines are records
         ('He| said| "|No|.|"| Then', [5]),
         ("It is **|bold|.**| Then", [2]),
         ("wait| ...| What|?| Yes|…| No", [1, 3, 5]),
@@ -41,7 +44,12 @@ def last_tokens(pieces: list[bytes]) -> list[int]:
         ("ቤት|።| አይደለም|፧| አዎ", [1, 3]),
         ("Πού| είναι|;| Εδώ|;\n", [2, 4]),
         ("a; B", []),
-        ("Он шёл|\n|домой|. г|. Она|\n|Там", [4, 5]),  # noqa: RUF001
+        ("Он шёл с мешком муки через тёмный лес|\n|домой|. г|. Она|\n|Там", [4, 5]),  # noqa: RUF001
+        *((f"a,1|{feed}|b,2|{feed}|c,3", [1, 3]) for feed in FEEDS),
+        ("ერთი| კატა|.| მეორე| კატა", [2]),  # no capitals
+        ("ဘယ်|။|ဒါ| ខ្ញុំ|។| ក| ཀ|།|ཁ", [1, 4, 7]),
+        ("晴れ|｡|雨|．|今|３|．|５|だ", [1, 3]),  # noqa: RUF001
+        ("«Η Μαρία»|;| Ναι", [1]),  # noqa: RUF001
         ("no end at all", []),
         ("x = 1|\n|    y = 2|\n|Z", [1, 3]),
     ],

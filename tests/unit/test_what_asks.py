@@ -241,6 +241,20 @@ def test_a_short_closing_line_does_not_ask_alone(spell: Callable[[str], list[str
 
 
 @SPELLINGS
+@pytest.mark.parametrize("after", ["{rules}", "## Task\n{tell}\n{list}", "{rules}\n\n{rules}"])
+def test_an_instruction_before_long_rules_asks(
+    spell: Callable[[str], list[str]], n_last: int, after: str
+) -> None:
+    """Without a mark, and further from the end than the last tokens: what is short there may be it."""
+    task = f"{TELL}\n\n" if "{tell}" not in after else ""
+    rules = f"{PARAGRAPH} {LINE * (n_last // 20)}"
+    items = "\n".join(f"- Rule {n}: {LINE}" for n in range(n_last // 8))
+    text = f"The harbour of Oslo\n\n{DOCUMENT}\n\n{task}" + after.format(rules=rules, tell=TELL, list=items)
+    assert weighing(spell, n_last, TELL, ("user", text)) == 0.5**4
+    assert weighing(spell, n_last, PARAGRAPH[-60:], ("user", text.replace(rules, ""))) < 1
+
+
+@SPELLINGS
 @pytest.mark.parametrize("feed", ["\n", "\r\n", "\r", "\u0085", "\u2028", "\u2029"])
 def test_lines_end_in_many_ways(spell: Callable[[str], list[str]], n_last: int, feed: str) -> None:
     lines = [*[PARAGRAPH] * 4, TELL]

@@ -10,13 +10,15 @@
 // a full stop, and what may close a sentence after it; then those that no blank has to follow
 static const char * const stops[]   = { ".", "!", "?", "…", "؟", "۔", "।", "॥", "։", "።", "፧", "\u037e" };
 static const char * const closers[] = { "\"", "'", "*", "_", ")", "]", "»", "”", "’" };
-static const char * const cjk_stops[]  = { "。", "！", "？" };
+static const char * const cjk_stops[]  = { "。", "！", "？", "｡", "．", "។", "။", "།", "༎" };
 static const char * const cjk_closes[] = { "」", "』", "”", "’", "）" };
 
-// of a question, beside the Latin one: full width, Arabic, Armenian, Ethiopic, Greek
-static const char * const marks[] = { "？", "؟", "՞", "፧", "\u037e" };
+// of a question, beside the Latin one: full width, Arabic, Armenian, Ethiopic, Greek; with an exclamation, as a picture
+static const char * const marks[] = { "？", "؟", "՞", "፧", "\u037e", "‽", "❓" };
 
-static const char * const feeds[] = { "\n", "\r\n", "\r", "\u0085", "\u2028", "\u2029" };
+static const char * const feeds[] = { "\n", "\r\n", "\r", "\u0085", "\u2028", "\u2029", "\f", "\v" };
+
+static constexpr int n_wrapped = 32; // characters of a line that may be wrapped: those of records are shorter
 
 bool headkv_is_space(uint8_t c) {
     return c == ' ' || (c >= '\t' && c <= '\r');
@@ -27,8 +29,9 @@ static bool is_small(const uint8_t * p, const uint8_t * end) {
     if (p == end || *p < 0x80) {
         return p < end && *p >= 'a' && *p <= 'z';
     }
-    const auto cpts = unicode_cpts_from_utf8(std::string(p, p + std::min<size_t>(4, end - p)));
-    return unicode_cpt_flags_from_cpt(cpts[0]).is_lowercase;
+    const uint32_t cpt     = unicode_cpts_from_utf8(std::string(p, p + std::min<size_t>(4, end - p)))[0];
+    const bool is_georgian = cpt >= 0x10d0 && cpt <= 0x10ff; // which has no capitals where sentences begin
+    return unicode_cpt_flags_from_cpt(cpt).is_lowercase && !is_georgian;
 }
 
 // the text of a line around a question mark, as far as it is looked at: a long line must not be read for each mark
@@ -91,9 +94,19 @@ static bool is_code(const uint8_t * begin, const uint8_t * p, const uint8_t * en
     return !is_prose && rest > next && (is_typed || (is_apart && (has_colon || next - first > 1)));
 }
 
-// a semicolon after a Greek letter
+// a semicolon after a Greek letter, or after what closes a quotation that ends in one
 static bool is_greek_mark(const uint8_t * begin, const uint8_t * p) {
-    return *p == ';' && p - begin >= 2 && (p[-2] == 0xce || p[-2] == 0xcf);
+    if (*p != ';') {
+        return false;
+    }
+    for (const char * closer : { "\"", "»", "”", "’", ")" }) {
+        const ptrdiff_t n = strlen(closer);
+        if (p - begin > n && memcmp(p - n, closer, n) == 0) {
+            p -= n;
+            break;
+        }
+    }
+    return p - begin >= 2 && (p[-2] == 0xce || p[-2] == 0xcf);
 }
 
 int64_t headkv_n_characters(const uint8_t * p, const uint8_t * end) {
@@ -128,10 +141,28 @@ bool headkv_is_mark(const uint8_t * begin, const uint8_t * p, const uint8_t * en
     return is_greek_mark(begin, p) || length_of(marks, p, end) > 0;
 }
 
+// Whether a line that ends at p goes on at next: it is long, and small letters follow.
+static bool is_wrapped(const uint8_t * begin, const uint8_t * p, const uint8_t * next, const uint8_t * end) {
+    if (!is_small(next, end)) {
+        return false;
+    }
+    int n = 0;
+    for (; p > begin && n < n_wrapped && p[-1] != '\n' && p[-1] != '\r'; --p) {
+        n += (p[-1] & 0xc0) != 0x80;
+    }
+    return n == n_wrapped;
+}
+
+// of ASCII, or full width
+static bool is_digit(const uint8_t * p, const uint8_t * end) {
+    const bool is_wide = end - p >= 3 && p[0] == 0xef && p[1] == 0xbc && p[2] >= 0x90 && p[2] <= 0x99;
+    return is_wide || (p < end && isdigit(*p));
+}
+
 // the end of a sentence that ends with what is at p, nullptr for none
 static const uint8_t * sentence_end(const uint8_t * begin, const uint8_t * p, const uint8_t * end) {
-    if (*p == '\n') { // not where small letters go on: a line that was wrapped
-        return is_small(p + 1, end) ? nullptr : p + 1;
+    if (const size_t n = headkv_feed_at(p, end)) {
+        return is_wrapped(begin, p, p + n, end) ? nullptr : p + n;
     }
     if (size_t n = is_greek_mark(begin, p) ? 1 : length_of(stops, p, end)) {
         do {
@@ -141,10 +172,11 @@ static const uint8_t * sentence_end(const uint8_t * begin, const uint8_t * p, co
         return next > p && next < end && !is_small(next, end) ? p : nullptr; // "e.g. this" goes on
     }
     if (size_t n = length_of(cjk_stops, p, end)) {
+        const bool is_point = memcmp(p, "．", n) == 0;
         do {
             p += n;
         } while ((n = length_of(cjk_closes, p, end)));
-        return p;
+        return is_point && is_digit(p, end) ? nullptr : p; // "３．５"
     }
     return nullptr;
 }

@@ -181,6 +181,30 @@ std::vector<headkv_part> headkv_text_view::questions_in(int32_t start, int32_t s
     return res;
 }
 
+std::vector<headkv_part> headkv_text_view::openings_in(int32_t start, int32_t stop, int32_t n_most) const {
+    const std::vector<border> inner = borders(start, n);
+    std::vector<headkv_part> res;
+    int32_t next = n; // where the paragraph behind it begins
+    for (auto b = inner.rbegin(); b != inner.rend() && res.size() < n_inside; ++b) {
+        if (b->kind != BORDER_PARAGRAPH) {
+            continue;
+        }
+        int32_t end = are_short(b->token, next) ? next : b->token;
+        for (auto line = b.base(); end < next && line != inner.end() && end - b->token < n_enough; ++line) {
+            if (line->kind == BORDER_SENTENCE || line->token > next || !are_short(b->token, line->token)) {
+                break; // as prose has it
+            }
+            end = line->token;
+        }
+        if (b->token < stop && end > b->token && end - b->token <= n_most) {
+            n_most -= end - b->token;
+            res.push_back({ b->token, end, likely });
+        }
+        next = b->token;
+    }
+    return { res.rbegin(), res.rend() };
+}
+
 std::vector<headkv_part> headkv_text_view::question(int32_t start, int32_t stop, int32_t n_last) const {
     if (n_last < 1 || stop > n || start < -1 || stop <= std::max(start, 0)) {
         throw headkv_error(HEADKV_ERR_ARGUMENT,
@@ -231,7 +255,16 @@ std::vector<headkv_part> headkv_text_view::question_at_end(int32_t start, int32_
             res.push_back({ first, further, likely });
         }
         const auto after  = borders(begin, last); // a question may begin before the last tokens, and end in them
-        const auto inside = questions_in(further, after.empty() ? begin : after[0].token, n_last);
+        auto inside       = questions_in(further, after.empty() ? begin : after[0].token, n_last);
+        const auto tail   = borders(begin, stop);
+        const bool is_end = std::any_of(tail.begin(), tail.end(), [&](const border & b) {
+            return b.token == all && b.kind == BORDER_PARAGRAPH; // a short one, which asks
+        });
+        if (inside.empty() && !is_end) {
+            const int64_t reach = stop - (int64_t) n_list * n_last;
+            const auto before   = headkv_text_view(*this, all); // what follows asks in any case
+            inside              = before.openings_in((int32_t) std::max<int64_t>(further, reach), begin, n_last);
+        }
         res.insert(res.end(), inside.begin(), inside.end());
         if (!inside.empty()) {
             tells = tells || inside.back().weight == 1.0;

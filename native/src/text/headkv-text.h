@@ -77,6 +77,10 @@ private:
     // most.
     std::vector<headkv_part> questions_in(int32_t start, int32_t stop, int32_t n_most) const;
 
+    // The paragraphs, up to the end of the text, that begin in these tokens and are short, and the first lines of those
+    // that begin with short ones: those that stand last, n_most tokens at most.
+    std::vector<headkv_part> openings_in(int32_t start, int32_t stop, int32_t n_most) const;
+
     // Where the last line of these tokens begins, if it is so short that it may be a cue; else stop.
     int32_t closing(int32_t start, int32_t stop) const;
 

@@ -187,7 +187,8 @@ def _decode(data: bytes, path: str, name: str) -> Document:
     if "\0" in text:
         raise _refusal(name, f"is {told_by_bytes(data, max(zero, 0))}")
     # A terminal and a text editor see the same lines whatever wrote the file, and so should the model.
-    return Document(_shown(path), text.replace("\r\n", "\n"))
+    text = text.replace("\r\n", "\n")
+    return Document(_shown(path), text if "\n" in text else text.replace("\r", "\n"))
 
 
 def _shown(path: str) -> str:

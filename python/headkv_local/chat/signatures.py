@@ -109,10 +109,15 @@ def told_by_bytes(data: bytes, where: int) -> str:
     control = sum(sample.count(byte) for byte in range(32) if byte not in b"\t\n\r\f\x1b")
     if control > len(sample) / 100:
         return f"not text: byte {data[where]:#04x} at {where}"
-    return (
-        f"not UTF-8 text: byte {data[where]:#04x} at {where}; if it is Latin-1 or Windows-1252, "
-        "convert it with iconv -f WINDOWS-1252 -t UTF-8"
-    )
+    if data[where] == 0:
+        return f"text with a zero byte, at {where}: take it out, as with tr -d '\\000'"
+    found = f"not UTF-8 text: byte {data[where]:#04x} at {where}"
+    if sum(byte >= 0x80 for byte in sample) > 0.3 * len(sample):  # an alphabet that is not Latin
+        return (
+            f"{found}; convert it from its own encoding, such as GB18030, SHIFT_JIS, EUC-KR or WINDOWS-1251, "
+            "with iconv -f ENCODING -t UTF-8"
+        )
+    return f"{found}; if it is Latin-1 or Windows-1252, convert it with iconv -f WINDOWS-1252 -t UTF-8"
 
 
 def _reads_as(sample: bytes, utf16: str) -> bool:
