@@ -50,7 +50,7 @@ def embeddable(llm: llama_cpp.Llama, context: Context, given: Any) -> Iterator[N
         if n_tokens == 0:
             raise ArgumentError(f"input {i} has no tokens: there is nothing to embed")
         context.require_at_once(min(n_tokens, context.n_batch), f"input {i} has")
-    n_batch, llm.n_batch = llm.n_batch, context.n_at_once
+    n_batch, llm.n_batch = llm.n_batch, min(llm.n_batch, context.n_at_once)
     try:
         yield
     finally:
