@@ -16,7 +16,7 @@ SMALLER = "there is not enough memory for a context of 4096 tokens: start with a
         (DecodeMemoryError, "n_ctx", False, SMALLER),
         (LoadMemoryError, "n_ctx", True, f"{SMALLER}, or with fewer --gpu-layers"),
         (LoadMemoryError, "n_gpu_layers", True, "there is not enough memory for the model on the GPU"),
-        (LoadMemoryError, None, False, "there is not enough memory: make it"),
+        (LoadMemoryError, None, False, "there is not enough memory: give --ctx a number of tokens"),
         (OutOfMemoryError, None, False, "there is not enough memory"),
         (MemoryError, None, False, "there is not enough memory"),
     ],
@@ -27,8 +27,6 @@ def test_memory(
     """The library's own words, of n_ctx and n_gpu_layers, are not what a user of the chat can change."""
     monkeypatch.setattr(wording, "_on_gpu", lambda options: on_gpu)
     error = kind("llama_decode returned -2: make n_ctx or n_gpu_layers smaller")
-    if kind is LoadMemoryError and setting is None:
-        error = kind("Failed to create llama_context: make it smaller")
     if setting is not None:
         assert isinstance(error, OutOfMemoryError)
         error.setting = setting

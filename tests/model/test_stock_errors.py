@@ -19,6 +19,7 @@ import pytest
 
 from headkv_local import HeadKVError, Llama, OutOfMemoryError, Retention, memory_estimate
 from headkv_local._core import native, room
+from headkv_local._core.failures import decode_error
 from headkv_local._core.load import load_error
 from headkv_local.errors import LoadMemoryError, ModelError
 from helpers import random_tokens
@@ -97,7 +98,7 @@ def test_a_decode_that_fails(
     load: Callable[..., Llama], tiny_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: Any
 ) -> None:
     llm = load(tiny_path, retention=Retention(budget=32))
-    monkeypatch.setattr(native, "last_error", lambda: "no memory for a test" if code == -2 else "")
+    monkeypatch.setattr(native, "last_error", lambda: "no memory for a test")
     monkeypatch.setattr(llama_cpp.llama_cpp, "llama_decode", lambda *_: code)
     with pytest.raises(RuntimeError, match=f"llama_decode returned {code}") as caught:
         llm.eval([1, 2, 3])
@@ -106,7 +107,10 @@ def test_a_decode_that_fails(
     if code == -2:
         assert isinstance(caught.value, OutOfMemoryError)
         assert caught.value.setting == "n_ctx"
-        assert str(caught.value).endswith("no memory for a test: make n_ctx smaller")
+        assert str(caught.value).endswith(": make n_ctx smaller")
+    assert "no memory for a test" not in str(caught.value)  # of a call before: it was not logged
+    said = decode_error(RuntimeError(f"llama_decode returned {code}"), ["init_batch: no memory for a test"])
+    assert str(said).endswith(": no memory for a test")
     monkeypatch.undo()
     llm.eval([1, 2, 3])
 

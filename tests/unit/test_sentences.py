@@ -45,7 +45,12 @@ def last_tokens(pieces: list[bytes]) -> list[int]:
         ("Πού| είναι|;| Εδώ|;\n", [2, 4]),
         ("a; B", []),
         ("Он шёл с мешком муки через тёмный лес|\n|домой|. г|. Она|\n|Там", [4, 5]),  # noqa: RUF001
-        *((f"a,1|{feed}|b,2|{feed}|c,3", [1, 3]) for feed in FEEDS),
+        *((f"|{feed}|".join(f"value{n}: b{n}" for n in range(8)), [*range(1, 15, 2)]) for feed in FEEDS),
+        *(
+            (f"a line that is as long as lines are which|{feed}|was wrapped|{feed}|Another", [3])
+            for feed in FEEDS
+        ),
+        ("x = f(α);|\n|y = sin(θ);| z", [1]),  # code  # noqa: RUF001
         ("ერთი| კატა|.| მეორე| კატა", [2]),  # no capitals
         ("ဘယ်|။|ဒါ| ខ្ញុំ|។| ក| ཀ|།|ཁ", [1, 4, 7]),
         ("晴れ|｡|雨|．|今|３|．|５|だ", [1, 3]),  # noqa: RUF001

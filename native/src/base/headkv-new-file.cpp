@@ -4,7 +4,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
+#include <chrono>
 
 namespace {
 
@@ -28,24 +30,32 @@ int open_nameless(const std::string & folder) {
     return open(folder.empty() ? "." : folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 }
 
+// of letters that are likely nobody else's
+std::string any_name(const std::string & folder) {
+    static std::atomic<uint64_t> n_names{ 0 };
+    const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789";
+    const auto now       = std::chrono::steady_clock::now().time_since_epoch().count();
+    uint64_t x           = ((uint64_t) now ^ ((uint64_t) getpid() << 40)) + n_names++ * 0x9e3779b97f4a7c15;
+    std::string name     = folder + "headkv-";
+    for (int i = 0; i < 6; ++i, x /= 36) {
+        name += letters[x % 36];
+    }
+    return name;
+}
+
 // false, and errno, where that cannot be
 bool give_name(int fd, const std::string & folder, std::string & name) {
     const std::string itself = "/proc/self/fd/" + std::to_string(fd);
     for (int i = 0; i < 100; ++i) {
-        const int other = open_named(folder, name); // finds a name that is free
-        if (other < 0) {
-            return false;
-        }
-        close(other);
-        unlink(name.c_str());
+        name = any_name(folder);
         if (linkat(AT_FDCWD, itself.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) == 0) {
             return true;
         }
-        name.clear();
         if (errno != EEXIST) {
             break;
         }
     }
+    name.clear(); // which is another file's, or nobody's
     return false;
 }
 

@@ -99,7 +99,7 @@ static bool is_greek_mark(const uint8_t * begin, const uint8_t * p) {
     if (*p != ';') {
         return false;
     }
-    for (const char * closer : { "\"", "»", "”", "’", ")" }) {
+    for (const char * closer : { "»", "”" }) { // not of code
         const ptrdiff_t n = strlen(closer);
         if (p - begin > n && memcmp(p - n, closer, n) == 0) {
             p -= n;
@@ -146,11 +146,19 @@ static bool is_wrapped(const uint8_t * begin, const uint8_t * p, const uint8_t *
     if (!is_small(next, end)) {
         return false;
     }
-    int n = 0;
-    for (; p > begin && n < n_wrapped && p[-1] != '\n' && p[-1] != '\r'; --p) {
-        n += (p[-1] & 0xc0) != 0x80;
+    p -= *p == '\n' && p > begin && p[-1] == '\r'; // both end it
+    for (int n = 0; p > begin; ++n) {
+        if (n == n_wrapped) {
+            return true;
+        }
+        do {
+            p--;
+        } while (p > begin && (*p & 0xc0) == 0x80);
+        if (headkv_feed_at(p, end) > 0) {
+            return false;
+        }
     }
-    return n == n_wrapped;
+    return false;
 }
 
 // of ASCII, or full width

@@ -22,7 +22,10 @@ def require_room_for_means(path: str, kwargs: dict[str, Any]) -> None:
         pooling = next(iter(metadata(path).get("pooling_type", [])), None)
     if not kwargs.get("embedding") or pooling != llama_cpp.LLAMA_POOLING_TYPE_MEAN:
         return
-    n_ubatch, least = kwargs.get("n_ubatch", 512), min(kwargs.get("n_batch", 512), _SEQUENCES)
+    n_ubatch, n_ctx = kwargs.get("n_ubatch", 512), kwargs.get("n_ctx", 512)
+    least = min(kwargs.get("n_batch", 512), _SEQUENCES)
+    if isinstance(n_ctx, int) and n_ctx > 0:
+        least = min(least, n_ctx)
     if n_ubatch < least:
         raise ArgumentError(
             f"n_ubatch must be at least {least} for embeddings that are means, not {n_ubatch}"
@@ -30,8 +33,8 @@ def require_room_for_means(path: str, kwargs: dict[str, Any]) -> None:
 
 
 @contextmanager
-def embeddable(llm: llama_cpp.Llama, context: Context, given: Any) -> Iterator[None]:
-    """Meanwhile llama_cpp makes batches that llama.cpp takes.
+def embeddable(llm: llama_cpp.Llama, context: Context, given: Any) -> Iterator[str | list[Any]]:
+    """What is given, of which llama_cpp makes batches meanwhile that llama.cpp takes.
 
     Raises ArgumentError for an input without tokens, over which llama_cpp writes where it must not, and for
     one of more tokens than are read at once, EncoderError for a model that makes no embeddings.
@@ -49,9 +52,10 @@ def embeddable(llm: llama_cpp.Llama, context: Context, given: Any) -> Iterator[N
         n_tokens = len(llm.tokenize(text.encode("utf-8")))
         if n_tokens == 0:
             raise ArgumentError(f"input {i} has no tokens: there is nothing to embed")
-        context.require_at_once(min(n_tokens, context.n_batch), f"input {i} has")
+        if context.n_at_once < context.n_batch:  # llama_cpp would cut it off
+            context.require_at_once(n_tokens, f"input {i} has")
     n_batch, llm.n_batch = llm.n_batch, min(llm.n_batch, context.n_at_once)
     try:
-        yield
+        yield given if isinstance(given, str) else texts
     finally:
         llm.n_batch = n_batch

@@ -38,7 +38,7 @@ def decode_error(error: BaseException, lines: list[str]) -> BaseException:
     if code == 2:
         return Cancelled("cancelled")
     said = native.last_error()
-    if said and (said in reason or not reason):  # by our cache, and not by a call before
+    if said and said in reason:  # our cache logs it; a call before may have left another one
         reason = said
     text = f"llama_decode returned {code}: {reason or 'llama.cpp gave no reason'}"
     if code == -1:

@@ -222,8 +222,8 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
 
     def embed(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         """As llama_cpp.Llama.embed(). A cancel ends it before the next batch: Cancelled."""
-        with self._using(), embeddable(self, self._context, input), self._lifetime.stopping(self._ctx):
-            return super().embed(input, *args, **kwargs)
+        with self._using(), embeddable(self, self._context, input) as it, self._lifetime.stopping(self._ctx):
+            return super().embed(it, *args, **kwargs)
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
         """As llama_cpp.Llama.generate(); the prompt is compacted before the first token is sampled."""

@@ -67,7 +67,7 @@ def largest_context(estimator: Estimator) -> int:
         advice = (
             "give it fewer layers (n_gpu_layers)"
             if on_gpu
-            else "give a number of tokens, for which the weights may be read from the file again and again"
+            else "set n_ctx to a number (weights are then read from the file as they are needed, slowly)"
         )
         raise LoadMemoryError(
             f"Failed to create llama_context: already with {n_ctx} tokens the model takes "

@@ -82,8 +82,8 @@ def _no_memory(error: MemoryError, options: Options) -> str:
         stays = options.budget is not None and options.archive in (MEMORY, OFF)
         file = ", or with an archive in a file (--archive auto)" if stays else ""
         return f"there is not enough memory for a context{of}: start with a smaller --ctx{fewer}{file}"
-    if isinstance(error, LoadMemoryError):  # of --ctx auto
-        return f"there is not enough memory: {str(error).partition(': ')[2]}"
+    if isinstance(error, LoadMemoryError):
+        return "there is not enough memory: give --ctx a number of tokens, or use a smaller quantization"
     return "there is not enough memory"
 
 

@@ -99,9 +99,10 @@ class _Kept(BaseModel):
 
 def _warn_of(name: str) -> None:
     """Once, and of so many that a log has room for."""
+    name = name[:100]
     if name not in _set_aside and len(_set_aside) < _MOST_NAMES:
         _set_aside.add(name)
-        _logger.warning("requests have %r, which is not known here: it is set aside", name[:100])
+        _logger.warning("requests have %r, which is not known here: it is set aside", name)
 
 
 def _is_number(annotation: Any) -> bool:
@@ -195,7 +196,7 @@ def _plain_function(function: Any) -> Any:
     return plain
 
 
-NEW_FIELDS = {
-    *("budget", "scores", "archive", "stream_options", "max_completion_tokens", "chat_template_kwargs"),
-}
+NEW_FIELDS = frozenset(
+    ("budget", "scores", "archive", "stream_options", "max_completion_tokens", "chat_template_kwargs")
+)
 """What is not handed on to llama-cpp-python."""

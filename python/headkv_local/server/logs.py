@@ -10,15 +10,6 @@ _APART: Final = 60  # seconds
 _NO_ROOM: Final = "socket.accept() out of system resource"  # as asyncio says it, thousands of times a second
 
 
-def configure(verbose: bool) -> None:
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("headkv_local.llama_cpp").propagate = False  # verbose prints it anyway
-    logging.getLogger("headkv_local").setLevel(logging.INFO if verbose else logging.WARNING)
-    of_asyncio = logging.getLogger("asyncio")
-    of_asyncio.setLevel(logging.ERROR)  # it warns of every client that has left
-    of_asyncio.addFilter(_Seldom())
-
-
 class _Seldom(logging.Filter):
     """Of connections that cannot be taken, as where all files are in use: one sentence a minute."""
 
@@ -37,3 +28,15 @@ class _Seldom(logging.Filter):
         record.msg = f"new connections have to wait: {getattr(error, 'strerror', None) or error}"
         record.args, record.exc_info = (), None
         return True
+
+
+_seldom: Final = _Seldom()
+
+
+def configure(verbose: bool) -> None:
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("headkv_local.llama_cpp").propagate = False  # verbose prints it anyway
+    logging.getLogger("headkv_local").setLevel(logging.INFO if verbose else logging.WARNING)
+    of_asyncio = logging.getLogger("asyncio")
+    of_asyncio.setLevel(logging.ERROR)  # it warns of every client that has left
+    of_asyncio.addFilter(_seldom)

@@ -14,11 +14,10 @@ from pydantic import AfterValidator
 from ..errors import ArgumentError
 from ..forms import chat_handler_of, is_of_formatter
 
+_HANDLER: Final = llama_chat_format.chat_formatter_to_chat_completion_handler(llama_chat_format.format_llama2)
 _OF_A_CHAT: Final = {
-    *inspect.signature(
-        llama_chat_format.chat_formatter_to_chat_completion_handler(llama_chat_format.format_llama2)
-    ).parameters,
-    *("add_generation_prompt", "bos_token", "eos_token", "raise_exception", "strftime_now"),
+    *(name for name, one in inspect.signature(_HANDLER).parameters.items() if one.kind != one.VAR_KEYWORD),
+    *("self", "add_generation_prompt", "bos_token", "eos_token", "raise_exception", "strftime_now"),
 }
 
 
@@ -33,7 +32,10 @@ Variables = Annotated[dict[str, Any] | None, AfterValidator(_possible)]
 
 
 def tell(llm: Any, variables: Mapping[str, Any]) -> None:
-    """From now on the template of its chats has these too. ArgumentError where chats have no template."""
+    """From now on the template of its chats has these too. ArgumentError where a format calls tools.
+
+    Formats that are no template, such as "chatml", have none.
+    """
     handler = chat_handler_of(llm)
     if not is_of_formatter(handler):
         raise ArgumentError(f"the chat format {llm.chat_format!r} has no template with variables")
