@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -382,6 +383,16 @@ def test_another_question_about_the_same_prompt(
     assert np.array_equal(opened.retention_mask(), saved.retention_mask())
 
 
+@pytest.fixture
+def no_garbage() -> Any:
+    """Of other tests, which is not to be collected in the depths of what is nested."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage")
 def test_bad_files_and_calls_are_refused_and_leave_the_context(
     load: Load, tiny: Tiny, tiny_path: Path, tmp_path: Path
 ) -> None:
