@@ -155,6 +155,54 @@ def test_the_same_prompt_with_another_question(load: Load, tiny_path: Path, arch
         greedy(llm, 3)
 
 
+PREFIX, SUFFIX, MIDDLE = range(257, 260)
+MARKS = {f"tokenizer.ggml.fim_{name}_token_id": 257 + i for i, name in enumerate(("pre", "suf", "mid"))}
+A, B, C = np.split(np.array(random_tokens(330)), [60, 200])
+
+GAPS = {
+    "prefix first": ([PREFIX, *A, *B, SUFFIX, *C, MIDDLE], [(201 - 64, 201), (202, 202 + 32), (332, 333)]),
+    "suffix first": ([SUFFIX, *C, PREFIX, *A, *B, MIDDLE], [(1, 33), (332 - 64, 332), (332, 333)]),
+    "behind other files": (
+        [PREFIX, *A, SUFFIX, MIDDLE, *A, PREFIX, *B, SUFFIX, *A, MIDDLE],
+        [(264 - 64, 264), (265, 297), (325, 326)],
+    ),
+    "no prefix": ([PREFIX, SUFFIX, *B, *C, MIDDLE], [(2, 34), (272, 273)]),
+    "no suffix": ([PREFIX, *B, *C, SUFFIX, MIDDLE], [(271 - 64, 271), (272, 273)]),
+    "a short suffix": ([PREFIX, *B, *A, SUFFIX, *C[:9], MIDDLE], [(201 - 64, 201), (202, 211), (211, 212)]),
+    "begun": ([PREFIX, *A, *B, SUFFIX, *C, MIDDLE, *A], [(201 - 64, 201), (202, 202 + 32), (332, 393)]),
+}
+
+
+@pytest.mark.parametrize("case", GAPS)
+def test_what_stands_around_a_gap_asks(load: Load, tiny_path: Path, case: str) -> None:
+    """Of a prompt that the model fills in, wherever that is; 64 tokens before it and 32 after it."""
+    tokens, parts = GAPS[case]
+    llm = load(tiny_path, kv_overrides=MARKS, retention=Retention(budget=24))
+    masks = []
+    for question in (None, [slice(*part) for part in parts]):
+        llm.reset()
+        llm.prefill(tokens, question=question)
+        masks.append(llm.retention_mask())
+    assert np.array_equal(*masks)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        [PREFIX, *A, *B, SUFFIX, *C, MIDDLE, *B],  # of the middle there are more than 128 tokens
+        [*B, SUFFIX, *C, MIDDLE],
+        [PREFIX, *A, *B, MIDDLE, *C[:10], SUFFIX],
+    ],
+)
+def test_no_gap(load: Load, tiny_path: Path, tokens: list[int]) -> None:
+    masks = []
+    for marks in (MARKS, {}):
+        llm = load(tiny_path, kv_overrides=marks or None, retention=Retention(budget=24))
+        llm.prefill(tokens)
+        masks.append(llm.retention_mask())
+    assert np.array_equal(*masks)
+
+
 def test_a_question_about_what_the_cache_already_holds(load: Load, tiny_path: Path) -> None:
     """The prompt and all that was decoded behind it: nothing of it is new, and yet another part asks."""
     llm = load(tiny_path, retention=Retention(budget=32, archive="memory"))

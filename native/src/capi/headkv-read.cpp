@@ -8,6 +8,7 @@
 #include "llama-model.h"
 #include "scores/headkv-caps.h"
 #include "text/headkv-asking.h"
+#include "text/headkv-infill.h"
 #include "text/headkv-spelled.h"
 #include "text/headkv-text.h"
 
@@ -109,8 +110,9 @@ static int32_t n_least_of(const headkv_retention & retention, const context_fact
     return 2 * (int32_t) std::min<int64_t>(retention.window, facts.stats.n_ctx);
 }
 
-static std::vector<headkv_part> question_of(const headkv_reading & reading, const headkv_retention & retention,
-                                            const context_facts & facts, const headkv_text_view & text) {
+static std::vector<headkv_part> question_of(const llama_vocab & vocab, const headkv_reading & reading,
+                                            const headkv_retention & retention, const context_facts & facts,
+                                            const headkv_text_view & text) {
     if (reading.n_question > 0) {
         return { reading.question, reading.question + reading.n_question };
     }
@@ -119,6 +121,10 @@ static std::vector<headkv_part> question_of(const headkv_reading & reading, cons
         return text.question(reading.message_start, reading.message_stop, observe);
     }
     const int32_t n_prompt = reading.n_tokens;
+    const auto around_gap  = headkv_infill_question(vocab, reading.tokens, n_prompt, observe);
+    if (!around_gap.empty()) {
+        return around_gap;
+    }
 
     // Tokens that came before do not ask, unless they are told, or of the message that is. Where the prompt is the
     // compacted one, or goes on otherwise within it, a turn is read again, and where that began is not known.
@@ -171,7 +177,7 @@ static void read_prompt(llama_context * ctx, const headkv_reading & reading, con
     const int32_t n_room  = ctx->headkv_samples() ? 0 : facts.stats.n_ctx - n_prompt; // for what is read once more
     const bool whole      = compacts && retention.observe == 0;
     const bool rereads    = whole && n_room >= std::min(n_room_least, n_prompt);
-    const auto question   = question_of(reading, retention, facts, text);
+    const auto question   = question_of(ctx->get_model().vocab, reading, retention, facts, text);
     headkv_asking asking(question.data(), question.size(), n_prompt, n_least, n_room); // refuses parts that cannot be
     if (rereads) {
         asking = headkv_asking(n_prompt, n_least);
