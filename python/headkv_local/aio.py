@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from ._core.cancel import CancelToken
 from ._core.stream import Stream
@@ -21,6 +23,19 @@ __all__ = ["AsyncLlama"]
 OnPrefill = Callable[[int, int], None]
 
 _T = TypeVar("_T")
+
+_open_now: WeakSet[AsyncLlama] = WeakSet()
+
+
+def _stop_all() -> None:
+    """Python waits for the threads of executors when it ends: what they do is stopped before that."""
+    for one in tuple(_open_now):
+        one._llm._lifetime.stop()
+
+
+# what was registered last runs first, and the module of executors registers its wait; the public atexit is
+# called after that
+threading._register_atexit(_stop_all)  # type: ignore[attr-defined]
 
 
 class AsyncLlama:
@@ -45,6 +60,7 @@ class AsyncLlama:
         self._llm, self._worker, self._on_prefill = llm, worker, on_prefill
         self._begun: set[CancelToken] = set()  # of what runs, and of streams, also between their steps
         self._closing: Future[None] | None = None
+        _open_now.add(self)
 
     @classmethod
     async def open(
@@ -119,7 +135,7 @@ class AsyncLlama:
         try:
             with told.raising():
                 return await asyncio.wrap_future(submitted)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # also of a task that is given up
             token.cancel()
             raise
 

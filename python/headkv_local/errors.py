@@ -44,9 +44,10 @@ class StateError(HeadKVError, RuntimeError):
 
 
 class OutOfMemoryError(HeadKVError, MemoryError):
-    """Memory could not be had; what the KV cache held before the call is still there.
+    """Memory could not be had; what the KV cache held before the call is still there, but with load_state().
 
-    setting: the argument of Llama that asks for less memory when it is smaller: "n_ctx", "n_gpu_layers".
+    setting: the argument of Llama that asks for less memory when it is smaller: "n_ctx", "n_gpu_layers"; ""
+        where none does.
     """
 
     def __init__(self, *args: object, setting: str | None = None) -> None:
@@ -59,7 +60,8 @@ class ContextFullError(StateError, ValueError):
 
 
 class Cancelled(HeadKVError):
-    """cancel() was called. The KV cache holds the tokens that were decoded until then."""
+    """cancel() was called. The KV cache holds the tokens that were decoded until then; of a prompt that goes
+    to an archive, those before it."""
 
 
 class ModelError(HeadKVError, ValueError):

@@ -22,6 +22,7 @@ from .schemas import require_held
 from .settings import UINT32_MAX
 from .wording import shown
 
+_MOST = 3.4028234663852886e38  # of a logit, a float of 32 bits
 _OF_FORMATTER = llama_chat_format.chat_formatter_to_chat_completion_handler(None).__code__
 _OF_PICTURES = llama_chat_format.Llava15ChatHandler, llama_chat_format.MTMDChatHandler
 _FUNCTIONARY = llama_chat_format.functionary_chat_handler, llama_chat_format.functionary_v1_v2_chat_handler
@@ -66,11 +67,11 @@ def require_bias(bias: Any, n_vocab: int) -> None:
         except (TypeError, ValueError):
             raise ArgumentError(f"logit_bias: {str(token)[:20]!r} is no number of a token") from None
         try:
-            number = float(value) < math.inf  # not NaN; -inf: never
+            number = abs(float(value)) <= _MOST or float(value) == -math.inf  # which is never
         except (TypeError, ValueError, OverflowError) as error:
             raise ArgumentError(f"logit_bias: {error}") from None
         if not number:
-            raise ArgumentError(f"logit_bias of token {token}: {value!r} is no finite number")
+            raise ArgumentError(f"logit_bias of token {token}: {value!r} is no finite number of 32 bits")
         if not known:
             raise ArgumentError(f"logit_bias: token {str(token)[:20]} is none of the model's {n_vocab}")
 

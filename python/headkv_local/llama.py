@@ -83,18 +83,19 @@ class Llama(Overrides):
         **kwargs: Any,
     ) -> None:
         kwargs["flash_attn"] = flash_attn
+        model_path = os.fsdecode(model_path)
         refuse_what_cannot_be(model_path, retention, kwargs)
         warn_of_unknown(kwargs)
         kwargs = arguments_of(retention, kwargs)
         threads = Threads(kwargs)
         devices.check_before_loading(kwargs)
         if not kwargs.get("vocab_only"):
-            kwargs = with_context(os.fspath(model_path), retention, kwargs)
+            kwargs = with_context(model_path, retention, kwargs)
         self._begin(threads)
         self._session_messages: list[Any] = []
         with explained_load_errors() as lines, small_at_first(retention):
             try:
-                super().__init__(os.fspath(model_path), verbose=verbose, **kwargs)
+                super().__init__(model_path, verbose=verbose, **kwargs)
                 if self.lora_path and not self._lora_adapter:
                     require_adapter(self.lora_path, lines)
                 self._chats.arrange(
@@ -152,8 +153,8 @@ class Llama(Overrides):
         """Make the call that runs now raise Cancelled; to be called from another thread, or a signal handler.
 
         It takes effect inside of the running decode, or before the next one where the model or the settings
-        cannot be compacted. What was decoded until then stays in the KV cache. A request that nothing was
-        stopped by is forgotten when the next prompt begins: a CancelToken remembers it.
+        cannot be compacted. What was decoded until then stays in the cache, but of a prompt that is archived.
+        A request that nothing was stopped by is forgotten when the next prompt begins; not by a CancelToken.
         """
         self._lifetime.cancel()
 

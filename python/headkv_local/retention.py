@@ -110,11 +110,9 @@ class Retention:
     def __post_init__(self) -> None:
         self._set("budget", budget_of(self.budget))
         self._set("observe", observe_of(self.observe))
-        if self.observe == ALL and self.window is None:
-            self._set("window", _WINDOW_OF_ALL)
         self._set("_given", frozenset(name for name in DEFAULTS if getattr(self, name) is not None))
         for name in DEFAULTS.keys() - self._given:
-            self._set(name, DEFAULTS[name])
+            self._set(name, _WINDOW_OF_ALL if (name, self.observe) == ("window", ALL) else DEFAULTS[name])
         self._set("window", int_of("window", self.window, 1))
         self._set("sinks", int_of("sinks", self.sinks, 0))
         self._set("draft", int_of("draft", self.draft, 0))

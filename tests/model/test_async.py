@@ -417,3 +417,42 @@ sys.exit(code)
         [sys.executable, "-c", program, str(tiny_path)], capture_output=True, text=True, timeout=200
     )
     assert (done.returncode, done.stderr) == (3, "")
+
+
+ENDS = """
+import asyncio, atexit, sys
+from headkv_local import AsyncLlama, Retention
+async def main():
+    global llm, task
+    llm = await AsyncLlama.open(sys.argv[1], n_ctx=8192, n_threads=1, retention=Retention(budget=64))
+    begun = asyncio.Event()
+    task = loop.create_task(llm.run(endless, on_prefill=lambda *_: begun.set()))
+    await begun.wait()
+def endless(llm):
+    for _ in llm.generate([*range(5, 205)], temp=0.0):
+        pass
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+atexit.register(print, "ends")
+"""
+
+
+def test_work_stops_when_python_ends(tiny_path: Path) -> None:
+    """Also where the event loop has ended before it, as that of a window that was closed."""
+    program = [sys.executable, "-W", "ignore", "-c", ENDS, str(tiny_path)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (0, "ends\n"), done.stderr
+
+
+def test_a_coroutine_that_is_given_up_stops_its_work(tiny_path: Path) -> None:
+    def endless(llm: Llama) -> None:
+        for _ in llm.generate(random_tokens(200), temp=0.0):
+            pass
+
+    async def main(llm: AsyncLlama) -> None:
+        given_up = llm.run(endless)
+        given_up.send(None)  # up to where it waits
+        given_up.close()
+        assert await asyncio.wait_for(llm.run(lambda _: 5), 100) == 5
+
+    run(main, tiny_path)

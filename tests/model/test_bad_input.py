@@ -525,6 +525,11 @@ def test_a_model_without_a_tokenizer(
     assert len(list(zip(llm.generate(list(range(200)), temp=0.0), range(3), strict=False))) == 3
 
 
+def own() -> Any:
+    yield TOKENS[0]
+    raise TypeError("of my own")
+
+
 NO_TOKENS = ("abc", b"abc", bytearray(b"abc"), memoryview(b"abc"), [5.5], ["a"], [[5]], [None], 5)
 
 
@@ -539,6 +544,8 @@ def test_what_are_no_tokens(load: Load, tiny_path: Path, tokens: Any) -> None:
     assert llm.n_tokens == 3
     with pytest.raises(ArgumentError, match="^a question must be a slice of the prompt's tokens, not 5$"):
         llm.prefill(TOKENS, question=5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="of my own"):
+        llm.prefill(own())
     array = (llama_cpp.llama_token * 3)(*TOKENS[:3])
     assert llm.detokenize(array) == llm.detokenize(TOKENS[:3])  # type: ignore[arg-type]
     assert_usable(llm)

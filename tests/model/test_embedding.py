@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from architectures import FAMILIES
@@ -80,7 +81,7 @@ def test_means_of_more_sequences_than_a_ubatch_has_tokens(
         load(path, n_ubatch=64, **given)
     assert load(path, n_ubatch=256, **given).embed("a text")
     assert load(path, **given | {"n_ubatch": 64, "n_batch": 64}).embed("a text")
-    assert load(path, **given | {"n_ubatch": 128, "n_ctx": 128}).embed(text for text in ["a", "b"])
+    assert load(path, **given | {"n_ubatch": 128, "n_ctx": np.int64(128)}).embed(text for text in ["a", "b"])
 
 
 def test_a_vocabulary_alone_embeds_nothing(load: Load, tiny_path: Path) -> None:

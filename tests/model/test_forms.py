@@ -66,6 +66,7 @@ def schema(**given: Any) -> dict[str, Any]:
         ({"logit_bias": {"1000": 1.0}}, "token 1000 is none"),
         ({"logit_bias": {1: float("nan")}}, "nan is no finite number"),
         ({"logit_bias": {1: float("inf")}}, "inf is no finite number"),
+        ({"logit_bias": {1: 1e300}}, "1e\\+300 is no finite number of 32 bits"),
         ({"logit_bias": {1: 10**400}}, "too large"),
         ({"seed": "x"}, "seed must be an int"),
     ],

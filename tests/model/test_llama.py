@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import weakref
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headkv_local import ArgumentError, Llama, Retention, StateError
+from headkv_local import ArgumentError, HeadScores, Llama, Retention, StateError
 from helpers import forced_logits, greedy, last_logits, random_tokens
 
 Load = Callable[..., Llama]
@@ -254,18 +255,44 @@ def test_retention_can_be_set_between_prompts(load: Load, tiny_path: Path) -> No
     assert not llm.cache_stats().compacted
 
 
-def test_a_llama_that_nobody_has_is_freed_at_once(tiny_path: Path) -> None:
+@pytest.mark.parametrize("given", [{}, {"logit_bias": {3: 1.0}}, {"logits_processor": [lambda _, s: s]}])
+def test_a_llama_that_nobody_has_is_freed_at_once(tiny_path: Path, given: dict[str, Any]) -> None:
     """Not when Python looks for cycles: until then two models would be in memory."""
     gc.disable()
     try:
         llm = Llama(tiny_path, n_ctx=512, n_threads=1, retention=Retention(budget=32))
         llm.prefill(TOKENS)
-        llm.create_chat_completion([{"role": "user", "content": "text"}], max_tokens=2)
+        llm("text", max_tokens=2, **given)
+        llm.create_chat_completion([{"role": "user", "content": "text"}], max_tokens=2, **given)
         held = weakref.ref(llm)
         del llm
         assert held() is None
     finally:
         gc.enable()
+
+
+def test_another_folder_has_another_model(
+    load: Load, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path is that of the folder in which the model was loaded."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.gguf").write_bytes(tiny_path.read_bytes())
+    scores = HeadScores(scores=np.ones((2, 4)), n_head_kv=2, method="r2")
+    scores.to_sidecar(tmp_path / "two" / "model.headkv.gguf")
+    monkeypatch.chdir(tmp_path / "one")
+    llm = load(Path("model.gguf"), retention=Retention(budget=40))
+    monkeypatch.chdir(tmp_path / "two")
+    llm.retention = Retention(budget=48)
+    assert llm.scores_from is None
+    llm.prefill(TOKENS)
+    llm.save_session("session")
+    with Llama.open_session("session") as opened:
+        assert opened.model_path == str(tmp_path / "one" / "model.gguf")
+
+
+def test_bytes_name_a_model(load: Load, tiny_path: Path) -> None:
+    assert load(os.fsencode(tiny_path)).model_path == str(tiny_path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("streams", [0, 1])

@@ -318,14 +318,36 @@ def test_a_cancel_while_the_question_is_read_again(load: Load, tiny_path: Path) 
     assert llm.cache_stats().compacted
 
 
+def test_a_prompt_that_was_stopped_before_it_was_read_is_none(
+    load: Load, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is evaluated next goes behind what the cache holds."""
+    llm = load(tiny_path, retention=Retention(budget=32))
+    llm.prefill(TOKENS)
+    llm.eval(TOKENS[:3])
+    with monkeypatch.context() as patch:
+        patch.setattr(llm._contents, "compare", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            llm.prefill(TOKENS)
+    llm.eval(TOKENS[:2])
+    stats = llm.cache_stats()
+    assert (stats.prompt_tokens, stats.tail_tokens) == (300, 5)
+
+
+def stopped(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_question_that_cannot_be_one_changes_nothing(load: Load, tiny_path: Path) -> None:
     llm = load(tiny_path, retention=Retention(budget=32))
     llm.prefill(TOKENS[:200])
     mask = llm.retention_mask()
-    for question in (slice(290, 301), slice(5, 5), slice(0, 200)):
+    for question in (slice(290, 301), slice(5, 5), slice(0, 200), [slice(0, 120), slice(60, 200)]):
         with pytest.raises(ArgumentError):
             llm.prefill(TOKENS, question=question)
         assert np.array_equal(llm.retention_mask(), mask)
+    llm.prefill(TOKENS, question=[slice(0, 120), slice(60, 120)])  # tokens count once
+    llm.reset()
     with pytest.raises(ArgumentError, match='observe must be an int of at least 1 or "all", not 0'):
         Retention(observe=0)
 

@@ -284,6 +284,18 @@ def test_settings_are_those_that_were_given(
     agree(saved, opened)
 
 
+def test_the_seed_is_the_one_that_is_given(load: Load, tiny_path: Path, tmp_path: Path) -> None:
+    """Also that of a Llama which loads a session."""
+    saved = load(tiny_path, retention=Retention(budget=32), seed=7)
+    saved.prefill(TOKENS)
+    saved.save_session(tmp_path / "a")
+    with Llama.open_session(tmp_path / "a", seed=9) as opened:
+        assert opened._seed == 9
+    other = load(tiny_path, retention=Retention(budget=32), seed=5)
+    other.load_session(tmp_path / "a")
+    assert other._seed == 5
+
+
 def test_files_that_are_named_from_another_folder(
     load: Load, tiny_path: Path, reopen: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,7 +303,7 @@ def test_files_that_are_named_from_another_folder(
     write_adapter(tmp_path / "adapter.gguf", seed=1)
     monkeypatch.chdir(tmp_path)
     kept = Retention(budget=32, scores="scores.gguf", archive="rows")
-    with load(tiny_path, retention=kept, lora_path="adapter.gguf") as saved:
+    with load(tiny_path, retention=kept, lora_path=Path("adapter.gguf")) as saved:
         saved.prefill(TOKENS)
         logits = last_logits(saved)
         saved.save_session("a")

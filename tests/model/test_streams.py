@@ -220,10 +220,13 @@ def test_no_generation_within_another(load: Load, tiny_path: Path) -> None:
     assert len(answer(llm, PROMPTS[0])) == N
 
 
-@pytest.mark.parametrize("archive", [None, "memory"])
-def test_nobody_uses_a_context_that_reads(load: Load, tiny_path: Path, archive: str | None) -> None:
+@pytest.mark.parametrize(
+    "retention",
+    [None, Retention(budget=4096), Retention(budget=32), Retention(budget=32, archive="memory")],
+)
+def test_nobody_uses_a_context_that_reads(load: Load, tiny_path: Path, retention: Retention | None) -> None:
     """A callback of the reading may ask and cancel; the context is in the middle of something."""
-    llm = load(tiny_path, n_batch=64, retention=Retention(budget=32, archive=archive))
+    llm = load(tiny_path, n_batch=64, retention=retention)
     wanted = answer(llm, PROMPTS[0])
     state = llm.save_state()
     for at in (0, 64):
@@ -245,6 +248,18 @@ def test_nobody_uses_a_context_that_reads(load: Load, tiny_path: Path, archive: 
                 llm.prefill(PROMPTS[0])
             llm.on_prefill = None
             assert answer(llm, PROMPTS[0]) == wanted
+
+
+def test_nobody_uses_a_context_that_reads_a_later_turn(load: Load, tiny_path: Path) -> None:
+    llm = load(tiny_path, n_batch=64, retention=Retention(budget=32))
+    llm.prefill(PROMPTS[0])
+    llm.on_prefill = lambda done, _: llm.reset() if done == 64 else None
+    whole = [*PROMPTS[0], *PROMPTS[0]]
+    with pytest.raises(StateError, match="in a callback"):
+        llm.prefill(whole)
+    llm.on_prefill = None
+    llm.prefill(whole)
+    assert llm.n_tokens == len(whole)
 
 
 def test_drafts_of_streams_in_turns(load: Load, tiny_path: Path) -> None:

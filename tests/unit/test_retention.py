@@ -43,6 +43,12 @@ def test_what_was_left_to_the_scores_still_is(changed: Retention) -> None:
     assert changed == Retention(budget=64, sinks=2)
 
 
+def test_the_window_of_all_goes_with_it() -> None:
+    whole = Retention(observe="all")
+    assert (whole.window, whole.having(observe=128)) == (1, Retention(observe=128))
+    assert Retention(observe="all", window=4).having(observe=128).window == 4
+
+
 def test_scores() -> None:
     caps = Retention(budget=64, scores=SCORES).caps_for(SHAPE, 1000)
     assert caps.sum() == 64 * 6

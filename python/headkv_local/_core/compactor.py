@@ -51,7 +51,7 @@ class Compactor:
 
     def __init__(self, ctx: int, model_path: str) -> None:
         self._address: int | None = ctx
-        self._model_path = model_path
+        self.model_path = os.path.abspath(model_path)  # the working directory may change
         self.retention: Retention | None = None
         self.scores_from: str | None = None
         """The file whose head scores make the budgets, "given" for HeadScores."""
@@ -156,7 +156,7 @@ class Compactor:
         if retention is None:
             return None, None
         shape = self.shape
-        found, scores_from = settle(retention, shape, self._model_path)
+        found, scores_from = settle(retention, shape, self.model_path)
         n_ctx = native.get_numbers(self.ctx).n_ctx
         if found.window > n_ctx:
             raise ArgumentError(f"window must be from 1 to {n_ctx}, not {found.window}")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import llama_cpp
+import numpy as np
 
 from .._gguf.reading import metadata
 from ..errors import ArgumentError
@@ -24,7 +25,7 @@ def require_room_for_means(path: str, kwargs: dict[str, Any]) -> None:
         return
     n_ubatch, n_ctx = kwargs.get("n_ubatch", 512), kwargs.get("n_ctx", 512)
     least = min(kwargs.get("n_batch", 512), _SEQUENCES)
-    if isinstance(n_ctx, int) and n_ctx > 0:
+    if isinstance(n_ctx, int | np.integer) and n_ctx > 0:
         least = min(least, n_ctx)
     if n_ubatch < least:
         raise ArgumentError(

@@ -71,7 +71,7 @@ class Generations:
         rest = tokens.copy()  # what is to be evaluated, once that is known
         steps = stock(rest, *args, **kwargs)
         sent, answer = None, list[int]()
-        begun = False
+        begun, sampler = False, None
         try:
             while True:
                 with self._lifetime.used(llm, turn):
@@ -80,7 +80,7 @@ class Generations:
                         self._reader.announce(turn, tokens, anew)
                         del rest[: self._contents.tokens.n_tokens if anew else 0]
                     try:
-                        token = steps.send(sent)
+                        token, sampler = steps.send(sent), llm._sampler
                     except StopIteration:
                         return
                     except ContextFullError:
@@ -100,6 +100,8 @@ class Generations:
             raise
         finally:
             steps.close()
+            if llm._sampler is sampler:  # which may hold what holds the Llama
+                llm._sampler = None
             self._reader.withdraw(turn)
             if own:
                 self._lifetime.turns.leave(turn)

@@ -49,6 +49,8 @@ def arguments_of(retention: Retention | None, kwargs: dict[str, Any]) -> dict[st
         given.setdefault("swa_full", False)  # cells for the sliding windows, not for the whole context
     if given.get("seed") is not None:
         given["seed"] = seed_of(given["seed"])
+    if given.get("lora_path"):
+        given["lora_path"] = os.path.abspath(os.fsdecode(given["lora_path"]))
     if given.get("draft_model") is not None:
         given["logits_all"] = True  # llama_cpp turns this on by itself, but makes no room for them
     return given
@@ -59,7 +61,7 @@ def refuse_what_cannot_be(
 ) -> None:
     """Raise for what can be told without reading the model."""
     refuse_settings(retention, kwargs)
-    path = os.fspath(model_path)
+    path = os.fsdecode(model_path)
     missing = why_no_file(path)
     if missing == "":
         raise ModelError(f"Model path does not exist: {path}")  # to the end: callers take the path from it
@@ -67,7 +69,7 @@ def refuse_what_cannot_be(
         raise ModelError(f"Failed to load model from file: {path!r} cannot be opened: {missing}")
     require_room_for_means(path, kwargs)
     if adapter := kwargs.get("lora_path"):
-        require_adapter(os.fspath(adapter))
+        require_adapter(os.fsdecode(adapter))
 
 
 def refuse_settings(retention: Retention | None, kwargs: dict[str, Any]) -> None:

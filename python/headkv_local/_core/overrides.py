@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from operator import attrgetter
 from typing import Any
+from weakref import proxy
 
 import llama_cpp
 import numpy as np
@@ -205,12 +207,12 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         """As llama_cpp's, but a grammar is one, and what a processor raises comes out of sample()."""
         if grammar is not None:
             require_grammar(self._model.vocab, grammar)
+        me: Any = proxy(self)  # a sampler goes around in a circle, which would hold the Llama
         if logits_processor is not None:
-            logits_processor = [Processors(logits_processor, self._keep_raised, self._lifetime.alone)]
-        return super()._init_sampler(*args, logits_processor=logits_processor, grammar=grammar, **kwargs)
-
-    def _keep_raised(self, error: BaseException) -> None:
-        self._raised = error
+            keep = partial(setattr, me, "_raised")
+            logits_processor = [Processors(logits_processor, keep, self._lifetime.alone)]
+        kwargs |= {"logits_processor": logits_processor, "grammar": grammar}
+        return llama_cpp.Llama._init_sampler(me, *args, **kwargs)
 
     @property
     def _scores(self) -> npt.NDArray[np.single]:

@@ -65,9 +65,12 @@ class PromptReader:
 
     def prefill(self, tokens: list[int], turn: Turn) -> None:
         """Read the prompt of a turn, as far as the cache does not hold it."""
-        self.announce(turn, tokens)
-        self._prompts.announced()
-        self._read(tokens[self._tokens.n_tokens :], turn)
+        try:
+            self.announce(turn, tokens)
+            self._prompts.announced()
+            self._read(tokens[self._tokens.n_tokens :], turn)
+        finally:
+            self.withdraw(turn)  # else what is evaluated next would be this prompt
 
     def announce(self, turn: Turn, tokens: list[int], anew: bool = True) -> None:
         """The tokens of a prompt are evaluated next.
@@ -209,9 +212,10 @@ class PromptReader:
         return *there.items(), (end, n_new)
 
     def _evaluate_all(self, tokens: list[int]) -> None:
-        progress = Progress(self.on_prefill, len(tokens))
-        self._decoder.evaluate(tokens, progress.add)
-        progress.end()
+        with self._lifetime.alone():
+            progress = Progress(self.on_prefill, len(tokens))
+            self._decoder.evaluate(tokens, progress.add)
+            progress.end()
 
     def _read_and_compact(
         self, tokens: list[int], n_compacted: int, turn: Turn, caps: npt.NDArray[np.int32] | None
@@ -281,17 +285,14 @@ class PromptReader:
             recurrent=self._bounded.snapshot() if self._bounded.recurrent else None,
         )
         assert progress is not None  # it was told of the beginning
-        self._decoder.evaluate(whole[n_compacted:], progress.add)
-        progress.end()
+        with self._lifetime.alone():
+            self._decoder.evaluate(whole[n_compacted:], progress.add)
+            progress.end()
 
     def _tell(self, info: ReadInfo) -> None:
-        if info.n_left_out > 0 and self._compactor.observes_all:
-            _logger.warning(
-                "no room to read the prompt of %d tokens once more: its question selects", info.n_left_out
-            )
-        elif info.n_left_out > 0:
-            _logger.warning(
-                "no room for the question of %d tokens before the document: its last %d select",
-                info.n_again + info.n_left_out,
-                info.n_again,
-            )
+        n, n_again = info.n_left_out, info.n_again
+        if n > 0 and self._compactor.observes_all:
+            _logger.warning("no room to read the prompt of %d tokens once more: its question selects", n)
+        elif n > 0:
+            told = "no room for the question of %d tokens before the document: its last %d select"
+            _logger.warning(told, n_again + n, n_again)

@@ -36,7 +36,7 @@ def checked(question: slice | Sequence[slice] | None, n_prompt: int) -> tuple[Pa
     if question is None:
         return ()
     parts = list(question) if isinstance(question, Iterable) else [question]
-    found = tuple(sorted(_checked(part, n_prompt) for part in parts))
+    found = _disjoint(sorted(_checked(part, n_prompt) for part in parts))
     n_question = sum(part.n for part in found)
     if n_question == 0:
         raise ArgumentError("the question is empty: it must have at least one token")

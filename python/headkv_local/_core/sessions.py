@@ -34,8 +34,7 @@ def save(
         record = _record_to_save(llm)
         weights, said = llm._weights, listed(messages)
         header = to_json(context_of(llm), weights.adapter, llm.retention, int(llm._seed), record, said)
-        where, n_prompt = os.path.abspath(llm.model_path), record.n_tokens or 0
-        told = Told(weights.model, where, header, n_prompt)
+        told = Told(weights.model, llm._compactor.model_path, header, record.n_tokens or 0)
         tokens = np.ascontiguousarray(llm.input_ids[: llm.n_tokens], dtype=np.int32)
         logits = None if llm._requires_eval else llm._contents.logits()
         recurrent = record.recurrent if llm._compactor.n_compacted > 0 else None
@@ -54,6 +53,8 @@ def open_with(
         llm = make(where, **{"retention": header.retention, **header.context, **arguments})
         try:
             _load(llm, session, header)
+            if "seed" not in arguments:
+                llm._seed = header.seed
         except BaseException:
             llm.close()
             raise
@@ -118,4 +119,4 @@ def _load(llm: Any, session: SessionFile, header: Header) -> None:
         llm._prompts.record = replace(
             header.prompt, retention=header.retention, logits=held.prompt_logits, recurrent=held.prompt_state
         )
-        llm._seed, llm._session_messages = header.seed, header.messages
+        llm._session_messages = header.messages

@@ -52,7 +52,8 @@ def capture(llm: Any, archive: bool) -> LlamaState:
     if free is not None and n_more > max(0, free - n_state):
         raise OutOfMemoryError(
             f"the archive of {size(n_more)} does not fit into a state, for {size(free)} are "
-            "free: save_session() writes it to a file, and save_state(light=True) leaves it out"
+            "free: save_session() writes it to a file, and save_state(light=True) leaves it out",
+            setting="",
         )
     held = bytearray(n_state + n_more)  # and no copy of it
     buffer = np.frombuffer(held, dtype=np.uint8)

@@ -17,7 +17,8 @@ def listed(tokens: Any) -> list[int]:
     found = None
     if not isinstance(tokens, str | bytes | bytearray | memoryview):
         with suppress(TypeError):  # ctypes' arrays are no Iterable
-            found = list(tokens)
+            found = iter(tokens)
+    found = None if found is None else list(found)
     if found is None or not all(issubclass(kind, int | np.integer) for kind in {*map(type, found)}):
         raise TokensError(f"tokens must be ints, as tokenize() makes them of a text, not {tokens!r:.40}")
     return found
