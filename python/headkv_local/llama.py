@@ -293,7 +293,7 @@ class Llama(Overrides):
         return llm
 
     def load_session(self, path: str | os.PathLike[str]) -> None:
-        """As open_session(), in this Llama, with its own settings: those that rows depend on as then.
+        """As open_session(), in this Llama. Its settings stay, but the seed; those of rows must be as then.
 
         A SessionError leaves the context as it was; empty, where a file without damage says what cannot be.
         """

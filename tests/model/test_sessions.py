@@ -285,7 +285,7 @@ def test_settings_are_those_that_were_given(
 
 
 def test_the_seed_is_the_one_that_is_given(load: Load, tiny_path: Path, tmp_path: Path) -> None:
-    """Also that of a Llama which loads a session."""
+    """Else the session's."""
     saved = load(tiny_path, retention=Retention(budget=32), seed=7)
     saved.prefill(TOKENS)
     saved.save_session(tmp_path / "a")
@@ -293,7 +293,7 @@ def test_the_seed_is_the_one_that_is_given(load: Load, tiny_path: Path, tmp_path
         assert opened._seed == 9
     other = load(tiny_path, retention=Retention(budget=32), seed=5)
     other.load_session(tmp_path / "a")
-    assert other._seed == 5
+    assert other._seed == 7
 
 
 def test_files_that_are_named_from_another_folder(

@@ -53,8 +53,8 @@ def open_with(
         llm = make(where, **{"retention": header.retention, **header.context, **arguments})
         try:
             _load(llm, session, header)
-            if "seed" not in arguments:
-                llm._seed = header.seed
+            if arguments.get("seed") is not None:
+                llm.set_seed(arguments["seed"])
         except BaseException:
             llm.close()
             raise
@@ -119,4 +119,4 @@ def _load(llm: Any, session: SessionFile, header: Header) -> None:
         llm._prompts.record = replace(
             header.prompt, retention=header.retention, logits=held.prompt_logits, recurrent=held.prompt_state
         )
-        llm._session_messages = header.messages
+        llm._seed, llm._session_messages = header.seed, header.messages
