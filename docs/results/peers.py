@@ -133,7 +133,7 @@ def _outcome(
     if budget is not None:
         kept = float(Retention(budget=budget, scores="uniform").caps_for(shape, n_all).mean())
     dropped = max(0.0, 1 - (int(kept) + 0.5) / n_context)  # in the middle of what rounds to these entries
-    policy, recipe = f"{PEER}{name}", f"kvpress {version('kvpress')} {name} {int(kept)}"
+    policy, recipe = f"{PEER}{name}", f"kvpress {version('kvpress')} {name} {budget}"
     key = (*item.key, label_of(policy, budget, peer.chosen), peer.chosen)
     found.require_same({key[3]: recipe})
     if found.found(key, prompt.digest) is not None:
