@@ -12,12 +12,11 @@ from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from ._core.logging import collected_errors
 from .errors import GrammarError, SchemaError
-from .schemas import MOST_TIMES  # which mends the converter
+from .schemas import MOST_BYTES as MOST_BYTES  # exported
+from .schemas import MOST_RULES, MOST_TIMES, TOO_LARGE, TOO_MANY  # schemas mends the converter
 
-MOST_BYTES: Final = 2**20  # of a grammar
 _MOST_SCHEMA_BYTES: Final = 2**18
 _DEEPEST: Final = 500  # parentheses in each other
-_MOST_RULES: Final = 20_000  # with those that parentheses and repetitions become
 _MOST_ELEMENTS: Final = 2**22  # 8 bytes each
 _COUNTS: Final = ("minItems", "maxItems", "minLength")
 _QUANTIFIER: Final = re.compile(r"\{\s*\d*\s*,?\s*\d*\s*\}")
@@ -79,7 +78,7 @@ def require_bounded(grammar: str) -> None:
     begins with another one; and a repetition is written out, so one that ends before it begins never ends.
     """
     if len(grammar) > MOST_BYTES:
-        raise GrammarError("it is too large")
+        raise GrammarError(TOO_LARGE)
     if "\0" in grammar:
         raise GrammarError("a grammar has no zero bytes")
     depth = rules = elements = 0
@@ -97,8 +96,8 @@ def require_bounded(grammar: str) -> None:
             elements += last
         if depth > _DEEPEST:
             raise GrammarError(f"it is nested more than {_DEEPEST} deep")
-    if rules > _MOST_RULES or elements > _MOST_ELEMENTS:
-        raise GrammarError("it has too many rules, with those that its repetitions become")
+    if rules > MOST_RULES or elements > _MOST_ELEMENTS:
+        raise GrammarError(TOO_MANY)
 
 
 def require_compiled(vocab: Any, grammar: str, root: str = "root") -> None:

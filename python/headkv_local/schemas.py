@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -36,6 +37,10 @@ _SHAPES: Final = frozenset(  # without one of these a schema allows anything
     "minItems maxItems pattern format minLength maxLength".split()
 )
 MOST_TIMES: Final = 2000  # that something may be repeated: the parser writes it out
+MOST_RULES: Final = 20_000  # of a grammar, with those that parentheses and repetitions become
+MOST_BYTES: Final = 2**20  # of a grammar
+TOO_MANY: Final = "it has too many rules, with those that its repetitions become"
+TOO_LARGE: Final = "it is too large"
 
 
 def require_held(schema: Any) -> None:
@@ -156,7 +161,9 @@ _resolve: Final = llama_grammar.SchemaConverter.resolve_refs
 
 
 def _resolve_refs(self: Any, schema: Any, url: str) -> Any:
-    """Where all of a schema is a reference, the converter looks no further into it."""
+    """Where all of a schema is a reference, the converter looks no further into it. It begins with this."""
+    self._rules_of_parts, self._names, self._n_of_name = {}, {}, Counter()
+    self._n_bytes, self._has_root = 0, False
     rest = [schema]
     while rest:
         part = rest.pop()
@@ -182,19 +189,44 @@ def _require_part(schema: Any, ref: Any) -> None:
 
 def _resolve_ref(self: Any, ref: str) -> str:
     """A rule of its own for each part that is referred to, which may refer to itself."""
-    rules: dict[str, str] = self.__dict__.setdefault("_rules_of_parts", {})
+    rules: dict[str, str] = self._rules_of_parts
     if ref not in rules:
-        name = rules[ref] = f"part-{len(rules)}"
-        made = self.visit(self._refs[ref], name)
-        if made != name:
-            self._rules[name] = made
+        rules[ref] = self._add_rule(f"part-{len(rules)}", "")  # a property may have that name
+        self._rules[rules[ref]] = self.visit(self._refs[ref], rules[ref])
     return rules[ref]
+
+
+def _add_rule(self: Any, name: str, rule: str) -> str:
+    """As the converter's, but no further than a grammar may go: types that nest grow with their power."""
+    name = key = _word(name)
+    if self._rules.get(name) == rule:
+        return name
+    if (name, rule) not in self._names:
+        while key in self._rules:
+            key = f"{name}{self._n_of_name[name]}"
+            self._n_of_name[name] += 1
+        self._names[name, rule] = key
+        self._rules[key] = rule
+        self._n_bytes += len(f"{key} ::= {rule}\n")
+        if len(self._rules) > MOST_RULES:
+            raise ValueError(TOO_MANY)
+        if self._n_bytes > MOST_BYTES:
+            raise ValueError(TOO_LARGE)
+    return str(self._names[name, rule])
+
+
+def _word(name: str) -> str:
+    return str(llama_grammar.INVALID_RULE_CHARS_RE.sub("-", name))
 
 
 _convert: Final = llama_grammar.SchemaConverter.visit
 
 
 def _visit(self: Any, schema: Any, name: str) -> Any:
+    """A rule of the schema. Without a name it is the first one, or one of a property with the name ""."""
+    name = _word(name)  # those that are reserved are words
+    if not name:
+        name, self._has_root = "empty" if self._has_root else "", True
     if schema is False:
         raise ValueError("a part of it is false, and nothing is of that")
     schema = {} if schema is True else schema
@@ -209,7 +241,9 @@ def _visit(self: Any, schema: Any, name: str) -> Any:
         if {"const", "enum"} & schema.keys():
             return _convert(self, {key: value for key, value in schema.items() if key != "type"}, name)
         if isinstance(kinds, list):  # of which each keeps the rest of the schema
-            return _convert(self, {"anyOf": [{**schema, "type": kind} for kind in kinds]}, name)
+            return _convert(
+                self, {"anyOf": [{**schema, "type": kind} for kind in dict.fromkeys(kinds)]}, name
+            )
         if kinds == "array" or (kinds is None and not _OF_OBJECTS & schema.keys()):
             schema = _of_array(schema)
         if kinds == "integer" and (found := _range(schema)) is not None:
@@ -240,6 +274,7 @@ def _of_text(self: Any, schema: Mapping[str, Any], name: str) -> Any:
 
 _ESCAPED: Final = r'"\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})'
 llama_grammar.SchemaConverter.visit = _visit
+llama_grammar.SchemaConverter._add_rule = _add_rule
 llama_grammar.SchemaConverter.resolve_refs = _resolve_refs
 llama_grammar.SchemaConverter._resolve_ref = _resolve_ref
 llama_grammar._build_repetition = _repetition

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +26,37 @@ from headkv_local.grammars import of_schema, require_compiled
 def vocab(tiny_path: Path) -> Iterator[Any]:
     with Llama(tiny_path, vocab_only=True, n_ctx=64) as llm:
         yield llm._model.vocab
+
+
+def allows(vocab: Any, schema: Any, text: str) -> bool:
+    """Whether llama.cpp takes this text, to its end, as an answer in the form of the schema."""
+    grammar = of_schema(schema)
+    require_compiled(vocab, grammar)
+    sampler = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
+    try:
+        return all(
+            _is_next(sampler, token) for token in [*_tokens(vocab, text), llama_cpp.llama_vocab_eos(vocab)]
+        )
+    finally:
+        llama_cpp.llama_sampler_free(sampler)
+
+
+def _tokens(vocab: Any, text: str) -> list[int]:
+    data = text.encode()
+    found = (llama_cpp.llama_token * (len(data) + 8))()
+    n = llama_cpp.llama_tokenize(vocab, data, len(data), found, len(found), False, False)
+    return list(found[:n])
+
+
+def _is_next(sampler: Any, token: int) -> bool:
+    one = llama_cpp.llama_token_data_array(
+        data=(llama_cpp.llama_token_data * 1)(llama_cpp.llama_token_data(token, 0.0, 0.0)), size=1
+    )
+    llama_cpp.llama_sampler_apply(sampler, ctypes.byref(one))
+    if one.data[0].logit == -math.inf:
+        return False
+    llama_cpp.llama_sampler_accept(sampler, token)
+    return True
 
 
 def of_integers(schema: dict[str, Any]) -> re.Pattern[str]:
@@ -145,3 +179,60 @@ def test_a_format_that_is_known_is_held_to(form: str) -> None:
 def test_names_are_no_keywords() -> None:
     named = {"properties": {"not": {"type": "integer", "minimum": 1}}, "default": {"multipleOf": 2}}
     assert plain_format(strict(named)) == {"type": "json_object", "schema": named}
+
+
+def nested(n: int, of: Callable[[Any], Any]) -> Any:
+    schema: Any = {"type": "string"}
+    for _ in range(n):
+        schema = of(schema)
+    return schema
+
+
+def test_what_grows_beyond_the_limit_is_refused_before_it_has() -> None:
+    with pytest.raises(SchemaError, match="it is too large"):
+        of_schema(nested(100, lambda of: {"properties": {"a" * 1000: of}}))
+    with pytest.raises(SchemaError, match="it has too many rules"):
+        of_schema({"prefixItems": [{}] * 20_001})
+
+
+def test_a_type_that_is_named_twice_is_one() -> None:
+    twice = nested(12, lambda of: {"type": ["object", "object"], "properties": {"a": of}})
+    assert len(of_schema(twice)) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("schema", "inside", "outside"),
+    [
+        (
+            {
+                "properties": {"part-0": {"enum": [1]}, "b": {"$ref": "#/$defs/Word"}},
+                "required": ["part-0", "b"],
+                "$defs": {"Word": {"enum": ["x"]}},
+            },
+            '{"part-0":1,"b":"x"}',
+            '{"part-0":"x","b":"x"}',
+        ),
+        (
+            {
+                "properties": {"a": {"$ref": "#/$defs/Word"}, "part-0": {"enum": [1]}},
+                "required": ["a", "part-0"],
+                "$defs": {"Word": {"enum": ["x"]}},
+            },
+            '{"a":"x","part-0":1}',
+            '{"a":1,"part-0":1}',
+        ),
+        ({"properties": {"": {"type": "integer"}}, "required": [""]}, '{"":1}', "1"),
+        ({"properties": {"": {"properties": {"": {"type": "null"}}}}}, '{"":{"":null}}', '{"":null}'),
+        (
+            {
+                "properties": {"decimal part": {"enum": ["x"]}, "n": {"type": "number"}},
+                "required": ["decimal part", "n"],
+            },
+            '{"decimal part":"x","n":1.5}',
+            '{"decimal part":"x","n":1."x"}',
+        ),
+    ],
+)
+def test_names_are_no_names_of_other_rules(vocab: Any, schema: Any, inside: str, outside: str) -> None:
+    assert allows(vocab, schema, inside)
+    assert not allows(vocab, schema, outside)
