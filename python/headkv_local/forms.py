@@ -18,8 +18,8 @@ from llama_cpp import llama_chat_format
 
 from .errors import ArgumentError, GrammarError, SchemaError, ToolChoiceError
 from .grammars import of_schema, require_compiled
-from .schemas import require_held
 from .settings import UINT32_MAX
+from .strict import require_held
 from .wording import shown
 
 _MOST = 3.4028234663852886e38  # of a logit, a float of 32 bits

@@ -7,35 +7,26 @@ mends it for all.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import count
 from typing import Any, Final
 
 from llama_cpp import llama_grammar
 
-from .patterns import FORMATS, is_known_format, plain, require_pattern
+from .merging import BOUNDS, SHAPES, ImpossibleError, flat, is_of_parts, part_of
+from .patterns import FORMATS, plain, require_pattern
 from .wording import shown
 
 _LOWEST, _HIGHEST = "minimum", "maximum"
-_BOUNDS: Final = (_LOWEST, _HIGHEST, "exclusiveMinimum", "exclusiveMaximum")
-_NOT_HELD: Final = frozenset(
-    "multipleOf uniqueItems contains minContains maxContains minProperties maxProperties patternProperties "
-    "propertyNames not if then else dependentRequired dependentSchemas unevaluatedItems "
-    "unevaluatedProperties".split()
-)
-_OF_OTHERS: Final = ("properties", "enum", "const", "default", "examples")  # names and values, no schemas
 _MOST: Final = 10**16 - 1  # the converter's integers have 16 digits at most
 _PLAIN: Final = r"\"\\\x00-\x1F\x7F"  # what ends a string or has to be escaped, in a class of a grammar
-_OF_OBJECTS: Final = {"properties", "additionalProperties", "allOf"}
+_NOTHING: Final = r"[^\U00000000-\U0010FFFF]"  # a rule that no text is of
+_OF_OBJECTS: Final = {"properties", "additionalProperties", "required"}
 _ANY: Final = {"type": ["object", "array", "string", "number", "boolean", "null"]}
-_SHAPES: Final = frozenset(  # without one of these a schema allows anything
-    "type const enum $ref $whole oneOf anyOf allOf properties additionalProperties items prefixItems "
-    "minItems maxItems pattern format minLength maxLength".split()
-)
 MOST_TIMES: Final = 2000  # that something may be repeated: the parser writes it out
 MOST_RULES: Final = 20_000  # of a grammar, with those that parentheses and repetitions become
 MOST_BYTES: Final = 2**20  # of a grammar
@@ -43,50 +34,19 @@ TOO_MANY: Final = "it has too many rules, with those that its repetitions become
 TOO_LARGE: Final = "it is too large"
 
 
-def require_held(schema: Any) -> None:
-    """Raises ValueError for what a schema asks for and its grammar does not hold to."""
-    rest = [schema]
-    while rest:
-        part = rest.pop()
-        if isinstance(part, list):
-            rest += part
-        elif isinstance(part, dict):
-            of_numbers = {name for name in _BOUNDS if name in part and "integer" not in _types(part)}
-            if found := sorted(of_numbers | _NOT_HELD & part.keys() | _not_held_of_text(part)):
-                raise ValueError(f"no grammar holds to its {found[0]!r}: leave that out, or strict")
-            named = part.get("properties")  # whatever names those have
-            rest += [value for name, value in part.items() if name not in _OF_OTHERS]
-            rest += named.values() if isinstance(named, dict) else ()
-
-
-def _is_too_long(schema: Mapping[str, Any]) -> bool:
+def is_too_long(schema: Mapping[str, Any]) -> bool:
     """A text of it may be longer than a grammar can count."""
     return type(schema.get("maxLength")) is int and schema["maxLength"] > MOST_TIMES
 
 
-def _not_held_of_text(schema: Mapping[str, Any]) -> set[str]:
-    """Of a text's keywords; a format that is known holds where a pattern cannot."""
-    found, pattern = set(), schema.get("pattern")
-    if "string" in _types(schema) and "format" in schema and not is_known_format(schema["format"]):
-        found.add("format")
-    if _is_too_long(schema):
-        found.add("maxLength")
-    if isinstance(pattern, str) and not is_known_format(schema.get("format")):
-        try:
-            llama_grammar.json_schema_to_gbnf(json.dumps({"type": "string", "pattern": plain(pattern)}))
-        except (ValueError, AssertionError, IndexError):
-            found.add("pattern")
-    return found
-
-
-def _types(schema: Mapping[str, Any]) -> list[Any]:
+def types(schema: Mapping[str, Any]) -> list[Any]:
     found = schema.get("type")
     return list(found) if isinstance(found, list) else [found]
 
 
 def _range(schema: Mapping[str, Any]) -> tuple[int, int] | None:
     """Of the integers that it allows; None where it has no bounds."""
-    given = {name: schema[name] for name in _BOUNDS if type(schema.get(name)) in (int, float)}
+    given = {name: schema[name] for name in BOUNDS if type(schema.get(name)) in (int, float)}
     if not given:
         return None
     lows = [math.ceil(given.get(_LOWEST, -_MOST)), math.floor(given.get("exclusiveMinimum", -_MOST - 1)) + 1]
@@ -127,13 +87,28 @@ def _digits(low: str, high: str) -> Iterator[str]:
 
 
 def _of_array(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With items that the converter knows, where there may be any or none."""
+    """With items that the converter knows, where there may be any or none; prefixItems have none behind."""
     items = schema.get("items", {})
-    if "prefixItems" in schema or not {"items", "minItems", "maxItems"} & schema.keys():
+    if "prefixItems" in schema:
+        return {name: value for name, value in schema.items() if name != "items"}
+    if not {"items", "minItems", "maxItems"} & schema.keys():
         return schema
     if items is False or schema.get("maxItems") == 0:
         return {"const": []}
     return {**schema, "items": _ANY} if items in ({}, True) else schema
+
+
+def _of_object(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With a property for each name that is required, which may be anything where it may be there."""
+    names = schema.get("required")
+    if not isinstance(names, list):  # early drafts had a boolean
+        return {name: value for name, value in schema.items() if name != "required"}
+    named, others = schema.get("properties", {}), schema.get("additionalProperties")
+    if others is False or not set(names) - set(named):
+        return schema
+    other = {} if others in (None, True) else others
+    opened = {} if "properties" in schema or others is not None else {"additionalProperties": True}
+    return {**schema, **opened, "properties": {**named, **{n: other for n in names if n not in named}}}
 
 
 def _repetition(
@@ -157,43 +132,37 @@ def _repetition(
     return f"{item}{{{least},{'' if most is None else most}}}"
 
 
-_resolve: Final = llama_grammar.SchemaConverter.resolve_refs
-
-
 def _resolve_refs(self: Any, schema: Any, url: str) -> Any:
-    """Where all of a schema is a reference, the converter looks no further into it. It begins with this."""
-    self._rules_of_parts, self._names, self._n_of_name = {}, {}, Counter()
-    self._n_bytes, self._has_root = 0, False
+    """What a conversion begins with: raises ValueError for a reference that leads nowhere."""
+    self._root, self._rules_of_parts, self._kept = schema, {"#": "root"}, []
+    self._numbers = count()
+    self._names, self._n_of_name, self._n_bytes, self._has_root = {}, Counter(), 0, False
     rest = [schema]
     while rest:
         part = rest.pop()
         rest += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-        if isinstance(part, dict) and part.get("$ref") == "#":
-            part["$whole"] = part.pop("$ref")
-        elif isinstance(part, dict) and "$ref" in part:
-            _require_part(schema, part["$ref"])
-    if isinstance(schema, dict) and "$ref" in schema:
-        schema["anyOf"] = [{"$ref": schema.pop("$ref")}]
-    return _resolve(self, schema, url)
-
-
-def _require_part(schema: Any, ref: Any) -> None:
-    """Raises ValueError for a reference that leads nowhere."""
-    if not isinstance(ref, str) or not ref.startswith("#/"):
-        raise ValueError(f"$ref {shown(ref, 60)} is no part of it, such as #/$defs/NAME")
-    for name in ref.split("/")[1:]:
-        if not isinstance(schema, dict) or name not in schema:
-            raise ValueError(f"it has no {shown(ref, 60)}")
-        schema = schema[name]
+        if isinstance(part, dict) and "$ref" in part:
+            part_of(schema, part["$ref"])
+    return schema
 
 
 def _resolve_ref(self: Any, ref: str) -> str:
+    return _rule_of(self, ref, part_of(self._root, ref))
+
+
+def _rule_of(self: Any, key: Any, schema: Any) -> str:
     """A rule of its own for each part that is referred to, which may refer to itself."""
-    rules: dict[str, str] = self._rules_of_parts
-    if ref not in rules:
-        rules[ref] = self._add_rule(f"part-{len(rules)}", "")  # a property may have that name
-        self._rules[rules[ref]] = self.visit(self._refs[ref], rules[ref])
-    return rules[ref]
+    rules: dict[Any, str] = self._rules_of_parts
+    if key not in rules:
+        name = rules[key] = self._add_rule(
+            f"part-{next(self._numbers)}", _NOTHING
+        )  # a property may have that name
+        try:
+            self._rules[name] = self.visit(schema, name)
+        except ImpossibleError:
+            del rules[key]
+            raise
+    return rules[key]
 
 
 def _add_rule(self: Any, name: str, rule: str) -> str:
@@ -219,6 +188,10 @@ def _word(name: str) -> str:
     return str(llama_grammar.INVALID_RULE_CHARS_RE.sub("-", name))
 
 
+def _own(name: str) -> str:
+    return f"{name}-" if name in llama_grammar.RESERVED_NAMES else name or "root"
+
+
 _convert: Final = llama_grammar.SchemaConverter.visit
 
 
@@ -227,39 +200,50 @@ def _visit(self: Any, schema: Any, name: str) -> Any:
     name = _word(name)  # those that are reserved are words
     if not name:
         name, self._has_root = "empty" if self._has_root else "", True
-    if schema is False:
-        raise ValueError("a part of it is false, and nothing is of that")
-    schema = {} if schema is True else schema
-    if not isinstance(schema, Mapping):
-        raise ValueError(f"{shown(schema, 60)} is no schema")
-    if "$whole" in schema:
-        return "root"
-    if not _SHAPES & schema.keys():
+    given, schema = schema, flat(schema, self._root)
+    if is_of_parts(given) and "$ref" not in schema:  # it may come again within itself
+        self._kept.append(given)  # and so its id
+        return self._add_rule(_own(name), _rule_of(self, id(given), schema))
+    if "$ref" in schema:
+        return _convert(self, schema, name)
+    if "anyOf" in schema:
+        return _of_union(self, schema["anyOf"], name)
+    if "required" in schema:
+        schema = _of_object(schema)
+    if not SHAPES & schema.keys():
         schema = _ANY
-    if not {"$ref", "oneOf", "anyOf"} & schema.keys():
-        kinds = schema.get("type")
-        if {"const", "enum"} & schema.keys():
-            return _convert(self, {key: value for key, value in schema.items() if key != "type"}, name)
-        if isinstance(kinds, list):  # of which each keeps the rest of the schema
-            return _convert(
-                self, {"anyOf": [{**schema, "type": kind} for kind in dict.fromkeys(kinds)]}, name
-            )
-        if kinds == "array" or (kinds is None and not _OF_OBJECTS & schema.keys()):
-            schema = _of_array(schema)
-        if kinds == "integer" and (found := _range(schema)) is not None:
-            own = f"{name}-" if name in llama_grammar.RESERVED_NAMES else name or "root"
-            return self._add_rule(
-                own, f"({_integers(*found)}) {self._add_rule('space', llama_grammar.SPACE_RULE)}"
-            )
-        return _of_text(self, schema, name)
-    return _convert(self, schema, name)
+    kinds = schema.get("type")
+    if {"const", "enum"} & schema.keys():
+        return _convert(self, {key: value for key, value in schema.items() if key != "type"}, name)
+    if isinstance(kinds, list):  # of which each keeps the rest of the schema
+        return _of_union(self, [{**schema, "type": kind} for kind in dict.fromkeys(kinds)], name)
+    if kinds == "array" or (kinds is None and not _OF_OBJECTS & schema.keys()):
+        schema = _of_array(schema)
+    if kinds == "integer" and (found := _range(schema)) is not None:
+        return self._add_rule(
+            _own(name), f"({_integers(*found)}) {self._add_rule('space', llama_grammar.SPACE_RULE)}"
+        )
+    return _of_text(self, schema, name)
+
+
+def _of_union(self: Any, schemas: Any, name: str) -> Any:
+    """Of those that something can be of."""
+    rules, reason = [], ImpossibleError("nothing is of no alternatives")
+    for n, schema in enumerate(schemas):
+        try:
+            rules.append(self.visit(schema, f"{name or 'alternative'}-{n}"))
+        except ImpossibleError as error:
+            reason = error
+    if not rules:
+        raise reason
+    return self._add_rule(_own(name), " | ".join(rules))
 
 
 def _of_text(self: Any, schema: Mapping[str, Any], name: str) -> Any:
     """With the pattern of its format, and without what no grammar holds to: that is left to the model."""
     rest = dict(schema)
     pattern, form = rest.pop("pattern", None), rest.get("format")
-    if _is_too_long(rest):
+    if is_too_long(rest):
         del rest["maxLength"]
     if isinstance(pattern, str):
         require_pattern(pattern)

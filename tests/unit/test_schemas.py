@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,14 @@ def test_what_tools_write_is_compiled(vocab: Any, schema: dict[str, Any]) -> Non
     assert "root" in rules
 
 
+COLOR = {"$defs": {"Color": {"enum": ["red", "green"], "title": "Color", "type": "string"}}}
+OF_COLOR = {"allOf": [{"$ref": "#/$defs/Color"}], "default": "red", "description": "of the wall"}
+BASE = {"type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]}
+LIST = {"properties": {"v": {"enum": [1]}, "next": {"allOf": [{"$ref": "#/$defs/L"}]}}, "required": ["v"]}
+TREE = {"properties": {"of": {"allOf": [{"$ref": "#/$defs/T"}, {"required": ["v"]}]}, "v": {"enum": [1]}}}
+PAIR = {"properties": {"a": {"enum": [1]}, "b": {"enum": [2]}}}
+
+
 def strict(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
 
@@ -162,6 +171,15 @@ def strict(schema: Any) -> dict[str, Any]:
         ({"type": "string", "pattern": "^(?=a)b$"}, "pattern"),
         ({"type": "string", "maxLength": 5000}, "maxLength"),
         ({"$defs": {"n": {"not": {}}}, "$ref": "#/$defs/n"}, "not"),
+        ({"$defs": {"n": {"type": "string"}}, "$ref": "#/$defs/n", "not": {}}, "not"),
+        ({"allOf": [{"type": "string", "pattern": "^a+$"}, {"minLength": 5}]}, "minLength"),
+        ({"type": "string", "pattern": "^a+$", "maxLength": 5}, "maxLength"),
+        ({"type": "string", "format": "date", "maxLength": 5}, "maxLength"),
+        ({"type": "string", "format": "date", "minLength": None}, "minLength"),
+        ({"type": "string", "format": "date", "pattern": "^2024"}, "format"),
+        ({"type": "array", "prefixItems": [{"type": "null"}], "items": {}}, "items"),
+        ({"type": "array", "prefixItems": [{"type": "null"}], "minItems": 2}, "minItems"),
+        ({"type": "object", "properties": {}, "required": ["a"], "additionalProperties": False}, "required"),
     ],
 )
 def test_a_strict_schema_is_held_to(schema: Any, keyword: str) -> None:
@@ -174,6 +192,20 @@ def test_a_format_that_is_known_is_held_to(form: str) -> None:
     schema = {"type": "string", "format": form, "pattern": "^(?=.)"}
     assert plain_format(strict(schema))["type"] == "json_object"
     assert of_schema(schema) != of_schema({"type": "string"})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**COLOR, "type": "object", "properties": {"c": OF_COLOR}, "required": ["c"]},
+        {"$defs": {"T": TREE}, "$ref": "#/$defs/T"},
+        {"type": "string", "format": "uri", "minLength": 1},
+        {"type": "array", "prefixItems": [{"type": "null"}] * 2, "minItems": 2, "maxItems": 2},
+        {"type": "string", "format": "ipv4", "pattern": r"^\d+\.\d+\.\d+\.\d+$"},
+    ],
+)
+def test_what_is_held_to_may_be_strict(schema: Any) -> None:
+    assert plain_format(strict(schema)) == {"type": "json_object", "schema": schema}
 
 
 def test_names_are_no_keywords() -> None:
@@ -236,3 +268,110 @@ def test_a_type_that_is_named_twice_is_one() -> None:
 def test_names_are_no_names_of_other_rules(vocab: Any, schema: Any, inside: str, outside: str) -> None:
     assert allows(vocab, schema, inside)
     assert not allows(vocab, schema, outside)
+
+
+@pytest.mark.parametrize(
+    ("schema", "inside", "outside"),
+    [
+        ({"allOf": [{"type": "string", "minLength": 3}]}, ['"abc"'], ["{}", '"ab"']),
+        ({"allOf": [{"enum": ["a", "b"]}]}, ['"b"'], ["{}", '"c"']),
+        ({"allOf": [{"enum": ["a", "b"]}, {"const": "b"}]}, ['"b"'], ['"a"']),
+        ({**COLOR, "properties": {"c": OF_COLOR}, "required": ["c"]}, ['{"c":"green"}'], ['{"c":{}}']),
+        ({**COLOR, "$ref": "#/$defs/Color", "const": "red"}, ['"red"'], ['"green"']),
+        (
+            {"$defs": {"B": BASE}, "allOf": [{"$ref": "#/$defs/B"}], **PAIR, "required": ["a"]},
+            ['{"id":1,"a":1}', '{"id":1,"a":1,"b":2}'],
+            ['{"id":1}', '{"a":1}'],
+        ),
+        ({"$defs": {"L": LIST}, "$ref": "#/$defs/L"}, ['{"v":1,"next":{"v":1}}'], ['{"v":1,"next":{}}']),
+        ({"$defs": {"T": TREE}, "$ref": "#/$defs/T"}, ["{}", '{"v":1}'], ['{"of":{}}']),
+        (
+            {"properties": {"a": {"$ref": "#", "type": "object"}, "b": {"enum": [2]}}},
+            ['{"a":{"b":2}}'],
+            ['{"a":2}'],
+        ),
+        (
+            {**PAIR, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+            ['{"a":1}', '{"a":1,"b":2}', '{"b":2}'],
+            ["{}", "3", '{"a":2}'],
+        ),
+        (
+            {"type": ["string", "null"], "anyOf": [{"minLength": 2}, {"type": "null"}, {"type": "integer"}]},
+            ['"ab"', "null"],
+            ["7", '"a"'],
+        ),
+        ({"anyOf": [{"const": 1}, {"const": 2}], "oneOf": [{"const": 2}, {"const": 3}]}, ["2"], ["1", "3"]),
+        (
+            {"$defs": {"S": {"type": "string"}}, "$ref": "#/$defs/S", "minLength": 5},
+            ['"abcde"'],
+            ['"abc"'],
+        ),
+        ({"properties": {"a": {"enum": [1]}}, "required": ["b"]}, ['{"b":[],"a":1}', '{"b":2}'], ['{"a":1}']),
+        (  # a part that nothing is of, and its number
+            {
+                "$defs": {"B": {"properties": {"b": {"enum": [1]}}, "required": ["b"]}, "N": {"enum": [3]}},
+                "anyOf": [
+                    {
+                        "properties": {
+                            "b": {"$ref": "#/$defs/B"},
+                            "c": {"allOf": [{"const": 1}, {"const": 2}]},
+                        }
+                    },
+                    {"properties": {"n": {"$ref": "#/$defs/N"}, "b": {"$ref": "#/$defs/B"}}},
+                ],
+            },
+            ['{"n":3,"b":{"b":1}}'],
+            ['{"b":3}', '{"n":{"b":1}}', '{"c":1}'],
+        ),
+        ({"type": "object", "required": ["b"]}, ['{"b":2,"c":{}}'], ["{}", '{"c":1}']),
+        ({"prefixItems": [{"enum": [1]}], "items": {"type": "string"}}, ["[1]"], ['["a"]']),
+        (
+            {"allOf": [{"type": "integer", "minimum": 3}, {"type": "number", "minimum": 1, "maximum": 5}]},
+            ["3", "5"],
+            ["2", "6", "3.5"],
+        ),
+    ],
+)
+def test_what_holds_at_once_is_merged(vocab: Any, schema: Any, inside: list[str], outside: list[str]) -> None:
+    assert [text for text in inside if not allows(vocab, schema, text)] == []
+    assert [text for text in outside if allows(vocab, schema, text)] == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"allOf": [{"pattern": "^a$"}, {"pattern": "^b$"}]}, "no grammar holds to both of 'pattern'"),
+        ({"allOf": [{"type": "string"}, {"type": "object"}]}, "nothing has the type 'string' and 'object'"),
+        ({"allOf": [{"const": 1}, {"enum": [2, True]}]}, "a constant of one part of it is none of another"),
+        (
+            {"allOf": [BASE, {"type": "object", "properties": {}, "additionalProperties": False}]},
+            "it requires 'id', which another part of it does not allow",
+        ),
+    ],
+)
+def test_what_cannot_be_merged_is_refused(schema: Any, reason: str) -> None:
+    with pytest.raises(SchemaError, match=f"the JSON schema cannot be compiled: {reason}"):
+        of_schema(schema)
+
+
+def test_merged_parts_that_double_are_refused_before_they_have() -> None:
+    def part(n: int, names: str) -> Any:
+        return {x: {"allOf": [{"$ref": f"#/$defs/{name}{n}"} for name in names]} for x in "xy"}
+
+    parts: dict[str, Any] = {f"a{n}": {"properties": part(n + 1, "ab")} for n in range(40)}
+    parts |= {f"b{n}": {"properties": part(n + 1, "ba")} for n in range(40)}
+    parts |= {"a40": {"type": "string"}, "b40": {"minLength": 1}}
+    schema = {"$defs": parts, "allOf": [{"$ref": "#/$defs/a0"}, {"$ref": "#/$defs/b0"}]}
+    with pytest.raises(SchemaError, match="it has too many rules|it is too large"):
+        of_schema(schema)
+    with pytest.raises(SchemaError, match="it has too many parts"):
+        plain_format(strict(schema))
+
+
+def test_alternatives_that_have_each_other_in_them_end() -> None:
+    part = {"$ref": "#", "anyOf": [{"type": "string"}, {"$ref": "#/$defs/B", "minLength": 1}]}
+    schema = {"anyOf": [{"maxLength": 3}, {"$ref": "#/$defs/B"}], "$defs": {"B": part}}
+    with pytest.raises(SchemaError, match="^the JSON schema "):
+        of_schema(schema)
+    with suppress(SchemaError):
+        plain_format(strict(schema))

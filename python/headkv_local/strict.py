@@ -1,0 +1,103 @@
+"""What a strict JSON schema asks for, and the grammar of it does not hold to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+from .merging import BOUNDS, MERGED, flat, part_of
+from .patterns import is_known_format, plain
+from .schemas import MOST_RULES, is_too_long, types
+
+_NOT_HELD: Final = frozenset(
+    "multipleOf uniqueItems contains minContains maxContains minProperties maxProperties patternProperties "
+    "propertyNames not if then else dependentRequired dependentSchemas unevaluatedItems "
+    "unevaluatedProperties".split()
+)
+_OF_SCHEMAS: Final = ("items", "prefixItems", "anyOf", "additionalProperties")
+
+
+def require_held(schema: Any) -> None:
+    """Raises ValueError for what a schema asks for and its grammar does not hold to.
+
+    What cannot be compiled at all is left to grammars.of_schema().
+    """
+    rest: list[Any] = [schema]
+    seen: dict[int, Any] = {}  # which keeps them, and so their ids
+    while rest:
+        given = rest.pop()
+        if isinstance(given, list):
+            rest += given
+        if not isinstance(given, Mapping) or id(given) in seen:
+            continue
+        seen[id(given)] = given
+        if len(seen) > MOST_RULES:  # those that are merged may have parts without end
+            raise ValueError("it has too many parts")
+        try:
+            part = flat(given, schema, MERGED | _NOT_HELD)
+            if "$ref" in part:
+                rest.append(part_of(schema, part["$ref"]))
+        except (ValueError, TypeError, AttributeError):
+            continue
+        if found := sorted(_not_held(part)):
+            raise ValueError(f"no grammar holds to its {found[0]!r}: leave that out, or strict")
+        named = part.get("properties")  # whatever names those have
+        rest += [part[name] for name in _OF_SCHEMAS if name in part]
+        rest += named.values() if isinstance(named, Mapping) else ()
+
+
+def _not_held(part: Mapping[str, Any]) -> set[str]:
+    found = {name for name in BOUNDS if name in part and "integer" not in types(part)}
+    found |= _NOT_HELD & part.keys()
+    if part.get("additionalProperties") is False and not _required(part) <= set(part.get("properties") or ()):
+        found.add("required")
+    return found | _not_held_of_array(part) | _not_held_of_text(part)
+
+
+def _required(part: Mapping[str, Any]) -> set[Any]:
+    names = part.get("required")
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+
+
+def _not_held_of_array(part: Mapping[str, Any]) -> set[str]:
+    """Beside prefixItems: of those there is one of each, and nothing else."""
+    first = part.get("prefixItems")
+    if not isinstance(first, list):
+        return set()
+    found = {"items"} if part.get("items", False) is not False else set()
+    least, most = part.get("minItems", 0), part.get("maxItems", len(first))
+    if type(least) is int and least > len(first):
+        found.add("minItems")
+    if type(most) is int and most < len(first):
+        found.add("maxItems")
+    return found
+
+
+def _not_held_of_text(part: Mapping[str, Any]) -> set[str]:
+    """Of a text's keywords. A format that is known holds where a pattern cannot."""
+    found, pattern, form = set(), part.get("pattern"), part.get("format")
+    if "string" in types(part) and "format" in part and not is_known_format(form):
+        found.add("format")
+    if is_too_long(part):
+        found.add("maxLength")
+    if isinstance(pattern, str):
+        if not _is_compiled(pattern):
+            found |= set() if is_known_format(form) else {"pattern"}
+        elif form is not None and not (pattern.startswith("^") and pattern.endswith("$")):
+            found.add("format")  # one of a whole text is how tools write the format, such as zod
+    if isinstance(pattern, str) or is_known_format(form):
+        held = (0,) if isinstance(pattern, str) else (0, 1)  # no text of a format is empty
+        found |= {"minLength"} if part.get("minLength", 0) not in held else set()
+        found |= {"maxLength"} & part.keys()
+    return found
+
+
+def _is_compiled(pattern: str) -> bool:
+    try:
+        json_schema_to_gbnf(json.dumps({"type": "string", "pattern": plain(pattern)}))
+    except (ValueError, AssertionError, IndexError):
+        return False
+    return True
