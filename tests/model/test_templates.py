@@ -13,7 +13,8 @@ import pytest
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from architectures import VARIANTS
-from headkv_local import ArgumentError, Llama, ModelError, Retention
+from headkv_local import ArgumentError, Cancelled, CancelToken, Llama, ModelError, Retention
+from headkv_local._core import templates
 
 Load = Callable[..., Llama]
 LOOP = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n<TEXT><|im_end|>\n{% endfor %}"
@@ -83,6 +84,57 @@ def test_all_of_a_chat_is_in_its_prompt(prompt_of: Callable[..., str], template:
             assert text in prompt or json.dumps(text, ensure_ascii=False)[1:-1] in prompt
     assert "'type'" not in prompt
     assert prompt.count("question: ä") == 1
+
+
+class Searched(str):
+    """Counts the characters that are looked through in it, whatever becomes of it."""
+
+    n_seen = 0
+
+    def find(self, text: str, start: int = 0, end: int | None = None) -> int:  # type: ignore[override]
+        found = super().find(text, start, end)
+        Searched.n_seen += (min(len(self), len(self) if end is None else end) if found < 0 else found) - start
+        return found
+
+    def __contains__(self, text: object) -> bool:
+        return self.find(str(text)) >= 0
+
+    def casefold(self) -> Searched:
+        return Searched(super().casefold())
+
+
+def systems_first(messages: list[dict[str, Any]]) -> str:
+    """As JSON, so that no text is found as it is."""
+    ordered = sorted(messages, key=lambda m: str(m["role"]) != "system")
+    return Searched("".join(f"<{m['role']}>{json.dumps(m['content'])}" for m in ordered))
+
+
+def test_many_messages_are_looked_for_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = templates._bare
+    monkeypatch.setattr(templates, "_bare", lambda text: Searched(bare(text)))
+    messages = [{"role": "user", "content": f'"{i}"'} for i in range(2000)]
+    messages[::7] = [m | {"role": "system"} for m in messages[::7]]
+    Searched.n_seen = 0
+    form, prompt, _ = templates.fitted(messages, systems_first, "the template")
+    assert form == messages
+    assert Searched.n_seen < 40 * len(prompt)
+    with pytest.raises(ModelError, match=r"a part of message 2000 \(user\): '\"1999\"'"):
+        templates.fitted(messages, lambda form: systems_first(form).replace('"1999', '"1998'), "the template")
+
+
+def test_a_chat_is_stopped_before_its_prompt_is_read() -> None:
+    """While its messages are looked for in what the template writes."""
+    stop, n_written = CancelToken(), 0
+
+    def render(messages: list[dict[str, Any]]) -> str:
+        nonlocal n_written
+        n_written += 1
+        stop.cancel()
+        return ""
+
+    with stop, pytest.raises(Cancelled):
+        templates.fitted([{"role": "assistant", "content": "a"}], render, "the template")
+    assert n_written <= 2
 
 
 @pytest.mark.parametrize(

@@ -71,3 +71,9 @@ class CancelToken:
     def _raise_if_cancelled(self) -> None:
         if self._cancelled:
             raise Cancelled("cancelled")
+
+
+def raise_if_cancelled() -> None:
+    """Between parts of a long piece of work: raises Cancelled where a token that it was begun under is."""
+    for token in CancelToken.entered():
+        token._raise_if_cancelled()

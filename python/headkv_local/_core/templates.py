@@ -15,6 +15,7 @@ from llama_cpp import llama_chat_format
 
 from ..errors import ArgumentError, HeadKVError, TemplateError
 from ..messages import SYSTEM
+from .cancel import raise_if_cancelled
 
 Message = dict[str, Any]
 Render = Callable[[list[Message]], str]
@@ -25,6 +26,7 @@ _ANSWER: Final = {"role": "assistant", "content": "Yes."}
 _QUESTION: Final = {"role": "user", "content": "Why?"}
 _SWITCH: Final = re.compile(r"/(?:no_?)?think")  # templates act on it, and may take it out
 _FEW: Final = 256  # characters that the start of an answer may take
+_MARK: Final = re.compile(r"mark[0-9]+of[0-9]+here")
 
 
 class _Formatter(llama_chat_format.Jinja2ChatFormatter):  # type: ignore[misc]
@@ -82,6 +84,7 @@ def fitted(
     _require_text(messages)
     failures: list[HeadKVError] = []
     for change, form in _forms(messages):
+        raise_if_cancelled()
         try:
             prompt = render(form)
         except HeadKVError:
@@ -228,18 +231,44 @@ def _lost(messages: list[Message], prompt: str, render: Render) -> str | None:
         in_parts = any(isinstance(message.get("content"), list) for message in messages)
         if in_parts and _PRINTED_LIST.search(written):
             return "the difference between text and its parts"
-        folded = written.casefold()
+        found = set(_MARK.findall(written.casefold()))
         for mark, what in marks.items():
-            if mark not in folded:
+            if mark not in found:
                 return what
-    bare = _bare(prompt)
+    bare, places = _bare(prompt), dict[str, int]()
     for i, message in enumerate(messages, start=1):
-        if message.get("role") in ("user", *SYSTEM):
+        raise_if_cancelled()
+        role = str(message.get("role"))
+        if role in ("user", *SYSTEM):
             for text in _texts(message):
-                as_json = (_bare(json.dumps(text, ensure_ascii=ascii)[1:-1]) for ascii in (True, False))
-                if _bare(text) not in bare and not any(each in bare for each in as_json):
-                    return f"a part of message {i} ({message.get('role')}): {_shortened(text)}"
+                forms = {_bare(form) for form in _as_written(text)}
+                place = _first(forms, bare, places.get(role, 0))
+                if place < 0:  # the template writes those of this role in another order
+                    place = _first(forms, bare, 0)
+                if place < 0:
+                    return f"a part of message {i} ({role}): {_shortened(text)}"
+                places[role] = place
     return None
+
+
+def _as_written(text: str) -> Iterator[str]:
+    """Also as a template writes it in JSON."""
+    yield text
+    yield from (json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (True, False))
+
+
+def _first(texts: set[str], within: str, start: int) -> int:
+    """Where the first of the texts is, from `start` on; -1: none is there.
+
+    It takes as long as that is away, although some may be nowhere.
+    """
+    n_seen = max(map(len, texts)) + _FEW
+    while True:  # places before start + n_seen are seen
+        end = start + n_seen
+        found = [at for text in texts if (at := within.find(text, start, end + len(text))) >= 0]
+        if found or end >= len(within):
+            return min(found, default=-1)
+        n_seen *= 2
 
 
 def _bare(text: str) -> str:

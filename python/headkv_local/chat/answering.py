@@ -28,14 +28,14 @@ def answer(
     llm.meter = Meter(started=time.perf_counter())  # the job may be stopped before it generates
     pieces: list[str] = []
     finish: FinishReason = "interrupt"
-    stream: Any = llm.create_chat_completion(
-        messages=cast(Any, messages),
-        stream=True,
-        max_tokens=max_tokens,
-        grammar=llm.grammar,
-        **llm.sampling.arguments(),
-    )
     try:
+        stream: Any = llm.create_chat_completion(
+            messages=cast(Any, messages),
+            stream=True,
+            max_tokens=max_tokens,
+            grammar=llm.grammar,
+            **llm.sampling.arguments(),
+        )
         with closing(stream):
             for chunk in stream:
                 choice = chunk["choices"][0]
