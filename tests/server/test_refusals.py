@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import llama_cpp
 import openai
 import pytest
 from serving import Running, failing, serving, until
 
-from headkv_local import ArgumentError, Llama, Retention
+from headkv_local import ArgumentError, Cancelled, CancelToken, ContextFullError, Llama, Retention
 from headkv_local.server.args import build_parser, parse
 from headkv_local.server.bodies import ChatBody
 from headkv_local.server.environment import PREFIX, require_settings
@@ -25,6 +26,7 @@ from headkv_local.server.errors import Refusal
 from headkv_local.server.grammars import require_grammars
 from headkv_local.server.network import network_of
 from headkv_local.server.retaining import retention_of, usual_settings
+from headkv_local.server.served import Asked, Served
 from headkv_local.server.settings import ModelSettings, ServerSettings
 from headkv_local.settings import ADVANCED
 
@@ -167,6 +169,64 @@ def test_a_prompt_that_is_too_long(client: httpx.Client, stream: bool) -> None:
     assert message(refused).endswith(
         " in the messages). Please reduce the length of the messages or completion."
     )
+
+
+VAST = "the sea was calm " * 100_000
+MANY = MESSAGES * 10_000
+ASKING: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+    (Served.create_completion, {"prompt": VAST}),
+    (Served.create_completion, {"prompt": "a", "suffix": VAST}),
+    (Served.create_chat_completion, {"messages": [MESSAGES[0] | {"content": VAST}]}),
+    (Served.create_chat_completion, {"messages": MANY}),
+    (
+        Served.create_chat_completion,
+        {
+            "messages": MESSAGES,
+            "tools": [{"type": "function", "function": {"name": "f", "description": VAST}}],
+        },
+    ),
+]
+
+
+@pytest.fixture
+def served(
+    tiny: Callable[..., Path], load: Callable[..., Llama], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Served, list[int]]]:
+    """While a request is answered; sizes of what is tokenized for it."""
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}"
+    marks = {f"tokenizer.ggml.fim_{name}_token_id": 257 for name in ("pre", "suf", "mid")}
+    llm = load(tiny(chat_template=template), Served, n_ctx=512, kv_overrides=marks)
+    sizes, tokenize = list[int](), llama_cpp.Llama.tokenize
+
+    def measured(llm: Any, text: bytes, *args: Any, **kwargs: Any) -> list[int]:
+        sizes.append(len(text))
+        return tokenize(llm, text, *args, **kwargs)
+
+    monkeypatch.setattr(llama_cpp.Llama, "tokenize", measured)
+    with llm.answered(Asked(None)):
+        yield llm, sizes
+
+
+@pytest.mark.parametrize(("call", "body"), ASKING)
+def test_what_cannot_fit_is_not_tokenized(
+    served: tuple[Served, list[int]], call: Callable[..., Any], body: dict[str, Any]
+) -> None:
+    llm, sizes = served
+    with pytest.raises(ContextFullError, match="maximum context length is 512 tokens"):
+        call(llm, **body)
+    assert sum(sizes) < 64 * 1024
+
+
+@pytest.mark.parametrize(("call", "body"), ASKING)
+def test_nothing_is_tokenized_for_a_client_that_has_left(
+    served: tuple[Served, list[int]], call: Callable[..., Any], body: dict[str, Any]
+) -> None:
+    llm, sizes = served
+    stop = CancelToken()
+    stop.cancel()
+    with stop, pytest.raises((Cancelled, ContextFullError)):
+        call(llm, **body)
+    assert sum(sizes) <= 1
 
 
 @pytest.mark.parametrize("stream", [False, True])

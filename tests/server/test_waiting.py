@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 from serving import TIMEOUT, until
 
-from headkv_local.server import create_app
+from headkv_local.server import bodies, create_app
 from headkv_local.server.service import Service
 from headkv_local.server.settings import ModelSettings, ServerSettings
 from helpers import beside
@@ -52,6 +53,28 @@ def test_other_clients_do_not_wait_for_figures_of_a_busy_model(tiny_path: Path, 
                 time.sleep(0.05)
             assert not any(one.done() for one in asked)
         assert [one.result().status_code for one in asked] == [200, 200]
+
+
+def test_messages_that_cannot_fit_are_not_checked_one_by_one(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other clients would wait for it."""
+    checked = []
+    require = bodies.require_messages
+    monkeypatch.setattr(
+        bodies, "require_messages", lambda messages: [checked.append(len(messages)), require(messages)][1]
+    )
+    with served(tiny_path, tmp_path) as (_, client):
+        for n_messages, status in ((512, 400), (1, 200)):
+            reply = client.post(
+                "/v1/chat/completions", json=ASKED | {"messages": ASKED["messages"] * n_messages}
+            )
+            assert reply.status_code == status
+            if status == 400:
+                error = reply.json()["error"]
+                assert error["code"] == "context_length_exceeded"
+                assert "of which 512 messages leave none" in error["message"]
+    assert checked == [1]
 
 
 def test_figures_of_a_model_that_is_freed_meanwhile(tiny_path: Path, tmp_path: Path) -> None:

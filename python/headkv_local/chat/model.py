@@ -21,12 +21,12 @@ from headkv_local.defaults import default_context
 from headkv_local.devices import all_layers, gpus
 from headkv_local.errors import ModelError
 from headkv_local.settings import UINT32_MAX
+from headkv_local.tokens import count_tokens
 
 _BATCH = 512  # llama_cpp's default
 _CPU_BATCHES = ((400 * 1024**2, 256), (2 * 1024**3, 128))  # for files smaller than so many bytes
 _CPU_LEAST_BATCH = 64
 _OPENING = 16  # tokens of it may begin a thinking block
-_STRETCH = 16 * 1024  # characters that are tokenized in one go to count them
 
 
 @dataclass
@@ -86,19 +86,8 @@ class ChatLlama(Llama):
         return compiled(options, self._model.vocab)
 
     def count_tokens(self, text: str, enough: int) -> tuple[int, bool]:
-        """Tokens of `text`, and whether they were all counted: beyond `enough` they are estimated.
-
-        Some more than `enough` are counted before: between two stretches a token may be cut in two.
-        """
-        counted, at = 0, 0
-        while at < len(text) and counted <= enough:
-            end = min(at + _STRETCH, len(text))
-            if end < len(text):
-                blank = max(text.rfind("\n", at + 1, end), text.rfind(" ", at + 1, end))
-                end = blank if blank > 0 else end
-            counted += len(self.tokenize(text[at:end].encode("utf-8"), add_bos=False, special=True))
-            at = end
-        return (counted, True) if at == len(text) else (round(counted * len(text) / at), False)
+        """As tokens.count_tokens()."""
+        return count_tokens(lambda part: self.tokenize(part, add_bos=False, special=True), text, enough)
 
     @property
     def file_name(self) -> str:

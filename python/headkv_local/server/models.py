@@ -46,6 +46,8 @@ class Models(LlamaProxy):  # type: ignore[misc]
         self.default = models[0].alias
         self.loaded: Served | None = None
         self.name: str | None = None
+        self.contexts: dict[str, int] = {}
+        """Tokens that the context of the loaded model has, by its name. May be read in any thread."""
         self.loading = False
         self.usual: Settings | None = None
         self.archive_file: str | None = None
@@ -94,6 +96,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
                 shelf.close()
             raise
         self.loaded, self.name = llm, name
+        self.contexts[name] = llm.n_ctx()
         return llm
 
     def __iter__(self) -> Iterator[str]:
@@ -106,6 +109,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
 
     def free(self) -> None:
         llm, self.loaded, self.name = self.loaded, None, None
+        self.contexts.clear()
         if llm is None:
             return
         try:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import closing, suppress
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from llama_cpp.server import app as stock
 from sse_starlette.sse import EventSourceResponse
 
@@ -17,6 +17,7 @@ from ..forms import require_bias
 from .bodies import NEW_FIELDS, ChatBody, CompletionBody
 from .calls import Calls
 from .errors import Route, refusal_of
+from .fitting import require_few
 from .grammars import require_grammars
 from .logprobs import add_bytes
 from .retaining import retention_of, settings_for
@@ -42,7 +43,19 @@ async def create_copilot_completion(request: Request, body: CompletionBody) -> R
     return await _answer(request, body, Served.create_completion)
 
 
-@router.post("/v1/chat/completions", summary="Chat", tags=["OpenAI V1"])
+async def _require_few(request: Request) -> None:
+    """Before each message is checked, for which all others would wait."""
+    given: Any = None
+    with suppress(ValueError, RecursionError):  # FastAPI tells of it
+        given = await request.json()
+    if isinstance(given, dict) and isinstance(given.get("messages"), list):
+        models = request.app.state.service.models
+        n_ctx = models.contexts.get(str(given.get("model") or models.default))
+        if n_ctx is not None:  # else that is known once the model is loaded
+            require_few(given["messages"], n_ctx)
+
+
+@router.post("/v1/chat/completions", summary="Chat", tags=["OpenAI V1"], dependencies=[Depends(_require_few)])
 async def create_chat_completion(request: Request, body: ChatBody) -> Response:
     return await _answer(request, body, Served.create_chat_completion)
 

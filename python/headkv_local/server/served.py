@@ -16,6 +16,7 @@ from .. import Llama, Retention, infill
 from ..defaults import may_be_of_archive
 from ..errors import ArchiveError, ArgumentError, ContextFullError
 from ..tokens import logits_of
+from .fitting import require_few, require_room, texts_of
 from .keeper import Keeper
 from .logprobs import Logprobs
 from .shelf import Shelf
@@ -73,6 +74,23 @@ class Served(Llama):
             self._asked = self.on_prefill = None
             if self.keeper is not None:
                 self.keeper.settle()
+
+    def tokenize(self, text: bytes, *args: Any, **kwargs: Any) -> list[int]:
+        """As llama_cpp.Llama.tokenize(); of a request, no more than might fit."""
+        if self._asked is not None:
+            self._require_room(text.decode("utf-8", errors="replace"))
+        return super().tokenize(text, *args, **kwargs)
+
+    def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Llama.create_chat_completion(), of messages that may fit."""
+        if self._asked is not None:
+            require_few(messages, self.n_ctx())
+            self._require_room(texts_of(messages))
+        return super().create_chat_completion(messages, *args, **kwargs)
+
+    def _require_room(self, text: str) -> None:
+        tokenize = super().tokenize
+        require_room(lambda part: tokenize(part, False, True), text, self.n_ctx())
 
     def create_completion(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
         """As llama_cpp.Llama.create_completion(), in the conversation that the prompt goes on with."""
