@@ -136,9 +136,35 @@ def test_a_stream_gives_way_before_it_begins(tiny: Callable[..., Path], tmp_path
                 got += (more := stream.recv(100_000))
                 assert more
                 assert got.startswith(b"HTTP/1.1 200")
+            *_, end = re.findall(r"data: (\{.*)", got.decode())
+            assert json.loads(end)["choices"][0]["finish_reason"] == "length"
             assert after.recv(1000).startswith(b"HTTP/1.1 200")
             for client in (stream, after):
                 client.close()
+
+
+@pytest.mark.parametrize("chats", [True, False])
+def test_a_stream_gives_way_while_its_prompt_is_read(
+    tiny: Callable[..., Path], tmp_path: Path, chats: bool
+) -> None:
+    model = tiny(n_layer=24, n_ff=2048, n_ctx_train=16384)
+    options: Any = {
+        "model": "tiny",
+        "max_tokens": 1,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    arguments = (model, "--alias", "tiny", "--ctx", 16384, "--threads", 1, "--n-threads-batch", 1)
+    with serving(tmp_path, *arguments, "--interrupt-requests") as server, server.client() as client:
+        if chats:
+            stream = client.chat.completions.create(messages=LONG, **options)
+        else:
+            stream = client.completions.create(prompt=LONG[0]["content"], **options)
+        require_answer(server)
+        end, usage = stream
+        assert end.choices[0].finish_reason == "length"
+        assert (end.choices[0].delta.content if chats else end.choices[0].text or None) is None
+        assert (usage.choices, usage.usage.completion_tokens) == ([], 0)
 
 
 def test_the_server_stops_in_the_middle(tiny_path: Path, tmp_path: Path) -> None:

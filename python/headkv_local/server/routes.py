@@ -6,7 +6,9 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import closing, suppress
+from time import time
 from typing import Any
+from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
 from llama_cpp.server import app as stock
@@ -125,10 +127,29 @@ def _streamed(made: Iterator[Any], body: Any, asked: Asked, work: Work) -> Gener
     except Cancelled:
         if last is None or not work.gave_way:
             raise
-        rest: dict[str, Any] = {"delta": {}} if last["object"].startswith("chat") else {"text": ""}
-        yield last | {"choices": [{"index": 0, **rest, "logprobs": None, "finish_reason": "length"}]} | more
+        yield last | _cut(body) | more
     if body.includes_usage and last is not None:
         yield last | {"choices": [], "usage": asked.usage()}
+
+
+def _cut(body: Any) -> dict[str, Any]:
+    """The choices of a chunk that ends an answer, as one that has reached its length."""
+    rest: dict[str, Any] = {"delta": {}} if isinstance(body, ChatBody) else {"text": ""}
+    return {"choices": [{"index": 0, **rest, "logprobs": None, "finish_reason": "length"}]}
+
+
+def _unread(body: Any) -> Iterator[dict[str, Any]]:
+    """Chunks of a stream that has given way before its prompt was read."""
+    chats = isinstance(body, ChatBody)
+    common = {
+        "id": f"{'chatcmpl' if chats else 'cmpl'}-{uuid4()}",
+        "object": "chat.completion.chunk" if chats else "text_completion",
+        "created": int(time()),
+        "model": body.model,
+    }
+    yield common | _cut(body) | ({"usage": None} if body.includes_usage else {})
+    if body.includes_usage:
+        yield common | {"choices": [], "usage": Asked(None).usage()}
 
 
 def _json(found: Any) -> str:
@@ -136,17 +157,21 @@ def _json(found: Any) -> str:
 
 
 async def _events(work: Work, body: Any, first: Any) -> AsyncIterator[dict[str, str]]:
+    begun = False
     try:
         try:
-            if isinstance(first, GaveWay):
-                raise first
-            if first is not _READY:
-                yield {"data": _json(first)}
+            item = first
             while True:
-                item = await work.next()
+                if isinstance(item, GaveWay):
+                    raise item
                 if item is not _READY:
+                    begun = True
                     yield {"data": _json(item)}
-        except (StopAsyncIteration, GaveWay):
+                item = await work.next()
+        except (StopAsyncIteration, GaveWay) as end:
+            if isinstance(end, GaveWay) and not begun:
+                for chunk in _unread(body):
+                    yield {"data": _json(chunk)}
             yield {"data": "[DONE]"}
         except Exception as error:  # it is too late for another status
             yield {"data": _json(refusal_of(error, body).body())}
