@@ -431,7 +431,7 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
             (1, "bad.gguf", ("bad.gguf", "--port", 0)),
             (1, "cannot be listened on: Address already in use", (tiny_path, "--port", port)),
             (2, "give the server an --api-key", (tiny_path, "--host", "0.0.0.0", "--port", 0)),
-            (2, "api_key is empty", (tiny_path, "--api-key", "", "--port", 0)),
+            (2, "--api-key is empty", (tiny_path, "--api-key", "", "--port", 0)),
             (
                 2,
                 "pages of any site can use the server as 'null'",
@@ -439,16 +439,16 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
             ),
             (2, "pages of any site can use the server as '*'", (tiny_path, "--cors-origins", "*")),
             (2, "model is empty", ("--model", "", "--port", 0)),
-            (2, "model_alias is empty", (tiny_path, "--model-alias", "", "--port", 0)),
+            (2, "--alias is empty", (tiny_path, "--model-alias", "", "--port", 0)),
             (2, "scores is empty", (tiny_path, "--scores", "", "--port", 0)),
             (2, "sessions is empty", (tiny_path, "--sessions", "", "--port", 0)),
             (2, "--budget must be", (tiny_path, "--budget", "much", "--port", 0)),
             (2, "--beta must be", (tiny_path, "--beta", 0.5, "--port", 0)),
             (2, "--window must be", (tiny_path, "--budget", "5%", "--window", -3, "--port", 0)),
-            (2, "--n_ctx: it is a number of tokens", ("--ctx", "x", "--port", 0)),
+            (2, "--ctx: it is a number of tokens", ("--ctx", "x", "--port", 0)),
             (2, "as large as n_batch", ("--embedding", "--budget", "full", "--n-ubatch", 32, "--port", 0)),
             (2, "colour", ("--config-file", "bad.json", "--port", 0)),
-            (2, "there is no model", ("--config-file", "none.json", "--port", 0)),
+            (2, "or list models in a --config-file", ("--config-file", "none.json", "--port", 0)),
             (2, "images cannot be read here", ("--config-file", "eyes.json", "--port", 0)),
             (2, "bad.yaml cannot be read", ("--config-file", "bad.yaml")),
             (2, "go together", (tiny_path, "--ssl-keyfile", "bad.json", "--port", 0)),
@@ -457,7 +457,7 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
                 "--ssl-certfile bad.json and --ssl-keyfile no.pem cannot be used",
                 (tiny_path, "--ssl-certfile", "bad.json", "--ssl-keyfile", "no.pem", "--port", 0),
             ),
-            (2, "--chat_format: Invalid chat handler", (tiny_path, "--chat-format", "none", "--port", 0)),
+            (2, "--chat-format: Invalid chat handler", (tiny_path, "--chat-format", "none", "--port", 0)),
             (1, "cannot be kept in", (tiny_path, "--sessions", tiny_path, "--port", 0)),
         ):
             given = arguments if "--sessions" in arguments else (*arguments, *sessions)
@@ -474,15 +474,15 @@ def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
         (["--budget", "full", "--archive", "memory"], "neither scores nor an archive"),
         (["--budget", "full", "--scores", "uniform"], "neither scores nor an archive"),
         (["--budget", "full", "--draft", "0"], 'budget "full" keeps everything: draft has no part in it'),
-        (["--observe", "all", "--archive", "memory"], 'observe="all" chooses once'),
-        (["--type-k", "12"], "type_k must be one of 0 "),
+        (["--observe", "all", "--archive", "memory"], "observe all chooses once"),
+        (["--type-k", "12"], "type-k must be one of 0 "),
         (["--chat-template-kwargs", '{"stop": "x"}'], "'stop' is no variable to give"),
-        (["--flash-attn", "false"], "flash_attn is off: a KV cache"),
-        (["--vocab-only", "true"], "vocab_only=True"),
-        (["--logits-all", "--archive", "memory"], "logits_all=True, or a draft model, goes with neither"),
+        (["--flash-attn", "false"], "flash-attn is off: a KV cache"),
+        (["--vocab-only", "true"], "vocab-only"),
+        (["--logits-all", "--archive", "memory"], "logits-all, or a draft model, goes with neither"),
         (
             ["--draft-model", "prompt-lookup-decoding", "--archive", "file"],
-            "logits_all=True, or a draft model",
+            "logits-all, or a draft model",
         ),
     ],
 )
@@ -497,6 +497,26 @@ def test_settings_that_can_never_be(options: list[str], words: str) -> None:
         ["--budget", "4"],  # where the scores' file recommends a smaller window
     ):
         parse(["x.gguf", *possible], build_parser())
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "words"),
+    [
+        ({"CTX": "abc"}, [], "HEADKV_SERVER_CTX: it is a number"),
+        ({"N_CTX": "abc"}, [], "HEADKV_SERVER_N_CTX: it is a number"),
+        ({"CTX": "8"}, ["-c", "abc"], "--ctx: it is a number"),
+        ({"API_KEY": " "}, [], "HEADKV_SERVER_API_KEY is empty"),
+        ({"OBSERVE": "all", "ARCHIVE": "memory"}, [], "HEADKV_SERVER_OBSERVE=all chooses once"),
+        ({"CORS_ORIGINS": "*"}, [], "HEADKV_SERVER_CORS_ORIGINS: pages of any site"),
+    ],
+)
+def test_what_was_given_is_blamed(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], options: list[str], words: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(PREFIX + name, value)
+    with pytest.raises(ArgumentError, match=f"^{words}"):
+        parse(["x.gguf", *options], build_parser())
 
 
 def test_a_list_is_one_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -526,7 +546,7 @@ def test_a_list_is_one_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     server, _ = parse(given, build_parser())
     assert server.cors_origins == ["a://a", "http://b", "*"]
     for origin in ("localhost:3000", "http://localhost:3000/", ""):
-        with pytest.raises(ArgumentError, match="^--cors_origins: an origin is"):
+        with pytest.raises(ArgumentError, match="^--cors-origins: an origin is"):
             parse([f"--cors-origins={json.dumps([origin])}", "x.gguf"], build_parser())
     with pytest.raises(SystemExit):
         parse(["--cors-origins", "[http://", "x.gguf"], build_parser())
@@ -538,7 +558,7 @@ def test_a_list_is_one_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     ):
         with monkeypatch.context() as patched:
             patched.setenv(PREFIX + name, value)
-            with pytest.raises(ArgumentError, match=f"^--{name.lower()}"):
+            with pytest.raises(ArgumentError, match=f"^{PREFIX}{name}"):
                 parse(["x.gguf"], build_parser())
 
 
@@ -568,7 +588,7 @@ def test_threads_may_be_all(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (model.n_threads, model.n_threads_batch) == (os.cpu_count(), os.cpu_count())
     assert ModelSettings(model="x", n_threads=-1).n_threads == os.cpu_count()
     for refused in ("0", "-2"):
-        with pytest.raises(ArgumentError, match="^--n_threads: Input should be greater than or equal to 1"):
+        with pytest.raises(ArgumentError, match="^--threads: Input should be greater than or equal to 1"):
             parse(["x.gguf", "--threads", refused], build_parser())
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from .. import __version__, default_model_path
+from ..errors import ArgumentError
 from ..settings import ADVANCED
-from .environment import FLAGS, PREFIX, holds, items, require_settings, variable_of
+from .environment import FLAGS, PREFIX, holds, items, require_settings, variable_of, variable_of_setting
 from .settings import ConfigFileSettings, ModelSettings, ServerSettings, explained, read_config
 
 _DESCRIPTION = """\
@@ -166,5 +169,22 @@ def parse(argv: list[str], parser: argparse.ArgumentParser) -> tuple[ServerSetti
                 raise
             model = ModelSettings(model=str(default_model_path()), **of_model)
     except ValidationError as error:
-        raise explained(error, "--") from error
+        raise ArgumentError(_blamed(str(explained(error, "")), given)) from error
     return server, [model]
+
+
+def _blamed(sentence: str, given: Mapping[str, Any]) -> str:
+    """With the option or the variable that was given in place of the setting that it begins with."""
+    found = re.match(r'([a-z_]+)(?:="?(\w+)"?)?', sentence)
+    fields = ModelSettings.model_fields | ServerSettings.model_fields
+    if found is None or found[1] not in fields:
+        return sentence
+    name, value = found.groups()
+    told = None if name in given else variable_of_setting(name, os.environ)
+    equals = "="
+    if told is None:
+        flags = (*FLAGS.get(name, ()), f"--{name.replace('_', '-')}")
+        told, equals = next(flag for flag in flags if flag.startswith("--")), " "
+    if value not in (None, "True"):
+        told += equals + value
+    return told + sentence[found.end() :]

@@ -54,9 +54,15 @@ def by_setting(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def variable_of(owner: type[BaseModel], variables: Iterable[str]) -> str | None:
     """A variable that is a setting of `owner`; None where there is none."""
+    found = (variable_of_setting(name, variables) for name in owner.model_fields)
+    return next((variable for variable in found if variable is not None), None)
+
+
+def variable_of_setting(setting: str, variables: Iterable[str]) -> str | None:
+    """The variable that is this setting; None where there is none."""
     for variable in variables:
         name = variable.upper().removeprefix(PREFIX).lower()
-        if variable.upper().startswith(PREFIX) and _SETTING.get(name, name) in owner.model_fields:
+        if variable.upper().startswith(PREFIX) and _SETTING.get(name, name) == setting:
             return variable
     return None
 

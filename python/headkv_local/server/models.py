@@ -38,7 +38,7 @@ class Models(LlamaProxy):  # type: ignore[misc]
     def __init__(self, models: Sequence[ModelSettings], server: ServerSettings) -> None:
         """Raises ArgumentError for no model, or two of one name."""
         if not models:
-            raise ArgumentError("there is no model: name a GGUF file, or list models in a --config_file")
+            raise ArgumentError("there is no model: name a GGUF file, or list models in a --config-file")
         self._server = server
         self.settings = {one.alias: one for one in models}
         if len(self.settings) < len(models):

@@ -53,7 +53,7 @@ def require_origin(origin: str, key: str | None) -> None:
         raise ArgumentError(f'cors_origins: an origin is "https://HOST:PORT", "null" or "*", not {origin!r}')
     if key is None and origin in ("*", "null"):
         raise ArgumentError(
-            f"cors_origins: pages of any site can use the server as {origin!r}: give it an api_key"
+            f"cors_origins: pages of any site can use the server as {origin!r}: give it a key"
         )
 
 
