@@ -212,7 +212,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
             keep = partial(setattr, me, "_raised")
             logits_processor = [Processors(logits_processor, keep, self._lifetime.alone)]
         kwargs |= {"logits_processor": logits_processor, "grammar": grammar}
-        return llama_cpp.Llama._init_sampler(me, *args, **kwargs)
+        return super()._init_sampler.__func__(me, *args, **kwargs)
 
     @property
     def _scores(self) -> npt.NDArray[np.single]:
