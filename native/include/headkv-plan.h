@@ -85,7 +85,7 @@ struct headkv_reading {
 
     // The tokens that ask, as parts in their order. NULL and 0: what asks in the message of the tokens from
     // message_start (-1: where it begins is not known) on and before message_stop; of 0 and 0, in the last tokens that
-    // are not held
+    // are not held, or around the gap of a prompt that the model is to fill in
     const struct headkv_part * question;
     size_t n_question;
     int32_t message_start;
