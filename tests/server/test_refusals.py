@@ -286,6 +286,26 @@ def test_what_a_refused_form_is_called(tiny_path: Path, load: Callable[..., Llam
         assert (refused.value.status, refused.value.code, refused.value.param) == (400, code, param)
 
 
+@pytest.mark.parametrize("where", ["response_format", "tools"])
+def test_a_strict_schema_is_called_a_schema(client: httpx.Client, where: str) -> None:
+    """Found while the body is read, or before its grammar is made: the same code."""
+    held: dict[str, Any] = {"name": "f", "strict": True}
+    schema = {"type": "number", "minimum": 1}
+    body = {
+        "response_format": {
+            "response_format": {"type": "json_schema", "json_schema": {**held, "schema": schema}}
+        },
+        "tools": {
+            "tools": [{"type": "function", "function": {**held, "parameters": schema}}],
+            "tool_choice": {"type": "function", "function": {"name": "f"}},
+        },
+    }[where]
+    refused = client.post(CHAT, json=ASKED | body)
+    assert refused.status_code == 400
+    assert (refused.json()["error"]["code"], refused.json()["error"]["param"]) == ("invalid_schema", None)
+    assert "the JSON schema is strict" in message(refused)
+
+
 def test_models_that_are_not_here(server: Running, client: httpx.Client) -> None:
     for path, body in (
         (CHAT, ASKED),

@@ -24,6 +24,12 @@ _ROLES: Final = ("developer", "system", "user", "assistant", "tool", "function")
 _MOST_TOKENS: Final = "Tokens that an answer may have; -1: as many as the context has room for."
 
 
+def _tools_as_given(tools: Any, check: Any) -> Any:
+    """Checked, but whole: stock's types would drop "strict"."""
+    check(tools)
+    return tools
+
+
 def _without_nulls(value: Any) -> Any:
     """null is what was not given: so clients write it that dump all their fields."""
     return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
@@ -137,6 +143,7 @@ class CompletionBody(_Kept, stock.CreateCompletionRequest):  # type: ignore[misc
 
 
 _Messages = Annotated[list[llama_cpp.ChatCompletionRequestMessage], WrapValidator(_as_given)]
+_Tools = Annotated[list[llama_cpp.ChatCompletionTool], WrapValidator(_tools_as_given)]
 
 
 class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
@@ -147,6 +154,7 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
     max_tokens: int | None = Field(default=None, description=_MOST_TOKENS)
     max_completion_tokens: int | None = Field(default=None, description="OpenAI's newer name of max_tokens.")
     chat_template_kwargs: Variables = Field(default=None, description="Variables of the chat template.")
+    tools: _Tools | None = Field(default=None, description="Functions that the model may call.")
 
     @field_validator("response_format", mode="before")
     @classmethod

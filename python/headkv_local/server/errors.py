@@ -75,8 +75,10 @@ def refusal_of(error: BaseException, body: Any = None) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, RequestValidationError):
-        is_json = _telling(error.errors())["type"] != "json_invalid"
-        place = _place(error.errors()) if is_json else None
+        first = _telling(error.errors())
+        if isinstance(cause := first.get("ctx", {}).get("error"), SchemaError):
+            return refusal_of(cause)
+        place = _place(error.errors()) if first["type"] != "json_invalid" else None
         return Refusal(400, sentence_of(error.errors()), param=place)
     if isinstance(error, HTTPException) and error.status_code == 400 and error.__cause__ is not None:
         return Refusal(400, "the body is no JSON that can be read")
