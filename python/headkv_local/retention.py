@@ -23,6 +23,7 @@ from .settings import (
     DEFAULT_FOLD,
     DEFAULT_OBSERVE,
     DEFAULTS,
+    Policy,
 )
 
 _ALL_OF_PROMPT = 0  # the `observe` of struct headkv_retention that is "all"
@@ -193,9 +194,11 @@ class Retention:
         return hash(self._key())
 
     @property
-    def policy(self) -> Literal["uniform", "scores", "caps"]:
+    def policy(self) -> Policy:
         """How the budgets of the heads are made."""
-        return "caps" if self.caps is not None else self.policy_of_scores
+        if self.caps is not None:
+            return "caps"
+        return "observed" if self.observe == ALL else self.policy_of_scores
 
     @property
     def policy_of_scores(self) -> Literal["uniform", "scores"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 DEFAULT_BUDGET: Final = 128
 """Mean entries per KV head."""
@@ -28,6 +28,9 @@ OFF: Final = "off"
 
 ALL: Final = "all"
 """The `observe` that reads the whole prompt once more, so that it selects for any question."""
+
+Policy = Literal["uniform", "scores", "caps", "observed"]
+"""How the budgets of the heads are made: equal, by head scores, as given, or by what each head looks at."""
 
 
 class Setting(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .budgets import LayerShape
+from .settings import Policy
 
 if TYPE_CHECKING:
     from .retention import Retention
@@ -29,8 +30,9 @@ class CacheStats:
     """Positions that the context can hold."""
     compacted: bool
     """Whether the prompt has been compacted; otherwise it is kept whole."""
-    policy: Literal["full", "uniform", "scores", "caps"]
-    """How the budgets of the heads were made; "full" while nothing is compacted."""
+    policy: Policy | Literal["full"]
+    """How the budgets of the heads were made: "uniform", by "scores", given as "caps", or "observed", by what
+    each looks at (observe="all"); "full" while nothing is compacted."""
     scores_from: str | None = None
     """The file whose head scores made the budgets, "given" for those of no file; None where none did."""
     kept: npt.NDArray[np.int32]
@@ -92,7 +94,7 @@ class PromptRecord:
     """None if no prompt was read: whatever the cache holds counts as prompt then."""
     retention: Retention | None = None
     """By which what is kept of it was chosen. None: not known."""
-    policy: Literal["uniform", "scores", "caps"] = "uniform"
+    policy: Policy = "uniform"
     scores_from: str | None = None
     prefill_seconds: float = 0.0
     question: tuple[tuple[int, int, float], ...] | None = None

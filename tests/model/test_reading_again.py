@@ -189,6 +189,7 @@ def test_heads_keep_their_shares_of_what_is_folded(load: Load, smollm2: Path) ->
     """Also those that have next to nothing, and within the budget."""
     llm = load(smollm2, retention=Retention(budget=32, scores="uniform", observe="all", fold=64, window=8))
     llm.prefill(random_tokens(180, seed=3))
+    assert llm.cache_stats().policy == "observed"
     before = llm.cache_stats().kept
     assert before.max() > 3 * before.min()
     for i in range(3):

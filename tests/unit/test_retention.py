@@ -187,3 +187,5 @@ def test_policy() -> None:
     assert Retention(scores="uniform").policy == "uniform"
     assert Retention(scores=SCORES).policy == "scores"
     assert Retention(caps=[[64]]).policy == "caps"
+    assert Retention(observe="all").policy == "observed"
+    assert Retention(observe="all", caps=[[64]]).policy == "caps"

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..budgets import ModelShape
 from ..errors import ArgumentError, StateError, UnsupportedError
 from ..retention import Retention
-from ..settings import ALL, DEFAULT_OBSERVE
+from ..settings import ALL, DEFAULT_OBSERVE, Policy
 from . import native
 from .native.archive import begin_small, hold, release, restore, set_archive
 from .native.reading import ORDERS, ReadInfo, Reading, read
@@ -59,7 +59,7 @@ class Compactor:
         self._dropped: list[int] = []  # numbers of rows that the archive need not hold any more
 
     @property
-    def policy(self) -> Literal["uniform", "scores", "caps"]:
+    def policy(self) -> Policy:
         """How the budgets of the heads are made."""
         return self._settled.policy
 

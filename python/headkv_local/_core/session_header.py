@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 import llama_cpp
 import numpy as np
@@ -20,7 +20,7 @@ from ..curves import Curves
 from ..errors import ArgumentError
 from ..retention import Retention
 from ..scores import HeadScores
-from ..settings import DEFAULTS, UINT32_MAX
+from ..settings import DEFAULTS, UINT32_MAX, Policy
 from ..stats import PromptRecord
 from ..wording import shown
 from .native.session import About
@@ -75,7 +75,7 @@ class Header(NamedTuple):
         context, prompt = _value(found, "context", dict, {}), _value(found, "prompt", dict, {})
         retention = _value(found, "retention", dict, None)
         policy = _value(prompt, "policy", str, "uniform")
-        if policy not in ("uniform", "scores", "caps"):
+        if policy not in get_args(Policy):
             raise ArgumentError(f"policy cannot be {policy!r}")
         own = {name: _value(context, name, kind) for name, kind in _CONTEXT.items() if name in context}
         _require_overrides(own.get("kv_overrides", {}))
