@@ -58,8 +58,8 @@ class Llama(Overrides):
     retention: what to keep, in the layers whose attention reaches to all positions (`shape`). Needs flash
         attention, one sequence, and a model with such layers, without MLA. Layers with a sliding window get
         cells for the window, not for the context (llama_cpp's swa_full=False, unless given).
-    on_prefill: called as (done, total) tokens from the thread that reads a prompt: with 0 first, after
-        every batch, and with total when the prompt has been read and compacted. Not where nothing is read.
+    on_prefill: called as (done, total) tokens from the thread that reads, those that are read once more among
+        them: with 0 first, after every batch or layer, and with total at the end. Not where nothing is read.
     flash_attn: None stands for True with a retention, and without one for False, llama_cpp's default.
     n_ctx: tokens that the context holds, 512 if left open; 0 for what the model was trained for; "auto" for
         as many, up to that, as fit by memory_estimate() into nine tenths of the memory that is free.
@@ -173,7 +173,7 @@ class Llama(Overrides):
         """Read tokens as a prompt and compact the cache, as generate() does before it samples.
 
         question: the tokens that ask, as a slice of the prompt, or several; wherever they stand, what they
-        look at is kept. None: the last tokens ask (`Retention.observe`).
+        look at is kept. None: the last tokens ask (`Retention.observe`), or what was chosen before stays.
         messages: that the prompt was made of; without a question the last one of the user asks, as in
         create_chat_completion().
 

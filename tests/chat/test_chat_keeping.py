@@ -17,6 +17,7 @@ import pytest
 from chat_driver import TIMEOUT, Terminal, end, start, words
 
 from headkv_local import ArgumentError, ContextFullError, Llama, Retention, SessionError, StateError
+from headkv_local.chat import main
 from headkv_local.chat.args import build_parser
 from headkv_local.chat.config import parse_options
 from headkv_local.chat.console import Console
@@ -90,6 +91,22 @@ def test_goes_on_as_before(chats: Callable[..., Kept], tmp_path: Path) -> None:
     assert second.used_tokens == second.answered[0].used
     assert [d.name for d in second.documents] == [d.name for d in first.documents]
     assert ask(second, "What?") == ask(first, "What?")
+
+
+def test_the_settings_of_a_session_are_shown(
+    chats: Callable[..., Kept], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "session")
+    session, keeper = chats(*SHORT, "--temp", "0.8", "-c", "2048", "--session", path)
+    ask(session, "Why?")
+    keeper.leave()
+    assert main(["--show-config", "--session", path, "--temp", "0.5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"ctx = 2048  # the session {path}" in lines
+    assert "temp = 0.5  # the command line" in lines
+    assert main(["--show-config", "--session", str(tmp_path / "none" / "session")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+    assert main(["--show-config", "--session", str(tmp_path / "new")]) == 0
 
 
 def test_whether_it_is_saved_at_the_end_is_told(chats: Callable[..., Kept], tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from headkv_local.errors import HeadKVError, ModelError
 from headkv_local.exits import FAILED, INTERRUPTED, OK, code_of
 
 if TYPE_CHECKING:
+    from headkv_local.chat.saved import SavedChat
     from headkv_local.chat.session import Session
 
 _LIBRARY: Final = "headkv_local"  # its logger
@@ -65,7 +66,7 @@ def _run(argv: list[str] | None) -> int:
     try:
         if options.show_config:
             require_retention(options, parser)
-            console.answer(shown(options, parser))
+            console.answer(shown(_resumed(options)[0], parser))
             return OK
         with _logged(options.verbose, console):
             return _chat(options, parser, console)
@@ -82,6 +83,19 @@ def _run(argv: list[str] | None) -> int:
     return FAILED
 
 
+def _resumed(options: Options) -> tuple[Options, SavedChat | None]:
+    """With the chat of --session, and its settings where no others are given. Raises SessionError."""
+    if options.session is None:
+        return options, None
+    from headkv_local.chat.keeping import model_of, saved_at
+
+    chat = saved_at(options.session)
+    if chat is None:
+        return options, None
+    settings = {**chat.settings, "model": model_of(chat, options)}
+    return options.completed(settings, f"the session {options.session}"), chat
+
+
 def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -> int:
     require_retention(options, parser)
     if options.session is None:  # which may have another one
@@ -95,15 +109,12 @@ def _chat(options: Options, parser: argparse.ArgumentParser, console: Console) -
     # From here on the model is needed, and with it llama_cpp.
     from headkv_local.chat.display import show_answer
     from headkv_local.chat.info import notes
-    from headkv_local.chat.keeping import Keeper, model_of, saved_at
+    from headkv_local.chat.keeping import Keeper
     from headkv_local.chat.session import open_session
     from headkv_local.chat.worker import on_interrupt
     from headkv_local.devices import set_aside
 
-    chat = saved_at(options.session)
-    if chat is not None:
-        settings = {**chat.settings, "model": model_of(chat, options)}
-        options = options.completed(settings, f"the session {options.session}")
+    options, chat = _resumed(options)
     _require_model(options)
     if reason := set_aside(options.gpu_layers):
         console.note(reason)
