@@ -9,7 +9,7 @@ between `<!-- NAME.output begin ... -->` and `<!-- NAME.output end -->`. NAME.js
     {"figures": [{"figure", "value", "unit", "goal", "commit", "date", "cpu", "command"}, ...]}
         single figures, each with its own run; a value of null has not been measured
     {"commit", "date", "cpu", "command", "columns": [...], "rows": [[...], ...], "output": [line, ...]}
-        one run: what `measure` writes. COMMAND is a `headkv bench`, the demo
+        one run: what `measure` writes, "output" where a page shows it. COMMAND is a `headkv bench`, the demo
         (`python -m headkv_local.demo`), or a script beside this one (`python docs/results/threads.py`),
         with its options, as installed beside the Python that runs this script
 """
@@ -109,7 +109,9 @@ def measure(name: str, command: Sequence[str]) -> None:
         "cpu": f"{data['environment']['processor']}, {data['environment']['cpus']} CPUs",
         "command": " ".join(command),
     }
-    tables = {"columns": columns, "rows": rows, "output": shortened(output)}
+    tables = {"columns": columns, "rows": rows}
+    if any(f"<!-- {name}.output begin" in page.read_text(encoding="utf-8") for page in PAGES):
+        tables["output"] = shortened(output)
     write(RECORDS / f"{name}.json", record | tables)
 
 
