@@ -27,7 +27,7 @@ from headkv_local import (
 )
 from headkv_local._core import native
 from headkv_local.errors import EncoderError
-from helpers import compact_natively, greedy, random_tokens
+from helpers import compact_natively, greedy, last_logits, random_tokens
 
 Load = Callable[..., Llama]
 TOKENS = random_tokens(300)
@@ -285,11 +285,16 @@ def test_calls_of_the_c_api_out_of_order(load: Load, tiny_path: Path) -> None:
     refused(ArgumentError, native.compact, PLAN._replace(ends=np.zeros(232, np.uint8)))  # one too few
     native.compact(ctx, PLAN)
     assert (native.get_stats(ctx)[1] == 32).all()
+    state = llm.save_state()
+    llm.eval(TOKENS[:1])
+    wanted = last_logits(llm)
+    llm.load_state(state)
     refused(StateError, native.compact, PLAN)  # twice
     refused(StateError, native.observe, native.OBSERVE_TOKENS, 225, 8)
     refused(StateError, native.reserve, 500)
     refused(StateError, native.get_attention)
-    assert len(greedy(llm, 3)) == 3
+    llm.eval(TOKENS[:1])
+    assert np.array_equal(last_logits(llm), wanted)
 
 
 @pytest.mark.parametrize("retention", [None, Retention(budget=32)])

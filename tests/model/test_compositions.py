@@ -12,7 +12,6 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from architectures import VARIANTS
@@ -37,7 +36,7 @@ PROMPT, LATER = TOKENS[:N_PROMPT], TOKENS[N_PROMPT:][:N_LATER]
 
 
 NAMES = (
-    "llama qwen2 qwen3 qwen3moe qwen3vl phi3 deci deci-without openelm graniteswitch "
+    "llama qwen2 qwen3 qwen3moe qwen3vl phi3 minicpm3 deci deci-without openelm graniteswitch "
     "gemma2 gemma3 gemma3n gemma4 gemma4-512 gemma4-shared gpt-oss cohere2 olmo2 olmo2-full llama4 step35 "
     "qwen3next qwen35 qwen35moe lfm2 granitehybrid nemotron_h nemotron_h_moe-draft falcon-h1 jamba"
 ).split()
@@ -107,10 +106,6 @@ class Model:
         llm = self.fresh(self.quarter)
         llm.prefill(PROMPT)
         return llm
-
-    @cached_property
-    def compacted_mask(self) -> npt.NDArray[np.bool_]:
-        return self.compacted().retention_mask()
 
     @cached_property
     def reference(self) -> Logits:

@@ -14,7 +14,7 @@ from llama_cpp import LlamaRAMCache
 
 from headkv_local import Cancelled, ContextFullError, Llama, Retention, StateError
 from headkv_local._core import native
-from helpers import compact_natively, forced_logits, greedy, last_logits, nmse, random_tokens
+from helpers import compact_natively, forced_logits, last_logits, nmse, random_tokens
 
 Load = Callable[..., Llama]
 TOKENS = random_tokens(300)
@@ -429,15 +429,3 @@ def test_retention_can_be_set_after_a_prompt_that_was_not_read_to_its_end(
     llm.retention = Retention(budget=64, window=16)
     llm.prefill(TOKENS)
     assert (llm.cache_stats().kept == 64).all()
-
-
-def test_the_c_api_goes_on_after_refusals(load: Load, tiny_path: Path) -> None:
-    llm = load(tiny_path, retention=Retention(budget=32))
-    llm.prefill(TOKENS)
-    wanted = greedy(llm, 5)
-    llm.prefill([*TOKENS, *wanted[:1]])
-    with pytest.raises(StateError):
-        native.observe(llm.ctx, native.OBSERVE_TOKENS, 0, 8)
-    with pytest.raises(StateError):
-        native.compact(llm.ctx, native.Plan(np.full((2, 2), 32), 8, 7, 4))
-    assert greedy(llm, 4) == wanted[1:]

@@ -126,12 +126,10 @@ class Served(Llama):
         super().__init__(model_path, retention=Retention(budget=32), **kwargs)
 
 
-@pytest.fixture(params=[llama_cpp.Llama, Served], ids=["stock", "ours"])
-def in_process(
-    request: pytest.FixtureRequest, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[httpx.Client]:
-    """The server's app in a thread of this process, with stock's Llama and with ours."""
-    monkeypatch.setattr(llama_cpp, "Llama", request.param)
+@pytest.fixture
+def in_process(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+    """The server's app in a thread of this process, with our Llama."""
+    monkeypatch.setattr(llama_cpp, "Llama", Served)
     limits: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "flash_attn": True, "verbose": False}
     model = ModelSettings(model=str(tiny_path), model_alias="tiny", **limits)
     made = app.create_app(server_settings=ServerSettings(), model_settings=[model])
@@ -146,14 +144,13 @@ def in_process(
     app._llama_proxy.free()
 
 
-def test_the_app_answers_with_either_llama(in_process: httpx.Client) -> None:
+def test_the_app_answers(in_process: httpx.Client) -> None:
     require_answers(in_process)
-    llm = app._llama_proxy()
-    assert not isinstance(llm, Llama) or llm.cache_stats().compacted
+    assert app._llama_proxy().cache_stats().compacted
 
 
 @pytest.mark.parametrize("path", LONG)
-def test_the_app_refuses_what_is_too_long_with_either_llama(in_process: httpx.Client, path: str) -> None:
+def test_the_app_refuses_what_is_too_long(in_process: httpx.Client, path: str) -> None:
     require_refusal(in_process, path)
 
 
