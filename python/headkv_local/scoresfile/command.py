@@ -90,11 +90,13 @@ def _diff(options: argparse.Namespace) -> None:
 
 def _embed(options: argparse.Namespace) -> None:
     from ..files import target
-    from . import embed, files
+    from ..models import retained_shape
+    from . import files
 
     found = files.find(options.file)
     target(options.output, force=options.force, model=options.model, inputs=[options.file, found.path])
-    embed.embed(found.scores, options.model, options.output, force=options.force)
+    found.scores.for_model(retained_shape(options.model), options.model)
+    found.scores.embed(options.model, options.output, force=options.force)
 
 
 def _import(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headkv_local import ArgumentError
-from headkv_local.bench.suites import babilong, longbench, loogle, metrics
+from headkv_local.bench.suites import babilong, loogle, metrics
 from headkv_local.bench.suites.item import Item
 from headkv_local.wording import shown
 
@@ -35,7 +35,7 @@ def load(suite: str, task: str, data: object = None, length: object = None, **_:
             )
         items = babilong.items(folder, [task], [length])
     else:
-        items = (longbench if suite == "longbench" else loogle).items(folder, [task])
+        items = loogle.items(folder, [task])
     from datasets import Dataset
 
     return {"test": Dataset.from_list([asdict(item) for item in items])}
