@@ -4,7 +4,6 @@
 
 #include "ggml.h"
 
-#include <cmath>
 #include <cstdint>
 #include <random>
 #include <vector>

@@ -3,7 +3,6 @@
 //
 //   bench-headkv-attn             the first GPU, or the CPU where there is none
 //   bench-headkv-attn --cpu       the CPU
-//   bench-headkv-attn --json      one object per line instead of a table
 //   bench-headkv-attn --smoke     tiny pools, one step: only shows that it runs
 //   --gpu                         fails where there is no CUDA device
 //   --caps A,B,.../GQA            also with rows per KV head in these proportions; may be given several times
@@ -32,7 +31,6 @@ struct head_shares {
 
 struct options {
     bool cpu   = false;
-    bool json  = false;
     bool smoke = false;
     std::vector<head_shares> caps;
 };
@@ -232,15 +230,8 @@ static void run_case(ggml_backend_t backend, const bench_case & c, double bandwi
     for (int h = 0; h < n_head_kv; ++h) {
         longest = std::max(longest, table[h + 1] - table[h]);
     }
-    if (opt.json) {
-        printf("{\"type\": \"%s\", \"n_head_kv\": %d, \"n_gqa\": %d, \"n_rows\": %d, \"longest\": %d, \"n_layer\": %d, "
-               "\"bytes\": %.0f, \"us\": %.3f, \"bytes_per_s\": %.4g, \"copy_bytes_per_s\": %.4g}\n",
-               ggml_type_name(c.type), n_head_kv, n_gqa, n_rows, longest, c.n_layer, bytes, t * 1e6, bytes / t,
-               bandwidth);
-    } else {
-        printf("%-5s %8d %4d %9d %9d %9.2f %10.2f %8.1f %7.0f%%\n", ggml_type_name(c.type), n_head_kv, n_gqa, n_rows,
-               longest, mib, t * 1e6, bytes / t / 1e9, 100.0 * share);
-    }
+    printf("%-5s %8d %4d %9d %9d %9.2f %10.2f %8.1f %7.0f%%\n", ggml_type_name(c.type), n_head_kv, n_gqa, n_rows,
+           longest, mib, t * 1e6, bytes / t / 1e9, 100.0 * share);
 }
 
 static std::vector<bench_case> all_cases(const options & opt) {
@@ -279,7 +270,6 @@ int main(int argc, char ** argv) {
     has_gpu_option(argc, argv);
     for (int i = 1; i < argc; ++i) {
         opt.cpu   |= strcmp(argv[i], "--cpu") == 0;
-        opt.json  |= strcmp(argv[i], "--json") == 0;
         opt.smoke |= strcmp(argv[i], "--smoke") == 0;
         if (strcmp(argv[i], "--caps") == 0) {
             head_shares heads = {};
@@ -299,16 +289,14 @@ int main(int argc, char ** argv) {
     const ggml_backend_ptr backend(ggml_backend_dev_init(dev, nullptr));
 
     const double bandwidth = copy_bandwidth(backend.get(), opt);
-    if (!opt.json) {
-        printf("%s, copies %.1f GB/s (read and written)\n", ggml_backend_dev_description(dev), bandwidth / 1e9);
-        printf("type  kv heads  gqa      rows   longest MiB/layer   us/layer     GB/s  of copy\n");
-    }
+    printf("%s, copies %.1f GB/s (read and written)\n", ggml_backend_dev_description(dev), bandwidth / 1e9);
+    printf("type  kv heads  gqa      rows   longest MiB/layer   us/layer     GB/s  of copy\n");
 
     summary all;
     for (const auto & c : all_cases(opt)) {
         run_case(backend.get(), c, bandwidth, opt, all);
     }
-    if (!opt.json && !opt.cpu && !opt.smoke) {
+    if (!opt.cpu && !opt.smoke) {
         printf("at least %.0f%% of copy from %.0f MiB a layer on (goal %.0f%%), at most %.1f us a layer below "
                "(goal %.0f)\n",
                100 * all.least_of_copy, large_mib, 100 * goal_of_copy, all.slowest_us, goal_us);

@@ -8,7 +8,6 @@
 
 #include <sys/file.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <functional>

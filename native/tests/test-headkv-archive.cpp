@@ -5,7 +5,6 @@
 #include "prefill/headkv-queue.h"
 #include "slice/headkv-slice.h"
 
-#include <algorithm>
 #include <sstream>
 
 static void set_archive(llama_context * ctx, bool file) {

@@ -4,7 +4,6 @@
 
 #include "archive-turn.h"
 
-#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <numeric>

@@ -9,7 +9,6 @@
 #include "llama-model.h"
 
 #include <algorithm>
-#include <new>
 
 static llama_kv_cache_headkv & require_mem(const llama_context * ctx) {
     if (!ctx) {

@@ -11,7 +11,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <vector>
 
 struct llama_ubatch;
 

@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <cstring>
 #include <unordered_set>
-#include <vector>
 
 #include <sys/stat.h>
 #ifndef _WIN32

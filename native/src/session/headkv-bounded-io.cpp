@@ -10,7 +10,6 @@
 #include "llama-io.h"
 
 #include <algorithm>
-#include <cstring>
 
 static constexpr uint32_t has_window    = 1;
 static constexpr uint32_t has_recurrent = 2;

@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 
 static constexpr char magic[16]   = { 'h', 'e', 'a', 'd', 'k', 'v', ' ', 's', 'e', 's', 's', 'i', 'o', 'n', '\n', 0 };

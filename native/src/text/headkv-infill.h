@@ -2,7 +2,6 @@
 
 #include "headkv.h"
 
-#include <cstddef>
 #include <cstdint>
 #include <vector>
 
