@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headkv_local import HeadScores, Llama, Retention
+from headkv_local import ArgumentError, HeadScores, Llama, ModelError, Retention, ScoresError
+from headkv_local.curves import Curves
+from headkv_local.errors import DecodeMemoryError
 from headkv_local.scoring import ablation, dataset, held_out, samples
 from headkv_local.scoring.loss import SavedPrompt
 from headkv_local.scoring.options import Options
-from headkv_local.scoring.progress import Progress, Tally
+from headkv_local.scoring.progress import NothingFoundError, Progress, Tally
 from headkv_local.scoring.prompt import Prompter, ask
 from headkv_local.scoring.shrinking import shrink
 from headkv_local.tokens import logits_of
@@ -233,9 +235,64 @@ def test_no_scores_where_no_entries_help(tiny_path: Path, load: Callable[..., Ll
     for half in (0, 1):
         tally.add(half, np.broadcast_to([1.0, 1.5, 2.0], (2, 2, 3)))
     shape = load(tiny_path, flash_attn=True).shape
-    curves = ablation.curves_of(shrink(tally, shape.heads, None), (0, 5, 40), shape)
+    curves = ablation.curves_of(shrink(tally, shape.heads, None).losses, (0, 5, 40), shape)
     with pytest.raises(ValueError, match="no head's entries ever lowered the loss"):
         ablation.scores_of(curves, shape)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--points", "0,5,5.0000001", "the points 0.0,5.0,5.0000001 are too close to each other, or to 100"),
+        ("--points", "0,99.999999999", "are too close to each other, or to 100"),
+        ("--base", ",".join(f"{n / 10:g}" for n in range(1, 999)), "headkv.source.base"),
+    ],
+)
+def test_what_no_file_can_hold_is_refused_before_anything_is_measured(
+    score: Score,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    value: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(Llama, "eval", lambda *_: pytest.fail("measured"))
+    assert score(*SHORT, option, value) == 2
+    assert reason in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [ArgumentError, ModelError, ScoresError, DecodeMemoryError, OSError])
+def test_what_was_measured_outlives_any_late_error(
+    score: Score, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """But what the measuring itself decides: that would end the same run in the same way again."""
+    partial = tmp_path / "out.gguf.partial.json"
+
+    def fail(*_: object) -> None:
+        raise error("late")
+
+    with monkeypatch.context() as late:
+        late.setattr(ablation, "scores_of", fail)
+        assert score(*SHORT) in (1, 2)
+    assert capsys.readouterr().err.endswith("headkv: late\n")
+    assert json.loads(partial.read_text())["tallies"]["ablation"]["done"] == 2
+
+    with monkeypatch.context() as late:
+        level = lambda *_: Curves(np.array([0, 1.0]), np.zeros((2, 2, 2)))  # noqa: E731
+        late.setattr(ablation, "curves_of", level)
+        assert score(*SHORT) == 1
+    assert capsys.readouterr().err.endswith("ever lowered the loss of an answer: no scores were written\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_losses_that_are_not_finite_are_no_scores() -> None:
+    tally = Tally(np.zeros((2, 2, 2, 3)))
+    ablation.require_losses(tally)
+    tally.add(1, np.full((2, 2, 3), np.nan))
+    with pytest.raises(NothingFoundError, match="is not finite: no scores were written"):
+        ablation.require_losses(tally)
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,19 @@ def test_a_bad_line_is_named_before_anything_is_measured(
     assert only(tmp_path) == {"bad.jsonl"}
 
 
+def test_examples_that_take_the_place_of_others_are_refused_as_early(
+    score: Score, tmp_path: Path, capsys: Capture, examples_file: Callable[..., Path]
+) -> None:
+    """Those of plain retrieval, which only a model that answers no other question is measured on."""
+    long = example("r", " ".join(["Zebras hum."] * 200), "zebras")
+    path = examples_file(example("r2", "Yaks hum.", "yaks"), long)
+    assert score("--examples", str(path)) == 2
+    err = capsys.readouterr().err
+    assert "examples.jsonl, line 2" in err
+    assert "measuring plain retrieval" not in err
+    assert only(tmp_path) == {path.name}
+
+
 def test_a_model_that_answers_nothing_gets_no_file(score: Score, tmp_path: Path, capsys: Capture) -> None:
     assert score("--method", "r") == 1
     out, err = capsys.readouterr()

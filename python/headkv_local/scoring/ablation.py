@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..budgets import ModelShape
 from ..curves import Curves
-from ..errors import ScoresError
+from ..errors import ArgumentError
 from ..llama import Llama
 from ..retention import Retention
 from ..settings import DEFAULTS
@@ -25,9 +25,8 @@ from . import samples
 from .dataset import Example
 from .loss import SavedPrompt
 from .options import Bar, Options, Tell
-from .progress import Progress, Tally
+from .progress import NothingFoundError, Progress, Tally
 from .prompt import Prompter, ask
-from .shrinking import Shrunk
 
 STAGE = "ablation"
 _SAVED_EVERY = 10.0  # seconds
@@ -110,23 +109,36 @@ def settings_of(options: Options) -> dict[str, Any]:
     return {name: options.advice.get(name, DEFAULTS[name]) for name in ("window", "kernel", "sinks")}
 
 
-def curves_of(found: Shrunk, points: Sequence[float], shape: ModelShape) -> Curves:
-    """Beyond the last point a curve is level: nothing was measured there."""
-    losses, shares = shape.by_head(found.losses), np.array(points) / 100
+def curves_of(found: npt.NDArray[np.float64], points: Sequence[float], shape: ModelShape) -> Curves:
+    """Beyond the last point a curve is level: nothing was measured there.
+
+    found: losses, (n_heads, n_points). Raises ArgumentError for points that a file cannot hold.
+    """
+    losses, shares = shape.by_head(found), np.array(points) / 100
     if shares[-1] < 1:
         losses = np.concatenate([losses, losses[..., -1:]], axis=-1)
         shares = np.append(shares, 1.0)
+    if not (np.diff(shares.astype(np.float32)) > 0).all():
+        said = ",".join(map(str, points))
+        raise ArgumentError(f"the points {said} are too close to each other, or to 100, for a file of scores")
     return Curves(shares, losses)
+
+
+def require_losses(tally: Tally) -> None:
+    if not np.isfinite(tally.totals).all():
+        raise NothingFoundError("the loss of an answer is not finite: no scores were written")
 
 
 def scores_of(curves: Curves, shape: ModelShape) -> npt.NDArray[np.float32]:
     """(n_layer, n_head): how much a KV head's entries lower the loss, in nats, shared out to its query heads.
 
-    Raises ScoresError where no head's do.
+    Raises NothingFoundError where no head's do.
     """
     falls = np.maximum(curves.losses[..., 0] - curves.losses[..., -1], 0)
     if falls.max() == 0:
-        raise ScoresError("no head's entries ever lowered the loss of an answer: no scores were written")
+        raise NothingFoundError(
+            "no head's entries ever lowered the loss of an answer: no scores were written"
+        )
     scores = np.zeros((shape.n_layer, shape.n_head), dtype=np.float32)
     for il, row in enumerate(falls):
         layer = shape.layers[il] if shape.layers else shape

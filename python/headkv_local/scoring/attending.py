@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
-from ..errors import ScoresError
+import numpy as np
+
 from ..llama import Llama
 from . import samples
 from .attention import RIGHT_ABOVE, token_f1
 from .dataset import Dataset, Example, Kind
 from .measure import observe
 from .options import Bar, Options, Tell
-from .progress import Progress, Tally
+from .progress import NothingFoundError, Progress, Tally
 from .prompt import Prompter, ask
 
 _LEAST_SAMPLES, _LEAST_SHARE = 8, 0.2  # that must be answered correctly
@@ -69,18 +70,22 @@ def first_that_works(
     if measuring.too_few(tally.n_counted):
         said = f"only {tally.n_counted} of {tally.done} samples of the method {method!r} were answered right"
         if instead is None:
-            raise ScoresError(f"{said}: {_CURE}")
+            raise NothingFoundError(f"{said}: {_CURE}")
         tell(f"{said}, too few for scores: measuring plain retrieval (the method 'r') instead")
         if instead.whose != data.whose:
             tell("the examples given hold none of the kind 'r': this project's own are used")
         method, data = "r", instead
         tally = measuring.tally(method, data)
         if measuring.too_few(tally.n_counted):
-            raise ScoresError(f"{said}, and {tally.n_counted} of {tally.done} of the method 'r': {_CURE}")
+            raise NothingFoundError(
+                f"{said}, and {tally.n_counted} of {tally.done} of the method 'r': {_CURE}"
+            )
     require_attention(tally)
     return method, data, tally
 
 
 def require_attention(tally: Tally) -> None:
+    if not np.isfinite(tally.totals).all():
+        raise NothingFoundError("the model's attention is not finite: no scores were written")
     if tally.mean.max() == 0:
-        raise ScoresError("no head ever attended to a needle: no scores were written")
+        raise NothingFoundError("no head ever attended to a needle: no scores were written")

@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
+from ..errors import DataError, ScoresError
 from ..files import replacing
 
 Settings = Mapping[str, Any]
 """All that the scores depend on, as JSON values."""
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+class NothingFoundError(ScoresError):
+    """What was measured makes no scores: the same settings would come to the same again."""
 
 
 @dataclass
@@ -78,6 +82,10 @@ class Progress:
                         "run that one again to finish it, delete the file, or force this run"
                     ) from error
         self.save()  # tells at once whether there can be an output at all
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.within and all(tally.done == 0 for tally in self._tallies.values())
 
     def tally(self, stage: str) -> Tally:
         """What was measured in that stage; empty at first."""

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import __version__, files
-from ..bench import haystack
+from .. import files
 from ..bench.contexts import n_ctx_for
 from ..budgets import ModelShape
-from ..errors import ArgumentError, DataError, ModelError, ScoresError, UnsupportedError
+from ..curves import Curves
+from ..errors import ArgumentError, DataError, UnsupportedError
 from ..llama import Llama
-from ..models import model_id, trained_context
+from ..models import trained_context
 from ..retention import Retention
 from ..scores import HeadScores
 from ..settings import DEFAULTS
@@ -29,14 +26,14 @@ from .attention import by_kv_head
 from .dataset import Dataset, Example
 from .held_out import Choice
 from .options import Bar, Options, Tell
-from .progress import Progress, Tally
+from .progress import NothingFoundError, Progress, Tally
 from .prompt import ANSWER_TOKENS, Prompter, ask
+from .provenance import settings_of, source_of
 from .shrinking import shrink
 
 __all__ = ["Options", "Result", "run"]
 
 _ROOM = ANSWER_TOKENS + 64  # of the context, for the answer and for prompts that are a little too long
-_LICENCE = "CC0-1.0"
 _BASE = "base"  # the stage of attention scores, for the budgets around which an ablation moves
 
 
@@ -83,16 +80,25 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
                 f"no file can hold head scores of this model: the {shape.n_head_kv} KV heads of one layer do "
                 f"not divide the {shape.n_head} query heads of another"
             )
-        settings = _settings(options, llm, [one for one in (data, instead) if one], lengths)
+        settings = settings_of(options, llm, [one for one in (data, instead) if one], lengths)
+        for one in (data, instead):
+            if one is not None:
+                _require_holds(_trial(options, settings, shape, one))
         progress = Progress(options.output, settings, _stages(options, shape), force=options.force)
         measured = _Run(llm, options, settings, lengths, progress, tell, bar)
         try:
+            if instead is not None and instead.whose == data.whose:
+                measured.examples(instead)  # a user's file is refused as a whole, or not at all
             if options.is_ablation:
                 scores, tally = _by_ablation(measured, data)
             else:
                 scores, data, tally = _by_attention(measured, data, instead)
-        except (ArgumentError, ModelError, ScoresError):
+        except NothingFoundError:
             progress.remove()  # the same settings would end here again
+            raise
+        except BaseException:
+            if progress.is_empty:  # nothing is lost with it, and it would be in the way of other settings
+                progress.remove()
             raise
         choice = None
         left = _split(options, data)[1]
@@ -110,10 +116,13 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
 def _require_advice(advice: Mapping[str, Any]) -> None:
     """Raises ArgumentError for what can never work, or what no file can hold."""
     Retention(budget="100%", **advice)
+    _require_holds(HeadScores(scores=np.ones((1, 1), np.float32), n_head_kv=1, method="r", **advice))
+
+
+def _require_holds(scores: HeadScores) -> None:
+    """Raises ArgumentError for what no file can hold."""
     with TemporaryDirectory() as folder:
-        HeadScores(scores=np.ones((1, 1), np.float32), n_head_kv=1, method="r", **advice).to_sidecar(
-            Path(folder) / "advice"
-        )
+        scores.to_sidecar(Path(folder) / "trial")
 
 
 def _data(options: Options) -> Dataset:
@@ -183,18 +192,43 @@ class _Run(NamedTuple):
             )
         return measured
 
-    def scores(self, method: str, data: Dataset, tally: Tally, scores: Any, **more: Any) -> HeadScores:
-        """more: curves, and what else is to be said of where they come from."""
-        curves = more.pop("curves", None)
-        return HeadScores(
-            scores=scores.astype(np.float32),
-            layers=tuple(layer.il for layer in self.llm.shape.layers),
-            n_head_kv=self.llm.shape.n_head_kv,
-            method=method,
-            curves=curves,
-            source={**_source(self.options, self.settings, data, tally), **more},
-            **{**DEFAULTS, **self.options.advice},
-        )
+    def scores(self, data: Dataset, tally: Tally, scores: Any, **more: Any) -> HeadScores:
+        return _scores(self.options, self.settings, self.llm.shape, data, tally, scores, **more)
+
+
+def _scores(
+    options: Options,
+    settings: dict[str, Any],
+    shape: ModelShape,
+    data: Dataset,
+    tally: Tally,
+    scores: Any,
+    *,
+    method: str,
+    curves: Curves | None = None,
+    measured: str | None = None,
+) -> HeadScores:
+    """measured: of an ablation, for the file's provenance."""
+    source = source_of(options, settings, data, tally)
+    return HeadScores(
+        scores=scores.astype(np.float32),
+        layers=tuple(layer.il for layer in shape.layers),
+        n_head_kv=shape.n_head_kv,
+        method=method,
+        curves=curves,
+        source=source if measured is None else {**source, "measured": measured},
+        **{**DEFAULTS, **options.advice},
+    )
+
+
+def _trial(options: Options, settings: dict[str, Any], shape: ModelShape, data: Dataset) -> HeadScores:
+    """What a run will come to, with other numbers."""
+    curves = None
+    if options.is_ablation:
+        level = np.zeros((shape.n_heads, len(options.points)))
+        curves = ablation.curves_of(level, options.points, shape)
+    ones = np.ones((shape.n_layer, shape.n_head))
+    return _scores(options, settings, shape, data, Tally(ones), ones, method=options.method, curves=curves)
 
 
 def _by_attention(run: _Run, data: Dataset, instead: Dataset | None) -> tuple[HeadScores, Dataset, Tally]:
@@ -203,7 +237,7 @@ def _by_attention(run: _Run, data: Dataset, instead: Dataset | None) -> tuple[He
     measuring = run.measuring(options.teacher_forced)
     method, data, tally = first_that_works(measuring, options.method, data, instead, run.tell)
     name = f"{method}-teacher-forced" if options.teacher_forced else method
-    return run.scores(name, data, tally, tally.mean), data, tally
+    return run.scores(data, tally, tally.mean, method=name), data, tally
 
 
 def _by_ablation(run: _Run, data: Dataset) -> tuple[HeadScores, Tally]:
@@ -217,18 +251,16 @@ def _by_ablation(run: _Run, data: Dataset) -> tuple[HeadScores, Tally]:
     kept = ablation.settings_of(options)
     ablating = ablation.Ablating(llm, options, run.lengths, run.progress, run.bar, run.tell, attention, kept)
     tally = ablating.tally(examples)
+    ablation.require_losses(tally)
     prior = None if attention is None else by_kv_head(attention, shape)[shape.heads]
     found = shrink(tally, shape.heads, prior)
-    curves = ablation.curves_of(found, options.points, shape)
+    curves = ablation.curves_of(found.losses, options.points, shape)
     scores = run.scores(
-        options.method,
         data,
         tally,
         ablation.scores_of(curves, shape),
+        method=options.method,
         curves=curves,
-        unit="nats per answer token",
-        points=",".join(f"{point:g}%" for point in options.points),
-        base=",".join(f"{base:g}%" for base in options.bases),
         measured=",".join(f"{part:.0%}" for part in found.measured),
     )
     return scores, tally
@@ -246,46 +278,3 @@ def _usable_lengths(options: Options, tell: Tell) -> tuple[int, ...]:
     if not usable:
         raise ArgumentError(f"no length is left: with its answer, none fits into {trained} tokens")
     return usable
-
-
-def _settings(
-    options: Options, llm: Llama, data: Sequence[Dataset], lengths: tuple[int, ...]
-) -> dict[str, Any]:
-    """data: all that may be measured."""
-    text = "\n".join(haystack.paragraphs())
-    return {
-        "version": __version__,
-        "model": Path(options.model).name,
-        "model_id": model_id(options.model),
-        "method": options.method,
-        "teacher_forced": options.teacher_forced,
-        "plain": options.plain,
-        "samples": options.n_samples,
-        "lengths": list(lengths),
-        "seed": options.seed,
-        "examples": [one.digest for one in data],
-        "threads": llm.n_threads,
-        "gpu_layers": options.n_gpu_layers,
-        "held_out": "beta" not in options.advice,
-        "kept": ablation.settings_of(options),
-        "points": list(options.points) if options.is_ablation else [],
-        "bases": list(options.bases) if options.is_ablation else [],
-        "plan": 2,  # which sample has which length, and what its haystack is
-        "haystack": hashlib.sha256(text.encode()).hexdigest(),
-    }
-
-
-def _source(options: Options, settings: dict[str, Any], data: Dataset, tally: Tally) -> dict[str, str | int]:
-    return {
-        "model": settings["model"],
-        "model_id": settings["model_id"],
-        "data": f"{data.whose} {data.name} in pydoc_data.topics of Python {platform.python_version()}",
-        "kinds": ",".join(sorted({example.kind for example in data.examples})),
-        "samples": tally.n_counted,
-        "samples_tried": tally.done,
-        "seed": options.seed,
-        "lengths": ",".join(map(str, settings["lengths"])),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "licence": _LICENCE,
-        "tool": f"headkv-local {__version__}",
-    }
