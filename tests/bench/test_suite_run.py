@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -505,3 +506,18 @@ def test_tasks_that_the_full_cache_cannot_do_count_nowhere() -> None:
     text = report.table([full, ours])
     assert "* unable 4k: the full cache itself scores 25% in 40 samples, where guessing gives 25%" in text
     assert text.count("*") == 3  # both cells, and the sentence
+
+
+def test_what_is_whole_is_never_written_again(tmp_path: Path) -> None:
+    """A line that was not finished is cut off, also where no byte can be written, as on a full disk."""
+    path = tmp_path / "rows.jsonl"
+    Results(path, {}, {})
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"task": "t", "len')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
+    try:
+        Results(path, {}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == whole

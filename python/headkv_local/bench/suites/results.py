@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -191,7 +192,7 @@ class Results:
         for number, line in enumerate(lines[1:], 2):
             self._keep(_outcome(line, f"{path}, line {number}"))
         if last:  # a run was ended while it wrote
-            path.write_bytes(b"\n".join([*lines, b""]))
+            os.truncate(path, path.stat().st_size - len(last))
 
 
 def header_of(path: Path) -> dict[str, Any]:
