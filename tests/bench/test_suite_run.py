@@ -508,6 +508,31 @@ def test_tasks_that_the_full_cache_cannot_do_count_nowhere() -> None:
     assert text.count("*") == 3  # both cells, and the sentence
 
 
+@pytest.mark.parametrize("theirs", ["0123456789abcdef", None])
+def test_answers_of_another_build_are_not_taken(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], theirs: str | None
+) -> None:
+    """None: of a file that does not say."""
+    data = ("--data", str(babilong(tmp_path / "data", 10)), "--budgets", "32", "--tasks", "qa1")
+    rows = tmp_path / "rows.jsonl"
+    assert run(tiny_path, "babilong", *data, "--results", str(rows)) == 0
+    first, *others = rows.read_text().splitlines(keepends=True)
+    header = json.loads(first)
+    header["header"]["build"] = theirs
+    if theirs is None:
+        del header["header"]["build"]
+    rows.write_text(json.dumps(header) + "\n" + "".join(others))
+    left = rows.read_bytes()
+    capsys.readouterr()
+    assert run(tiny_path, "babilong", *data, "--results", str(rows)) == 2
+    err = capsys.readouterr().err
+    said = f"a run with build {theirs!r}, not" if theirs else "does not say which build of headkv-local"
+    assert err.startswith(f"headkv: {rows} ")
+    assert said in err
+    assert err.endswith(": give another --results\n")
+    assert rows.read_bytes() == left
+
+
 def test_what_is_whole_is_never_written_again(tmp_path: Path) -> None:
     """A line that was not finished is cut off, also where no byte can be written, as on a full disk."""
     path = tmp_path / "rows.jsonl"

@@ -52,6 +52,23 @@ def test_answers_of_another_version_are_not_taken(
         answered()
 
 
+def test_answers_of_another_build_are_not_taken(
+    answered: Answered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor those of a file that does not say."""
+    from sqlitedict import SqliteDict
+
+    answered()
+    with monkeypatch.context() as other:
+        other.setattr("headkv_local.eval.model.build_id", lambda: "another")
+        with pytest.raises(ArgumentError, match=r"answers\.db holds answers of .* not of .*build=another"):
+            answered()
+    with SqliteDict(next(tmp_path.glob("answers*.db")), autocommit=True) as kept:
+        kept["headkv"] = {name: value for name, value in kept["headkv"].items() if name != "build"}
+    with pytest.raises(ArgumentError, match=r"answers of (?!.*build=.* not of ).*: give another file"):
+        answered()
+
+
 def test_scores_are_known_by_what_they_say(answered: Answered, tmp_path: Path) -> None:
     def scores(name: str, values: Any, **recommended: Any) -> str:
         path = tmp_path / name

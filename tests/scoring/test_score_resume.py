@@ -112,6 +112,39 @@ def test_progress_goes_on_with_the_same_examples_and_threads_alone(
         run(options, bar=stop)
 
 
+@pytest.mark.parametrize("theirs", ["another", None])
+def test_progress_of_another_build_is_not_gone_on_with(
+    score: Score,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    theirs: str | None,
+) -> None:
+    """None: of a file that does not say."""
+
+    def fail(*_: object) -> None:
+        raise TimeoutError("ended")
+
+    partial = tmp_path / "out.gguf.partial.json"
+    with monkeypatch.context() as ended:
+        ended.setattr("headkv_local.scoring.held_out.choose", fail)
+        assert score("--teacher-forced") == 1
+    kept = json.loads(partial.read_text())
+    kept["settings"].pop("build")
+    if theirs is not None:
+        kept["settings"]["build"] = theirs
+    partial.write_text(json.dumps(kept))
+    capsys.readouterr()
+    assert score("--teacher-forced") == 1
+    assert capsys.readouterr().err == (
+        f"headkv: {partial} holds the progress of a run of another build of headkv-local: run that one "
+        "again to finish it, delete the file, or force this run\n"
+    )
+    assert json.loads(partial.read_text()) == kept
+    assert score("--teacher-forced", "--force") == 0
+    assert not partial.exists()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"settings": {}, "tallies": {}}', "\x00", "[" * 10**5])
 def test_damaged_progress_is_refused(
     score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str

@@ -16,6 +16,7 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from headkv_local import ArgumentError, HeadScores, UnsupportedError, __version__
+from headkv_local.build import build_id
 from headkv_local.models import model_id
 from headkv_local.tokens import log_softmax, logits_of
 
@@ -97,13 +98,14 @@ class HeadKVLM(TemplateLM):  # type: ignore[misc] # lm_eval has no types
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Of --use_cache: lm_eval finds answers there by their prompts alone, so the file has to say whose.
 
-        Raises ArgumentError for a file with answers of another model, version, or of other arguments.
+        Raises ArgumentError for a file with answers of another model, version, build, or other arguments.
         """
         super().set_cache_hook(cache_hook)
         answers = cache_hook.dbdict
         if answers is None:
             return
-        ours = {**self._told, "model": model_id(self._reader.model), "version": __version__}
+        ours = {**self._told, "model": model_id(self._reader.model)}
+        ours |= {"version": __version__, "build": build_id()}
         if (scores := self._llm.scores_from) is not None:
             ours["scores"] = digest_of(HeadScores.from_gguf(scores))[:16]
         if not len(answers):

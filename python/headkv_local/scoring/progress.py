@@ -24,6 +24,10 @@ class NothingFoundError(ScoresError):
     """What was measured makes no scores: the same settings would come to the same again."""
 
 
+class _OtherBuildError(ValueError):
+    pass
+
+
 @dataclass
 class Tally:
     """Sums over samples, in two halves.
@@ -76,10 +80,13 @@ class Progress:
                 self._load()
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 self._tallies, self.within = {}, []
+                what = "with other settings, or is damaged"
+                if isinstance(error, _OtherBuildError):
+                    what = "of another build of headkv-local"
                 if not force:
                     raise DataError(
-                        f"{self.path} holds the progress of a run with other settings, or is damaged: "
-                        "run that one again to finish it, delete the file, or force this run"
+                        f"{self.path} holds the progress of a run {what}: run that one again to finish it, "
+                        "delete the file, or force this run"
                     ) from error
         self.save()  # tells at once whether there can be an output at all
 
@@ -106,7 +113,8 @@ class Progress:
     def _load(self) -> None:
         kept = json.loads(self.path.read_text(encoding="utf-8"))
         if kept["settings"] != self._settings:
-            raise ValueError("other settings")
+            same_but_build = {**kept["settings"], "build": None} == {**self._settings, "build": None}
+            raise _OtherBuildError if same_but_build else ValueError("other settings")
         self.within = list(map(float, kept["within"]))
         for stage, fields in kept["tallies"].items():
             totals = np.array(fields["totals"], dtype=np.float64)

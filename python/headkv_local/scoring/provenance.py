@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import __version__
 from ..bench import haystack
+from ..build import build_id
 from ..llama import Llama
 from ..models import model_id
 from . import ablation
@@ -28,6 +29,7 @@ def settings_of(
     text = "\n".join(haystack.paragraphs())
     return {
         "version": __version__,
+        "build": build_id(),
         "model": Path(options.model).name,
         "model_id": model_id(options.model),
         "method": options.method,

@@ -73,6 +73,7 @@ def lengths(text: str) -> tuple[int, ...]:
 def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[str, HeadScores]]) -> None:
     """scores: finds head scores, of files or for a model."""
     from headkv_local import __version__
+    from headkv_local.build import build_id
     from headkv_local.models import model_id
 
     from .. import policies, report
@@ -99,6 +100,7 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
     header = {
         "suite": options.suite,
         "version": __version__,
+        "build": build_id(),
         "model_id": model_id(setup.model),
         **{name: getattr(setup, name) for name in ("type_k", "type_v", "n_gpu_layers")},
         "n_threads": setup.threads,

@@ -184,10 +184,16 @@ class Results:
     def _read(self, path: Path, header: dict[str, Any]) -> None:
         *lines, last = path.read_bytes().split(b"\n")
         first = header_of(path)
-        for name, value in first["header"].items():
-            if header.get(name, value) != value:
+        for name, value in header.items():
+            theirs = first["header"].get(name)
+            if name == "build" and theirs is None:
                 raise ArgumentError(
-                    f"{path} holds a run with {name} {value!r}, not {header[name]!r}: give another --results"
+                    f"{path} does not say which build of headkv-local its answers are of: give another "
+                    "--results"
+                )
+            if theirs != value:
+                raise ArgumentError(
+                    f"{path} holds a run with {name} {theirs!r}, not {value!r}: give another --results"
                 )
         for number, line in enumerate(lines[1:], 2):
             self._keep(_outcome(line, f"{path}, line {number}"))
