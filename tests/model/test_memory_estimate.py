@@ -98,6 +98,31 @@ def test_what_is_held(name: str, order: str, request: pytest.FixtureRequest, tin
     assert found.total == (found.peak_tokens if "tokens" in order else found.peak_layers)
 
 
+@pytest.mark.parametrize("order", ["tokens", "layers"])
+@pytest.mark.parametrize("arch", ["llama", "deci"])
+def test_what_a_draft_asks_is_counted(tiny: Any, load: Any, arch: str, order: Any) -> None:
+    """What is not of the retaining layers stays the same beside a draft of any length.
+
+    Of four questions, the most that a draft answers. Layers have more and fewer heads in one of the models.
+    """
+    document = {"type": "text", "text": "It rained all day. " * 40, "document": True}
+    questions = {"type": "text", "text": "What is it? Who is it? When is it? Where is it?"}
+    beside = []
+    for draft in (0, 24, 64):
+        retention, path = Retention(budget=32, draft=draft, order=order), tiny(arch=arch)
+        llm = load(path, n_ctx=N_CTX, retention=retention, flash_attn=True)
+        llm.create_chat_completion([{"role": "user", "content": [document, questions]}], max_tokens=1)
+        stats = llm.cache_stats()
+        found = memory_estimate(path, n_ctx=N_CTX, retention=retention, n_prompt=stats.prompt_tokens)
+        beside.append(found.total - stats.peak_bytes)
+        if order == "tokens":
+            rounded = 64 * len(stats.kept)  # tables of where heads begin
+            held = found.weights + found.compute + 4 * llm.n_vocab() + stats.peak_bytes
+            assert abs(found.peak_tokens - held) <= rounded
+    assert beside[1] == beside[2]
+    assert order == "layers" or beside[0] == beside[1]  # without a draft, reading the prompt is the peak
+
+
 def test_a_record_is_of_the_prompt(tiny: Any, load: Any) -> None:
     """What is recorded of a prompt does not take more in a larger context."""
     beside = []

@@ -44,16 +44,17 @@ class _Rows(NamedTuple):
 
     devices: npt.NDArray[np.int32]
     n_heads: npt.NDArray[np.int64]  # KV heads
+    n_query_heads: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]  # bytes of one entry of one KV head
     rooms: npt.NDArray[np.int64]  # the place of its cells where layers take turns
     reader: int  # the device that reads layer by layer: that of all of them, else the host
 
     @classmethod
     def of(cls, shape: ModelShape, devices: npt.NDArray[np.int32]) -> _Rows:
-        il, n_heads, sizes = np.array([(x.il, x.n_head_kv, x.row_bytes) for x in shape.layers]).T
+        il, n_query_heads, n_heads, sizes = np.array(shape.layers).T
         alone = (devices == devices[0]).all()
         reader = int(devices[0]) if alone else ggml.host()
-        return cls(devices, n_heads, sizes, il % (1 if reader == ggml.host() else 2), reader)
+        return cls(devices, n_heads, n_query_heads, sizes, il % (1 if reader == ggml.host() else 2), reader)
 
     def _by_device(self, per_layer: npt.NDArray[np.int64]) -> Bytes:
         res = on_host(0)
@@ -75,6 +76,10 @@ class _Rows(NamedTuple):
     def records(self, n_cells: int) -> Bytes:
         """Of observed attention: a float for each cell and KV head."""
         return self._by_device(4 * n_cells * self.n_heads)
+
+    def queries(self, n: int, n_key: int) -> Bytes:
+        """Of n tokens that ask: floats, n_key for each query head."""
+        return self._by_device(4 * n * self.n_query_heads * n_key)
 
     def kept(self, caps: npt.NDArray[np.int32], window: int) -> Bytes:
         """caps: (n_layer, n_head_kv). With the tables of where heads begin; the window is in cells."""
@@ -191,6 +196,7 @@ class _Reading:
         self._pool = rows.kept(caps, kept.window)
         more = np.where(shape.heads, np.minimum(caps + _DRAFT, n_prompt), 0) if self._n_draft > 0 else caps
         self._pool_drafted = rows.kept(more, kept.window)
+        self._asked = rows.queries(_QUESTIONS * self._n_draft, model.n_key())
         self._archived = on_host(int(rows.cells(_padded(n_prompt)).sum()))
         self._hidden = on_device(row * min(kept.panel or n_panel, n_prompt), rows.reader)
 
@@ -229,7 +235,7 @@ class _Reading:
             whole: Bytes = self._fixed + self._made.compute + self._recording
             whole += self._made.cache - self._bounded
             if not self._fits:
-                whole += self._rows.records(self._n_cells) + self._pool_drafted + self._tail
+                whole += self._rows.records(self._n_cells) + self._pool_drafted + self._tail + self._asked
                 whole += self._copies if self._is_recurrent else 0  # windows go back by themselves
             return whole
         if self._fits:
@@ -241,7 +247,7 @@ class _Reading:
             cells = self._cells(self._n_cells)
         held = self._compute_fitted + self._recording + self._cells(_SMALL) + self._copies
         read = cells + np.maximum(records, self._pool)
-        drafted = records + self._pool_drafted
+        drafted = records + self._pool_drafted + self._asked
         drafted += self._cells(self._kept.window + _QUESTIONS * self._n_draft)
         held += np.maximum(read, drafted) if self._n_draft > 0 else read
         if self._kept.archive in (None, "memory"):  # None: until the prompt has been read

@@ -48,6 +48,14 @@ class Unloaded(llama_cpp.Llama):  # type: ignore[misc]
     def logits_all(self) -> bool:
         return bool(self._logits_all)
 
+    def n_key(self) -> int:
+        """Floats of a query of one head, in the layers that retain."""
+        told = self.metadata.get(f"{self.metadata['general.architecture']}.attention.key_length")
+        if told is not None:
+            return int(told)
+        n_heads = int(llama_cpp.llama_model_n_head(self.model))
+        return int(llama_cpp.llama_model_n_embd(self.model)) // max(1, n_heads)
+
     @contextmanager
     def sized(self, n_ctx: int, small: bool = False, one_output: bool = False) -> Iterator[int]:
         """A context of n_ctx positions.
