@@ -3,51 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 
-from .exits import Terminated, interrupted, open_streams, say_no_more, told
+from .exits import interrupted, interrupting, open_streams, print_any_letter, say_no_more, told
 
 _EVAL = "eval"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 by SIGTERM."""
+    """Run the command; 0 done, 1 failed, 2 wrong usage, 129 by SIGHUP, 130 interrupted, 143 by SIGTERM."""
     open_streams()
+    print_any_letter()
     try:
-        with _interrupting():
+        with interrupting():
             return _run(argv)
     except KeyboardInterrupt as interrupt:
         return interrupted(interrupt)
-
-
-@contextmanager
-def _interrupting() -> Iterator[None]:
-    """SIGTERM interrupts meanwhile, once, unless somebody handles it already."""
-    before = signal.getsignal(signal.SIGTERM)
-    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    mine = os.getpid()
-
-    def end(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        if os.getpid() != mine:  # in a child made by fork(), whose own business it is
-            os.kill(os.getpid(), number)
-            return
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run(argv: Sequence[str] | None) -> int:

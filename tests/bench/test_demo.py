@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,36 @@ def test_json_on_stdout_is_alone_there(
     out, err = capsys.readouterr()
     assert json.loads(out)["settings"]["questions"] == 1
     assert "answers right" in err
+
+
+def test_a_reader_that_has_seen_enough_leaves_the_json(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "document", lambda: document()[:500])
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = ["--model", str(tiny_path), "--questions", "1", "--threads", "1"]
+    for more in ([], ["--json", str(tmp_path / "out.json")]):
+        monkeypatch.setattr(sys, "stdout", open(os.dup(writer), "w"))  # noqa: SIM115
+        assert demo.main([*arguments, *more]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["bench"] == "demo"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_interrupts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    before = signal.getsignal(number)
+    if number != signal.SIGINT:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        monkeypatch.setattr(demo, "_run", lambda _: os.kill(os.getpid(), number))
+        assert demo.main([]) == code
+    finally:
+        signal.signal(number, before)
+    assert capsys.readouterr().err == "\ndemo: interrupted\n"
 
 
 def test_a_document_too_long_for_the_model_is_one_sentence(

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from headkv_local import HeadScores, Llama
-from headkv_local.bench import quality
+from headkv_local.bench import quality, report
 from headkv_local.bench.quality import nll
 from headkv_local.cli import main
 from headkv_local.scores import SHIPPED
@@ -189,14 +190,17 @@ def test_likelihood_is_that_of_the_whole_vocabulary(tiny_path: Path) -> None:
 
 @pytest.fixture
 def as_in_a_new_process() -> Iterator[None]:
-    """SIGTERM, whatever tests before this have left to handle it."""
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """SIGTERM and SIGHUP, whatever tests before this have left to handle them."""
+    before = {one: signal.signal(one, signal.SIG_DFL) for one in (signal.SIGTERM, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for one, handler in before.items():
+        signal.signal(one, handler)
 
 
 @pytest.mark.usefixtures("as_in_a_new_process")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_an_interrupted_run_prints_what_it_has(
     tiny_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -217,12 +221,108 @@ def test_an_interrupted_run_prints_what_it_has(
     assert main(["bench", "quality", *arguments]) == 2  # nothing is measured where not all can be made
     assert capsys.readouterr().out == ""
     assert main(["bench", "quality", *arguments, "--tasks", "needle"]) == code
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert {signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)} == {signal.SIG_DFL}
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == [
         "full",
         "recent",
         "uniform",
     ]
+
+
+INTERRUPTED = {
+    "speed": ("speed", "--prompt-tokens", "64,80", "--repeat", "1", "--no-rss", "--decode-tokens", "4"),
+    "orders": ("speed", "--order", "layers", "--prompt-tokens", "64,80", "--repeat", "1", "--no-rss"),
+    "cancel": (
+        "cancel",
+        "--order",
+        "layers",
+        "--prompt-tokens",
+        "64,80",
+        "--cancels",
+        "1",
+        "--answer-tokens",
+        "8",
+    ),
+}
+
+
+@pytest.mark.usefixtures("as_in_a_new_process")
+@pytest.mark.parametrize("kind", INTERRUPTED)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_an_interrupted_run_writes_what_it_has_to_stdout(
+    tiny_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    number: int,
+    code: int,
+) -> None:
+    """What was measured before, and no document where that is nothing."""
+    module = import_module(f"headkv_local.bench.{kind}")
+    measured = module.run
+
+    def interrupted(n: int) -> Callable[..., Iterator[Any]]:
+        def run(*arguments: Any) -> Iterator[Any]:
+            yield from itertools.islice(measured(*arguments), n)
+            os.kill(os.getpid(), number)
+
+        return run
+
+    common = ("--budget", "16", "--model", str(tiny_path), "--threads", "1", "--json", "-")
+    for n in (1, 0):
+        monkeypatch.setattr(module, "run", interrupted(n))
+        assert main(["bench", *INTERRUPTED[kind], *common]) == code
+        out = capsys.readouterr().out
+        assert n == 0 or {one["prompt_tokens"] for one in json.loads(out)["results"]} == {64}
+        assert n == 1 or out == ""
+
+
+@pytest.mark.usefixtures("as_in_a_new_process")
+def test_a_session_that_ends_sends_more_than_one_signal(
+    tiny_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was measured is written nevertheless."""
+    written = report.write
+
+    def write(*arguments: Any) -> None:
+        for one in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), one)
+        written(*arguments)
+
+    def run(*arguments: Any) -> Iterator[quality.Outcome]:
+        yield from itertools.islice(measured(*arguments), 1)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    measured = quality.run
+    monkeypatch.setattr(quality, "run", run)
+    monkeypatch.setattr(report, "write", write)
+    arguments = [
+        "--lengths",
+        "300",
+        "--budgets",
+        "32",
+        "--max-tokens",
+        "1",
+        "--samples",
+        "1",
+        "--tasks",
+        "needle",
+    ]
+    assert main(["bench", "quality", *arguments, "--model", str(tiny_path), "--threads", "1"]) == 129
+    assert "full" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("as_in_a_new_process")
+def test_who_ignores_a_closed_terminal_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nohup has it."""
+
+    def run(*_: Any) -> Iterator[quality.Outcome]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        yield from ()
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    monkeypatch.setattr(quality, "run", run)
+    assert main(["bench", "quality", "--samples", "1"]) == 0
 
 
 @pytest.mark.usefixtures("as_in_a_new_process")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -90,6 +91,31 @@ def test_json_is_there_whatever_becomes_of_the_output(
     with pytest.raises(OSError, match="No space left"):
         report.write("the table", {"a": 3}, str(target))
     assert json.loads(target.read_text()) == {"a": 3}
+
+
+@pytest.mark.parametrize("target", ["-", "file"])
+def test_json_outlives_the_terminal_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    """Its other end is closed, as with SIGHUP: what is written there is an error of input and output."""
+    controller, terminal = os.openpty()
+    os.close(controller)
+    monkeypatch.setattr(sys, "stderr" if target == "-" else "stdout", open(terminal, "w"))  # noqa: SIM115
+    path = tmp_path / "out.json"
+    for _ in range(2):
+        report.write("the table", {"a": 1}, target if target == "-" else str(path))
+        found = capsys.readouterr().out if target == "-" else path.read_text()
+        assert json.loads(found) == {"a": 1}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_json_on_a_stdout_that_lacks_letters(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    report.save({"a": "\u4e00 \U0001f600"}, "-")
+    stream.flush()
+    assert isinstance(stream.buffer, io.BytesIO)
+    assert json.loads(stream.buffer.getvalue()) == {"a": "\u4e00 \U0001f600"}
 
 
 def test_json_to_stdout_leaves_it_pure(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,36 @@ def test_an_interrupt_while_a_command_is_imported(module: str) -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (130, "")
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:surrogateescape", "latin-1"])
+def test_a_letter_that_standard_output_lacks_is_no_failure(encoding: str) -> None:
+    code = r"""
+import sys
+from headkv_local import cli
+cli._run = lambda _: print("\u4e00 9.5 \udcff") or 0
+sys.exit(cli.main([]))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert (ended.returncode, ended.stdout) == (0, "\\u4e00 9.5 \\udcff\n"), ended.stderr
+
+
+def test_a_terminal_that_is_gone_takes_no_exit_code_with_it() -> None:
+    code = """
+import os, pty, sys
+controller, terminal = pty.openpty()
+os.dup2(terminal, 2)
+os.close(controller)
+from headkv_local import exits
+print(exits.interrupted(exits.HungUp()), exits.told(OSError("x")))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "129 1\n")
 
 
 def test_standard_streams_that_are_closed_are_not_taken_by_files(tmp_path: Path) -> None:

@@ -60,13 +60,16 @@ def _cancel(options: argparse.Namespace) -> None:
     )
     setup = setup_of(options)
     results: list[cancel.Figures] = []
-    with random_model.opened(setup.model, None) as path:
+
+    def made() -> dict[str, Any] | None:
+        return _document(setup, settings, results) if results else None
+
+    with random_model.opened(setup.model, None) as path, report.saving(made, options.json):
         for found in cancel.run(replace(setup, model=path), settings, tell):
-            results += found  # a run that is ended later leaves what it has found so far
-            report.show(_table(setup, settings, found) + "\n", options.json)
+            results += found  # a run that is killed later leaves what it has found so far
             if options.json != "-":
-                report.save(_document(setup, settings, results), options.json)
-    report.save(_document(setup, settings, results), options.json)
+                report.save(made(), options.json)
+            report.show(_table(setup, settings, found) + "\n", options.json)
 
 
 def _table(setup: Setup, settings: Settings, results: Sequence[Figures]) -> str:

@@ -96,14 +96,18 @@ def _speed(options: argparse.Namespace) -> None:
     tell(f"model {setup.model}")
     with random_model.opened(setup.model, _keep_in(options)) as path:
         results: list[speed_figures.Speed] = []
-        for found in speed.run(replace(setup, model=path), settings, tell):
-            results += found  # a run that is ended later leaves what it has found so far
-            if options.json != "-":
-                report.save(speed_report.document(setup, settings, results), options.json)
-            report.show(speed_report.details(setup, settings, found) + "\n", options.json)
-    if len(results) > 1:
-        report.show(speed_report.side_by_side(results), options.json)
-    report.save(speed_report.document(setup, settings, results), options.json)
+
+        def made() -> dict[str, Any] | None:
+            return speed_report.document(setup, settings, results) if results else None
+
+        with report.saving(made, options.json):
+            for found in speed.run(replace(setup, model=path), settings, tell):
+                results += found  # a run that is killed later leaves what it has found so far
+                if options.json != "-":
+                    report.save(made(), options.json)
+                report.show(speed_report.details(setup, settings, found) + "\n", options.json)
+            if len(results) > 1:
+                report.show(speed_report.side_by_side(results), options.json)
 
 
 def _orders(options: argparse.Namespace) -> None:
@@ -126,12 +130,16 @@ def _orders(options: argparse.Namespace) -> None:
     tell(f"model {setup.model}")
     with random_model.opened(setup.model, _keep_in(options)) as path:
         results: list[list[orders.Figures]] = []
-        for found in orders.run(replace(setup, model=path), settings, tell):
-            results.append(found)  # a run that is ended later leaves what it has found so far
-            if options.json != "-":
-                report.save(orders_report.document(setup, settings, results), options.json)
-            report.show(orders_report.details(setup, settings, found) + "\n", options.json)
-    report.save(orders_report.document(setup, settings, results), options.json)
+
+        def made() -> dict[str, Any] | None:
+            return orders_report.document(setup, settings, results) if results else None
+
+        with report.saving(made, options.json):
+            for found in orders.run(replace(setup, model=path), settings, tell):
+                results.append(found)  # a run that is killed later leaves what it has found so far
+                if options.json != "-":
+                    report.save(made(), options.json)
+                report.show(orders_report.details(setup, settings, found) + "\n", options.json)
 
 
 def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from math import sqrt
@@ -18,7 +18,7 @@ import llama_cpp
 
 from headkv_local.devices import gpus
 from headkv_local.errors import ArgumentError
-from headkv_local.exits import say_no_more
+from headkv_local.exits import is_nobody_there, say_no_more
 from headkv_local.files import replacing
 from headkv_local.machine import cpu_name
 
@@ -113,24 +113,44 @@ def write(text: str, data: dict[str, Any], target: str | None) -> None:
 
 
 def show(text: str, target: str | None) -> None:
-    """Where a file is wanted too, nobody has to read the output to its end."""
+    """Where the JSON is wanted too, nobody has to read the output to its end."""
+    if target == "-":
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+        return
     try:
-        print(text, file=sys.stderr if target == "-" else sys.stdout, flush=True)
-    except BrokenPipeError:
-        if target in (None, "-"):
+        print(text, flush=True)
+    except OSError as error:
+        if target is None or not is_nobody_there(error):
             raise
         say_no_more()
 
 
-def save(data: dict[str, Any], target: str | None) -> None:
-    if target is None:
+def save(data: dict[str, Any] | None, target: str | None) -> None:
+    """data: None where there is nothing."""
+    if data is None or target is None:
+        return
+    if target == "-":  # which need not be able to encode every letter
+        sys.stdout.write(json.dumps(data, indent=1) + "\n")
         return
     encoded = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-    if target == "-":
-        sys.stdout.write(encoded)
-    else:
-        with writing(target) as path:
-            path.write_text(encoded, encoding="utf-8")
+    with writing(target) as path:
+        path.write_text(encoded, encoding="utf-8")
+
+
+@contextmanager
+def saving(made: Callable[[], dict[str, Any] | None], target: str | None) -> Iterator[None]:
+    """What is made at the end goes to the target, also where an interrupt or an error is the end.
+
+    made: None where nothing was measured.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # why it ended is said then
+            save(made(), target)
+        raise
+    save(made(), target)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from typing import Any
+from typing import Any, TextIO, cast
 
 from headkv_local import HeadKVError, HeadScores, Llama, Retention
 from headkv_local.bench import report
@@ -16,7 +16,15 @@ from headkv_local.bench.policies import checked_budget
 from headkv_local.bench.prompts import chat_tokens
 from headkv_local.bench.timing import timed_eval
 from headkv_local.devices import all_layers, require_gpu, set_aside
-from headkv_local.exits import INTERRUPTED, told
+from headkv_local.exits import (
+    Output,
+    interrupted,
+    interrupting,
+    open_streams,
+    print_any_letter,
+    say_no_more,
+    told,
+)
 from headkv_local.models import chosen_model
 
 from .answering import Answer, answer, messages
@@ -33,21 +41,28 @@ _NOTE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """0 done, 1 failed, 2 wrong usage, 129 by SIGHUP, 130 interrupted, 143 by SIGTERM."""
+    open_streams()
+    print_any_letter()
     options = _options(argv)
     try:
-        _run(options)
+        with interrupting():
+            _run(options)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        say_no_more()
     except (HeadKVError, OSError) as error:
         return told(error, "demo")
-    except KeyboardInterrupt:
-        print("\ndemo: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        return interrupted(interrupt, "\ndemo")
     return 0
 
 
 def _run(options: argparse.Namespace) -> None:
-    with redirect_stdout(sys.stderr if options.json == "-" else sys.stdout):
+    output = Output(sys.stderr if options.json == "-" else sys.stdout, needed=options.json is None)
+    with redirect_stdout(cast("TextIO", output)):
         data = _asked(options)
+    if output.is_closed and options.json != "-":
+        say_no_more()
     report.save(data, options.json)
 
 

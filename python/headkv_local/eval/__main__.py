@@ -14,8 +14,10 @@ TASKS = Path(__file__).parent / "tasks"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 by SIGTERM. One sentence where lm-eval is
-    missing."""
+    """Run it; 0 done, 1 failed, 2 wrong usage, 129 by SIGHUP, 130 interrupted, 143 by SIGTERM.
+
+    One sentence where lm-eval is missing.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         from lm_eval import tasks
