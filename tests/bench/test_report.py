@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from headkv_local.bench import report
+from headkv_local.bench.contexts import Setup
 from headkv_local.bench.memory import Memory
 from headkv_local.bench.timing import quartiles
 from headkv_local.errors import ArgumentError
@@ -133,13 +134,47 @@ def test_a_target_that_cannot_be_written_fails_first(tmp_path: Path) -> None:
 
 def test_another_file_is_not_lost(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
-    report.save({"bench": "speed"}, str(target))
+    report.save(report.document("speed", Setup("model"), {"repeat": 3}), str(target))
     report.check_target(str(target))  # of an earlier run
-    for other in (b"GGUF\x03\0\0\0", b"a text", b'{"an": "other"}', b"[1]", b"3"):
+    others = (
+        b"GGUF\x03\0\0\0",
+        b"a text",
+        b'{"an": "other"}',
+        b"[1]",
+        b"3",
+        b'{"bench": "speed"}',
+        b'{"bench": ["speed"], "environment": {"headkv_local": "1"}, "settings": {}}',
+        b'{"bench": "mine", "environment": {"headkv_local": "1"}, "settings": {}}',
+        b'{"bench": "speed", "environment": {"machine": "mine"}, "settings": {}}',
+        b'{"bench": "speed", "environment": {"headkv_local": "1"}, "settings": 3}',
+    )
+    for other in others:
         target.write_bytes(other)
         with pytest.raises(ArgumentError, match=r"figures\.json is another file, and would be lost"):
             report.check_target(str(target))
         assert target.read_bytes() == other
+
+
+def test_a_link_to_nothing_stays_and_nothing_is_made_before_the_end(tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "target.json"
+    link.symlink_to(target)
+    report.check_target(str(link))
+    assert (link.is_symlink(), target.exists()) == (True, False)
+    report.save({"a": 1}, str(link))
+    assert (link.is_symlink(), json.loads(target.read_text())) == (True, {"a": 1})
+
+
+def test_two_options_never_name_one_file(tmp_path: Path) -> None:
+    path, link = tmp_path / "a.json", tmp_path / "link"
+    link.symlink_to(path)
+    report.require_different(json="-", results=path, png=str(tmp_path / "b.png"))
+    report.require_different(json="-", results=None, png="-")
+    for named in (
+        {"json": str(path), "png": link},
+        {"results": path, "png": str(tmp_path / "x" / ".." / "a.json")},
+    ):
+        with pytest.raises(ArgumentError, match=r"^--(json|results) and --png both name .*: give two files$"):
+            report.require_different(**named)
 
 
 def test_quartiles() -> None:

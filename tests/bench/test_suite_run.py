@@ -336,6 +336,15 @@ def test_longbench_continues_text_and_judges_each_task_by_its_metric(
         (["--suite", "ruler", "--policies", "reread", "--chosen", "anew"], "reread chooses once"),
         (["--data", "x"], "--data goes with --suite"),
         (["--tasks", "vt"], "vt is a task of a suite"),
+        (["--json", "x.json", "--png", "x.json"], "--json and --png both name x.json: give two files"),
+        (
+            ["--suite", "ruler", "--json", "x.json", "--results", "y", "--png", "./y"],
+            "--results and --png both name y: give two files",
+        ),
+        (
+            ["--suite", "ruler", "--json", "x.json", "--png", "x.jsonl"],
+            "--results and --png both name x.jsonl: give two files",
+        ),
     ],
 )
 def test_options_that_do_not_go_together(

@@ -109,6 +109,7 @@ def _quality(options: argparse.Namespace) -> None:
         _require_wide(options)
     setup = setup_of(options)
     scores = _scores(options.scores, setup.model)
+    report.require_different(json=options.json, png=options.png)
     report.check_target(options.json)
     if options.png is not None:
         from . import plot

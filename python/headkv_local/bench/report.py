@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import combinations
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from headkv_local.machine import cpu_name
 
 from .contexts import Setup
 
+_KINDS = ("speed", "orders", "cancel", "quality", "turns", "suite", "demo")  # of documents
 _Z = 1.959964  # 95 % of a normal distribution
 
 
@@ -77,12 +79,15 @@ def document(bench: str, setup: Setup, settings: Mapping[str, Any], **found: Any
 
 
 def is_ours(found: bytes) -> bool:
-    """Whether it is what document() makes."""
+    """Whether it is what document() makes, or the demo."""
     try:
         data = json.loads(found)
     except (ValueError, RecursionError):
         return False
-    return isinstance(data, dict) and "bench" in data
+    if not isinstance(data, dict) or data.get("bench") not in _KINDS:
+        return False
+    about = data.get("environment")
+    return isinstance(about, dict) and "headkv_local" in about and isinstance(data.get("settings"), dict)
 
 
 def check_target(target: str | None, may_replace: Callable[[bytes], bool] = is_ours) -> None:
@@ -91,12 +96,22 @@ def check_target(target: str | None, may_replace: Callable[[bytes], bool] = is_o
     """
     if target is not None and target != "-":
         path = Path(target)
+        if path.is_symlink() and not path.exists():  # it stays, and what it leads to is made later
+            path = path.resolve()
         if path.is_file() and path.stat().st_size > 0 and not may_replace(path.read_bytes()):
             raise ArgumentError(f"{target} is another file, and would be lost: give another name")
         is_new = not path.exists()
         path.open("a", encoding="utf-8").close()
         if is_new:  # a run that fails leaves no empty file behind
             path.unlink()
+
+
+def require_different(**targets: str | Path | None) -> None:
+    """Raises ArgumentError where two options name one file, which would lose what comes first."""
+    named = [(name, path) for name, path in targets.items() if path is not None and str(path) != "-"]
+    for (name, path), (other, theirs) in combinations(named, 2):
+        if Path(path).resolve() == Path(theirs).resolve():
+            raise ArgumentError(f"--{name} and --{other} both name {path}: give two files")
 
 
 def write(text: str, data: dict[str, Any], target: str | None) -> None:

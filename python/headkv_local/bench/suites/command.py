@@ -84,8 +84,9 @@ def run(options: argparse.Namespace, scores: Callable[[str | None, str], dict[st
     check(options)
     setup = setup_of(options)
     named = scores(options.scores, setup.model)
-    report.check_target(options.json)
     results_path = _results_path(options)
+    report.require_different(json=options.json, results=results_path, png=options.png)
+    report.check_target(options.json)
     if options.png is not None:
         from .. import plot
 
@@ -224,8 +225,6 @@ def _limit(options: argparse.Namespace, model: str) -> int:
 
 def _results_path(options: argparse.Namespace) -> Path | None:
     if options.results is not None:
-        if options.json is not None and Path(options.json).resolve() == Path(options.results).resolve():
-            raise ArgumentError(f"--json and --results both name {options.json}: give two files")
         return Path(options.results)
     if options.json in (None, "-"):
         return None
