@@ -16,7 +16,7 @@ import pytest
 
 from headkv_local import ArgumentError, HeadScores, Llama
 from headkv_local.bench.policies import by_scores
-from headkv_local.bench.suites import longbench, report
+from headkv_local.bench.suites import longbench, report, ruler
 from headkv_local.bench.suites import run as running
 from headkv_local.bench.suites.again import model_of, prompts_of
 from headkv_local.bench.suites.command import prepared
@@ -515,6 +515,35 @@ def test_tasks_that_the_full_cache_cannot_do_count_nowhere() -> None:
     text = report.table([full, ours])
     assert "* unable 4k: the full cache itself scores 25% in 40 samples, where guessing gives 25%" in text
     assert text.count("*") == 3  # both cells, and the sentence
+
+
+def test_no_prompt_of_ruler_is_made_that_cannot_fit(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_of: list[int] = []
+    filled = ruler.filled
+
+    def counting(asked: Any, task: str, length: int, *others: Any) -> Any:
+        made_of.append(length)
+        return filled(asked, task, length, *others)
+
+    monkeypatch.setattr(ruler, "filled", counting)
+    common = ("--tasks", "niah_single_1,vt", "--samples", "2", "--budgets", "32", "--policies", "full")
+    path = tmp_path / "out.json"
+    assert run(tiny_path, "ruler", *common, "--lengths", "1000,9000,999999", "--json", str(path)) == 0
+    assert set(made_of) == {1000, 9000}  # the model was trained for 8192: 9000 may be filled less
+    found = read(path)["left_out"]
+    asked = {name: (one["asked"], one["too_long"]) for name, one in found.items()}
+    assert asked["vt 1000"] == (2, 0)
+    assert asked["vt 999999"] == asked["niah_single_1 999999"] == (2, 2)
+    said = "2 of 2 are left out: with their answers they take more than 8192 tokens, the longest 999999\n"
+    out = capsys.readouterr().out
+    assert f"niah_single_1 999999: {said}" in out
+
+    made_of.clear()
+    assert run(tiny_path, "ruler", *common, "--lengths", "999999") == 2
+    assert made_of == []
+    assert "nothing is left to ask; niah_single_1 999999: 2 of 2 are left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("theirs", ["0123456789abcdef", None])

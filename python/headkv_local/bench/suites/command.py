@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from headkv_local import HeadScores, Llama
 
     from .item import Item
+    from .prompts import Fitting
     from .results import Outcome
 
 BUDGETS = "2%,5%,10%"
@@ -165,12 +166,34 @@ def prepared(model: str, said: dict[str, Any], limit: int) -> Any:
 
     from . import metrics, prompts
 
+    beyond: list[prompts.Fitting] = []
+    if said["suite"] == RULER:
+        said, beyond = _within(said, limit)
     with Llama(model, vocab_only=True, n_ctx=64) as llm:
         items = _first(_items(said, llm), said["samples"])
         metrics.require(items)
         if said["max_tokens"]:
             items = [replace(item, max_tokens=said["max_tokens"]) for item in items]
-        return prompts.fitted(llm, items, limit, said["plain"], said["truncate_middle"])
+        found = prompts.fitted(llm, items, limit, said["plain"], said["truncate_middle"])
+    found.too_long.extend(beyond)
+    return found
+
+
+def _within(said: dict[str, Any], limit: int) -> tuple[dict[str, Any], list[Fitting]]:
+    """The lengths of ruler that may fit, and samples of the others, whose prompts would take long to make.
+
+    One that is a little longer than the limit may fit, as no prompt is longer than it has to be.
+    """
+    from . import ruler
+    from .prompts import Fitting
+    from .ruler_sample import LEAST_SHARE
+
+    asked = said["lengths"] or ruler.LENGTHS
+    beyond = [length for length in asked if LEAST_SHARE * length > limit]
+    n, data = said["samples"] or ruler.N_SAMPLES, Path(said["data"]) if said["data"] else None
+    items = ruler.unmade(said["tasks"], beyond, n, data)
+    within = tuple(length for length in asked if length not in beyond)
+    return {**said, "lengths": within}, [Fitting(item, int(item.length), 0) for item in items]
 
 
 def _items(said: dict[str, Any], llm: Llama) -> list[Item]:
@@ -188,7 +211,7 @@ def _items(said: dict[str, Any], llm: Llama) -> list[Item]:
     n_template = len((plain_tokens if said["plain"] else chat_tokens)(llm, ""))
     return ruler.items(
         tasks,
-        said["lengths"] or (4096,),
+        said["lengths"],
         said["samples"] or ruler.N_SAMPLES,
         said["seed"],
         lambda text: len(llm.tokenize(text.encode(), add_bos=False, special=False)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -24,6 +24,9 @@ from .ruler_sample import Asked, filled
 
 SYNTHETIC = tuple(task for task in TASKS[RULER] if task not in RULER_QA)
 """The tasks that are made."""
+
+LENGTHS = (4096,)
+"""Unless others are said."""
 
 N_SAMPLES = 20
 """Of a task and length, unless it is said."""
@@ -80,22 +83,40 @@ def items(
     files are in the folder `data`, if there is one. Raises ArgumentError for a length that leaves no room,
     DataError for files that are missing or of another schema.
     """
+    found = []
+    for task, length, number, source in _wanted(tasks, lengths, n_samples, data):
+        rng = random.Random(f"{seed}/ruler/{task}/{length}/{number}")
+        asked = source.asked(number, seed, length, rng) if source else _made(task, length, rng, count)
+        asked = replace(asked, max_tokens=max_tokens or asked.max_tokens)
+        found.append(filled(asked, task, length, number, count, n_template))
+    return found
+
+
+def unmade(
+    tasks: Sequence[str] | None, lengths: Sequence[int], n_samples: int, data: Path | None = None
+) -> list[Item]:
+    """What items() would make, without any text: for lengths that are too long anyway."""
+    return [
+        Item(task, str(length), number, "", "", "", (), (), 0)
+        for task, length, number, _ in _wanted(tasks, lengths, n_samples, data)
+    ]
+
+
+def _wanted(
+    tasks: Sequence[str] | None, lengths: Sequence[int], n_samples: int, data: Path | None
+) -> Iterator[tuple[str, int, int, ruler_qa.Source | None]]:
+    """Task, length and number of each sample, and the files' texts where it is made of these."""
     wanted = tuple(tasks or SYNTHETIC)
     of_files = [task for task in wanted if task in RULER_QA]
-    sources = {}
+    sources: dict[str, ruler_qa.Source] = {}
     if data is not None and (of_files or not tasks):
         sources = ruler_qa.sources(data, of_files if tasks else None)
         wanted = wanted if tasks else (*wanted, *sources)
-    found = []
     for length in lengths:
         for task in wanted:
             source = sources.get(task)
             for number in range(min(n_samples, len(source.questions)) if source else n_samples):
-                rng = random.Random(f"{seed}/ruler/{task}/{length}/{number}")
-                asked = source.asked(number, seed, length, rng) if source else _made(task, length, rng, count)
-                asked = replace(asked, max_tokens=max_tokens or asked.max_tokens)
-                found.append(filled(asked, task, length, number, count, n_template))
-    return found
+                yield task, length, number, source
 
 
 def _made(task: str, length: int, rng: random.Random, count: Count) -> Asked:

@@ -10,7 +10,7 @@ from headkv_local import ArgumentError
 from ..haystack import Count
 from .item import Item
 
-_LEAST_SHARE = 0.9  # of its length, that a prompt has to have
+LEAST_SHARE = 0.9  # of its length, that a prompt has to have
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def filled(asked: Asked, task: str, length: int, number: int, count: Count, n_te
     if n_units == 0:
         raise ArgumentError(f"prompts of {length} tokens leave no room for {task}")
     document = asked.document(n_units)
-    if n_units == asked.n_most and (n_made := count(document)) < _LEAST_SHARE * room:
+    if n_units == asked.n_most and (n_made := count(document)) < LEAST_SHARE * room:
         raise ArgumentError(
             f"prompts of {length} tokens cannot be made for {task}: its text has no more than {n_made} tokens"
         )
