@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headkv_local import HeadScores, cli
+from headkv_local.budgets import LayerShape, ModelShape
 from headkv_local.exits import FAILED, MISUSED
 from headkv_local.scoresfile import diff
+from headkv_local.scoresfile.heads import NAME, Heads, of, told
 
 
 def scores_of(raw: object, n_head_kv: int = 2) -> HeadScores:
@@ -38,7 +40,8 @@ def test_a_file_and_its_reverse() -> None:
 
 
 def test_kv_heads_are_sums_over_their_group() -> None:
-    assert diff.by_kv_head(scores_of([[1, 2, 3, 4], [5, 6, 7, 8]])).tolist() == [3, 7, 11, 15]
+    heads = [Heads(4, 2), Heads(4, 2)]
+    assert diff.by_kv_head(scores_of([[1, 2, 3, 4], [5, 6, 7, 8]]), heads).tolist() == [3, 7, 11, 15]
     a, b = scores_of([[1, 9, 4, 4]]), scores_of([[9, 1, 3, 2]])
     assert diff.compare(a, b)["KV heads"].spearman == pytest.approx(1)
     assert diff.compare(a, b)["query heads"].spearman == pytest.approx(-4.5 / np.sqrt(4.5 * 5))
@@ -63,6 +66,64 @@ def test_spearman_is_the_correlation_of_ranks_by_counting(pairs: list[tuple[int,
         assert found is None
     else:
         assert found == pytest.approx(np.corrcoef(slow)[0, 1])
+
+
+def uneven(seed: int, text: str | None) -> HeadScores:
+    """2 layers of 8 query and 4 KV heads, 6 of 4 and 1: rows of these end in zeros."""
+    rng = np.random.default_rng(seed)
+    raw = np.zeros((8, 8), np.float32)
+    raw[:2], raw[2:, :4] = rng.random((2, 8)), rng.random((6, 4))
+    source = {} if text is None else {NAME: text}
+    return HeadScores(scores=raw, n_head_kv=4, method="r", source=source)
+
+
+UNEVEN = ",".join(["8/4"] * 2 + ["4/1"] * 6)
+
+
+def test_heads_that_a_layer_does_not_have_agree_in_nothing() -> None:
+    a, b = uneven(0, UNEVEN), uneven(1, UNEVEN)
+    found = diff.compare(a, b)
+    assert {name: one.n_heads for name, one in found.items()} == {"KV heads": 14, "query heads": 40}
+    there = np.concatenate([a.scores[:2].ravel(), a.scores[2:, :4].ravel()])
+    others = np.concatenate([b.scores[:2].ravel(), b.scores[2:, :4].ravel()])
+    assert found["query heads"].spearman == diff.spearman(there, others)
+    sums = [np.concatenate([x.scores[:2].reshape(8, 2).sum(1), x.scores[2:, :4].sum(1)]) for x in (a, b)]
+    assert found["KV heads"].spearman == pytest.approx(diff.spearman(*sums))
+    moved = diff.moves(a, b)
+    assert {(m.layer, m.head) for m in moved} <= {(i, j) for i in range(8) for j in range(4 if i < 2 else 1)}
+    assert diff.compare(a, uneven(1, None)) == found  # one file says it
+
+    with pytest.raises(ValueError, match="number of KV heads, 14, not 15"):
+        diff.compare(a, b, top=15)
+    with pytest.raises(ValueError, match="models whose layers have different heads"):
+        diff.compare(a, uneven(1, ",".join(["8/4"] * 2 + ["4/2"] * 6)))
+
+
+def test_where_nobody_says_which_heads_there_are() -> None:
+    a, b = uneven(0, None), uneven(1, None)
+    found = diff.compare(a, b)
+    assert [(name, one.n_heads) for name, one in found.items()] == [("query heads", 40)]
+    assert diff.moves(a, b) == []
+    assert "KV heads are unknown" in diff.text(found, [])
+    assert diff.document(found, [])["kv_heads"] is None
+    with pytest.raises(ValueError, match="number of query heads, 40, not 41"):
+        diff.compare(a, b, top=41)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "8/4", "8/4,8/4", UNEVEN + ",4/1", UNEVEN.replace("4/1", "4/3"), UNEVEN.replace("4/1", "3/1"), "x"],
+)
+def test_what_the_scores_cannot_be_of_is_not_believed(text: str) -> None:
+    assert of(uneven(0, UNEVEN)) == [Heads(8, 4)] * 2 + [Heads(4, 1)] * 6
+    expected = [Heads(8, 4)] * 8 if text == "8/4" else None
+    assert of(uneven(0, text or None)) == expected
+
+
+def test_layers_that_are_alike_are_told_once() -> None:
+    layers = [LayerShape(i, 9, 3, 256) for i in range(4)]
+    assert told(ModelShape.of(layers)) == "9/3"
+    assert told(ModelShape.of([*layers, LayerShape(4, 6, 3, 256)])) == "9/3,9/3,9/3,9/3,6/3"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

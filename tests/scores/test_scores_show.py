@@ -54,6 +54,20 @@ def test_a_sidecar(
     )
 
 
+def test_layers_that_differ_in_their_heads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    raw = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]], dtype=np.float32)
+    scores_of(raw, source={"layer_heads": "4/2,4/1,2/1"}).to_sidecar("a.headkv.gguf")
+    shown = show(capsys, "a.headkv.gguf")
+    assert "shape               3 layers, 2 to 4 query heads, 1 to 2 KV heads\n" in shown
+    assert "\n0 |@@ @@|\n1 |@@@@|\n2 |@@|\n" in shown
+    assert "those of a KV head together" in shown
+    assert json.loads(show(capsys, "a.headkv.gguf", "--json"))["layer_heads"] == [[4, 2], [4, 1], [2, 1]]
+
+
 def test_a_model_with_scores_in_it_and_beside_it(
     tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +135,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "layers": [0, 1],
         "n_head": 4,
         "n_head_kv": 2,
+        "layer_heads": None,
         "recommended": {"sinks": 0},
         "source": {"model": "tiny", "seed": "3"},
         "scores": RAW.astype(float).tolist(),

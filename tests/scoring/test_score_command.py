@@ -59,6 +59,7 @@ def test_teacher_forced_from_end_to_end(
     assert source == {
         "model": tiny_path.name,
         "model_id": native.model_id(str(tiny_path)),
+        "layer_heads": "4/2",
         "samples": "4",
         "samples_tried": "4",
         "seed": "7",
@@ -72,11 +73,14 @@ def test_teacher_forced_from_end_to_end(
 
 
 def test_heads_that_a_layer_does_not_have_are_no_heads(
-    score: Score, tiny: Callable[..., Path], capsys: Capture
+    score: Score, tiny: Callable[..., Path], tmp_path: Path, capsys: Capture
 ) -> None:
     few = ("--teacher-forced", "--samples", "2", "--lengths", "300", "--beta", "2")
     assert score(*few, model=tiny(arch="deci")) == 0  # 2, 2, 2 and 4 KV heads
     assert re.search(r"Spearman -?[01]\.\d{3} over 10 KV heads\n", capsys.readouterr().out)
+    written = str(tmp_path / "out.gguf")
+    assert main(["scores", "diff", written, written]) == 0
+    assert re.search(r"heads +10 +16\n", capsys.readouterr().out)
 
 
 def test_heads_that_no_file_can_hold(

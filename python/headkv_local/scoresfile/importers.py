@@ -31,6 +31,7 @@ from ..budgets import ModelShape
 from ..errors import DataError
 from ..models import model_id, n_layers, retained_shape
 from ..scores import HeadScores
+from . import heads
 
 Array = npt.NDArray[np.float64]
 
@@ -71,6 +72,7 @@ def read(path: str, model: str, format_name: str) -> HeadScores:
         source={
             "model": Path(model).name,
             "model_id": model_id(model),
+            heads.NAME: heads.told(shape),
             "data": f"{Path(path).name}, sha256 {hashlib.sha256(data).hexdigest()}",
             "date": datetime.now(timezone.utc).date().isoformat(),
             "tool": f"headkv-local {__version__}",

@@ -9,6 +9,7 @@ from typing import Any
 from .. import files
 from ..errors import UnsupportedError
 from ..scores import HeadScores
+from .heads import Heads, of
 
 
 def write_png(scores: HeadScores, path: str, *, force: bool = False, read: Sequence[Path | str] = ()) -> None:
@@ -37,13 +38,14 @@ def heat_map(scores: HeadScores) -> Any:
     from matplotlib.ticker import MaxNLocator
 
     n_layer, n_head = scores.scores.shape
-    group = n_head // scores.n_head_kv
+    groups = {one.query // one.kv for one in of(scores) or [Heads(n_head, scores.n_head_kv)]}
+    group = groups.pop() if len(groups) == 1 else None
     figure = Figure(figsize=(2 + max(n_head, 8) / 4, 1.5 + max(n_layer, 8) / 5), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(scores.scores, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0)
-    for edge in range(group, n_head, group):
+    for edge in range(group, n_head, group) if group else ():
         axes.axvline(edge - 0.5, color="white", linewidth=0.5)
-    axes.set_xlabel(f"query head ({group} per KV head)")
+    axes.set_xlabel(f"query head ({group} per KV head)" if group else "query head")
     axes.set_ylabel("layer")
     by_row: dict[float, int] = dict(enumerate(scores.layers or range(n_layer)))  # not always the first ones
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..curves import Curves
 from ..scores import HeadScores, sidecar_path
 from ..settings import given
 from .files import Found
+from .heads import Heads, of
 
 SHADES = " .:-=+*#%@"
 MIN_WIDTH = 40
@@ -37,6 +39,7 @@ def document(found: Found) -> dict[str, Any]:
         "layers": list(scores.layers or ()),
         "n_head": n_head,
         "n_head_kv": scores.n_head_kv,
+        "layer_heads": None if (heads := of(scores)) is None else [list(one) for one in heads],
         "recommended": given(scores),
         "source": dict(scores.source),
         "scores": scores.scores.astype(float).tolist(),
@@ -52,23 +55,31 @@ def _curves(curves: Curves) -> dict[str, Any]:
 def heat_map(scores: HeadScores, width: int) -> Iterator[str]:
     """One line per layer, one character per query head; wide models in several bands.
 
-    Query heads of one GQA group stand together. A head's shade is the square root of its share of the
-    largest score: a few heads usually have most of it, and the others would all look alike.
+    Query heads of one GQA group stand together, of each layer its own where the file says them. A head's
+    shade is the square root of its share of the largest score: a few heads usually have most of it, and the
+    others would all look alike.
     """
-    group = scores.scores.shape[1] // scores.n_head_kv
+    n_layer, n_head = scores.scores.shape
+    each = [(one.query, one.query // one.kv) for one in of(scores) or ()]
+    each = each or [(n_head, n_head // scores.n_head_kv)] * n_layer
+    group = min(group for _, group in each)
     shades = _shades(scores.scores)
     layers = scores.layers or range(len(shades))
     margin = len(str(layers[-1])) + 3  # "29 |" and the other "|"
-    for heads in _bands(scores.scores.shape[1], group, width - margin):
-        if len(heads) < scores.scores.shape[1]:
+    for heads in _bands(n_head, group, width - margin):
+        if len(heads) < n_head:
             yield f"query heads {heads.start} to {heads.stop - 1}"
-        for layer, row in zip(layers, shades, strict=True):
-            groups = [row[at : min(at + group, heads.stop)] for at in range(heads.start, heads.stop, group)]
+        for layer, row, (n, own) in zip(layers, shades, each, strict=True):
+            stop = min(heads.stop, n)
+            within = range(own, stop, own) if group <= width - margin else ()
+            borders = [heads.start, *(at for at in within if at > heads.start), stop]
+            groups = [row[a:b] for a, b in pairwise(borders)]
             yield f"{layer:{margin - 3}} |{' '.join(groups)}|"
         yield ""
     largest = scores.scores.max()
+    said = f"{group}" if len({own for _, own in each}) == 1 else "those"
     yield from textwrap.wrap(
-        f"A row per layer, a column per query head, {group} of a KV head together. "
+        f"A row per layer, a column per query head, {said} of a KV head together. "
         f"Blank: 0; '{SHADES[1:]}': up to {largest:.4g}, by square root.",
         width,
     )
@@ -88,7 +99,7 @@ def _facts(found: Found, width: int) -> Iterator[str]:
         whose = "these scores are its sidecar's" if of_sidecar else "headkv-local brings these scores"
         facts.append(("beside" if of_sidecar else "for", f"{found.beside}: {whose}"))
     facts.append(("method", scores.method))
-    facts.append(("shape", f"{n_layer} layers, {n_head} query heads, {scores.n_head_kv} KV heads"))
+    facts.append(("shape", f"{n_layer} layers, {_counts(scores)}"))
     if scores.curves is not None:
         shares = ", ".join(f"{100 * share:.3g}%" for share in scores.curves.shares)
         facts.append(("curves", f"loss of each KV head at {shares} of the prompt beyond the window"))
@@ -104,6 +115,16 @@ def _facts(found: Found, width: int) -> Iterator[str]:
             subsequent_indent=" " * indent,
             break_on_hyphens=False,
         )
+
+
+def _counts(scores: HeadScores) -> str:
+    """As "9 query heads, 3 KV heads", or from how few to how many layers have."""
+    alike = Heads(scores.scores.shape[1], scores.n_head_kv)
+    said = []
+    for counts, what in zip(zip(*(of(scores) or [alike]), strict=True), ("query", "KV"), strict=True):
+        least = f"{min(counts)} to " if min(counts) < max(counts) else ""
+        said.append(f"{least}{max(counts)} {what} heads")
+    return ", ".join(said)
 
 
 def _shades(scores: npt.NDArray[np.float32]) -> list[str]:

@@ -11,9 +11,11 @@ from typing import Any
 
 from .. import __version__
 from ..bench import haystack
+from ..budgets import ModelShape
 from ..build import build_id
 from ..llama import Llama
 from ..models import model_id
+from ..scoresfile import heads
 from . import ablation
 from .dataset import Dataset
 from .options import Options
@@ -51,11 +53,12 @@ def settings_of(
 
 
 def source_of(
-    options: Options, settings: dict[str, Any], data: Dataset, tally: Tally
+    options: Options, settings: dict[str, Any], shape: ModelShape, data: Dataset, tally: Tally
 ) -> dict[str, str | int]:
     source: dict[str, str | int] = {
         "model": settings["model"],
         "model_id": settings["model_id"],
+        heads.NAME: heads.told(shape),
         "data": f"{data.whose} {data.name} in pydoc_data.topics of Python {platform.python_version()}",
         "kinds": ",".join(sorted({example.kind for example in data.examples})),
         "samples": tally.n_counted,

@@ -209,7 +209,7 @@ def _scores(
     measured: str | None = None,
 ) -> HeadScores:
     """measured: of an ablation, for the file's provenance."""
-    source = source_of(options, settings, data, tally)
+    source = source_of(options, settings, shape, data, tally)
     return HeadScores(
         scores=scores.astype(np.float32),
         layers=tuple(layer.il for layer in shape.layers),
