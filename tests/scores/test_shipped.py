@@ -13,7 +13,7 @@ from headkv_local.scores import SHIPPED, SUFFIX
 SOURCES = Path(__file__).parents[2] / "scores"
 NAMES = sorted(path.name for path in SOURCES.glob("*.gguf"))
 BETAS = {
-    "SmolLM2-135M-Instruct.Q4_1": 10.0,
+    "SmolLM2-135M-Instruct.Q4_1": 3.0,
     "gemma-3-270m-q4_k_m": 5.0,
     "qwen2.5-coder-0.5b-instruct-q4_k_m": 1.005,
 }
