@@ -398,9 +398,7 @@ def test_keys_amid_an_answer_stand_at_the_next_prompt(terminal: Terminal) -> Non
     terminal.wait(rf"{STORY}( [^\s%|]+){{3}}")
     terminal.type("/info", "Enter")
     screen = terminal.wait("turns: 1")
-    answered = re.search(ANSWERED, screen)
-    assert answered is not None
-    assert answered.start() < screen.index("/info")  # typed before, seen behind the answer
+    assert screen.index("100 tokens,") < screen.index("/info")  # typed before, seen behind the answer
 
 
 @pytest.mark.usefixtures("smollm2")
