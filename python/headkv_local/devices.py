@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from ._core import cuda_driver, ggml
 from ._core.ggml import Device
+from ._core.library import library_dir
 from .errors import UnsupportedError
 
-__all__ = ["Device", "all_layers", "devices", "gpus", "require_gpu", "set_aside"]
+__all__ = ["Device", "all_layers", "devices", "gpus", "layers_to_measure", "require_gpu", "set_aside"]
 
 _logger = logging.getLogger("headkv_local")
 
@@ -37,7 +40,7 @@ def set_aside(wanted: int | None) -> str:
     Nothing is said of GPUs that are hidden on purpose: CUDA_VISIBLE_DEVICES set to nothing.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
-    expected = wanted != 0 if wanted is not None else bool(ggml.cuda_archs()) and not hidden
+    expected = wanted != 0 if wanted is not None else _cuda().is_file() and not hidden
     if not expected or gpus():
         return ""
     asked = "" if wanted is None else "--gpu-layers is set aside, "
@@ -50,12 +53,42 @@ def require_gpu(n_gpu_layers: int) -> None:
         raise UnsupportedError(why_no_gpu())
 
 
+def layers_to_measure(wanted: int | None) -> int:
+    """all_layers() for a tool that measures; a warning says where a build for GPUs is measured on the CPU.
+
+    Raises UnsupportedError where a GPU was asked for and none can be used.
+    """
+    require_gpu(wanted or 0)
+    if reason := set_aside(wanted):
+        _logger.warning(reason)
+    return all_layers(wanted)
+
+
 def why_no_gpu() -> str:
     """One sentence; to be asked where gpus() is empty."""
-    if not ggml.cuda_archs():
-        return "this build of headkv-local has no GPU support: build it with `make install CUDA=1`"
+    if not _cuda().is_file():
+        return (
+            "this build of headkv-local has no GPU support: build it with `make install CUDA=1`, or take a "
+            "wheel for CUDA"
+        )
+    if not ggml.cuda_archs() and (problem := _not_loaded(_cuda())):
+        return f"CUDA cannot be loaded: {problem}; `pip install 'headkv-local[cuda]'` brings its libraries"
     problem = cuda_driver.ask().problem
     return f"there is no usable GPU: {problem or 'the driver is older than the CUDA of this build'}"
+
+
+def _cuda() -> Path:
+    """What only a build for CUDA has."""
+    return library_dir() / "libggml-cuda.so"
+
+
+def _not_loaded(library: Path) -> str:
+    """What the system says of it; the ggml of a wheel, which is for every machine, goes on without."""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def check_before_loading(kwargs: dict[str, Any]) -> None:

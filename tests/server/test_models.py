@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from llama_cpp import llama_chat_format
 
-from headkv_local import ArgumentError, HeadScores, Llama, Retention, defaults
+from headkv_local import ArgumentError, HeadScores, Llama, Retention, defaults, devices
 from headkv_local.scores import sidecar_path
 from headkv_local.server.errors import Refusal
 from headkv_local.server.models import Models
@@ -188,6 +188,21 @@ def test_a_request_without_a_seed_gets_a_new_one(tiny_path: Path, tmp_path: Path
     assert len({drawn[n] for n in (0, 2, 4, 6)}) == 1
     assert len(set(drawn)) == 5
     assert answers(seed=3) == answers(seed=3)
+
+
+@pytest.mark.skipif(bool(devices.gpus()), reason="there is a GPU")
+def test_a_gpu_that_cannot_be_used_is_told(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "libggml-cuda.so").write_bytes(b"no library")  # a build for CUDA has one
+    monkeypatch.setattr(devices, "library_dir", lambda: tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for asked in (None, -1):
+        caplog.clear()
+        with models(tiny_path, tmp_path, n_ctx=512, n_gpu_layers=asked) as made:
+            made()
+        (said,) = (message for message in caplog.messages if "on the CPU" in message)
+        assert devices.why_no_gpu() in said
 
 
 def test_each_name_has_a_folder_of_its_own(tiny_path: Path, tmp_path: Path) -> None:

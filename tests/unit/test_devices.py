@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,6 +18,20 @@ from headkv_local._core.load import load_error
 
 has_gpu = bool(devices.gpus())
 no_gpu = pytest.mark.skipif(has_gpu, reason="there is a GPU")
+
+
+@pytest.fixture
+def built_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], Path]:
+    """Make it look so, or not, with a library that cannot be loaded."""
+
+    def build(so: bool) -> Path:
+        library = tmp_path / "libggml-cuda.so"
+        if so:
+            library.write_bytes(b"no library")
+        monkeypatch.setattr(devices, "library_dir", lambda: tmp_path)
+        return library
+
+    return build
 
 
 def test_the_cpu_is_a_device() -> None:
@@ -73,20 +88,25 @@ def test_what_was_asked_for_is_taken() -> None:
 
 @no_gpu
 @pytest.mark.parametrize(
-    ("wanted", "archs", "visible", "said"),
+    ("wanted", "built", "visible", "said"),
     [
-        (None, "900", None, "all runs"),
-        (None, "900", "", None),  # hidden on purpose
-        (None, "", None, None),
-        (0, "900", None, None),
-        (-1, "", "", "--gpu-layers is set aside, all runs"),
-        (5, "900", "0", "--gpu-layers is set aside, all runs"),
+        (None, True, None, "all runs"),
+        (None, True, "", None),  # hidden on purpose
+        (None, False, None, None),
+        (0, True, None, None),
+        (-1, False, "", "--gpu-layers is set aside, all runs"),
+        (5, True, "0", "--gpu-layers is set aside, all runs"),
     ],
 )
 def test_a_tool_says_why_it_uses_no_gpu(
-    wanted: int | None, archs: str, visible: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch
+    wanted: int | None,
+    built: bool,
+    visible: str | None,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    built_for_cuda: Callable[[bool], Path],
 ) -> None:
-    monkeypatch.setattr(ggml, "cuda_archs", lambda: archs)
+    built_for_cuda(built)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -99,6 +119,25 @@ def test_the_reason_fits_the_build() -> None:
         assert "driver" in devices.why_no_gpu()
     else:
         assert "CUDA=1" in devices.why_no_gpu()
+
+
+@no_gpu
+def test_cuda_that_cannot_be_loaded_is_told_with_the_reason(
+    built_for_cuda: Callable[[bool], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    library = built_for_cuda(True)
+    monkeypatch.setattr(ggml, "cuda_archs", lambda: "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    reason = devices.why_no_gpu()
+    assert str(library) in reason
+    assert "headkv-local[cuda]" in reason
+    with caplog.at_level(logging.WARNING, "headkv_local"):
+        assert devices.layers_to_measure(None) == 0
+    assert caplog.messages == [f"all runs on the CPU: {reason}"]
+    with pytest.raises(UnsupportedError, match=re.escape(reason)):
+        devices.layers_to_measure(-1)
 
 
 @pytest.mark.parametrize(

@@ -48,18 +48,17 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def setup_of(options: argparse.Namespace) -> Setup:
-    from headkv_local.devices import all_layers, require_gpu
+    from headkv_local.devices import layers_to_measure
     from headkv_local.models import chosen_model
 
     from .contexts import Setup
 
-    require_gpu(options.gpu_layers or 0)
     return Setup(
         model=chosen_model(options.model),
         n_threads=options.threads,
         type_k=options.type_k,
         type_v=options.type_v,
-        n_gpu_layers=all_layers(options.gpu_layers),
+        n_gpu_layers=layers_to_measure(options.gpu_layers),
     )
 
 

@@ -15,7 +15,7 @@ from headkv_local.bench.options import Help, add_gpu_layers, filled, positive, t
 from headkv_local.bench.policies import checked_budget
 from headkv_local.bench.prompts import chat_tokens
 from headkv_local.bench.timing import timed_eval
-from headkv_local.devices import all_layers, require_gpu, set_aside
+from headkv_local.devices import layers_to_measure
 from headkv_local.exits import (
     Output,
     interrupted,
@@ -73,15 +73,13 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
     text, asked = document(), questions()[: options.questions]
     prompts = _prompts(model, [messages(text, question)[0]["content"] for question in asked])
     n_ctx = n_ctx_for(max(map(len, prompts)) + MAX_TOKENS)
-    require_gpu(options.gpu_layers or 0)
-    if reason := set_aside(options.gpu_layers):
-        print(f"demo: {reason}", file=sys.stderr)
+    layers = layers_to_measure(options.gpu_layers)
     with Llama(
         model,
         n_ctx=n_ctx,
         n_threads=options.threads,
         n_threads_batch=options.threads,
-        n_gpu_layers=all_layers(options.gpu_layers),
+        n_gpu_layers=layers,
         flash_attn=True,
     ) as llm:
         check_length(llm, n_ctx)

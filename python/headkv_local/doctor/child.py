@@ -25,12 +25,13 @@ def main(folder: str, model: str | None = None) -> None:
     print("load the library", flush=True)
     import llama_cpp
 
-    from headkv_local.devices import devices
+    from headkv_local.devices import devices, set_aside
 
     llama_cpp.llama_backend_init()  # a portable build loads its code for the CPU here
+    found = [f"{device.name}: {device.description}" for device in devices()]
     about = {
         "features": (llama_cpp.llama_print_system_info() or b"").decode(),
-        "devices": [f"{device.name}: {device.description}" for device in devices()],
+        "devices": [*found, *filter(None, [set_aside(None)])],
         "llama_cpp": llama_cpp.__file__,
         "library": str(llama_cpp.llama_cpp._base_path),
     }

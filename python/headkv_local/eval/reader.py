@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from headkv_local import Llama
 from headkv_local.defaults import FALLBACK_CTX
-from headkv_local.devices import all_layers, require_gpu
+from headkv_local.devices import layers_to_measure
 from headkv_local.models import chosen_model, trained_context
 from headkv_local.tokens import n_same
 
@@ -101,10 +101,9 @@ class Reader:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.costs = settings, Costs()
         self.model = chosen_model(settings.model)
-        layers = settings.options.get("n_gpu_layers")
-        require_gpu(layers or 0)
+        layers = layers_to_measure(settings.options.get("n_gpu_layers"))
         n_ctx = settings.options.get("n_ctx") or trained_context(self.model) or FALLBACK_CTX
-        options = settings.options | {"n_ctx": n_ctx, "n_gpu_layers": all_layers(layers)}
+        options = settings.options | {"n_ctx": n_ctx, "n_gpu_layers": layers}
         self.llm = Llama(self.model, retention=settings.retention, flash_attn=True, **options)
         self.llm.on_prefill = self._count
         self._bos = self.llm.token_bos()

@@ -74,10 +74,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from ..devices import all_layers, require_gpu
+    from ..devices import layers_to_measure
     from . import report, run
 
-    require_gpu(options.gpu_layers or 0)
     settings = run.Options(
         model=options.model,
         output=options.output,
@@ -90,7 +89,7 @@ def _score(options: argparse.Namespace) -> None:
         seed=options.seed,
         examples=options.examples,
         n_threads=options.threads,
-        n_gpu_layers=all_layers(options.gpu_layers),
+        n_gpu_layers=layers_to_measure(options.gpu_layers),
         force=options.force,
         advice=given(options),
     )

@@ -16,7 +16,7 @@ import llama_cpp
 from llama_cpp.server.model import LlamaProxy
 
 from ..defaults import cache_folder, default_context, load_with_room
-from ..devices import all_layers
+from ..devices import all_layers, set_aside
 from ..errors import ArchiveError, ArgumentError, Cancelled, HeadKVError, ModelError
 from ..forms import seed_of
 from ..machine import memory_free
@@ -146,6 +146,8 @@ class Models(LlamaProxy):  # type: ignore[misc]
         if settings.hf_model_repo_id is None and not Path(settings.model).is_file():
             raise ModelError(f"there is no model {settings.model}")
         n_ctx = default_context(settings.model) if settings.n_ctx is None else settings.n_ctx
+        if settings.n_gpu_layers is None and (reason := set_aside(None)):  # else Llama says it
+            _logger.warning(reason)
         n_gpu_layers = all_layers(settings.n_gpu_layers)
         told = settings.chat_template_kwargs
         chosen = settings.model_copy(
