@@ -138,3 +138,9 @@ def test_the_reference_reads_each_token_after_those_before_it() -> None:
     whole = reference.logits([5000, 6000, 7000])
     assert np.allclose(reference.logits([5000, 6000]), whole[:2], atol=1e-3)
     assert not np.allclose(reference.logits([6000, 5000, 7000])[2], whole[2], atol=1e-1)
+
+
+def test_features_are_those_of_the_cpu() -> None:
+    """A build for CUDA lists its own before them."""
+    info = "CUDA : ARCHS = 860 | NO_VMM = 1 | CPU : SSE3 = 1 | AVX = 0 | LLAMAFILE = 1 | "
+    assert dict(facts(Build.installed(), {"features": info}))["CPU features used"] == "SSE3 LLAMAFILE"

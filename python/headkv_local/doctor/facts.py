@@ -53,8 +53,8 @@ def facts(build: Build, about: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _features(info: str) -> str:
-    """llama.cpp's "CPU : SSE3 = 1 | AVX = 1 |" without what is off."""
-    entries = [entry.rpartition(":")[2].partition("=") for entry in info.split("|")]
+    """Of llama.cpp's "CUDA : ARCHS = 860 | CPU : SSE3 = 1 | AVX = 1 |" the CPU's, without what is off."""
+    entries = [entry.partition("=") for entry in info.rpartition("CPU :")[2].split("|")]
     return " ".join(name.strip() for name, _, value in entries if value.strip() not in ("", "0"))
 
 
