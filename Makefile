@@ -1,6 +1,6 @@
 # make demo   build, then answer questions about a long document, full cache beside compacted
 # make test   build, then run every test that needs no GPU
-# make wheel  one wheel that runs on other machines, in build/wheel
+# make wheel  one wheel that runs on other machines, in build/wheel; with CUDA=1 one that uses their GPUs too
 # make lint   formatting, linting and type checks; make format makes what it can right
 # make results  the tables of docs/results.md and README.md, from their records
 #
@@ -23,9 +23,8 @@ C_FILES := $(shell find native -type f -name "*.cpp" -o -name "*.h" -o -name "*.
 
 # CMake remembers what it was given: what may be nothing is said every time
 SOURCE  := -C 'cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR)'
-DEFINES := -C cmake.define.HEADKV_BUILD_TESTS=ON -C 'cmake.define.HEADKV_WITHOUT=$(WITHOUT)' $(SOURCE) \
-	$(if $(CUDA),-C cmake.define.GGML_CUDA=ON) \
-	$(if $(CUDA_ARCHS),-C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHS)')
+GPU     := $(if $(CUDA),-C cmake.define.GGML_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHS)')
+DEFINES := -C cmake.define.HEADKV_BUILD_TESTS=ON -C 'cmake.define.HEADKV_WITHOUT=$(WITHOUT)' $(SOURCE) $(GPU)
 
 .PHONY: demo test wheel lint format results install clean always
 
@@ -37,12 +36,15 @@ test: install
 	CUDA_VISIBLE_DEVICES= $(BIN)/ctest --test-dir $(BUILD) --parallel 2 --output-on-failure --no-tests=error
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# the one for CUDA has a build tag: of two wheels of one version pip takes that one, wherever the other lies
+PORTABLE := $(if $(CUDA),-C build-dir=build/portable-cuda -C wheel.build-tag=1cu13,-C build-dir=build/portable) \
+	-C cmake.define.HEADKV_PORTABLE=ON
+
 wheel: $(VENV)/base.stamp
-	$(if $(CUDA)$(WITHOUT),$(error make wheel builds for every kind of CPU: CUDA and WITHOUT are for make install))
+	$(if $(WITHOUT),$(error make wheel builds for every kind of CPU: WITHOUT is for make install))
 	rm -rf build/wheel
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel \
-		-C build-dir=build/portable -C cmake.define.HEADKV_PORTABLE=ON \
-		$(SOURCE) .
+		$(PORTABLE) $(GPU) $(SOURCE) .
 	@du -h build/wheel/*.whl
 
 lint: install $(VENV)/tools.stamp

@@ -4,10 +4,20 @@
 set(GGML_CUDA_NO_VMM ON)
 set(GGML_CUDA_NCCL OFF)
 
-# the GPUs of this machine, where there are any; else all that llama.cpp has kernels tuned for, PTX for what is newer
+find_package(CUDAToolkit)
+if(NOT CUDAToolkit_FOUND)
+    message(FATAL_ERROR "headkv: GGML_CUDA is on, but no CUDA toolkit was found: put its bin folder with nvcc into PATH, "
+                        "or build without CUDA=1")
+endif()
+
+# the GPUs of this machine, where there are any and the build is for it; else all that llama.cpp has kernels tuned for,
+# PTX for what is newer
 if(NOT CMAKE_CUDA_ARCHITECTURES)
-    execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
-        OUTPUT_VARIABLE caps OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE rc ERROR_QUIET)
+    set(rc 1)
+    if(NOT HEADKV_PORTABLE)
+        execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+            OUTPUT_VARIABLE caps OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE rc ERROR_QUIET)
+    endif()
     if(rc EQUAL 0 AND caps MATCHES "^[0-9]+\\.[0-9]+")
         string(REPLACE "\n" ";" caps "${caps}")
         list(TRANSFORM caps REPLACE "^([0-9]+)\\.([0-9]+).*$" "\\1\\2-real")
@@ -15,14 +25,17 @@ if(NOT CMAKE_CUDA_ARCHITECTURES)
         set(CMAKE_CUDA_ARCHITECTURES ${caps})
     else()
         set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90)
+        if(CUDAToolkit_VERSION VERSION_GREATER_EQUAL 12.8)
+            list(APPEND CMAKE_CUDA_ARCHITECTURES 120a-real)
+        endif()
     endif()
 endif()
 message(STATUS "headkv: CUDA architectures: ${CMAKE_CUDA_ARCHITECTURES}")
 
-find_package(CUDAToolkit)
-if(NOT CUDAToolkit_FOUND)
-    message(FATAL_ERROR "headkv: GGML_CUDA is on, but no CUDA toolkit was found: put its bin folder with nvcc into PATH, "
-                        "or build without CUDA=1")
+# the libraries of the extra [cuda]
+if(HEADKV_PORTABLE AND NOT CUDAToolkit_VERSION_MAJOR EQUAL 13)
+    message(FATAL_ERROR "headkv: a wheel for CUDA is built with CUDA 13, whose libraries pip installs beside it with "
+                        "the extra [cuda]; this toolkit is ${CUDAToolkit_VERSION}")
 endif()
 
 # A toolkit may come without cuBLAS, and cuBLAS as a Python wheel of its own. FindCUDAToolkit takes the
@@ -48,9 +61,13 @@ function(headkv_finish_cuda)
         target_include_directories(ggml-cuda SYSTEM PRIVATE ${HEADKV_CUBLAS_INCLUDE_DIR})
     endif()
 
-    # the build tree and the package in the environment that it was built for find the libraries where they
-    # were found now; a package that was carried elsewhere finds a cuBLAS wheel beside itself
-    get_filename_component(cublas_dir ${CUDA_cublas_LIBRARY} DIRECTORY)
+    # the package finds NVIDIA's wheels beside itself; where it is for this machine alone, it and the build tree also
+    # find the libraries where they were found now
+    set(here)
+    if(NOT HEADKV_PORTABLE)
+        get_filename_component(cublas_dir ${CUDA_cublas_LIBRARY} DIRECTORY)
+        set(here ${cublas_dir} ${CUDAToolkit_LIBRARY_DIR})
+    endif()
     set_property(TARGET ggml-cuda PROPERTY INSTALL_RPATH
-        "$ORIGIN" "$ORIGIN/../../../../nvidia/cu${CUDAToolkit_VERSION_MAJOR}/lib" ${cublas_dir} ${CUDAToolkit_LIBRARY_DIR})
+        "$ORIGIN" "$ORIGIN/../../../../nvidia/cu${CUDAToolkit_VERSION_MAJOR}/lib" ${here})
 endfunction()

@@ -29,6 +29,11 @@ def test_options_of_an_earlier_make_are_taken_back() -> None:
         assert f"cmake.define.HEADKV_WITHOUT={handed_on}" in words
         assert "cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=/a b" in words
     assert "cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=" in shlex.split(make("wheel"))
+    for target in ("install", "wheel"):
+        assert "cmake.define.CMAKE_CUDA_ARCHITECTURES=86 90" in shlex.split(
+            make(target, "CUDA=1", "CUDA_ARCHS=86 90")
+        )
+        assert "cmake.define.CMAKE_CUDA_ARCHITECTURES=" in shlex.split(make(target, "CUDA=1"))
 
 
 def test_the_tools_are_those_of_the_extra_dev(tmp_path: Path) -> None:
@@ -49,8 +54,19 @@ def test_pip_is_one_that_takes_options(tmp_path: Path) -> None:
 
 
 def test_a_portable_wheel_takes_no_options_of_one_machine() -> None:
-    for option in ("CUDA=1", "WITHOUT=amx"):
-        assert "make wheel builds for every kind of CPU" in make("wheel", option)
+    assert "make wheel builds for every kind of CPU" in make("wheel", "WITHOUT=amx")
+
+
+def test_wheels_for_the_cpu_and_for_cuda_are_told_apart() -> None:
+    """Each has a build folder of its own, and pip prefers the one with a build tag."""
+    folders = set()
+    for gpu, tag in ((), False), (("CUDA=1",), True):
+        words = shlex.split(make("wheel", *gpu))
+        assert "cmake.define.HEADKV_PORTABLE=ON" in words
+        assert ("cmake.define.GGML_CUDA=ON" in words) == tag
+        assert ("wheel.build-tag=1cu13" in words) == tag
+        folders |= {word for word in words if word.startswith("build-dir=")}
+    assert len(folders) == 2
 
 
 def test_all_backends_are_installed(tmp_path: Path) -> None:

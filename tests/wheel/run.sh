@@ -2,6 +2,7 @@
 # The wheel of `make wheel` as a stranger gets it: an empty environment in a folder with blanks and letters of other
 # alphabets, no compiler, a C program that is built with its files (cc and pkg-config), site-packages that cannot be
 # written to, two processes at once, and two CPUs of other years (qemu-user). What is not installed is left out.
+# One for CUDA is also tried without NVIDIA's libraries, and with them; a GPU is not needed.
 #
 # tests/wheel/run.sh [WHEEL]     needs a network, or PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER
 set -euo pipefail
@@ -33,7 +34,9 @@ if command -v readelf >/dev/null; then
     find "$env" -path "*/headkv_local/*" -name "*.so*" | while read -r library; do
         paths=$(readelf -d "$library" | sed -n 's/.*R\(UN\)\?PATH.*\[\(.*\)\]/\2/p')
         printf '%s: %s\n' "$(basename "$library")" "${paths:-none}"
-        [[ -z $paths || $paths == '$ORIGIN' ]]
+        expected='$ORIGIN'
+        [[ $library != */libggml-cuda.so ]] || expected='$ORIGIN:$ORIGIN/../../../../nvidia/cu13/lib'
+        [[ -z $paths || $paths == "$expected" ]]
     done
 else
     echo "not run: readelf is not installed"
@@ -41,6 +44,18 @@ fi
 
 step "llama_cpp by itself"
 "$env/bin/python" -c 'import llama_cpp; print(llama_cpp.__version__, llama_cpp.llama_cpp._base_path)'
+
+if [[ $wheel == *-1cu13-py3-* ]]; then
+    why='from headkv_local import devices; print(devices.gpus() or devices.why_no_gpu())'
+    step "CUDA without NVIDIA's libraries: all runs on the CPU, and why is said"
+    "$env/bin/headkv-chat" -p 'What is 2 + 2?' --max-tokens 4 2>log
+    cat log
+    grep -q 'all runs on the CPU: CUDA cannot be loaded: .*headkv-local\[cuda\]' log
+    step "CUDA with NVIDIA's libraries: it is loaded, and asks the driver"
+    "$env/bin/python" -m pip install --quiet --disable-pip-version-check "$wheel[cuda]"
+    "$env/bin/python" -c "$why" | tee log
+    grep -q -e 'Device(name=.CUDA0' -e 'no usable GPU: .*driver' log
+fi
 
 step "a C program with its headers and libraries"
 ln -s "$("$env/bin/headkv" sdk)" "$folder/sdk" # pkg-config before pkgconf splits a path at its blanks
