@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,22 @@ def test_a_causal_model_reads_a_text_in_many_ubatches(load: Load, tiny: Tiny) ->
     sizes: dict[str, Any] = {"embedding": True, "n_ctx": 1024, "n_batch": 1024, "pooling_type": 3}
     pieces = load(tiny(), n_ubatch=64, **sizes).embed("word " * 60)
     assert pieces == pytest.approx(load(tiny(), n_ubatch=1024, **sizes).embed("word " * 60), abs=1e-4)
+
+
+def test_what_ends_between_two_batches_leaves_no_tokens(load: Load, tiny_path: Path) -> None:
+    """The cache was cleared for the first batch: a prompt that begins alike must not go on from it."""
+    llm, tokens = load(tiny_path, embedding=True, n_batch=64), list(range(1, 41))
+
+    def answer() -> list[int]:
+        return list(islice(llm.generate([*tokens, 41], temp=0.0), 6))
+
+    wanted = answer()
+    llm.reset()
+    llm.eval(tokens)
+    with pytest.raises(ValueError, match="exceed batch size"):
+        llm.embed(["d" * 50, "d" * 50, "d" * 200], truncate=False)
+    assert llm.n_tokens == 0
+    assert answer() == wanted
 
 
 @pytest.mark.parametrize("arch", ["llama", "mamba2"])

@@ -55,6 +55,8 @@ def embeddable(llm: llama_cpp.Llama, context: Context, given: Any) -> Iterator[s
             raise ArgumentError(f"input {i} has no tokens: there is nothing to embed")
         if context.n_at_once < context.n_batch:  # llama_cpp would cut it off
             context.require_at_once(n_tokens, f"input {i} has")
+    if llm.context_params.embeddings:
+        llm.reset()  # the first batch clears the cache, and llama_cpp forgets the tokens only after the last
     n_batch, llm.n_batch = llm.n_batch, min(llm.n_batch, context.n_at_once)
     try:
         yield given if isinstance(given, str) else texts
