@@ -313,6 +313,17 @@ def test_files_that_are_named_from_another_folder(
     assert np.array_equal(opened._contents.logits(), logits)
 
 
+def test_an_empty_path_of_an_adapter_is_none(
+    load: Load, tiny_path: Path, reopen: Load, tmp_path: Path
+) -> None:
+    saved, other = load(tiny_path, retention=RETENTION, lora_path=""), load(tiny_path, retention=RETENTION)
+    saved.prefill(TOKENS[:200])
+    saved.save_session(tmp_path / "a")
+    other.load_state(saved.save_state())
+    other.load_session(tmp_path / "a")
+    agree(saved, reopen(tmp_path / "a"))
+
+
 def test_rows_that_were_made_otherwise(load: Load, tiny_path: Path, reopen: Load, tmp_path: Path) -> None:
     """By another adapter, or with other metadata: a Llama that is there does not go on over them."""
     one, two = (write_adapter(tmp_path / f"{seed}.gguf", seed) for seed in (1, 2))

@@ -49,8 +49,8 @@ def arguments_of(retention: Retention | None, kwargs: dict[str, Any]) -> dict[st
         given.setdefault("swa_full", False)  # cells for the sliding windows, not for the whole context
     if given.get("seed") is not None:
         given["seed"] = seed_of(given["seed"])
-    if given.get("lora_path"):
-        given["lora_path"] = os.path.abspath(os.fsdecode(given["lora_path"]))
+    path = given.get("lora_path")  # an empty one is none, for sessions and states too
+    given["lora_path"] = os.path.abspath(os.fsdecode(path)) if path else None
     if given.get("draft_model") is not None:
         given["logits_all"] = True  # llama_cpp turns this on by itself, but makes no room for them
     return given
