@@ -1,8 +1,11 @@
-"""What a Retention is given: checked, and as Python's own numbers. ArgumentError for what can never work."""
+"""What a Retention is given, and a Llama to override: checked, and as Python's own numbers. ArgumentError for
+what can never work."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from numbers import Real
 from typing import Any
@@ -12,6 +15,7 @@ import numpy.typing as npt
 
 from .errors import ArgumentError
 from .settings import ALL, DEFAULT_BUDGET, INT32_MAX
+from .wording import shown
 
 
 def budget_of(budget: object) -> int | str:
@@ -102,3 +106,21 @@ def caps_of(caps: npt.ArrayLike, window: int) -> npt.NDArray[np.int64]:
     array = array.astype(np.int64)
     array.setflags(write=False)
     return array
+
+
+def require_overrides(found: object) -> None:
+    """The kv_overrides that llama.cpp has room for."""
+    if not isinstance(found, Mapping):
+        raise ArgumentError(f"kv_overrides must be a dict, not {shown(found)}")
+    for name, value in found.items():
+        try:
+            usable = (type(name) is str and 0 < len(name.encode()) < 128) and (
+                type(value) is bool
+                or (type(value) is int and -(2**63) <= value < 2**63)
+                or (type(value) is float and math.isfinite(value))
+                or (type(value) is str and len(value.encode()) < 128)
+            )
+        except UnicodeEncodeError:
+            usable = False
+        if not usable:
+            raise ArgumentError(f"kv_overrides cannot hold {shown({name: value})}")

@@ -111,6 +111,14 @@ def test_a_missing_model_file(tmp_path: Path) -> None:
         ({"retention": Retention(budget=5000, window=5000)}, ArgumentError, "window must be from 1 to 1024"),
         ({"type_v": 2}, ArgumentError, "quantized V cache"),
         ({"type_k": 8, "type_v": 8, "flash_attn": False}, ArgumentError, "quantized V cache"),
+        ({"kv_overrides": ["a"]}, ArgumentError, "^kv_overrides must be a dict"),
+        # llama.cpp would have another value, or one without an end, and a session of it could not be opened
+        ({"kv_overrides": {"a": 2**70}}, ArgumentError, "^kv_overrides cannot hold {'a': 1180"),
+        ({"kv_overrides": {"a": "b" * 128}}, ArgumentError, "^kv_overrides cannot hold {'a': 'bb"),
+        ({"kv_overrides": {"a" * 128: 1}}, ArgumentError, "^kv_overrides cannot hold {'aa"),
+        ({"kv_overrides": {"": 1}}, ArgumentError, "^kv_overrides cannot hold {'': 1}"),
+        ({"kv_overrides": {"a": float("nan")}}, ArgumentError, "^kv_overrides cannot hold {'a': nan}"),
+        ({"kv_overrides": {"a": None}}, ArgumentError, "^kv_overrides cannot hold {'a': None}"),
     ],
 )
 def test_settings_that_do_not_work(

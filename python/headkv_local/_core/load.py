@@ -16,6 +16,7 @@ from typing import Any, Final
 import llama_cpp
 import numpy as np
 
+from ..checks import require_overrides
 from ..errors import AdapterError, ArgumentError, HeadKVError, LoadMemoryError, ModelError, UnsupportedError
 from ..forms import seed_of
 from ..retention import Retention
@@ -105,6 +106,8 @@ def refuse_settings(retention: Retention | None, kwargs: dict[str, Any]) -> None
         if not whole or not least <= int(number or 0) <= most:
             auto = f' or "{AUTO}"' if name == "n_ctx" and isinstance(number, str) else ""
             raise ArgumentError(f"{name} must be from {least} to {most}{auto}, not {number!r}")
+    if kwargs.get("kv_overrides") is not None:
+        require_overrides(kwargs["kv_overrides"])
     for name in ("type_k", "type_v"):
         if kwargs.get(name) is not None and kwargs[name] not in KV_TYPES.values():
             known = ", ".join(f"{number} ({text})" for text, number in KV_TYPES.items())

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, get_args
 import llama_cpp
 import numpy as np
 
-from ..checks import path_of
+from ..checks import path_of, require_overrides
 from ..curves import Curves
 from ..errors import ArgumentError
 from ..retention import Retention
@@ -78,7 +78,7 @@ class Header(NamedTuple):
         if policy not in get_args(Policy):
             raise ArgumentError(f"policy cannot be {policy!r}")
         own = {name: _value(context, name, kind) for name, kind in _CONTEXT.items() if name in context}
-        _require_overrides(own.get("kv_overrides", {}))
+        require_overrides(own.get("kv_overrides", {}))
         return cls(
             model_id=about.model_id,
             model_name=about.model_name,
@@ -239,22 +239,6 @@ def _question(found: Mapping[str, Any], n_tokens: int) -> tuple[tuple[int, int, 
         if not whole or not 0 <= part[0] < part[1] <= n_tokens or not 0 <= part[2] <= 1:
             raise ArgumentError(f"question cannot hold {shown(part)}")
     return None if parts is None else tuple((start, stop, weight) for start, stop, weight in parts)
-
-
-def _require_overrides(found: Mapping[str, Any]) -> None:
-    """What llama.cpp has room for."""
-    for name, value in found.items():
-        try:
-            usable = 0 < len(name.encode()) < 128 and (
-                type(value) is bool
-                or (type(value) is int and -(2**63) <= value < 2**63)
-                or (type(value) is float and math.isfinite(value))
-                or (type(value) is str and len(value.encode()) < 128)
-            )
-        except UnicodeEncodeError:
-            usable = False
-        if not usable:
-            raise ArgumentError(f"kv_overrides cannot hold {shown({name: value})}")
 
 
 def _retention_to_json(retention: Retention) -> dict[str, Any]:
