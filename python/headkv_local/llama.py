@@ -101,7 +101,7 @@ class Llama(Overrides):
                 self._chats.arrange(
                     self, chosen=any(kwargs.get(key) for key in ("chat_format", "chat_handler"))
                 )
-                self._put_together()
+                self._put_together(kwargs.get("seed"))
                 if kwargs.get("draft_model") is not None and self._bounded.recurrent:
                     raise UnsupportedError(
                         "a draft model cannot be used with recurrent layers: they cannot take a draft back"

@@ -321,6 +321,13 @@ def test_any_int_is_a_seed_and_can_be_saved(load: Load, tiny_path: Path, tmp_pat
         assert opened.n_tokens == llm.n_tokens
 
 
+def test_the_seed_0_is_one(load: Load, tiny_path: Path) -> None:
+    """llama_cpp would draw another one each time."""
+    llms = [load(tiny_path, seed=seed) for seed in (0, 2**32, 0)]
+    answers = [list(islice(llm.generate([1, 2, 3], temp=2.0, top_k=0), 12)) for llm in llms]
+    assert answers[0] == answers[1] == answers[2]
+
+
 MARKS = {f"tokenizer.ggml.fim_{name}_token_id": 257 + i for i, name in enumerate(("pre", "suf", "mid"))}
 
 

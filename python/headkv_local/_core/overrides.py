@@ -67,8 +67,9 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         self._tokens, self._prompts, self._chats = Tokens(), PromptTracker(), Chats()
         self._threads = threads
 
-    def _put_together(self) -> None:
+    def _put_together(self, seed: int | None) -> None:
         """When llama_cpp has made the context."""
+        self._seed: int = self._seed if seed is None else seed  # llama_cpp takes 0 for none
         self._weights = states.weights_of(self)
         self._tokens.make_room(self.n_ctx(), self._logits_all)
         self._context = context = Context(self)
