@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,23 @@ def test_another_prompt_is_read_and_compacted_anew(load: Load, tiny_path: Path) 
         assert answer == answered(fresh, other, 10)
         assert llm.cache_stats().prompt_tokens == len(other)
         assert np.array_equal(llm.retention_mask(), fresh.retention_mask())
+
+
+@pytest.mark.parametrize("arguments", [{"grammar": "root"}, {"top_k": "many"}, {"mirostat_tau": None}])
+def test_a_generation_that_is_refused_leaves_what_was_there(
+    load: Load, tiny_path: Path, arguments: dict[str, Any]
+) -> None:
+    llm = load(tiny_path, retention=Retention(budget=32))
+    history = [*TOKENS, *answered(llm, TOKENS, 20)]
+    n_tokens, mask = llm.n_tokens, llm.retention_mask()
+    with pytest.raises((ValueError, TypeError, ctypes.ArgumentError)):
+        next(llm.generate(random_tokens(200, seed=4), **arguments))
+    assert llm.n_tokens == n_tokens
+    assert np.array_equal(llm.retention_mask(), mask)
+    calls: list[tuple[int, int]] = []
+    llm.on_prefill = lambda *call: calls.append(call)
+    answered(llm, [*history, 5], 2)
+    assert calls[-1] == (2, 2)
 
 
 @pytest.mark.parametrize("logits_all", [False, True])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from .. import infill
@@ -68,19 +68,19 @@ class Generations:
             kwargs["reset"] = False
         if (stop := kwargs.get("stopping_criteria")) is not None:
             kwargs["stopping_criteria"] = Guarded(stop, self._lifetime.alone)
-        rest = tokens.copy()  # what is to be evaluated, once that is known
-        steps = stock(rest, *args, **kwargs)
-        sent, answer = None, list[int]()
-        begun, sampler = False, None
+
+        def rest() -> Iterator[int]:
+            """What is to be evaluated. llama_cpp asks for it when it has made a sampler of its arguments."""
+            self._reader.announce(turn, tokens, anew)
+            yield from tokens[self._contents.tokens.n_tokens if anew else 0 :]
+
+        steps = stock(rest(), *args, **kwargs)
+        sent, answer, sampler = None, list[int](), None
         try:
             while True:
                 with self._lifetime.used(llm, turn):
-                    if not begun:
-                        begun = True
-                        self._reader.announce(turn, tokens, anew)
-                        del rest[: self._contents.tokens.n_tokens if anew else 0]
                     try:
-                        token, sampler = steps.send(sent), llm._sampler
+                        token = steps.send(sent)
                     except StopIteration:
                         return
                     except ContextFullError:
@@ -89,6 +89,8 @@ class Generations:
                         # llama_cpp asks for the rest of a character beyond its max_tokens
                         turn.cut_off = llm.detokenize(answer, prev_tokens=tokens)
                         return
+                    finally:
+                        sampler = llm._sampler
                 if not own:
                     answer.append(token)
                 sent = yield token
