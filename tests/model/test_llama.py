@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_cpp import LogitsProcessorList
 
 from headkv_local import ArgumentError, HeadScores, Llama, Retention, StateError
 from helpers import forced_logits, greedy, last_logits, random_tokens
@@ -264,8 +265,14 @@ def test_a_llama_that_nobody_has_is_freed_at_once(tiny_path: Path, given: dict[s
         llm.prefill(TOKENS)
         llm("text", max_tokens=2, **given)
         llm.create_chat_completion([{"role": "user", "content": "text"}], max_tokens=2, **given)
+
+        def spells(tokens: Any, scores: Any, llm: Llama = llm) -> Any:
+            llm.detokenize(tokens.tolist())
+            return scores
+
+        llm("text", max_tokens=2, logits_processor=LogitsProcessorList([spells]))
         held = weakref.ref(llm)
-        del llm
+        del llm, spells
         assert held() is None
     finally:
         gc.enable()

@@ -102,8 +102,10 @@ class Generations:
             raise
         finally:
             steps.close()
-            if llm._sampler is sampler:  # which may hold what holds the Llama
+            if llm._sampler is sampler:
                 llm._sampler = None
+            for _, custom in getattr(sampler, "custom_samplers", ()):  # it goes around in a circle, and
+                custom.apply_func = None  # processors may hold the Llama
             self._reader.withdraw(turn)
             if own:
                 self._lifetime.turns.leave(turn)
