@@ -57,6 +57,14 @@ def seed_of(seed: Any) -> int:
     return int(seed) & UINT32_MAX
 
 
+def stops_of(stop: Any) -> list[str]:
+    """The texts that end an answer as llama_cpp takes them: it passes over those in a tuple."""
+    found = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
+    if not all(isinstance(text, str) for text in found):
+        raise ArgumentError(f"stop must be a text or a list of texts, not {shown(stop)}")
+    return found
+
+
 def require_bias(bias: Any, n_vocab: int) -> None:
     """Raises ArgumentError for what is no number by token."""
     if not isinstance(bias, Mapping):

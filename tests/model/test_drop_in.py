@@ -172,6 +172,27 @@ def test_processors_and_stops(load: Load, tiny_path: Path, retention: Retention 
     assert reply["choices"][0]["finish_reason"] == "stop"
 
 
+def test_stops_in_whatever_holds_texts(load: Load, smollm2: Path) -> None:
+    """llama_cpp passes over those that are in no list."""
+    llm = load(smollm2, n_ctx=512)
+    messages = [{"role": "user", "content": "Count from one to ten."}]
+
+    def answers(stop: Any) -> list[str]:
+        said = llm("Count: one, two,", max_tokens=8, temperature=0.0, stop=stop)["choices"][0]["text"]
+        chat = llm.create_chat_completion(messages, max_tokens=8, temperature=0.0, stop=stop)
+        return [said, chat["choices"][0]["message"]["content"]]
+
+    whole = answers(None)
+    ends = [text[4:6] for text in whole]
+    wanted = answers(ends)
+    assert all(len(text) < len(all_of_it) for text, all_of_it in zip(wanted, whole, strict=True))
+    for stop in (tuple(ends), {*ends}, dict.fromkeys(ends)):
+        assert answers(stop) == wanted
+    for stop in (5, b"x", [b"x"], [None]):
+        with pytest.raises(ArgumentError, match="^stop must be a text or a list of texts, not "):
+            answers(stop)
+
+
 class Oracle(LlamaDraftModel):
     """Drafts what it was told, right for the most part."""
 

@@ -13,7 +13,7 @@ import llama_cpp
 from llama_cpp import llama_chat_format
 
 from ..errors import ArgumentError
-from ..forms import bare_handler, chat_handler_of, is_of_formatter, require_forms
+from ..forms import bare_handler, chat_handler_of, is_of_formatter, require_forms, stops_of
 from ..messages import require_messages
 from . import templates
 from .turns import Turn
@@ -81,6 +81,8 @@ class Chats:
         given: dict[str, Any] = dict(_SIGNATURE.bind(llm, messages, *args, **kwargs).arguments)
         for name in ("self", "messages"):
             del given[name]
+        if given.get("stop") is not None:
+            given["stop"] = stops_of(given["stop"])
         with llm._lifetime.still():
             require_forms(llm._model.vocab, handler, given)
         if not is_of_formatter(handler):

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import infill
 from ..errors import ArgumentError, ContextFullError, HeadKVError, StateError
-from ..forms import Extensible, Guarded, require_bias, require_grammar
+from ..forms import Extensible, Guarded, require_bias, require_grammar, stops_of
 from .contents import Contents
 from .failures import completion_error
 from .lifetime import Lifetime
@@ -26,8 +26,10 @@ def completion_arguments(llm: Any, given: dict[str, Any]) -> dict[str, Any]:
         require_bias(bias, llm._n_vocab)
         if (processors := given.get("logits_processor")) is not None:
             given = {**given, "logits_processor": Extensible(processors)}
-    if (stop := given.get("stopping_criteria")) is not None:
-        given = {**given, "stopping_criteria": Guarded(stop, llm._lifetime.alone)}
+    if (criteria := given.get("stopping_criteria")) is not None:
+        given = {**given, "stopping_criteria": Guarded(criteria, llm._lifetime.alone)}
+    if (stop := given.get("stop")) is not None:
+        given = {**given, "stop": stops_of(stop)}
     if given.get("suffix") == "":  # as clients send it that always have the field
         given = {**given, "suffix": None}
     if (suffix := given.get("suffix")) is not None:
