@@ -96,6 +96,7 @@ MAX_CTX_BYTES: Final = 2 * 2**30
 """Of full cache, where a tool is not told how large its context is."""
 
 MAX_THREADS: Final = 512
+MAX_LAST_TOKENS: Final = 2**24
 INT32_MAX: Final = 2**31 - 1
 """Beyond these llama.cpp ends the process, or crashes, instead of refusing."""
 

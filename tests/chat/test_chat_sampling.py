@@ -47,7 +47,15 @@ def test_temperature_0_is_greedy_whatever_the_model_recommends() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("temp", "-1"), ("temp", "nan"), ("temp", ""), ("top_p", "7"), ("top_k", "1e30"), ("mirostat", "9")],
+    [
+        ("temp", "-1"),
+        ("temp", "nan"),
+        ("temp", ""),
+        ("top_p", "7"),
+        ("top_k", "1e30"),
+        ("mirostat", "9"),
+        ("penalty_last_n", str(2**31 - 1)),
+    ],
 )
 def test_a_recommendation_that_cannot_be_is_none(key: str, value: str) -> None:
     assert choose_sampling(Options(), {f"general.sampling.{key}": value}) == Sampling()

@@ -20,7 +20,7 @@ from ..checks import require_overrides
 from ..errors import AdapterError, ArgumentError, HeadKVError, LoadMemoryError, ModelError, UnsupportedError
 from ..forms import seed_of
 from ..retention import Retention
-from ..settings import AUTO, INT32_MAX, KV_TYPES, MAX_THREADS
+from ..settings import AUTO, INT32_MAX, KV_TYPES, MAX_LAST_TOKENS, MAX_THREADS
 from .embedding import require_room_for_means
 from .gguf import SIDECAR
 from .logging import collected_errors
@@ -92,6 +92,7 @@ def refuse_settings(retention: Retention | None, kwargs: dict[str, Any]) -> None
         ("n_ubatch", 1, INT32_MAX),
         ("n_threads", 0, MAX_THREADS),  # 0 and None: ours
         ("n_threads_batch", 0, MAX_THREADS),
+        ("last_n_tokens_size", -1, MAX_LAST_TOKENS),  # each generation makes room for them
     ):
         number = kwargs.get(name)
         if name == "n_ctx" and number == AUTO:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from headkv_local.chat.options import Options
-from headkv_local.settings import INT32_MAX
+from headkv_local.settings import INT32_MAX, MAX_LAST_TOKENS
 
 # the key under general.sampling. of each field of Sampling that a GGUF file can recommend
 _KEYS: Final = {
@@ -27,7 +27,7 @@ _RANGES: Final = {  # what llama.cpp can work with; a recommendation outside of 
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
     "repeat_penalty": (0.01, math.inf),
-    "repeat_last_n": (-1, INT32_MAX),
+    "repeat_last_n": (-1, MAX_LAST_TOKENS),
     "mirostat": (0, 2),
     "mirostat_tau": (0.0, math.inf),
     "mirostat_eta": (0.0, math.inf),
