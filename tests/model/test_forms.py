@@ -7,10 +7,12 @@ import json
 import re
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 from llama_cpp import LlamaGrammar, LogitsProcessorList
@@ -290,6 +292,12 @@ def test_what_looks_at_tokens_does_not_change_the_context(
         llm("Hello.", max_tokens=3, **{where: meddle if where == "stopping_criteria" else [meddle]})
     with pytest.raises(StateError, match="callback"):
         list(islice(llm.generate([1, 2], **{where: meddle if where == "stopping_criteria" else [meddle]}), 3))
+    names = [*signature(llama_cpp.Llama.generate).parameters.values()][2:]
+    given = {one.name: one.default for one in names if one.name != "grammar"} | {where: meddle}
+    if where == "logits_processor":
+        given[where] = [meddle]
+    with pytest.raises(StateError, match="callback"):
+        list(islice(llm.generate([1, 2], *given.values()), 3))
     assert llm("Hello.", max_tokens=3, temperature=0.0)["choices"] == expected
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
+
+import llama_cpp
 
 from .. import infill
 from ..errors import ArgumentError, ContextFullError, HeadKVError, StateError
@@ -16,6 +19,8 @@ from .tokens import listed
 from .turns import Turn
 
 Steps = Generator[int, Any, None]
+
+_SIGNATURE: Final = inspect.signature(llama_cpp.Llama.generate)  # llama_cpp.Llama may be set to ours later
 
 
 def completion_arguments(llm: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -63,20 +68,20 @@ class Generations:
                 raise StateError("a generation cannot go on in a callback of the call that computes")
             turn, self._completion = self._completion, None
         tokens = listed(tokens)
-        anew = kwargs.get("reset", args[6] if len(args) > 6 else True)
-        if len(args) > 6:
-            args = (*args[:6], False, *args[7:])
-        else:
-            kwargs["reset"] = False
-        if (stop := kwargs.get("stopping_criteria")) is not None:
-            kwargs["stopping_criteria"] = Guarded(stop, self._lifetime.alone)
+        given: dict[str, Any] = dict(_SIGNATURE.bind(llm, tokens, *args, **kwargs).arguments)
+        for name in ("self", "tokens"):
+            del given[name]
+        anew = given.get("reset", True)
+        given["reset"] = False
+        if (stop := given.get("stopping_criteria")) is not None:
+            given["stopping_criteria"] = Guarded(stop, self._lifetime.alone)
 
         def rest() -> Iterator[int]:
             """What is to be evaluated. llama_cpp asks for it when it has made a sampler of its arguments."""
             self._reader.announce(turn, tokens, anew)
             yield from tokens[self._contents.tokens.n_tokens if anew else 0 :]
 
-        steps = stock(rest(), *args, **kwargs)
+        steps = stock(rest(), **given)
         sent, answer, sampler = None, list[int](), None
         try:
             while True:
