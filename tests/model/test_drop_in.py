@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,18 @@ def test_speculative_decoding(load: Load, tiny_path: Path, retention: Retention 
     reply = lookup.create_completion(TEXT, max_tokens=20, temperature=0.0)
     assert reply["usage"]["completion_tokens"] >= 20
     check_compacted(lookup)
+
+
+@RETENTIONS
+def test_drafts_longer_than_a_batch(load: Load, tiny_path: Path, retention: Retention | None) -> None:
+    """As much of one is tried as has logits: those of one batch."""
+    prompt, oracle = random_tokens(100), Oracle()
+    plain = load(tiny_path, retention=retention, n_batch=4)
+    oracle.answer = wanted = list(islice(plain.generate(prompt, temp=0.0), 30))
+    oracle.n_prompt = len(prompt)
+    llm = load(tiny_path, retention=retention, n_batch=4, draft_model=oracle)
+    assert list(islice(llm.generate(prompt, temp=0.0), 30)) == wanted
+    assert oracle.n_calls <= 15
 
 
 def test_drafts_at_the_end_of_the_context(load: Load, tiny_path: Path) -> None:

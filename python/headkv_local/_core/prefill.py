@@ -110,6 +110,8 @@ class PromptReader:
                 f"the compacted prompt of {n_prompt} tokens cannot be taken back to token "
                 f"{self._tokens.n_tokens}: call reset() first"
             )
+        if self._lifetime.turns.current is not None:  # a token that was drawn, and a draft: logits of each
+            tokens = tokens[: self._context.n_batch]
         self._folding.fold_if_due(len(tokens))
         self._decoder.evaluate(tokens)
 
