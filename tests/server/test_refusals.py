@@ -377,6 +377,15 @@ def test_a_body_that_is_compressed(client: httpx.Client) -> None:
     assert client.post(CHAT, json=ASKED, headers={"Content-Encoding": "identity"}).status_code == 200
 
 
+def test_a_request_has_the_name_that_its_client_gives(client: httpx.Client) -> None:
+    """Proxies name requests as they like; without a name it has one of ours."""
+    for given in ("abc", "Root=1-67891233", "\u00e9"):
+        answered = client.get("/v1/models", headers={"X-Request-ID": given.encode()})
+        assert answered.status_code == 200
+        assert dict(answered.headers.raw)[b"x-request-id"] == given.encode()
+    assert len(client.get("/v1/models").headers["x-request-id"]) == 32
+
+
 @pytest.mark.parametrize("origin", ["null", "http://[", "http://[::1", "file://", ""])
 def test_an_origin_that_names_no_host(origin: str) -> None:
     assert network_of(origin) is None  # so that an empty Host header is not its equal

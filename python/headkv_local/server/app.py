@@ -14,6 +14,8 @@ from llama_cpp.server import app as stock
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
+from starlette_context.middleware import RawContextMiddleware
+from starlette_context.plugins.request_id import RequestIdPlugin
 
 from .. import __version__
 from . import extras, routes, status
@@ -43,7 +45,8 @@ def create_app(server_settings: ServerSettings, model_settings: Sequence[ModelSe
         app: FastAPI = stock.create_app(server_settings=unguarded, model_settings=list(model_settings))
     app.title, app.version = "headkv-server", __version__
     app.router.routes[:] = [route for route in app.router.routes if _is_of_docs(route)]
-    app.user_middleware[:] = [one for one in app.user_middleware if not _is_cors(one)]
+    app.user_middleware.clear()  # stock lets pages from everywhere in, and refuses names that are no UUID
+    app.add_middleware(RawContextMiddleware, plugins=(RequestIdPlugin(validate=False),))
     app.router.lifespan_context = service.lifespan
     app.state.service = service
     for router in (routes.router, extras.router, status.router):
@@ -62,10 +65,6 @@ def create_app(server_settings: ServerSettings, model_settings: Sequence[ModelSe
             **_TO_THIS_MACHINE,
         )
     return app
-
-
-def _is_cors(middleware: Any) -> bool:
-    return middleware.cls is CORSMiddleware  # stock lets pages from everywhere in
 
 
 def _is_of_docs(route: Any) -> bool:
