@@ -309,3 +309,18 @@ def test_more_connections_than_files(tiny_path: Path, tmp_path: Path) -> None:
         require_answer(server)
         said = [line for line in server.log.read_text().splitlines() if "have to wait" in line]
         assert said == ["ERROR: new connections have to wait: Too many open files"]
+
+
+def test_what_is_no_http_is_logged_once(tiny_path: Path, tmp_path: Path) -> None:
+    """However often a client sends it."""
+    upgrade = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    with serving(tmp_path, tiny_path, "--ctx", 1024, "--threads", 1) as server:
+        address = urlsplit(server.url)
+        for text, status in ((b"hello\r\n\r\n", b"400"), (upgrade, b"200")):
+            for _ in range(5):
+                with socket.create_connection((address.hostname, address.port), TIMEOUT) as client:
+                    client.sendall(text)
+                    assert client.recv(100).split()[1] == status
+        said = server.log.read_text()
+    assert said.count("Invalid HTTP request") == 1
+    assert said.count("Unsupported upgrade request") == 1

@@ -8,25 +8,34 @@ from typing import Final
 
 _APART: Final = 60  # seconds
 _NO_ROOM: Final = "socket.accept() out of system resource"  # as asyncio says it, thousands of times a second
+_OF_CLIENTS: Final = (
+    _NO_ROOM,
+    "Invalid HTTP request",
+    "Unsupported upgrade request",
+    "No supported WebSocket library",
+)
 
 
 class _Seldom(logging.Filter):
-    """Of connections that cannot be taken, as where all files are in use: one sentence a minute."""
+    """Of what clients cause as often as they like, such as connections without end: one sentence a minute."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._next = 0.0
+        self._next: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not record.getMessage().startswith(_NO_ROOM):
+        said = record.getMessage()
+        kind = next((one for one in _OF_CLIENTS if said.startswith(one)), None)
+        if kind is None:
             return True
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next.get(kind, now):
             return False
-        self._next = now + _APART
-        error = record.exc_info[1] if record.exc_info else None
-        record.msg = f"new connections have to wait: {getattr(error, 'strerror', None) or error}"
-        record.args, record.exc_info = (), None
+        self._next[kind] = now + _APART
+        if kind == _NO_ROOM:
+            error = record.exc_info[1] if record.exc_info else None
+            record.msg = f"new connections have to wait: {getattr(error, 'strerror', None) or error}"
+            record.args, record.exc_info = (), None
         return True
 
 
@@ -40,3 +49,4 @@ def configure(verbose: bool) -> None:
     of_asyncio = logging.getLogger("asyncio")
     of_asyncio.setLevel(logging.ERROR)  # it warns of every client that has left
     of_asyncio.addFilter(_seldom)
+    logging.getLogger("uvicorn.error").addFilter(_seldom)
