@@ -177,6 +177,19 @@ def test_the_server_stops_in_the_middle(tiny_path: Path, tmp_path: Path) -> None
         client.close()
 
 
+def test_a_body_that_is_not_whole_is_not_waited_for(tiny_path: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, tiny_path, "--ctx", 1024, "--threads", 1) as server:
+        address = urlsplit(server.url)
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 100\r\n"
+        with socket.create_connection((address.hostname, address.port), TIMEOUT) as client:
+            client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n{")
+            require_answer(server)
+            server.process.send_signal(signal.SIGTERM)
+            assert client.recv(1000).startswith(b"HTTP/1.1 503")
+        server.process.wait(TIMEOUT)
+        assert "ERROR" not in server.log.read_text()
+
+
 def test_a_terminal_that_is_closed_costs_no_conversation(tiny_path: Path, tmp_path: Path) -> None:
     with serving(tmp_path, tiny_path, "--ctx", 1024) as server:
         with server.plain() as client:

@@ -73,13 +73,16 @@ class Guard:
             raise self._too_large()
 
     def _limited(self, receive: Receive) -> Receive:
-        """Also a body whose length is not said beforehand."""
-        n_bytes = 0
+        """Also a body whose length is not said beforehand, or that never ends."""
+        n_bytes, whole = 0, False
 
         async def limited() -> Message:
-            nonlocal n_bytes
-            message = await receive()
+            nonlocal n_bytes, whole
+            if whole:
+                return await receive()
+            message: Message = await self._service.part_of_body(receive())
             n_bytes += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if n_bytes > self._most:
                 raise self._too_large()
             return message

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,6 +35,7 @@ class Service:
         self.tokens: Counter[str] = Counter()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="headkv-model")
         self._works: set[Work] = set()
+        self._coming: set[asyncio.Future[Any]] = set()  # of bodies that are not whole
         self._loading: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
 
@@ -71,7 +72,7 @@ class Service:
     def work(self, job: Job) -> Work:
         """Begin with a request's work. Raises Refusal where that cannot be."""
         if self.stopping:
-            raise Refusal(503, "the server stops", "stopping")
+            raise _stops()
         if self.failed is not None:
             raise Refusal(503, self.failed, "model_failed")
         if not self.ready:
@@ -109,7 +110,24 @@ class Service:
         """End all work; also from a signal handler."""
         self.stopping = True
         for work in tuple(self._works):
-            work.stop(Refusal(503, "the server stops", "stopping"))
+            work.stop(_stops())
+        for part in tuple(self._coming):
+            part.cancel()
+
+    async def part_of_body(self, coming: Awaitable[Any]) -> Any:
+        """What a client sends next. Raises Refusal once the server stops: some never send it."""
+        part = asyncio.ensure_future(coming)
+        self._coming.add(part)
+        try:
+            if self.stopping:
+                part.cancel()
+            return await part
+        except asyncio.CancelledError:
+            if self.stopping:
+                raise _stops() from None
+            raise
+        finally:
+            self._coming.discard(part)
 
     def count(self, asked: Asked) -> None:
         """The tokens of a request that has ended, however it has."""
@@ -118,3 +136,7 @@ class Service:
         self.tokens["cached"] += cached
         self.tokens["read"] += asked.n_done
         self.tokens["generated"] += usage["completion_tokens"]
+
+
+def _stops() -> Refusal:
+    return Refusal(503, "the server stops", "stopping")
