@@ -48,6 +48,14 @@ def of_schema(schema: Any) -> str:
     return from_schema(text)
 
 
+def is_too_large(schema: Any) -> bool:
+    """Whether of_schema() refuses it, whatever it says."""
+    try:
+        return len(json.dumps(schema)) > _MOST_SCHEMA_BYTES
+    except (RecursionError, TypeError, ValueError):
+        return True
+
+
 def from_schema(text: str) -> str:
     """The grammar of a JSON schema. Raises SchemaError, whose text begins with "the JSON schema"."""
     try:

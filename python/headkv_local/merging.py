@@ -5,6 +5,7 @@ The converter to grammars knows each of these alone only.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -166,11 +167,15 @@ def _of_all(one: Any, other: Any) -> Any:
 
 def _values(one: Schema, other: Schema, kinds: Any) -> list[Any]:
     """The constants that both allow."""
-    lists = [_constants(part) for part in (one, other) if {"const", "enum"} & part.keys()]
+    lists = [
+        {json.dumps(value, sort_keys=True): value for value in _constants(part)}
+        for part in (one, other)
+        if {"const", "enum"} & part.keys()
+    ]
     found = [
         value
-        for value in lists[0]
-        if all(any(_is_same(value, each) for each in values) for values in lists) and _is_of(value, kinds)
+        for text, value in lists[0].items()
+        if all(text in values for values in lists) and _is_of(value, kinds)
     ]
     if not found:
         raise ImpossibleError("a constant of one part of it is none of another")
@@ -186,13 +191,13 @@ def _is_of(value: Any, kinds: Any) -> bool:
         return True
     return any(
         isinstance(value, _KINDS.get(kind, (object,))) and isinstance(value, bool) <= (kind == "boolean")
-        for kind in _list(kinds)
+        for kind in dict.fromkeys(_list(kinds))
     )
 
 
 def _kinds(one: Any, other: Any) -> Any:
     """The types of both; an integer is a number."""
-    ones, others = _list(one), _list(other)
+    ones, others = dict.fromkeys(_list(one)), dict.fromkeys(_list(other))
     found = [kind for kind in ones if kind in others or (kind == "integer" and "number" in others)]
     found += [kind for kind in others if kind == "integer" and "number" in ones and kind not in ones]
     if not found:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
+from .grammars import is_too_large
 from .merging import BOUNDS, MERGED, flat, part_of
 from .patterns import is_known_format, plain
 from .schemas import MOST_RULES, is_too_long, types
@@ -25,19 +26,25 @@ def require_held(schema: Any) -> None:
 
     What cannot be compiled at all is left to grammars.of_schema().
     """
+    if is_too_large(schema):
+        return
     rest: list[Any] = [schema]
     seen: dict[int, Any] = {}  # which keeps them, and so their ids
+    n_parts = 0  # where some are merged they may be without end, and each has all that it is merged of
     while rest:
         given = rest.pop()
+        n_parts += 1
+        if n_parts > MOST_RULES:
+            raise ValueError("it has too many parts")
         if isinstance(given, list):
             rest += given
         if not isinstance(given, Mapping) or id(given) in seen:
             continue
         seen[id(given)] = given
-        if len(seen) > MOST_RULES:  # those that are merged may have parts without end
-            raise ValueError("it has too many parts")
         try:
             part = flat(given, schema, MERGED | _NOT_HELD)
+            if part is not given:
+                n_parts += sum(len(held) for held in part.values() if isinstance(held, list | dict))
             if "$ref" in part:
                 rest.append(part_of(schema, part["$ref"]))
         except (ValueError, TypeError, AttributeError):

@@ -6,6 +6,7 @@ import ctypes
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -155,6 +156,10 @@ BASE = {"type": "object", "properties": {"id": {"type": "integer"}}, "required":
 LIST = {"properties": {"v": {"enum": [1]}, "next": {"allOf": [{"$ref": "#/$defs/L"}]}}, "required": ["v"]}
 TREE = {"properties": {"of": {"allOf": [{"$ref": "#/$defs/T"}, {"required": ["v"]}]}, "v": {"enum": [1]}}}
 PAIR = {"properties": {"a": {"enum": [1]}, "b": {"enum": [2]}}}
+
+
+def _of_x(kind: str) -> dict[str, str]:
+    return {"$ref": "#/$defs/x", "type": kind}
 
 
 def strict(schema: Any) -> dict[str, Any]:
@@ -375,3 +380,28 @@ def test_alternatives_that_have_each_other_in_them_end() -> None:
         of_schema(schema)
     with suppress(SchemaError):
         plain_format(strict(schema))
+
+
+_PAIRS = {"type": "string", "pattern": "^" + "(ab|cd)*" * 100 + "$"}
+_CODES = {"enum": [f"code {i}" for i in range(1000)]}
+_NAMES = {"properties": {f"name {i}": {} for i in range(6000)}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {f"a{i}": _PAIRS for i in range(8000)}},
+        {"$defs": {"x": _CODES}, "properties": {f"a{i}": _of_x("string") for i in range(200)}},
+        {"$defs": {"x": _NAMES}, "properties": {f"a{i}": _of_x("object") for i in range(2000)}},
+    ],
+    ids=["large", "values", "properties"],
+)
+def test_what_is_looked_at_for_long_is_refused_before(schema: Any) -> None:
+    """Other clients of a server would wait for it, up to half a minute."""
+    schema = json.loads(json.dumps(schema))  # each part its own
+    began = time.process_time()
+    with suppress(SchemaError):
+        plain_format(strict(schema))
+    with pytest.raises(SchemaError):
+        of_schema(schema)
+    assert time.process_time() - began < 5
