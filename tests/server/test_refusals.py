@@ -171,6 +171,18 @@ def test_a_prompt_that_is_too_long(client: httpx.Client, stream: bool) -> None:
     )
 
 
+def test_an_answer_without_a_limit_is_not_counted(client: httpx.Client) -> None:
+    for path, body, place in (
+        ("/v1/completions", {"prompt": "a " * 2000}, "prompt"),
+        (CHAT, {"messages": LONG}, "messages"),
+    ):
+        refused = client.post(path, json=body | {"max_tokens": -1})
+        assert refused.json()["error"]["param"] == place
+        found = re.search(r"requested (\d+) tokens \((\d+) in (the messages|your prompt)\)", message(refused))
+        assert found is not None, message(refused)
+        assert found[1] == found[2]
+
+
 VAST = "the sea was calm " * 100_000
 MANY = MESSAGES * 10_000
 ASKING: list[tuple[Callable[..., Any], dict[str, Any]]] = [

@@ -87,9 +87,13 @@ def refusal_of(error: BaseException, body: Any = None) -> Refusal:
     if isinstance(error, ContextFullError) and body is not None:
         for pattern, told in RouteErrorHandler.pattern_and_formatters.items():
             if (found := pattern.search(str(error))) is not None:
-                status, stock = told(body, found)
-                text = stock["message"].replace(", None in the completion", "")  # where nobody said how many
-                return Refusal(status, text, stock["code"], stock["param"])
+                most = None if body.max_tokens == -1 else body.max_tokens
+                status, stock = told(body.model_copy(update={"max_tokens": most}), found)
+                text = stock["message"]
+                for unsaid in (", None in the completion", "; None for the completion"):
+                    text = text.replace(unsaid, "")
+                place = "messages" if hasattr(body, "messages") else "prompt"
+                return Refusal(status, text, stock["code"], place)
     if isinstance(error, ContextFullError):
         return Refusal(400, str(error), "context_length_exceeded")
     if isinstance(error, Cancelled):
