@@ -143,9 +143,14 @@ def _all_forms(first: Any, errors: Sequence[Any]) -> str:
 
 
 def _telling(errors: Sequence[Any]) -> Any:
-    """Of a message pydantic tells why it is none of each role; those of other roles do not count."""
-    told = [one for one in errors if not (one["type"] == "literal_error" and one["loc"][-1] == "role")]
-    return (told or errors)[0]
+    """Of an input pydantic tells why it is none of each form. The one that fails deepest is meant; of
+    messages those of other roles do not count."""
+    others = [
+        one["loc"][:-1] for one in errors if one["type"] == "literal_error" and one["loc"][-1] == "role"
+    ]
+    told = [one for one in errors if not any(one["loc"][: len(loc)] == loc for loc in others)] or errors
+    first = _names(told[0])
+    return max((one for one in told if _names(one)[: len(first)] == first), key=lambda one: len(_names(one)))
 
 
 def _place(errors: Sequence[Any]) -> str | None:
@@ -156,7 +161,7 @@ def _names(error: Any) -> list[str]:
     """Where it is, without the branches of unions, which pydantic names by their types."""
     names = [str(part) for part in error["loc"] if part != "body"]
     kept = [name for name in names if name.isdecimal() or (name.islower() and name.isidentifier())]
-    return [name for name in kept if name not in ("int", "str")]
+    return [name for name in kept if name not in ("int", "float", "str")]
 
 
 class Route(APIRoute):
