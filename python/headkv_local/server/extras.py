@@ -34,6 +34,10 @@ class EmbeddingBody(CreateEmbeddingRequest):  # type: ignore[misc]
         description="How an embedding is written: as numbers, or little-endian float32 in base64.",
     )
 
+    dimensions: int | None = Field(
+        default=None, description="Numbers of an embedding, as the model has them."
+    )
+
     @model_validator(mode="after")
     def _check(self) -> EmbeddingBody:
         if self.input == []:
@@ -84,12 +88,18 @@ async def detokenize(request: Request, body: DetokenizeInputRequest) -> Response
 
 
 def _require_embeddable(llm: Served, body: EmbeddingBody) -> None:
-    """Raises Refusal for what stock would cut off without a word, and for what base64 cannot say."""
+    """Raises Refusal for what stock would set aside without a word, and for what base64 cannot say."""
     if body.encoding_format == "base64" and llm.pooling_type() == llama_cpp.LLAMA_POOLING_TYPE_NONE:
         raise Refusal(
             400,
             f'{body.model} makes an embedding of each token: encoding_format must be "float"',
             param="encoding_format",
+        )
+    if body.dimensions not in (None, llm.n_embd()):
+        raise Refusal(
+            400,
+            f"{body.model} makes embeddings of {llm.n_embd()} numbers, not {body.dimensions}",
+            param="dimensions",
         )
     for text in [body.input] if isinstance(body.input, str) else body.input:
         n_tokens = len(llm.tokenize(text.encode("utf-8")))
