@@ -102,6 +102,10 @@ CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
         (ASKED | {"top_logprobs": 2}, "top_logprobs goes with logprobs: true"),
         (ASKED | {"logprobs": True, "top_logprobs": 21}, "top_logprobs: Input should be less than"),
         (ASKED | {"stop": 5}, "stop: Input should be a valid string, or a valid list"),
+        (
+            ASKED | {"stream_options": {"include_usage": "sometimes"}},
+            "stream_options.include_usage: Input should be a valid boolean",
+        ),
         (ASKED | {"stop": ["a", 5]}, "stop.1: Input should be a valid string"),
         (ASKED | {"scores": [[1, "a"]]}, "scores.0.1: Input should be a valid number, or a valid integer"),
         (ASKED | {"tool_choice": {"type": "function"}}, "tool_choice.function: Field required"),

@@ -56,6 +56,10 @@ def _as_stock(message: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
+class _StreamOptions(BaseModel):
+    include_usage: bool | None = None
+
+
 class _Kept(BaseModel):
     """What each KV head keeps of this prompt, and how a stream ends."""
 
@@ -64,7 +68,7 @@ class _Kept(BaseModel):
     budget: OfBudget = None
     scores: OfScores = None
     archive: OfArchive = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: _StreamOptions | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -80,7 +84,7 @@ class _Kept(BaseModel):
 
     @property
     def includes_usage(self) -> bool:
-        return bool((self.stream_options or {}).get("include_usage"))
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def require_sense(self) -> None:
         """Raises ValueError for what stock sets aside without a word."""
