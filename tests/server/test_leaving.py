@@ -88,6 +88,17 @@ def test_while_it_is_answered(server: Running, stream: bool) -> None:
     require_idle(server)
 
 
+def test_while_its_body_is_sent(server: Running) -> None:
+    """It is no client that has sent a wrong one."""
+    address = urlsplit(server.url)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 100\r\n"
+    with socket.create_connection((address.hostname, address.port), TIMEOUT) as client:
+        client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n{")
+        require_answer(server)
+    left = 'headkv_responses_total{path="/v1/completions",status="499"}'
+    until(lambda: server.metric(left) == 1, "it is counted", 10)
+
+
 def test_while_it_waits(server: Running) -> None:
     running = begin(server, messages=SHORT, **ENDLESS)
     until(lambda: server.metric("headkv_requests_running") == 1, "the first runs")

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from llama_cpp.server.errors import RouteErrorHandler
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ..errors import (
     ArchiveError,
@@ -70,10 +71,12 @@ class Refusal(Exception):
 
 def refusal_of(error: BaseException, body: Any = None) -> Refusal:
     """What a client is told of an exception. body: of a completion, whose numbers stock's texts name."""
-    if isinstance(error, HTTPException) and isinstance(error.__cause__, Refusal):
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, Refusal | ClientDisconnect):
         error = error.__cause__  # while FastAPI read the body
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, ClientDisconnect):
+        return Refusal(499, "the client has left")
     if isinstance(error, RequestValidationError):
         first = _telling(error.errors())
         if isinstance(cause := first.get("ctx", {}).get("error"), SchemaError):
