@@ -136,7 +136,7 @@ def require_forms(vocab: Any, handler: Any, given: dict[str, Any]) -> None:
     for tool in tools:
         if "parameters" in tool:
             where = f"the parameters of the tool {tool['name']!r}"
-            if tool.get("strict") is True:
+            if _is_strict(tool, where):
                 _require_held(tool["parameters"], where)
             _require_schema(vocab, tool["parameters"], where)
 
@@ -163,7 +163,7 @@ def plain_format(wanted: Any) -> Any:
         schema = inner.get("schema") if isinstance(inner, Mapping) else None
         if not isinstance(schema, Mapping):
             raise ArgumentError("response_format: json_schema must have a schema, which is an object")
-        if inner.get("strict") is True:
+        if _is_strict(inner, "response_format"):
             _require_held(schema, "response_format")
         return {"type": "json_object", "schema": schema}
     if kind not in ("text", "json_object"):
@@ -171,6 +171,12 @@ def plain_format(wanted: Any) -> Any:
             f'response_format must have a type, "text", "json_object" or "json_schema", not {wanted!r}'
         )
     return wanted
+
+
+def _is_strict(given: Mapping[str, Any], where: str) -> bool:
+    if not isinstance(given.get("strict"), bool | None):
+        raise ArgumentError(f"{where}: strict must be true or false, not {shown(given['strict'])}")
+    return given.get("strict") is True
 
 
 def _require_held(schema: Any, where: str) -> None:

@@ -307,12 +307,10 @@ def test_what_a_refused_form_is_called(tiny_path: Path, load: Callable[..., Llam
         assert (refused.value.status, refused.value.code, refused.value.param) == (400, code, param)
 
 
-@pytest.mark.parametrize("where", ["response_format", "tools"])
-def test_a_strict_schema_is_called_a_schema(client: httpx.Client, where: str) -> None:
-    """Found while the body is read, or before its grammar is made: the same code."""
-    held: dict[str, Any] = {"name": "f", "strict": True}
+def strict_body(where: str, strict: Any) -> dict[str, Any]:
+    held: dict[str, Any] = {"name": "f", "strict": strict}
     schema = {"type": "number", "minimum": 1}
-    body = {
+    return {
         "response_format": {
             "response_format": {"type": "json_schema", "json_schema": {**held, "schema": schema}}
         },
@@ -321,7 +319,21 @@ def test_a_strict_schema_is_called_a_schema(client: httpx.Client, where: str) ->
             "tool_choice": {"type": "function", "function": {"name": "f"}},
         },
     }[where]
-    refused = client.post(CHAT, json=ASKED | body)
+
+
+@pytest.mark.parametrize("where", ["response_format", "tools"])
+def test_a_schema_is_strict_or_not(client: httpx.Client, where: str) -> None:
+    refused = client.post(CHAT, json=ASKED | strict_body(where, "true"))
+    assert refused.status_code == 400
+    assert "strict must be true or false, not 'true'" in message(refused)
+    for strict in (False, None):
+        assert client.post(CHAT, json=ASKED | strict_body(where, strict)).status_code == 200
+
+
+@pytest.mark.parametrize("where", ["response_format", "tools"])
+def test_a_strict_schema_is_called_a_schema(client: httpx.Client, where: str) -> None:
+    """Found while the body is read, or before its grammar is made: the same code."""
+    refused = client.post(CHAT, json=ASKED | strict_body(where, True))
     assert refused.status_code == 400
     assert (refused.json()["error"]["code"], refused.json()["error"]["param"]) == ("invalid_schema", None)
     assert "the JSON schema is strict" in message(refused)
