@@ -167,6 +167,12 @@ def test_emphasis_is_shown_in_scripts_without_blanks_and_titles_beside_links() -
         assert not set("*_") & set(plain(lines_of(text, 80)))
 
 
+def test_entities_cannot_steer_a_terminal() -> None:
+    """Control characters in them would have passed by what takes these out of an answer."""
+    assert plain(lines_of("a&#13;b&NewLine;c &#27;[2J &nbsp;&lt;", 80)) == "a&#13;b&NewLine;c \ufffd[2J \xa0<"
+    assert plain(lines_of("[a](b 'd&#12;e')", 80)) == 'a (b "d e")'
+
+
 def test_a_block_that_has_left_the_screen_is_shown_again() -> None:
     view = Markdown(lambda: os.terminal_size((20, 5)))
     view.feed("**" + "word " * 60)

@@ -69,6 +69,7 @@ _PARSER.inline.ruler.at("emphasis", _emphasis)
 _PARSER.inline.ruler.at("newline", _newline)
 _DIM = "2"
 _STYLES: Final = {"strong_open": "1", "em_open": "3", "s_open": "9", "link_open": "4"}
+_CONTROL: Final = re.compile(r"[\x00-\x1f]")  # as entities, such as &#13;
 _CELL: Final = re.compile(r"(?<!\\)\|")
 _HEADING: Final = {"h1": "1;4", "h2": "1;4"}
 _MARKS: Final = "*_`~#>|-+.!<"  # a backslash before one of these is a mark; in formulas it is a part of them
@@ -209,10 +210,12 @@ def _characters(tokens: Sequence[Token], base: str) -> Iterator[tuple[str, str]]
             if token.type == "link_close":  # where it leads is seen
                 target, title, start = links.pop()
                 told = not title and target.removeprefix("mailto:") == written[start:]
-                text = "" if told else f" ({target}{title})"
+                text = "" if told else _CONTROL.sub(" ", f" ({target}{title})")
         if token.type in ("softbreak", "hardbreak"):
             text = "\n"
-        elif token.type == "text_special" and token.markup[:1] == "\\" and text not in _MARKS:
+        elif token.type == "text_special" and (
+            _CONTROL.search(text) or (token.markup[:1] == "\\" and text not in _MARKS)
+        ):
             text = token.markup
         elif token.type == "code_inline":  # keeps its marks, as blocks of code do
             blank = " " if "`" in (text[:1], text[-1:]) else ""
