@@ -163,6 +163,7 @@ def test_what_is_no_markup_stays_as_it_is(text: str) -> None:
 def test_emphasis_is_shown_in_scripts_without_blanks_and_titles_beside_links() -> None:
     assert lines_of("日本**語**日 (*a*)", 80) == ["日本\x1b[1m語\x1b[0m日 (\x1b[3ma\x1b[0m)"]
     assert plain(lines_of('[a](b "title")', 80)) == 'a (b "title")'
+    assert plain(lines_of("[a](http://b/Käse) <http://b/Käse>", 80)) == "a (http://b/Käse) http://b/Käse"
     for text in ("**Note (final)**: x", "*(a)*, b", "__Warning__: hot", 'He said "**no**".', "(**x**)"):
         assert not set("*_") & set(plain(lines_of(text, 80)))
 
@@ -170,7 +171,7 @@ def test_emphasis_is_shown_in_scripts_without_blanks_and_titles_beside_links() -
 def test_entities_cannot_steer_a_terminal() -> None:
     """Control characters in them would have passed by what takes these out of an answer."""
     assert plain(lines_of("a&#13;b&NewLine;c &#27;[2J &nbsp;&lt;", 80)) == "a&#13;b&NewLine;c \ufffd[2J \xa0<"
-    assert plain(lines_of("[a](b 'd&#12;e')", 80)) == 'a (b "d e")'
+    assert plain(lines_of("[a](b&#13;c 'd&#12;e')", 80)) == 'a (b c "d e")'
 
 
 def test_a_block_that_has_left_the_screen_is_shown_again() -> None:

@@ -58,10 +58,16 @@ def _newline(state: StateInline, silent: bool) -> bool:
     return True
 
 
+class _Markdown(MarkdownIt):
+    def normalizeLink(self, url: str) -> str:
+        """As it is written, not with percent signs for all but English letters: it is for people."""
+        return url
+
+
 # HTML, pictures and definitions of links would not be shown: they stay text. Without text_join it can be seen
 # which characters had a backslash.
 _PARSER: Final = (
-    MarkdownIt("commonmark")
+    _Markdown("commonmark")
     .enable(["table", "strikethrough"])
     .disable(["html_block", "html_inline", "image", "reference", "text_join"])
 )
