@@ -154,6 +154,7 @@ def test_what_it_looks_like() -> None:
         "As in\n\n    def f(x):\n        return x\n\nor so",
         "- as in\n\n      x = 1\n  y",
         "> a\n>   b",
+        "1) ---\n2) * * *\n\n- ***\n- b\n\n> ___",
     ],
 )
 def test_what_is_no_markup_stays_as_it_is(text: str) -> None:

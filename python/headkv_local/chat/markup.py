@@ -77,6 +77,7 @@ _DIM = "2"
 _STYLES: Final = {"strong_open": "1", "em_open": "3", "s_open": "9", "link_open": "4"}
 _CONTROL: Final = re.compile(r"[\x00-\x1f]")  # as entities, such as &#13;
 _CELL: Final = re.compile(r"(?<!\\)\|")
+_RULE: Final = re.compile(r"([-*_])(?:[ \t]*\1){2,}[ \t]*$")
 _HEADING: Final = {"h1": "1;4", "h2": "1;4"}
 _MARKS: Final = "*_`~#>|-+.!<"  # a backslash before one of these is a mark; in formulas it is a part of them
 
@@ -142,7 +143,8 @@ class _Lines:
             code = node.content.rstrip("\n").split("\n")
             return [styled(f"    {line}" if line else "", "") for line in code]
         assert node.map is not None
-        return [styled(self._source[node.map[0]].strip(" \t>"), _DIM)]  # a rule
+        rule = _RULE.search(self._source[node.map[0]])  # the mark of a list may stand before it
+        return [styled(rule[0].rstrip(" \t") if rule else node.markup, _DIM)]
 
     def _indent(self, node: SyntaxTreeNode) -> Styled:
         """Blanks before a paragraph, unless they are of a list or a quote."""
