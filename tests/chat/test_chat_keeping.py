@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chat_driver import TIMEOUT, Terminal, end, start, words
 
@@ -107,6 +108,19 @@ def test_the_settings_of_a_session_are_shown(
     assert main(["--show-config", "--session", str(tmp_path / "none" / "session")]) == 1
     assert "there is no folder" in capsys.readouterr().err
     assert main(["--show-config", "--session", str(tmp_path / "new")]) == 0
+
+
+def test_scores_that_a_session_holds_are_told(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "session")
+    asked = [{"role": "user", "content": "Why?"}]
+    retention = Retention(budget=16, scores=np.ones((2, 2)))
+    with Llama(tiny_path, n_ctx=1024, n_threads=1, retention=retention) as llm:
+        done: Any = llm.create_chat_completion(asked, max_tokens=8)
+        llm.save_session(path, messages=[*asked, done["choices"][0]["message"]])
+    assert main(["--show-config", "--session", path]) == 0
+    assert f"# scores: numbers of the session {path}" in capsys.readouterr().out.splitlines()
 
 
 def test_whether_it_is_saved_at_the_end_is_told(chats: Callable[..., Kept], tmp_path: Path) -> None:

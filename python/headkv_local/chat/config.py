@@ -135,8 +135,10 @@ def shown(options: Options, parser: argparse.ArgumentParser) -> str:
             continue
         if dest == "budget":
             value = budget_text(value)
-        if value is None or value == ():
+        if value is None or (dest == _MANY and not value):
             lines.append(f"# {name}: {_OPEN}")
+        elif not isinstance(value, str | int | float | tuple):  # head scores that a session holds itself
+            lines.append(f"# {name}: numbers of {_printable(source or _OPEN)}")
         else:
             lines.append(f"{name} = {_toml(value)}  # {_printable(source or _OPEN)}")
     return "\n".join(lines) + "\n"
