@@ -383,6 +383,16 @@ def test_answers_break_between_words(terminal: Terminal, smollm2: Path, chat: Ch
     assert words(json.loads(text)["text"]) in shown
 
 
+def test_colours_in_what_is_typed_are_text(terminal: Terminal, tiny_path: Path) -> None:
+    """As in a log that is pasted amid an answer, where the terminal does not mark what is pasted."""
+    terminal.start(str(tiny_path))
+    terminal.wait_prompt()
+    terminal.line("\x1b[31mred\x1b[0m")
+    screen = terminal.wait("tokens, ")
+    assert "> ^[[31mred^[[0m" in screen
+    assert "xception" not in screen
+
+
 def test_suspended_at_the_prompt(terminal: Terminal, tiny_path: Path) -> None:
     terminal.start(str(tiny_path), jobs=True)
     terminal.wait_prompt()

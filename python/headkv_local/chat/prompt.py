@@ -10,6 +10,7 @@ from prompt_toolkit.application import get_app
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 
@@ -137,5 +138,10 @@ def _bindings() -> KeyBindings:
     @bindings.add("enter", filter=Condition(lambda: is_open_block(get_app().current_buffer.text)))
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
+
+    @bindings.add(Keys.Vt100MouseEvent)
+    def _(event: KeyPressEvent) -> None:
+        """Colours in what was pasted amid an answer: nobody asks for a mouse, which they are taken for."""
+        event.current_buffer.insert_text(event.data)
 
     return bindings
