@@ -334,6 +334,7 @@ def test_words_that_leave(terminal: Terminal, tiny_path: Path, word: str) -> Non
 
 def test_tab(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
     (tmp_path / "a long name.txt").write_text("text")
+    (tmp_path / os.fsdecode(b"no UTF-8 \xff.txt")).write_text("text")
     terminal.start(str(tiny_path))
     terminal.wait_prompt()
     terminal.type("/fi", "Tab")
@@ -343,11 +344,14 @@ def test_tab(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
     terminal.type("Enter")
     terminal.wait("a long name.txt: 4 tokens, read with your next question")
     terminal.wait_prompt()
+    terminal.type("/file n", "Tab", "Enter")
+    terminal.wait(r"no UTF-8 .\.txt: 4 tokens, read with your next question")
+    terminal.wait_prompt()
     terminal.type("/", "Tab")
     terminal.wait("/info")
     terminal.type("C-c")
     terminal.line(f"/file '{tmp_path}/a long name.txt'")
-    terminal.wait("tokens, read with", count=2)
+    terminal.wait("tokens, read with", count=3)
     terminal.type("C-d")
     assert terminal.exit_code() == 0
 

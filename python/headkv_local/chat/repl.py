@@ -80,13 +80,13 @@ class Repl:
     def _turn(self, text: str, quoted: bool) -> None:
         """Whatever goes wrong in it ends it, but for outputs that cannot be written any more."""
         try:
-            text.encode()
             if text.startswith("/") and not quoted:
                 with interrupts(None):  # a document may be a pipe that nobody writes to
                     self._commands.run(text)
             elif text.lower() in _LEAVING and not quoted:
                 raise Leave
             elif text.strip():
+                text.encode()  # a command may have the name of a file that is no UTF-8
                 self._answer(partial(self._session.ask, text))
         except KeyboardInterrupt:
             self._console.note("Stopped.")
