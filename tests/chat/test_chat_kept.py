@@ -16,6 +16,7 @@ from headkv_local.chat.kept import kept_text, show_kept
 from headkv_local.chat.kept_page import write_page
 from headkv_local.chat.options import Options
 from headkv_local.chat.session import Session, open_session
+from headkv_local.chat.setting import change
 
 
 @pytest.fixture
@@ -44,9 +45,11 @@ def test_every_token_with_its_heads(
     assert [kept.level(heads) for heads in range(5)] == [0, 3, 4, 4, 4]
 
     page = tmp_path / "kept.html"
+    change(session, "budget", "8")  # waits for /clear
     for _ in range(2):  # one of ours may be made anew
         write_page(str(page), kept, session)
     found = page.read_text(encoding="utf-8")
+    assert ", budget 16. " in found
     spans = re.findall(r'<span class="l(\d)" title="(\d) of 4">(.*?)</span>', found, re.DOTALL)
     assert html.unescape("".join(text for *_, text in spans)) == "".join(piece for piece, _ in kept.pieces)
     assert not re.search(r"(src|href)=|@import|url\(", found)

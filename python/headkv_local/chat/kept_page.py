@@ -61,7 +61,7 @@ def write_page(path: str, kept: Kept, session: Session) -> None:
     page = _PAGE.format(
         told=html.escape(told(kept)),
         model=html.escape(session.llm.file_name),
-        budget=html.escape(budget_text(session.options.budget)),
+        budget=html.escape(budget_text(session.in_force.budget)),
         key="".join(f'<span class="l{level}">{name}</span>' for level, name in enumerate(names)),
         text="".join(spans),
     )
