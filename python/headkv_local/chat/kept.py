@@ -95,7 +95,10 @@ def show_kept(kept: Kept, console: Console) -> None:
 
 def _paged(text: str, console: Console) -> bool:
     """Whether a pager has shown it: that of PAGER, else less."""
-    command = shlex.split(os.environ.get("PAGER") or _PAGER)
+    try:
+        command = shlex.split(os.environ.get("PAGER") or _PAGER)
+    except ValueError:  # a quote in it is open
+        return False
     if not command or shutil.which(command[0]) is None:
         return False
     environment = {"LESS": "FRX", "LESSCHARSET": "utf-8", **os.environ}
