@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,9 @@ def test_every_token_with_its_heads(
     with pytest.raises(ArgumentError, match="cannot be written"):
         write_page(str(tmp_path / "no" / "folder"), kept, session)
     assert other.read_text() == "mine"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ArgumentError, match="is another file"):
+        write_page(str(tmp_path / "pipe"), kept, session)
 
     console = Console("always")
     console.err_tty = True

@@ -51,7 +51,7 @@ def write_page(path: str, kept: Kept, session: Session) -> None:
     """Raises ArgumentError without a path, and for one that cannot be written or is another file's."""
     if not path:
         raise ArgumentError("/kept --html takes the path of a file")
-    if os.path.exists(path) and not _is_page(path):
+    if os.path.exists(path) and not (os.path.isfile(path) and _is_page(path)):  # a pipe would be waited for
         raise ArgumentError(f"{path} is another file: give another name")
     names = ["no head", "a few heads", *(f"over {limit:.0%} of them" for limit in LEVELS[1:])]
     spans = []
