@@ -71,6 +71,23 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_document("-") == Document("-", "piped\n")
 
 
+def test_standard_input_that_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.write(writing, b"one ")
+
+    def write() -> None:
+        os.write(writing, b"two")
+        os.close(writing)
+
+    with open(reading, encoding="utf-8") as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        later = threading.Timer(0.3, write)
+        later.start()
+        assert read_stdin().text == "one two"
+    later.join()
+
+
 def test_closed_standard_input_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert read_stdin().text == ""

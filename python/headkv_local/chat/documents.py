@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -133,6 +134,8 @@ def _titles(documents: Sequence[Document]) -> list[str]:
 def _piped() -> bytes:
     if sys.stdin is None:
         return b""
+    with suppress(OSError, ValueError):  # of some programs it has only what is there by now
+        os.set_blocking(sys.stdin.fileno(), True)
     try:
         return sys.stdin.buffer.read(MAX_BYTES + 1)
     except OSError as error:
