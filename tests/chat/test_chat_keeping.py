@@ -612,6 +612,7 @@ def test_stopped_answer_is_saved(environment: dict[str, str], tmp_path: Path) ->
 
 
 def test_in_a_terminal(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "waits.txt").write_text("a")
     terminal.start(str(tiny_path), *SHORT, "--session", "kept")
     terminal.wait_prompt()
     terminal.line("hi")
@@ -623,7 +624,9 @@ def test_in_a_terminal(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> N
         ("/save F --light", "error: /save takes --light, before the path, and no --light"),
         ("/save my chat - part 2", r"Saved in my chat - part 2: 1 turn, \d+ tokens"),
         ("/save --light 'a name'", r"Saved in a name: 1 turn, \d+ tokens, [\d.]+ KiB, without the archive\."),
+        ("/file waits.txt", "waits.txt: 1 tokens"),
         ("/save", r"Saved in kept: 1 turn, \d+ tokens"),
+        ("/load", r"kept: 1 turn, \d+ tokens, saved [\d :-]+\. waits.txt is read with your next question\."),
     ):
         terminal.line(line)
         terminal.wait(said)

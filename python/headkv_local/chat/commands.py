@@ -135,6 +135,8 @@ class Commands:
     def load(self, argument: str) -> None:
         with interrupts(lambda: None):  # a chat is here as a whole, or the one before it
             self._keeper.load(_unquoted(argument))
+        for note in info.attached(self._session):
+            self._console.note(note)
 
     def set(self, argument: str) -> None:
         name, _, value = argument.partition(" ")

@@ -19,6 +19,13 @@ def notes(session: Session) -> Iterator[str]:
         yield session.archive.told
 
 
+def attached(session: Session) -> Iterator[str]:
+    """The documents that wait."""
+    which = "next" if session.turns else "first"
+    for document in session.documents:
+        yield f"{document.shown} is read with your {which} question."
+
+
 def told(session: Session) -> Iterator[str]:
     """Model, context and settings."""
     llm, meta, options = session.llm, session.llm.metadata, session.options

@@ -9,6 +9,7 @@ from headkv_local.chat import echo
 from headkv_local.chat.commands import Commands, Leave
 from headkv_local.chat.console import Console, OutputError
 from headkv_local.chat.display import show_answer
+from headkv_local.chat.info import attached
 from headkv_local.chat.keeping import Keeper, State
 from headkv_local.chat.options import budget_text
 from headkv_local.chat.prompt import Dropped, Prompt
@@ -112,6 +113,5 @@ class Repl:
         self._console.note(
             f"{llm.file_name}, context {llm.n_ctx()} tokens, budget {budget}. /help lists the commands."
         )
-        which = "next" if self._session.turns else "first"
-        for document in self._session.documents:
-            self._console.note(f"{document.shown} is read with your {which} question.")
+        for note in attached(self._session):
+            self._console.note(note)
