@@ -77,6 +77,18 @@ def test_prose_after_code_is_wrapped_again() -> None:
     assert max(map(len, lines[3:])) < 20
 
 
+@pytest.mark.parametrize(
+    "before", ["```code``` in a line", "````md\n```\n````", "~~~\n```\n~~~", "```\n~~~\n```py\n````"]
+)
+def test_prose_behind_other_marks_of_code_is_wrapped(before: str) -> None:
+    assert wrapped(f"{before}\none two three four five six", 24) == f"{before}\none two three four five\nsix"
+
+
+def test_code_between_shorter_fences_is_left_to_the_terminal() -> None:
+    code = "````\n```\n" + "code " * 20 + "\n```\n````\n"
+    assert wrapped(code, 24) == code
+
+
 def test_blank_space_at_the_edge_is_dropped_and_indentation_stays() -> None:
     assert wrapped("aaaa bbbb", 6) == "aaaa\nbbbb"
     assert wrapped("    indented", 40) == "    indented"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final
 
 from prompt_toolkit.utils import get_cwidth
 
-_FENCE: Final = "```"
+_FENCE: Final = re.compile(r"`{3,}(?=[^`]*$)|~{3,}")  # ```a``` is code within a line
 _TAB: Final = 8
 _WIDE: Final = 2
 _EMOJI: Final = "\ufe0f"
@@ -29,8 +30,8 @@ class Wrapper:
         self._column = 0
         self._blank = ""  # before the word
         self._word = ""
-        self._line = ""  # its beginning, as far as it may open or close a code block
-        self._in_code = False
+        self._line = ""  # as far as it may open or close a code block
+        self._fence = ""  # of the code block that is open
 
     def feed(self, text: str) -> str:
         """What can be written now."""
@@ -52,13 +53,13 @@ class Wrapper:
         if c == "\n":
             done = self._flush_word()
             self._blank = ""
-            if self._line.startswith(_FENCE):
-                self._in_code = not self._in_code
+            if fence := _FENCE.match(self._line):
+                self._fenced(fence[0])
             self._column, self._line = 0, ""
             return done + c
-        if len(self._line) < len(_FENCE) and (self._line or not c.isspace()):
+        if self._line.startswith(("`", "~")) or (not self._line and not c.isspace()):
             self._line += c
-        if self._in_code:
+        if self._fence:
             return self._flush_word() + self._flush_blank() + c
         if c in " \t":
             done = self._flush_word()
@@ -76,6 +77,13 @@ class Wrapper:
         done = self._flush_word() if ended_wide and get_cwidth(c) == 1 and c not in _NOT_FIRST else ""
         self._word += c
         return done
+
+    def _fenced(self, fence: str) -> None:
+        """A line with this fence opens a block, or closes one that an equal or a shorter one has opened."""
+        if not self._fence:
+            self._fence = fence
+        elif fence.startswith(self._fence) and self._line.rstrip() == fence:
+            self._fence = ""
 
     def _flush_word(self) -> str:
         """The word with the blanks before it, or with a line break in their place."""
