@@ -624,6 +624,32 @@ def test_a_list_is_one_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
                 parse(["x.gguf"], build_parser())
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("a", "one is NAME=TYPE:VALUE"),
+        ("a=5", "one is NAME=TYPE:VALUE"),  # stock passes over it
+        ("a=int:five", "one is NAME=TYPE:VALUE"),
+        ("a=long:5", "one is NAME=TYPE:VALUE"),
+        ("a=bool:yes", "one is NAME=TYPE:VALUE"),  # stock takes it for false
+        ("a=str:b=c", "one is NAME=TYPE:VALUE"),
+        ("a=str:b:c", "one is NAME=TYPE:VALUE"),
+        ("=int:5", "cannot hold"),
+        (f"a=int:{2**70}", "cannot hold"),
+        ("a=float:nan", "cannot hold"),
+    ],
+)
+def test_overrides_that_are_none(given: str, said: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^--kv-overrides .*{said}"):
+        parse(["x.gguf", "--kv-overrides", json.dumps([given])], build_parser())
+
+
+def test_overrides_are_taken() -> None:
+    given = ["a=int:-5", "b=float:1e-6", "c=bool:True", "d=bool:0", "e=str:", "f=str:ä b"]
+    _, (model,) = parse(["x.gguf", "--kv-overrides", json.dumps(given)], build_parser())
+    assert model.kv_overrides == given
+
+
 def test_each_long_option_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     for action in build_parser()._actions:
         for flag in action.option_strings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 from llama_cpp.server import settings as stock
@@ -10,6 +11,7 @@ from pydantic import Field, StrictFloat, StrictInt, StrictStr
 from .. import Retention, models
 from ..errors import ArgumentError
 from ..settings import ALL, AUTO, OFF, given, parse_budget
+from ..wording import shown
 
 Budget = StrictInt | StrictStr
 Scores = Literal["model", "uniform"] | list[list[StrictFloat | StrictInt]]
@@ -70,10 +72,38 @@ def require_possible(settings: Any) -> None:
     told = {name: getattr(settings, name) for name in stock.ModelSettings.model_fields}
     if told["chat_format"] is not None and told["chat_format"].startswith(_ELSEWHERE):
         del told["chat_format"]
+    if told["kv_overrides"] is not None:
+        told["kv_overrides"] = _overrides(told["kv_overrides"])
     models.require_possible(
         retention_of(None if usual is None else {"window": 1} | usual),
         {name: value for name, value in told.items() if value is not None},
     )
+
+
+_TYPES: Final[Mapping[str, Callable[[str], Any]]] = {
+    "bool": {"true": True, "1": True, "false": False, "0": False}.__getitem__,
+    "int": int,
+    "float": float,
+    "str": str,
+}
+
+
+def _overrides(given: Sequence[str]) -> dict[str, Any]:
+    """What stock makes of kv_overrides. ArgumentError for those that it passes over, or takes for others."""
+    found = {}
+    for one in given:
+        name, _, typed = one.partition("=")
+        kind, _, value = typed.partition(":")
+        try:
+            if "=" in value or ":" in value:  # stock splits there, too
+                raise ValueError
+            found[name] = _TYPES[kind](value.lower() if kind == "bool" else value)
+        except (KeyError, ValueError):
+            raise ArgumentError(
+                f"kv_overrides has {shown(one)}: one is NAME=TYPE:VALUE, of bool, int, float or str, with no "
+                "other = or :"
+            ) from None
+    return found
 
 
 def retention_of(settings: Settings | None) -> Retention | None:
