@@ -254,6 +254,36 @@ def test_it_stops_with_the_program_that_started_it(tiny_path: Path, tmp_path: Pa
     process.stdout.close()
 
 
+def test_that_program_ends_what_waits_in_the_loop(tiny_path: Path, tmp_path: Path) -> None:
+    """asyncio's debug mode refuses what another thread does to its loop."""
+    command = [
+        sys.executable,
+        "-m",
+        "headkv_local.server",
+        str(tiny_path),
+        "--port",
+        "0",
+        "--stop-with-stdin",
+    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    env = environment(PYTHONASYNCIODEBUG="1")
+    with subprocess.Popen([*command, "--sessions", str(tmp_path)], env=env, **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        address = urlsplit(process.stdout.readline().split()[-1].decode())
+        with socket.create_connection((address.hostname, address.port), TIMEOUT) as client:
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n"
+            )
+            assert client.recv(1000).startswith(b"HTTP/1.1 100")  # the body is waited for
+            process.stdin.close()
+            assert b" 503 " in client.recv(1000)
+        assert process.wait(TIMEOUT) == 0
+        assert b"Traceback" not in process.stderr.read()
+
+
 SLOW = """
 import sys, time
 from headkv_local.server import main, models

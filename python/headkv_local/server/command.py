@@ -77,11 +77,19 @@ def _serve(settings: Any, models: Any) -> int:
             service.stop()
             leave()
 
+        def end_soon() -> None:
+            """In another thread."""
+            if service.loop is None:
+                end()
+            else:
+                with suppress(RuntimeError):  # the loop has ended
+                    service.loop.call_soon_threadsafe(end)
+
         service.on_failure = leave
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
             signal.signal(signal.SIGHUP, end)  # the terminal was closed: conversations are saved
         if settings.stop_with_stdin:
-            threading.Thread(target=_watch_stdin, args=(end,), daemon=True).start()
+            threading.Thread(target=_watch_stdin, args=(end_soon,), daemon=True).start()
         print(f"headkv-server listens on {url_of(listener, settings.ssl_certfile is not None)}", flush=True)
         code = OK
         try:

@@ -31,6 +31,8 @@ class Service:
         self.ready = self.stopping = False
         self.failed: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """Once it runs."""
         self.responses: Counter[tuple[str, int]] = Counter()
         self.tokens: Counter[str] = Counter()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="headkv-model")
@@ -47,8 +49,8 @@ class Service:
     @asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
         """Loads the first model while the server answers already; keeps the conversations at the end."""
-        loop = asyncio.get_running_loop()
-        self._loading = loop.create_task(self._load())
+        self.loop = asyncio.get_running_loop()
+        self._loading = self.loop.create_task(self._load())
         yield
         self.stop()
         if self._idle is not None:
@@ -107,7 +109,7 @@ class Service:
         self._begin(Work(job, self.line, self._thread, None, makes_way=True))
 
     def stop(self) -> None:
-        """End all work; also from a signal handler."""
+        """End all work; in the event loop, or in a signal handler."""
         self.stopping = True
         for work in tuple(self._works):
             work.stop(_stops())
