@@ -69,9 +69,11 @@ def ask(client: httpx.Client, chat: list[dict[str, str]], rng: random.Random) ->
     """One turn of a conversation, any of those that were already: its answer must be the one it had."""
     end = 2 * rng.randrange(1, len(QUESTIONS) + 1)
     stream = rng.random() < 0.5
-    reply = client.post(CHAT, json={"messages": chat[:end], "stream": stream, **GREEDY})
-    if reply.status_code == 429:
-        return "too many"
+    body = {"messages": chat[:end], "stream": stream, **GREEDY}
+    while (
+        reply := client.post(CHAT, json=body)
+    ).status_code == 429:  # as often as it takes on a slow machine
+        time.sleep(0.1)
     assert reply.status_code == 200, reply.text
     if stream:
         *chunks, last = re.findall(r"^data: (.*?)\r?$", reply.text, re.MULTILINE)
@@ -128,7 +130,7 @@ def test_random_requests(tiny_path: Path, load: Callable[..., Llama], tmp_path: 
         until(lambda: server.metric("headkv_requests_running") == 0, "all work has ended", 10)
         assert server.metric("headkv_requests_waiting") == 0
         counts = Counter(done for done, _ in found)
-        assert counts["answered"] > N_REQUESTS // 4, counts
+        assert counts["answered"] > N_REQUESTS // 2, counts
         with server.plain() as client:
             for chat in chats:
                 assert ask(client, chat, random.Random(0)) == "answered"
