@@ -10,10 +10,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from chat_driver import Terminal, words
+from chat_driver import ENDLESS, TIMEOUT, Terminal, words
 
 from headkv_local.chat.prompt import open_history
 from headkv_local.chat.render import strip_control
@@ -21,7 +22,6 @@ from headkv_local.errors import HeadKVError
 
 ANSWERED = r"\d+ tokens?(, [\d.]+ tokens/s)?, read"
 STORY = "Write a very long story about a river."
-ENDLESS = ("--grammar", 'root ::= [a-z]+ " " root')  # no answer comes to its own end
 
 Chat = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -310,16 +310,26 @@ def test_a_block_is_not_lost(terminal: Terminal, tiny_path: Path) -> None:
     assert terminal.exit_code() == 0
 
 
+def writing_to(pipe: Path) -> int:
+    """Once somebody reads from it, who then waits for what is written."""
+    end = time.monotonic() + TIMEOUT
+    while True:
+        with suppress(OSError):
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        assert time.monotonic() < end, "nobody reads from the pipe"
+        time.sleep(0.02)
+
+
 def test_a_command_can_be_interrupted(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     terminal.start(str(tiny_path))
     terminal.wait_prompt()
     terminal.line("/file pipe")
-    terminal.wait("/file pipe$")
-    time.sleep(0.5)  # it waits for somebody to write
+    writer = writing_to(tmp_path / "pipe")
     terminal.type("C-c")
     terminal.wait("Stopped.")
     terminal.wait_prompt()
+    os.close(writer)
     terminal.line("/exit")
     assert terminal.exit_code() == 0
 
