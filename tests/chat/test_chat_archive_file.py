@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chat_driver import TIMEOUT, end, start
+from chat_driver import ENDLESS, TIMEOUT, end, start
 
 
 def test_a_full_disk(text: str, tiny_path: Path, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_the_file_goes_with_the_process(
 ) -> None:
     path = tmp_path / "archive"
     process = start(
-        [str(smollm2), "-p", "Write a very long story about a river.", "--archive", str(path)],
+        [str(smollm2), "-p", "Write a very long story about a river.", *ENDLESS, "--archive", str(path)],
         environment,
         tmp_path,
     )

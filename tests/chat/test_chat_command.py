@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_driver import COMMAND, TIMEOUT, end, start, wait_until_reading
+from chat_driver import COMMAND, ENDLESS, TIMEOUT, end, start, wait_until_reading
 
 from headkv_local import Llama, Retention
 from headkv_local.chat import main
@@ -337,7 +337,7 @@ class TestAnswers:
         )
 
     def test_answer_up_to_the_end_of_the_context(self, chat: Chat, smollm2: Path) -> None:
-        done = chat(str(smollm2), "-p", STORY, "-c", "256", "-n", "-1", "--json", "-s", "1")
+        done = chat(str(smollm2), "-p", STORY, "-c", "256", "-n", "-1", "--json", *ENDLESS)
         answer = json.loads(done.stdout)
         assert answer["finish_reason"] == "length"
         assert answer["usage"]["total_tokens"] == 256
@@ -362,7 +362,7 @@ class TestAnswers:
 
 class TestStreams:
     def test_reader_that_leaves(self, environment: dict[str, str], tmp_path: Path, smollm2: Path) -> None:
-        process = start([str(smollm2), "-p", STORY], environment, tmp_path)
+        process = start([str(smollm2), "-p", STORY, *ENDLESS], environment, tmp_path)
         assert process.stdout is not None
         assert process.stdout.read(1)
         process.stdout.close()
@@ -402,7 +402,7 @@ class TestStreams:
         assert bool(done.stdout) is (code == 0)
 
     def test_interrupted_answer(self, environment: dict[str, str], tmp_path: Path, smollm2: Path) -> None:
-        process = start([str(smollm2), "-p", STORY], environment, tmp_path)
+        process = start([str(smollm2), "-p", STORY, *ENDLESS], environment, tmp_path)
         assert process.stdout is not None
         assert process.stdout.read(1)
         process.send_signal(signal.SIGINT)

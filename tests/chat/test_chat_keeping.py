@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat_driver import TIMEOUT, Terminal, end, start, words
+from chat_driver import ENDLESS, TIMEOUT, Terminal, end, start, words
 
 from headkv_local import ArgumentError, ContextFullError, Llama, Retention, SessionError, StateError
 from headkv_local.chat import main
@@ -597,7 +597,7 @@ def test_full_disk(tiny_path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("smollm2")
 def test_stopped_answer_is_saved(environment: dict[str, str], tmp_path: Path) -> None:
-    process = start(["-p", "Write a very long story.", "--session", "kept"], environment, tmp_path)
+    process = start(["-p", "Write a story.", *ENDLESS, "--session", "kept"], environment, tmp_path)
     assert process.stdout is not None
     assert process.stdout.read(1)
     process.send_signal(signal.SIGINT)
