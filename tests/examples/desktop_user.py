@@ -6,8 +6,10 @@ A process of its own: Tk ends the one that it is in when its screen goes.
 from __future__ import annotations
 
 import logging
+import queue
 import subprocess
 import sys
+import threading
 import time
 import tkinter
 from collections.abc import Callable
@@ -23,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "desktop"))
 import style
 from app import App
 from conversations import Conversations
-from engine import RETENTION, SAMPLING, Engine, Event, Reading
+from engine import RETENTION, SAMPLING, Engine, Event, Loaded, Piece, Reading
 
 from headkv_local import Llama
 
@@ -33,6 +35,20 @@ Picture = npt.NDArray[np.uint8]  # (height, width, 3)
 TEXT = files("headkv_local.demo").joinpath("document.txt").read_text(encoding="utf-8")[:4000]
 
 
+class Paced(queue.SimpleQueue[Event]):
+    """The model goes on as its user waits: nothing is over while he looks, or reaches for a button."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = threading.Event()
+
+    def put(self, item: Event, block: bool = True, timeout: float | None = None) -> None:
+        if isinstance(item, Loaded | Reading | Piece):
+            self.waits.clear()
+            self.waits.wait(300)
+        super().put(item, block, timeout)
+
+
 class User:
     """Sits before one window."""
 
@@ -40,6 +56,7 @@ class User:
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.root, self.engine = tkinter.Tk(), Engine()
+        self.engine.events = self.events = Paced()
         self.seated.append(self)
         self.conversations = Conversations(folder / "conversations")
         self.app: Any = App(self.root, self.conversations, self.engine, model)
@@ -66,6 +83,7 @@ class User:
         end = time.monotonic() + 300
         while not happens():
             assert time.monotonic() < end, self.status
+            self.events.waits.set()
             self.root.update()
             time.sleep(0.005)
 
