@@ -15,6 +15,15 @@ pytestmark = pytest.mark.skipif(
 )
 LAST = "[...document.querySelectorAll('.assistant')].at(-1)"
 NOTE = "[...document.querySelectorAll('.note')].at(-1)"
+# no answer comes to its own end meanwhile
+ENDLESS = """
+window.sent = window.fetch;
+window.fetch = (url, options) => sent(url, options.body ? {
+  ...options, body: JSON.stringify({ ...JSON.parse(options.body), grammar: 'root ::= [a-z]+ " " root' }),
+} : options);
+"endless"
+"""
+AS_EVER = "window.fetch = window.sent; 'as ever'"
 
 
 def test_a_chat_in_a_browser(smollm2: Path, tmp_path: Path) -> None:
@@ -23,6 +32,7 @@ def test_a_chat_in_a_browser(smollm2: Path, tmp_path: Path) -> None:
         page.until("document.querySelector('#model')?.value")
         assert page.value("document.activeElement.id") == "text"
 
+        assert page.value(ENDLESS) == "endless"
         page.type("Write a long story about a lighthouse, a storm and a lost ship.")
         page.press_enter()
         page.until(f"{NOTE}?.textContent === 'answering'")
@@ -39,6 +49,7 @@ def test_a_chat_in_a_browser(smollm2: Path, tmp_path: Path) -> None:
         assert stopped.startswith(seen[-1])
         assert page.value("document.querySelector('#stop').hidden")
 
+        assert page.value(AS_EVER) == "as ever"
         page.type("Answer with one word: what colour is the sky?")
         page.click("#send")
         said = page.until(rf"/answered/.test({NOTE}.textContent) && {NOTE}.textContent")
