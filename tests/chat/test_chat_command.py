@@ -318,7 +318,7 @@ class TestAnswers:
         assert answer["finish_reason"] == wanted["choices"][0]["finish_reason"] == reason
 
     def test_seed(self, chat: Chat, tiny_path: Path) -> None:
-        ask = (str(tiny_path), "-p", "Write a very long story", "--temp", "5", "--json", "-n", "16")
+        ask = (str(tiny_path), "-p", "Why?", "--temp", "5", "--json", "-n", "16", *ENDLESS)
         same = [json.loads(chat(*ask, "--seed", "7").stdout)["text"] for _ in range(2)]
         new = [json.loads(chat(*ask).stdout)["text"] for _ in range(2)]
         assert same[0] == same[1]
