@@ -53,11 +53,11 @@ def test_close_ends_what_another_thread_does(
 
 def test_an_exception_closes_what_a_stream_still_uses(load: Load, tiny_path: Path) -> None:
     started = threading.Event()
-    llm = load(tiny_path, n_ctx=4096, retention=Retention(budget=BUDGET))
+    llm = load(tiny_path, n_ctx=16384, retention=Retention(budget=BUDGET))
     letter = dict.fromkeys(llm.tokenize(b"a"), 100.0)  # never the end
 
     def stream() -> None:
-        for _ in llm.create_completion(random_tokens(300), max_tokens=3000, stream=True, logit_bias=letter):
+        for _ in llm.create_completion(random_tokens(300), max_tokens=16000, stream=True, logit_bias=letter):
             started.set()
 
     def leave() -> None:
