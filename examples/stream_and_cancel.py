@@ -11,10 +11,10 @@ The default model prints, with other words on other CPUs,
     read 512 of 1009 tokens
     read 977 of 1009 tokens
     read 1009 of 1009 tokens
-    stopped after 'The text says that the lighthouse is a building'
-    read 0 of 17 tokens
-    read 17 of 17 tokens
-    then 'The lighthouse is a building that stands on the knoll behind the west quay.'
+    stopped after 'The text says that the lighthouse is a round'
+    read 0 of 29 tokens
+    read 29 of 29 tokens
+    then 'The text says that the lighthouse was first lit in 1871.'
 
 The prompt has 996: a question in the text, which may be what is asked, is read once more.
 """
@@ -24,6 +24,8 @@ import threading
 from material import MODEL, about_the_text
 
 from headkv_local import Cancelled, Llama, Retention
+
+WHEN = "In which year was its lamp first lit?"
 
 enough = threading.Event()
 
@@ -37,7 +39,8 @@ def show_progress(done: int, total: int) -> None:
     print(f"read {done} of {total} tokens", flush=True)
 
 
-with Llama(MODEL, n_ctx=8192, retention=Retention(budget="5%"), on_prefill=show_progress) as llm:
+kept = Retention(budget="10%", archive="memory", order="tokens")
+with Llama(MODEL, n_ctx=8192, retention=kept, on_prefill=show_progress) as llm:
     stopper = threading.Thread(target=stop, args=(llm,))
     stopper.start()
     messages = [about_the_text("What does the text say about the lighthouse?")]
@@ -55,7 +58,7 @@ with Llama(MODEL, n_ctx=8192, retention=Retention(budget="5%"), on_prefill=show_
         enough.set()
         stopper.join()
 
-    # the conversation goes on from what was kept: only the new turn is read
-    messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "Where does it stand?"}]
+    # the conversation goes on: only the new turn is read, and chooses anew what is kept of the text
+    messages += [{"role": "assistant", "content": text}, {"role": "user", "content": WHEN}]
     reply = llm.create_chat_completion(messages=messages, max_tokens=24, temperature=0.0)
     print(f"then {reply['choices'][0]['message']['content'].strip()!r}")

@@ -17,7 +17,7 @@ PRINTS = {
     ],
     "stream_and_cancel.py": [
         r"^(read (0|512|977|1009) of 1009 tokens\n){4}stopped after 'The text says that the lighthouse ",
-        r"\nread (\d\d) of \1 tokens\nthen '.*lighthouse .*quay",
+        r"\nread (\d\d) of \1 tokens\nthen '.*lighthouse .*1871",
     ],
     "session.py": [
         r"^answer: '.*1871.*'\n",
