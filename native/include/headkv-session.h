@@ -52,6 +52,7 @@ struct headkv_session {
 //                      that are none of the model's, another prompt than the context's, a prompt_state that is not of
 //                      its end, a model_id that headkv_model_id() does not give, or a header that is too long or is not
 //                      UTF-8
+// HEADKV_ERR_UNSUPPORTED: RoPE settings that are no finite numbers, or a base or a scale below 0
 // HEADKV_ERR_STATE   : tokens were taken back, and a sliding window has forgotten what the next one looks at
 // HEADKV_ERR_SESSION : the file cannot be written
 // HEADKV_ERR_CANCELLED: headkv_cancel() came, before or meanwhile; the file of before is still there

@@ -415,6 +415,32 @@ def no_garbage() -> Any:
     gc.enable()
 
 
+@pytest.mark.parametrize(
+    ("settings", "error", "sentence"),
+    [
+        ({"rope_freq_scale": -1.0}, UnsupportedError, "has RoPE settings that no session can hold"),
+        ({"rope_freq_base": float("inf")}, UnsupportedError, "has RoPE settings that no session can hold"),
+        ({"rope_scaling_type": -7}, ArgumentError, "session cannot hold: rope_scaling_type cannot be -7"),
+        ({"rope_scaling_type": 2**31}, ArgumentError, "session cannot hold: rope_scaling_type cannot be"),
+        (
+            {"yarn_beta_fast": float("nan")},
+            ArgumentError,
+            "session cannot hold: yarn_beta_fast cannot be nan",
+        ),
+    ],
+)
+def test_what_could_not_be_opened_is_not_saved(
+    load: Load, tiny_path: Path, tmp_path: Path, settings: dict[str, Any], error: type, sentence: str
+) -> None:
+    """llama.cpp takes these settings."""
+    llm = load(tiny_path, n_ctx=512, retention=RETENTION, **settings)
+    llm.prefill(TOKENS[:300])
+    with pytest.raises(error, match=f"^[^.]* {sentence}"):
+        llm.save_session(tmp_path / "a")
+    assert not any(tmp_path.iterdir())
+    assert llm.retention_mask().shape[-1] == 300
+
+
 @pytest.mark.usefixtures("no_garbage")
 def test_bad_files_and_calls_are_refused_and_leave_the_context(
     load: Load, tiny: Tiny, tiny_path: Path, tmp_path: Path

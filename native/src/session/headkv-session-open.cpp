@@ -3,7 +3,6 @@
 #include "session/headkv-session-io.h"
 #include "session/headkv-session-parts.h"
 
-#include <cmath>
 #include <cstring>
 
 using part = llama_kv_cache_headkv::part;
@@ -27,13 +26,7 @@ headkv_session_file::headkv_session_file(const char * path) : file(path, section
         *text  = at;
         at    += text->size() + 1;
     }
-    const auto is_sound = [](float x) { return std::isfinite(x) && x >= 0.0f; };
-    if (about.n_tokens < 1 || about.n_tokens > INT32_MAX || about.n_prompt > about.n_tokens ||
-        about.n_archived > about.n_prompt || std::max({ about.n_ctx, about.n_batch, about.n_ubatch }) > INT32_MAX ||
-        std::max(about.type_k, about.type_v) >= GGML_TYPE_COUNT || !is_sound(about.rope_freq_base) ||
-        !is_sound(about.rope_freq_scale) || !std::isfinite(about.yarn_attn_factor) ||
-        !std::isfinite(about.yarn_ext_factor) || !std::isfinite(about.yarn_beta_fast) ||
-        !std::isfinite(about.yarn_beta_slow)) {
+    if (!headkv_is_sound(about)) {
         file.fail("is damaged: its section 'about' says what cannot be");
     }
     if (file.size("header") > headkv_session_n_header) {

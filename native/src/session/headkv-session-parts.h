@@ -12,6 +12,7 @@
 #include "session/headkv-session-file.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -34,6 +35,16 @@ struct headkv_session_about {
 };
 
 static_assert(sizeof(headkv_session_about) == 64, "as in the file");
+
+// whether a session may say that: what is written can be opened
+inline bool headkv_is_sound(const headkv_session_about & a) {
+    const auto is_frequency = [](float x) { return std::isfinite(x) && x >= 0.0f; };
+    return a.n_tokens >= 1 && a.n_tokens <= INT32_MAX && a.n_prompt <= a.n_tokens && a.n_archived <= a.n_prompt &&
+           std::max({ a.n_ctx, a.n_batch, a.n_ubatch }) <= INT32_MAX &&
+           std::max(a.type_k, a.type_v) < GGML_TYPE_COUNT && is_frequency(a.rope_freq_base) &&
+           is_frequency(a.rope_freq_scale) && std::isfinite(a.yarn_attn_factor) && std::isfinite(a.yarn_ext_factor) &&
+           std::isfinite(a.yarn_beta_fast) && std::isfinite(a.yarn_beta_slow);
+}
 
 // what a session holds of no context's form; empty where it is not known
 struct headkv_session_held {

@@ -84,6 +84,9 @@ void headkv_save_session(llama_context & ctx, llama_kv_cache_headkv & mem, const
     about.n_prompt   = require_what_is_told(s, stats, ctx.get_model().vocab.n_tokens());
     about.n_tokens   = s.n_tokens;
     about.n_archived = s.light ? 0 : stats.n_archived;
+    if (!headkv_is_sound(about)) {
+        throw headkv_error(HEADKV_ERR_UNSUPPORTED, "the context has RoPE settings that no session can hold");
+    }
 
     const size_t n_logits      = (size_t) ctx.get_model().vocab.n_tokens() * sizeof(float);
     const bool at_prompt       = about.n_prompt == about.n_tokens;

@@ -77,8 +77,7 @@ class Header(NamedTuple):
         policy = _value(prompt, "policy", str, "uniform")
         if policy not in get_args(Policy):
             raise ArgumentError(f"policy cannot be {policy!r}")
-        own = {name: _value(context, name, kind) for name, kind in _CONTEXT.items() if name in context}
-        require_overrides(own.get("kv_overrides", {}))
+        own = _checked(context)
         return cls(
             model_id=about.model_id,
             model_name=about.model_name,
@@ -112,8 +111,12 @@ def to_json(
     prompt: PromptRecord,
     messages: Sequence[Any],
 ) -> bytes:
-    """ArgumentError for messages that JSON cannot hold, and for settings that are no finite numbers."""
+    """ArgumentError for messages that JSON cannot hold, and for settings that Header.of() would refuse."""
     said = _written(messages, "messages must be a list that JSON can hold")
+    try:
+        _checked(context)
+    except ArgumentError as error:
+        raise ArgumentError(f"this Llama was made with what a session cannot hold: {error}") from error
     header = {
         "context": context,
         "adapter": adapter,
@@ -185,6 +188,13 @@ def _parsed(text: bytes) -> dict[str, Any]:
         raise ArgumentError(f"its header is no JSON of ours: {error}") from error
     if not isinstance(found, dict):
         raise ArgumentError("its header is no JSON object")
+    return found
+
+
+def _checked(context: Mapping[str, Any]) -> dict[str, Any]:
+    """What is there of _CONTEXT."""
+    found = {name: _value(context, name, kind) for name, kind in _CONTEXT.items() if name in context}
+    require_overrides(found.get("kv_overrides", {}))
     return found
 
 
