@@ -142,6 +142,16 @@ def test_states_that_are_refused_leave_the_cache_alone(
         assert np.array_equal(llm.retention_mask(), mask)
 
 
+def test_a_state_of_settings_that_are_no_numbers(load: Load, tiny_path: Path) -> None:
+    """YaRN's, which change nothing without it: NaN is not equal to itself."""
+    llm = load(tiny_path, retention=RETENTION, yarn_beta_fast=float("nan"))
+    llm.prefill(TOKENS[:300])
+    state = llm.save_state()
+    llm.reset()
+    llm.load_state(state)
+    assert llm.n_tokens == 300
+
+
 @pytest.mark.parametrize("disk", [True, False])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_cache_of_another_model_or_context_is_a_miss(

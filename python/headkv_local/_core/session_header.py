@@ -166,7 +166,8 @@ def difference(
     if known and was == adapter:
         theirs["lora_path"] = ours["lora_path"]
     for name, value in theirs.items():
-        if value != ours[name]:
+        is_same = value == ours[name] or (value != value and ours[name] != ours[name])  # NaN is not itself
+        if not is_same:
             return f"{name}={shown(value, 400)}, and this Llama has {shown(ours[name], 400)}"
     if known and was != adapter:
         return f"lora_path={ours['lora_path']!r} with the weights {was}, which has {adapter} now"
