@@ -127,6 +127,23 @@ static void test_unsound(llama_context * ctx, const way & by, const bytes & stat
     check(by.set(ctx, state), "the state itself");
 }
 
+// Cells become more where a sequence has a copy.
+static void test_copied(llama_model * model) {
+    where = "copied";
+    headkv_begin_small(1);
+    const auto ctx = turn_open(model);
+    headkv_begin_small(0);
+    llama_memory_t mem = llama_get_memory(ctx.get());
+    check(headkv_reserve(ctx.get(), n_more + 1) == HEADKV_OK && turn_decode(ctx.get(), 0, n_more), "few cells");
+    llama_memory_seq_cp(mem, 0, 1, -1, -1);
+    check(turn_decode(ctx.get(), n_more, n_more + 1), "a token");
+    const auto right = turn_logits(ctx.get());
+    check(headkv_reserve(ctx.get(), 0) == HEADKV_OK, "more cells");
+    check(llama_memory_seq_rm(mem, 0, -1, -1), "taken out");
+    llama_memory_seq_cp(mem, 1, 0, -1, -1);
+    check(turn_decode(ctx.get(), n_more, n_more + 1) && same_bits(turn_logits(ctx.get()), right), "the copy is whole");
+}
+
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     const llama_model_ptr model = tiny_model_load(tiny_model_asked(argc, argv));
@@ -147,6 +164,9 @@ int main(int argc, char ** argv) {
         where = std::string("compacted, ") + by.name;
         test_cut(ctx.get(), by, by.get(compacted.get()), right);
         test_unsound(ctx.get(), by, by.get(compacted.get()), right);
+    }
+    if (!tiny_model_asked(argc, argv).hybrid) { // recurrent layers copy none
+        test_copied(model.get());
     }
     return checked();
 }

@@ -1,7 +1,6 @@
 // The same cache with another number of cells.
 
 #include "base/headkv-error.h"
-#include "base/headkv-io.h"
 #include "cache/llama-kv-cache-headkv.h"
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -107,25 +106,30 @@ void llama_kv_cache_headkv::swap_cells(llama_kv_cache & other) {
     std::swap(layers, other.layers);
 }
 
-void llama_kv_cache_headkv::copy_cells(llama_kv_cache & to, const std::vector<uint32_t> & cell, uint32_t p0) const {
-    std::vector<headkv_fetched> rows;
-    for (uint32_t p = p0; p < cell.size(); ++p) {
-        rows.push_back({ cell[p], p - p0 });
+// Rows of some cells, one after the other, into the first ones of other tensors of their shape.
+static void copy_rows(const ggml_tensor * src, ggml_tensor * dst, const std::vector<uint32_t> & from) {
+    const size_t size = src->nb[1];
+    if (size == 0 || from.empty()) {
+        return;
     }
-    std::vector<uint8_t> all;
-    const auto copy = [&](const ggml_tensor * src, ggml_tensor * dst) {
-        const size_t size = src->nb[1];
-        all.resize(rows.size() * size);
-        headkv_fetch(src, size, rows, [&](size_t i, const uint8_t * row) { memcpy(&all[i * size], row, size); });
-        ggml_backend_tensor_set(dst, all.data(), 0, all.size());
-    };
+    std::vector<headkv_fetched> rows;
+    for (const uint32_t i : from) {
+        rows.push_back({ i, rows.size() });
+    }
+    std::vector<uint8_t> all(rows.size() * size);
+    headkv_fetch(src, size, rows, [&](size_t i, const uint8_t * row) { memcpy(&all[i * size], row, size); });
+    ggml_backend_tensor_set(dst, all.data(), 0, all.size());
+}
+
+void llama_kv_cache_headkv::copy_cells(llama_kv_cache & to, const std::vector<uint32_t> & cell, uint32_t p0) const {
+    const std::vector<uint32_t> from(cell.begin() + p0, cell.end());
     for (size_t ikv = 0; ikv < shapes.size(); ++ikv) {
-        copy(cells_in(*this, ikv).k, cells_in(to, ikv).k);
-        copy(cells_in(*this, ikv).v, cells_in(to, ikv).v);
+        copy_rows(cells_in(*this, ikv).k, cells_in(to, ikv).k, from);
+        copy_rows(cells_in(*this, ikv).v, cells_in(to, ikv).v, from);
     }
     std::vector<llama_kv_cell_ext> exts;
-    for (uint32_t p = p0; p < cell.size(); ++p) {
-        exts.push_back(v_cells[0].ext_get(cell[p]));
+    for (const uint32_t i : from) {
+        exts.push_back(v_cells[0].ext_get(i));
     }
     set_places(to, p0, exts);
 }
@@ -222,12 +226,18 @@ void llama_kv_cache_headkv::grow(uint32_t n_new) {
     wait();
 
     auto next = make_cells(n_next);
-    if (n_before > 0) {
-        headkv_io_write io_write;
-        llama_kv_cache::state_write(io_write, 0);
-        headkv_io_read io_read(io_write.data);
-        next->state_read(io_read, 0);
+    std::vector<uint32_t> from; // the cells in use, of whatever sequences
+    for (uint32_t i = 0; i < n_now; ++i) {
+        if (!v_cells[0].is_empty(i) && v_cells[0].seq_count(i) > 0) {
+            from.push_back(i);
+        }
     }
+    for (size_t i = 0; i < layers.size(); ++i) { // those that do not retain too
+        copy_rows(layers[i].k, next->layers[i].k, from);
+        copy_rows(layers[i].v, next->layers[i].v, from);
+    }
+    next->v_cells[0].set(0, v_cells[0].cp(from));
+    next->v_heads[0] = from.size();
 
     {
         const std::lock_guard<std::mutex> lock(mutex);
