@@ -127,6 +127,22 @@ static void test_unsound(llama_context * ctx, const way & by, const bytes & stat
     check(by.set(ctx, state), "the state itself");
 }
 
+// A part of a memory's state that is all of it, since there are no bounded layers: it is cut where the queries of a
+// tail are, behind the cells.
+static void test_partial(llama_context * ctx, const std::vector<float> & right) {
+    where = "partial";
+    llama_memory_clear(llama_get_memory(ctx), true);
+    check(turn_compact(ctx, { 0, n_prompt }) &&
+              headkv_observe(ctx, HEADKV_OBSERVE_TAIL, n_prompt, n_more, nullptr, nullptr, 0) == HEADKV_OK &&
+              turn_decode(ctx, n_prompt, n_prompt + n_more),
+          "a tail that is observed");
+    const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+    bytes state(llama_state_seq_get_size_ext(ctx, 0, flags));
+    check(llama_state_seq_get_data_ext(ctx, state.data(), state.size(), 0, flags) == state.size(), "a state");
+    check(llama_state_seq_set_data_ext(ctx, state.data(), state.size() - 1, 0, flags) == 0, "it is refused");
+    check(is_as_new(ctx, right), "nothing is held");
+}
+
 // Cells become more where a sequence has a copy.
 static void test_copied(llama_model * model) {
     where = "copied";
@@ -164,6 +180,9 @@ int main(int argc, char ** argv) {
         where = std::string("compacted, ") + by.name;
         test_cut(ctx.get(), by, by.get(compacted.get()), right);
         test_unsound(ctx.get(), by, by.get(compacted.get()), right);
+    }
+    if (!tiny_model_asked(argc, argv).bounded()) {
+        test_partial(ctx.get(), right);
     }
     if (!tiny_model_asked(argc, argv).hybrid) { // recurrent layers copy none
         test_copied(model.get());

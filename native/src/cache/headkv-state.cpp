@@ -32,13 +32,15 @@ void llama_kv_cache_headkv::state_write(llama_io_write_i & io, llama_seq_id seq_
     }
 }
 
-// Its parts are read one after the other: what one has read must not stay where another one failed.
+// Its parts are read one after the other: what one has read must not stay where another one failed. A state of bounded
+// layers alone leaves the others; where there are none, it is of all.
 void headkv_state_read(llama_memory_i & mem, llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    const auto * kv = llama_kv_cache_headkv::find(&mem);
     try {
         mem.state_read(io, seq_id, flags);
     } catch (...) {
-        const auto * kv = llama_kv_cache_headkv::find(&mem);
-        if (kv && kv->get_retains() && seq_id <= 0 && (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == 0) {
+        const bool is_whole = (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == 0 || kv == &mem;
+        if (kv && kv->get_retains() && seq_id <= 0 && is_whole) {
             mem.clear(true);
         }
         throw;
