@@ -161,8 +161,8 @@ struct headkv_prompt {
     // Called with 0 first, and between batches, with how much is done, as tokens of n_tokens + n_again, and not for a
     // draft; or NULL.
     // headkv_cancel() in it, in the last call too, ends the reading. Calls that only ask may be made in it; others that
-    // use the context are HEADKV_ERR_STATE. So llama_decode() and llama_memory_seq_rm() fail in it; what else of
-    // llama.h changes the context must not be called.
+    // use the context are HEADKV_ERR_STATE. So llama_decode(), llama_memory_seq_rm(), _cp(), _add(), _div() and what
+    // reads a state fail in it; what else of llama.h changes the context must not be called.
     void (*progress)(void * data, int32_t done, int32_t total);
     void * data;
 };

@@ -244,6 +244,8 @@ static int32_t read_another(llama_context * ctx) {
     return headkv_read(ctx, &reading, sizeof(reading), &retention, sizeof(retention), nullptr, 0);
 }
 
+static std::vector<uint8_t> held_state; // of such a context
+
 // all that would change the context, in each call of progress
 static void meddle(void * data, int32_t, int32_t) {
     auto * ctx            = (llama_context *) data;
@@ -269,7 +271,14 @@ static void meddle(void * data, int32_t, int32_t) {
         check(code == HEADKV_ERR_STATE, "refused in a callback");
     }
     check(!turn_decode(ctx, 0, 1), "no decode in a callback");
-    check(!llama_memory_seq_rm(llama_get_memory(ctx), 0, 0, -1), "nothing is taken out in a callback");
+    llama_memory_t mem = llama_get_memory(ctx);
+    check(!llama_memory_seq_rm(mem, 0, 0, -1), "nothing is taken out in a callback");
+    llama_memory_seq_cp(mem, 0, 1, -1, -1);
+    llama_memory_seq_add(mem, 0, 0, -1, 5);
+    llama_memory_seq_div(mem, 0, 0, -1, 2);
+    const std::vector<uint8_t> state(1000);
+    check(llama_state_seq_set_data(ctx, state.data(), state.size(), 0) == 0, "no state is read in a callback");
+    check(llama_state_set_data(ctx, held_state.data(), held_state.size()) == 0, "nor one of this context");
     check(turn_stats(ctx).n_ctx == 1024, "statistics in a callback");
 }
 
@@ -283,6 +292,8 @@ static void test_callbacks(llama_context * ctx) {
         llama_memory_clear(llama_get_memory(ctx), true);
         check(turn_prefill(ctx, turn) == HEADKV_OK, "a prompt");
         const outcome alone(ctx);
+        held_state.resize(llama_state_get_size(ctx));
+        check(llama_state_get_data(ctx, held_state.data(), held_state.size()) > 0, "its state");
         llama_memory_clear(llama_get_memory(ctx), true);
         turn.progress = meddle;
         check(turn_prefill(ctx, turn) == HEADKV_OK, "a prompt with a callback that meddles");

@@ -20,7 +20,8 @@ class llm_graph_result;
 // llama_memory_seq_rm()
 bool headkv_seq_rm(llama_memory_i * mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
 
-// Is the memory compacted: its tokens keep their sequence and their positions, and what was asked for is not done.
+// Is the memory compacted, or in the middle of something: its tokens keep their sequence and their positions, and what
+// was asked for is not done.
 bool headkv_is_fixed(llama_memory_i * mem, const char * asked);
 
 // llama_state_set_data() and its like: all of a memory, or nothing is in it

@@ -36,6 +36,9 @@ void llama_kv_cache_headkv::state_write(llama_io_write_i & io, llama_seq_id seq_
 // layers alone leaves the others; where there are none, it is of all.
 void headkv_state_read(llama_memory_i & mem, llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     const auto * kv = llama_kv_cache_headkv::find(&mem);
+    if (kv && kv->canceller.refuses("llama_state_set_data")) {
+        throw std::runtime_error("a state cannot be read in a callback of the call that computes");
+    }
     try {
         mem.state_read(io, seq_id, flags);
     } catch (...) {

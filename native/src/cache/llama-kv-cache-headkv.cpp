@@ -331,8 +331,8 @@ bool headkv_seq_rm(llama_memory_i * mem, llama_seq_id seq_id, llama_pos p0, llam
 
 bool headkv_is_fixed(llama_memory_i * mem, const char * asked) {
     const auto * kv = llama_kv_cache_headkv::find(mem);
-    if (!kv || !kv->is_compacted()) {
-        return false;
+    if (!kv || kv->canceller.refuses(asked) || !kv->is_compacted()) {
+        return kv && kv->canceller.calls_back;
     }
     LLAMA_LOG_ERROR("%s: a compacted sequence cannot be copied, shifted or divided\n", asked);
     return true;
