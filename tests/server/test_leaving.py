@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -230,47 +231,37 @@ def test_a_default_folder_that_cannot_be_made(tiny_path: Path, tmp_path: Path) -
         assert b"each conversation is read anew (--sessions names another folder)" in process.stderr.read()
 
 
+@contextmanager
+def started(model: Path, folder: Path, program: str = "") -> Iterator[Any]:
+    """A server that stops when its standard input ends. program: what runs in its place."""
+    start = ["-c", program] if program else ["-m", "headkv_local.server"]
+    options = [str(model), "--port", "0", "--stop-with-stdin", "--sessions", str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, *start, *options], env=environment(), **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_it_stops_with_the_program_that_started_it(tiny_path: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "headkv_local.server",
-        str(tiny_path),
-        "--port",
-        "0",
-        "--stop-with-stdin",
-    ]
-    process = subprocess.Popen(
-        [*command, "--sessions", str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment(),
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith(b"headkv-server listens on http://127.0.0.1:")
-    process.stdin.close()
-    assert process.wait(TIMEOUT) == 0
-    process.stdout.close()
+    with started(tiny_path, tmp_path) as process:
+        assert process.stdout.readline().startswith(b"headkv-server listens on http://127.0.0.1:")
+        process.stdin.close()
+        assert process.wait(TIMEOUT) == 0
+
+
+DEBUGGED = """
+import asyncio, sys
+asyncio.BaseEventLoop.set_debug = lambda loop, _: setattr(loop, "_debug", True)  # uvicorn turns it off
+from headkv_local.server import main
+sys.exit(main())
+"""
 
 
 def test_that_program_ends_what_waits_in_the_loop(tiny_path: Path, tmp_path: Path) -> None:
     """asyncio's debug mode refuses what another thread does to its loop."""
-    command = [
-        sys.executable,
-        "-m",
-        "headkv_local.server",
-        str(tiny_path),
-        "--port",
-        "0",
-        "--stop-with-stdin",
-    ]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    env = environment(PYTHONASYNCIODEBUG="1")
-    with subprocess.Popen([*command, "--sessions", str(tmp_path)], env=env, **pipes) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
+    with started(tiny_path, tmp_path, DEBUGGED) as process:
         address = urlsplit(process.stdout.readline().split()[-1].decode())
         with socket.create_connection((address.hostname, address.port), TIMEOUT) as client:
             client.sendall(
@@ -301,21 +292,14 @@ sys.exit(main())
 def test_a_model_that_is_loaded_is_not_waited_for(
     tiny_path: Path, tmp_path: Path, how: Any, code: int
 ) -> None:
-    command = [sys.executable, "-c", SLOW, str(tiny_path), "--port", "0", "--stop-with-stdin"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([*command, "--sessions", str(tmp_path)], env=environment(), **pipes) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
+    with started(tiny_path, tmp_path, SLOW) as process:
         while process.stdout.readline() != b"loading\n":
             assert process.poll() is None
         if how == "stdin":
             process.stdin.close()
         else:
             process.send_signal(how)
-        try:
-            assert process.wait(30) == code
-        finally:
-            process.kill()
+        assert process.wait(30) == code
 
 
 @pytest.mark.parametrize("why", ["interrupted", "no model"])
@@ -324,11 +308,7 @@ def test_it_ends_by_itself_while_that_program_runs(tiny_path: Path, tmp_path: Pa
     if why == "no model":
         model = tmp_path / "half.gguf"
         model.write_bytes(tiny_path.read_bytes()[: tiny_path.stat().st_size // 2])
-    command = [sys.executable, "-m", "headkv_local.server", str(model), "--port", "0", "--stop-with-stdin"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*command, "--sessions", str(tmp_path)], env=environment(), **pipes) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
+    with started(model, tmp_path) as process:
         assert process.stdout.readline().startswith(b"headkv-server listens on ")
         if why == "interrupted":
             process.send_signal(signal.SIGINT)
