@@ -256,7 +256,8 @@ HEADKV_API int32_t headkv_get_observe_limit(const struct llama_context * ctx, in
 // where layers have a sliding window or a recurrent state, for only from where its rows end can these go on.
 //   size: sizeof(struct headkv_plan) of the caller
 // HEADKV_ERR_ARGUMENT: a plan that does not fit the model or the prompt
-// HEADKV_ERR_STATE   : nothing decoded, not all tokens recorded that were to be observed, or too large a window to fold
+// HEADKV_ERR_STATE   : nothing decoded, not all tokens recorded that were to be observed, too large a window to fold;
+//                      or a copy of the sequence (llama_memory_seq_cp()), which would be lost
 // HEADKV_ERR_MEMORY  : kept rows or cells could not be allocated
 // HEADKV_ERR_ARCHIVE : rows could not be written
 // On any failure the full cache and the record stay as they were, and the call can be tried again.

@@ -160,6 +160,20 @@ static void test_copied(llama_model * model) {
     check(turn_decode(ctx.get(), n_more, n_more + 1) && same_bits(turn_logits(ctx.get()), right), "the copy is whole");
 }
 
+// Compaction frees the cells, a copy's too.
+static void test_copy_compacted(llama_model * model) {
+    where              = "copied, compacted";
+    const auto ctx     = turn_open(model);
+    llama_memory_t mem = llama_get_memory(ctx.get());
+    check(turn_observe(ctx.get(), HEADKV_OBSERVE_TOKENS, 0, n_prompt), "an observed prompt");
+    llama_memory_seq_cp(mem, 0, 1, -1, -1);
+    const turn_plan plan(ctx.get(), n_prompt);
+    check(headkv_compact(ctx.get(), &plan, sizeof(headkv_plan)) == HEADKV_ERR_STATE, "refused");
+    check(llama_memory_seq_pos_max(mem, 1) == n_prompt - 1, "the copy is whole");
+    check(llama_memory_seq_rm(mem, 1, -1, -1), "taken out");
+    check(headkv_compact(ctx.get(), &plan, sizeof(headkv_plan)) == HEADKV_OK, "compacted");
+}
+
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     const llama_model_ptr model = tiny_model_load(tiny_model_asked(argc, argv));
@@ -186,6 +200,7 @@ int main(int argc, char ** argv) {
     }
     if (!tiny_model_asked(argc, argv).hybrid) { // recurrent layers copy none
         test_copied(model.get());
+        test_copy_compacted(model.get());
     }
     return checked();
 }

@@ -111,6 +111,9 @@ std::vector<uint32_t> llama_kv_cache_headkv::get_prompt_cells(uint32_t p0) const
     if (kept && p0 < kept->end) {
         throw headkv_error(HEADKV_ERR_STATE, "the cache is compacted: what was recorded of the prompt is gone");
     }
+    if (!has_one_sequence()) {
+        throw headkv_error(HEADKV_ERR_STATE, "the cache holds a copy of the sequence: take it out first");
+    }
     const auto & cells = get_cells(0);
 
     std::vector<uint32_t> res(p0 + cells.get_used(), std::numeric_limits<uint32_t>::max());
