@@ -6,7 +6,7 @@ docs/gguf-metadata.md is the format; it is read, and checked, by the native libr
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -67,6 +67,8 @@ class HeadScores:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, beta_of(value) if name == "beta" else int_of(name, value, 0))
+        if not isinstance(self.method, str):
+            raise ArgumentError(f"method must be a text, not {self.method!r}")
         if not isinstance(self.source, Mapping):
             raise ArgumentError(f"source must be names with values, not {self.source!r}")
         object.__setattr__(self, "source", {key: _plain(value) for key, value in self.source.items()})
@@ -79,10 +81,12 @@ class HeadScores:
             raise ArgumentError(
                 f"n_head_kv must divide the {scores.shape[1]} query heads, {self.n_head_kv} does not"
             )
-        layers = range(len(scores)) if self.layers is None else self.layers
-        if len(layers) != len(scores) or list(layers) != sorted({int(il) for il in layers if il >= 0}):
+        layers = tuple(range(len(scores))) if self.layers is None else _ints("layers", self.layers)
+        if len(layers) != len(scores) or list(layers) != sorted(set(layers)):
             raise ArgumentError(f"layers must be {len(scores)} different ones, ascending, not {self.layers}")
-        object.__setattr__(self, "layers", tuple(map(int, layers)))
+        object.__setattr__(self, "layers", layers)
+        if not isinstance(self.curves, Curves | None):
+            raise ArgumentError(f"curves must be Curves, not {self.curves!r}")
         if self.curves is not None and self.curves.losses.shape[:2] != (len(scores), self.n_head_kv):
             raise ArgumentError(
                 f"curves must be of {len(scores)} layers of {self.n_head_kv} KV heads, as the scores are, "
@@ -226,6 +230,12 @@ class HeadScores:
 def _plain(value: Any) -> Any:
     """A number of NumPy's as Python's own: a session can hold it."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _ints(name: str, values: object) -> tuple[int, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ArgumentError(f"{name} must be a sequence of ints, not {values!r}")
+    return tuple(int_of(name, value, 0) for value in values)
 
 
 def _float32(name: str, value: float) -> float:

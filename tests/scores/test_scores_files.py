@@ -120,6 +120,29 @@ def test_what_breaks_the_format_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"layers": ["a", "b"]}, "layers must be an int of at least 0, not 'a'"),
+        ({"layers": "01"}, "layers must be a sequence of ints, not '01'"),
+        ({"layers": 2}, "layers must be a sequence of ints, not 2"),
+        ({"layers": [0, 0.5]}, "layers must be an int of at least 0, not 0.5"),
+        ({"layers": [-1, 0]}, "layers must be an int of at least 0, not -1"),
+        ({"layers": [1, 0]}, "layers must be 2 different ones, ascending"),
+        ({"layers": [0]}, "layers must be 2 different ones, ascending"),
+        ({"method": None}, "method must be a text, not None"),
+        ({"curves": "steep"}, "curves must be Curves, not 'steep'"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        scores_for(**fields)
+
+
+def test_layers_may_be_any_ints() -> None:
+    assert scores_for(layers=np.array([1, 3])).layers == scores_for(layers=iter((1, 3))).layers == (1, 3)
+
+
 def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
     """Not with force either, and nothing is left beside it."""
     folder, pipe = tmp_path / "folder.gguf", tmp_path / "pipe.gguf"
