@@ -321,7 +321,6 @@ class Trio:
                 if llm is self.llm or self.moves_windows:
                     with suppress(HeadKVError):
                         llm.prefill(other)
-                llm._folding.forget()  # what chooses at the next fold is observed from here on
                 deque(islice(stream, 1))
             deque(islice(stream, 2))
             stream.close()
@@ -412,7 +411,6 @@ class Trio:
         self.llm.save_session(path)
         self.between(rng)
         self.llm.load_session(path)
-        self.twin._folding.forget()
         path.unlink()
 
     def state(self, rng: random.Random) -> None:
@@ -422,7 +420,6 @@ class Trio:
         self.llm.load_state(state)
         if self.moves_windows:
             self.twin.load_state(self.twin.save_state())
-        self.twin._folding.forget()
         self.twin._requires_eval = True  # as of a state
 
     def reopen(self, rng: random.Random) -> None:
@@ -432,7 +429,6 @@ class Trio:
         self.llm.save_session(path)
         self.llm.close()
         self.llm = Llama.open_session(path, **self.arguments)
-        self.twin._folding.forget()
         path.unlink()
 
     def give_up(self, rng: random.Random) -> None:
