@@ -218,10 +218,7 @@ def _ways(
 def _beginning(llm: Llama, document: Document) -> KeptState:
     """What all conversations about the document begin with, in the full cache."""
     tokens, n_shared = read_once(llm, [document.message(0, True)], document.sample.document)
-    _start(llm, None)
-    if n_shared > 0:
-        llm.eval(tokens[:n_shared])
-    return KeptState(llm)
+    return KeptState.of_beginning(llm, tokens[:n_shared])
 
 
 def _start(llm: Llama, retention: Retention | None) -> None:

@@ -22,11 +22,8 @@ class SavedPrompt:
     def __init__(self, llm: Llama, asked: Asked, window: int) -> None:
         self._llm, self._asked, self._tokens = llm, asked, asked.prompt.tokens
         self.n_prompt = len(self._tokens) - 1
-        llm.reset()
-        llm.retention = None
-        # the last two windows observe in any case
-        llm.eval(self._tokens[: max(1, min(asked.n_before, self.n_prompt - 2 * window))])
-        self._state = KeptState(llm)
+        n_shared = max(1, min(asked.n_before, self.n_prompt - 2 * window))  # the last two windows observe
+        self._state = KeptState.of_beginning(llm, self._tokens[:n_shared])
 
     def loss(self, retention: Retention) -> float:
         """Mean negative log-likelihood of the answer's tokens, in nats."""
