@@ -79,11 +79,14 @@ def check_length(llm: llama_cpp.Llama, n_tokens: int) -> None:
         raise ArgumentError(f"the model was trained for {trained} tokens, {n_tokens} would be needed")
 
 
-def greedy(llm: llama_cpp.Llama, max_tokens: int) -> list[int]:
-    """The likeliest tokens after what was evaluated last, up to an end of generation, which is left out."""
+def greedy(llm: llama_cpp.Llama, max_tokens: int, stop: str = "") -> list[int]:
+    """The likeliest tokens after what was evaluated last, up to an end of generation, which is left out, or
+    to the text `stop` behind others, if that is not empty."""
     out: list[int] = []
     while len(out) < max_tokens and (token := likeliest(llm)) is not None:
         out.append(token)
+        if stop and stop in text_of(llm, out).lstrip(stop):
+            break
         llm.eval([token])
     return out
 

@@ -13,10 +13,9 @@ from headkv_local.settings import ADVANCED
 
 from ..cases import by_beginning
 from ..chosen import read
-from ..contexts import Setup, likeliest, n_ctx_for, open_headkv, text_of
+from ..contexts import Setup, greedy, n_ctx_for, open_headkv, text_of
 from ..policies import FULL, REREAD, Policy, label_of
 from ..state import KeptState
-from .item import Item
 from .names import ANEW, BEFORE, WITH
 from .prompts import Fitting, Prompt, by_document, made
 from .results import Outcome, Results, digest_of
@@ -101,7 +100,7 @@ def _outcome(llm: Llama, prompt: Prompt, way: Way, recipe: str, state: KeptState
     llm.retention = _retention(way, llm, n_prompt)
     read(llm, prompt.tokens, prompt.n_document, way.chosen, known=prompt.known, messages=prompt.messages)
     stats = llm.cache_stats()
-    tokens = _answer(llm, prompt.item)
+    tokens = greedy(llm, prompt.item.max_tokens, prompt.item.stop)
     return Outcome.of(
         prompt,
         text_of(llm, tokens),
@@ -128,17 +127,6 @@ def _retention(way: Way, llm: Llama, n_prompt: int) -> Retention | None:
     if isinstance(retention.scores, HeadScores):
         retention = retention.with_scores(retention.scores.for_model(llm.shape, llm.model_path))
     return retention.having(budget=None, caps=retention.caps_for(llm.shape, n_prompt), scores=None)
-
-
-def _answer(llm: Llama, item: Item) -> list[int]:
-    """The likeliest tokens, up to an end of generation or what ends the answer."""
-    out: list[int] = []
-    while len(out) < item.max_tokens and (token := likeliest(llm)) is not None:
-        out.append(token)
-        if item.stop and item.stop in text_of(llm, out).lstrip(item.stop):
-            break
-        llm.eval([token])
-    return out
 
 
 def _require_document(prompt: Prompt, way: Way) -> None:
