@@ -23,7 +23,7 @@ class Row:
         return key in self._fields
 
     def text(self, key: str) -> str:
-        value = self._of(key)
+        value = self.value(key)
         if not isinstance(value, str):
             self.refuse(key, f"must be a text, not {shown(value, 60)}")
         return self._whole(key, value)
@@ -36,23 +36,25 @@ class Row:
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of texts, with at least one."""
-        value = self._of(key)
+        value = self.value(key)
         if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
             self.refuse(key, f"must be a list of texts with at least one, not {shown(value, 60)}")
         return tuple(self._whole(key, one) for one in value)
 
     def texts_or_null(self, key: str) -> tuple[str, ...]:
-        return () if self._of(key) is None else self.texts(key)
+        return () if self.value(key) is None else self.texts(key)
 
     def rows(self, key: str, name: str) -> list[Row]:
         """A list of objects. name: what one of them is."""
-        value = self._of(key)
+        value = self.value(key)
         if not isinstance(value, list):
             self.refuse(key, f"must be a list, not {shown(value, 60)}")
         return [_row(one, f"{self.where}, {name} {i}") for i, one in enumerate(value, 1)]
 
     def value(self, key: str) -> Any:
-        return self._of(key)
+        if key not in self._fields:
+            self.refuse(key, "is missing")
+        return self._fields[key]
 
     def refuse(self, key: str, why: str) -> NoReturn:
         raise DataError(f"{self.where}: {key!r} {why}")
@@ -63,11 +65,6 @@ class Row:
         except ValueError as error:
             self.refuse(key, str(error))
         return text
-
-    def _of(self, key: str) -> Any:
-        if key not in self._fields:
-            self.refuse(key, "is missing")
-        return self._fields[key]
 
 
 def rows(path: Path) -> Iterator[Row]:
