@@ -25,6 +25,11 @@ def chat_prompt(llm: Llama, messages: list[dict[str, Any]], cure: str = _CURE) -
     return llm.chat_prompt(messages)
 
 
+def length_of(llm: Llama, text: str) -> int:
+    """Tokens of a text that goes into a message."""
+    return len(llm.tokenize(text.encode(), add_bos=False, special=False))
+
+
 def tokens_of(llm: Llama, prompt: str) -> list[int]:
     return list(llm.tokenize(prompt.encode(), add_bos=False, special=True))
 

@@ -14,7 +14,7 @@ from headkv_local.tokens import log_softmax, logits_of, n_same
 from .cases import Case, by_beginning, chat_case, plain_case
 from .contexts import Setup, check_length, greedy, n_ctx_for, open_headkv, text_of
 from .policies import Policy, label_of
-from .prompts import chat_tokens, plain_tokens
+from .prompts import chat_tokens, length_of, plain_tokens
 from .questions import Question
 from .state import KeptState
 from .tasks import Sample, n_right, samples, wide_samples
@@ -119,7 +119,7 @@ def run(
 
 def _samples(llm: Llama, task: str, length: int, settings: Settings) -> list[Sample]:
     template = len(_template(llm, settings))
-    given = settings.n_samples, length - template, lambda s: _count(llm, s)
+    given = settings.n_samples, length - template, lambda text: length_of(llm, text)
     try:
         if settings.is_plain:
             return samples(task, *given, settings.seed, settings.haystacks)
@@ -229,7 +229,3 @@ def nll(llm: Llama, lead: Sequence[int], gold: Sequence[int]) -> float:
         total -= float(log_softmax(logits_of(llm))[token])
         llm.eval([token])
     return total / len(gold)
-
-
-def _count(llm: Llama, text: str) -> int:
-    return len(llm.tokenize(text.encode(), add_bos=False, special=False))

@@ -19,7 +19,7 @@ from headkv_local import ArgumentError, Llama, Retention
 from .cases import read_once
 from .contexts import Setup, check_length, n_ctx_for, open_headkv
 from .policies import label_of
-from .prompts import chat_tokens
+from .prompts import chat_tokens, length_of
 from .questions import Question
 from .state import KeptState
 from .tasks import Sample, n_right, wide_samples
@@ -170,7 +170,7 @@ def _documents(llm: Llama, length: int, settings: Settings) -> list[Document]:
             "needle",
             n,
             length - n_template,
-            lambda text: len(llm.tokenize(text.encode(), add_bos=False, special=False)),
+            lambda text: length_of(llm, text),
             f"{settings.seed}/{sets}/turns",
             settings.haystacks,
         )

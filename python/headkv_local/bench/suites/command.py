@@ -206,7 +206,7 @@ def _items(said: dict[str, Any], llm: Llama) -> list[Item]:
         return longbench.items(data, tasks)
     if suite == LOOGLE:
         return loogle.items(data, tasks)
-    from ..prompts import chat_tokens, plain_tokens
+    from ..prompts import chat_tokens, length_of, plain_tokens
 
     n_template = len((plain_tokens if said["plain"] else chat_tokens)(llm, ""))
     return ruler.items(
@@ -214,7 +214,7 @@ def _items(said: dict[str, Any], llm: Llama) -> list[Item]:
         said["lengths"],
         said["samples"] or ruler.N_SAMPLES,
         said["seed"],
-        lambda text: len(llm.tokenize(text.encode(), add_bos=False, special=False)),
+        lambda text: length_of(llm, text),
         n_template,
         data if said["data"] else None,
         said["max_tokens"],

@@ -12,7 +12,7 @@ from headkv_local import Llama
 from headkv_local.tokens import n_same
 
 from ..cases import OBSERVED, up_to
-from ..prompts import chat_prompt, plain_text, plain_tokens, tokens_of
+from ..prompts import chat_prompt, length_of, plain_text, plain_tokens, tokens_of
 from .item import Item
 
 _TRIES = 4  # cutting text moves borders of tokens
@@ -126,9 +126,7 @@ def _continued(llm: Llama, text: str) -> list[int]:
 def _shorter(llm: Llama, item: Item, limit: int, plain: bool) -> Fitting | None:
     """With as much of the prompt before the cut as after it. None where the document is too short for it."""
     tokens = llm.tokenize(item.document.encode(), add_bos=False, special=False)
-    n_before, n_after = (
-        len(llm.tokenize(text.encode(), add_bos=False, special=False)) for text in (item.before, item.after)
-    )
+    n_before, n_after = length_of(llm, item.before), length_of(llm, item.after)
     excess = _needed(llm, item, plain) - limit
     for _ in range(_TRIES):
         n_kept = len(tokens) + n_before + n_after - excess
