@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
 
+from ..bench.suites.metrics import overlap
 from ..budgets import ModelShape
 
 RIGHT_ABOVE = 0.5  # token F1
@@ -33,9 +33,7 @@ def needle_share(
 
 def token_f1(answer: str, gold: str) -> float:
     """Harmonic mean of precision and recall of the answer's words, in any case and order; 0 to 1."""
-    said, wanted = (Counter(re.findall(r"\w+", text.casefold())) for text in (answer, gold))
-    both = (said & wanted).total()
-    return 2 * both / (said.total() + wanted.total()) if both else 0.0
+    return overlap(*(re.findall(r"\w+", text.casefold()) for text in (answer, gold)))
 
 
 def by_kv_head(scores: npt.NDArray[np.float64], shape: ModelShape) -> npt.NDArray[np.float64]:
