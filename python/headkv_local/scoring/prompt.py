@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..bench.prompts import has_template, plain_text
 from ..errors import ArgumentError, ModelError
 from ..llama import Llama
+from ..tokens import n_same
 from .samples import Plan, content
 
 Tokenize = Callable[[str], list[int]]
@@ -90,10 +91,8 @@ class Prompter:
         return Prompt(tokens, np.unique(np.array(positions, dtype=np.int64)))
 
     def _length(self, token: int) -> int:
-        return len(self._piece(token))
-
-    def _piece(self, token: int) -> bytes:
-        return b"" if token == -1 else bytes(self._llm.detokenize([token], special=True))
+        """In bytes."""
+        return 0 if token == -1 else len(self._llm.detokenize([token], special=True))
 
 
 def ask(plan: Plan, prompter: Prompter) -> Asked:
@@ -140,9 +139,7 @@ def _border(tokens: Sequence[int], before: Sequence[int], byte_length: ByteLengt
     before: the tokens of the text up to the border. Where they are not the first of all tokens, what
     differs has been merged in another way, and is counted in bytes.
     """
-    at = 0
-    while at < min(len(tokens), len(before)) and tokens[at] == before[at]:
-        at += 1
+    at = n_same(tokens, before)
     left = sum(map(byte_length, before[at:]))
     while left > 0 and byte_length(tokens[at]) <= left:
         left -= byte_length(tokens[at])
