@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from llama_cpp.server import settings as stock
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -237,10 +237,11 @@ def n_bytes(name: str, text: str) -> int:
 
 def read_config(path: str) -> dict[str, Any]:
     """The settings in a JSON or YAML file. ArgumentError for what is none."""
+    is_yaml = path.endswith((".yaml", ".yml"))
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
-        if path.endswith((".yaml", ".yml")):
+        if is_yaml:
             import yaml
 
             found = yaml.safe_load(text)
@@ -251,14 +252,11 @@ def read_config(path: str) -> dict[str, Any]:
     except ImportError as error:
         raise ArgumentError(f"{path} needs PyYAML: pip install 'headkv-local[server]'") from error
     except Exception as error:  # yaml has a tree of its own
-        raise ArgumentError(f"{path} is not {_kind(path)}: {' '.join(str(error).split())}") from error
+        kind = "YAML" if is_yaml else "JSON"
+        raise ArgumentError(f"{path} is not {kind}: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise ArgumentError(f"{path} holds no settings: it must be an object with a list of models")
     return found
-
-
-def _kind(path: str) -> Literal["YAML", "JSON"]:
-    return "YAML" if path.endswith((".yaml", ".yml")) else "JSON"
 
 
 def explained(error: ValidationError, where: str) -> ArgumentError:
