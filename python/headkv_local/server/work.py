@@ -16,10 +16,6 @@ from .line import Line
 Job = Callable[["Work"], Generator[Any, None, None]]
 
 
-class _End(Exception):
-    pass
-
-
 class GaveWay(Exception):
     """Ends a stream for the request after it."""
 
@@ -65,7 +61,7 @@ class Work:
             end = task.exception()
             if isinstance(end, Cancelled) and self._reason is not None:
                 end = self._reason
-        self._made.put_nowait(end or _End())
+        self._made.put_nowait(end or StopAsyncIteration())
 
     def _run(self) -> None:
         with self._token, closing(self._job(self)) as made:
@@ -104,8 +100,6 @@ class Work:
     async def next(self) -> Any:
         """What the job makes next. Raises what it raised, and StopAsyncIteration at its end."""
         item = await self._made.get()
-        if isinstance(item, _End):
-            raise StopAsyncIteration
         if isinstance(item, BaseException):
             raise item
         return item
