@@ -41,7 +41,7 @@ class Guard:
             self._require_small(headers)
             _require_plain(headers)
         except Refusal as refused:
-            await _refuse(refused, scope, receive, counted)
+            await refused.response()(scope, receive, counted)
             return
         await self._app(scope, self._limited(receive), counted)
 
@@ -104,7 +104,3 @@ def _path(scope: Scope) -> str:
     """As it is counted: paths that nobody serves are one."""
     route: Any = scope.get("route")
     return str(getattr(route, "path", None) or "other")
-
-
-async def _refuse(refused: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
-    await refused.response()(scope, receive, send)
