@@ -126,9 +126,6 @@ class Shelf:
     def __iter__(self) -> Iterator[Conversation]:
         return iter(tuple(self._there.values()))
 
-    def __len__(self) -> int:
-        return len(self._there)
-
     def __contains__(self, one: Conversation) -> bool:
         return one.name in self._there
 
