@@ -15,6 +15,7 @@ from llama_cpp import llama_chat_format
 from ..errors import ArgumentError
 from ..forms import bare_handler, chat_handler_of, is_of_formatter, require_forms, stops_of
 from ..messages import require_messages
+from ..tokens import n_same
 from . import templates
 from .turns import Turn
 
@@ -178,7 +179,4 @@ def _n_unstable(llm: Any, ends: str, later: str) -> int:
     if not ends:
         return 0
     now, then = (llm.tokenize(text.encode("utf-8"), False, True) for text in (ends, later))
-    n_same = next(
-        (i for i, (a, b) in enumerate(zip(now, then, strict=False)) if a != b), min(len(now), len(then))
-    )
-    return len(now) - n_same
+    return len(now) - n_same(now, then)
