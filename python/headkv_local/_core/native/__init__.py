@@ -117,8 +117,7 @@ def _filled(name: str, ctx: int, ctype: str, array: npt.NDArray[Any]) -> npt.NDA
 
 def last_error() -> str:
     """Of this thread's last call."""
-    text = _functions["headkv_last_error"]()
-    return bytes(ffi.string(text)).decode("utf-8", errors="replace")
+    return text_of(_functions["headkv_last_error"]())
 
 
 def supported(ctx: int) -> None:
