@@ -7,6 +7,7 @@ makes budgets of curves (docs/method.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +57,9 @@ class Curves:
     def metadata(self) -> dict[str, npt.NDArray[np.floating]]:
         """Keys and values for a file."""
         return {_SHARES: self.shares, _LOSSES: self.losses.ravel()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {"shares": self.shares.tolist(), "losses": self.losses.tolist()}
 
     def of_rows(self, rows: list[int]) -> Curves:
         """Those of some of the layers, by their number here."""

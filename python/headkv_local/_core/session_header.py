@@ -264,18 +264,14 @@ def _retention_to_json(retention: Retention) -> dict[str, Any]:
             "method": scores.method,
             "layers": None if scores.layers is None else list(scores.layers),
             "source": dict(scores.source),
-            "curves": None if scores.curves is None else _curves_to_json(scores.curves),
+            "curves": None if scores.curves is None else scores.curves.to_json(),
             **{name: getattr(scores, name) for name in DEFAULTS},
         }
     elif isinstance(scores, Curves):
-        scores = _curves_to_json(scores)
+        scores = scores.to_json()
     elif isinstance(scores, np.ndarray):
         scores = scores.tolist()
     return plain | given | {"caps": None if caps is None else np.asarray(caps).tolist(), "scores": scores}
-
-
-def _curves_to_json(curves: Curves) -> dict[str, Any]:
-    return {"shares": curves.shares.tolist(), "losses": curves.losses.tolist()}
 
 
 def _retention_from_json(found: Mapping[str, Any]) -> Retention:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..curves import Curves
 from ..scores import HeadScores, sidecar_path
 from ..settings import given
 from .files import Found
@@ -43,13 +42,8 @@ def document(found: Found) -> dict[str, Any]:
         "recommended": given(scores),
         "source": dict(scores.source),
         "scores": scores.scores.astype(float).tolist(),
-        "curves": None if scores.curves is None else _curves(scores.curves),
+        "curves": None if scores.curves is None else scores.curves.to_json(),
     }
-
-
-def _curves(curves: Curves) -> dict[str, Any]:
-    """losses: (n_layer, n_head_kv, n_points)"""
-    return {"shares": curves.shares.astype(float).tolist(), "losses": curves.losses.astype(float).tolist()}
 
 
 def heat_map(scores: HeadScores, width: int) -> Iterator[str]:
