@@ -45,7 +45,7 @@ def chats(tiny_path: Path) -> Iterator[Callable[..., Kept]]:
 
     def make(*argv: str, model: Path = tiny_path, **environment: str) -> Kept:
         options = parse_options(["-t", "1", "-m", str(model), *argv], build_parser(), environment)
-        chat = saved_at(options.session)
+        chat = None if options.session is None else saved_at(options.session)
         options = options if chat is None else options.completed(chat.settings, "a session")
         sessions.append(open_session(options, chat))
         keeper = Keeper(sessions[-1], Console())

@@ -188,10 +188,8 @@ class Keeper:
         return self.path
 
 
-def saved_at(path: str | None) -> SavedChat | None:
+def saved_at(path: str) -> SavedChat | None:
     """The chat in the file of --session, None for a new one. Raises SessionError."""
-    if path is None:
-        return None
     folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder):
         raise SessionError(f"the session {path} cannot be saved: there is no folder {folder}")
