@@ -20,11 +20,7 @@ def answer(
 
     max_tokens: -1 for no limit but the context.
     """
-
-    def watch_prefill(done: int, total: int) -> None:
-        job.emit(Prefill(done, total))
-
-    llm.watch_prefill = watch_prefill
+    llm.watch_prefill = lambda done, total: job.emit(Prefill(done, total))
     llm.meter = Meter(started=time.perf_counter())  # the job may be stopped before it generates
     pieces: list[str] = []
     finish: FinishReason = "interrupt"
