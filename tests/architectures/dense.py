@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .family import Family, Keys, mixed_heads, sections, with_keys
+from .family import Family, Keys, mixed_heads, multi_head, sections, with_keys
 from .sliding import windows
 
 if TYPE_CHECKING:
@@ -13,16 +13,8 @@ if TYPE_CHECKING:
 _BIAS = r"attn_.*\.bias|ffn_.*\.bias"
 
 
-def _multi_head(model: TinyModel) -> Keys:
-    return {"attention.head_count_kv": model.n_head}
-
-
 def _alibi(model: TinyModel) -> Keys:
     return {"attention.max_alibi_bias": 16.0, "attention.clamp_kqv": 8.0}
-
-
-def _mixed(model: TinyModel) -> Keys:
-    return {"attention.head_count_kv": mixed_heads(model)}
 
 
 def _some_without(model: TinyModel) -> Keys:
@@ -74,21 +66,21 @@ DENSE: dict[str, Family] = {name: Family() for name in _PLAIN} | {
     "phi3": Family(
         keys=lambda model: {"attention.sliding_window": model.window}, without=r"bias", fused=True
     ),
-    "deci": Family(keys=_mixed, n_layer=4),
+    "deci": Family(keys=mixed_heads, n_layer=4),
     "deci-without": Family(arch="deci", about="with layers without attention", keys=_some_without, n_layer=6),
-    "openelm": Family(keys=_mixed, n_layer=4),
-    "gpt2": Family(keys=_multi_head),
-    "gptneox": Family(keys=with_keys(_multi_head, use_parallel_residual=True)),
+    "openelm": Family(keys=mixed_heads, n_layer=4),
+    "gpt2": Family(keys=multi_head),
+    "gptneox": Family(keys=with_keys(multi_head, use_parallel_residual=True)),
     "granite": Family(keys=with_keys(logit_scale=1.0)),
     # llama.cpp masks the logits of images, tokens 4 to 8195, also in a ubatch that asks for no logits: an
     # assertion ends the process
     "chameleon": Family(n_vocab=8196 + 256, decodes=False),
     "graniteswitch": Family(keys=with_keys(_adapters, logit_scale=1.0)),
-    "talkie": Family(keys=with_keys(_multi_head, logit_scale=1.0)),
+    "talkie": Family(keys=with_keys(multi_head, logit_scale=1.0)),
     "apertus": Family(keys=_apertus),
-    "mpt": Family(keys=with_keys(_multi_head, _alibi), without=r"bias|attn_[qk]_norm|ffn_act"),
-    "bloom": Family(keys=with_keys(_multi_head, _alibi)),
+    "mpt": Family(keys=with_keys(multi_head, _alibi), without=r"bias|attn_[qk]_norm|ffn_act"),
+    "bloom": Family(keys=with_keys(multi_head, _alibi)),
     "refact": Family(keys=_alibi),
-    "jais": Family(keys=with_keys(_multi_head, _alibi)),
-    "baichuan": Family(keys=_multi_head),
+    "jais": Family(keys=with_keys(multi_head, _alibi)),
+    "baichuan": Family(keys=multi_head),
 }

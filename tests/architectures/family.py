@@ -96,9 +96,15 @@ def sections(model: TinyModel) -> Keys:
     return {"rope.dimension_sections": [2 * eighth, eighth, eighth, 0]}
 
 
-def mixed_heads(model: TinyModel) -> list[int]:
-    """Heads of K and V: more of them in every fourth layer."""
-    return [model.n_head if il % 4 == 3 else model.n_head_kv for il in range(model.layers)]
+def multi_head(model: TinyModel) -> Keys:
+    """As many heads of K and V as of queries."""
+    return {"attention.head_count_kv": model.n_head}
+
+
+def mixed_heads(model: TinyModel) -> Keys:
+    """More heads of K and V in every fourth layer."""
+    heads = [model.n_head if il % 4 == 3 else model.n_head_kv for il in range(model.layers)]
+    return {"attention.head_count_kv": heads}
 
 
 def add_keys(writer: gguf.GGUFWriter, arch: str, keys: Mapping[str, Any]) -> None:

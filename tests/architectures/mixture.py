@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from .family import Family, Keys, experts, one_dense_layer, sections, with_keys
-
-if TYPE_CHECKING:
-    from gguf_factory import TinyModel
+from .family import Family, experts, multi_head, one_dense_layer, sections, with_keys
 
 _PLAIN = "qwen2moe qwen3moe arctic phimoe minimax-m2 hunyuan-moe hy_v3 grok".split()
 _ONE_DENSE = "deepseek glm4moe bailingmoe bailingmoe2".split()
-
-
-def _multi_head(model: TinyModel) -> Keys:
-    return {"attention.head_count_kv": model.n_head}
 
 
 MIXTURE: dict[str, Family] = {
@@ -26,9 +17,9 @@ MIXTURE: dict[str, Family] = {
         keys=with_keys(one_dense_layer, nextn_predict_layers=1),
         n_layer=4,
     ),
-    "olmoe": Family(keys=with_keys(experts, _multi_head)),
-    "dots1": Family(keys=with_keys(one_dense_layer, _multi_head), n_layer=3),
-    "deepseek2-ocr": Family(keys=with_keys(one_dense_layer, _multi_head), n_layer=3),
+    "olmoe": Family(keys=with_keys(experts, multi_head)),
+    "dots1": Family(keys=with_keys(one_dense_layer, multi_head), n_layer=3),
+    "deepseek2-ocr": Family(keys=with_keys(one_dense_layer, multi_head), n_layer=3),
     "qwen3vlmoe": Family(keys=with_keys(experts, sections, n_deepstack_layers=0)),
     "dbrx": Family(keys=with_keys(experts, attention__clamp_kqv=8.0)),
     "granitemoe": Family(keys=with_keys(experts, logit_scale=1.0)),

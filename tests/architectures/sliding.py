@@ -20,10 +20,6 @@ def alternating(model: TinyModel) -> Keys:
     return windows(model) | {"attention.sliding_window_pattern": [il % 2 == 0 for il in range(model.layers)]}
 
 
-def _mixed(model: TinyModel) -> Keys:
-    return {"attention.head_count_kv": mixed_heads(model)}
-
-
 def _clamped(model: TinyModel) -> Keys:
     return {"swiglu_clamp_exp": [7.0] * model.layers}
 
@@ -41,9 +37,9 @@ SLIDING: dict[str, Family] = {
     "mellum": Family(keys=with_keys(alternating, experts), n_layer=4),
     # windows of 4096 tokens whatever the metadata says, but for 0
     "smallthinker": Family(keys=with_keys(alternating, experts), n_layer=4),
-    "mimo2": Family(keys=with_keys(alternating, experts, _mixed), n_layer=4),
-    "step35": Family(keys=with_keys(alternating, one_dense_layer, _mixed), n_layer=4),
-    "laguna": Family(keys=with_keys(alternating, one_dense_layer, _mixed), n_layer=4),
+    "mimo2": Family(keys=with_keys(alternating, experts, mixed_heads), n_layer=4),
+    "step35": Family(keys=with_keys(alternating, one_dense_layer, mixed_heads), n_layer=4),
+    "laguna": Family(keys=with_keys(alternating, one_dense_layer, mixed_heads), n_layer=4),
     "spark2_5": Family(keys=alternating, n_layer=4),
     "granite_swa": Family(keys=with_keys(alternating, logit_scale=1.0), n_layer=4),
     "muse-glimmer": Family(keys=with_keys(alternating, logit_scale=1.0), n_layer=4),
