@@ -76,7 +76,7 @@ def load(kind: Kind, path: str | os.PathLike[str] | None = None) -> Dataset:
     return Dataset(file.name, _whose(path), examples)
 
 
-def load_all(kinds: Sequence[Kind], path: str | os.PathLike[str] | None = None) -> Dataset:
+def load_all(kinds: Sequence[Kind], path: str | os.PathLike[str] | None) -> Dataset:
     """Examples of several kinds; of a file, all that it holds where no kinds are named. Raises as load()."""
     if path is not None and not kinds:
         examples = tuple(read(path))

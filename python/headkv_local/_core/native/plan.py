@@ -149,9 +149,9 @@ class Observers(NamedTuple):
     """Positions of a question that stood before what it asks about: it could not look at that."""
     weights: npt.NDArray[np.float32]
     """Of all of these tokens, in their order."""
-    n_left_out: int = 0
+    n_left_out: int
     """Tokens that should be read once more, and that there is no room for."""
-    n_stay: int = 0
+    n_stay: int
     """Tokens that stay of those that were to, or 0."""
 
 

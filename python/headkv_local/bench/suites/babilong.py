@@ -63,7 +63,7 @@ def name_of(length: object) -> str:
     raise ArgumentError(f"BABILong has no length {shown(length)}: {', '.join(LENGTHS)}")
 
 
-def lengths_in(folder: Path, task: str | None = None) -> list[str]:
+def lengths_in(folder: Path, task: str | None) -> list[str]:
     """Those that have questions of a task, or of any. Raises DataError where none has."""
     require_folder(folder)
     tasks = TASKS[BABILONG] if task is None else (task,)

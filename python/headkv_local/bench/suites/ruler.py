@@ -93,7 +93,7 @@ def items(
 
 
 def unmade(
-    tasks: Sequence[str] | None, lengths: Sequence[int], n_samples: int, data: Path | None = None
+    tasks: Sequence[str] | None, lengths: Sequence[int], n_samples: int, data: Path | None
 ) -> list[Item]:
     """What items() would make, without any text: for lengths that are too long anyway."""
     return [

@@ -37,7 +37,7 @@ class _Question:
     text: str
     answers: tuple[str, ...]
     needed: tuple[int, ...]
-    near: tuple[int, ...] = ()
+    near: tuple[int, ...]
 
 
 @dataclass(frozen=True)
