@@ -265,13 +265,11 @@ class Compactor:
 
         ends: uint8 (n_tokens,), 1 for the last token of a sentence.
         """
-        native.compact(self.ctx, self._plan(caps, ends))
-        _logger.info("the tail was folded into a prompt of %d tokens", len(ends))
-
-    def _plan(self, caps: npt.NDArray[np.int32], ends: npt.NDArray[np.uint8]) -> native.Plan:
         kept = self._settled
         window = min(kept.window, len(ends))  # a prompt that is kept whole may be shorter
-        return native.Plan(caps, window, kept.kernel, kept.sinks, ends, pooled=self.observes_all)
+        plan = native.Plan(caps, window, kept.kernel, kept.sinks, ends, pooled=self.observes_all)
+        native.compact(self.ctx, plan)
+        _logger.info("the tail was folded into a prompt of %d tokens", len(ends))
 
     def begin_rows(self) -> None:
         """From now on record what each token attends to that is decoded."""
