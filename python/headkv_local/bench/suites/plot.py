@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..policies import FULL
+from ..policies import FULL, label_of
 from ..report import writing
 
 
@@ -27,8 +27,7 @@ def write_png(lines: Sequence[dict[str, Any]], path: str) -> None:
 def _draw(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
     curves: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
-        name = line["policy"] if line["chosen"] == "with" else f"{line['policy']}, {line['chosen']}"
-        curves.setdefault(name, []).append(line)
+        curves.setdefault(label_of(line["policy"], None, line["chosen"]), []).append(line)
     for name, of_curve in curves.items():
         if name == FULL:
             axes.axhline(of_curve[0]["score"], color="black", linestyle="--", label=name)
