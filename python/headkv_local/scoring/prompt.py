@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..bench.prompts import has_template, plain_text
+from ..bench.prompts import has_template, length_of, plain_text
 from ..errors import ArgumentError, ModelError
 from ..llama import Llama
 from ..tokens import n_same
@@ -71,7 +71,7 @@ class Prompter:
 
     def count(self, text: str) -> int:
         """Number of tokens of a text that goes into a message."""
-        return len(self._llm.tokenize(text.encode(), add_bos=False, special=False))
+        return length_of(self._llm, text)
 
     def answer(self, text: str) -> list[int]:
         """Tokens of an answer that is fed to the model."""
