@@ -154,7 +154,7 @@ def test_a_session_in_another_place(
     assert done.stderr.endswith(said.format(path, path) + "\n")
 
 
-def test_a_context_beyond_the_memory_allowed(chat: Chat, tiny_path: Path) -> None:
+def test_a_context_beyond_the_memory_allowed(tiny_path: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))"
     code = f"import sys; {limit}; from headkv_local.chat import main; sys.exit(main())"
     done = subprocess.run(

@@ -114,7 +114,7 @@ def test_a_loop_does_not_stay_in_the_chat(terminal: Terminal) -> None:
     assert int(used[1]) < 320  # the prompt and the loop alone took more
 
 
-def test_commands(terminal: Terminal, tiny_path: Path, tmp_path: Path) -> None:
+def test_commands(terminal: Terminal, tiny_path: Path) -> None:
     terminal.start(str(tiny_path))
     assert terminal.wait_prompt().startswith(f"{tiny_path.name}, context 8192 tokens, budget 128.")
     for line, reply in [

@@ -188,7 +188,7 @@ def test_completions_and_two_ways_to_bend_them(client: openai.OpenAI) -> None:
         assert [offset for one in told if one for offset in one.text_offset] == [5, 6]
 
 
-def test_documents_are_marked(client: openai.OpenAI, server: Running) -> None:
+def test_documents_are_marked(client: openai.OpenAI) -> None:
     """What stock's types do not know of a message is what the model's class needs."""
     parts = [
         {"type": "text", "text": "What is there? " + "The harbour has much to say. " * 20, "document": True},
@@ -199,7 +199,7 @@ def test_documents_are_marked(client: openai.OpenAI, server: Running) -> None:
     assert reply.usage.prompt_tokens > 100
 
 
-def test_several_models_and_embeddings(client: openai.OpenAI, server: Running) -> None:
+def test_several_models_and_embeddings(client: openai.OpenAI) -> None:
     """Each keeps its conversations while another is loaded."""
     first = client.chat.completions.create(**GREEDY, max_tokens=3)
     reply = client.chat.completions.create(**GREEDY | {"model": "other"}, max_tokens=3)
