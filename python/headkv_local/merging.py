@@ -138,6 +138,12 @@ def _both(one: Schema, other: Schema) -> Schema:
     return made
 
 
+def constants(schema: Schema) -> list[Any]:
+    """What its const and its enum allow, of its type."""
+    parts = [{name: schema[name]} for name in ("const", "enum") if name in schema]
+    return _values(parts[0], parts[-1], schema.get("type"))
+
+
 def _is_same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
@@ -178,7 +184,7 @@ def _values(one: Schema, other: Schema, kinds: Any) -> list[Any]:
         if all(text in values for values in lists) and _is_of(value, kinds)
     ]
     if not found:
-        raise ImpossibleError("a constant of one part of it is none of another")
+        raise ImpossibleError("a constant of one part of it is none of another, or not of its type")
     return found
 
 
@@ -190,7 +196,8 @@ def _is_of(value: Any, kinds: Any) -> bool:
     if kinds is None:
         return True
     return any(
-        isinstance(value, _KINDS.get(kind, (object,))) and isinstance(value, bool) <= (kind == "boolean")
+        (isinstance(value, _KINDS.get(kind, (object,))) and isinstance(value, bool) <= (kind == "boolean"))
+        or (kind == "integer" and isinstance(value, float) and value.is_integer())
         for kind in dict.fromkeys(_list(kinds))
     )
 

@@ -44,13 +44,28 @@ def is_known_format(name: object) -> bool:
 
 def plain(pattern: str) -> str:
     """From ^ to $, of what the converter knows. ValueError for a pattern that no grammar can hold to."""
-    starts = pattern.startswith("^")
-    ends = pattern.endswith("$") and (len(pattern) - len(pattern[:-1].rstrip("\\"))) % 2 == 1
-    inner = pattern[starts : len(pattern) - ends]
-    made = "".join(_symbols(inner))
-    if not (starts and ends):
-        made = f"({made})"
-    return f"^{'' if starts else '.*'}{made}{'' if ends else '.*'}$"
+    made = [_whole(branch) for branch in _branches(pattern)]
+    return f"^{made[0]}$" if len(made) == 1 else f"^({'|'.join(made)})$"
+
+
+def _branches(pattern: str) -> list[str]:
+    """The sides of each | that is in no parentheses: an anchor is of its side alone."""
+    found, depth = [""], 0
+    for match in _SYMBOL.finditer(pattern):
+        symbol = match[0]
+        depth += symbol.startswith("(") - (symbol == ")")
+        if symbol == "|" and depth == 0:
+            found.append("")
+        else:
+            found[-1] += symbol
+    return found
+
+
+def _whole(branch: str) -> str:
+    starts = branch.startswith("^")
+    ends = branch.endswith("$") and (len(branch) - len(branch[:-1].rstrip("\\"))) % 2 == 1
+    made = "".join(_symbols(branch[starts : len(branch) - ends]))
+    return f"{'' if starts else '.*'}{made}{'' if ends else '.*'}"
 
 
 def require_pattern(pattern: str) -> None:
@@ -119,10 +134,10 @@ def _without(ranges: Sequence[Range]) -> Iterator[Range]:
 def _written(ranges: Sequence[Range]) -> str:
     if not ranges:
         raise ValueError("a class of a pattern has nothing that a text of JSON can have")
-    return "[" + "".join(_letter(a) if a == b else f"{_letter(a)}-{_letter(b)}" for a, b in ranges) + "]"
+    return "[" + "".join(letter(a) if a == b else f"{letter(a)}-{letter(b)}" for a, b in ranges) + "]"
 
 
-def _letter(code: int) -> str:
+def letter(code: int) -> str:
     letter = chr(code)
     if letter.isascii() and (letter.isalnum() or letter == "_"):
         return letter

@@ -17,13 +17,13 @@ from typing import Any, Final
 
 from llama_cpp import llama_grammar
 
-from .merging import BOUNDS, SHAPES, ImpossibleError, flat, is_of_parts, part_of
+from .members import PLAIN, rule_of, written
+from .merging import BOUNDS, SHAPES, ImpossibleError, constants, flat, is_of_parts, part_of
 from .patterns import FORMATS, plain, require_pattern
 from .wording import shown
 
 _LOWEST, _HIGHEST = "minimum", "maximum"
 _MOST: Final = 10**16 - 1  # the converter's integers have 16 digits at most
-_PLAIN: Final = r"\"\\\x00-\x1F\x7F"  # what ends a string or has to be escaped, in a class of a grammar
 _NOTHING: Final = r"[^\U00000000-\U0010FFFF]"  # a rule that no text is of
 _OF_OBJECTS: Final = {"properties", "additionalProperties", "required"}
 _ANY: Final = {"type": ["object", "array", "string", "number", "boolean", "null"]}
@@ -53,7 +53,7 @@ def _range(schema: Mapping[str, Any]) -> tuple[int, int] | None:
     highs = [math.floor(given.get(_HIGHEST, _MOST)), math.ceil(given.get("exclusiveMaximum", _MOST + 1)) - 1]
     low, high = max(*lows, -_MOST), min(*highs, _MOST)
     if low > high:
-        raise ValueError(f"no integer is from {low} to {high}")
+        raise ImpossibleError(f"no integer is from {low} to {high}")
     return low, high
 
 
@@ -86,6 +86,11 @@ def _digits(low: str, high: str) -> Iterator[str]:
         yield from (f'"{high[0]}" {rule}' for rule in _digits("0" * rest, high[1:]))
 
 
+def _require_order(least: Any, most: Any, what: str) -> None:
+    if type(least) is int and type(most) is int and least > most:
+        raise ImpossibleError(f"nothing has at least {least} {what} and at most {most}")
+
+
 def _of_array(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """With items that the converter knows, where there may be any or none; prefixItems have none behind."""
     items = schema.get("items", {})
@@ -93,7 +98,9 @@ def _of_array(schema: Mapping[str, Any]) -> Mapping[str, Any]:
         return {name: value for name, value in schema.items() if name != "items"}
     if not {"items", "minItems", "maxItems"} & schema.keys():
         return schema
-    if items is False or schema.get("maxItems") == 0:
+    most = 0 if items is False else schema.get("maxItems")
+    _require_order(schema.get("minItems"), most, "items")
+    if most == 0:
         return {"const": []}
     return {**schema, "items": _ANY} if items in ({}, True) else schema
 
@@ -214,7 +221,7 @@ def _visit(self: Any, schema: Any, name: str) -> Any:
         schema = _ANY
     kinds = schema.get("type")
     if {"const", "enum"} & schema.keys():
-        return _convert(self, {key: value for key, value in schema.items() if key != "type"}, name)
+        return _convert(self, {"enum": constants(schema)}, name)
     if isinstance(kinds, list):  # of which each keeps the rest of the schema
         return _of_union(self, [{**schema, "type": kind} for kind in dict.fromkeys(kinds)], name)
     if kinds == "array" or (kinds is None and not _OF_OBJECTS & schema.keys()):
@@ -242,6 +249,10 @@ def _of_union(self: Any, schemas: Any, name: str) -> Any:
 def _of_text(self: Any, schema: Mapping[str, Any], name: str) -> Any:
     """With the pattern of its format, and without what no grammar holds to: that is left to the model."""
     rest = dict(schema)
+    if {"minLength", "maxLength"} & schema.keys():
+        rest.setdefault("type", "string")
+    if rest.get("type") == "string":
+        _require_order(schema.get("minLength"), schema.get("maxLength"), "characters")
     pattern, form = rest.pop("pattern", None), rest.get("format")
     if is_too_long(rest):
         del rest["maxLength"]
@@ -256,13 +267,32 @@ def _of_text(self: Any, schema: Mapping[str, Any], name: str) -> Any:
     return _convert(self, rest, name)
 
 
+def is_compiled(pattern: str) -> bool:
+    """Whether a grammar holds to a pattern."""
+    converter = llama_grammar.SchemaConverter(
+        prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False
+    )
+    converter.resolve_refs({}, "")
+    try:  # past _of_text(), which goes on without it
+        _convert(converter, {"type": "string", "pattern": plain(pattern)}, "text")
+    except (ValueError, AssertionError, IndexError):
+        return False
+    return True
+
+
+def _of_constant(self: Any, value: Any) -> str:
+    return str(self._format_literal(written(value)))
+
+
 _ESCAPED: Final = r'"\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})'
 llama_grammar.SchemaConverter.visit = _visit
 llama_grammar.SchemaConverter._add_rule = _add_rule
 llama_grammar.SchemaConverter.resolve_refs = _resolve_refs
 llama_grammar.SchemaConverter._resolve_ref = _resolve_ref
+llama_grammar.SchemaConverter._build_object_rule = rule_of
+llama_grammar.SchemaConverter._generate_constant_rule = _of_constant
 llama_grammar._build_repetition = _repetition
-llama_grammar.PRIMITIVE_RULES["char"] = llama_grammar.BuiltinRule(rf"[^{_PLAIN}] | {_ESCAPED}")
-llama_grammar.DOT = llama_grammar.DOTALL = rf"[^{_PLAIN}]"
+llama_grammar.PRIMITIVE_RULES["char"] = llama_grammar.BuiltinRule(rf"[^{PLAIN}] | {_ESCAPED}")
+llama_grammar.DOT = llama_grammar.DOTALL = rf"[^{PLAIN}]"
 llama_grammar.GRAMMAR_LITERAL_ESCAPE_RE = re.compile(r'[\r\n"\\]')
 llama_grammar.GRAMMAR_LITERAL_ESCAPES = {**llama_grammar.GRAMMAR_LITERAL_ESCAPES, "\\": "\\\\"}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from llama_cpp.llama_grammar import json_schema_to_gbnf
-
 from .grammars import is_too_large
 from .merging import BOUNDS, MERGED, flat, part_of
-from .patterns import is_known_format, plain
-from .schemas import MOST_RULES, is_too_long, types
+from .patterns import is_known_format
+from .schemas import MOST_RULES, is_compiled, is_too_long, types
 
 _NOT_HELD: Final = frozenset(
     "multipleOf uniqueItems contains minContains maxContains minProperties maxProperties patternProperties "
@@ -57,7 +54,8 @@ def require_held(schema: Any) -> None:
 
 
 def _not_held(part: Mapping[str, Any]) -> set[str]:
-    found = {name for name in BOUNDS if name in part and "integer" not in types(part)}
+    kinds = types(part)
+    found = {name for name in BOUNDS if name in part and ("integer" not in kinds or "number" in kinds)}
     found |= _NOT_HELD & part.keys()
     if part.get("additionalProperties") is False and not _required(part) <= set(part.get("properties") or ()):
         found.add("required")
@@ -91,7 +89,7 @@ def _not_held_of_text(part: Mapping[str, Any]) -> set[str]:
     if is_too_long(part):
         found.add("maxLength")
     if isinstance(pattern, str):
-        if not _is_compiled(pattern):
+        if not is_compiled(pattern):
             found |= set() if is_known_format(form) else {"pattern"}
         elif form is not None and not (pattern.startswith("^") and pattern.endswith("$")):
             found.add("format")  # one of a whole text is how tools write the format, such as zod
@@ -100,11 +98,3 @@ def _not_held_of_text(part: Mapping[str, Any]) -> set[str]:
         found |= {"minLength"} if part.get("minLength", 0) not in held else set()
         found |= {"maxLength"} & part.keys()
     return found
-
-
-def _is_compiled(pattern: str) -> bool:
-    try:
-        json_schema_to_gbnf(json.dumps({"type": "string", "pattern": plain(pattern)}))
-    except (ValueError, AssertionError, IndexError):
-        return False
-    return True

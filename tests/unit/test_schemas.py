@@ -106,6 +106,12 @@ def test_bounds_of_one_side(bounds: dict[str, Any], inside: list[int], outside: 
         ({"$defs": {"a": {"items": {"$ref": 3}}}}, "[$]ref 3 is no part of it"),
         ({"properties": {"a": {"$ref": "https://example.com/a"}}}, "is no part of it"),
         ({"anyOf": 3}, "cannot be compiled: it is none that is known here"),
+        ({"minItems": 3, "maxItems": 1}, "nothing has at least 3 items and at most 1"),
+        ({"items": False, "minItems": 1}, "nothing has at least 1 items and at most 0"),
+        ({"type": "string", "minLength": 2, "maxLength": 0}, "nothing has at least 2 characters"),
+        ({"enum": ["a", True], "type": "integer"}, "or not of its type"),
+        ({"properties": {"a": {"const": math.nan}}}, "not JSON compliant"),
+        ({"properties": {"a": False}, "required": ["a"]}, "a part of it is false"),
     ],
 )
 def test_what_no_answer_can_be_is_refused(schema: dict[str, Any], reason: str) -> None:
@@ -170,10 +176,12 @@ def strict(schema: Any) -> dict[str, Any]:
     ("schema", "keyword"),
     [
         ({"type": "number", "minimum": 0}, "minimum"),
+        ({"type": ["integer", "number"], "minimum": 0}, "minimum"),
         ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
         ({"anyOf": [{"type": "null"}, {"type": "integer", "multipleOf": 3}]}, "multipleOf"),
         ({"type": "string", "format": "idn-email"}, "format"),
         ({"type": "string", "pattern": "^(?=a)b$"}, "pattern"),
+        ({"type": "string", "pattern": "^a{$"}, "pattern"),
         ({"type": "string", "maxLength": 5000}, "maxLength"),
         ({"$defs": {"n": {"not": {}}}, "$ref": "#/$defs/n"}, "not"),
         ({"$defs": {"n": {"type": "string"}}, "$ref": "#/$defs/n", "not": {}}, "not"),
@@ -273,6 +281,63 @@ def test_a_type_that_is_named_twice_is_one() -> None:
 def test_names_are_no_names_of_other_rules(vocab: Any, schema: Any, inside: str, outside: str) -> None:
     assert allows(vocab, schema, inside)
     assert not allows(vocab, schema, outside)
+
+
+NAMED: dict[str, Any] = {"properties": {"a": {"enum": [1]}, "ab": {"enum": [2]}, '"': {"enum": [3]}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "inside", "outside"),
+    [
+        (
+            {**NAMED, "additionalProperties": {"enum": [4]}},
+            [
+                "{}",
+                '{"a":1,"ab":2,"x":4}',
+                '{"a":1,"aba":4,"b":4}',
+                r'{"\"":3,"":4}',
+                r'{"\\":4,"\n":4,"é":4}',
+            ],
+            ['{"a":1"x":4}', '{"a":4}', '{"x":4,"ab":4}', r'{"\u0061":4}', r'{"a\u0062":4}', r'{"\"":4}'],
+        ),
+        (
+            {**NAMED, "required": ["ab", "a"], "additionalProperties": True},
+            ['{"a":1,"ab":2}', r'{"a":1,"ab":2,"\"":3,"x":{"a":[]}}', '{"a":1,"ab":2,"x":4,"y":5}'],
+            ['{"a":1}', '{"a":1,"ab":2,"ab":4}', '{"a":1,"ab":2"x":4}'],
+        ),
+        (
+            {"properties": {"*": {"enum": [1]}, "": {"enum": [2]}}, "additionalProperties": {"enum": [3]}},
+            ['{"*":1,"":2,"**":3}', '{"":2}'],
+            ['{"*":3}', '{"":3}'],
+        ),
+        (
+            {"properties": {"a": False, "b": {"enum": [1]}}, "additionalProperties": {"enum": [2]}},
+            ["{}", '{"b":1,"c":2}'],
+            ['{"a":1}', '{"a":2}', '{"b":1,"a":2}'],
+        ),
+        (
+            {"properties": {"a": {"enum": [1]}}, "additionalProperties": {"allOf": [False]}},
+            ['{"a":1}'],
+            ['{"b":1}'],
+        ),
+        ({"properties": {}, "additionalProperties": False}, ["{}"], ['{"a":1}']),
+        ({"enum": ["größer", "小"]}, ['"größer"', '"小"'], [r'"gr\u00f6\u00dfer"']),
+        ({"properties": {"größe": {"enum": [1]}}}, ['{"größe":1}'], ['{"große":1}']),
+        ({"enum": ["a", 1, 2.0, None], "type": ["integer", "null"]}, ["1", "2.0", "null"], ['"a"']),
+        ({"const": 1, "enum": [1, 2]}, ["1"], ["2"]),
+        (
+            {"anyOf": [{"type": "string", "minLength": 3, "maxLength": 2}, {"enum": [1]}]},
+            ["1"],
+            ['""', '"abc"'],
+        ),
+        ({"minLength": 1, "maxLength": 2}, ['"ab"'], ['""', '"abc"', "1"]),
+        ({"pattern": "^a|b$"}, ['"a"', '"ax"', '"xb"'], ['"xa"', '"bx"', '"a', 'b"']),
+        ({"pattern": "^(a|b)$|^[|]$"}, ['"a"', '"b"', '"|"'], ['"ab"', '"x"']),
+    ],
+)
+def test_what_answers_have(vocab: Any, schema: Any, inside: list[str], outside: list[str]) -> None:
+    assert [text for text in inside if not allows(vocab, schema, text)] == []
+    assert [text for text in outside if allows(vocab, schema, text)] == []
 
 
 @pytest.mark.parametrize(
