@@ -19,17 +19,17 @@ _MOST_SCHEMA_BYTES: Final = 2**18
 _DEEPEST: Final = 500  # parentheses in each other
 _MOST_ELEMENTS: Final = 2**22  # 8 bytes each
 _COUNTS: Final = ("minItems", "maxItems", "minLength")
-_QUANTIFIER: Final = re.compile(r"\{\s*\d*\s*,?\s*\d*\s*\}")
+_QUANTIFIER: Final = re.compile(r"\{[\s\d,]*\}")
 _SHOWN: Final = 200  # characters of a reason
 _PREFIX: Final = re.compile(r"^\w+: (error parsing grammar: )?", re.MULTILINE)
 _TOO_DEEP: Final = "the JSON schema is nested too deeply"
 
-_SYMBOL: Final = re.compile(
+_SYMBOL: Final = re.compile(  # what has no end goes to that of the text, for each of many would look for one
     r"""(?P<comment>\#[^\r\n]*)
-    |   (?P<chars>"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\])
-    |   (?P<token><[^>]*>)
+    |   (?P<chars>"(?:\\.|[^"\\])*(?:"|\\?\Z)|\[(?:\\.|[^\]\\])*(?:\]|\\?\Z))
+    |   (?P<token><[^>]*(?:>|\Z))
     |   (?P<rule>::=)
-    |   (?P<times>\{[^}]*\}|[*+?])
+    |   (?P<times>\{[^}]*(?:\}|\Z)|[*+?])
     |   (?P<open>\()
     |   (?P<close>\))
     |   (?P<other>[^\s])""",

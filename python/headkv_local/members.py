@@ -68,21 +68,28 @@ def rule_of(
 def _other_name(converter: Any, name: str, names: Collection[str]) -> str:
     if not names:
         return str(converter._add_primitive("string", PRIMITIVE_RULES["string"]))
-    char = converter._add_primitive("char", PRIMITIVE_RULES["char"])
-    other = _other_text(converter, name, names, char)
+    other = _other_text(converter, name, names)
     return str(converter._add_rule(f"{name}-string", rf'"\"" {other} "\"" space'))
 
 
-def _other_text(converter: Any, name: str, texts: Collection[str], char: str) -> str:
+def _other_text(converter: Any, name: str, texts: Collection[str]) -> str:
     r"""A rule of all texts but these. Until it is another one it has no \u, which may spell any of them."""
-    rests: dict[str, list[str]] = {}
+    char = converter._add_primitive("char", PRIMITIVE_RULES["char"])
+    begun: list[dict[str, int]] = [{}]  # what may come next of these texts, and where that leads
+    ends = set()
     for text in texts:
-        if text:
-            rests.setdefault(text[0], []).append(text[1:])
-    escapes = "".join(letter(ord(key)) for key, meant in _ESCAPES.items() if meant not in rests)
-    plain = "".join(letter(ord(c)) for c in rests if written(c) == f'"{c}"')
-    found = [rf"[^{PLAIN}{plain}] {char}*", *([rf'"\\" [{escapes}] {char}*'] if escapes else ())]
-    for c, rest in rests.items():
-        further = _other_text(converter, name, rest, char)
-        found.append(f"{converter._format_literal(written(c)[1:-1])} {further}")
-    return str(converter._add_rule(name, f"({' | '.join(found)}){'' if '' in texts else '?'}"))
+        at = 0
+        for c in text:
+            if c not in begun[at]:
+                begun[at][c] = len(begun)
+                begun.append({})
+            at = begun[at][c]
+        ends.add(at)
+    rules = [""] * len(begun)
+    for at, following in reversed(list(enumerate(begun))):  # those that others lead to come first
+        plain = "".join(letter(ord(c)) for c in following if written(c) == f'"{c}"')
+        escapes = "".join(letter(ord(key)) for key, meant in _ESCAPES.items() if meant not in following)
+        found = [rf"[^{PLAIN}{plain}] {char}*", *([rf'"\\" [{escapes}] {char}*'] if escapes else ())]
+        found += [f"{converter._format_literal(written(c)[1:-1])} {rules[to]}" for c, to in following.items()]
+        rules[at] = str(converter._add_rule(name, f"({' | '.join(found)}){'' if at in ends else '?'}"))
+    return rules[0]

@@ -18,7 +18,7 @@ Range = tuple[int, int]
 _LAST: Final = 0x10FFFF
 _NEVER: Final = ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C), (0x7F, 0x7F), (0xD800, 0xDFFF))  # within a string
 _SETS: Final = {"d": "0-9", "w": "A-Za-z0-9_", "s": " "}
-_SYMBOL: Final = re.compile(r"\\.|\(\?:|\(\?|\[(?:\\.|[^\]\\])+\]|[*+?}]\?|.", re.DOTALL)
+_SYMBOL: Final = re.compile(r"\\.|\(\?:|\(\?|\[(?:\\.|[^\]\\])+(?P<closed>\])?|[*+?}]\?|.", re.DOTALL)
 _ITEM: Final = re.compile(r"\\.|.", re.DOTALL)
 _ELSEWHERE: Final = re.compile(r"\\[pPuxcZzkG]|\(\?[<'P]")  # what other languages write, and Python does not
 
@@ -82,9 +82,9 @@ def _symbols(pattern: str) -> Iterator[str]:
         symbol = match[0]
         if symbol == "(?:":
             yield "("
-        elif symbol in ("(?", "^", "$", '"', "["):
+        elif symbol in ("(?", "^", "$", '"') or (symbol[0] == "[" and match["closed"] is None):
             raise ValueError(f"{symbol} in a pattern is not known here")
-        elif symbol[0] == "\\" or (symbol[0] == "[" and len(symbol) > 1):
+        elif symbol[0] in "\\[":
             inner = symbol if symbol[0] == "\\" else symbol[1:-1]
             yield _written(_ranges(inner.removeprefix("^"), inner.startswith("^")))
         elif len(symbol) == 2:  # as few as can be: the same texts

@@ -275,7 +275,7 @@ def is_compiled(pattern: str) -> bool:
     converter.resolve_refs({}, "")
     try:  # past _of_text(), which goes on without it
         _convert(converter, {"type": "string", "pattern": plain(pattern)}, "text")
-    except (ValueError, AssertionError, IndexError):
+    except (ValueError, AssertionError, IndexError, RecursionError):
         return False
     return True
 

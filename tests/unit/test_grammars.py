@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from headkv_local import ArgumentError
 from headkv_local.grammars import from_schema, of_schema, require_bounded
+from headkv_local.strict import require_held
 
 DEEP = "(" * 600 + '"a"' + ")" * 600
 CHAIN = "\n".join(f"r{i} ::= r{i + 1}" for i in range(20_000))
@@ -44,6 +46,27 @@ def test_what_is_refused(grammar: str, reason: str) -> None:
 )
 def test_what_is_taken(grammar: str) -> None:
     require_bounded(grammar)
+
+
+@pytest.mark.parametrize("text", ['"' + '\\"' * 20_000, "{" * 100_000, "<" * 100_000])
+def test_what_has_no_end_is_looked_at_once(text: str) -> None:
+    started = time.process_time()
+    require_bounded(f"root ::= {text}")
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("pattern", ["x{" + " " * 500, r"\p" + r"[\]" * 10_000])
+def test_a_pattern_that_has_no_end_is_looked_at_once(pattern: str) -> None:
+    started = time.process_time()
+    of_schema({"type": "string", "pattern": pattern})
+    with pytest.raises(ValueError, match="'pattern'"):
+        require_held({"type": "string", "pattern": pattern})
+    assert time.process_time() - started < 2
+
+
+def test_a_strict_pattern_is_not_nested_too_deeply() -> None:
+    with pytest.raises(ValueError, match="'pattern'"):
+        require_held({"type": "string", "pattern": "(" * 3000 + ")" * 3000})
 
 
 @pytest.mark.parametrize(
