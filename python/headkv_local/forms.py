@@ -72,7 +72,7 @@ def require_bias(bias: Any, n_vocab: int) -> None:
     for token, value in bias.items():
         try:
             known = 0 <= int(token) < n_vocab
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ArgumentError(f"logit_bias: {str(token)[:20]!r} is no number of a token") from None
         try:
             number = abs(float(value)) <= _MOST or float(value) == -math.inf  # which is never

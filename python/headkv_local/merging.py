@@ -140,6 +140,8 @@ def _both(one: Schema, other: Schema) -> Schema:
 
 def constants(schema: Schema) -> list[Any]:
     """What its const and its enum allow, of its type."""
+    if schema.get("enum") == []:
+        raise ImpossibleError("its enum is empty, and nothing is of that")
     parts = [{name: schema[name]} for name in ("const", "enum") if name in schema]
     return _values(parts[0], parts[-1], schema.get("type"))
 

@@ -231,8 +231,7 @@ class Retention:
         Raises ArgumentError if caps or scores have another shape than the model, or if a budget in bytes
         is less than the window.
         """
-        if n_prompt < 0:
-            raise ArgumentError(f"n_prompt must not be negative, not {n_prompt}")
+        n_prompt = int_of("n_prompt", n_prompt, 0)
         if self.policy == "caps":
             caps = np.asarray(self.caps)
             if caps.shape != (shape.n_layer, shape.n_head_kv):

@@ -24,6 +24,7 @@ from headkv_local import (
     Retention,
     StateError,
     UnsupportedError,
+    models,
 )
 from headkv_local._core import native
 from headkv_local.errors import EncoderError
@@ -621,3 +622,20 @@ def test_an_argument_that_llama_does_not_have_is_warned_of(
     load(tiny_path, **{name: value})
     said = [] if hint is None else [f"{name} is no argument of Llama, and changes nothing{hint}"]
     assert [line for line in caplog.messages if "argument" in line] == said
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_what_no_file_is_called(load: Load, tiny_path: Path, name: str) -> None:
+    llm = load(tiny_path, retention=Retention(budget=64))
+    llm.prefill(TOKENS)
+    for use in (models.model_id, models.n_layers, HeadScores.from_gguf):
+        with pytest.raises(ArgumentError, match="a file name cannot hold"):
+            use(name)
+    with pytest.raises(HeadKVError, match="a file name cannot hold"):
+        llm.save_session(name)
+    with pytest.raises(HeadKVError, match="a file name cannot hold"):
+        llm.load_session(name)
+    with pytest.raises(HeadKVError, match="."):
+        Llama(name)
+    assert (models.trained_context(name), models.token_bytes(name)) == (0, 0)
+    assert_usable(llm)

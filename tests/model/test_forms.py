@@ -38,7 +38,8 @@ def schema(**given: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (schema(enum=[]), "response_format: its grammar cannot be compiled"),
+        (schema(enum=[]), "response_format: the JSON schema cannot be compiled: its enum is empty"),
+        (schema(**{"$ref": "#"}), "response_format: its grammar cannot be compiled"),
         (schema(**{"$ref": "#/nowhere"}), "response_format: the JSON schema cannot be compiled"),
         ({"response_format": {"type": "json_schema"}}, "json_schema must have a schema"),
         ({"response_format": {"type": "xml"}}, "response_format must have a type"),
@@ -66,6 +67,7 @@ def schema(**given: Any) -> dict[str, Any]:
         ({"grammar": "root"}, "must be a LlamaGrammar"),
         ({"logit_bias": {-1: 1.0}}, "token -1 is none"),
         ({"logit_bias": {"1000": 1.0}}, "token 1000 is none"),
+        ({"logit_bias": {float("inf"): 1.0}}, "'inf' is no number of a token"),
         ({"logit_bias": {1: float("nan")}}, "nan is no finite number"),
         ({"logit_bias": {1: float("inf")}}, "inf is no finite number"),
         ({"logit_bias": {1: 1e300}}, "1e\\+300 is no finite number of 32 bits"),
@@ -91,7 +93,11 @@ def offered(function: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("handler", "given", "words"),
     [
-        ("chatml-function-calling", schema(enum=[]), "response_format: its grammar cannot be compiled"),
+        (
+            "chatml-function-calling",
+            schema(**{"$ref": "#"}),
+            "response_format: its grammar cannot be compiled",
+        ),
         ("chatml-function-calling", {"response_format": {"type": "xml"}}, "response_format must have a type"),
         (
             "chatml-function-calling",

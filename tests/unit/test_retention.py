@@ -144,6 +144,12 @@ def test_arrays_of_another_shape_than_the_model(fields: dict[str, Any]) -> None:
         Retention(**fields).caps_for(SHAPE, 1000)
 
 
+@pytest.mark.parametrize("n_prompt", [-1, None, 1.5, "5%", True, 2**70])
+def test_lengths_that_no_prompt_has(n_prompt: Any) -> None:
+    with pytest.raises(ArgumentError, match="n_prompt must be "):
+        Retention().caps_for(SHAPE, n_prompt)
+
+
 def test_keyword_only_and_frozen() -> None:
     with pytest.raises(TypeError):
         Retention(64)  # type: ignore[misc]

@@ -54,7 +54,7 @@ def metadata(path: str) -> Numbers:
 
     Empty for a file that cannot be read: loading it for real says what is wrong.
     """
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # the latter of what is no name for a file
         status = os.stat(path)
         return _metadata(path, status.st_size, status.st_mtime_ns)
     return {}

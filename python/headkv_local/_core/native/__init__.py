@@ -258,7 +258,10 @@ def model_id(path: str) -> str:
 def encoded(path: str) -> bytes:
     if "\0" in path:
         raise ArgumentError(f"a file name cannot hold a zero byte: {path!r}")
-    return os.fsencode(path)
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ArgumentError(f"a file name cannot hold half a character: {path!r}") from error
 
 
 def text_of(chars: Any) -> str:
