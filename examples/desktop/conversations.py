@@ -97,6 +97,14 @@ def _of_this_window(message: Any) -> bool:
     )
 
 
+def _changed(path: Path) -> float:
+    """When, in seconds; of what cannot be opened any time, which read_header() then tells of."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 class Conversations:
     """Those whose sessions are in a folder, the latest first.
 
@@ -112,7 +120,7 @@ class Conversations:
         if flock is not None:
             flock(self._lock, LOCK_EX | LOCK_NB)
         self.all: list[Conversation] = []
-        for path in sorted(folder.glob("*.session"), key=lambda path: path.stat().st_mtime, reverse=True):
+        for path in sorted(folder.glob("*.session"), key=_changed, reverse=True):
             try:
                 messages = read_header(path).messages
                 if not all(map(_of_this_window, messages)):

@@ -43,3 +43,31 @@ def test_example(name: str, tiny_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     for pattern in PRINTS[name]:
         assert re.search(pattern, run.stdout), run.stdout
+
+
+OF_A_FOLDER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conversations import Conversations
+print(Conversations(Path(sys.argv[2])).all)
+"""
+
+
+def test_what_the_window_cannot_open_stays_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder.session").mkdir()
+    (tmp_path / "other.session").write_bytes(b"no session")
+    (tmp_path / "link.session").symlink_to(tmp_path / "nowhere")
+    run = subprocess.run(
+        [sys.executable, "-c", OF_A_FOLDER, str(EXAMPLES / "desktop"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (run.returncode, run.stdout) == (0, "[]\n"), run.stderr
+    assert sorted(re.findall(r"/(\w+)\.session cannot be opened: ", run.stderr)) == [
+        "folder",
+        "link",
+        "other",
+    ]
+    assert len(list(tmp_path.glob("*.session"))) == 3
