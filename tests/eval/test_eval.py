@@ -33,6 +33,8 @@ ASKED = "\nQuestion: {}?"
         ({"budget": "5%", "chosen": "anew"}, "chosen=anew needs split=TEXT"),
         ({"budget": "much"}, "budget must be"),
         ({"type_k": "q2_k"}, "type_k must be one of"),
+        ({"type_v": ["f16"]}, "type_v must be one of"),
+        ({"model": 7}, "model must be the path of a file, not 7: give ./7"),
         ({"threads": "two"}, "threads must be a whole number of at least 1"),
         ({"truncate": "left"}, "truncate must be middle"),
         ({"batch_size": 8}, "batch_size must be 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,11 +62,13 @@ def parse(given: dict[str, Any]) -> Settings:
         raise ArgumentError(f"chosen must be {WITH}, {BEFORE} or {ANEW}, not {chosen!r}")
     if chosen != WITH and not split:
         raise ArgumentError(f"chosen={chosen} needs split=TEXT: where a prompt's document ends")
-    truncate = take("truncate")
+    model, truncate = take("model"), take("truncate")
+    if not isinstance(model, str | os.PathLike | None):
+        raise ArgumentError(f"model must be the path of a file, not {model!r}: give ./{model}")
     if truncate not in (None, "middle"):
         raise ArgumentError(f"truncate must be middle, not {truncate!r}")
     settings = Settings(
-        model=take("model"),
+        model=None if model is None else os.fspath(model),
         retention=None if budget is None else _retention(budget, scores, chosen, of_retention),
         chosen=chosen,
         split=None if split is None else str(split),
@@ -94,7 +97,7 @@ def _options(take: Any) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name in ("type_k", "type_v"):
         kind = take(name, "f16")
-        if kind not in KV_TYPES:
+        if not isinstance(kind, str) or kind not in KV_TYPES:
             raise ArgumentError(f"{name} must be one of {', '.join(KV_TYPES)}, not {kind!r}")
         options[name] = KV_TYPES[kind]
     if (threads := take("threads")) is not None:
