@@ -6,8 +6,10 @@ The converter to grammars knows each of these alone only.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 
 from .wording import shown
 
@@ -20,6 +22,7 @@ SHAPES: Final = frozenset(  # without one of these a schema allows anything
 MERGED: Final = SHAPES | set(BOUNDS)
 _MOST_PARTS: Final = 200  # alternatives that have each other in them add some with each step
 _JOINING: Final = frozenset(("$ref", "allOf", "anyOf", "oneOf"))
+_NUMBER: Final = re.compile("0|[1-9][0-9]{0,8}")
 _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "object": (dict,),
     "array": (list,),
@@ -75,10 +78,14 @@ def part_of(root: Any, ref: Any) -> Any:
         return root
     if not isinstance(ref, str) or not ref.startswith("#/"):
         raise ValueError(f"$ref {shown(ref, 60)} is no part of it, such as #/$defs/NAME")
-    for name in ref.split("/")[1:]:
-        if not isinstance(root, dict) or name not in root:
+    for step in ref.split("/")[1:]:
+        name = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(root, dict) and not root.keys().isdisjoint((step, name)):
+            root = root[step if step in root else name]
+        elif isinstance(root, list) and _NUMBER.fullmatch(name) and int(name) < len(root):
+            root = root[int(name)]
+        else:
             raise ValueError(f"it has no {shown(ref, 60)}")
-        root = root[name]
     return root
 
 
