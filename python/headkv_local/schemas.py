@@ -224,7 +224,9 @@ def _visit(self: Any, schema: Any, name: str) -> Any:
         return _convert(self, {"enum": constants(schema)}, name)
     if isinstance(kinds, list):  # of which each keeps the rest of the schema
         return _of_union(self, [{**schema, "type": kind} for kind in dict.fromkeys(kinds)], name)
-    if kinds == "array" or (kinds is None and not _OF_OBJECTS & schema.keys()):
+    if kinds is None and _OF_OBJECTS & schema.keys():
+        schema = {**schema, "type": "object"}
+    elif kinds in ("array", None):
         schema = _of_array(schema)
     if kinds == "integer" and (found := _range(schema)) is not None:
         return self._add_rule(
