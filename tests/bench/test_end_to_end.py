@@ -153,6 +153,29 @@ def test_benches_of_models_that_cannot_go_back(
     assert data["results"][0]["cache"]["kept_share"] < 1
 
 
+@pytest.mark.parametrize(("arch", "budget"), [("gemma3", "2.2MiB"), ("qwen35", "0.3MiB")])
+def test_a_size_is_of_the_whole_cache(
+    arch: str, budget: str, tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of what layers beside those that retain hold too, whatever shares it out."""
+    few = (
+        "--samples",
+        "1",
+        "--lengths",
+        "700",
+        "--budgets",
+        budget,
+        "--max-tokens",
+        "1",
+        "--tasks",
+        "needle",
+    )
+    model = ("--model", str(tiny(arch=arch)), "--threads", "1")
+    data, _ = run(capsys, "quality", *model, *few, "--policies", "recent,uniform")
+    assert len({line["kept_bytes"] for line in data["summary"]}) == 1
+    assert 0 < data["summary"][0]["kept_share"] < 1
+
+
 def test_quality(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
     for path in (first, second):  # of the tiny model's shape: 2 layers of 4 query and 2 KV heads

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from headkv_local import ArgumentError, Llama
-from headkv_local.budgets import ModelShape
 from headkv_local.tokens import log_softmax, logits_of, n_same
 
 from .cases import Case, by_beginning, chat_case, plain_case
@@ -153,7 +152,7 @@ def _try(
     started = time.perf_counter()
     state.restore(llm)
     llm.retention = None
-    llm.retention = policy.retention(_shape(llm), len(tokens))
+    llm.retention = policy.retention(llm.shape, len(tokens))
     llm.prefill(tokens, messages=_told(case, settings.question))
     stats = llm.cache_stats()
     answer = text_of(llm, greedy(llm, settings.max_tokens * len(asked)))
@@ -201,14 +200,6 @@ def _unmarked(message: dict[str, Any]) -> dict[str, Any]:
     content = message["content"]
     text = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
     return {**message, "content": text}
-
-
-def _shape(llm: Llama) -> ModelShape:
-    stats = llm.cache_stats()
-    if stats.layers:
-        return ModelShape.of(stats.layers)
-    n_layer, n_head_kv = stats.kept.shape
-    return ModelShape(n_layer, n_head_kv, n_head_kv, stats.row_bytes)  # nothing here depends on query heads
 
 
 def _gold(llm: Llama, question: Question, settings: Settings) -> tuple[list[int], list[int]]:
