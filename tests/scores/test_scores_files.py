@@ -286,6 +286,9 @@ def test_embedding_into_another_model(
     scores_for(windows, layers=(0, 5)).to_sidecar(sidecar, force=True)
     said = "are for the layers 0, 5, and the model retains the layers 2, 5"
     fails(["embed", str(sidecar), str(windows), "-o", str(copy)], said, capsys)
+    scores_for(windows, layers=(2, 5)).to_sidecar(sidecar, force=True)
+    said = "are for the layers 2, 5, and the model retains the layers 0, 1"  # as many, of as many heads
+    fails(["embed", str(sidecar), str(model), "-o", str(copy)], said, capsys)
     differ = tiny(arch="lfm2")  # in their heads too
     layers = tuple(layer.il for layer in retained_shape(differ).layers)
     scores_for(differ, layers=layers, n_head_kv=4).to_sidecar(sidecar, force=True)

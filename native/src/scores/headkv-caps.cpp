@@ -136,7 +136,8 @@ static std::vector<int32_t> match(const std::vector<int32_t> & scored, int32_t n
     for (size_t i = 0; i < heads.il.size(); ++i) {
         whole = whole && heads.il[i] == (int32_t) i;
     }
-    if (n_head != heads.n_head_max || n_head_kv != heads.n_head_kv_max || (whole && scored != heads.il)) {
+    const bool as_many = scored.size() == heads.il.size();
+    if (n_head != heads.n_head_max || n_head_kv != heads.n_head_kv_max || (whole && !as_many)) {
         throw headkv_error(HEADKV_ERR_SCORES_VALUE,
                            format("the head scores are for %zu layers of %d query and %d KV heads, the model has %zu "
                                   "layers of %d and %d",
