@@ -5,10 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from .exits import interrupted, interrupting, open_streams, print_any_letter, say_no_more, told
 
 _EVAL = "eval"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Of a command and of each below it: what it does not know it refuses itself, with its own usage."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +45,7 @@ def _run(argv: Sequence[str] | None) -> int:
         from .eval.__main__ import main as evaluate
 
         return evaluate(arguments[1:])
-    parser = argparse.ArgumentParser(prog="headkv", description="Tools around headkv-local.")
+    parser = _Parser(prog="headkv", description="Tools around headkv-local.")
     parser.add_argument("--version", action="version", version=f"headkv {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     bench.add_parser(commands)

@@ -50,6 +50,16 @@ def test_wrong_usage(
     assert "headkv" in shown.err
 
 
+@pytest.mark.parametrize("command", ["bench speed", "bench quality", "scores show", "doctor"])
+def test_what_a_command_does_not_know(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says what it knows, and not that there are commands."""
+    known = [MISSING] if command == "scores show" else []
+    assert code_of(cli.main, [*command.split(), *known, "--samples-of", "9"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: headkv {command} [-h]")
+    assert said.endswith(f"headkv {command}: error: unrecognized arguments: --samples-of 9\n")
+
+
 @pytest.mark.parametrize("arguments", FAILURE, ids=" ".join)
 def test_failure(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
