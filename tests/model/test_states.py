@@ -117,8 +117,9 @@ def test_states_that_are_refused_leave_the_cache_alone(
     short = other_with_archive()
     short.llama_state = bytes(short.llama_state)[:1000]
     adapter = str(write_adapter(tmp_path / "adapter.gguf", 1))
-    stock = llama_cpp.Llama(str(tiny_path), n_ctx=512, verbose=False)
+    stock, plain = llama_cpp.Llama(str(tiny_path), n_ctx=512, verbose=False), load(tiny_path, n_ctx=512)
     stock.eval(TOKENS[:100])
+    plain.eval(TOKENS[:100])
     for state, sentence in (
         (saved(tiny(seed=5)), r"is of the model tiny \(\d+-llama.gguf\), not of tiny \(\d+-llama.gguf\)"),
         (saved(tiny(arch="qwen2")), r"is of the model tiny \(\d+-qwen2.gguf\)"),
@@ -131,6 +132,7 @@ def test_states_that_are_refused_leave_the_cache_alone(
         (saved(tiny_path, yarn_beta_fast=16.0), "has rows of yarn_beta_fast=16.0, and this Llama has 32.0"),
         (saved(tiny_path, kv_overrides={_EPSILON: 0.5}), f"has rows of kv_overrides={{.{_EPSILON}.: 0.5}}"),
         (saved(tiny_path, lora_path=adapter), "has rows of lora_path="),
+        (plain.save_state(), "is of a cache that cannot be compacted, and this one can be: flash_attn"),
         (cut, "is damaged: it has 9 of its 600 tokens"),
         (less, "is damaged: it has 600 of its -1 tokens"),
         (short, r"is damaged: it has 1000 bytes, and its archive alone \d+"),
@@ -140,6 +142,9 @@ def test_states_that_are_refused_leave_the_cache_alone(
             llm.load_state(state)
         assert llm.n_tokens == 300
         assert np.array_equal(llm.retention_mask(), mask)
+    with pytest.raises(StateError, match="is of a cache that can be compacted, and this one cannot be"):
+        plain.load_state(llm.save_state())
+    assert plain.n_tokens == 100
 
 
 def test_a_state_of_settings_that_are_no_numbers(load: Load, tiny_path: Path) -> None:

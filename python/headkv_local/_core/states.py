@@ -189,6 +189,12 @@ def require_fitting(llm: Any, state: Any) -> None:
     if other := difference(made_by.get("context", {}), made_by.get("adapter"), *ours):
         raise StateMismatchError(f"the state has rows of {other}")
     rows = made_by.get("rows"), rows_id(llm._compactor.ctx)  # None of a context that can never be compacted
+    if "rows" in made_by and (rows[0] is None) != (rows[1] is None):
+        can = ("can be", "cannot be") if rows[1] is None else ("cannot be", "can be")
+        raise StateMismatchError(
+            f"the state is of a cache that {can[0]} compacted, and this one {can[1]}: "
+            "flash_attn may be another, which is on where there is a retention"
+        )
     if None not in rows and rows[0] != rows[1]:
         raise StateMismatchError("the state has rows of other RoPE settings, or of other types of K and V")
     held = vars(state).get(_HELD)
