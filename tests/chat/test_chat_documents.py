@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zipfile
 from contextlib import closing
 from pathlib import Path
@@ -228,6 +229,39 @@ def test_text_of_pdf_and_docx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             read_document(str(path))
 
 
+@pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\r\n ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_pdf_behind_something_else(tmp_path: Path, before: bytes) -> None:
+    """It was taken for text of another encoding, and to convert it was advised."""
+    path, data = tmp_path / "document", pdf("The first page.") + b"%\xff" * 2**16
+    path.write_bytes(before + data)
+    assert read_document(str(path)).text == "The first page."
+    path.write_text("A PDF begins with %PDF-.")
+    assert read_document(str(path)).text == "A PDF begins with %PDF-."
+
+
+def test_a_picture_in_a_docx_is_not_unpacked(tmp_path: Path) -> None:
+    """One of black only may be a thousand times as large as the file."""
+    path = tmp_path / "document"
+    with (
+        zipfile.ZipFile(io.BytesIO(word())) as small,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as large,
+    ):
+        for name in small.namelist():
+            data = small.read(name)
+            if name == "word/_rels/document.xml.rels":
+                image = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/image"
+                one = f'<Relationship Id="rId99" Type="{image}" Target="media/black.jpeg"/></Relationships>'
+                data = data.replace(b"</Relationships>", one.encode())
+            large.writestr(name, data)
+        large.writestr("word/media/black.jpeg", bytes(200 * 1024**2))
+    tracemalloc.start()
+    text = read_document(str(path)).text
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert text == "The keeper\tis Marta.\nBo | 41"
+    assert peak < 100 * 1024**2
+
+
 INNER = f"<tbl>{row(in_word('c'), in_word('d'))}</tbl>"
 
 
@@ -254,6 +288,7 @@ INNER = f"<tbl>{row(in_word('c'), in_word('d'))}</tbl>"
             f"<tbl><customXml>{row(in_word('a'))}</customXml></tbl></customXml>",
             "self-employed\na",
         ),
+        ("<p><r><t>before<!-- a remark --> and behind</t></r></p>", "before and behind"),
     ],
 )
 def test_text_of_docx(tmp_path: Path, block: str, text: str) -> None:
@@ -266,6 +301,7 @@ def test_text_of_docx(tmp_path: Path, block: str, text: str) -> None:
     ("data", "reason"),
     [
         (pdf("", ""), "is a PDF of 2 pages without text: it seems to be scanned, and needs OCR first"),
+        (pdf(), "is a PDF without pages"),
         (pdf("x")[:200], "is a PDF that cannot be read: "),
         (encrypted(pdf("x")), "is an encrypted PDF: save it without its password first"),
         (zipped("word/document.xml"), "is a DOCX file that cannot be read: "),

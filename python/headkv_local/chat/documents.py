@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from headkv_local.chat.extract import ExtractError, extracted
+from headkv_local.chat.extract import ExtractError, extracted, is_pdf
 from headkv_local.chat.options import expand
 from headkv_local.chat.render import strip_control
 from headkv_local.chat.signatures import is_text, told_by_bytes, told_by_signature
@@ -30,7 +30,7 @@ _MARKS: Final = (
 )
 
 _HEAD: Final = 64 * 1024
-_WHOLE: Final = (b"%PDF-", b"PK\x03\x04", *(mark for mark, _ in _MARKS))  # what is told, or read, as a whole
+_WHOLE: Final = (b"PK\x03\x04", *(mark for mark, _ in _MARKS))  # what is told, or read, as a whole
 
 
 class DocumentError(HeadKVError, ValueError):
@@ -156,7 +156,7 @@ def _content(path: str) -> bytes:
 
 def _is_no_text(head: bytes) -> bool:
     """Whether a file's beginning shows that already, so that the rest need not be read."""
-    if head.startswith(_WHOLE):
+    if head.startswith(_WHOLE) or is_pdf(head):
         return False
     return not is_text(head) or told_by_signature(head) is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import logging
 import zipfile
@@ -9,10 +10,11 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from headkv_local.chat.render import counted
-from headkv_local.chat.signatures import DOCX, is_docx
+from headkv_local.chat.signatures import DOCX, is_docx, is_text
 
 MAX_CHARACTERS: Final = 64 * 1024**2
 _PDF: Final = b"%PDF-"
+_BEFORE: Final = 1024  # bytes that may stand before it, as its readers agree
 _INSTALL: Final = "pip install 'headkv-local[documents]' lets it be read"
 _WORD: Final = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _LEFT_OUT: Final = (  # stands elsewhere too, is gone once changes are accepted, or is no text
@@ -37,9 +39,17 @@ def extracted(data: bytes) -> tuple[str, str] | None:
 
     Raises ExtractError.
     """
-    if data.startswith(_PDF):
+    if is_pdf(data):
         return _pdf(data)
     return (_docx(data), "") if is_docx(data) else None
+
+
+def is_pdf(data: bytes) -> bool:
+    """Whether it begins as a PDF does, also behind what some programs put before that."""
+    begin = data[:_BEFORE]
+    if begin.lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(_PDF):
+        return True
+    return _PDF in begin and not is_text(data)
 
 
 def _pdf(data: bytes) -> tuple[str, str]:
@@ -52,6 +62,8 @@ def _pdf(data: bytes) -> tuple[str, str]:
         reader = pypdf.PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
             raise ExtractError("is an encrypted PDF: save it without its password first")
+        if not len(reader.pages):
+            raise ExtractError("is a PDF without pages")
         pages, total = [], 0
         for page in reader.pages:
             pages.append(page.extract_text().replace("\0", "").encode("utf-8", "replace").decode())
@@ -78,12 +90,7 @@ def _docx(data: bytes) -> str:
     except ImportError:
         raise ExtractError(f"is {DOCX}: {_INSTALL}") from None
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(
-                entry.file_size for entry in archive.infolist() if entry.filename.endswith((".xml", ".rels"))
-            ) > (MAX_CHARACTERS):
-                raise ExtractError("is a DOCX file with too much text")
-        body = docx.Document(io.BytesIO(data)).element.body
+        body = docx.Document(_without_pictures(data)).element.body
         for element in list(body.iter(*_LEFT_OUT)):
             parent = element.getparent()
             gone = parent.getparent() if parent.tag == f"{_WORD}trPr" else element  # a row has it as a mark
@@ -94,6 +101,22 @@ def _docx(data: bytes) -> str:
     except Exception as error:  # as above
         why = "it is damaged" if isinstance(error, LookupError | AttributeError | TypeError) else _told(error)
         raise ExtractError(f"is a DOCX file that cannot be read: {why}") from None
+
+
+def _without_pictures(data: bytes) -> io.BytesIO:
+    """The same file with nothing in what is no XML: the library unpacks all of it, and a picture of a few
+    bytes may become gigabytes.
+    """
+    text = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as whole, zipfile.ZipFile(text, "w") as lean:
+        parts = {entry.filename: entry for entry in whole.infolist()}  # of several the last one counts
+        unpacked = {name for name in parts if name.lower().endswith((".xml", ".rels"))}
+        if sum(parts[name].file_size for name in unpacked) > MAX_CHARACTERS:
+            raise ExtractError("is a DOCX file with too much text")
+        for name, entry in parts.items():
+            lean.writestr(name, whole.read(entry) if name in unpacked else b"")
+    text.seek(0)
+    return text
 
 
 def _blocks(parent: Any) -> Iterator[str]:
@@ -117,7 +140,7 @@ def _children(parent: Any, name: str | None = None) -> Iterator[Any]:
 
 def _text(paragraph: Any) -> str:
     return "".join(
-        (each.text or "") if each.tag == f"{_WORD}t" else _PIECES.get(each.tag, "")
+        "".join(each.itertext()) if each.tag == f"{_WORD}t" else _PIECES.get(each.tag, "")
         for each in paragraph.iter()
     )
 
