@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
+from prompt_toolkit.utils import get_cwidth
 
 from headkv_local.chat.console import Console, OutputError, wants_color
 from headkv_local.chat.progress import MIN_TOKENS, PrefillBar
@@ -86,6 +87,17 @@ def test_messages_break_between_words(tty: Tty, monkeypatch: pytest.MonkeyPatch)
     lines = tty.shown().split("\r\n")
     assert max(map(len, lines)) < 40
     assert " ".join(lines).split() == ["word"] * 20
+
+
+def test_messages_of_wide_characters_break_at_the_edge(tty: Tty, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes two columns: what a model thought, or the name of a file, was broken amid every line."""
+    monkeypatch.setattr(sys, "stderr", tty.stream)
+    Console("never").note("港は静かだった。" * 8 + "\n\n  behind a blank line")
+    first, *_, blank, last, _ = lines = tty.shown().split("\r\n")
+    assert max(sum(map(get_cwidth, line)) for line in lines) < 40
+    assert sum(map(get_cwidth, first)) > 34
+    assert "".join(lines[:-3]) == "港は静かだった。" * 8
+    assert (blank, last) == ("", "  behind a blank line")
 
 
 def test_colors_end_where_the_message_ends(tty: Tty, monkeypatch: pytest.MonkeyPatch) -> None:

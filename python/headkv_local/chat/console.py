@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 import sys
-import textwrap
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Literal, TextIO
 
 from headkv_local.chat.render import join, strip_control
+from headkv_local.chat.wrap import Wrapper
 
 _SIZE = os.terminal_size((80, 24))  # of a terminal that does not tell
 _DIM, _RED, _PLAIN = "\x1b[2m", "\x1b[31m", "\x1b[0m"
@@ -146,11 +146,10 @@ class Console:
     def _wrap(self, text: str) -> str:
         if self.width is None:
             return text
-        # The last column stays free: a terminal may break the line there by itself.
-        lines = (
-            textwrap.wrap(line, max(self.width - 1, 10), break_on_hyphens=False) for line in text.split("\n")
-        )
-        return "\n".join("\n".join(wrapped) for wrapped in lines)
+        # A terminal that is too narrow for words breaks them itself.
+        columns = max(self.width, 11)
+        wrappers = ((Wrapper(lambda: columns), line) for line in text.split("\n"))
+        return "\n".join(wrapper.feed(line) + wrapper.end() for wrapper, line in wrappers)
 
     def _message(self, text: str, style: str) -> None:
         # also in a pipe, which may end in a terminal: names out of files are in it
