@@ -147,6 +147,7 @@ def test_bad_budget_is_refused_by_retention(text: str) -> None:
         (["-f", "-", "-f", "-"], "standard input can be read once"),
         (["--archive", ""], "it is auto, memory, off, or the path of a file"),
         (["--bud", "5"], "unrecognized arguments"),
+        (["a", "b\x1b[2J"], "unrecognized arguments: b[2J; a document"),
         (["a", "b"], "unrecognized arguments: b; a document is given with -f: -f 'b'"),
     ],
 )

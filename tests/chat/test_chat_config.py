@@ -105,6 +105,8 @@ def test_what_is_shown_is_such_a_file(tmp_path: Path) -> None:
         ("color = 'blue'", {}, "color: 'blue' is none of auto, always, never"),
         ("temp = ", {}, "is no TOML: Invalid value"),
         ("grammar = 'a'\njson-schema = '{}'", {}, "has json-schema and grammar, and an answer has one form"),
+        ("temp = 'hot\\n\\u001b[2J'".replace("'", '"'), {}, "temp: 'hot??[2J' is not a number from 0 up"),
+        ('"a\\nb" = 1', {}, "has 'a?b', which is no setting"),
         ("", {"HEADKV_CHAT_TMP": "1"}, "HEADKV_CHAT_TMP, which is no setting; is HEADKV_CHAT_TEMP meant?"),
         ("", {"HEADKV_CHAT_TOP_K": "x"}, "HEADKV_CHAT_TOP_K: 'x' is not a whole number"),
         ("", {"HEADKV_CHAT_BUDGET": "0"}, "HEADKV_CHAT_BUDGET: budget must be at least the window of 8"),

@@ -6,6 +6,7 @@ import html
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,9 @@ def test_every_token_with_its_heads(
     assert ", budget 16. " in found
     spans = re.findall(r'<span class="l(\d)" title="(\d) of 4">(.*?)</span>', found, re.DOTALL)
     assert html.unescape("".join(text for *_, text in spans)) == "".join(piece for piece, _ in kept.pieces)
+    odd = replace(kept, pieces=[("a\0\x1b\x9b\r</main>\n\tb", 1)])  # no page may have what HTML does not know
+    write_page(str(page), odd, session)
+    assert ">a&lt;/main&gt;\n\tb</span></main>" in page.read_bytes().decode()
     assert not re.search(r"(src|href)=|@import|url\(", found)
     assert page.stat().st_mode & 0o77 == 0  # it has what the document has
     other = tmp_path / "other"

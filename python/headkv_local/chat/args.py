@@ -10,6 +10,7 @@ from typing import Any
 from ..settings import ADVANCED, DEFAULT_BUDGET, INT32_MAX, MAX_CTX_BYTES, MAX_THREADS, parse_budget
 from . import values
 from .options import AUTO, MAX_TOKENS, expand
+from .render import strip_control
 from .sampling import Sampling
 from .signatures import hint
 
@@ -250,9 +251,12 @@ class _Parser(argparse.ArgumentParser):
         return known
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """argparse leaves it at nothing where standard output cannot be written."""
+        """argparse leaves it at nothing where standard output cannot be written.
+
+        An error names what was given, such as a file that the shell has found, and must not steer a terminal.
+        """
         if file is None or file is not sys.stdout:
-            super()._print_message(message, file)
+            super()._print_message(strip_control(message or ""), file)
         else:
             file.write(message)
 

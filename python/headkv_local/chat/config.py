@@ -67,7 +67,7 @@ def parse_options(
         for name, (value, variable) in from_environment.items():
             options = options.having({name: value}, variable)
     except ArgumentError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        parser.exit(2, f"{parser.prog}: error: {_printable(str(error))}\n")
     options = options.having(given, FLAG)
     if options.files.count("-") > 1:
         parser.error("standard input can be read once: give '-f -' only once")
@@ -84,7 +84,7 @@ def require_retention(options: Options, parser: argparse.ArgumentParser) -> None
         if source is None:
             parser.error(str(error))
         where = _file(source) if source == options.config else source
-        parser.exit(2, f"{parser.prog}: error: {where}: {error}\n")
+        parser.exit(2, f"{parser.prog}: error: {_printable(f'{where}: {error}')}\n")
 
 
 def default_file() -> str:

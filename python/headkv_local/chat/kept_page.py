@@ -9,6 +9,7 @@ from typing import Final
 
 from headkv_local.chat.kept import LEVELS, Kept, told
 from headkv_local.chat.options import budget_text
+from headkv_local.chat.render import strip_control
 from headkv_local.chat.session import Session
 from headkv_local.errors import ArgumentError
 from headkv_local.files import replacing, target
@@ -56,12 +57,12 @@ def write_page(path: str, kept: Kept, session: Session) -> None:
     names = ["no head", "a few heads", *(f"over {limit:.0%} of them" for limit in LEVELS[1:])]
     spans = []
     for heads, run in groupby(kept.pieces, key=lambda piece: piece[1]):
-        text = html.escape("".join(piece for piece, _ in run))
+        text = _escaped("".join(piece for piece, _ in run))
         spans.append(f'<span class="l{kept.level(heads)}" title="{heads} of {kept.n_heads}">{text}</span>')
     page = _PAGE.format(
-        told=html.escape(told(kept)),
-        model=html.escape(session.llm.file_name),
-        budget=html.escape(budget_text(session.in_force.budget)),
+        told=_escaped(told(kept)),
+        model=_escaped(session.llm.file_name),
+        budget=_escaped(budget_text(session.in_force.budget)),
         key="".join(f'<span class="l{level}">{name}</span>' for level, name in enumerate(names)),
         text="".join(spans),
     )
@@ -70,6 +71,11 @@ def write_page(path: str, kept: Kept, session: Session) -> None:
             file.write_text(_BEGIN + page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise ArgumentError(str(error)) from None
+
+
+def _escaped(text: str) -> str:
+    """HTML knows no control characters, however they are written."""
+    return html.escape(strip_control(text))
 
 
 def _is_page(path: str) -> bool:
