@@ -57,14 +57,17 @@ class Screen:
         self._columns, self._rows, self._at, self._column = columns, [""], 0, 0
 
     def feed(self, text: str) -> None:
-        for up, below, style, c in re.findall(r"\x1b\[(\d+)A|(\x1b\[J)|(\x1b\[[\d;]*m)|(.|\n)", text):
-            if up:
-                self._at -= int(up)
-                assert self._at >= 0
-            elif below:
+        """Some terminals put all rows into their history before they clear from the first one on."""
+        for move, to, clear, style, c in re.findall(
+            r"\x1b\[(\d*)([AB])|\x1b\[([JK])|(\x1b\[[\d;]*m)|(.|\n)", text
+        ):
+            if to:
+                self._at += int(move or 1) * (1 if to == "B" else -1)
+                assert 0 <= self._at < len(self._rows)
+            elif clear:
                 assert self._column == 0
-                del self._rows[self._at :]
-                self._rows.append("")
+                assert clear == "K" or self._at > 0
+                self._rows[self._at :] = ["", *(self._rows[self._at + 1 :] if clear == "K" else ())]
             elif c == "\r":
                 self._column = 0
             elif c == "\n":
@@ -73,7 +76,11 @@ class Screen:
                 self._put(c)
 
     def shown(self) -> list[str]:
-        return [row.rstrip() for row in self._rows]
+        """Up to the cursor, or to what is behind it."""
+        rows = [row.rstrip() for row in self._rows]
+        while len(rows) > self._at + 1 and not rows[-1]:
+            rows.pop()
+        return rows
 
     def _put(self, c: str) -> None:
         width = min(8 - self._column % 8, self._columns - 1 - self._column) if c == "\t" else get_cwidth(c)

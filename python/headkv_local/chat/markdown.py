@@ -105,4 +105,6 @@ class Markdown:
         if up >= rows:
             self._as_written = not final and "\n" in source.strip("\n")
             return "" if self._as_written else "\n" + "\n".join(lines)
-        return "\r" + (f"\x1b[{up}A" if up else "") + "\x1b[J" + "\n".join(lines[same:])
+        # tmux takes clearing from its first row on for a new page, and keeps a copy of what stood there
+        clear = f"\x1b[{up}A\x1b[K\x1b[B\x1b[J\x1b[A" if up else "\x1b[K"
+        return f"\r{clear}" + "\n".join(lines[same:])
