@@ -417,6 +417,22 @@ def test_a_request_has_the_name_that_its_client_gives(client: httpx.Client) -> N
         assert answered.status_code == 200
         assert dict(answered.headers.raw)[b"x-request-id"] == given.encode()
     assert len(client.get("/v1/models").headers["x-request-id"]) == 32
+    for status, headers, content in (
+        (403, {"Origin": "null"}, b""),
+        (413, {}, b"x" * 70_000),
+        (415, {"Content-Encoding": "gzip"}, b"x"),
+    ):
+        refused = client.post(CHAT, content=content, headers=headers | {"X-Request-ID": "abc"})
+        assert (refused.status_code, refused.headers.get("x-request-id")) == (status, "abc")
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/health", "GET, HEAD"), ("/v1/models", "GET, HEAD"), ("/v1/models/a", "GET, HEAD"), (CHAT, "POST")],
+)
+def test_a_method_that_a_path_does_not_know(client: httpx.Client, path: str, allowed: str) -> None:
+    refused = client.put(path)
+    assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
 
 
 @pytest.mark.parametrize("origin", ["null", "http://[", "http://[::1", "file://", ""])

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from llama_cpp.server import app as stock
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette_context.middleware import RawContextMiddleware
 from starlette_context.plugins.request_id import RequestIdPlugin
 
@@ -32,6 +32,8 @@ _TO_THIS_MACHINE: Final[dict[str, Any]] = (
     {_PRIVATE: True} if _PRIVATE in signature(CORSMiddleware).parameters else {}
 )
 
+_METHODS: Final = ("GET", "HEAD", "POST")
+
 
 def create_app(server_settings: ServerSettings, model_settings: Sequence[ModelSettings]) -> FastAPI:
     """An ASGI app; its first model is loaded once it is started. app.state.service is what its routes share.
@@ -46,7 +48,6 @@ def create_app(server_settings: ServerSettings, model_settings: Sequence[ModelSe
     app.title, app.version = "headkv-server", __version__
     app.router.routes[:] = [route for route in app.router.routes if _is_of_docs(route)]
     app.user_middleware.clear()  # stock lets pages from everywhere in, and refuses names that are no UUID
-    app.add_middleware(RawContextMiddleware, plugins=(RequestIdPlugin(validate=False),))
     app.router.lifespan_context = service.lifespan
     app.state.service = service
     for router in (routes.router, extras.router, status.router):
@@ -64,6 +65,8 @@ def create_app(server_settings: ServerSettings, model_settings: Sequence[ModelSe
             allow_headers=["*"],
             **_TO_THIS_MACHINE,
         )
+    # the last one is the outermost: what the others refuse has a name too
+    app.add_middleware(RawContextMiddleware, plugins=(RequestIdPlugin(validate=False),))
     return app
 
 
@@ -71,9 +74,18 @@ def _is_of_docs(route: Any) -> bool:
     return isinstance(route, Route) and not isinstance(route, APIRoute)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     """A path that nobody serves, or a method that it does not know."""
-    return refusal_of(error).response()
+    refusal = refusal_of(error)
+    if refusal.status == 405:  # Starlette names the methods of one route of the path
+        routes = request.app.router.routes
+        known = (
+            method
+            for method in _METHODS
+            if any(route.matches({**request.scope, "method": method})[0] == Match.FULL for route in routes)
+        )
+        refusal.headers["Allow"] = ", ".join(known)
+    return refusal.response()
 
 
 @contextmanager
