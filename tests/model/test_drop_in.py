@@ -194,6 +194,22 @@ def test_stops_in_whatever_holds_texts(load: Load, smollm2: Path) -> None:
             answers(stop)
 
 
+def test_stops_that_one_token_ends(load: Load, smollm2: Path) -> None:
+    """The token " six" does. llama_cpp cut the answer at the first of the list, a stream at the first in the
+    answer."""
+    llm = load(smollm2, n_ctx=512)
+    prompt = "Count: one, two, three, four,"
+    asked: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0}
+    assert llm(prompt, **asked)["choices"][0]["text"].startswith(" five, six")
+    for stop in (["ix", "five, si"], ["five, si", "ix"], ["never", "ix", " six"]):
+        whole = llm(prompt, stop=stop, **asked)["choices"][0]
+        chunks = [chunk["choices"][0] for chunk in llm(prompt, stop=stop, stream=True, **asked)]
+        assert whole["finish_reason"] == chunks[-1]["finish_reason"] == "stop"
+        assert whole["text"] == "".join(chunk["text"] for chunk in chunks)
+        assert llm(prompt, stop=stop, echo=True, **asked)["choices"][0]["text"] == prompt + whole["text"]
+        assert not any(text in whole["text"] for text in stop)
+
+
 class Oracle(LlamaDraftModel):
     """Drafts what it was told, right for the most part."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import llama_cpp
@@ -83,6 +83,7 @@ class Generations:
 
         steps = stock(rest(), **given)
         sent, answer, sampler = None, list[int](), None
+        turn.prompt, turn.answer = tokens, answer
         try:
             while True:
                 with self._lifetime.used(llm, turn):
@@ -118,13 +119,19 @@ class Generations:
                 self._lifetime.turns.leave(turn)
 
     def complete(
-        self, llm: Any, turn: Turn, results: Generator[Any, None, None], stream: bool, offset: int
+        self,
+        llm: Any,
+        turn: Turn,
+        results: Generator[Any, None, None],
+        given: Mapping[str, Any],
+        offset: int,
     ) -> Generator[Any, None, None]:
         """The results of llama_cpp's generator of a completion, which belong to one turn.
 
-        offset: by how much the prompt was longer than the one that llama_cpp got, and counts from.
+        given: its arguments. offset: by how much the prompt was longer than the one that llama_cpp got, and
+        counts from.
         """
-        begun = False
+        begun, stream = False, bool(given.get("stream"))
         try:
             while True:
                 with self._lifetime.used(llm, turn):
@@ -137,6 +144,8 @@ class Generations:
                     finally:
                         if self._completion is turn:
                             self._completion = None
+                    if not stream and given.get("stop"):
+                        _end_at_first(llm, result["choices"][0], turn, given)
                 if (of_tokens := result["choices"][0]["logprobs"]) is not None:
                     of_tokens["text_offset"] = [offset + one for one in of_tokens["text_offset"]]
                 if turn.cut_off and not stream:
@@ -154,3 +163,15 @@ class Generations:
         finally:
             results.close()
             self._lifetime.turns.leave(turn)
+
+
+def _end_at_first(llm: Any, choice: Any, turn: Turn, given: Mapping[str, Any]) -> None:
+    """Where a token ends several of the texts to stop at, the answer ends before the first in it, as that of
+    a stream does; llama_cpp takes the first in the list."""
+    if choice["finish_reason"] != "stop":
+        return
+    text = llm.detokenize(turn.answer, prev_tokens=turn.prompt)
+    ends = [end for stop in given["stop"] if (end := text.find(stop.encode("utf-8"))) >= 0]
+    if len(ends) > 1:
+        kept = text[: min(ends)].decode("utf-8", errors="ignore")
+        choice["text"] = given["prompt"] + kept if given.get("echo") else kept

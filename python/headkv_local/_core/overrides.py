@@ -241,7 +241,7 @@ class Overrides(llama_cpp.Llama):  # type: ignore[misc]
         turn.echoes_logprobs = bool(kwargs.get("echo")) and kwargs.get("logprobs") is not None
         stream = bool(kwargs.get("stream"))
         turn.echoes_whole = turn.echoes_logprobs and not stream
-        return self._generations.complete(self, turn, results, stream, len(given) - len(prompt))
+        return self._generations.complete(self, turn, results, kwargs, len(given) - len(prompt))
 
     def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
         """As llama_cpp.Llama.create_chat_completion(), but the model reads what was asked.

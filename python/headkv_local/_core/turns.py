@@ -31,6 +31,8 @@ class Turn:
         self.echoes_logprobs = False  # whether logits of each token of its prompt are needed
         self.echoes_whole = False  # which are told of with the answer's, at its end
         self.rewritten = False  # whether later turns begin with less than its messages
+        self.prompt: Sequence[int] = ()  # tokens of a completion
+        self.answer: list[int] = []  # behind these, so far
         self.cut_off = b""  # the answer that llama_cpp leaves out of a completion, for the context was full
         self.aside: Any = None  # what the context held for it, while others use that
         self.lost = False  # there was no memory to set it aside
