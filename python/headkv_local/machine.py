@@ -144,9 +144,19 @@ def _numbers(root: Path, controller: str, name: str) -> Iterator[int]:
 
 
 def _cached_files(group: Path) -> int:
-    """Bytes of files that the group has in memory and does not use."""
+    """Bytes of files that the group has in memory and does not use.
+
+    A model's file counts as active once it has been read twice, though no process has it mapped any more.
+    """
     stat = dict(line.split() for line in _read(group / "memory.stat").splitlines())
-    return int(stat.get("total_inactive_file") or stat.get("inactive_file") or 0)
+
+    def number(*names: str) -> int:
+        return int(next((stat[name] for name in names if name in stat), 0))
+
+    idle = number("total_inactive_file", "inactive_file")  # of all groups below: version 1, then 2
+    active = number("total_active_file", "active_file")
+    mapped = number("total_mapped_file", "file_mapped")
+    return max(idle, idle + active - mapped)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

@@ -98,6 +98,37 @@ def test_memory_that_is_free(tmp_path: Path, max_: str, current: str, free: int)
     assert machine.memory_free(tmp_path / "nowhere") is None
 
 
+@pytest.mark.parametrize(
+    ("version", "names"),
+    [
+        (1, ("total_inactive_file", "total_active_file", "total_mapped_file")),
+        (2, ("inactive_file", "active_file", "file_mapped")),
+    ],
+)
+@pytest.mark.parametrize(
+    ("idle", "active", "mapped", "free"), [(1, 3, 0, 6), (1, 3, 2, 4), (1, 1, 3, 3), (0, 0, 0, 2)]
+)
+def test_a_file_that_was_read_twice_is_no_burden(
+    tmp_path: Path, version: int, names: tuple[str, ...], idle: int, active: int, mapped: int, free: int
+) -> None:
+    """It is active then. What a process has mapped is in use."""
+    stat = "".join(f"{name} {n * GIB}\n" for name, n in zip(names, (idle, active, mapped), strict=True))
+    folder, most, used = (
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+        if version == 1
+        else ("sys/fs/cgroup", "memory.max", "memory.current")
+    )
+    files = {
+        "proc/meminfo": f"MemAvailable: {9 * GIB // 1024} kB\n",
+        f"{folder}/{most}": f"{8 * GIB}\n",
+        f"{folder}/{used}": f"{6 * GIB}\n",
+        f"{folder}/memory.stat": f"cache 5\n{stat}",
+    }
+    mounts, groups = (V1, "5:memory:/\n") if version == 1 else (V2, "0::/\n")
+    root = computer(tmp_path, mounts.format(root="/"), groups, files)
+    assert machine.memory_free(root) == free * GIB
+
+
 def test_cores_are_counted_once_per_pair_of_threads(tmp_path: Path) -> None:
     cpus = sorted(os.sched_getaffinity(0))
     for i, cpu in enumerate(cpus):
