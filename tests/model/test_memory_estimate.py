@@ -150,6 +150,39 @@ def test_the_mask_of_the_tail_is_counted(tiny: Any, load: Any, window: int) -> N
     assert found.compute_compacted == get_memory(llm.ctx).compute.sum()
 
 
+@pytest.mark.parametrize("archive", ["memory", None])
+@pytest.mark.parametrize(
+    ("n_ctx", "n_ubatch", "n_prompt"), [(N_CTX, 2048, 200), (4000, 1000, 300), (64, 512, 48), (300, 512, 290)]
+)
+def test_batches_that_are_larger_than_the_prompt(
+    tiny: Any, load: Any, archive: str | None, n_ctx: int, n_ubatch: int, n_prompt: int
+) -> None:
+    """Room for them is of the cells that there are, and of no more tokens than n_ctx was given."""
+    settings = {"n_ctx": n_ctx, "n_batch": 2048, "n_ubatch": n_ubatch}
+    for budget in (n_prompt // 2, n_prompt):  # of which the second keeps it whole
+        settings["retention"] = Retention(budget=budget, archive=archive, order="layers")
+        llm = load(tiny(), **settings)
+        llm.prefill(random_tokens(n_prompt))
+        found = memory_estimate(tiny(), n_prompt=n_prompt, **settings)
+        assert llm.cache_stats().compacted == (budget < n_prompt)
+        assert near(found.compute_compacted, int(get_memory(llm.ctx).compute.sum()), 0.01)
+
+
+def test_rows_of_what_is_read_once_more_are_counted(tiny: Any, load: Any) -> None:
+    """They are in the archive meanwhile, but for those of the last panel."""
+    archived, peaks = [], []
+    for panel in (100, None):
+        retention = Retention(
+            budget=64, observe="all", archive="memory", reselect=False, order="tokens", panel=panel
+        )
+        llm, seen = load(tiny(), n_ctx=N_CTX, retention=retention), []
+        llm.on_prefill = lambda *_: seen.append(llm.cache_stats().archive_bytes)  # noqa: B023 - called in this turn
+        llm.prefill(random_tokens(900))
+        archived.append(max(seen))
+        peaks.append(memory_estimate(tiny(), n_ctx=N_CTX, n_prompt=900, retention=retention).peak_tokens)
+    assert peaks[0] - peaks[1] == archived[0] - archived[1] > 0
+
+
 @pytest.mark.parametrize("arch", ["neo-bert", "mamba2", "deepseek2", "llama"])
 @pytest.mark.parametrize("settings", [{"embedding": True}, {"logits_all": True}, {"n_batch": 100}])
 def test_what_is_not_compacted(tiny: Any, load: Any, arch: str, settings: dict[str, Any]) -> None:

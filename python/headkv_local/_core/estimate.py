@@ -112,7 +112,8 @@ class Estimator:
 
     def at(self, n_ctx: int, n_prompt: int | None = None) -> MemoryEstimate:
         """n_ctx: 0 for what the model was trained for. n_prompt: None for all of the context."""
-        with self._model.sized(n_ctx or self.trained) as ctx:
+        asked = n_ctx or self.trained
+        with self._model.sized(asked) as ctx:
             made, n_ctx = native.get_memory(ctx), int(llama_cpp.llama_n_ctx(ctx))
             n_prompt = n_ctx if n_prompt is None else n_prompt
             if not 1 <= n_prompt <= n_ctx:
@@ -132,7 +133,9 @@ class Estimator:
             self._retention = settle(self._retention, shape, self._model.model_path)[0]
             self._settled = True
         kept = self._retention
-        reading = _Reading(self._model, kept, shape, _Rows.of(shape, devices), made, fixed, n_ctx, n_prompt)
+        reading = _Reading(
+            self._model, kept, shape, _Rows.of(shape, devices), made, fixed, n_ctx, asked, n_prompt
+        )
         return _estimate(n_ctx, n_prompt, self.order, parts | reading.parts())
 
     def _beside(self, n_ctx: int) -> Bytes:
@@ -153,11 +156,14 @@ class _Reading:
         made: native.Bytes,
         fixed: Bytes,
         n_ctx: int,
+        asked: int,
         n_prompt: int,
     ) -> None:
-        """made: the context in the order of tokens, before a prompt. fixed: held beside it all the time."""
+        """made: the context in the order of tokens, before a prompt. fixed: held beside it all the time.
+        asked: as n_ctx was before it was rounded up: batches have no more tokens."""
+        n_ubatch = min(asked, model.ubatch)
         self._kept, self._rows, self._made, self._n_ctx = kept, rows, made, n_ctx
-        with model.sized(n_ctx, small=True) as ctx:
+        with model.sized(n_ctx, small=True, asked=asked) as ctx:
             small = native.get_memory(ctx)
             n_panel, row = native.get_panel(ctx)
         n_more = n_ctx - _SMALL
@@ -169,7 +175,7 @@ class _Reading:
         self._copies = on_host(2 * int(self._bounded.sum()))  # to go back to, and of the prompt's end
         self._is_recurrent = bool(llama_cpp.llama_model_is_hybrid(model.model))
 
-        with model.sized(n_ctx, small=True, one_output=True) as ctx:
+        with model.sized(n_ctx, small=True, one_output=True, asked=asked) as ctx:
             compute_small = native.get_memory(ctx).compute
         caps = kept.caps_for(shape, n_prompt)
         self._fits = bool((caps[shape.heads] >= n_prompt).all())  # and is kept whole
@@ -179,26 +185,30 @@ class _Reading:
         n_piece = min(n_prompt, n_room, _PIECE) if rereads else 0
         self._n_cells = min(n_ctx, _padded(n_prompt + n_piece))
         # in graphs that record it: which of the cells near them count for which of its tokens
-        near = 4 * min(n_piece, model.ubatch) * (self._n_cells - n_prompt + _GAP)
+        near = 4 * min(n_piece, n_ubatch) * (self._n_cells - n_prompt + _GAP)
         self._recording = on_device(near, rows.reader)
-        with model.sized(max(self._n_cells, min(n_ctx, model.ubatch)), one_output=True) as ctx:
-            self._compute_fitted = native.get_memory(
-                ctx
-            ).compute  # of a whole ubatch, as the context has them
+        n_most = max(self._n_cells, n_ubatch)  # a context has as many at least, to have batches of that size
+        with model.sized(n_most, one_output=True, asked=asked) as ctx:
+            fitted = native.get_memory(ctx).compute
+        mask = 2 * n_ubatch * (n_most - self._n_cells)  # f16, of cells that are not there
+        self._compute_fitted = np.maximum(0, fitted - mask)
 
         n_tail = _TAIL
         while n_tail < kept.window:
             n_tail *= 2
         n_tail = min(n_tail, n_ctx - n_prompt + kept.window)
         self._tail = self._cells(n_tail)
-        mask = 2 * min(n_ctx, model.ubatch) * max(0, n_tail - _SMALL)  # f16, of the tail's other cells
+        mask = 2 * n_ubatch * max(0, n_tail - _SMALL)  # f16, of the tail's other cells
         self._compute_after = np.where(compute_small > 0, compute_small + mask, 0)
         self._pool = rows.kept(caps, kept.window)
         more = np.where(shape.heads, np.minimum(caps + _DRAFT, n_prompt), 0) if self._n_draft > 0 else caps
         self._pool_drafted = rows.kept(more, kept.window)
         self._asked = rows.queries(_QUESTIONS * self._n_draft, model.n_key())
         self._archived = on_host(int(rows.cells(_padded(n_prompt)).sum()))
-        self._hidden = on_device(row * min(kept.panel or n_panel, n_prompt), rows.reader)
+        n_panel = kept.panel or n_panel
+        n_again = (n_piece - 1) // n_panel * n_panel if rereads else 0  # rows of the last panel are not kept
+        self._archived_most = on_host(int(rows.cells(_padded(n_prompt + n_again)).sum()))
+        self._hidden = on_device(row * min(n_panel, n_prompt), rows.reader)
 
     def _cells(self, n: int) -> Bytes:
         """Of all layers of the cache, also those that do not retain."""
@@ -251,7 +261,7 @@ class _Reading:
         drafted += self._cells(self._kept.window + _QUESTIONS * self._n_draft)
         held += np.maximum(read, drafted) if self._n_draft > 0 else read
         if self._kept.archive in (None, "memory"):  # None: until the prompt has been read
-            held += self._archived
+            held += self._archived_most
         return self._at_most(held)
 
     def _at_most(self, held: Bytes) -> Bytes:

@@ -57,16 +57,20 @@ class Unloaded(llama_cpp.Llama):  # type: ignore[misc]
         return int(llama_cpp.llama_model_n_embd(self.model)) // max(1, n_heads)
 
     @contextmanager
-    def sized(self, n_ctx: int, small: bool = False, one_output: bool = False) -> Iterator[int]:
+    def sized(
+        self, n_ctx: int, small: bool = False, one_output: bool = False, asked: int | None = None
+    ) -> Iterator[int]:
         """A context of n_ctx positions.
 
         small: with the few cells that it has before a prompt that is read layer by layer, or after
         compaction. one_output: with room for the logits of one token, as it is when cells have changed.
+        asked: positions that batches are cut to; None for n_ctx.
         """
         require_countable(n_ctx)
         params = type(self.context_params).from_buffer_copy(self.context_params)
         params.n_ctx = n_ctx
-        params.n_batch, params.n_ubatch = min(n_ctx, self.batch), min(n_ctx, self.ubatch)
+        most = asked or n_ctx
+        params.n_batch, params.n_ubatch = min(most, self.batch), min(most, self.ubatch)
         if one_output:
             params.n_outputs_max = 1
         begin_small(small)
