@@ -91,7 +91,7 @@ def test_what_is_held(name: str, order: str, request: pytest.FixtureRequest, tin
     assert near(found.answering, after + found.archive)
 
     # bytes_peak is of the layers that retain; the others are copied, to go back to
-    copies = 2 * bounded if retention.archives or llm._bounded.recurrent else 0
+    copies = 2 * bounded if retention.archives or llm._bounded.recurrent else bounded
     archived = stats.full_bytes * ROUNDED // N_CTX if retention.archives else 0
     held = found.weights + bounded + copies + stats.peak_bytes + compute + archived + found.hidden
     assert near(found.total, max(held, held_at_first), 0.06 if recorded else 0.05)
@@ -223,6 +223,38 @@ def test_what_the_process_takes(smollm2: Path) -> None:
         command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[1], check=True
     )
     assert 0.9 * found.total <= int(done.stdout) <= found.total + (32 << 20)
+
+
+COPIED = """
+import sys
+from headkv_local import Llama, Retention
+from helpers import random_tokens
+
+draft = int(sys.argv[2])
+settings = {"n_threads": 1, "n_threads_batch": 1, "n_ubatch": 64, "swa_full": True}
+llm = Llama(sys.argv[1], n_ctx=8192, retention=Retention(budget=32, draft=draft), **settings)
+llm.prefill(random_tokens(300))
+with open("/proc/self/status") as file:
+    print(next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_windows_that_a_draft_goes_back_to(tiny: Any) -> None:
+    """They are copied at the end of the prompt, and count beside the full cache."""
+    path = tiny(arch="gemma2", head_dim=256, n_head_kv=4)
+    taken, found = [], []
+    for draft in (24, 0):
+        command = [sys.executable, "-c", COPIED, str(path), str(draft)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[1], check=True
+        )
+        taken.append(int(done.stdout))
+        retention = Retention(budget=32, draft=draft)
+        settings = {"n_ctx": 8192, "n_prompt": 300, "n_ubatch": 64, "swa_full": True}
+        found.append(memory_estimate(path, retention=retention, **settings).total)
+    assert taken[0] - taken[1] > 32 << 20
+    assert near(found[0] - found[1], taken[0] - taken[1], 0.2)
 
 
 def test_settings_that_change_it(tiny_path: Path) -> None:

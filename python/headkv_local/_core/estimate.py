@@ -182,6 +182,7 @@ class _Reading:
         n_room = n_ctx - n_prompt
         rereads = kept.observe == ALL and not self._fits and n_room >= min(_ROOM, n_prompt)
         self._n_draft = 0 if rereads else kept.draft
+        self._reads_behind = rereads or self._n_draft > 0
         n_piece = min(n_prompt, n_room, _PIECE) if rereads else 0
         self._n_cells = min(n_ctx, _padded(n_prompt + n_piece))
         # in graphs that record it: which of the cells near them count for which of its tokens
@@ -246,7 +247,8 @@ class _Reading:
             whole += self._made.cache - self._bounded
             if not self._fits:
                 whole += self._rows.records(self._n_cells) + self._pool_drafted + self._tail + self._asked
-                whole += self._copies if self._is_recurrent else 0  # windows go back by themselves
+                # windows go back by themselves, but not from what is read behind them
+                whole += self._copies if self._is_recurrent else self._copies // 2 * self._reads_behind
             return whole
         if self._fits:
             return self._at_most(self._compute_fitted + self._cells(self._n_cells))
