@@ -128,8 +128,9 @@ def memory_estimate(
         n_gpu_layers, offload_kqv, flash_attn, swa_full, logits_all, ...
 
     An adapter (lora_path) counts as the size of its file. Not counted are Python and the libraries, a draft
-    model, the work buffers of CPU threads (some MiB; up to 32 MiB more while a question is observed), a
-    GPU's driver and its workspaces, and an archive in a file. Weights that are mapped from their file count
+    model, the work buffers of CPU threads (some MiB; up to 32 MiB more while a question is observed), what
+    llama.cpp describes graphs with (some MiB; 110 MiB for Qwen3.5 and its like with n_ubatch=2048), a GPU's
+    driver and its workspaces, and an archive in a file. Weights that are mapped from their file count
     whole, though the system may drop them. A model whose graph cannot be cut is read in the order of tokens
     whatever `order` says, which only reading shows.
 
