@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, TextIO
 
 from headkv_local.chat.render import join, strip_control
-from headkv_local.chat.wrap import Wrapper
 
 _SIZE = os.terminal_size((80, 24))  # of a terminal that does not tell
 _DIM, _RED, _PLAIN = "\x1b[2m", "\x1b[31m", "\x1b[0m"
@@ -146,6 +145,8 @@ class Console:
     def _wrap(self, text: str) -> str:
         if self.width is None:
             return text
+        from headkv_local.chat.wrap import Wrapper  # takes prompt_toolkit, which --help goes without
+
         # A terminal that is too narrow for words breaks them itself.
         columns = max(self.width, 11)
         wrappers = ((Wrapper(lambda: columns), line) for line in text.split("\n"))
