@@ -158,20 +158,9 @@ def test_a_size_is_of_the_whole_cache(
     arch: str, budget: str, tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of what layers beside those that retain hold too, whatever shares it out."""
-    few = (
-        "--samples",
-        "1",
-        "--lengths",
-        "700",
-        "--budgets",
-        budget,
-        "--max-tokens",
-        "1",
-        "--tasks",
-        "needle",
-    )
+    few = ("--samples", "1", "--lengths", "700", "--max-tokens", "1", "--tasks", "needle")
     model = ("--model", str(tiny(arch=arch)), "--threads", "1")
-    data, _ = run(capsys, "quality", *model, *few, "--policies", "recent,uniform")
+    data, _ = run(capsys, "quality", *model, *few, "--budgets", budget, "--policies", "recent,uniform")
     assert len({line["kept_bytes"] for line in data["summary"]}) == 1
     assert 0 < data["summary"][0]["kept_share"] < 1
 
