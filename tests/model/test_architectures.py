@@ -31,6 +31,8 @@ SUPPORTED = [
 UNSUPPORTED = {
     "mamba": ({"arch": "mamba"}, "recurrent"),
     "mpt": ({"arch": "mpt", "n_head_kv": 4}, "ALiBi"),
+    "chameleon": ({"arch": "chameleon"}, "without asking for logits"),
+    "cogvlm": ({"arch": "cogvlm"}, "logits of another token"),
     "deepseek2": ({"arch": "deepseek2", "n_head_kv": 1}, "MLA"),
     "deepseek32": ({"arch": "deepseek32"}, "MLA"),
     "dots3note": ({"arch": "dots3note"}, "MLA"),

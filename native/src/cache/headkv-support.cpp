@@ -63,6 +63,9 @@ std::string llama_kv_cache_headkv::unsupported(const llama_context & ctx) {
     if (model.arch == LLM_ARCH_COGVLM) { // its graph leaves out build_inp_out_ids()
         return "llama.cpp takes the logits of another token than a prompt's last one for this architecture";
     }
+    if (model.arch == LLM_ARCH_CHAMELEON) { // its graph masks logits of images, of which such a batch has none
+        return "llama.cpp ends the process where this architecture reads tokens without asking for logits";
+    }
     if (!cparams.causal_attn) {
         return "the context's attention is not causal";
     }
