@@ -30,7 +30,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, 
 
 
 def test_speed(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    n, budget, n_decode = 600, 64, 16
+    n, budget, n_decode = 700, 64, 16
     data, table = run(
         capsys,
         *("speed", "--model", str(tiny_path), "--threads", "1", "--repeat", "2"),
@@ -57,7 +57,7 @@ def test_speed(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "short_ratios": 2,
     }
     batches = result["prefill_seconds_of_batches"]
-    assert [[len(one) for one in passes] for passes in batches.values()] == [[2, 2]] * 2  # 512 and 80 tokens
+    assert [[len(one) for one in passes] for passes in batches.values()] == [[2, 2]] * 2  # 512 and 188 tokens
     assert all(values["median"] > 0 for name, values in result["samples"].items() if name != "recording")
 
     row = 2 * 64 * 2  # K and V of a head of 64 in f16
@@ -65,7 +65,7 @@ def test_speed(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cache["kept_share"] == pytest.approx(budget / n)
     assert cache["full_bytes"] == 768 * 2 * 2 * row  # 768 cells, 2 layers, 2 KV heads
     assert (budget - 8) * 2 * 2 * row <= cache["pool_bytes"] < cache["resident_bytes"] < cache["full_bytes"]
-    assert cache["full_bytes"] <= cache["peak_bytes"]
+    assert cache["full_bytes"] <= cache["peak_bytes"] == process["peak_bytes"]
     assert process["kept_bytes"] == budget * 2 * 2 * row
     assert process["full_bytes"] == cache["full_bytes"]
     assert process["freed_bytes"] == process["full_bytes"] - process["resident_bytes"]

@@ -60,6 +60,11 @@ class Speed:
         return self.prefill_headkv + self.cost
 
     @property
+    def peak_bytes(self) -> int | None:
+        """Of the process of its own: here a prompt goes on from a state, behind which cells are moved."""
+        return None if self.memory is None else self.memory.peak_bytes
+
+    @property
     def cost(self) -> float:
         """Seconds that the compaction of one prompt takes: what observing adds, selection, moving rows."""
         s = self.samples
@@ -108,7 +113,7 @@ class Speed:
                 "kept_bytes": self.stats.kept_bytes,
                 "full_bytes": self.stats.full_bytes,
                 "resident_bytes": self.stats.resident_bytes,
-                "peak_bytes": self.stats.peak_bytes,
+                "peak_bytes": self.peak_bytes,
                 "pool_bytes": self.stats.pool_bytes,
                 "tail_bytes": self.stats.tail_bytes,
                 "kept_share": self.stats.kept_share,

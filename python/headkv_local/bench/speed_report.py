@@ -95,7 +95,7 @@ def _bytes(speed: Speed) -> str:
     rows = [
         ("cache at full size", mebibytes(stats.full_bytes)),
         ("cache resident, compacted", mebibytes(stats.resident_bytes)),
-        ("cache peak", mebibytes(stats.peak_bytes)),
+        ("cache peak", mebibytes(speed.peak_bytes)),
     ]
     if apart is None:
         return report.table(("memory", "bytes"), rows)
@@ -125,7 +125,7 @@ def side_by_side(results: Iterable[Speed]) -> str:
             f"{speed.first_token_headkv:.2f} s",
             f"{speed.cost / speed.prefill_stock:.2%}",
             mebibytes(speed.stats.full_bytes),
-            mebibytes(speed.stats.peak_bytes),
+            mebibytes(speed.peak_bytes),
             mebibytes(speed.stats.resident_bytes),
         )
         for speed in results
