@@ -51,7 +51,7 @@ def test_the_loss_is_that_of_a_prompt_read_anew(
     """One that was compacted many times, and token by token instead of in one batch."""
     model = tiny(arch=arch)
     llm = load(model, flash_attn=True, swa_full=False)
-    (plan,) = samples.plan(dataset.load("r").examples[:1], 1, (400,), seed=0)
+    (plan,) = samples.plan(dataset.own("r").examples[:1], 1, (400,), seed=0)
     asked = ask(plan, Prompter(llm))
     tokens = asked.prompt.tokens
     assert asked.answer == llm.tokenize(plan.example.answer.encode(), add_bos=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -261,7 +263,7 @@ def answers(path: Path, model: Path, n: int, length: int) -> dict[str, str]:
     with Llama(model, n_ctx=1024, n_threads=1, n_threads_batch=1, flash_attn=True) as llm:
         prompter = Prompter(llm)
         said = {}
-        for plan in samples.plan(dataset.load("r", path).examples, n, (length,), 0):
+        for plan in samples.plan(dataset.theirs(path).of(["r"]).examples, n, (length,), 0):
             said[plan.example.facts[0]] = observe(llm, ask(plan, prompter).prompt, None).text
         return said
 
@@ -298,6 +300,20 @@ def test_what_is_answered_right_counts_and_r2_falls_back_to_r(
     path = examples_file(*reasoning)
     assert score(*few, out="own.gguf") == 1
     assert "hold none of the kind 'r': this project's own are used\n" in capsys.readouterr().err
+
+
+def test_examples_may_come_through_a_pipe(score: Score, tmp_path: Path, capsys: Capture) -> None:
+    """Which can be read once, whatever kinds are looked for in it."""
+    texts = [json.dumps(example(kind, f"{kind} hums.", "no")) for kind in ("r", "r2")]
+    reader, writer = os.pipe()
+    os.write(writer, "\n".join(texts).encode())
+    os.close(writer)
+    given = ("--examples", f"/dev/fd/{reader}", "--samples", "2", "--lengths", "300")
+    assert score(*given) == 1
+    os.close(reader)
+    err = capsys.readouterr().err
+    assert "of the method 'r'" in err
+    assert "hold none of the kind" not in err
 
 
 def test_a_right_answer_that_is_long_is_cut(score: Score, examples_file: Callable[..., Path]) -> None:

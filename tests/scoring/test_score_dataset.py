@@ -17,7 +17,7 @@ from headkv_local.bench.questions import TASKS
 from headkv_local.scoring import dataset
 from headkv_local.scoring.attention import RIGHT_ABOVE, token_f1
 
-PLAIN, REASONING, IN_CONTEXT, TRUTH = (dataset.load(kind).examples for kind in ("r", "r2", "icl", "truth"))
+PLAIN, REASONING, IN_CONTEXT, TRUTH = (dataset.own(kind).examples for kind in ("r", "r2", "icl", "truth"))
 ALL = (*PLAIN, *REASONING, *IN_CONTEXT, *TRUTH)
 GOOD: dict[str, Any] = {
     "kind": "r2",
@@ -123,10 +123,10 @@ def test_a_users_file(tmp_path: Path) -> None:
     lines = f"{json.dumps(GOOD)}\n\n{json.dumps(plain, ensure_ascii=False)}\r\n"
     path.write_text(lines, encoding="utf-8-sig")  # as Windows writes it
     assert [e.kind for e in dataset.read(path)] == ["r2", "r"]
-    (only,) = dataset.load("r", path).examples
+    (only,) = dataset.theirs(path).of(["r"]).examples
     assert (only.needle, only.facts, only.answer) == ((1,), tuple(GOOD["facts"]), "Ada")
-    assert dataset.load("r", path).name == "mine.jsonl"
-    assert dataset.load("r", path).digest != dataset.load("r2", path).digest
+    assert dataset.theirs(path).of(["r"]).name == "mine.jsonl"
+    assert dataset.theirs(path).of(["r"]).digest != dataset.theirs(path).of(["r2"]).digest
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, reason: str) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text(f"{json.dumps(GOOD)}\n\n{line}\n", encoding="utf-8")
     with pytest.raises(ArgumentError) as raised:
-        dataset.load("r2", path)
+        dataset.theirs(path).of(["r2"])
     assert str(raised.value).startswith(f"{path}, line 3: ")
     assert reason in str(raised.value)
 
@@ -171,13 +171,13 @@ def test_bad_bytes_are_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b'{"kind": "\xff"}\n')
     with pytest.raises(ArgumentError, match="line 1: .*utf-8"):
-        dataset.load("r2", path)
+        dataset.theirs(path).of(["r2"])
 
 
 def test_a_file_without_the_kind_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps(GOOD), encoding="utf-8")
     with pytest.raises(ArgumentError, match="no examples of the kind 'r'"):
-        dataset.load("r", path)
+        dataset.theirs(path).of(["r"])
     with pytest.raises(FileNotFoundError):
-        dataset.load("r", tmp_path / "other.jsonl")
+        dataset.theirs(tmp_path / "other.jsonl").of(["r"])

@@ -67,7 +67,7 @@ def test_any_borders(llm: Llama) -> None:
 def test_a_prompt_has_the_length_asked_for(llm: Llama, length: int) -> None:
     """Also where a separator is more tokens before a word than at the end of a text."""
     prompter = Prompter(llm)
-    for plan in samples.plan(dataset.load("r").examples, 3, (length,), 0):
+    for plan in samples.plan(dataset.own("r").examples, 3, (length,), 0):
         assert length - 20 <= len(ask(plan, prompter).prompt.tokens) <= length
 
 

@@ -9,7 +9,7 @@ import pytest
 from headkv_local import ArgumentError
 from headkv_local.scoring import dataset, samples
 
-EXAMPLES = dataset.load("r2").examples
+EXAMPLES = dataset.own("r2").examples
 
 
 def count(text: str) -> int:

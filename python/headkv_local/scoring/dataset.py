@@ -7,7 +7,7 @@ import json
 import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,36 +62,34 @@ class Dataset:
     def digest(self) -> str:
         return hashlib.sha256(repr(self.examples).encode()).hexdigest()
 
+    def of(self, kinds: Sequence[Kind]) -> Dataset:
+        """Those of these kinds. Raises DataError for a kind that has none."""
+        examples: list[Example] = []
+        for kind in kinds:
+            found = [example for example in self.examples if example.kind == kind]
+            if not found:
+                raise DataError(f"{self.name} holds no examples of the kind {kind!r}")
+            examples += found
+        return replace(self, examples=tuple(examples))
 
-def load(kind: Kind, path: str | os.PathLike[str] | None = None) -> Dataset:
-    """The examples of that kind in a file of the user's, or the project's own.
 
-    Raises DataError that names file and line for a line that is no example, and for a file without
-    any of the kind; OSError for a file that cannot be read.
+def own(*kinds: Kind) -> Dataset:
+    """The project's examples of these kinds."""
+    paths = [_FOLDER / _FILES[kind] for kind in kinds]
+    examples = tuple(example for path in paths for example in read(path))
+    return Dataset(", ".join(path.name for path in paths), "headkv-local's", examples)
+
+
+def theirs(path: str | os.PathLike[str]) -> Dataset:
+    """All examples of a user's file, which is read once: it may be a pipe.
+
+    Raises DataError that names file and line for a line that is no example, and for a file without any;
+    OSError for a file that cannot be read.
     """
-    file = _FOLDER / _FILES[kind] if path is None else Path(path)
-    examples = tuple(example for example in read(file) if example.kind == kind)
+    examples = tuple(read(path))
     if not examples:
-        raise DataError(f"{file} holds no examples of the kind {kind!r}")
-    return Dataset(file.name, _whose(path), examples)
-
-
-def load_all(kinds: Sequence[Kind], path: str | os.PathLike[str] | None) -> Dataset:
-    """Examples of several kinds; of a file, all that it holds where no kinds are named. Raises as load()."""
-    if path is not None and not kinds:
-        examples = tuple(read(path))
-        if not examples:
-            raise DataError(f"{os.fspath(path)} holds no examples")
-        return Dataset(Path(path).name, _whose(path), examples)
-    parts = [load(kind, path) for kind in kinds]
-    names = dict.fromkeys(part.name for part in parts)
-    return Dataset(
-        ", ".join(names), _whose(path), tuple(example for part in parts for example in part.examples)
-    )
-
-
-def _whose(path: str | os.PathLike[str] | None) -> str:
-    return "headkv-local's" if path is None else "the user's"
+        raise DataError(f"{os.fspath(path)} holds no examples")
+    return Dataset(Path(path).name, "the user's", examples)
 
 
 def split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
@@ -107,7 +105,7 @@ def split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[E
 
 
 def read(path: str | os.PathLike[str]) -> list[Example]:
-    """All examples of a file, of any kind; empty lines are skipped. Raises as load(), also for one twice."""
+    """All examples of a file, of any kind, without empty lines. Raises as theirs(), also for one twice."""
     examples: dict[Example, int] = {}  # and their lines
     if Path(path).is_char_device():  # as /dev/zero, which has no end
         raise DataError(f"{os.fspath(path)} is not a file")

@@ -60,7 +60,8 @@ def run(options: Options, tell: Tell = lambda _: None, bar: Bar = lambda *_: Non
     """
     files.target(options.output, force=options.force, model=options.model, inputs=[options.examples])
     _require_advice(options.advice)
-    data, instead = _data(options), _instead(options)
+    theirs = None if options.examples is None else dataset.theirs(options.examples)
+    data, instead = _data(options, theirs), _instead(options, theirs)
     if options.is_ablation and min(options.n_samples, len(_split(options, data)[0])) < 2:
         raise ArgumentError(
             "an ablation takes at least 2 samples, of 2 examples: what is noise is seen where they differ"
@@ -125,21 +126,22 @@ def _require_holds(scores: HeadScores) -> None:
         scores.to_sidecar(Path(folder) / "trial")
 
 
-def _data(options: Options) -> Dataset:
+def _data(options: Options, theirs: Dataset | None) -> Dataset:
     if options.method != "ablation":
-        return dataset.load(options.method, options.examples)
-    kinds = options.kinds or (("r", "r2") if options.examples is None else ())
-    return dataset.load_all(kinds, options.examples)
+        return theirs.of([options.method]) if theirs else dataset.own(options.method)
+    if theirs is None:
+        return dataset.own(*(options.kinds or ("r", "r2")))
+    return theirs.of(options.kinds) if options.kinds else theirs
 
 
-def _instead(options: Options) -> Dataset | None:
+def _instead(options: Options, theirs: Dataset | None) -> Dataset | None:
     """Plain examples in place of reasoning that is too hard; the project's where the user has only others."""
     if options.method != "r2" or options.teacher_forced:
         return None
     try:
-        return dataset.load("r", options.examples)
+        return theirs.of(["r"]) if theirs else dataset.own("r")
     except DataError:
-        return dataset.load("r")
+        return dataset.own("r")
 
 
 def _split(options: Options, data: Dataset) -> tuple[list[Example], list[Example]]:
