@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,15 @@ def test_a_part_of_every_kind_is_held_out() -> None:
         assert dataset.split(examples, seed=0) == (measured, held_out)
         assert dataset.split(examples, seed=1) != (measured, held_out)
     assert dataset.split(PLAIN[:3], seed=0) == (list(PLAIN[:3]), [])
+
+
+def test_many_examples_are_split_without_comparing_each_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared, equal = [], dataset.Example.__eq__
+    monkeypatch.setattr(dataset.Example, "__eq__", lambda a, b: compared.append(a) or equal(a, b))
+    many = [replace(PLAIN[0], answer=str(i)) for i in range(400)]
+    measured, held_out = dataset.split(many, seed=0)
+    assert (len(measured), len(held_out)) == (300, 100)
+    assert len(compared) < len(many)
 
 
 def test_questions_of_the_bench_share_no_wording() -> None:

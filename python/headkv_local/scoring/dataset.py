@@ -101,7 +101,8 @@ def split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[E
     random.Random(f"{seed}/held out").shuffle(order)
     order.sort(key=lambda example: (example.kind, example.pattern))  # stable: shuffled within each
     held_out = order[3::4]
-    return [example for example in examples if example not in held_out], held_out
+    left = set(held_out)
+    return [example for example in examples if example not in left], held_out
 
 
 def read(path: str | os.PathLike[str]) -> list[Example]:
