@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from headkv_local import ArgumentError, HeadScores, Retention
-from headkv_local.bench import options, policies
+from headkv_local.bench import options, policies, quality_command
 from headkv_local.bench.command import with_default
 from headkv_local.bench.suites import command as suites
 from headkv_local.budgets import ModelShape
@@ -111,6 +111,18 @@ def test_a_score_file_named_twice_is_one_sentence(capsys: pytest.CaptureFixture[
     (shipped,) = SHIPPED.glob("SmolLM2*.gguf")
     assert main(["bench", "quality", "--scores", f"{shipped},{shipped},{shipped}"]) == 2
     assert capsys.readouterr().err == f"headkv: {shipped} is named twice\n"
+
+
+def test_every_file_of_scores_has_a_row_of_its_own(tiny_path: Path, tmp_path: Path) -> None:
+    """Whatever its name and method are."""
+    paths = [tmp_path / folder / "out.gguf" for folder in "abcd"]
+    for path, method in zip(paths, ("r2", "r2", "r2", "duo\x1b[31m"), strict=True):
+        path.parent.mkdir()
+        HeadScores(scores=np.ones((2, 4)), n_head_kv=2, method=method).to_sidecar(path)
+    named = quality_command._scores(",".join(map(str, paths)), str(tiny_path))
+    assert list(named) == ["r2", "r2:out", f"r2:{paths[2]}", "duo?[31m"]
+    HeadScores(scores=np.ones((2, 4)), n_head_kv=2, method="uniform").to_sidecar(paths[0], force=True)
+    assert list(quality_command._scores(str(paths[0]), str(tiny_path))) == ["uniform:out"]
 
 
 SHAPE = ModelShape(n_layer=2, n_head=4, n_head_kv=2, row_bytes=256)

@@ -148,22 +148,28 @@ def _quality(options: argparse.Namespace) -> None:
 
 
 def _scores(files: str | None, model: str) -> dict[str, HeadScores]:
-    """By name: the method, with the file's stem where two have the same."""
+    """By name: the method, where another row has that with the file's stem, or with its whole path."""
     from headkv_local import ArgumentError, HeadScores
     from headkv_local.models import retained_shape
 
+    from ..scoresfile.show import printable
+    from .policies import EVERY
+
     if files is None:
         found = HeadScores.find(model)
-        return {} if found is None else {found[0].method: found[0]}
+        every = [] if found is None else [(found[1], found[0])]
+    else:
+        shape = retained_shape(model)
+        every = [(Path(path), HeadScores.from_gguf(path)) for path in files.split(",")]
+        for _, scores in every:
+            scores.for_model(shape, model)  # refused now, not when all other policies have been measured
     named: dict[str, HeadScores] = {}
-    shape = retained_shape(model)
-    for path in files.split(","):
-        scores = HeadScores.from_gguf(path)
-        scores.for_model(shape, model)  # refused now, not when all other policies have been measured
-        name = scores.method if scores.method not in named else f"{scores.method}:{Path(path).stem}"
-        if name in named:
+    for path, scores in every:
+        method = scores.method
+        if path.resolve() in (other.resolve() for other, _ in every if other is not path):
             raise ArgumentError(f"{path} is named twice")
-        named[name] = scores
+        names = [printable(name) for name in (method, f"{method}:{path.stem}", f"{method}:{path}")]
+        named[next(one for one in names if one not in named and one not in EVERY)] = scores
     return named
 
 
