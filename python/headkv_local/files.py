@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ._gguf.reading import parts
-from .errors import ArgumentError
+from .errors import ArgumentError, DataError
 
 Name = str | os.PathLike[str]
 
@@ -31,6 +31,19 @@ def target(path: Name, *, force: bool, model: Name | None = None, inputs: Sequen
     if found.exists() and any(found.samefile(one) for one in read):
         raise ArgumentError(f"{name} is what is read here, and would be lost: give another name")
     return found
+
+
+def content(path: Name) -> bytes:
+    """All of a file, or of a pipe.
+
+    Raises DataError for a device, which may have no end; OSError that names what cannot be read.
+    """
+    if Path(path).is_char_device():
+        raise DataError(f"{os.fspath(path)} is not a file")
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 @contextmanager

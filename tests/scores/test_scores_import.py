@@ -212,6 +212,7 @@ def test_files_that_are_missing(tiny_path: Path, tmp_path: Path, capsys: pytest.
     path.write_text(TSV)
     for given, model, said in (
         (tmp_path / "none.tsv", tiny_path, "No such file or directory"),
+        (Path("/dev/zero"), tiny_path, "/dev/zero is not a file"),
         (path, tmp_path / "none.gguf", "cannot be opened: No such file or directory"),
         (path, path, "is not a GGUF file"),
     ):

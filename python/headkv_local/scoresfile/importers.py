@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import __version__
+from .. import __version__, files
 from ..bench.suites.reading import unique
 from ..budgets import ModelShape
 from ..errors import DataError
@@ -55,7 +55,7 @@ def read(path: str, model: str, format_name: str) -> HeadScores:
     be compacted, OSError for a file that cannot be read.
     """
     n_layer, shape = n_layers(model), retained_shape(model)
-    data = Path(path).read_bytes()
+    data = files.content(path)
     try:
         content = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ..bench.suites.reading import require_whole, unique
 from ..errors import DataError
+from ..files import content
 
 Kind = Literal["r", "r2", "icl", "truth"]
 
@@ -108,13 +109,7 @@ def split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[E
 def read(path: str | os.PathLike[str]) -> list[Example]:
     """All examples of a file, of any kind, without empty lines. Raises as theirs(), also for one twice."""
     examples: dict[Example, int] = {}  # and their lines
-    if Path(path).is_char_device():  # as /dev/zero, which has no end
-        raise DataError(f"{os.fspath(path)} is not a file")
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    for number, line in enumerate(content(path).split(b"\n"), start=1):
         if line.strip():
             try:
                 example = _example(
