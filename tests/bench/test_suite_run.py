@@ -572,8 +572,11 @@ def test_answers_of_another_build_are_not_taken(
 
 
 def test_what_is_whole_is_never_written_again(tmp_path: Path) -> None:
-    """A line that was not finished is cut off, also where no byte can be written, as on a full disk."""
-    path = tmp_path / "rows.jsonl"
+    """A line that was not finished is cut off, also where no byte can be written, as on a full disk.
+
+    There is no file without its whole first line, which says what all others are of.
+    """
+    path, new = tmp_path / "rows.jsonl", tmp_path / "new.jsonl"
     Results(path, {}, {})
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"task": "t", "len')
@@ -581,6 +584,13 @@ def test_what_is_whole_is_never_written_again(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
     try:
         Results(path, {}, {})
+        with pytest.raises(OSError, match="cannot be written"):
+            Results(new, {}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == whole
+    assert not new.exists()
+    new.write_bytes(whole[:-1])
+    with pytest.raises(ArgumentError, match="holds no results"):
+        Results(new, {}, {})
+    assert new.read_bytes() == whole[:-1]

@@ -17,6 +17,7 @@ from headkv_local.settings import given
 from headkv_local.wording import shown
 
 from ..policies import label_of
+from ..report import writing
 from . import metrics
 from .prompts import Prompt
 
@@ -129,7 +130,8 @@ class Results:
                 "header": dict(header),
                 "settings": dict(settings),
             }
-            path.write_text(json.dumps(first, ensure_ascii=False) + "\n", encoding="utf-8")
+            with writing(os.fspath(path)) as target:
+                target.write_text(json.dumps(first, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @property
     def prompts(self) -> Mapping[PromptKey, str]:
@@ -206,8 +208,9 @@ def header_of(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         line = file.readline()
     try:
-        first = json.loads(line)
-        is_ours, version = first["format"] == _FORMAT and isinstance(first["header"], dict), first["version"]
+        first, is_whole = json.loads(line), line.endswith(b"\n")
+        is_ours = is_whole and first["format"] == _FORMAT and isinstance(first["header"], dict)
+        version = first["version"]
     except (ValueError, TypeError, KeyError, RecursionError):
         is_ours = False
     if not is_ours:
