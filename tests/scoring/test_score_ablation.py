@@ -114,7 +114,7 @@ def test_from_end_to_end(score: Score, tmp_path: Path, capsys: Capture) -> None:
     assert (source["kinds"], source["unit"]) == ("r,r2", "nats per answer token")
     assert len(str(source["measured"]).split(",")) == 2
     assert (source["points"], source["base"], source["samples"]) == ("0%,5%,40%", "5%", "2")
-    assert str(source["beta"]).startswith(f"{found.beta:g} of 1.005, 1.1, 1.3, 2, 5, 10: loss ")
+    assert str(source["beta"]).startswith(f"{found.beta:g} of 1.005, 1.1, 1.3, 2, 3, 5, 10: loss ")
 
 
 @pytest.mark.parametrize("is_held_out", [False, True])

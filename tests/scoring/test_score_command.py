@@ -23,6 +23,7 @@ from headkv_local.models import retained_shape
 from headkv_local.scores import HeadScores
 from headkv_local.scoring import dataset, held_out, samples
 from headkv_local.scoring.measure import observe
+from headkv_local.scoring.progress import Tally
 from headkv_local.scoring.prompt import Prompter, ask
 
 Score = Callable[..., int]
@@ -55,7 +56,7 @@ def test_teacher_forced_from_end_to_end(
     assert source.pop("data").startswith("headkv-local's reasoning.jsonl in pydoc_data.topics of Python 3.")
     assert date.fromisoformat(str(source.pop("date")))
     chosen = str(source.pop("beta"))
-    assert chosen.startswith(f"{written.beta:g} of 1.005, 1.1, 1.3, 2, 5, 10: loss ")
+    assert chosen.startswith(f"{written.beta:g} of 1.005, 1.1, 1.3, 2, 3, 5, 10: loss ")
     assert chosen.endswith(", on 4 samples of 7 held-out examples at 3% and 6%")
     assert source.pop("kinds") == "r2"
     assert source == {
@@ -72,6 +73,23 @@ def test_teacher_forced_from_end_to_end(
     llm = load(tiny_path, retention=Retention(budget=32, scores=str(tmp_path / "out.gguf")))
     llm.prefill(list(range(200)))
     assert llm.cache_stats().policy == "scores"
+
+
+@pytest.mark.parametrize(("worse", "beta"), [(0.3, 5), (0.01, 10)])
+def test_of_betas_that_samples_cannot_tell_apart_the_flattest_is_recommended(
+    worse: float, beta: float
+) -> None:
+    """Samples differ by far more than betas do, and the same samples are asked with each of them."""
+    rng = np.random.default_rng(1)
+    losses = rng.uniform(1, 3, (10, 1)) + rng.normal(0, 0.1, (10, 1 + len(held_out.BETAS)))
+    losses[:, 0] += 3
+    losses[:, 1:] += [0.3, 0.3, 0.3, 0, 0.01, 0.01, worse]
+    tally = Tally(np.zeros((2, *held_out.SHAPE)))
+    for i, sample in enumerate(losses):
+        tally.add(i % 2, held_out.moments(sample))
+    more = losses[:, 1:] - losses[:, [1 + losses[:, 1:].mean(axis=0).argmin()]]
+    within = more.mean(axis=0) <= more.std(axis=0, ddof=1) / 10**0.5
+    assert held_out.flattest(tally) == beta == held_out.BETAS[np.flatnonzero(within)[-1]]
 
 
 def test_heads_that_a_layer_does_not_have_are_no_heads(

@@ -24,7 +24,7 @@ _BASE = (
     "for ablation: percent of it that the others keep meanwhile, of several the mean loss counts "
     "(default: 5)"
 )
-_BETA = "recommended in the file (default: the best on examples that are held out)"
+_BETA = "recommended in the file (default: chosen on examples that are held out)"
 _RECOMMENDED = "measured with where that matters, and recommended in the file (default: Retention's)"
 
 

@@ -6,29 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ..curves import Curves
 from ..llama import Llama
 from ..retention import Retention
 from ..scores import HeadScores
-from .ablation import settings_of
+from .ablation import require_losses, settings_of
 from .dataset import Example
 from .loss import SavedPrompt
 from .options import Bar, Options
-from .progress import Progress
+from .progress import Progress, Tally
 from .prompt import Prompter, ask
 from .samples import Plan, plan
 
 STAGE = "beta"
-BETAS = (1.005, 1.1, 1.3, 2.0, 5.0, 10.0)
+BETAS = (1.005, 1.1, 1.3, 2.0, 3.0, 5.0, 10.0)
 BUDGETS = ("3%", "6%")
-SHAPE = (1 + len(BETAS), len(BUDGETS))
+SHAPE = (
+    2 + len(BETAS),
+    1 + len(BETAS),
+)  # sums of losses, of equal budgets first, and of products of each two
 
 
 @dataclass(frozen=True)
 class Choice:
     """losses: mean negative log-likelihood of the answers' tokens with each beta, in nats. uniform: of equal
-    budgets."""
+    budgets. beta: the flattest one that is as good as the best, as far as the samples tell."""
 
     beta: float
     losses: tuple[float, ...]
@@ -38,14 +42,19 @@ class Choice:
 
     @property
     def pays(self) -> bool:
-        return min(self.losses) < self.uniform
+        return self.least < self.uniform
+
+    @property
+    def least(self) -> float:
+        return min(self.losses)
 
     def text(self) -> str:
         """For the file's provenance."""
         tried = ", ".join(f"{beta:g}" for beta in BETAS)
         return (
-            f"{self.beta:g} of {tried}: loss {min(self.losses):.4f}, equal budgets {self.uniform:.4f}, on "
-            f"{self.n_samples} samples of {self.n_examples} held-out examples at {' and '.join(BUDGETS)}"
+            f"{self.beta:g} of {tried}: loss {self.losses[BETAS.index(self.beta)]:.4f}, least "
+            f"{self.least:.4f}, equal budgets {self.uniform:.4f}, on {self.n_samples} samples of "
+            f"{self.n_examples} held-out examples at {' and '.join(BUDGETS)}"
         )
 
 
@@ -64,7 +73,7 @@ def choose(
     progress: Progress,
     bar: Bar,
 ) -> Choice:
-    """scores: of the layers that the model retains. examples: held out."""
+    """scores: of the layers that the model retains. examples: held out. Raises as require_losses()."""
     prompter = Prompter(llm, options.plain)
     plans = planned(options, lengths, examples)
     kept = settings_of(options)
@@ -73,15 +82,35 @@ def choose(
     measured: Curves | object = scores.curves or np.asarray(scores.scores)
     for one in plans[tally.done :]:
         saved = SavedPrompt(llm, ask(one, prompter), kept["window"])
-        losses = np.empty(SHAPE)
-        for j, budget in enumerate(BUDGETS):
-            losses[0, j] = saved.loss(Retention(budget=budget, scores="uniform", fold=None, **kept))
+        losses = np.zeros(1 + len(BETAS))
+        for budget in BUDGETS:
+            losses[0] += saved.loss(Retention(budget=budget, scores="uniform", fold=None, **kept))
             for i, beta in enumerate(BETAS):
                 retention = Retention(budget=budget, scores=measured, beta=beta, fold=None, **kept)  # type: ignore[arg-type]
-                losses[1 + i, j] = saved.loss(retention)
-        tally.add(one.half, losses)
+                losses[1 + i] += saved.loss(retention)
+        tally.add(one.half, moments(losses / len(BUDGETS)))
         progress.save()
         bar(STAGE, tally.done, len(plans), "sample")
-    uniform, *by_beta = tally.mean.mean(axis=1).tolist()
-    best = int(np.argmin(by_beta))
-    return Choice(BETAS[best], tuple(by_beta), uniform, len(plans), len(examples))
+    require_losses(tally)
+    uniform, *by_beta = tally.mean[0].tolist()
+    return Choice(flattest(tally), tuple(by_beta), uniform, len(plans), len(examples))
+
+
+def moments(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Of one sample, what flattest() needs the sums of: SHAPE."""
+    return np.vstack([losses, np.outer(losses, losses)])
+
+
+def flattest(tally: Tally) -> float:
+    """The largest beta whose loss exceeds the least one by no more than the standard error of the difference.
+
+    What is smaller than that is noise: the least loss of a few samples is now with this beta and now with
+    that one. Of what does as well the flattest is least bound to the heads that these samples needed.
+    """
+    (losses, *products), n = tally.mean, tally.n_counted
+    squares = np.array(products)
+    best = 1 + int(np.argmin(losses[1:]))
+    more = losses - losses[best]
+    variance = np.diag(squares) - 2 * squares[best] + squares[best, best] - more**2
+    error = np.sqrt(np.maximum(variance, 0) / (n - 1))
+    return BETAS[int(np.flatnonzero(more[1:] <= error[1:])[-1])]

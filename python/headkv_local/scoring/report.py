@@ -47,7 +47,8 @@ def _of_beta(result: Result) -> list[str]:
         return []
     losses = "  ".join(f"{beta:g} {loss:.4f}" for beta, loss in zip(BETAS, choice.losses, strict=True))
     lines = [
-        f"beta {choice.beta:g}, by {choice.n_samples} samples of {choice.n_examples} held-out examples",
+        f"beta {choice.beta:g}, by {choice.n_samples} samples of {choice.n_examples} held-out examples: the "
+        "flattest within a standard error of the least loss",
         f"  loss in nats per answer token at {' and '.join(BUDGETS)}: equal budgets {choice.uniform:.4f}",
         f"  by beta: {losses}",
     ]
