@@ -164,6 +164,19 @@ def test_official_prompts_of_longbench_are_used(tmp_path: Path) -> None:
     write(tmp_path, "config/dataset2prompt.json", {"hotpotqa": "{context} \ud83d"})
     with pytest.raises(ArgumentError, match="dataset2prompt.json: 'hotpotqa' holds half of a character"):
         longbench.items(tmp_path, None)
+    write(tmp_path, "config/dataset2prompt.json", {})
+    for length in (0, -5, 7.0, "7", None, True):
+        write(tmp_path, "config/dataset2maxlen.json", {"hotpotqa": length})
+        with pytest.raises(ArgumentError, match="dataset2maxlen.json: 'hotpotqa' must be a number of tokens"):
+            longbench.items(tmp_path, ["hotpotqa"])
+    for text, said in (
+        ("[" * 10**5, "is no JSON"),
+        ('{"hotpotqa": 7, "hotpotqa": 8}', "is there twice"),
+        ("[]", "JSON object"),
+    ):
+        (tmp_path / "config/dataset2maxlen.json").write_text(text)
+        with pytest.raises(ArgumentError, match=said):
+            longbench.items(tmp_path, ["hotpotqa"])
 
 
 def count(text: str) -> int:

@@ -7,20 +7,17 @@ DIR or DIR/config; else ours. Metrics are the suite's.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any
 
-from headkv_local.errors import DataError
 from headkv_local.wording import shown
 
 from .item import ANSWER_LINES, Item
 from .names import LONGBENCH, TASKS
-from .reading import Row, first_file, found_tasks, rows
+from .reading import Row, first_file, found_tasks, rows, whole
 
 _CONTEXT, _INPUT = "{context}", "{input}"
 PROMPTS, LENGTHS = "dataset2prompt.json", "dataset2maxlen.json"
@@ -108,16 +105,31 @@ def items(folder: Path, tasks: Sequence[str] | None) -> list[Item]:
         path_of,
         "LongBench is looked for in DIR/TASK.jsonl",
     )
-    prompts, lengths = _official(folder, PROMPTS, str), _official(folder, LENGTHS, int)
-    for task in paths.keys() & prompts.keys():
-        prompt = Row(prompts, PROMPTS).text(task)
-        if _fields(prompt).count("context") != 1 or prompt.count(_CONTEXT) != 1:
-            raise DataError(f"{PROMPTS}: {task!r} must hold {_CONTEXT} once, and beside it {_INPUT} alone")
+    prompts, lengths = _official(folder, PROMPTS), _official(folder, LENGTHS)
     return [
-        _item(task, number, row, prompts.get(task), lengths.get(task))
+        _item(task, number, row, prompt, max_tokens)
         for task, path in paths.items()
+        for prompt, max_tokens in [(_prompt(prompts, task), _length(lengths, task))]
         for number, row in enumerate(rows(path))
     ]
+
+
+def _prompt(official: Row, task: str) -> str | None:
+    if task not in official:
+        return None
+    prompt = official.text(task)
+    if _fields(prompt).count("context") != 1 or prompt.count(_CONTEXT) != 1:
+        official.refuse(task, f"must hold {_CONTEXT} once, and beside it {_INPUT} alone")
+    return prompt
+
+
+def _length(official: Row, task: str) -> int | None:
+    if task not in official:
+        return None
+    length = official.value(task)
+    if type(length) is not int or length < 1:
+        official.refuse(task, f"must be a number of tokens, not {shown(length, 60)}")
+    return length
 
 
 def _fields(prompt: str) -> list[str]:
@@ -170,14 +182,6 @@ def _official_file(folder: Path, name: str) -> Path | None:
     return first_file(folder / name, folder / "config" / name)
 
 
-def _official(folder: Path, name: str, of: type) -> dict[str, Any]:
+def _official(folder: Path, name: str) -> Row:
     path = _official_file(folder, name)
-    if path is None:
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise DataError(f"{path}: is no JSON: {error}") from error
-    if not isinstance(found, dict) or not all(type(value) is of and value for value in found.values()):
-        raise DataError(f"{path} must be a JSON object of tasks with a {of.__name__} each")
-    return found
+    return Row({}, name) if path is None else whole(path)
