@@ -23,6 +23,7 @@ from .samples import Plan, plan
 STAGE = "beta"
 BETAS = (1.005, 1.1, 1.3, 2.0, 3.0, 5.0, 10.0)
 BUDGETS = ("3%", "6%")
+MOST = 0.05  # nats that a flatter beta may cost, however little its samples tell
 SHAPE = (
     2 + len(BETAS),
     1 + len(BETAS),
@@ -102,7 +103,8 @@ def moments(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def flattest(tally: Tally) -> float:
-    """The largest beta whose loss exceeds the least one by no more than the standard error of the difference.
+    """The largest beta whose loss exceeds the least one by no more than the standard error of the difference,
+    and than MOST.
 
     What is smaller than that is noise: the least loss of a few samples is now with this beta and now with
     that one. Of what does as well the flattest is least bound to the heads that these samples needed.
@@ -112,5 +114,5 @@ def flattest(tally: Tally) -> float:
     best = 1 + int(np.argmin(losses[1:]))
     more = losses - losses[best]
     variance = np.diag(squares) - 2 * squares[best] + squares[best, best] - more**2
-    error = np.sqrt(np.maximum(variance, 0) / (n - 1))
-    return BETAS[int(np.flatnonzero(more[1:] <= error[1:])[-1])]
+    noise = np.minimum(np.sqrt(np.maximum(variance, 0) / (n - 1)), MOST)
+    return BETAS[int(np.flatnonzero(more[1:] <= noise[1:])[-1])]

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ..scoresfile.diff import spearman
 from .attention import by_kv_head
-from .held_out import BETAS, BUDGETS
+from .held_out import BETAS, BUDGETS, MOST
 from .run import Result
 
 _TOP = 10
@@ -48,7 +48,7 @@ def _of_beta(result: Result) -> list[str]:
     losses = "  ".join(f"{beta:g} {loss:.4f}" for beta, loss in zip(BETAS, choice.losses, strict=True))
     lines = [
         f"beta {choice.beta:g}, by {choice.n_samples} samples of {choice.n_examples} held-out examples: the "
-        "flattest within a standard error of the least loss",
+        f"flattest within a standard error of the least loss, and within {MOST:g} of it",
         f"  loss in nats per answer token at {' and '.join(BUDGETS)}: equal budgets {choice.uniform:.4f}",
         f"  by beta: {losses}",
     ]
