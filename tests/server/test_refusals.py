@@ -510,6 +510,23 @@ def test_requests_that_take_too_long(tiny_path: Path, tmp_path: Path) -> None:
         assert client.post(CHAT, json=ASKED).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"rpc_servers": "localhost:50052"},
+        {"lora_base": "base.gguf"},
+        {"mul_mat_q": False},
+        {"draft_model": "small.gguf"},
+        {"hf_tokenizer_config_path": "tokenizer_config.json"},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_settings_that_stock_does_nothing_with(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        ModelSettings(model="x", **setting)
+    ModelSettings(model="x", mul_mat_q=True, draft_model="prompt-lookup-decoding")
+
+
 def test_a_server_that_cannot_be(tiny_path: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF, but no more")
     (tmp_path / "bad.json").write_text('{"models": [{"model": "x", "colour": 1}]}')

@@ -35,6 +35,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 ended by SIGTE
 _FIRST = {"model", "model_alias", "n_ctx", "n_threads", "n_threads_batch", "n_gpu_layers", "chat_format"}
 _KEPT = {"budget", "scores", "archive", *ADVANCED}
 _HIDDEN = {"cache", "cache_type", "cache_size", "clip_model_path"}  # of stock, which are refused
+_HIDDEN |= {"lora_base", "mul_mat_q", "rpc_servers"}  # which change nothing there
 
 
 def build_parser() -> argparse.ArgumentParser:

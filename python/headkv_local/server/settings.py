@@ -30,6 +30,8 @@ _CONFIG = SettingsConfigDict(env_prefix=PREFIX, protected_namespaces=(), extra="
 
 
 _TYPES: Final = "by ggml's number: 1 f16, 30 bf16, 8 q8_0, 2 q4_0"
+_DRAFT: Final = "prompt-lookup-decoding"  # stock makes it of any name
+_CONFIG_FORMAT: Final = "hf-tokenizer-config"
 
 
 class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
@@ -113,6 +115,16 @@ class ModelSettings(FromEnvironment, stock.ModelSettings):  # type: ignore[misc]
             raise ValueError('embedding needs budget "full": its context is for many sequences at once')
         if self.clip_model_path is not None:
             raise ValueError("clip_model_path: images cannot be read here, messages are text")
+        if self.rpc_servers is not None:
+            raise ValueError("rpc_servers: llama-cpp-python does nothing with it, and no RPC is built here")
+        if self.lora_base is not None:
+            raise ValueError("lora_base: llama.cpp applies an adapter to the model, and to no other file")
+        if not self.mul_mat_q:
+            raise ValueError("mul_mat_q: llama.cpp has no such choice any more")
+        if self.draft_model not in (None, _DRAFT):
+            raise ValueError(f'draft_model must be "{_DRAFT}", not {self.draft_model!r}')
+        if self.hf_tokenizer_config_path is not None and self.chat_format != _CONFIG_FORMAT:
+            raise ValueError(f'hf_tokenizer_config_path is read with chat_format "{_CONFIG_FORMAT}" alone')
         if self.cache:
             raise ValueError("cache: conversations are kept anyway; --sessions and its limits say how many")
         require_possible(self)
