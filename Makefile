@@ -1,8 +1,12 @@
+# make install  build, and install into .venv
 # make demo   build, then answer questions about a long document, full cache beside compacted
 # make test   build, then run every test that needs no GPU
 # make wheel  one wheel that runs on other machines, in build/wheel; with CUDA=1 one that uses their GPUs too
-# make lint   formatting, linting and type checks; make format makes what it can right
+# make lint   formatting, linting and type checks
+# make format  make right what of it can be made so
 # make results  the tables of docs/results.md and README.md, from their records
+# make clean  remove .venv/ and build/
+# make help   this text
 #
 # CUDA=1 builds for the GPU, CUDA_ARCHS="86-real;90-real" for these architectures (without it: for the GPUs of this
 # machine, or for a list, see native/cmake/cuda.cmake). WITHOUT="amx avx512" builds without instructions of this CPU.
@@ -26,7 +30,7 @@ SOURCE  := -C 'cmake.define.HEADKV_LLAMA_CPP_SOURCE_DIR=$(LLAMA_CPP_DIR)'
 GPU     := $(if $(CUDA),-C cmake.define.GGML_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHS)')
 DEFINES := -C cmake.define.HEADKV_BUILD_TESTS=ON -C 'cmake.define.HEADKV_WITHOUT=$(WITHOUT)' $(SOURCE) $(GPU)
 
-.PHONY: demo test wheel lint format results install clean always
+.PHONY: demo test wheel lint format results install clean help always
 
 demo: install
 	$(BIN)/python -m headkv_local.demo
@@ -90,3 +94,6 @@ $(BUILD)/installed.stamp: $(VENV)/base.stamp $(BUILD)/settings $(SOURCES)
 
 clean:
 	rm -rf build $(VENV)
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))

@@ -1,8 +1,9 @@
-"""Links of the pages lead somewhere, headings included."""
+"""Links of the pages lead somewhere, headings included; targets of make are there, and are told."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_make_help_tells_of_all_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split()) - {"always"}
+    told = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert set(re.findall(r"\bmake ([a-z]+)  ", told)) == targets
+    named = [word for page in PAGES for word in re.findall(r"`make ([a-z]+)\b", page.read_text("utf-8"))]
+    assert {"demo", "install"} < set(named) <= targets
