@@ -29,7 +29,7 @@ class Document:
     @classmethod
     def read(cls, path: Path) -> Document:
         """Raises OSError, and ValueError for what is no text in UTF-8."""
-        return cls(path.name, path.read_text(encoding="utf-8"))
+        return cls(path.name, path.read_text(encoding="utf-8-sig"))
 
 
 @dataclass(eq=False)

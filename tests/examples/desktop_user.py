@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "desktop"))
 
 import style
 from app import App
-from conversations import Conversations
+from conversations import Conversations, Document
 from engine import RETENTION, SAMPLING, Engine, Event, Loaded, Piece, Reading
 
 from headkv_local import Llama
@@ -271,8 +271,9 @@ def mishaps(folder: Path, model: Path) -> None:
     assert user.window.list.size() == n_there - 1
 
     short = folder / "short.txt"
-    short.write_text(TEXT, encoding="utf-8")
+    short.write_text(TEXT, encoding="utf-8-sig")  # a mark before it is none of its text
     user.app.add_document(short)
+    assert user.app.current.document == Document(short.name, TEXT)
     user.window.entry.delete(0, "end")
     user.ask("What is this?")
     user.until(lambda: user.window.progress["value"] > 0)

@@ -794,6 +794,14 @@ def test_what_is_off_in_a_file(tmp_path: Path) -> None:
         parse(["--config-file", str(tmp_path / "models.yaml")], build_parser())
 
 
+@pytest.mark.parametrize("name", ["models.json", "models.yaml"])
+def test_a_file_may_begin_with_a_mark(name: str, tmp_path: Path) -> None:
+    """As editors under Windows write it."""
+    (tmp_path / name).write_text('{"models": [{"model": "x.gguf"}]}', encoding="utf-8-sig")
+    _, (model,) = parse(["--config-file", str(tmp_path / name)], build_parser())
+    assert model.model == "x.gguf"
+
+
 def test_a_file_takes_numbers_for_sizes_and_each_long_name(tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text(
         "aside: 0\nmax_body: 16\nsessions_size: 1024\n"

@@ -251,7 +251,7 @@ def read_config(path: str) -> dict[str, Any]:
     """The settings in a JSON or YAML file. ArgumentError for what is none."""
     is_yaml = path.endswith((".yaml", ".yml"))
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # some editors begin with a BOM
             text = file.read()
         if is_yaml:
             import yaml
