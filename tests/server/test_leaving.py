@@ -286,6 +286,37 @@ sys.exit(main())
 """
 
 
+BUSY = """
+import sys, time
+from headkv_local.server import keeper, main
+settle = keeper.Keeper.settle
+keeper.Keeper.settle = lambda self: (time.sleep(2), settle(self))  # as where others take the processor
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, "stdin"])
+def test_a_stream_is_told_that_the_server_stops(tiny_path: Path, tmp_path: Path, how: Any) -> None:
+    """However long it takes until its work has ended."""
+    with started(tiny_path, tmp_path, BUSY) as process:
+        server = Running(process.stdout.readline().split()[-1].decode(), process, tmp_path)
+        with server.plain() as client:
+            until(lambda: client.get("/health").status_code == 200, "a model")
+        client = begin(server, messages=SHORT, stream=True, **ENDLESS)
+        got = b""
+        while b'"content"' not in got:
+            got += client.recv(1000)
+        if how == "stdin":
+            process.stdin.close()
+        else:
+            process.send_signal(how)
+        while more := client.recv(100_000):
+            got += more
+        assert b'"code": "stopping"' in got
+        assert got.endswith(b"\r\n0\r\n\r\n")
+        process.wait(TIMEOUT)
+
+
 @pytest.mark.parametrize(
     ("how", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130), ("stdin", 0)]
 )

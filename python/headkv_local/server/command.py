@@ -15,8 +15,6 @@ from typing import Any
 from ..errors import ArgumentError, HeadKVError
 from ..exits import FAILED, INTERRUPTED, OK, told
 
-_GRACE = 5  # seconds for answers that are on their way when the server stops
-
 
 def main(argv: list[str] | None = None) -> int:
     """See headkv_local.server.main()."""
@@ -45,6 +43,7 @@ def _serve(settings: Any, models: Any) -> int:
     from .app import create_app
     from .logs import configure
     from .network import listening, require_key, url_of
+    from .service import GRACE
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -64,7 +63,7 @@ def _serve(settings: Any, models: Any) -> int:
             ssl_keyfile=settings.ssl_keyfile,
             ssl_certfile=settings.ssl_certfile,
             log_level="info" if verbose else "warning",
-            timeout_graceful_shutdown=_GRACE,
+            timeout_graceful_shutdown=GRACE,
             server_header=False,
             use_colors=False,  # it would ask standard output, which may be closed
         )

@@ -24,7 +24,7 @@ from .grammars import require_grammars
 from .logprobs import add_bytes
 from .retaining import retention_of, settings_for
 from .served import Asked, Served
-from .service import Service
+from .service import GRACE, Service
 from .variables import told
 from .work import GaveWay, Job, Work
 
@@ -84,7 +84,12 @@ async def _answer(request: Request, body: Any, call: Any) -> Response:
             raise refusal_of(error, body) from error
         raise
     chunks = _events(work, body, first)
-    return EventSourceResponse(chunks, sep="\n", ping_message_factory=stock._ping_message_factory)
+    return EventSourceResponse(
+        chunks,
+        sep="\n",
+        ping_message_factory=stock._ping_message_factory,
+        shutdown_grace_period=GRACE,  # else it is cut before its work, which the service stops, says why
+    )
 
 
 def _job(service: Service, body: Any, call: Any) -> Job:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from .errors import Refusal
 from .line import Line
@@ -19,6 +19,9 @@ from .settings import ServerSettings
 from .work import Job, Work
 
 _logger = logging.getLogger("headkv_local.server")
+
+GRACE: Final = 5
+"""Seconds for answers that are on their way when the server stops."""
 
 
 class Service:
