@@ -11,12 +11,13 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import llama_cpp
 import openai
 import pytest
-from serving import Running, failing, serving, until
+from serving import TIMEOUT, Running, failing, serving, until
 
 from headkv_local import ArgumentError, Cancelled, CancelToken, ContextFullError, Llama, Retention
 from headkv_local.server.args import build_parser, parse
@@ -157,6 +158,20 @@ def test_a_body_that_cannot_be(client: httpx.Client, body: Any, words: str, stre
     refused = client.post(CHAT, content=text, headers={"Content-Type": "application/json"})
     assert refused.status_code == 400
     assert words in message(refused)
+
+
+@pytest.mark.parametrize(
+    "target", ["/v1/models/", "{url}/v1/models", "{url}/v1/models/?x=1", "HTTP{rest}/health"]
+)
+def test_each_way_to_write_a_path(server: Running, client: httpx.Client, target: str) -> None:
+    address = urlsplit(server.url)
+    target = target.format(url=server.url, rest=server.url.removeprefix("http"))
+    for key, expected in ((b"secret", b"200"), (b"wrong", b"200" if "health" in target else b"401")):
+        with socket.create_connection((address.hostname, address.port), TIMEOUT) as one:
+            one.sendall(
+                b"GET " + target.encode() + b" HTTP/1.1\r\nHost: x\r\nX-Api-Key: " + key + b"\r\n\r\n"
+            )
+            assert one.recv(1000).split()[1] == expected
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,6 +14,7 @@ from .network import is_local_name, network_of
 from .service import Service
 
 _OPEN = {"/", "/health", "/favicon.ico"}  # without a key: they say nothing of anybody's conversation
+_WHOLE: Final = re.compile(r"https?://([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
 
 
 class Guard:
@@ -29,6 +31,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _plain_target(scope)
         headers = _headers(scope["headers"])
 
         async def counted(message: Message) -> None:
@@ -94,6 +97,16 @@ def _require_plain(headers: dict[str, str]) -> None:
     coding = headers.get("content-encoding", "").strip().lower()
     if coding not in ("", "identity"):
         raise Refusal(415, f"a body that is compressed ({coding[:20]!r}) is not read", "body_compressed")
+
+
+def _plain_target(scope: Scope) -> Scope:
+    """With the path as routes have it. Proxies' clients ask for a whole address, whose host is the one that
+    is meant then, and others end a path with a slash."""
+    path, headers = scope["path"], scope["headers"]
+    if (found := _WHOLE.fullmatch(path)) is not None:
+        host, path = found[1].encode("utf-8"), found[2]
+        headers = [*(one for one in headers if one[0].lower() != b"host"), (b"host", host)]
+    return {**scope, "path": path.rstrip("/") or "/", "headers": headers}
 
 
 def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
