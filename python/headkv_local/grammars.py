@@ -16,6 +16,7 @@ from .schemas import MOST_BYTES as MOST_BYTES  # exported
 from .schemas import MOST_RULES, MOST_TIMES, TOO_LARGE, TOO_MANY  # schemas mends the converter
 
 _MOST_SCHEMA_BYTES: Final = 2**18
+_MOST_OF_PATTERNS: Final = 2**15  # characters: the converter takes a time that grows with their square
 _DEEPEST: Final = 500  # parentheses in each other
 _MOST_ELEMENTS: Final = 2**22  # 8 bytes each
 _COUNTS: Final = ("minItems", "maxItems", "minLength")
@@ -51,6 +52,7 @@ def of_schema(schema: Any) -> str:
 def is_too_large(schema: Any) -> bool:
     """Whether of_schema() refuses it, whatever it says."""
     try:
+        _require_few_times(schema)
         return len(json.dumps(schema)) > _MOST_SCHEMA_BYTES
     except (RecursionError, TypeError, ValueError):
         return True
@@ -139,8 +141,8 @@ def _times(quantifier: str) -> int:
 
 
 def _require_few_times(schema: Any) -> None:
-    """Raises ValueError for more repetitions than a grammar can hold."""
-    rest = [schema]
+    """Raises ValueError for more repetitions than a grammar can hold, or patterns that take too long."""
+    rest, n_characters = [schema], 0
     while rest:
         part = rest.pop()
         if isinstance(part, list):
@@ -149,7 +151,10 @@ def _require_few_times(schema: Any) -> None:
             rest += part.values()
             counts = [part[name] for name in _COUNTS if isinstance(part.get(name), int | float)]
             if isinstance(part.get("pattern"), str):
+                n_characters += len(part["pattern"])
                 found = _QUANTIFIER.findall(part["pattern"])
                 counts += [int(number) for one in found for number in re.findall(r"\d+", one)]
             if max(counts, default=0) > MOST_TIMES:
                 raise ValueError(f"something in it may be repeated more than {MOST_TIMES} times")
+            if n_characters > _MOST_OF_PATTERNS:
+                raise ValueError(f"its patterns have more than {_MOST_OF_PATTERNS} characters")

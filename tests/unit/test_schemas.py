@@ -112,6 +112,7 @@ def test_bounds_of_one_side(bounds: dict[str, Any], inside: list[int], outside: 
         ({"items": False, "minItems": 1}, "nothing has at least 1 items and at most 0"),
         ({"type": "string", "minLength": 2, "maxLength": 0}, "nothing has at least 2 characters"),
         ({"enum": ["a", True], "type": "integer"}, "or not of its type"),
+        ({"properties": {x: {"pattern": "a" * 2**14} for x in "abc"}}, "have more than 32768 characters"),
         ({"properties": {"a": {"const": math.nan}}}, "not JSON compliant"),
         ({"properties": {"a": False}, "required": ["a"]}, "a part of it is false"),
     ],
