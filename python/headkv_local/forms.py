@@ -106,8 +106,7 @@ def require_forms(vocab: Any, handler: Any, given: dict[str, Any]) -> None:
     """Looks at what this chat handler compiles of these arguments of a chat, before the model runs.
 
     What a handler does not compile is not looked at, but for tools of which it may call any; nor is anything
-    where it is none of llama_cpp's. A response_format, and a tool_choice of "required", become as llama_cpp
-    writes them: it would leave out others.
+    where it is none of llama_cpp's. A response_format, and a "required", become as llama_cpp knows them.
     Raises SchemaError for a schema that cannot be compiled, ToolChoiceError for the choice of a tool that is
     not there, ArgumentError for what is no tool or no response_format.
     """
@@ -157,14 +156,21 @@ def _require_one_shape(given: Mapping[str, Any], choice: Any) -> None:
 
 def plain_format(wanted: Any) -> Any:
     """A response_format as llama_cpp writes it, also for OpenAI's "json_schema". Raises ArgumentError."""
+    made = unchecked_format(wanted)
+    if wanted["type"] == "json_schema" and wanted["json_schema"].get("strict"):
+        _require_held(made["schema"], "response_format")
+    return made
+
+
+def unchecked_format(wanted: Any) -> Any:
+    """As plain_format(), of a schema that nobody has looked into yet: that may take a while."""
     kind = wanted.get("type") if isinstance(wanted, Mapping) else None
     if kind == "json_schema":
         inner = wanted.get("json_schema")
         schema = inner.get("schema") if isinstance(inner, Mapping) else None
         if not isinstance(schema, Mapping):
             raise ArgumentError("response_format: json_schema must have a schema, which is an object")
-        if _is_strict(inner, "response_format"):
-            _require_held(schema, "response_format")
+        _is_strict(inner, "response_format")
         return {"type": "json_object", "schema": schema}
     if kind not in ("text", "json_object"):
         raise ArgumentError(

@@ -322,6 +322,15 @@ def test_what_a_refused_form_is_called(tiny_path: Path, load: Callable[..., Llam
         assert (refused.value.status, refused.value.code, refused.value.param) == (400, code, param)
 
 
+def test_a_schema_is_not_looked_into_while_the_body_is_read(
+    tiny_path: Path, load: Callable[..., Llama]
+) -> None:
+    """Other clients would wait for it."""
+    body = ChatBody(**ASKED, **strict_body("response_format", True))
+    with pytest.raises(Refusal, match="the JSON schema is strict, and no grammar holds to its 'minimum'"):
+        require_grammars(load(tiny_path), body)
+
+
 def strict_body(where: str, strict: Any) -> dict[str, Any]:
     held: dict[str, Any] = {"name": "f", "strict": strict}
     schema = {"type": "number", "minimum": 1}

@@ -10,7 +10,7 @@ import llama_cpp
 from llama_cpp.server import types as stock
 from pydantic import BaseModel, ConfigDict, Field, WrapValidator, field_validator, model_validator
 
-from ..forms import plain_format
+from ..forms import unchecked_format
 from ..messages import require_messages
 from .retaining import OfArchive, OfBudget, OfScores, check_budget
 from .variables import Variables
@@ -28,6 +28,17 @@ def _tools_as_given(tools: Any, check: Any) -> Any:
     """Checked, but whole: stock's types would drop "strict"."""
     check(tools)
     return tools
+
+
+def _format_as_given(wanted: Any, check: Any) -> Any:
+    """Also OpenAI's "json_schema". Its schema is looked into in the model's thread: others would wait."""
+    wanted = _without_nulls(wanted)
+    if not isinstance(wanted, dict) or wanted.get("type") in ("text", "json_object"):
+        return check(wanted)  # stock's types say what is wrong with it
+    if wanted.get("type") != "json_schema":
+        raise ValueError("response_format: its type must be 'text', 'json_object' or 'json_schema'")
+    unchecked_format(wanted)
+    return wanted
 
 
 def _without_nulls(value: Any) -> Any:
@@ -148,6 +159,7 @@ class CompletionBody(_Kept, stock.CreateCompletionRequest):  # type: ignore[misc
 
 _Messages = Annotated[list[llama_cpp.ChatCompletionRequestMessage], WrapValidator(_as_given)]
 _Tools = Annotated[list[llama_cpp.ChatCompletionTool], WrapValidator(_tools_as_given)]
+_Format = Annotated[llama_cpp.ChatCompletionRequestResponseFormat, WrapValidator(_format_as_given)]
 
 
 class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
@@ -159,17 +171,7 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
     max_completion_tokens: int | None = Field(default=None, description="OpenAI's newer name of max_tokens.")
     chat_template_kwargs: Variables = Field(default=None, description="Variables of the chat template.")
     tools: _Tools | None = Field(default=None, description="Functions that the model may call.")
-
-    @field_validator("response_format", mode="before")
-    @classmethod
-    def _plain_format(cls, wanted: Any) -> Any:
-        """OpenAI's "json_schema" as llama-cpp-python writes it."""
-        wanted = _without_nulls(wanted)
-        if not isinstance(wanted, dict) or wanted.get("type") in ("text", "json_object"):
-            return wanted  # stock's types say what is wrong with it
-        if wanted.get("type") != "json_schema":
-            raise ValueError("response_format: its type must be 'text', 'json_object' or 'json_schema'")
-        return plain_format(wanted)
+    response_format: _Format | None = Field(default=None, description="The form of the answer.")
 
     @field_validator("tools", mode="before")
     @classmethod

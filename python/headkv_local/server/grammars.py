@@ -7,7 +7,7 @@ from typing import Any, Final
 import llama_cpp
 
 from ..errors import ArgumentError
-from ..forms import chat_handler_of, require_forms, require_grammar_text
+from ..forms import chat_handler_of, require_forms, require_grammar_text, unchecked_format
 from .errors import refusal_of
 
 _OF_CHATS: Final = ("grammar", "response_format", "tools", "tool_choice", "functions", "function_call")
@@ -20,5 +20,7 @@ def require_grammars(llm: llama_cpp.Llama, body: Any) -> None:
         if body.grammar is not None:
             require_grammar_text(vocab, body.grammar)
         require_forms(vocab, chat_handler_of(llm), {name: getattr(body, name, None) for name in _OF_CHATS})
+        if getattr(body, "response_format", None) is not None:
+            body.response_format = unchecked_format(body.response_format)  # it has been
     except ArgumentError as error:
-        raise refusal_of(error) from None
+        raise refusal_of(error, body) from None
