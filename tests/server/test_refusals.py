@@ -174,6 +174,25 @@ def test_each_way_to_write_a_path(server: Running, client: httpx.Client, target:
             assert one.recv(1000).split()[1] == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        *(({name: 0}, name) for name in ("max_tokens", "repeat_penalty", "budget", "n")),
+        ({"stop": [""]}, "stop"),
+        ({"temperature": True}, "temperature"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"scores": [[1.0]]}, "scores"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias"),
+        ({"grammar": "root ::= nowhere"}, "grammar"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"messages": [{"role": "user", "content": [PICTURE]}]}, "messages"),
+        ({"messages": LONG}, "messages"),
+    ],
+)
+def test_the_field_that_is_wrong_is_named(client: httpx.Client, given: dict[str, Any], param: str) -> None:
+    assert client.post(CHAT, json=ASKED | given).json()["error"]["param"] == param
+
+
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
 def test_a_body_that_does_not_say_that_it_is_json(client: httpx.Client, kind: str | None) -> None:
     for path, body in ((CHAT, ASKED), ("/v1/completions", {"prompt": "a"}), ("/extras/tokenize", {})):
@@ -312,9 +331,14 @@ def test_any_tool_may_be_compiled_by_a_handler_that_calls_them(
 def test_what_a_refused_form_is_called(tiny_path: Path, load: Callable[..., Llama]) -> None:
     llm = load(tiny_path)
     for given, code, param in (
-        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, "invalid_schema", None),
-        ({"response_format": {"type": "json_object", "schema": {"enum": []}}}, "invalid_schema", None),
-        ({"grammar": "root ::= nowhere"}, "invalid_grammar", None),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, "invalid_schema", "response_format"),
+        (
+            {"response_format": {"type": "json_object", "schema": {"enum": []}}},
+            "invalid_schema",
+            "response_format",
+        ),
+        ({"grammar": "root ::= nowhere"}, "invalid_grammar", "grammar"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "invalid_schema", "tools"),
         ({"tools": [TOOL], "function_call": {"name": "g"}}, None, "tool_choice"),
     ):
         with pytest.raises(Refusal) as refused:
@@ -359,7 +383,7 @@ def test_a_strict_schema_is_called_a_schema(client: httpx.Client, where: str) ->
     """Found while the body is read, or before its grammar is made: the same code."""
     refused = client.post(CHAT, json=ASKED | strict_body(where, True))
     assert refused.status_code == 400
-    assert (refused.json()["error"]["code"], refused.json()["error"]["param"]) == ("invalid_schema", None)
+    assert (refused.json()["error"]["code"], refused.json()["error"]["param"]) == ("invalid_schema", where)
     assert "the JSON schema is strict" in message(refused)
 
 

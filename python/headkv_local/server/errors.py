@@ -37,6 +37,13 @@ _TYPES: Final = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+_ABOUT: Final = {
+    "message ": "messages",
+    "the grammar ": "grammar",
+    "the parameters of the tool ": "tools",
+    "the model's chat template ": "messages",
+}
+"""Sentences that begin with something else than the field that they are about."""
 _SHOULD: Final = "Input should be "
 _SHOWN: Final = 200  # characters of what a client sent that are shown to it again
 
@@ -70,7 +77,23 @@ class Refusal(Exception):
 
 
 def refusal_of(error: BaseException, body: Any = None) -> Refusal:
-    """What a client is told of an exception. body: of a completion, whose numbers stock's texts name."""
+    """What a client is told of an exception. body: of a completion, whose numbers stock's texts name.
+
+    What sentences are about stands at their beginning: there is the field, where nobody has named it.
+    """
+    refusal = _refusal_of(error, body)
+    if refusal.status == 400 and refusal.param is None:
+        text = str(refusal)
+        given = (
+            error.body if isinstance(error, RequestValidationError) else getattr(body, "model_fields_set", ())
+        )
+        about = next((field for start, field in _ABOUT.items() if text.startswith(start)), None)
+        name = about or text.partition(" ")[0].rstrip(":")
+        refusal.param = name if isinstance(given, dict | set) and name in given else None
+    return refusal
+
+
+def _refusal_of(error: BaseException, body: Any) -> Refusal:
     if isinstance(error, HTTPException) and isinstance(error.__cause__, Refusal | ClientDisconnect):
         error = error.__cause__  # while FastAPI read the body
     if isinstance(error, Refusal):
@@ -80,7 +103,7 @@ def refusal_of(error: BaseException, body: Any = None) -> Refusal:
     if isinstance(error, RequestValidationError):
         first = _telling(error.errors())
         if isinstance(cause := first.get("ctx", {}).get("error"), SchemaError):
-            return refusal_of(cause)
+            return _refusal_of(cause, body)
         place = _place(error.errors()) if first["type"] != "json_invalid" else None
         return Refusal(400, sentence_of(error.errors()), param=place)
     if isinstance(error, HTTPException) and error.status_code == 400 and error.__cause__ is not None:
