@@ -6,6 +6,7 @@ The converter to grammars knows each of these alone only.
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -14,7 +15,18 @@ from urllib.parse import unquote
 from .wording import shown
 
 Schema = Mapping[str, Any]
-BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_KEEPS: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "minimum": operator.ge,
+    "maximum": operator.le,
+    "exclusiveMinimum": operator.gt,
+    "exclusiveMaximum": operator.lt,
+}
+BOUNDS: Final = tuple(_KEEPS)
+CONSTANTS: Final = frozenset(("const", "enum"))
+_LENGTHS: Final[dict[type, dict[str, Callable[[Any, Any], bool]]]] = {
+    str: {"minLength": operator.ge, "maxLength": operator.le},
+    list: {"minItems": operator.ge, "maxItems": operator.le},
+}
 SHAPES: Final = frozenset(  # without one of these a schema allows anything
     "type const enum $ref oneOf anyOf allOf properties additionalProperties required items prefixItems "
     "minItems maxItems pattern format minLength maxLength".split()
@@ -139,18 +151,31 @@ def _both(one: Schema, other: Schema) -> Schema:
                 )
     if "properties" in made:
         made["properties"] = _properties(one, other, made.get("required", ()))
-    if {"const", "enum"} & made.keys():
+    if CONSTANTS & made.keys():
         made["enum"] = _values(one, other, made.get("type"))
         made.pop("const", None)
     return made
 
 
 def constants(schema: Schema) -> list[Any]:
-    """What its const and its enum allow, of its type."""
+    """What its const and its enum allow, of its type, its lengths and its bounds."""
     if schema.get("enum") == []:
         raise ImpossibleError("its enum is empty, and nothing is of that")
     parts = [{name: schema[name]} for name in ("const", "enum") if name in schema]
-    return _values(parts[0], parts[-1], schema.get("type"))
+    found = [value for value in _values(parts[0], parts[-1], schema.get("type")) if _is_within(value, schema)]
+    if not found:
+        raise ImpossibleError("none of its constants is as long, or as large, as it asks for")
+    return found
+
+
+def _is_within(value: Any, schema: Schema) -> bool:
+    size = len(value) if isinstance(value, str | list) else value
+    asked = _LENGTHS.get(type(value), _KEEPS if _is_number(value) else {})
+    return all(holds(size, schema[name]) for name, holds in asked.items() if _is_number(schema.get(name)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -185,7 +210,7 @@ def _values(one: Schema, other: Schema, kinds: Any) -> list[Any]:
     lists = [
         {json.dumps(value, sort_keys=True): value for value in _constants(part)}
         for part in (one, other)
-        if {"const", "enum"} & part.keys()
+        if CONSTANTS & part.keys()
     ]
     found = [
         value

@@ -18,7 +18,7 @@ from typing import Any, Final
 from llama_cpp import llama_grammar
 
 from .members import PLAIN, rule_of, written
-from .merging import BOUNDS, SHAPES, ImpossibleError, constants, flat, is_of_parts, part_of
+from .merging import BOUNDS, CONSTANTS, SHAPES, ImpossibleError, constants, flat, is_of_parts, part_of
 from .patterns import FORMATS, plain, require_pattern
 from .wording import shown
 
@@ -220,7 +220,7 @@ def _visit(self: Any, schema: Any, name: str) -> Any:
     if not SHAPES & schema.keys():
         schema = _ANY
     kinds = schema.get("type")
-    if {"const", "enum"} & schema.keys():
+    if CONSTANTS & schema.keys():
         return _convert(self, {"enum": constants(schema)}, name)
     if isinstance(kinds, list):  # of which each keeps the rest of the schema
         return _of_union(self, [{**schema, "type": kind} for kind in dict.fromkeys(kinds)], name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from .grammars import is_too_large
-from .merging import BOUNDS, MERGED, flat, part_of
+from .merging import BOUNDS, CONSTANTS, MERGED, flat, part_of
 from .patterns import is_known_format
 from .schemas import MOST_RULES, is_compiled, is_too_long, types
 
@@ -15,6 +15,7 @@ _NOT_HELD: Final = frozenset(
     "propertyNames not if then else dependentRequired dependentSchemas unevaluatedItems "
     "unevaluatedProperties".split()
 )
+_NOT_BESIDE_CONSTANTS: Final = {"pattern", "properties", "required", "items", "prefixItems"}
 _OF_SCHEMAS: Final = ("items", "prefixItems", "anyOf", "additionalProperties")
 
 
@@ -54,6 +55,8 @@ def require_held(schema: Any) -> None:
 
 
 def _not_held(part: Mapping[str, Any]) -> set[str]:
+    if CONSTANTS & part.keys():  # of which merging.constants() holds lengths and bounds
+        return set((_NOT_HELD | _NOT_BESIDE_CONSTANTS) & part.keys())
     kinds = types(part)
     found = {name for name in BOUNDS if name in part and ("integer" not in kinds or "number" in kinds)}
     found |= _NOT_HELD & part.keys()

@@ -112,6 +112,7 @@ def test_bounds_of_one_side(bounds: dict[str, Any], inside: list[int], outside: 
         ({"items": False, "minItems": 1}, "nothing has at least 1 items and at most 0"),
         ({"type": "string", "minLength": 2, "maxLength": 0}, "nothing has at least 2 characters"),
         ({"enum": ["a", True], "type": "integer"}, "or not of its type"),
+        ({"enum": ["a", "b"], "minLength": 2}, "none of its constants is as long"),
         ({"properties": {x: {"pattern": "a" * 2**14} for x in "abc"}}, "have more than 32768 characters"),
         ({"properties": {"a": {"const": math.nan}}}, "not JSON compliant"),
         ({"properties": {"a": False}, "required": ["a"]}, "a part of it is false"),
@@ -159,6 +160,22 @@ def test_what_tools_write_is_compiled(vocab: Any, schema: dict[str, Any]) -> Non
     assert "root" in rules
 
 
+@pytest.mark.parametrize(
+    ("schema", "taken", "refused"),
+    [
+        ({"enum": ["a", "abc", 7], "minLength": 2}, ['"abc"', "7"], ['"a"']),
+        ({"enum": [1, 5, 9.5, "b"], "exclusiveMinimum": 1, "maximum": 9}, ["5", '"b"'], ["1", "9.5"]),
+        ({"enum": [[], [1], [1, 2]], "minItems": 1, "maxItems": 1}, ["[1]"], ["[]", "[1, 2]"]),
+        ({"allOf": [{"enum": [3, 4]}, {"minimum": 4}]}, ["4"], ["3"]),
+    ],
+)
+def test_constants_are_as_long_and_as_large_as_asked(
+    vocab: Any, schema: Any, taken: list[str], refused: list[str]
+) -> None:
+    assert all(allows(vocab, schema, text) for text in taken)
+    assert not any(allows(vocab, schema, text) for text in refused)
+
+
 COLOR = {"$defs": {"Color": {"enum": ["red", "green"], "title": "Color", "type": "string"}}}
 OF_COLOR = {"allOf": [{"$ref": "#/$defs/Color"}], "default": "red", "description": "of the wall"}
 BASE = {"type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]}
@@ -183,6 +200,7 @@ def strict(schema: Any) -> dict[str, Any]:
         ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
         ({"anyOf": [{"type": "null"}, {"type": "integer", "multipleOf": 3}]}, "multipleOf"),
         ({"type": "string", "format": "idn-email"}, "format"),
+        ({"enum": ["a", "b"], "pattern": "^a$"}, "pattern"),
         ({"type": "string", "pattern": "^(?=a)b$"}, "pattern"),
         ({"type": "string", "pattern": "^a{$"}, "pattern"),
         ({"type": "string", "maxLength": 5000}, "maxLength"),
@@ -216,6 +234,7 @@ def test_a_format_that_is_known_is_held_to(form: str) -> None:
         {**COLOR, "type": "object", "properties": {"c": OF_COLOR}, "required": ["c"]},
         {"$defs": {"T": TREE}, "$ref": "#/$defs/T"},
         {"type": "string", "format": "uri", "minLength": 1},
+        {"enum": [1, 2.5], "minimum": 1},
         {"type": "array", "prefixItems": [{"type": "null"}] * 2, "minItems": 2, "maxItems": 2},
         {"type": "string", "format": "ipv4", "pattern": r"^\d+\.\d+\.\d+\.\d+$"},
     ],
