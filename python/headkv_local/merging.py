@@ -32,10 +32,10 @@ SHAPES: Final = frozenset(  # without one of these a schema allows anything
     "minItems maxItems pattern format minLength maxLength".split()
 )
 MERGED: Final = SHAPES | set(BOUNDS)
-_MOST_PARTS: Final = 200  # alternatives that have each other in them add some with each step
+MOST_PARTS: Final = 200  # alternatives that have each other in them add some with each step
 _JOINING: Final = frozenset(("$ref", "allOf", "anyOf", "oneOf"))
 _NUMBER: Final = re.compile("0|[1-9][0-9]{0,8}")
-_KINDS: Final[dict[str, tuple[type, ...]]] = {
+KINDS: Final[dict[str, tuple[type, ...]]] = {
     "object": (dict,),
     "array": (list,),
     "string": (str,),
@@ -118,8 +118,8 @@ def _parts(schema: Any, keywords: frozenset[str]) -> Iterator[Schema]:
     while rest:
         part = rest.pop()
         n_parts += 1
-        if n_parts > _MOST_PARTS:
-            raise ValueError(f"more than {_MOST_PARTS} parts of it hold at once")
+        if n_parts > MOST_PARTS:
+            raise ValueError(f"more than {MOST_PARTS} parts of it hold at once")
         if part is True:
             continue
         if part is False:
@@ -215,7 +215,7 @@ def _values(one: Schema, other: Schema, kinds: Any) -> list[Any]:
     found = [
         value
         for text, value in lists[0].items()
-        if all(text in values for values in lists) and _is_of(value, kinds)
+        if all(text in values for values in lists) and is_of(value, kinds)
     ]
     if not found:
         raise ImpossibleError("a constant of one part of it is none of another, or not of its type")
@@ -226,11 +226,11 @@ def _constants(schema: Schema) -> list[Any]:
     return [schema["const"]] if "const" in schema else list(schema["enum"])
 
 
-def _is_of(value: Any, kinds: Any) -> bool:
+def is_of(value: Any, kinds: Any) -> bool:
     if kinds is None:
         return True
     return any(
-        (isinstance(value, _KINDS.get(kind, (object,))) and isinstance(value, bool) <= (kind == "boolean"))
+        (isinstance(value, KINDS.get(kind, (object,))) and isinstance(value, bool) <= (kind == "boolean"))
         or (kind == "integer" and isinstance(value, float) and value.is_integer())
         for kind in dict.fromkeys(_list(kinds))
     )

@@ -188,6 +188,11 @@ def _of_x(kind: str) -> dict[str, str]:
     return {"$ref": "#/$defs/x", "type": kind}
 
 
+def _tagged(kind: str) -> dict[str, Any]:
+    """As pydantic writes an alternative that is told by one of its fields."""
+    return {"type": "object", "properties": {"kind": {"const": kind}, "n": {}}, "required": ["kind"]}
+
+
 def strict(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
 
@@ -200,6 +205,10 @@ def strict(schema: Any) -> dict[str, Any]:
         ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
         ({"anyOf": [{"type": "null"}, {"type": "integer", "multipleOf": 3}]}, "multipleOf"),
         ({"type": "string", "format": "idn-email"}, "format"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"properties": {"a": {"oneOf": [{"enum": ["a", "b"]}, {"const": "b"}]}}}, "oneOf"),
+        ({"allOf": [{"oneOf": [{"type": "string"}, {}]}, {"minLength": 1}]}, "oneOf"),
+        ({"oneOf": [_tagged("a"), _tagged("b"), _tagged("a")]}, "oneOf"),
         ({"enum": ["a", "b"], "pattern": "^a$"}, "pattern"),
         ({"type": "string", "pattern": "^(?=a)b$"}, "pattern"),
         ({"type": "string", "pattern": "^a{$"}, "pattern"),
@@ -234,6 +243,8 @@ def test_a_format_that_is_known_is_held_to(form: str) -> None:
         {**COLOR, "type": "object", "properties": {"c": OF_COLOR}, "required": ["c"]},
         {"$defs": {"T": TREE}, "$ref": "#/$defs/T"},
         {"type": "string", "format": "uri", "minLength": 1},
+        {"oneOf": [{"type": "null"}, {"type": "integer"}, {"enum": ["a"]}, {"const": "b"}]},
+        {"oneOf": [_tagged("a"), {"$ref": "#/$defs/b"}, {"type": "null"}], "$defs": {"b": _tagged("b")}},
         {"enum": [1, 2.5], "minimum": 1},
         {"type": "array", "prefixItems": [{"type": "null"}] * 2, "minItems": 2, "maxItems": 2},
         {"type": "string", "format": "ipv4", "pattern": r"^\d+\.\d+\.\d+\.\d+$"},
