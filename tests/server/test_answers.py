@@ -17,6 +17,7 @@ from serving import Running, serving
 
 from headkv_local import Llama, Retention
 from headkv_local.server.bodies import ChatBody, CompletionBody
+from headkv_local.server.logprobs import Logprobs
 
 MESSAGES: Any = [
     {"role": "system", "content": "The harbour has much to say. " * 20},
@@ -108,6 +109,15 @@ def test_the_bytes_of_tokens_are_those_of_the_answer(client: openai.OpenAI, mode
     assert [(token.token, token.bytes) for token in streamed] == told
     old = client.completions.create(model=model, prompt="The", temperature=0.0, logprobs=2, **asked)
     assert old.choices[0].logprobs.tokens == [token.token for token in found]
+
+
+def test_a_token_that_cannot_be_is_told_in_json(tiny_path: Path, load: Callable[..., Llama]) -> None:
+    logprobs = Logprobs(load(tiny_path), 2, 0)
+    logits = np.full(273, -np.inf, np.float32)
+    logits[65] = 1
+    logprobs.add(66, logits)
+    told = json.dumps(logprobs.of_chunk(), allow_nan=False)
+    assert json.loads(told)["token_logprobs"] == [-9999.0]
 
 
 def test_log_probabilities_of_the_prompt(client: openai.OpenAI) -> None:

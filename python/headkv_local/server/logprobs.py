@@ -10,6 +10,8 @@ import numpy.typing as npt
 from .. import Llama
 from ..tokens import log_softmax
 
+LEAST: Final = -9999.0
+"""What OpenAI says of a token that cannot be: JSON has no infinity."""
 _IN_HEX: Final = "bytes:"
 """How OpenAI begins a token that is a part of a character: bytes:\\xf0\\x9f."""
 
@@ -32,7 +34,7 @@ class Logprobs:
 
     def add(self, token: int, logits: npt.NDArray[np.float32]) -> None:
         """logits: (n_vocab,), of which the token was drawn, before temperature and penalties."""
-        found = log_softmax(logits)
+        found = np.maximum(log_softmax(logits), LEAST)
         n_top = min(self._n_top, len(found))
         best = np.argpartition(found, -n_top)[-n_top:] if n_top > 0 else np.empty(0, np.int64)
         best = best[np.argsort(-found[best])]

@@ -21,7 +21,7 @@ from .calls import Calls
 from .errors import Route, refusal_of
 from .fitting import require_few
 from .grammars import require_grammars
-from .logprobs import add_bytes
+from .logprobs import LEAST, add_bytes
 from .retaining import retention_of, settings_for
 from .served import Asked, Served
 from .service import GRACE, Service
@@ -158,7 +158,11 @@ def _unread(body: Any) -> Iterator[dict[str, Any]]:
 
 
 def _json(found: Any) -> str:
-    return json.dumps(found, default=float)  # logprobs of the tokens of a prompt are numpy's
+    return json.dumps(found, default=_logprob)  # those of the tokens of a prompt are numpy's
+
+
+def _logprob(found: Any) -> float:
+    return max(float(found), LEAST)
 
 
 async def _events(work: Work, body: Any, first: Any) -> AsyncIterator[dict[str, str]]:
