@@ -158,7 +158,8 @@ def test_a_call_is_told_once(client: openai.OpenAI, older: bool) -> None:
     asked: Any = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
     if older:
         asked = {"functions": [function], "function_call": {"name": "f"}}
-    for most, end in ((200, "tool_calls"), (10, "length")):
+    for most, stop, end in ((200, None, "tool_calls"), (10, None, "length"), (200, "bbb", "stop")):
+        asked["stop"] = stop
         whole = client.chat.completions.create(**GREEDY, **asked, max_tokens=most).choices[0]
         joined: dict[Any, Any] = {}
         for chunk in client.chat.completions.create(**GREEDY, **asked, max_tokens=most, stream=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +12,18 @@ class Calls:
 
     def __init__(self) -> None:
         self._told: dict[tuple[int, int | None], object] = {}  # by choice and tool; None for a function_call
+        self._arguments = ""
 
     def mended(self, reply: Any, completion_end: str | None) -> Any:
         """The answer, or a chunk of it. completion_end: why the completion has ended, if it has."""
         for choice in reply["choices"]:
-            if choice["finish_reason"] in ("tool_calls", "function_call") and completion_end == "length":
-                choice["finish_reason"] = "length"  # it is cut off
             delta = choice.get("delta") or {}
+            for call in (choice.get("message") or delta).get("tool_calls") or ():
+                self._arguments += call["function"]["arguments"]
+            if choice["finish_reason"] in ("tool_calls", "function_call") and (
+                completion_end == "length" or not _is_whole(self._arguments)
+            ):
+                choice["finish_reason"] = completion_end  # it is cut off
             for call in delta.get("tool_calls") or ():
                 if self._known((choice["index"], call["index"]), call.get("id")):
                     call.pop("id", None), call.pop("type", None)
@@ -31,6 +37,15 @@ class Calls:
         known = place in self._told and self._told[place] == call
         self._told[place] = call
         return known
+
+
+def _is_whole(arguments: str) -> bool:
+    """Whether no stop has cut it."""
+    try:
+        json.loads(arguments)
+    except ValueError:
+        return False
+    return True
 
 
 def _without_name(function: Mapping[str, Any]) -> dict[str, Any]:
