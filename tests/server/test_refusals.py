@@ -139,6 +139,11 @@ CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
         (ASKED | {"tools": [TOOL], "tool_choice": "required"}, "'f': the JSON schema cannot be compiled"),
         (ASKED | {"tools": [TOOL, TOOL], "tool_choice": "required"}, "needs one tool, not 2"),
         (ASKED | {"tool_choice": "required"}, "needs one tool, not 0"),
+        (ASKED | {"tools": [TOOL], "functions": [TOOL["function"]]}, "tools and functions, its older name,"),
+        (
+            ASKED | {"tool_choice": "auto", "function_call": "auto"},
+            "tool_choice and function_call, its older",
+        ),
         (ASKED | {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "no tool 'g'"),
         (ASKED | {"tools": [TOOL], "function_call": {"name": "g"}}, "no tool 'g'"),
         (ASKED | {"grammar": "root ::= nowhere"}, "compiled: Undefined rule identifier 'nowhere'"),

@@ -188,6 +188,9 @@ class ChatBody(_Kept, stock.CreateChatCompletionRequest):  # type: ignore[misc]
         self.require_sense()
         if self.max_completion_tokens is not None:
             self.max_tokens = self.max_completion_tokens
+        for name, older in (("tools", "functions"), ("tool_choice", "function_call")):
+            if getattr(self, name) is not None and getattr(self, older) is not None:
+                raise ValueError(f"{name} and {older}, its older name, exclude each other: give one of them")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs goes with logprobs: true")
         if self.logprobs and self.top_logprobs is None:
