@@ -83,7 +83,10 @@ CHOSEN = {"tool_choice": {"type": "function", "function": {"name": "f"}}}
         (ASKED | {"messages": [{"role": "user", "content": None}]}, "message 1 (user) has no content"),
         (ASKED | {"messages": [{"role": "user", "content": []}]}, "message 1 (user) is an empty list"),
         (ASKED | {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "has no text"),
-        (ASKED | {"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "of type 'file'"),
+        (
+            ASKED | {"messages": [{"role": "user", "content": [{"type": "input_text", "text": "x"}]}]},
+            "a part of type 'input_text': this model reads parts of type 'text' only",
+        ),
         (ASKED | {"messages": [{"role": "user", "content": 7}]}, "must be a text or a list of parts, not 7"),
         (ASKED | {"response_format": {"type": "json_object", "schema": HUGE}}, "more than 2000 times"),
         (ASKED | {"response_format": {"type": "json_object", "schema": FETCHED}}, "is no part of it"),

@@ -156,7 +156,8 @@ def _require_text(messages: list[Message]) -> None:
         for part in message["content"] if isinstance(message["content"], list) else ():
             if part["type"] != "text":
                 raise ArgumentError(
-                    f"message {i} has a part of type {part['type']!r}: this model reads text only"
+                    f"message {i} has a part of type {part['type']!r}: this model reads parts of type 'text' "
+                    "only"
                 )
         if any("\ud800" <= c <= "\udfff" for text in _texts(message) for c in set(text)):
             raise ArgumentError(f"message {i} has half a character, which is no text in UTF-8")
