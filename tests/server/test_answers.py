@@ -17,6 +17,7 @@ from serving import Running, serving
 
 from headkv_local import Llama, Retention
 from headkv_local.server.bodies import ChatBody, CompletionBody
+from headkv_local.server.calls import Calls
 from headkv_local.server.logprobs import Logprobs
 
 MESSAGES: Any = [
@@ -172,6 +173,17 @@ def test_a_call_is_told_once(client: openai.OpenAI, older: bool) -> None:
             assert call["id"].count("call_") == 1
             if end == "tool_calls":
                 assert json.loads(call["function"]["arguments"]) == {"a": "b" * 60}
+
+
+def test_of_several_calls_each_is_looked_at() -> None:
+    """Some chat handlers write them: all are whole, or the answer was cut off."""
+    for second, end in (("{}", "tool_calls"), ('{"a": "', "stop")):
+        calls = [
+            {"id": f"call_{text}", "function": {"name": "f", "arguments": text}} for text in ("{}", second)
+        ]
+        whole: Any = {"index": 0, "message": {"tool_calls": calls}, "finish_reason": "tool_calls"}
+        told = Calls().mended({"choices": [whole]}, "stop")
+        assert told["choices"][0]["finish_reason"] == end
 
 
 def test_a_tool_without_parameters_takes_none(client: openai.OpenAI) -> None:

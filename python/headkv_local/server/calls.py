@@ -12,16 +12,17 @@ class Calls:
 
     def __init__(self) -> None:
         self._told: dict[tuple[int, int | None], object] = {}  # by choice and tool; None for a function_call
-        self._arguments = ""
+        self._arguments: dict[int, str] = {}  # of each call
 
     def mended(self, reply: Any, completion_end: str | None) -> Any:
         """The answer, or a chunk of it. completion_end: why the completion has ended, if it has."""
         for choice in reply["choices"]:
             delta = choice.get("delta") or {}
-            for call in (choice.get("message") or delta).get("tool_calls") or ():
-                self._arguments += call["function"]["arguments"]
+            for i, call in enumerate((choice.get("message") or delta).get("tool_calls") or ()):
+                i = call.get("index", i)
+                self._arguments[i] = self._arguments.get(i, "") + call["function"]["arguments"]
             if choice["finish_reason"] in ("tool_calls", "function_call") and (
-                completion_end == "length" or not _is_whole(self._arguments)
+                completion_end == "length" or not all(map(_is_whole, self._arguments.values()))
             ):
                 choice["finish_reason"] = completion_end  # it is cut off
             for call in delta.get("tool_calls") or ():
