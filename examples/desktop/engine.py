@@ -130,13 +130,15 @@ class Engine:
                 job()
             except Exception as error:  # whatever it is: the thread goes on
                 self.events.put(Failed(_sentence(error)))
-        self._unload()
-        self.events.put(Closed())
+        try:
+            self._unload()
+        finally:  # the window waits for it
+            self.events.put(Closed())
 
     def _unload(self) -> None:
-        if self._llm is not None:
-            self._llm.close()
-        self._llm = self._holds = None
+        llm, self._llm, self._holds = self._llm, None, None
+        if llm is not None:
+            llm.close()
 
     def _load(self, path: Path) -> None:
         try:

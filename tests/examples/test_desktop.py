@@ -68,6 +68,27 @@ def test_where_the_window_cannot_be_made_the_process_ends(screen: str, tmp_path:
     assert done.stderr.endswith("RuntimeError: no window\n")
 
 
+UNCLOSABLE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from engine import Closed, Engine
+class Unclosable:
+    def close(self): raise RuntimeError("it stays")
+engine = Engine()
+engine._llm = Unclosable()
+engine.close()
+assert isinstance(engine.events.get(timeout=30), Closed)
+"""
+
+
+def test_a_model_that_cannot_be_closed_does_not_keep_the_window_open() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNCLOSABLE, str(DESKTOP)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("RuntimeError: it stays\n")
+
+
 def test_without_a_screen() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
     done = subprocess.run(
