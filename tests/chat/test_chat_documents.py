@@ -239,6 +239,15 @@ def test_a_pdf_behind_something_else(tmp_path: Path, before: bytes) -> None:
     assert read_document(str(path)).text == "A PDF begins with %PDF-."
 
 
+def test_a_docx_that_unpacks_to_much_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "document"
+    path.write_bytes(word())
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("word/footnotes.xml", b"<p/>" * (4 * 1024**2))
+    with pytest.raises(DocumentError, match="is a DOCX file with more than 16 MiB of XML in it$"):
+        read_document(str(path))
+
+
 def test_a_picture_in_a_docx_is_not_unpacked(tmp_path: Path) -> None:
     """One of black only may be a thousand times as large as the file."""
     path = tmp_path / "document"

@@ -13,6 +13,7 @@ from headkv_local.chat.render import counted
 from headkv_local.chat.signatures import DOCX, is_docx, is_text
 
 MAX_CHARACTERS: Final = 64 * 1024**2
+_MAX_XML: Final = 16 * 1024**2  # bytes, of a DOCX file: one of empty paragraphs alone is read for a while
 _PDF: Final = b"%PDF-"
 _BEFORE: Final = 1024  # bytes that may stand before it, as its readers agree
 _INSTALL: Final = "pip install 'headkv-local[documents]' lets it be read"
@@ -111,8 +112,8 @@ def _without_pictures(data: bytes) -> io.BytesIO:
     with zipfile.ZipFile(io.BytesIO(data)) as whole, zipfile.ZipFile(text, "w") as lean:
         parts = {entry.filename: entry for entry in whole.infolist()}  # of several the last one counts
         unpacked = {name for name in parts if name.lower().endswith((".xml", ".rels"))}
-        if sum(parts[name].file_size for name in unpacked) > MAX_CHARACTERS:
-            raise ExtractError("is a DOCX file with too much text")
+        if sum(parts[name].file_size for name in unpacked) > _MAX_XML:
+            raise ExtractError(f"is a DOCX file with more than {_MAX_XML // 1024**2} MiB of XML in it")
         for name, entry in parts.items():
             lean.writestr(name, whole.read(entry) if name in unpacked else b"")
     text.seek(0)
