@@ -183,7 +183,7 @@ class Commands:
         word, _, rest = argument.partition(" ")
         if word == _HTML:
             path = expand(_unquoted(rest.strip()))
-            write_page(path, text, self._session)
+            write_page(path, text, self._session.llm.file_name)
             self._console.note(f"Written to {path}; a browser shows it.")
         elif argument:
             raise ArgumentError(f"/kept takes nothing, or {_HTML} and the path of a file")

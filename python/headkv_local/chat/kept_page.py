@@ -8,9 +8,7 @@ from itertools import groupby
 from typing import Final
 
 from headkv_local.chat.kept import LEVELS, Kept, told
-from headkv_local.chat.options import budget_text
 from headkv_local.chat.render import strip_control
-from headkv_local.chat.session import Session
 from headkv_local.errors import ArgumentError
 from headkv_local.files import replacing, target
 
@@ -40,7 +38,7 @@ main span:hover {{ outline: 1px solid var(--text); }}
 <header>
 <h1>What was kept of the prompt</h1>
 <p>{told}</p>
-<p>{model}, budget {budget}. Point at a passage to see how many heads keep it.</p>
+<p>{model}. Point at a passage to see how many heads keep it.</p>
 <p class="key">{key}</p>
 </header>
 <main>{text}</main>
@@ -48,7 +46,7 @@ main span:hover {{ outline: 1px solid var(--text); }}
 """
 
 
-def write_page(path: str, kept: Kept, session: Session) -> None:
+def write_page(path: str, kept: Kept, model: str) -> None:
     """Raises ArgumentError without a path, and for one that cannot be written or is another file's."""
     if not path:
         raise ArgumentError("/kept --html takes the path of a file")
@@ -61,8 +59,7 @@ def write_page(path: str, kept: Kept, session: Session) -> None:
         spans.append(f'<span class="l{kept.level(heads)}" title="{heads} of {kept.n_heads}">{text}</span>')
     page = _PAGE.format(
         told=_escaped(told(kept)),
-        model=_escaped(session.llm.file_name),
-        budget=_escaped(budget_text(session.in_force.budget)),
+        model=_escaped(model),
         key="".join(f'<span class="l{level}">{name}</span>' for level, name in enumerate(names)),
         text="".join(spans),
     )
