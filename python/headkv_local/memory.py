@@ -140,6 +140,7 @@ def memory_estimate(
     from ._core.estimate import Estimator
     from ._core.load import refuse_unknown
     from ._core.room import largest_context
+    from ._core.settle import require_fitting
 
     refuse_unknown(kwargs, known=("on_prefill",))
 
@@ -153,4 +154,7 @@ def memory_estimate(
     with Estimator(model_path, retention, kwargs) as estimator:
         if n_ctx == AUTO:
             n_ctx = largest_context(estimator)
-        return estimator.at(int(n_ctx), n_prompt)
+        estimate = estimator.at(int(n_ctx), n_prompt)
+        if estimator.retention is not None:
+            require_fitting(estimator.retention, estimator.shape(), estimate.n_ctx)
+        return estimate

@@ -291,6 +291,7 @@ def test_settings_that_change_it(tiny_path: Path) -> None:
         ({"budget": 64, "retention": Retention()}, ArgumentError),
         ({"budget": 64, "flash_attn": False}, UnsupportedError),
         ({"budget": "1KiB"}, ArgumentError),
+        ({"retention": Retention(budget=600, window=600), "n_ctx": 512}, ArgumentError),
         ({"budget": 64, "archive": "memory"}, ArgumentError),
         ({"n_batches": 64}, ArgumentError),
     ],

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..budgets import ModelShape
-from ..errors import ArgumentError, StateError, UnsupportedError
+from ..errors import StateError, UnsupportedError
 from ..retention import Retention
 from ..settings import ALL, DEFAULT_OBSERVE, Policy
 from . import native
 from .native.archive import begin_small, hold, release, restore, set_archive
 from .native.reading import ORDERS, ReadInfo, Reading, read
-from .settle import settle, shape_of
+from .settle import require_fitting, settle, shape_of
 
 _logger = logging.getLogger("headkv_local")
 
@@ -158,9 +158,7 @@ class Compactor:
         shape = self.shape
         found, scores_from = settle(retention, shape, self.model_path)
         n_ctx = native.get_numbers(self.ctx).n_ctx
-        if found.window > n_ctx:
-            raise ArgumentError(f"window must be from 1 to {n_ctx}, not {found.window}")
-        found.caps_for(shape, found.window + 1)  # refuses what fits no prompt of this model
+        require_fitting(found, shape, n_ctx)
         return found, scores_from
 
     def give_up_archive(self) -> None:

@@ -94,7 +94,7 @@ class Estimator:
         self, model_path: str | os.PathLike[str], retention: Retention | None, kwargs: dict[str, Any]
     ) -> None:
         refuse_what_cannot_be(model_path, retention, kwargs)
-        self._retention, self._settled = retention, False
+        self.retention, self._settled = retention, False  # with its scores once at() was called
         self.order: Order = "layers" if retention is not None and retention.by_layers else "tokens"
         self._model = Unloaded(os.fspath(model_path), arguments_of(retention, kwargs))
         self.trained = int(llama_cpp.llama_model_n_ctx_train(self._model.model))
@@ -120,19 +120,19 @@ class Estimator:
                 raise ArgumentError(f"n_prompt must be from 1 to {n_ctx}, not {n_prompt}")
             if self._model.is_mapped:  # the file is held beside what has another form
                 made = made._replace(weights=made.weights + made.packed)
-            if self._retention is not None:
+            if self.retention is not None:
                 shape, devices = shape_of(ctx), native.get_layer_devices(ctx)
         fixed = made.weights + self._beside(n_ctx)
         parts = {"weights": made.weights, "cache_full": made.cache}
-        if self._retention is None:
+        if self.retention is None:
             held = fixed + made.cache + made.compute
             parts |= {"cache_compacted": made.cache, "peak_tokens": held, "answering": held}
             parts |= {"compute": made.compute, "compute_compacted": made.compute}
             return _estimate(n_ctx, n_prompt, self.order, parts)
         if not self._settled:  # its scores are loaded, once for all sizes
-            self._retention = settle(self._retention, shape, self._model.model_path)[0]
+            self.retention = settle(self.retention, shape, self._model.model_path)[0]
             self._settled = True
-        kept = self._retention
+        kept = self.retention
         reading = _Reading(
             self._model, kept, shape, _Rows.of(shape, devices), made, fixed, n_ctx, asked, n_prompt
         )

@@ -46,3 +46,10 @@ def settle(retention: Retention, shape: ModelShape, model_path: str) -> tuple[Re
         raise type(error)(f"{error} (head scores: {where})") from error
     _logger.info("budgets follow the head scores of %s", where)
     return settled, where
+
+
+def require_fitting(settled: Retention, shape: ModelShape, n_ctx: int) -> None:
+    """Raise ArgumentError for what fits no prompt of this model in a context of n_ctx tokens."""
+    if settled.window > n_ctx:
+        raise ArgumentError(f"window must be from 1 to {n_ctx}, not {settled.window}")
+    settled.caps_for(shape, settled.window + 1)
