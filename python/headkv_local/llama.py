@@ -61,8 +61,8 @@ class Llama(Overrides):
     on_prefill: called as (done, total) tokens from the thread that reads, those that are read once more among
         them: with 0 first, after every batch or layer, and with total at the end. Not where nothing is read.
     flash_attn: None stands for True with a retention, and without one for False, llama_cpp's default.
-    n_ctx: tokens that the context holds, 512 if left open; 0 for what the model was trained for; "auto" for
-        as many, up to that, as fit by memory_estimate() into nine tenths of the memory that is free.
+    n_ctx: tokens that the context holds, 512 if left open, rounded up to a multiple of 256; 0 for what the
+        model was trained for; "auto" for as many of these as memory_estimate() fits into 0.9 of free memory.
     verbose: print llama.cpp's log to stderr; it goes to the logger "headkv_local.llama_cpp" in any case.
     kwargs: all others of llama_cpp.Llama, with a warning of unknown ones. n_gpu_layers (0: none, -1: all)
         puts layers and their KV cache on a GPU; if none can be used, a warning says why: all is on the CPU.
