@@ -349,3 +349,12 @@ def test_scores_fit_the_measured_model_only(
     other = tiny(seed=2)
     with pytest.raises(HeadKVError, match="another model file"):
         written.for_model(retained_shape(other), other)
+
+
+def test_the_model_as_an_option(tmp_path: Path, capsys: Capture) -> None:
+    missing, out = str(tmp_path / "no.gguf"), str(tmp_path / "out.gguf")
+    for given in ([missing, "-o", out], ["-o", out, "--model", missing], ["-m", missing, "-o", out]):
+        assert main(["score", *given]) == 1
+        assert missing in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["score", missing, "-m", missing, "-o", out])

@@ -36,7 +36,15 @@ def add_parser(commands: Any) -> None:
         formatter_class=Help,
     )
     add = score.add_argument
-    add("model", metavar="MODEL", help="GGUF file of a model that answers questions")
+    model = score.add_mutually_exclusive_group(required=True).add_argument
+    model(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default=argparse.SUPPRESS,  # else it takes the place of the option's
+        help="GGUF file of a model that answers questions",
+    )
+    model("-m", "--model", metavar="MODEL", help="the same, as an option")
     add("-o", "--output", metavar="OUT", type=Path, required=True, help="GGUF file to write the scores to")
     add("--method", choices=_METHODS, default="r2", help=_METHOD)
     add("--kind", dest="kinds", type=_kinds, metavar="K[,K...]", help=_KIND)
