@@ -130,6 +130,23 @@ def test_settings_that_do_not_work(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "error", "text"),
+    [
+        ("llama.attention.layer_norm_rms_epsilon", -1.0, ModelError, "finite and not negative, not -1$"),
+        ("llama.rope.dimension_count", 63, ModelError, "rope.dimension_count must be even, not 63$"),
+        ("llama.full_attention_interval", 0, ModelError, "must be at least 1, not 0$"),
+    ],
+)
+def test_metadata_that_llama_cpp_would_end_the_process_by(
+    load: Load, tiny_path: Path, key: str, value: int, error: type[HeadKVError], text: str
+) -> None:
+    with pytest.raises(error, match=text) as caught:
+        load(tiny_path, kv_overrides={key: value})
+    assert "\n" not in str(caught.value)
+    assert_usable(load(tiny_path, retention=Retention(budget=64)))
+
+
 def test_a_size_below_the_window_is_refused(load: Load, tiny_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"budget '2KiB' keeps .* the smallest .* is '8KiB'"):
         load(tiny_path, retention=Retention(budget="2KiB"))

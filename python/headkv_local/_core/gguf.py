@@ -15,7 +15,7 @@ __all__ = ["SIDECAR", "Gguf", "load_scores", "model_id"]
 
 SIDECAR: Final = "headkv"  # architecture of a file of head scores: no model loader takes it for a model
 
-_STRING, _ARRAY = 8, 9
+_FLOAT, _STRING, _ARRAY = 6, 8, 9
 _INTEGERS: Final = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 10: "u8", 11: "i8"}
 
 
@@ -40,6 +40,13 @@ class Gguf:
         if i < 0 or lib.gguf_get_kv_type(self._raw, i) != _STRING:
             return None
         return text_of(lib.gguf_get_val_str(self._raw, i))
+
+    def number(self, key: str) -> float | None:
+        """None where the key is missing, or neither a whole number nor a float32."""
+        i = self._find(key)
+        if i >= 0 and lib.gguf_get_kv_type(self._raw, i) == _FLOAT:
+            return float(np.frombuffer(ffi.buffer(lib.gguf_get_val_data(self._raw, i), 4), np.float32)[0])
+        return next(iter(self.integers(key) or ()), None)
 
     def integers(self, key: str) -> list[int] | None:
         """A whole number, or an array of them; empty for what is neither, None where the key is missing."""

@@ -23,6 +23,7 @@ from ..retention import Retention
 from ..settings import AUTO, INT32_MAX, KV_TYPES, MAX_LAST_TOKENS, MAX_THREADS
 from .embedding import require_room_for_means
 from .gguf import SIDECAR
+from .hyperparameters import require_computable
 from .logging import collected_errors
 
 _STOCK: Final = frozenset(signature(llama_cpp.Llama).parameters)
@@ -69,6 +70,7 @@ def refuse_what_cannot_be(
     if missing is not None:
         raise ModelError(f"Failed to load model from file: {path!r} cannot be opened: {missing}")
     require_room_for_means(path, kwargs)
+    require_computable(path, kwargs.get("kv_overrides") or {})
     if adapter := kwargs.get("lora_path"):
         require_adapter(os.fsdecode(adapter))
 
