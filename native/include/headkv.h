@@ -333,6 +333,11 @@ HEADKV_API int32_t headkv_get_rows(const struct llama_context * ctx, int32_t lay
 // prompts that are read layer by layer, and whose full cache need not fit. 0: no longer.
 HEADKV_API int32_t headkv_begin_small(int32_t on);
 
+// What llama.cpp asserts while this thread makes a model or a context is thrown from now on, and does not end the
+// process: llama_model_load_from_file() and llama_init_from_model() log it and return NULL. Metadata that cannot be,
+// such as no layers, ends there. To be turned off again (0) before anything else is called.
+HEADKV_API int32_t headkv_begin_refusing(int32_t on);
+
 // The next three may be called from any thread, and what tells of devices below.
 
 // The retention mask: 1 where the prompt position was kept, else 0. mask: row-major

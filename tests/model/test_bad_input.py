@@ -133,6 +133,13 @@ def test_settings_that_do_not_work(
 @pytest.mark.parametrize(
     ("key", "value", "error", "text"),
     [
+        (
+            "llama.block_count",
+            0,
+            ModelError,
+            r"cannot be: llama-model.cpp:\d+: GGML_ASSERT\(hparams.n_layer_all > 0",
+        ),
+        ("llama.expert_count", 3, ModelError, r"cannot be: .*GGML_ASSERT"),
         ("llama.attention.layer_norm_rms_epsilon", -1.0, ModelError, "finite and not negative, not -1$"),
         ("llama.rope.dimension_count", 63, ModelError, "rope.dimension_count must be even, not 63$"),
         ("llama.full_attention_interval", 0, ModelError, "must be at least 1, not 0$"),

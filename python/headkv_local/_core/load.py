@@ -25,6 +25,7 @@ from .embedding import require_room_for_means
 from .gguf import SIDECAR
 from .hyperparameters import require_computable
 from .logging import collected_errors
+from .native.loading import refusing
 
 _STOCK: Final = frozenset(signature(llama_cpp.Llama).parameters)
 """Names of its arguments. The server has another class in its place while it loads a model."""
@@ -176,7 +177,7 @@ def explained_load_errors() -> Iterator[list[str]]:
 
     Yields the errors that llama.cpp has logged until then.
     """
-    with collected_errors() as lines:
+    with collected_errors() as lines, refusing():
         try:
             yield lines
         except BaseException as error:
