@@ -367,7 +367,8 @@ HEADKV_API int32_t headkv_get_layer_devices(const struct llama_context * ctx, in
 HEADKV_API int32_t headkv_get_panel(struct llama_context * ctx, int32_t * n_tokens, int64_t * row_bytes);
 
 // What a context takes on each device: memory[ggml_backend_dev_count()], n: its length, in ggml's order of devices. Of
-// any context; of one whose model was loaded with no_alloc, what it would take. Not for other threads.
+// any context; of one whose model was loaded with no_alloc, what it would take: such a context can be asked, and what
+// changes it is HEADKV_ERR_UNSUPPORTED. Not for other threads.
 //   size: sizeof(struct headkv_memory) of the caller
 HEADKV_API int32_t headkv_get_memory(const struct llama_context * ctx, struct headkv_memory * memory, size_t size,
                                      size_t n);

@@ -335,6 +335,22 @@ static void test_forgotten(llama_model * model) {
     }
 }
 
+// A model that was loaded to ask what it takes: it has no weights to read a prompt with.
+static void test_without_weights(const tiny_model_params & p) {
+    where                       = "without weights";
+    const llama_model_ptr model = tiny_model_load(p, /*gpu =*/false, /*no_alloc =*/true);
+    const auto ctx              = turn_open(model.get());
+    check(headkv_supported(ctx.get()) == HEADKV_OK, "another one of its kind can be compacted");
+    check(headkv_set_archive(ctx.get(), HEADKV_ARCHIVE_MEMORY, nullptr) == HEADKV_ERR_UNSUPPORTED, "no archive");
+    for (const int order : { HEADKV_ORDER_TOKENS, HEADKV_ORDER_LAYERS }) {
+        archive_turn turn;
+        turn.n_prompt = n_first;
+        turn.order    = order;
+        check(turn_prefill(ctx.get(), turn) == HEADKV_ERR_UNSUPPORTED && strstr(headkv_last_error(), "no_alloc"),
+              "no prompt");
+    }
+}
+
 static void test_refused(llama_model * model, llama_context * ctx) {
     where = "refused";
     archive_turn turn;
@@ -366,5 +382,6 @@ int main(int argc, char ** argv) {
     if (tiny_model_asked(argc, argv).windows && !tiny_model_asked(argc, argv).hybrid) {
         test_forgotten(model.get());
     }
+    test_without_weights(tiny_model_asked(argc, argv));
     return checked();
 }

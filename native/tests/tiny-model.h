@@ -174,8 +174,8 @@ inline void tiny_model_write(const char * path, const tiny_model_params & p = {}
     }
 }
 
-// loaded, and its file is gone again. gpu: on what GPUs there are, else on the CPU
-inline llama_model_ptr tiny_model_load(const tiny_model_params & p = {}, bool gpu = false) {
+// loaded, and its file is gone again. gpu: on what GPUs there are, else on the CPU; no_alloc: without its weights
+inline llama_model_ptr tiny_model_load(const tiny_model_params & p = {}, bool gpu = false, bool no_alloc = false) {
     const char * folder = getenv("TMPDIR");
     const std::string path =
         std::string(folder ? folder : "/tmp") + "/headkv-tiny-" + std::to_string(getpid()) + ".gguf";
@@ -185,6 +185,8 @@ inline llama_model_ptr tiny_model_load(const tiny_model_params & p = {}, bool gp
     llama_model_params params   = llama_model_default_params();
     params.devices              = gpu ? nullptr : no_gpu;
     params.n_gpu_layers         = gpu ? -1 : 0;
+    params.no_alloc             = no_alloc;
+    params.load_mode            = no_alloc ? LLAMA_LOAD_MODE_NONE : params.load_mode;
     llama_model_ptr res(llama_model_load_from_file(path.c_str(), params));
     remove(path.c_str());
     for (int il = 3; res && p.hybrid && p.windows && il < p.n_layer; il += 4) {

@@ -1,5 +1,6 @@
 // Which contexts can be compacted, and where their cache is.
 
+#include "base/headkv-error.h"
 #include "cache/llama-kv-cache-headkv.h"
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -108,4 +109,13 @@ std::string llama_kv_cache_headkv::unsupported(const llama_context & ctx) {
         }
     }
     return "";
+}
+
+// A context of a model without weights tells what it would take: it can be asked, but ggml ends the process where such
+// a one computes.
+void llama_kv_cache_headkv::belongs_to(llama_context & ctx) {
+    if (hparams.no_alloc) {
+        throw headkv_error(HEADKV_ERR_UNSUPPORTED, "the model was loaded with no_alloc, so it has no weights");
+    }
+    lctx = &ctx;
 }

@@ -63,7 +63,7 @@ public:
 
     // of no batch: what is built with it only reserves memory
     static bool is_full(const llama_kv_cache_context * mctx) { return mctx->ubatches.empty(); }
-    void belongs_to(llama_context & ctx) { lctx = &ctx; }
+    void belongs_to(llama_context & ctx); // it is to change now
 
     //
     // llama_memory_i
