@@ -162,7 +162,8 @@ struct headkv_prompt {
     // draft; or NULL.
     // headkv_cancel() in it, in the last call too, ends the reading. Calls that only ask may be made in it; others that
     // use the context are HEADKV_ERR_STATE. So llama_decode(), llama_memory_seq_rm(), _cp(), _add(), _div() and what
-    // reads a state fail in it; what else of llama.h changes the context must not be called.
+    // reads a state fail in it, and what gives one, unless the prompt is read into the cells; what else of llama.h
+    // changes the context must not be called.
     void (*progress)(void * data, int32_t done, int32_t total);
     void * data;
 };

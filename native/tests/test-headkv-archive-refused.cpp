@@ -247,7 +247,7 @@ static int32_t read_another(llama_context * ctx) {
 static std::vector<uint8_t> held_state; // of such a context
 
 // all that would change the context, in each call of progress
-static void meddle(void * data, int32_t, int32_t) {
+static void meddle(void * data, int32_t done, int32_t) {
     auto * ctx            = (llama_context *) data;
     const headkv_plan p   = {};
     const auto path       = turn_path("meddled");
@@ -279,6 +279,7 @@ static void meddle(void * data, int32_t, int32_t) {
     const std::vector<uint8_t> state(1000);
     check(llama_state_seq_set_data(ctx, state.data(), state.size(), 0) == 0, "no state is read in a callback");
     check(llama_state_set_data(ctx, held_state.data(), held_state.size()) == 0, "nor one of this context");
+    check((llama_state_seq_get_size(ctx, 0) > 0) == (done == 0), "no state of a part of the layers");
     check(turn_stats(ctx).n_ctx == 1024, "statistics in a callback");
 }
 

@@ -15,6 +15,9 @@ static constexpr uint32_t state_magic = 0x324b4448; // "HDK2"
 static constexpr uint32_t queries_magic = 0x514b4448; // "HDKQ"
 
 void llama_kv_cache_headkv::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    if (read) { // rows of all layers are not in cells at once, and kept rows are set aside
+        throw headkv_error(HEADKV_ERR_STATE, "a prompt is being read: there is no state before that is done");
+    }
     const bool asks = queries && queries->get_n() <= headkv_queries::n_most && seq_id <= 0;
     if (asks) {
         io.write(&queries_magic, sizeof(queries_magic));
