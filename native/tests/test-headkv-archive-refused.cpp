@@ -280,6 +280,8 @@ static void meddle(void * data, int32_t done, int32_t) {
     check(llama_state_seq_set_data(ctx, state.data(), state.size(), 0) == 0, "no state is read in a callback");
     check(llama_state_set_data(ctx, held_state.data(), held_state.size()) == 0, "nor one of this context");
     check((llama_state_seq_get_size(ctx, 0) > 0) == (done == 0), "no state of a part of the layers");
+    uint64_t rows_id = 0;
+    check(headkv_get_rows_id(ctx, &rows_id) == HEADKV_OK && rows_id != 0, "what rows depend on in a callback");
     check(turn_stats(ctx).n_ctx == 1024, "statistics in a callback");
 }
 

@@ -16,7 +16,8 @@ int32_t headkv_session_save(llama_context * ctx, const char * path, const headkv
         headkv_require_pointer(path);
         headkv_require_pointer(session);
         headkv_require_size(size, sizeof(*session));
-        headkv_save_session(*ctx, require_mem(ctx), *session, path);
+        auto & mem = require_mem(ctx);
+        headkv_save_session(*ctx, mem, *session, path);
     });
 }
 
@@ -72,13 +73,15 @@ int32_t headkv_session_load(llama_context * ctx, headkv_session_file * file, con
     return headkv_guard([&]() {
         headkv_require_pointer(file);
         headkv_require_pointer(model_id);
-        headkv_load_session(*ctx, require_mem(ctx), *file, model_id);
+        auto & mem = require_mem(ctx);
+        headkv_load_session(*ctx, mem, *file, model_id);
     });
 }
 
 int32_t headkv_get_rows_id(llama_context * ctx, uint64_t * id) {
     return headkv_guard([&]() {
         headkv_require_pointer(id);
-        *id = headkv_rows_id(*ctx, require_mem(ctx));
+        headkv_require_ok(headkv_supported(ctx)); // it only asks
+        *id = headkv_rows_id(*ctx, *llama_kv_cache_headkv::find(ctx->get_memory()));
     });
 }
