@@ -40,15 +40,23 @@ def context(llm: Llama) -> Any:
 def keep(retention: Retention = RETENTION) -> tuple[Any, Any]:
     """The struct, and what it points to."""
     names = ("beta", "window", "kernel", "sinks", "observe", "draft")
-    return Keep(32, *(getattr(retention, name) for name in names)).struct()
+    return Keep(retention.budget, *(getattr(retention, name) for name in names)).struct()
 
 
-def read(llm: Llama, tokens: list[int], n_held: int = 0, *, file: Any = ffi.NULL, **fields: Any) -> Any:
+def read(
+    llm: Llama,
+    tokens: list[int],
+    n_held: int = 0,
+    *,
+    file: Any = ffi.NULL,
+    retention: Retention = RETENTION,
+    **fields: Any,
+) -> Any:
     """What headkv_read() found out. file: of head scores; fields: of struct headkv_reading."""
     reading = ffi.new("struct headkv_reading *", fields)
     flat = ffi.new("int32_t[]", tokens)
     reading.tokens, reading.n_tokens, reading.n_held = flat, len(tokens), n_held
-    raw, _kept = keep()
+    raw, _kept = keep(retention)
     raw.file = file
     info = ffi.new("struct headkv_read_info *")
     sizes = [ffi.sizeof(f"struct headkv_{name}") for name in ("reading", "retention", "read_info")]
@@ -165,6 +173,20 @@ def test_a_question_that_is_told(tiny_path: Path, load: Load) -> None:
     parts = ffi.new("struct headkv_part[]", [(10, 20, 1.0)])
     read(mine, TOKENS, question=parts, n_question=1, order=1)
     assert (mine.retention_mask() == theirs.retention_mask()).all()
+
+
+def test_a_part_within_another_hides_no_mark(tiny_path: Path, load: Load) -> None:
+    """A draft is made for each of two questions, wherever the part ends that is told last."""
+    retention = Retention(budget=16, window=4, kernel=3, sinks=2, observe=64, draft=8, fold=None)
+    masks = []
+    for parts in [(0, 37, 1.0)], [(0, 37, 1.0), (5, 9, 1.0)]:
+        llm = load(tiny_path, flash_attn=True)
+        tokens = llm.tokenize(b"He is in the town. Where is it?\nWho is he?\n", add_bos=False)
+        assert len(tokens) == 37
+        question = ffi.new("struct headkv_part[]", parts)
+        read(llm, tokens, retention=retention, question=question, n_question=len(parts))
+        masks.append(llm.retention_mask())
+    assert (masks[0] == masks[1]).all()
 
 
 def test_tokens_of_more_than_32_bytes_have_their_text(smollm2: Path, load: Load) -> None:

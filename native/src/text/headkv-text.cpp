@@ -50,11 +50,13 @@ int32_t headkv_text_view::n_marks(int32_t start, int32_t stop) const {
 }
 
 int32_t headkv_text_view::n_questions(const std::vector<headkv_part> & parts) const {
-    double most = 0.0;
+    double most  = 0.0;
+    int32_t stop = 0; // the last one may lie within another
     for (const auto & part : parts) {
         most = std::max(most, part.weight);
+        stop = std::max(stop, part.stop);
     }
-    const headkv_text_view message(*this, parts.empty() ? 0 : parts.back().stop);
+    const headkv_text_view message(*this, stop);
     int32_t res = 0;
     for (const auto & part : parts) {
         res += part.weight == most ? message.n_marks(part.start, part.stop) : 0;
