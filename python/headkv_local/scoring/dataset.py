@@ -157,8 +157,9 @@ def _facts(facts: Any, question: str) -> tuple[str, ...]:
         if " ".join(fact.split()) != fact:
             raise ValueError(f"a fact must be one line, with single spaces: {fact!r}")
         _whole("facts", fact)
-    for i, fact in enumerate(facts):
-        if fact in question or any(fact in other for j, other in enumerate(facts) if j != i):
+    all_of_them = "\n".join([question, *facts])
+    for fact in facts:
+        if all_of_them.count(fact) > 1:
             raise ValueError(f"a fact must not stand in another one or in the question: {fact!r}")
     return tuple(facts)
 
