@@ -21,6 +21,12 @@ from .settings import MAX_THREADS
 
 _ROOT: Final = Path("/")
 _UNLIMITED: Final = 1 << 60  # cgroup v1 writes a number near 2^63 where there is no limit
+_MEMORY: Final = (
+    ("", "memory.max", "memory.current"),
+    ("", "memory.high", "memory.current"),  # above it a process is not ended, but crawls
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Of control groups: the controller, and the files of its limit and of what is taken."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Limits:
 def limits(root: Path = _ROOT) -> Limits:
     """root: where /proc and the mounted control groups are looked for."""
     cpus = [*_quotas_v2(root), *_quotas_v1(root)]
-    memory = [*_numbers(root, "", "memory.max"), *_numbers(root, "memory", "memory.limit_in_bytes")]
+    memory = [n for controller, most, _ in _MEMORY for n in _numbers(root, controller, most)]
     return Limits(min(cpus, default=None), min((n for n in memory if n < _UNLIMITED), default=None))
 
 
@@ -52,10 +58,7 @@ def memory_free(root: Path = _ROOT) -> int | None:
     does not tell."""
     lines = (line.split() for line in _read(root / "proc/meminfo").splitlines())
     known = [1024 * int(words[1]) for words in lines if words[:1] == ["MemAvailable:"]]
-    for controller, most, taken in (
-        ("", "memory.max", "memory.current"),
-        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
+    for controller, most, taken in _MEMORY:
         for folder in _groups(root, controller):
             limit, used = _read(folder / most), _read(folder / taken)
             if limit.isdecimal() and used.isdecimal() and int(limit) < _UNLIMITED:

@@ -32,9 +32,12 @@ def test_version_2_with_the_groups_above(tmp_path: Path) -> None:
         "sys/fs/cgroup/a/memory.max": f"{3 * GIB}\n",
         "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
         "sys/fs/cgroup/a/b/memory.max": f"{4 * GIB}\n",
+        "sys/fs/cgroup/a/b/memory.high": f"{2 * GIB}\n",
     }
     mounts = "29 23 8:1 / /mnt/Bücher rw - ext4 /dev/sda1 rw\n" + V2.format(root="/")
     root = computer(tmp_path, mounts, "0::/a/b\n", files)
+    assert machine.limits(root) == Limits(1.5, 2 * GIB)
+    (root / "sys/fs/cgroup/a/b/memory.high").write_text("max\n")
     assert machine.limits(root) == Limits(1.5, 3 * GIB)
 
 
@@ -82,15 +85,16 @@ def test_memory_is_the_smaller_of_machine_and_limit(monkeypatch: pytest.MonkeyPa
         assert machine.memory_total() == total
 
 
+@pytest.mark.parametrize("most", ["memory.max", "memory.high"])
 @pytest.mark.parametrize(
-    ("max_", "current", "free"),
+    ("limit", "current", "free"),
     [(f"{6 * GIB}", f"{5 * GIB}", 3 * GIB), ("max", f"{5 * GIB}", 4 * GIB), (f"{GIB}", f"{4 * GIB}", 0)],
 )
-def test_memory_that_is_free(tmp_path: Path, max_: str, current: str, free: int) -> None:
+def test_memory_that_is_free(tmp_path: Path, most: str, limit: str, current: str, free: int) -> None:
     """Files that a group has in memory and does not use are no burden."""
     files = {
         "proc/meminfo": f"MemTotal: {9 * GIB // 1024} kB\nMemAvailable: {4 * GIB // 1024} kB\n",
-        "sys/fs/cgroup/memory.max": max_ + "\n",
+        f"sys/fs/cgroup/{most}": limit + "\n",
         "sys/fs/cgroup/memory.current": current + "\n",
         "sys/fs/cgroup/memory.stat": f"anon 5\ninactive_file {2 * GIB}\n",
     }
