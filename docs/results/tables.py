@@ -255,5 +255,5 @@ def _right(task: dict[str, Any]) -> str:
     return f"{task['right']}/{task['total']} ({task['nll']:.2f})"
 
 
-def _mebibytes(n_bytes: float) -> str:
-    return f"{n_bytes / 2**20:.1f} MiB"
+def _mebibytes(n_bytes: float | None) -> str:
+    return "not measured" if n_bytes is None else f"{n_bytes / 2**20:.1f} MiB"
